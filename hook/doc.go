@@ -1,0 +1,4 @@
+// Package hook holds the plain data of libdispatcher: hooks, verdicts, the
+// options of a member, what a chain looks like, and the errors. It does no
+// I/O and imports only the standard library, so that any package may use it.
+package hook

@@ -1,0 +1,205 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// Adopt makes the program that netlink attached at p the first member of a
+// chain. With noGap the chain takes its place in one step and is attached
+// through netlink too; otherwise it gets a link, for which the kernel wants the
+// device to be empty first.
+func Adopt(ctx context.Context, p Place, req Request, noGap bool) (*Handle, error) {
+	s, err := p.open()
+	if err != nil {
+		return nil, err
+	}
+	req.Mode = hook.ModeAuto
+	err = req.check(s)
+	var h *Handle
+	if err == nil {
+		err = retry(ctx, func() error {
+			return s.locked(ctx, func(l *state.Locked) (err error) {
+				h, err = s.adopt(l, req, noGap)
+				return err
+			})
+		})
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return h, nil
+}
+
+func (s *site) adopt(l *state.Locked, req Request, noGap bool) (*Handle, error) {
+	snap, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	defer snap.close()
+	switch {
+	case snap.free():
+		return nil, fmt.Errorf("a program to adopt: %w: nothing is attached", fs.ErrNotExist)
+	case snap.chain == nil && len(snap.links) > 0:
+		return nil, snap.occupied()
+	case snap.chain == nil:
+		return s.adoptLegacy(l, snap, req, noGap)
+	case snap.chain.Closed:
+		if err := snap.root.release(snap.prog); err != nil {
+			return nil, err
+		}
+		return nil, errAgain
+	case snap.root.linkID() == 0 && !noGap:
+		return s.protect(l, snap)
+	}
+	return nil, &hook.Error{Err: fmt.Errorf("a chain of libdispatcher is there: %w", fs.ErrExist), Hint: "attach adds members to it"}
+}
+
+func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req Request, noGap bool) (*Handle, error) {
+	prog, err := load.Program{Program: snap.prog}.Load(nil)
+	if err != nil {
+		return nil, err
+	}
+	slot, err := newSlot(prog)
+	if err != nil {
+		return nil, err
+	}
+	h := &Handle{site: s, slot: slot, chainID: rand.Uint64()}
+	member, err := req.member(slot, prog)
+	if err != nil {
+		h.drop()
+		return nil, err
+	}
+	h.slotID = member.MapID
+	chain := &state.Chain{ID: h.chainID, Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}}}
+	dispatcher, err := state.Build(chain, []*ebpf.Map{slot})
+	if err != nil {
+		h.drop()
+		return nil, err
+	}
+	defer dispatcher.Close()
+
+	h.root = &netlinkRoot{s.ns, snap.device.Index, snap.mode}
+	if noGap {
+		err = h.root.swap(dispatcher, snap.prog)
+	} else {
+		h.root, err = s.exchange(snap, dispatcher)
+	}
+	if err != nil {
+		h.drop()
+		return nil, err
+	}
+	state.Step("adopt: attached")
+	if req.Persistent {
+		if err := l.Add(h.folder(), h.root.pinner(), state.MemberPins{Name: member.Name, Slot: slot}); err != nil {
+			undo := s.restore(h.root, dispatcher, snap)
+			h.drop()
+			return nil, errors.Join(err, undo)
+		}
+	}
+	return h, nil
+}
+
+// exchange takes the program of the snapshot off the device and puts the
+// dispatcher there with a link. Between the two system calls nothing is
+// attached; all else has been done before. When the second fails the first is
+// undone.
+func (s *site) exchange(snap *snapshot, dispatcher *ebpf.Program) (root, error) {
+	var l link.Link
+	err := s.ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		opts := link.XDPOptions{
+			Program: dispatcher, Interface: snap.device.Index, Flags: link.XDPAttachFlags(rtnl.Flags(snap.mode)),
+		}
+		state.Step("adopt: before the gap")
+		err = conn.ReplaceXDP(snap.device.Index, -1, snap.prog.FD(), snap.mode)
+		if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
+			return errAgain // it was exchanged just now
+		}
+		if err != nil {
+			return fmt.Errorf("take the program off: %w", err)
+		}
+		if l, err = link.AttachXDP(opts); err != nil {
+			back := conn.ReplaceXDP(snap.device.Index, snap.prog.FD(), -1, snap.mode)
+			if back != nil {
+				back = fmt.Errorf("program %d could not be put back: %w", programID(snap.prog), back)
+			}
+			return errors.Join(fmt.Errorf("create the root link: %w", err), back)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newLinkRoot(l)
+}
+
+// restore puts the adopted program back.
+func (s *site) restore(r root, dispatcher *ebpf.Program, snap *snapshot) error {
+	if r.linkID() == 0 {
+		return r.swap(snap.prog, dispatcher)
+	}
+	if err := r.release(dispatcher); err != nil {
+		return err
+	}
+	n := &netlinkRoot{s.ns, snap.device.Index, snap.mode}
+	return n.rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(n.index, snap.prog.FD(), -1, n.mode) })
+}
+
+func programID(p *ebpf.Program) uint32 {
+	info, err := p.Info()
+	if err != nil {
+		return 0
+	}
+	id, _ := info.ID()
+	return uint32(id)
+}
+
+// protect gives a chain that is attached through netlink a link.
+func (s *site) protect(l *state.Locked, snap *snapshot) (*Handle, error) {
+	first := -1
+	for i := range snap.chain.Slots {
+		if p, _, err := slotProgram(snap.chain.Slots[i].MapID); err == nil && p.ID != 0 {
+			first = i
+			break
+		}
+	}
+	if first < 0 {
+		return nil, &hook.Error{
+			Err:  fmt.Errorf("a member to protect: %w: all owners are gone", fs.ErrNotExist),
+			Hint: "detach the chain with --all",
+		}
+	}
+	r, err := s.exchange(snap, snap.prog)
+	if err != nil {
+		return nil, err
+	}
+	h, err := s.open(r, snap.chain, first)
+	if err == nil && l != nil {
+		err = l.Move(state.ChainFolder(0, snap.chain.ID), h.folder(), r.pinner())
+	}
+	if err != nil {
+		undo := s.restore(r, snap.prog, snap)
+		r.close()
+		return nil, errors.Join(err, undo)
+	}
+	return h, nil
+}

@@ -1,0 +1,157 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// A Place is where to attach: a hook of a device, and the bpffs to pin in.
+type Place struct {
+	Hook   hook.Hook
+	Device string
+	NetNS  string
+	BPFFS  string
+}
+
+// A Request is what a program that joins a chain asks for.
+type Request struct {
+	Name string
+	hook.Settings
+	Mode       hook.Mode
+	Persistent bool
+	Owner      string
+}
+
+// site is an opened Place.
+type site struct {
+	Place
+	ns   *kernel.NetNS
+	pins *state.Pins // nil where there is no bpffs
+}
+
+func (p Place) open() (*site, error) {
+	if _, err := hook.Parse(string(p.Hook)); err != nil {
+		return nil, hook.Because(hook.ErrUsage, "%w", err)
+	}
+	ns, err := kernel.OpenNetNS(p.NetNS)
+	if err != nil {
+		return nil, err
+	}
+	s := &site{Place: p, ns: ns}
+	s.pins, err = state.OpenPins(p.BPFFS)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		ns.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *site) close() { s.ns.Close() }
+
+// noBPFFS is the refusal to pin where that is not possible.
+func (s *site) noBPFFS() error {
+	return &hook.Error{
+		Err:  fmt.Errorf("a persistent member is pinned, and there is no bpffs at %s: %w", s.BPFFS, fs.ErrNotExist),
+		Hint: fmt.Sprintf("mount one with \"mount -t bpf bpffs %s\"", s.BPFFS),
+	}
+}
+
+// check completes a request and refuses what can be refused without looking.
+func (r *Request) check(s *site) error {
+	if err := r.Settings.Check(); err != nil {
+		return hook.Because(hook.ErrUsage, "%w", err)
+	}
+	if r.Name != "" {
+		if err := hook.CheckName(r.Name); err != nil {
+			return hook.Because(hook.ErrUsage, "%w", err)
+		}
+	}
+	if r.Owner == "" {
+		r.Owner = executable()
+	} else if err := hook.CheckName(r.Owner); err != nil {
+		return hook.Because(hook.ErrUsage, "owner: %w", err)
+	}
+	if r.Mode > hook.ModeGeneric {
+		return hook.Because(hook.ErrUsage, "mode %v: a chain cannot be attached that way", r.Mode)
+	}
+	if r.Persistent && s.pins == nil {
+		return s.noBPFFS()
+	}
+	return nil
+}
+
+func executable() string {
+	path, err := os.Executable()
+	if name := filepath.Base(path); err == nil && hook.CheckName(name) == nil {
+		return name
+	}
+	return ""
+}
+
+// errAgain: somebody else was quicker; read again and try again.
+var errAgain = errors.New("changed meanwhile")
+
+const (
+	maxTries = 200
+	maxWait  = 32 * time.Millisecond // between two tries
+)
+
+// again marks an error of a race that was lost: the object that was read has
+// gone, or something else is there by now.
+func again(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EAGAIN) {
+		return fmt.Errorf("%w: %w", errAgain, err)
+	}
+	return err
+}
+
+// retry runs fn until it succeeds or fails for good, and waits a little more
+// each time, by chance, so that those who compete do not do it in step.
+func retry(ctx context.Context, fn func() error) error {
+	wait := time.Millisecond
+	for tries := 1; ; tries++ {
+		err := ctx.Err()
+		if err == nil {
+			err = fn()
+		}
+		if !errors.Is(err, errAgain) {
+			return err
+		}
+		if tries == maxTries {
+			return hook.Because(hook.ErrChanged, "gave up after %d tries: %w", tries, err)
+		}
+		select {
+		case <-ctx.Done():
+			return hook.Because(hook.ErrChanged, "gave up after %d tries: %w: %w", tries, ctx.Err(), err)
+		case <-time.After(rand.N(wait)):
+		}
+		wait = min(2*wait, maxWait)
+	}
+}
+
+// locked runs fn with the lock of the pins, where there are any, and with what
+// dead processes left behind removed. fn must not wait.
+func (s *site) locked(ctx context.Context, fn func(*state.Locked) error) error {
+	if s.pins == nil {
+		return fn(nil)
+	}
+	l, err := s.pins.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.Unlock()
+	sweep(l)
+	return fn(l)
+}

@@ -1,0 +1,432 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// A Handle owns a member: it holds the slot, so that the slot is not emptied,
+// and the root, so that the dispatcher stays on the device.
+type Handle struct {
+	mu      sync.Mutex
+	site    *site
+	root    root
+	slot    *ebpf.Map
+	slotID  uint32
+	chainID uint64
+	loaded  *load.Loaded // nil when the handle was opened
+	closed  bool
+}
+
+// drop lets go of what the handle holds, but not of its site.
+func (h *Handle) drop() {
+	if h.root != nil {
+		h.root.close()
+	}
+	h.slot.Close()
+}
+
+func (h *Handle) folder() string { return state.ChainFolder(h.root.linkID(), h.chainID) }
+
+// Close gives up ownership.
+func (h *Handle) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	h.closed = true
+	// The slot first: the chain runs on without the member until the root goes.
+	h.drop()
+	if h.loaded != nil {
+		h.loaded.Close()
+	}
+	h.site.close()
+	return nil
+}
+
+// do runs fn with the handle locked.
+func (h *Handle) do(fn func() error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return fmt.Errorf("the link: %w", os.ErrClosed)
+	}
+	return fn()
+}
+
+// change runs fn with the chain as it is and the index of the member, under
+// the locks, until it succeeds.
+func (h *Handle) change(ctx context.Context, fn func(l *state.Locked, c *state.Chain, i int) error) error {
+	return h.do(func() error {
+		return retry(ctx, func() error {
+			return h.site.locked(ctx, func(l *state.Locked) error {
+				c, i, err := h.find()
+				if err != nil {
+					return err
+				}
+				return fn(l, c, i)
+			})
+		})
+	})
+}
+
+// find returns the chain as it is and the index of the member.
+func (h *Handle) find() (*state.Chain, int, error) {
+	prog, c, err := carried(h.root, h.chainID)
+	if err != nil {
+		return nil, 0, err
+	}
+	prog.Close()
+	i, err := indexOf(c, h.slotID)
+	return c, i, err
+}
+
+// edit changes the member's slot in the chain, and the chain with it.
+func (h *Handle) edit(fn func(c *state.Chain, i int)) error {
+	_, err := change(h.root, h.chainID, nil, func(c *state.Chain, _ map[uint32]bool) error {
+		i, err := indexOf(c, h.slotID)
+		if err == nil {
+			fn(c, i)
+		}
+		return err
+	})
+	return err
+}
+
+// Update puts another program in the slot.
+func (h *Handle) Update(ctx context.Context, src load.Source) error {
+	return h.do(func() error {
+		c, _, err := h.find()
+		for errors.Is(err, errAgain) && ctx.Err() == nil {
+			c, _, err = h.find()
+		}
+		if err != nil {
+			return err
+		}
+		prog, err := src.Load(&c.Shape)
+		if err != nil {
+			return err
+		}
+		used := false
+		err = retry(ctx, func() error {
+			return h.site.locked(ctx, func(l *state.Locked) error {
+				// Not into a slot that no packet comes by any more.
+				c, i, err := h.find()
+				if err != nil {
+					return err
+				}
+				state.Step("replace: before")
+				if err := state.Fill(h.slot, prog.Program); err != nil {
+					return err
+				}
+				used = true
+				state.Step("replace: after")
+				if l != nil && l.Has(h.folder(), c.Slots[i].Name) {
+					return l.SetMaps(h.folder(), c.Slots[i].Name, prog.Maps)
+				}
+				return nil
+			})
+		})
+		if !used {
+			prog.Discard()
+			return err
+		}
+		if h.loaded != nil {
+			h.loaded.Close()
+		}
+		h.loaded = prog
+		return err
+	})
+}
+
+// Set changes the settings.
+func (h *Handle) Set(ctx context.Context, settings hook.Settings) error {
+	if err := settings.Check(); err != nil {
+		return hook.Because(hook.ErrUsage, "%w", err)
+	}
+	return h.change(ctx, func(*state.Locked, *state.Chain, int) error {
+		return h.edit(func(c *state.Chain, i int) { c.Set(i, settings.Or(c.Slots[i].Settings)) })
+	})
+}
+
+// Pin makes the member persistent.
+func (h *Handle) Pin(ctx context.Context) error {
+	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
+		if l == nil {
+			return h.site.noBPFFS()
+		}
+		name := c.Slots[i].Name
+		if !l.Has(h.folder(), name) {
+			m := state.MemberPins{Name: name, Slot: h.slot}
+			if h.loaded != nil {
+				m.Maps = h.loaded.Maps
+			}
+			if err := l.Add(h.folder(), h.root.pinner(), m); err != nil {
+				return err
+			}
+		}
+		return h.edit(func(c *state.Chain, i int) { c.Slots[i].Persistent = true })
+	})
+}
+
+// Unpin removes the pins.
+func (h *Handle) Unpin(ctx context.Context) error {
+	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
+		if err := h.edit(func(c *state.Chain, i int) { c.Slots[i].Persistent = false }); err != nil || l == nil {
+			return err
+		}
+		return l.Remove(h.folder(), c.Slots[i].Name)
+	})
+}
+
+// Detach takes the member out. Gone already is fine, its pins go all the same.
+func (h *Handle) Detach(ctx context.Context) error {
+	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
+		return takeOut(l, h.root, h.chainID, []string{c.Slots[i].Name}, []uint32{h.slotID})
+	})
+	if !errors.Is(err, hook.ErrDefunct) && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return h.do(func() error { return h.unpinGone(ctx) })
+}
+
+// unpinGone removes the pins of a member whose chain is gone.
+func (h *Handle) unpinGone(ctx context.Context) error {
+	r, ok := h.root.(*linkRoot)
+	if !ok {
+		return nil // the sweep finds out
+	}
+	return h.site.locked(ctx, func(l *state.Locked) error {
+		id, _, err := r.state()
+		if l == nil || err != nil {
+			return err
+		}
+		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+		if err != nil {
+			return kernel.Errno("dispatcher", err)
+		}
+		defer prog.Close()
+		c, err := state.Find(prog)
+		if err != nil || c.Index(h.slotID) < 0 {
+			return err
+		}
+		return l.Remove(h.folder(), c.Slots[c.Index(h.slotID)].Name)
+	})
+}
+
+// Info describes the member.
+func (h *Handle) Info(ctx context.Context) (*hook.Member, error) {
+	c, err := h.Chain(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range c.Members {
+		if c.Members[i].SlotID == h.slotID {
+			return &c.Members[i], nil
+		}
+	}
+	return nil, errDetached
+}
+
+// Chain describes the chain that the member is in.
+func (h *Handle) Chain(ctx context.Context) (*hook.Chain, error) {
+	var c *hook.Chain
+	err := h.do(func() error {
+		return retry(ctx, func() error {
+			prog, chain, err := carried(h.root, h.chainID)
+			if err != nil {
+				return err
+			}
+			defer prog.Close()
+			c = &hook.Chain{Hook: h.site.Hook, NetNS: h.site.ns.ID(), Pins: []string{}, Members: []hook.Member{}}
+			if err := h.locate(c, prog); err != nil {
+				return err
+			}
+			return viewChain(c, prog, chain, h.root.linkID(), h.site.pins)
+		})
+	})
+	return c, err
+}
+
+// locate fills in where the chain is: its device by name, if it is still in
+// the namespace where the handle was made.
+func (h *Handle) locate(c *hook.Chain, prog *ebpf.Program) error {
+	switch r := h.root.(type) {
+	case *netlinkRoot:
+		c.Ifindex = r.index
+	case *linkRoot:
+		_, index, err := r.state()
+		if err != nil {
+			return err
+		}
+		c.Ifindex = int(index)
+	}
+	info, err := prog.Info()
+	if err != nil {
+		return kernel.Errno("dispatcher", err)
+	}
+	id, _ := info.ID()
+	return h.site.ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		d, err := conn.DeviceByIndex(c.Ifindex)
+		if err == nil {
+			for _, x := range d.XDP {
+				if x.Program == uint32(id) {
+					c.Target, c.Mode = d.Name, x.Mode
+					return nil
+				}
+			}
+		}
+		c.NetNS = hook.NetNS{} // it has moved
+		return nil
+	})
+}
+
+// Program opens the program in the slot.
+func (h *Handle) Program() (prog *ebpf.Program, err error) {
+	err = h.do(func() error {
+		id, err := state.Occupant(h.slot)
+		if err != nil {
+			return err
+		}
+		if prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(id)); err != nil {
+			return kernel.Errno("program", err)
+		}
+		return nil
+	})
+	return prog, err
+}
+
+// Open opens a member by its name.
+func Open(ctx context.Context, p Place, name string) (*Handle, error) {
+	s, err := p.open()
+	if err != nil {
+		return nil, err
+	}
+	var h *Handle
+	err = retry(ctx, func() error {
+		snap, err := s.read()
+		if err != nil {
+			return err
+		}
+		defer snap.close()
+		switch {
+		case snap.free():
+			return fmt.Errorf("member %q: %w: nothing is attached", name, fs.ErrNotExist)
+		case snap.chain == nil:
+			return snap.occupied()
+		}
+		i := snap.chain.Named(name)
+		if i < 0 {
+			return noMember(snap.chain, name)
+		}
+		h, err = s.open(snap.root, snap.chain, i)
+		if err == nil {
+			snap.root = nil
+		}
+		return err
+	})
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// open makes a handle of a slot of a chain. On success the root is the handle's.
+func (s *site) open(r root, c *state.Chain, i int) (*Handle, error) {
+	slot, err := state.OpenSlot(c.Slots[i].MapID)
+	if err != nil {
+		return nil, again(err)
+	}
+	h := &Handle{site: s, root: r, slot: slot, slotID: c.Slots[i].MapID, chainID: c.ID}
+	prog, err := state.Occupant(slot)
+	if err == nil && prog == 0 {
+		err = fmt.Errorf("member %q is empty, its owner is gone: %w; attach it again", c.Slots[i].Name, fs.ErrNotExist)
+	}
+	if err != nil {
+		slot.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// OpenPinned opens a member by the path of its pin.
+func OpenPinned(ctx context.Context, path string) (*Handle, error) {
+	pins, folder, member, err := state.ParseSlotPath(path)
+	if err != nil {
+		return nil, hook.Because(hook.ErrUsage, "%w", err)
+	}
+	ns, err := kernel.OpenNetNS("")
+	if err != nil {
+		return nil, err
+	}
+	s := &site{Place: Place{Hook: hook.XDP, BPFFS: pins.BPFFS()}, ns: ns, pins: pins}
+	h, err := s.openPinned(folder, member)
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+func (s *site) openPinned(folder, member string) (*Handle, error) {
+	r, err := openPinnedRoot(s.pins, folder)
+	if errors.Is(err, fs.ErrNotExist) && s.pins.Has(folder, member) {
+		return nil, &hook.Error{
+			Err:  fmt.Errorf("the chain of %s has no link that is pinned: %w", member, fs.ErrNotExist),
+			Hint: "open it by device and name",
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	h, err := s.openIn(r, member)
+	if err != nil {
+		r.close()
+	}
+	return h, err
+}
+
+func (s *site) openIn(r *linkRoot, member string) (*Handle, error) {
+	prog, err := r.program()
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Close()
+	c, err := state.Find(prog)
+	if err != nil {
+		return nil, err
+	}
+	i := c.Named(member)
+	if i < 0 {
+		return nil, noMember(c, member)
+	}
+	return s.open(r, c, i)
+}
+
+func loadPinnedLink(path string) (link.Link, error) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return nil, kernel.Errno("root pin", err)
+	}
+	return l, nil
+}

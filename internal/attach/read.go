@@ -1,0 +1,295 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// snapshot is what was on a device at one moment.
+type snapshot struct {
+	device rtnl.Device
+	mode   hook.Mode
+	prog   *ebpf.Program // nil when nothing is attached
+	chain  *state.Chain  // nil when it is not ours
+	root   root          // nil when it is not ours
+	links  []uint32      // that carry the program, when it is not ours
+}
+
+func (s *snapshot) close() {
+	if s.prog != nil {
+		s.prog.Close()
+	}
+	if s.root != nil {
+		s.root.close()
+	}
+}
+
+func (s *snapshot) free() bool { return s.prog == nil }
+
+// read looks at the device of the site. errAgain when it changed under its eyes.
+func (s *site) read() (*snapshot, error) {
+	snap := &snapshot{}
+	err := s.ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		d, err := conn.Device(s.Device)
+		if err != nil {
+			return err
+		}
+		return s.inspect(snap, conn, *d, nil)
+	})
+	if err != nil {
+		snap.close()
+		return nil, err
+	}
+	return snap, nil
+}
+
+// inspect fills in the snapshot of a device. all may be given to save asking
+// for the links again for each device.
+func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device, all *xdpLinks) error {
+	snap.device = d
+	on, ok := d.Software()
+	if !ok {
+		return nil
+	}
+	snap.mode = on.Mode
+	var err error
+	if snap.prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(on.Program)); err != nil {
+		return again(kernel.Errno("program on the device", err))
+	}
+	snap.chain, err = state.Find(snap.prog)
+	if err != nil && !errors.Is(err, state.ErrNotOurs) {
+		return err
+	}
+	if snap.chain != nil && snap.chain.RootLink != 0 {
+		if snap.root = rootWith(snap.chain.RootLink, on.Program); snap.root != nil {
+			return nil
+		}
+	}
+	if all == nil {
+		if all, err = readXDPLinks(); err != nil {
+			return err
+		}
+	}
+	ids := all.carrying(on.Program, d.Index)
+	switch {
+	case snap.chain == nil:
+		snap.links = ids
+		if len(ids) > 0 {
+			return nil
+		}
+	case len(ids) > 0:
+		if r := rootWith(ids[0], on.Program); r != nil {
+			snap.root = r
+			return nil
+		}
+		return errAgain
+	}
+
+	// No link carries it. Unless it was exchanged just now, netlink did it.
+	now, err := conn.DeviceByIndex(d.Index)
+	if err != nil {
+		return err
+	}
+	if x, ok := now.Software(); !ok || x != on {
+		return errAgain
+	}
+	if snap.chain != nil {
+		snap.root = &netlinkRoot{s.ns, d.Index, on.Mode}
+	}
+	return nil
+}
+
+// rootWith opens a link if it carries the program, nil otherwise.
+func rootWith(id, prog uint32) root {
+	r, err := openLinkRoot(id)
+	if err != nil {
+		return nil
+	}
+	if p, ifindex, err := r.state(); err != nil || p != prog || ifindex == 0 {
+		r.close()
+		return nil
+	}
+	return r
+}
+
+// xdpLinks are all XDP links of the machine.
+type xdpLinks struct {
+	byProgram map[uint32][]xdpLink
+}
+
+type xdpLink struct{ id, ifindex uint32 }
+
+func readXDPLinks() (*xdpLinks, error) {
+	all := &xdpLinks{map[uint32][]xdpLink{}}
+	var it link.Iterator
+	defer it.Close()
+	for it.Next() {
+		info, err := it.Link.Info()
+		if err != nil || info.Type != link.XDPType {
+			continue // gone meanwhile, or of no interest
+		}
+		prog := uint32(info.Program)
+		all.byProgram[prog] = append(all.byProgram[prog], xdpLink{uint32(info.ID), info.XDP().Ifindex})
+	}
+	if err := it.Err(); err != nil {
+		return nil, again(kernel.Errno("list links", err))
+	}
+	return all, nil
+}
+
+// carrying returns the links that carry a program on a device with that index.
+// A link tells the index but not the namespace. Of a dispatcher there is one
+// link only; a foreign program may be on devices of the same index in several.
+func (a *xdpLinks) carrying(prog uint32, index int) []uint32 {
+	var ids []uint32
+	for _, l := range a.byProgram[prog] {
+		if l.ifindex == uint32(index) {
+			ids = append(ids, l.id)
+		}
+	}
+	return ids
+}
+
+// occupied is the error for a hook that is held by something that is not ours.
+func (s *snapshot) occupied() error {
+	o := &hook.Occupant{Kind: hook.KindLegacy, Mode: s.mode}
+	hint := fmt.Sprintf("make it a member with \"dispatcher adopt xdp %s\", or remove it with \"ip link set dev %s xdp off\"", s.device.Name, s.device.Name)
+	if s.mode == hook.ModeGeneric {
+		hint = fmt.Sprintf("make it a member with \"dispatcher adopt xdp %s\", or remove it with \"ip link set dev %s xdpgeneric off\"", s.device.Name, s.device.Name)
+	}
+	if len(s.links) > 0 {
+		o.Kind = hook.KindForeign
+		hint = "it stays until whoever holds the link lets it go; \"bpftool link\" shows its pins and holders"
+	}
+	if len(s.links) == 1 {
+		o.LinkID = s.links[0]
+	}
+	o.Program, _ = describe(s.prog)
+	return &hook.Error{Occupant: o, Err: hook.ErrBusy, Hint: hint}
+}
+
+// describe reads what the kernel says about a program, and whether it makes
+// tail calls.
+func describe(prog *ebpf.Program) (hook.Program, bool) {
+	info, err := prog.Info()
+	if err != nil {
+		return hook.Program{}, false
+	}
+	id, _ := info.ID()
+	p := hook.Program{ID: uint32(id), Name: info.Name, Tag: info.Tag}
+	if since, ok := info.LoadTime(); ok {
+		p.LoadedAt = kernel.BootTime(since)
+	}
+	ids, _ := info.MapIDs()
+	return p, tailCalls(ids)
+}
+
+func tailCalls(maps []ebpf.MapID) bool {
+	for _, id := range maps {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			continue
+		}
+		t := m.Type()
+		m.Close()
+		if t == ebpf.ProgramArray {
+			return true
+		}
+	}
+	return false
+}
+
+// view describes a snapshot for users.
+func (s *site) view(snap *snapshot) (*hook.Chain, error) {
+	c := &hook.Chain{
+		Hook: s.Hook, Target: snap.device.Name, Ifindex: snap.device.Index,
+		NetNS: s.ns.ID(), Mode: snap.mode, Pins: []string{}, Members: []hook.Member{},
+	}
+	if snap.free() {
+		return c, nil
+	}
+	if snap.chain == nil {
+		m := hook.Member{Kind: hook.KindLegacy, State: hook.StateRunning}
+		if len(snap.links) > 0 {
+			m.Kind = hook.KindForeign
+			c.LinkID = snap.links[0]
+		}
+		m.Program, m.TailCalls = describe(snap.prog)
+		m.Name = m.Program.Name
+		c.Members = append(c.Members, m)
+		return c, nil
+	}
+	return c, viewChain(c, snap.prog, snap.chain, snap.root.linkID(), s.pins)
+}
+
+// viewChain describes a chain of ours.
+func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uint32, pins *state.Pins) error {
+	info, err := prog.Info()
+	if err != nil {
+		return kernel.Errno("dispatcher", err)
+	}
+	id, _ := info.ID()
+	c.DispatcherID, c.LinkID, c.Frags = uint32(id), linkID, chain.Shape.Frags
+	folder := state.ChainFolder(linkID, chain.ID)
+	if pins != nil {
+		if paths := pins.List(folder); paths != nil {
+			c.Pins = paths
+		}
+	}
+	for _, slot := range chain.Slots {
+		m := hook.Member{
+			Name: slot.Name, Settings: slot.Settings, Kind: hook.KindMember, State: hook.StateEmpty,
+			Owner: slot.Owner, SlotID: slot.MapID,
+			Persistent: slot.Persistent || pins != nil && pins.Has(folder, slot.Name),
+		}
+		if m.Program, m.TailCalls, err = slotProgram(slot.MapID); err != nil {
+			return err
+		}
+		switch {
+		case c.Ifindex == 0:
+			m.State = hook.StateDefunct
+		case m.Program.ID != 0:
+			m.State = hook.StateRunning
+		}
+		c.Members = append(c.Members, m)
+	}
+	return nil
+}
+
+// slotProgram describes the program in a slot; the zero value when it is empty.
+func slotProgram(mapID uint32) (p hook.Program, tail bool, err error) {
+	slot, err := state.OpenSlot(mapID)
+	if err != nil {
+		return p, false, again(err)
+	}
+	id, err := state.Occupant(slot)
+	// Closed before anything else: while it is open the slot cannot become empty.
+	slot.Close()
+	if err != nil || id == 0 {
+		return p, false, err
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return p, false, nil // its owner went, and the program with it
+	}
+	if err != nil {
+		return p, false, kernel.Errno(fmt.Sprintf("program id %d", id), err)
+	}
+	defer prog.Close()
+	p, tail = describe(prog)
+	return p, tail, nil
+}

@@ -1,0 +1,268 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"reflect"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// revision is a chain that has been changed but not swapped in.
+type revision struct {
+	chain *state.Chain
+	prog  *ebpf.Program
+	slots []*ebpf.Map // those opened here
+}
+
+func (r *revision) close() {
+	if r.prog != nil {
+		r.prog.Close()
+	}
+	for _, m := range r.slots {
+		m.Close()
+	}
+}
+
+// revise computes the chain that edit makes of the one that old carries, and
+// builds its dispatcher. Slots that nobody owns any more and that let packets
+// pass are left out; edit learns which of the others are empty, and may use
+// the slots of fresh. A chain that has lost its last member is closed.
+//
+// The slots stay open, and so filled, until the revision is closed.
+func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*revision, error) {
+	rev := &revision{}
+	next := *old
+	next.RootLink = rootLink
+	next.Slots = nil
+	open := map[uint32]*ebpf.Map{}
+	for id, m := range fresh {
+		open[id] = m
+	}
+	empty := map[uint32]bool{}
+	for _, s := range old.Slots {
+		m, err := state.OpenSlot(s.MapID)
+		if err != nil {
+			rev.close()
+			return nil, again(err)
+		}
+		rev.slots = append(rev.slots, m)
+		open[s.MapID] = m
+		prog, err := state.Occupant(m)
+		if err != nil {
+			rev.close()
+			return nil, err
+		}
+		if prog == 0 {
+			if s.OnMissing == hook.MissingContinue {
+				continue
+			}
+			empty[s.MapID] = true
+		}
+		next.Slots = append(next.Slots, s)
+	}
+	if err := edit(&next, empty); err != nil {
+		rev.close()
+		return nil, err
+	}
+	next.Closed = len(next.Slots) == 0
+	rev.chain = &next
+	if reflect.DeepEqual(old.Slots, next.Slots) && !next.Closed {
+		return rev, nil // nothing to build
+	}
+
+	slots := make([]*ebpf.Map, len(next.Slots))
+	for i, s := range next.Slots {
+		slots[i] = open[s.MapID]
+	}
+	var err error
+	if rev.prog, err = state.Build(&next, slots); err != nil {
+		rev.close()
+		return nil, err
+	}
+	return rev, nil
+}
+
+// change revises the chain that root carries and swaps the result in. The
+// chain as it then is is returned; a closed one has been taken off the device.
+func change(r root, chainID uint64, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
+	old, chain, err := carried(r, chainID)
+	if err != nil {
+		return nil, err
+	}
+	defer old.Close()
+	rev, err := revise(chain, r.linkID(), fresh, edit)
+	if err != nil {
+		return nil, err
+	}
+	defer rev.close()
+	if rev.prog == nil {
+		return rev.chain, nil
+	}
+	state.Step("swap: before")
+	if err := r.swap(rev.prog, old); err != nil {
+		return nil, err
+	}
+	state.Step("swap: after")
+	if rev.chain.Closed {
+		// Nobody joins a closed chain, so there is nobody to throw out.
+		if err := r.release(rev.prog); err != nil {
+			return nil, err
+		}
+		state.Step("release: after")
+	}
+	return rev.chain, nil
+}
+
+// carried returns the dispatcher and the chain that a root carries. The chain
+// must be the one with that id: through netlink, anyone may have put another
+// program in its place.
+func carried(r root, chainID uint64) (*ebpf.Program, *state.Chain, error) {
+	prog, err := r.program()
+	if err != nil {
+		return nil, nil, err
+	}
+	chain, err := state.Find(prog)
+	switch {
+	case errors.Is(err, state.ErrNotOurs), err == nil && chain.ID != chainID:
+		err = fmt.Errorf("the chain: %w: another program was put in its place", fs.ErrNotExist)
+	case errors.Is(err, fs.ErrNotExist):
+		err = again(err)
+	case err == nil && chain.Closed:
+		err = errGone
+	}
+	if err != nil {
+		prog.Close()
+		return nil, nil, err
+	}
+	return prog, chain, nil
+}
+
+// sweep removes what processes that died have left in the pins: members that
+// are pinned but in no chain, and chains on the way out. Chains whose device is
+// gone are kept, they may come back (see Recover); what cannot be read is kept too.
+func sweep(l *state.Locked) {
+	if !l.Alone {
+		return
+	}
+	l.RemoveLeftovers()
+	for _, folder := range l.Chains() {
+		r, err := openPinnedRoot(l.Pins, folder)
+		switch {
+		case err == nil:
+			sweepChain(l, folder, r)
+			r.close()
+		case errors.Is(err, fs.ErrNotExist) && !alive(folder):
+			_ = l.RemoveChain(folder)
+		}
+	}
+}
+
+// alive tells whether the chain of a folder without a root pin is still there;
+// when in doubt, it is.
+func alive(folder string) bool {
+	linkID, chainID := state.ParseChainFolder(folder)
+	switch {
+	case linkID != 0:
+		l, err := link.NewFromID(link.ID(linkID))
+		if err == nil {
+			l.Close()
+		}
+		return !errors.Is(err, fs.ErrNotExist)
+	case chainID != 0:
+		chains, err := loadedChains()
+		return err != nil || chains[chainID]
+	}
+	return true
+}
+
+func sweepChain(l *state.Locked, folder string, r *linkRoot) {
+	id, ifindex, err := r.state()
+	if err != nil {
+		return
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return
+	}
+	defer prog.Close()
+	chain, err := state.Find(prog)
+	if err != nil {
+		return
+	}
+	if chain.Closed {
+		if ifindex != 0 && r.release(prog) != nil {
+			return
+		}
+		_ = l.RemoveChain(folder)
+		return
+	}
+	for _, member := range l.Members(folder) {
+		if chain.Named(member) < 0 {
+			_ = l.Remove(folder, member)
+		}
+	}
+	if len(l.Members(folder)) == 0 {
+		_ = l.RemoveChain(folder)
+	}
+}
+
+func openPinnedRoot(p *state.Pins, folder string) (*linkRoot, error) {
+	l, err := loadPinnedLink(p.RootPath(folder))
+	if err != nil {
+		return nil, err
+	}
+	return newLinkRoot(l)
+}
+
+// loadedChains returns the ids of all chains that have a dispatcher.
+func loadedChains() (map[uint64]bool, error) {
+	chains := map[uint64]bool{}
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			return chains, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		id = next
+		prog, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue
+		}
+		if c, err := state.Find(prog); err == nil {
+			chains[c.ID] = true
+		}
+		prog.Close()
+	}
+}
+
+// indexOf finds a slot, or tells that its member is gone.
+func indexOf(c *state.Chain, mapID uint32) (int, error) {
+	i := c.Index(mapID)
+	if i < 0 {
+		return i, errDetached
+	}
+	return i, nil
+}
+
+var errDetached = fmt.Errorf("the member: %w: it was detached", fs.ErrNotExist)
+
+// without is an edit that takes slots out.
+func without(mapIDs ...uint32) func(*state.Chain, map[uint32]bool) error {
+	return func(c *state.Chain, _ map[uint32]bool) error {
+		for _, id := range mapIDs {
+			if i := c.Index(id); i >= 0 {
+				c.Slots = slices.Delete(c.Slots, i, i+1)
+			}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,169 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+)
+
+// A root is what carries the dispatcher of a chain.
+type root interface {
+	// linkID is 0 for a root that is not a link.
+	linkID() uint32
+	// program returns what it carries; the caller closes it. hook.ErrDefunct
+	// when the device is gone.
+	program() (*ebpf.Program, error)
+	// swap replaces old by next. errAgain when it does not carry old any more.
+	swap(next, old *ebpf.Program) error
+	// release takes old off the device.
+	release(old *ebpf.Program) error
+	// pin is for links only.
+	pinner() interface{ Pin(string) error }
+	close()
+}
+
+// linkRoot is a bpf_link: nobody can take the device from it.
+type linkRoot struct {
+	link rawLink
+	id   uint32
+}
+
+// rawLink is what the links of cilium/ebpf can do.
+type rawLink interface {
+	link.Link
+	UpdateArgs(link.RawLinkUpdateOptions) error
+}
+
+func newLinkRoot(l link.Link) (*linkRoot, error) {
+	raw, ok := l.(rawLink)
+	if !ok {
+		l.Close()
+		return nil, fmt.Errorf("link of type %T cannot be updated", l)
+	}
+	info, err := raw.Info()
+	if err != nil {
+		l.Close()
+		return nil, kernel.Errno("root link", err)
+	}
+	if info.Type != link.XDPType {
+		l.Close()
+		return nil, fmt.Errorf("link %d is of type %v, not XDP", info.ID, info.Type)
+	}
+	return &linkRoot{raw, uint32(info.ID)}, nil
+}
+
+func openLinkRoot(id uint32) (*linkRoot, error) {
+	l, err := link.NewFromID(link.ID(id))
+	if err != nil {
+		return nil, kernel.Errno(fmt.Sprintf("link %d", id), err)
+	}
+	return newLinkRoot(l)
+}
+
+func (r *linkRoot) linkID() uint32                         { return r.id }
+func (r *linkRoot) pinner() interface{ Pin(string) error } { return r.link }
+func (r *linkRoot) close()                                 { r.link.Close() }
+
+// state returns the program and the device of the link; ifindex 0 says that
+// the device is gone, and the program is then the one it carried last.
+func (r *linkRoot) state() (prog, ifindex uint32, err error) {
+	info, err := r.link.Info()
+	if err != nil {
+		return 0, 0, kernel.Errno("root link", err)
+	}
+	return uint32(info.Program), info.XDP().Ifindex, nil
+}
+
+func (r *linkRoot) program() (*ebpf.Program, error) {
+	id, ifindex, err := r.state()
+	if err != nil {
+		return nil, err
+	}
+	if ifindex == 0 {
+		return nil, errGone
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return nil, again(kernel.Errno("dispatcher", err))
+	}
+	return prog, nil
+}
+
+var errGone = hook.Because(hook.ErrDefunct, "the device is gone, or the chain was taken off it")
+
+func (r *linkRoot) swap(next, old *ebpf.Program) error {
+	err := r.link.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE})
+	switch {
+	case errors.Is(err, unix.EPERM): // it does not carry old (bpf_xdp_link_update)
+		return errAgain
+	case errors.Is(err, unix.ENOLINK):
+		return errGone
+	}
+	return kernel.Errno("exchange the dispatcher", err)
+}
+
+func (r *linkRoot) release(*ebpf.Program) error {
+	return kernel.Errno("detach the root link", r.link.Detach())
+}
+
+// netlinkRoot is a chain that is attached through netlink: it works in the
+// same way, but anyone may replace it.
+type netlinkRoot struct {
+	ns    *kernel.NetNS // borrowed
+	index int
+	mode  hook.Mode
+}
+
+func (r *netlinkRoot) linkID() uint32                         { return 0 }
+func (r *netlinkRoot) pinner() interface{ Pin(string) error } { return nil }
+func (r *netlinkRoot) close()                                 {}
+
+func (r *netlinkRoot) rtnl(fn func(*rtnl.Conn) error) error {
+	return r.ns.Do(func() error {
+		c, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return fn(c)
+	})
+}
+
+func (r *netlinkRoot) program() (prog *ebpf.Program, err error) {
+	err = r.rtnl(func(c *rtnl.Conn) error {
+		d, err := c.DeviceByIndex(r.index)
+		if err != nil {
+			return hook.Because(hook.ErrDefunct, "%w", err)
+		}
+		x, ok := d.Software()
+		if !ok {
+			return errGone
+		}
+		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(x.Program))
+		return again(err)
+	})
+	return prog, err
+}
+
+func (r *netlinkRoot) swap(next, old *ebpf.Program) error {
+	err := r.rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(r.index, next.FD(), old.FD(), r.mode) })
+	if errors.Is(err, unix.EEXIST) {
+		return errAgain
+	}
+	return kernel.Errno("exchange the dispatcher", err)
+}
+
+func (r *netlinkRoot) release(old *ebpf.Program) error {
+	err := r.rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(r.index, -1, old.FD(), r.mode) })
+	if errors.Is(err, unix.EEXIST) {
+		return errAgain
+	}
+	return kernel.Errno("detach the dispatcher", err)
+}

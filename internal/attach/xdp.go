@@ -1,0 +1,486 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// Attach makes the program of src a member of the chain at p.
+func Attach(ctx context.Context, p Place, src load.Source, req Request) (*Handle, error) {
+	s, err := p.open()
+	if err != nil {
+		return nil, err
+	}
+	if err := req.check(s); err != nil {
+		s.close()
+		return nil, err
+	}
+	var h *Handle
+	loaded, err := s.withProgram(ctx, src, func(prog *load.Loaded) error {
+		return s.locked(ctx, func(l *state.Locked) (err error) {
+			h, err = s.join(l, prog, req)
+			return err
+		})
+	})
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	h.loaded = loaded
+	return h, nil
+}
+
+// Plan is Attach without the swap: it returns the chain as it would be.
+func Plan(ctx context.Context, p Place, src load.Source, req Request) (*hook.Chain, error) {
+	s, err := p.open()
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	if err := req.check(s); err != nil {
+		return nil, err
+	}
+	var c *hook.Chain
+	loaded, err := s.withProgram(ctx, src, func(prog *load.Loaded) (err error) {
+		c, err = s.plan(prog, req)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	loaded.Discard()
+	return c, nil
+}
+
+// withProgram loads the program so that it fits the chain that is there, and
+// runs fn with it; all of it again while others change the chain. The loading
+// is done without the lock, since a verifier may take its time.
+func (s *site) withProgram(ctx context.Context, src load.Source, fn func(*load.Loaded) error) (*load.Loaded, error) {
+	var prog *load.Loaded
+	err := retry(ctx, func() error {
+		want, err := s.shape()
+		if err != nil {
+			return err
+		}
+		if prog != nil && want != nil && prog.Shape != *want {
+			prog.Discard()
+			prog = nil
+		}
+		if prog == nil {
+			if prog, err = src.Load(want); err != nil {
+				return err
+			}
+		}
+		return fn(prog)
+	})
+	if err != nil {
+		if prog != nil {
+			prog.Discard()
+		}
+		return nil, err
+	}
+	return prog, nil
+}
+
+// shape returns what a program must be like to join, nil when it is free to
+// start a chain, and an error when the hook is not to be had.
+func (s *site) shape() (*dispatch.Shape, error) {
+	snap, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	defer snap.close()
+	switch {
+	case snap.free(), snap.chain != nil && snap.chain.Closed:
+		return nil, nil
+	case snap.chain == nil:
+		return nil, snap.occupied()
+	}
+	return &snap.chain.Shape, nil
+}
+
+// open to join: errAgain when the program was loaded for another chain than
+// the one that is there by now.
+func (s *site) readToJoin(prog *load.Loaded, req Request) (*snapshot, error) {
+	snap, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case snap.free():
+		return snap, nil
+	case snap.chain == nil:
+		err = snap.occupied()
+	case snap.chain.Closed:
+		// Whoever closed it has died before the end: finish it.
+		if err = snap.root.release(snap.prog); err == nil {
+			err = errAgain
+		}
+	case snap.chain.Shape != prog.Shape:
+		err = errAgain
+	case req.Mode != hook.ModeAuto && req.Mode != snap.mode:
+		err = &hook.Error{
+			Err:  hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", snap.mode),
+			Hint: fmt.Sprintf("ask for %v or auto", snap.mode),
+		}
+	default:
+		return snap, nil
+	}
+	snap.close()
+	return nil, err
+}
+
+// member is the slot that a request asks for.
+func (req Request) member(slot *ebpf.Map, prog *load.Loaded) (dispatch.Slot, error) {
+	name := req.Name
+	if name == "" {
+		name = prog.Name
+		if err := hook.CheckName(name); err != nil {
+			return dispatch.Slot{}, hook.Because(hook.ErrUsage, "the program's name will not do for the member: %w; choose one", err)
+		}
+	}
+	id, err := mapID(slot)
+	return dispatch.Slot{
+		MapID: id, Name: name, Owner: req.Owner, Persistent: req.Persistent,
+		Settings: req.Settings.Or(prog.Defaults).WithDefaults(),
+	}, err
+}
+
+func mapID(m *ebpf.Map) (uint32, error) {
+	info, err := m.Info()
+	if err != nil {
+		return 0, kernel.Errno("slot", err)
+	}
+	id, _ := info.ID()
+	return uint32(id), nil
+}
+
+// insert is an edit that adds a member. It takes the place of a closed door of
+// the same name, which then was closed until now.
+func insert(member dispatch.Slot) func(*state.Chain, map[uint32]bool) error {
+	return func(c *state.Chain, empty map[uint32]bool) error {
+		if i := c.Named(member.Name); i >= 0 {
+			if !empty[c.Slots[i].MapID] {
+				return &hook.Error{
+					Err:  fmt.Errorf("member %q: %w", member.Name, fs.ErrExist),
+					Hint: "choose another name, or replace its program",
+				}
+			}
+			c.Remove(i)
+		}
+		return c.Insert(member)
+	}
+}
+
+// newSlot makes a slot with the program in it.
+func newSlot(prog *load.Loaded) (*ebpf.Map, error) {
+	slot, err := state.NewSlot(prog.Name)
+	if err != nil {
+		return nil, err
+	}
+	if err := state.Fill(slot, prog.Program); err != nil {
+		slot.Close()
+		return nil, err
+	}
+	return slot, nil
+}
+
+// join adds the program to the chain, or starts one.
+func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*Handle, error) {
+	snap, err := s.readToJoin(prog, req)
+	if err != nil {
+		return nil, err
+	}
+	defer snap.close()
+	slot, err := newSlot(prog)
+	if err != nil {
+		return nil, err
+	}
+	h := &Handle{site: s, slot: slot}
+	member, err := req.member(slot, prog)
+	if err != nil {
+		h.drop()
+		return nil, err
+	}
+	h.slotID = member.MapID
+
+	state.Step("attach: slot made")
+	if snap.free() {
+		h.chainID = rand.Uint64()
+		h.root, err = s.start(snap.device.Index, req.Mode, h.chainID, prog.Shape, slot, member)
+	} else {
+		h.chainID = snap.chain.ID
+		h.root, snap.root = snap.root, nil
+		_, err = change(h.root, h.chainID, map[uint32]*ebpf.Map{h.slotID: slot}, insert(member))
+	}
+	if err != nil {
+		h.drop()
+		return nil, joinError(err)
+	}
+	state.Step("attach: attached")
+	if req.Persistent {
+		if err := l.Add(h.folder(), h.root.pinner(), state.MemberPins{Name: member.Name, Slot: slot, Maps: prog.Maps}); err != nil {
+			// Half attached is not attached.
+			_, undo := change(h.root, h.chainID, nil, without(h.slotID))
+			h.drop()
+			return nil, errors.Join(err, undo)
+		}
+	}
+	return h, nil
+}
+
+// joinError turns what a chain that vanished meanwhile gives into another try.
+func joinError(err error) error {
+	if errors.Is(err, hook.ErrDefunct) {
+		return fmt.Errorf("%w: %w", errAgain, err)
+	}
+	return err
+}
+
+// start makes a chain with one member and a link that carries it.
+func (s *site) start(index int, mode hook.Mode, id uint64, shape dispatch.Shape, slot *ebpf.Map, member dispatch.Slot) (root, error) {
+	chain := &state.Chain{ID: id, Plan: dispatch.Plan{Shape: shape, Slots: []dispatch.Slot{member}}}
+	prog, err := state.Build(chain, []*ebpf.Map{slot})
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Close()
+	return s.create(index, mode, prog)
+}
+
+// create puts a dispatcher on a free device with a link of its own.
+func (s *site) create(index int, mode hook.Mode, prog *ebpf.Program) (root, error) {
+	var l link.Link
+	state.Step("create: before")
+	err := s.ns.Do(func() (err error) {
+		l, err = link.AttachXDP(link.XDPOptions{Program: prog, Interface: index, Flags: link.XDPAttachFlags(rtnl.Flags(mode))})
+		return err
+	})
+	state.Step("create: after")
+	switch {
+	case err == nil:
+		return newLinkRoot(l)
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+		// Somebody was quicker. Or a link was closed just now, and the kernel
+		// is still at it.
+		return nil, fmt.Errorf("%w: %w", errAgain, err)
+	case errors.Is(err, unix.ENODEV):
+		return nil, fmt.Errorf("device %q: %w", s.Device, fs.ErrNotExist)
+	case errors.Is(err, unix.EOPNOTSUPP) && mode == hook.ModeNative:
+		return nil, &hook.Error{
+			Err:  fmt.Errorf("the driver has no native XDP: %w: %w", ebpf.ErrNotSupported, err),
+			Hint: "use generic mode",
+		}
+	case errors.Is(err, unix.EPERM):
+		return nil, kernel.Errno("create the root link", err)
+	}
+	return nil, &hook.Error{
+		Err:  fmt.Errorf("the kernel or the driver refused the dispatcher: %w", err),
+		Hint: "common reasons are an MTU above what XDP takes (a page less headers, unless all members have frags), or too few queues; generic mode has fewer demands",
+	}
+}
+
+// plan computes what join would do, up to the point where others would see it.
+func (s *site) plan(prog *load.Loaded, req Request) (*hook.Chain, error) {
+	snap, err := s.readToJoin(prog, req)
+	if err != nil {
+		return nil, err
+	}
+	defer snap.close()
+	slot, err := newSlot(prog)
+	if err != nil {
+		return nil, err
+	}
+	defer slot.Close()
+	member, err := req.member(slot, prog)
+	if err != nil {
+		return nil, err
+	}
+	c := &hook.Chain{
+		Hook: s.Hook, Target: snap.device.Name, Ifindex: snap.device.Index, NetNS: s.ns.ID(),
+		Mode: snap.mode, Pins: []string{}, Members: []hook.Member{},
+	}
+	old := &state.Chain{Plan: dispatch.Plan{Shape: prog.Shape}}
+	var linkID uint32
+	if snap.free() {
+		c.Mode = req.Mode
+	} else {
+		old, linkID = snap.chain, snap.root.linkID()
+	}
+	rev, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, insert(member))
+	if err != nil {
+		return nil, err
+	}
+	defer rev.close()
+	if err := viewChain(c, rev.prog, rev.chain, linkID, s.pins); err != nil {
+		return nil, err
+	}
+	c.DispatcherID = 0 // it is gone when this returns
+	for i := range c.Members {
+		if c.Members[i].SlotID == member.MapID {
+			c.Members[i].SlotID = 0
+		}
+	}
+	return c, nil
+}
+
+// Read returns what is at p.
+func Read(ctx context.Context, p Place) (*hook.Chain, error) {
+	s, err := p.open()
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	var c *hook.Chain
+	err = retry(ctx, func() error {
+		snap, err := s.read()
+		if err != nil {
+			return err
+		}
+		defer snap.close()
+		c, err = s.view(snap)
+		return err
+	})
+	return c, err
+}
+
+// List returns what is on the devices of the namespace of p.
+func List(ctx context.Context, p Place) ([]hook.Chain, error) {
+	s, err := p.open()
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	var chains []hook.Chain
+	err = s.ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		devices, err := conn.Devices()
+		if err != nil {
+			return err
+		}
+		var bad []error
+		for _, d := range devices {
+			if _, ok := d.Software(); !ok {
+				continue
+			}
+			err := retry(ctx, func() error {
+				now, err := conn.DeviceByIndex(d.Index)
+				if errors.Is(err, fs.ErrNotExist) {
+					return nil // gone meanwhile
+				}
+				if err != nil {
+					return err
+				}
+				var snap snapshot
+				defer snap.close()
+				if err := s.inspect(&snap, conn, *now, nil); err != nil || snap.free() {
+					return err
+				}
+				c, err := s.view(&snap)
+				if err == nil {
+					chains = append(chains, *c)
+				}
+				return err
+			})
+			if err != nil {
+				bad = append(bad, fmt.Errorf("%s: %w", d.Name, err))
+			}
+		}
+		return errors.Join(bad...)
+	})
+	return chains, err
+}
+
+// Detach takes a member out by its name.
+func Detach(ctx context.Context, p Place, name string) error {
+	return detach(ctx, p, func(c *state.Chain) ([]string, []uint32, error) {
+		i := c.Named(name)
+		if i < 0 {
+			return nil, nil, noMember(c, name)
+		}
+		return []string{name}, []uint32{c.Slots[i].MapID}, nil
+	})
+}
+
+// DetachAll takes all members out.
+func DetachAll(ctx context.Context, p Place) error {
+	return detach(ctx, p, func(c *state.Chain) (names []string, slots []uint32, _ error) {
+		for _, s := range c.Slots {
+			names, slots = append(names, s.Name), append(slots, s.MapID)
+		}
+		return names, slots, nil
+	})
+}
+
+// detach takes out the members that pick chooses, and their pins.
+func detach(ctx context.Context, p Place, pick func(*state.Chain) (names []string, slots []uint32, err error)) error {
+	s, err := p.open()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return retry(ctx, func() error {
+		return s.locked(ctx, func(l *state.Locked) error {
+			snap, err := s.read()
+			if err != nil {
+				return err
+			}
+			defer snap.close()
+			switch {
+			case snap.free():
+				return fmt.Errorf("a chain: %w: nothing is attached", fs.ErrNotExist)
+			case snap.chain == nil:
+				return snap.occupied()
+			}
+			names, slots, err := pick(snap.chain)
+			if err != nil {
+				return err
+			}
+			return takeOut(l, snap.root, snap.chain.ID, names, slots)
+		})
+	})
+}
+
+// takeOut removes members from a chain, and their pins after them.
+func takeOut(l *state.Locked, r root, chainID uint64, names []string, slots []uint32) error {
+	left, err := change(r, chainID, nil, without(slots...))
+	if err != nil || l == nil {
+		return err
+	}
+	folder := state.ChainFolder(r.linkID(), chainID)
+	if left.Closed {
+		return l.RemoveChain(folder)
+	}
+	for _, name := range names {
+		if err := l.Remove(folder, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func noMember(c *state.Chain, name string) error {
+	names := make([]string, len(c.Slots))
+	for i, s := range c.Slots {
+		names[i] = s.Name
+	}
+	return fmt.Errorf("member %q: %w (the chain has %q)", name, fs.ErrNotExist, names)
+}

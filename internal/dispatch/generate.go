@@ -1,0 +1,190 @@
+package dispatch
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// ProgramName is the name of every dispatcher in the kernel.
+const ProgramName = "libdispatcher"
+
+// What a slot's function returns for an empty slot when the main function
+// must tell that from a verdict. Any 32-bit value that no program returns by
+// accident would do; the kernel takes values above XDP_REDIRECT for ABORTED.
+const (
+	missingContinue = 0x6c640000
+	missingDrop     = missingContinue + 1
+	missingAborted  = missingContinue + 2
+)
+
+// SlotRef is the symbol under which the code refers to the map of the slot at
+// i, to be resolved with asm.Instructions.AssociateMap before the load.
+func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
+
+// Generate returns the code of the dispatcher.
+//
+// For each slot, main calls a function that tail-calls into the slot's prog
+// array: the tail-called program returns to main. When the slot is empty the
+// tail call falls through and the function returns the slot's default. These
+// functions must be global: of a static one the verifier would conclude that
+// it always returns that default, because it does not follow tail calls.
+//
+// The verdict of a chain is that of the last member that ran, and PASS when
+// none did. Comparisons are on 32 bits, as the kernel takes the verdict.
+func Generate(slots []hook.Settings) asm.Instructions {
+	g := generator{plain: true}
+	for _, s := range slots {
+		g.plain = g.plain && s.ContinueOn == hook.SetOf(hook.Pass)
+	}
+
+	g.begin(ProgramName)
+	if len(slots) > 1 {
+		g.emit(asm.Mov.Reg(asm.R6, asm.R1))
+	}
+	if len(slots) == 0 {
+		g.emit(asm.Mov.Imm(asm.R0, int32(hook.Pass)))
+	} else if !g.plain {
+		g.emit(asm.Mov.Imm(asm.R7, int32(hook.Pass)))
+	}
+	for i, s := range slots {
+		g.call(i, s, i == len(slots)-1)
+	}
+	g.label("exit")
+	g.emit(asm.Return())
+	for _, v := range []hook.Verdict{hook.Drop, hook.Aborted} {
+		if g.closes[v] {
+			g.label(v.String())
+			g.emit(asm.Mov.Imm(asm.R0, int32(v)), asm.Return())
+		}
+	}
+	for i, s := range slots {
+		g.slot(i, s)
+	}
+	return g.insns
+}
+
+type generator struct {
+	insns asm.Instructions
+	// plain: every member continues on PASS alone, so that whenever the chain
+	// goes on the verdict is PASS and need not be kept.
+	plain   bool
+	pending string              // label for the next instruction
+	fn      *btf.Func           // function that starts at the next instruction
+	closes  [hook.Verdicts]bool // final verdicts of empty slots that are in use
+}
+
+func (g *generator) emit(insns ...asm.Instruction) {
+	for _, ins := range insns {
+		if g.pending != "" {
+			ins = ins.WithSymbol(g.pending)
+		}
+		if g.fn != nil {
+			ins = btf.WithFuncMetadata(ins, g.fn)
+		}
+		g.pending, g.fn = "", nil
+		g.insns = append(g.insns, ins)
+	}
+}
+
+func (g *generator) label(name string) { g.pending = name }
+
+func (g *generator) begin(name string) {
+	g.pending = name
+	g.fn = &btf.Func{Name: name, Type: proto, Linkage: btf.GlobalFunc}
+}
+
+// call runs the member at i and decides whether the chain goes on.
+func (g *generator) call(i int, s hook.Settings, last bool) {
+	if i > 0 {
+		g.emit(asm.Mov.Reg(asm.R1, asm.R6))
+	}
+	g.emit(asm.Call.Label(SlotFunc(i)))
+	if g.plain {
+		// An empty slot that continues returns PASS, one that does not, its
+		// verdict: no case of its own is needed.
+		if !last {
+			g.emit(asm.JNE.Imm32(asm.R0, int32(hook.Pass), "exit"))
+		}
+		return
+	}
+
+	next := fmt.Sprintf("next_%d", i)
+	def := missing(s, false)
+	switch def {
+	case missingDrop:
+		g.closes[hook.Drop] = true
+		g.emit(asm.JEq.Imm32(asm.R0, missingDrop, hook.Drop.String()))
+	case missingAborted:
+		g.closes[hook.Aborted] = true
+		g.emit(asm.JEq.Imm32(asm.R0, missingAborted, hook.Aborted.String()))
+	}
+	if last {
+		if def == missingContinue {
+			g.emit(
+				asm.JNE.Imm32(asm.R0, missingContinue, "exit"),
+				asm.Mov.Reg(asm.R0, asm.R7),
+			)
+		}
+		return
+	}
+	verdicts := s.ContinueOn.List()
+	if len(verdicts) == 0 {
+		// Only an empty slot goes on. Where that does not either, the
+		// comparison still shows the verifier a way to what follows.
+		g.emit(asm.JNE.Imm32(asm.R0, missingContinue, "exit"))
+		return
+	}
+	if def == missingContinue {
+		g.emit(asm.JEq.Imm32(asm.R0, missingContinue, next))
+	}
+	g.emit(asm.Mov.Reg(asm.R7, asm.R0))
+	for _, v := range verdicts[1:] {
+		g.emit(asm.JEq.Imm32(asm.R0, int32(v), next))
+	}
+	g.emit(asm.JNE.Imm32(asm.R0, int32(verdicts[0]), "exit"))
+	g.label(next)
+}
+
+// slot is the function that tail-calls into the member at i.
+func (g *generator) slot(i int, s hook.Settings) {
+	g.begin(SlotFunc(i))
+	g.emit(
+		asm.LoadMapPtr(asm.R2, 0).WithReference(SlotRef(i)),
+		asm.Mov.Imm(asm.R3, 0),
+		asm.FnTailCall.Call(),
+		asm.Mov.Imm(asm.R0, missing(s, g.plain)),
+		asm.Return(),
+	)
+}
+
+// SlotFunc is the name of the function that runs the member at i.
+func SlotFunc(i int) string { return fmt.Sprintf("member_%d", i) }
+
+// missing is what the function of an empty slot returns. A closed door is
+// final even where the chain would continue on that verdict.
+func missing(s hook.Settings, plain bool) int32 {
+	switch {
+	case s.OnMissing == hook.MissingDrop && !plain && s.ContinueOn.Has(hook.Drop):
+		return missingDrop
+	case s.OnMissing == hook.MissingDrop:
+		return int32(hook.Drop)
+	case s.OnMissing == hook.MissingAborted && !plain && s.ContinueOn.Has(hook.Aborted):
+		return missingAborted
+	case s.OnMissing == hook.MissingAborted:
+		return int32(hook.Aborted)
+	case plain:
+		return int32(hook.Pass)
+	}
+	return missingContinue
+}
+
+// The kernel accepts a context argument of a global function by the name of
+// its type (btf_get_prog_ctx_type), so an empty struct of that name will do.
+var proto = &btf.FuncProto{
+	Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
+	Params: []btf.FuncParam{{Name: "ctx", Type: &btf.Pointer{Target: &btf.Struct{Name: "xdp_md"}}}},
+}

@@ -1,0 +1,34 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultBPFFS is where a bpffs is mounted by convention.
+const DefaultBPFFS = "/sys/fs/bpf"
+
+// IsBPFFS tells whether path is in a bpffs.
+func IsBPFFS(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.BPF_FS_MAGIC
+}
+
+// MountBPFFS mounts a bpffs at path, which must be a folder, unless there is
+// one already. It tells whether it did.
+func MountBPFFS(path string) (bool, error) {
+	if IsBPFFS(path) {
+		return false, nil
+	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("mount bpffs: %w", err)
+	}
+	if err := unix.Mount("bpffs", path, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return false, fmt.Errorf("mount bpffs at %s: %w", path, Explain(err))
+	}
+	return true, nil
+}

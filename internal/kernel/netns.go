@@ -1,0 +1,114 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// A NetNS is an open network namespace. A nil *NetNS is the caller's own.
+type NetNS struct {
+	file *os.File
+	id   hook.NetNS
+}
+
+// OpenNetNS opens the namespace that spec names: a name as in "ip netns", a
+// path, or a process id. Empty gives the namespace of the calling thread.
+// The caller closes it.
+func OpenNetNS(spec string) (*NetNS, error) {
+	path := spec
+	switch pid, err := strconv.Atoi(spec); {
+	case spec == "":
+		path = "/proc/thread-self/ns/net"
+	case strings.Contains(spec, "/"):
+	case err == nil && pid > 0:
+		path = fmt.Sprintf("/proc/%d/ns/net", pid)
+	default:
+		path = filepath.Join("/run/netns", spec)
+	}
+
+	f, err := os.Open(path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) && spec != "" {
+			return nil, fmt.Errorf("network namespace %q: %w (looked at %s)", spec, fs.ErrNotExist, path)
+		}
+		return nil, fmt.Errorf("network namespace: %w", Explain(err))
+	}
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		f.Close()
+		return nil, fmt.Errorf("network namespace %q: %s is not one", spec, path)
+	}
+
+	ns := &NetNS{file: f}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		ns.Close()
+		return nil, fmt.Errorf("network namespace %q: %w", spec, err)
+	}
+	ns.id.Inode = st.Ino
+	if err := ns.Do(func() error { ns.id.Cookie = cookie(); return nil }); err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
+}
+
+// ID tells which namespace it is.
+func (ns *NetNS) ID() hook.NetNS { return ns.id }
+
+// Close releases the namespace.
+func (ns *NetNS) Close() error { return ns.file.Close() }
+
+// Do runs fn in the namespace, on a thread of its own. fn must not start
+// goroutines that rely on the namespace.
+func (ns *NetNS) Do(fn func() error) error {
+	errs := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		back, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			errs <- fmt.Errorf("own network namespace: %w", err)
+			runtime.UnlockOSThread()
+			return
+		}
+		defer back.Close()
+		if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			runtime.UnlockOSThread()
+			errs <- fmt.Errorf("enter network namespace: %w", Explain(err))
+			return
+		}
+		err = fn()
+		// On failure the thread stays locked, and Go throws it away with the
+		// goroutine: no other goroutine may ever run in the wrong namespace.
+		if unix.Setns(int(back.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		errs <- err
+	}()
+	return <-errs
+}
+
+// cookie returns the cookie of the calling thread's namespace, 0 where the
+// kernel has none (SO_NETNS_COOKIE, Linux 5.14).
+func cookie() uint64 {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0
+	}
+	return c
+}

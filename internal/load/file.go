@@ -1,0 +1,387 @@
+package load
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// maxFile bounds the object files that are read, in bytes.
+const maxFile = 64 << 20
+
+// Options say how to load a program from an object file or a spec.
+type Options struct {
+	// Program is its function or section name; may be empty when the file has
+	// one XDP program only.
+	Program string
+	// Globals are constants and variables to set before the load, by name,
+	// written as in C: a number, true, a 'c', a "string".
+	Globals map[string]string
+	// Maps are used in the place of the file's own of that name.
+	Maps map[string]*ebpf.Map
+	// MapPins is a folder in a bpffs: every map is shared with the one that is
+	// pinned there by its name, and pinned there when there is none yet.
+	MapPins string
+	// BPFFS is where maps with LIBBPF_PIN_BY_NAME are pinned and shared.
+	BPFFS string
+}
+
+// File is an object file.
+type File struct {
+	Path string
+	Options
+}
+
+func (f File) Load(want *dispatch.Shape) (*Loaded, error) {
+	b, err := readFile(f.Path)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := Parse(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path, err)
+	}
+	l, err := Spec{spec, f.Options}.Load(want)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path, err)
+	}
+	return l, nil
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !st.Mode().IsRegular():
+		return nil, hook.Because(hook.ErrUsage, "%s: not a regular file", path)
+	case st.Size() > maxFile:
+		return nil, hook.Because(hook.ErrUsage, "%s: %d bytes; object files are at most %d", path, st.Size(), maxFile)
+	}
+	return io.ReadAll(io.LimitReader(f, maxFile))
+}
+
+// Parse reads an object file. Bytes that are none give an error that says
+// what they are instead.
+func Parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
+	switch {
+	case len(b) == 0:
+		return nil, hook.Because(hook.ErrUsage, "the file is empty")
+	case !bytes.HasPrefix(b, []byte(elf.ELFMAG)):
+		return nil, hook.Because(hook.ErrUsage, "not an ELF file; compile the program with clang -O2 -g -target bpf -c")
+	}
+	// debug/elf and the readers on top of it are not meant for hostile input.
+	defer func() {
+		if r := recover(); r != nil {
+			spec, err = nil, hook.Because(hook.ErrUsage, "damaged ELF file: %v", r)
+		}
+	}()
+	f, err := elf.NewFile(bytes.NewReader(b))
+	if err != nil {
+		return nil, hook.Because(hook.ErrUsage, "damaged ELF file: %w", err)
+	}
+	if f.Machine != elf.EM_BPF {
+		return nil, hook.Because(hook.ErrUsage, "an ELF file for %v, not for BPF; compile the program with clang -O2 -g -target bpf -c", f.Machine)
+	}
+	if f.ByteOrder != nativeOrder() {
+		return nil, hook.Because(hook.ErrUsage, "compiled for the other byte order (%v)", f.ByteOrder)
+	}
+	spec, err = ebpf.LoadCollectionSpecFromReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, hook.Because(hook.ErrUsage, "not a usable BPF object: %w", err)
+	}
+	return spec, nil
+}
+
+// Spec is a collection that the caller has read.
+type Spec struct {
+	Collection *ebpf.CollectionSpec
+	Options    Options
+}
+
+func (s Spec) Load(want *dispatch.Shape) (*Loaded, error) {
+	if s.Collection == nil {
+		return nil, hook.Because(hook.ErrUsage, "the collection spec is nil")
+	}
+	spec := s.Collection.Copy()
+	name, err := choose(spec, s.Options.Program)
+	if err != nil {
+		return nil, err
+	}
+	shape, err := fit(spec.Programs[name], want)
+	if err != nil {
+		return nil, err
+	}
+	defaults, err := runConfig(spec.Types, name)
+	if err != nil {
+		return nil, fmt.Errorf("program %q: %w", name, err)
+	}
+	if err := setGlobals(spec, s.Options.Globals); err != nil {
+		return nil, err
+	}
+	for name := range s.Options.Maps {
+		if spec.Maps[name] == nil {
+			return nil, hook.Because(hook.ErrUsage, "there is no map %q in the file (it has: %s)", name, list(mapNames(spec)))
+		}
+	}
+	if err := keepOnly(spec, name); err != nil {
+		return nil, err
+	}
+	fresh, err := s.Options.pinByName(spec)
+	if err != nil {
+		return nil, err
+	}
+
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		MapReplacements: replacements(spec, s.Options.Maps),
+		Maps:            ebpf.MapOptions{PinPath: s.Options.pinPath()},
+	})
+	if err != nil {
+		// Maps are made, and pinned, before the program is refused.
+		for path := range fresh {
+			_ = os.Remove(path)
+		}
+		return nil, refused(name, err)
+	}
+	l := &Loaded{Program: coll.Programs[name], Shape: shape, Name: name, Defaults: defaults, Maps: map[string]*ebpf.Map{}}
+	for n, m := range coll.Maps {
+		l.owned = append(l.owned, m)
+		switch {
+		case m.IsPinned():
+			if fresh[filepath.Join(s.Options.pinPath(), n)] {
+				l.pinned = append(l.pinned, m)
+			}
+		case s.Options.Maps[n] == nil && !strings.HasPrefix(n, ".rodata") && n != ".kconfig":
+			l.Maps[n] = m
+		}
+	}
+	l.owned = append(l.owned, l.Program)
+	return l, nil
+}
+
+// choose finds the program that name means, as a function or a section.
+func choose(spec *ebpf.CollectionSpec, name string) (string, error) {
+	var xdp, bySection []string
+	for n, p := range spec.Programs {
+		if p.Type == ebpf.XDP {
+			xdp = append(xdp, n)
+		}
+		if p.SectionName == name {
+			bySection = append(bySection, n)
+		}
+	}
+	slices.Sort(xdp)
+	slices.Sort(bySection)
+	p := spec.Programs[name]
+	if p == nil && len(bySection) == 1 {
+		name = bySection[0]
+		p = spec.Programs[name]
+	}
+	switch {
+	case p != nil && p.Type == ebpf.XDP:
+		return name, nil
+	case p != nil:
+		return "", hook.Because(hook.ErrIncompatible, "program %q is a %v program, not an XDP program", name, p.Type)
+	case name != "" && len(bySection) > 1:
+		return "", hook.Because(hook.ErrUsage, "section %q has several programs: choose one of %s", name, list(bySection))
+	case name != "":
+		return "", fmt.Errorf("program %q: %w (XDP programs in the file: %s)", name, fs.ErrNotExist, list(xdp))
+	case len(xdp) == 0:
+		return "", hook.Because(hook.ErrIncompatible, "no XDP program in the file; one has SEC(\"xdp\") before its function")
+	case len(xdp) > 1:
+		return "", hook.Because(hook.ErrUsage, "the file has several XDP programs: choose one of %s", list(xdp))
+	}
+	return xdp[0], nil
+}
+
+// fit gives the program the shape of the chain.
+func fit(p *ebpf.ProgramSpec, want *dispatch.Shape) (dispatch.Shape, error) {
+	have := dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: p.Flags&unix.BPF_F_XDP_HAS_FRAGS != 0}
+	if p.AttachType == ebpf.AttachXDPDevMap || p.AttachType == ebpf.AttachXDPCPUMap {
+		return have, hook.Because(hook.ErrIncompatible, "program %q is for a map entry (section %q); use SEC(\"xdp\")", p.Name, p.SectionName)
+	}
+	if p.Ifindex != 0 {
+		return have, hook.Because(hook.ErrIncompatible, "program %q is to be bound to a device; a member cannot be", p.Name)
+	}
+	if want == nil {
+		want = &have
+	}
+	// One that can handle multi-buffer packets can do without; not vice versa.
+	if want.Frags && !have.Frags {
+		return have, Mismatch(p.Name, have, *want)
+	}
+	p.AttachType = want.AttachType
+	p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS
+	if want.Frags {
+		p.Flags |= unix.BPF_F_XDP_HAS_FRAGS
+	}
+	return *want, nil
+}
+
+// keepOnly drops the other programs, and the maps that only they use, so that
+// nothing is loaded, or refused, that nobody asked for.
+func keepOnly(spec *ebpf.CollectionSpec, name string) error {
+	prog := spec.Programs[name]
+	used := map[string]bool{}
+	var others []string
+	for _, ins := range prog.Instructions {
+		if ref := ins.Reference(); ref != "" {
+			used[ref] = true
+		}
+	}
+	for n, m := range spec.Maps {
+		if !used[n] {
+			continue
+		}
+		// Programs that this one tail-calls come along with it.
+		for _, kv := range m.Contents {
+			if p, ok := kv.Value.(string); ok && spec.Programs[p] != nil {
+				others = append(others, p)
+			}
+		}
+	}
+	if len(others) > 0 {
+		return nil // a web of tail calls: take the file as a whole
+	}
+	for n := range spec.Programs {
+		if n != name {
+			delete(spec.Programs, n)
+		}
+	}
+	for n := range spec.Maps {
+		if !used[n] {
+			delete(spec.Maps, n)
+		}
+	}
+	for n, v := range spec.Variables {
+		if !used[v.SectionName] {
+			delete(spec.Variables, n)
+		}
+	}
+	return nil
+}
+
+func (o Options) pinPath() string {
+	if o.MapPins != "" {
+		return o.MapPins
+	}
+	if o.BPFFS != "" {
+		return o.BPFFS
+	}
+	return kernel.DefaultBPFFS
+}
+
+// pinByName arranges for maps to be shared through pins. It returns the paths
+// that will be new.
+func (o Options) pinByName(spec *ebpf.CollectionSpec) (map[string]bool, error) {
+	fresh := map[string]bool{}
+	for name, m := range spec.Maps {
+		if o.Maps[name] != nil || strings.HasPrefix(name, ".") {
+			m.Pinning = ebpf.PinNone
+			continue
+		}
+		if o.MapPins != "" {
+			m.Pinning = ebpf.PinByName
+		}
+		if m.Pinning != ebpf.PinByName {
+			continue
+		}
+		path := filepath.Join(o.pinPath(), name)
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			fresh[path] = true
+		}
+	}
+	if len(fresh) == 0 {
+		return fresh, nil
+	}
+	dir := o.pinPath()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, kernel.Errno("folder for map pins", err)
+	}
+	if !kernel.IsBPFFS(dir) {
+		return nil, hook.Because(hook.ErrUsage, "maps cannot be pinned in %s: it is not in a bpffs; mount one with \"mount -t bpf bpffs %s\"", dir, kernel.DefaultBPFFS)
+	}
+	return fresh, nil
+}
+
+func replacements(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) map[string]*ebpf.Map {
+	used := map[string]*ebpf.Map{}
+	for name, m := range maps {
+		if spec.Maps[name] != nil {
+			used[name] = m
+		}
+	}
+	return used
+}
+
+// A RefusedError is the verifier's refusal of a program.
+type RefusedError struct {
+	Program string
+	// Verifier has the whole log; print it with %+v.
+	Verifier *ebpf.VerifierError
+}
+
+// Error returns the cause in one line.
+func (e *RefusedError) Error() string {
+	cause := e.Verifier.Cause.Error()
+	// The last line of a log counts instructions; the cause is above it.
+	for _, line := range slices.Backward(e.Verifier.Log) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "processed ") && !strings.HasPrefix(line, "verification time") &&
+			!strings.HasPrefix(line, "stack depth") && !strings.HasPrefix(line, "mark_precise") {
+			return fmt.Sprintf("the verifier refused program %q: %s (%s)", e.Program, line, cause)
+		}
+	}
+	return fmt.Sprintf("the verifier refused program %q: %s", e.Program, cause)
+}
+
+func (e *RefusedError) Unwrap() error { return e.Verifier }
+
+func refused(name string, err error) error {
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) && len(ve.Log) > 0 {
+		return &RefusedError{name, ve}
+	}
+	switch {
+	case errors.Is(err, ebpf.ErrMapIncompatible):
+		return hook.Because(hook.ErrIncompatible, "program %q: a shared map differs from the file's: %w", name, err)
+	case errors.Is(err, unix.EPERM):
+		return kernel.Errno("load program "+name, err)
+	}
+	return fmt.Errorf("load program %q: %w", name, err)
+}
+
+func mapNames(spec *ebpf.CollectionSpec) []string {
+	var names []string
+	for n := range spec.Maps {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func list(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}

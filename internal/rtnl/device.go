@@ -1,0 +1,185 @@
+package rtnl
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// skipStats keeps counters out of answers (RTEXT_FILTER_SKIP_STATS, linux/rtnetlink.h).
+const skipStats = 1 << 3
+
+// A Device is a network device and the XDP programs on it.
+type Device struct {
+	Index int
+	Name  string
+	MTU   int
+	// XDP is what is attached, at most one program for each mode.
+	XDP []XDP
+}
+
+// XDP is a program on a device. Whether a link or netlink put it there,
+// rtnetlink does not tell.
+type XDP struct {
+	Mode    hook.Mode
+	Program uint32 // id
+}
+
+// Software returns the program that runs on the host, as opposed to the card.
+// The kernel allows one, native or generic.
+func (d *Device) Software() (XDP, bool) {
+	for _, x := range d.XDP {
+		if x.Mode != hook.ModeOffload {
+			return x, true
+		}
+	}
+	return XDP{}, false
+}
+
+// A Conn is a connection to the rtnetlink of one network namespace: the one
+// of the thread that called Dial, wherever it is used afterwards.
+type Conn struct{ nl *netlink.Conn }
+
+// Dial connects to the namespace of the calling thread.
+func Dial() (*Conn, error) {
+	nl, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return nil, fmt.Errorf("rtnetlink: %w", kernel.Explain(err))
+	}
+	// For messages in errors. Refused before Linux 4.12 only.
+	_ = nl.SetOption(netlink.ExtendedAcknowledge, true)
+	return &Conn{nl}, nil
+}
+
+// Close releases the connection.
+func (c *Conn) Close() error { return c.nl.Close() }
+
+// Device returns the device of that name or alternative name, or an error
+// that is fs.ErrNotExist.
+func (c *Conn) Device(name string) (*Device, error) {
+	if name == "" {
+		return nil, hook.Because(hook.ErrUsage, "the device name is empty")
+	}
+	ae := netlink.NewAttributeEncoder()
+	if len(name) < unix.IFNAMSIZ {
+		ae.String(unix.IFLA_IFNAME, name)
+	} else {
+		ae.String(unix.IFLA_ALT_IFNAME, name)
+	}
+	return c.device(0, ae, fmt.Sprintf("device %q", name))
+}
+
+// DeviceByIndex returns the device of that index.
+func (c *Conn) DeviceByIndex(index int) (*Device, error) {
+	return c.device(index, netlink.NewAttributeEncoder(), fmt.Sprintf("device with index %d", index))
+}
+
+func (c *Conn) device(index int, ae *netlink.AttributeEncoder, what string) (*Device, error) {
+	ae.Uint32(unix.IFLA_EXT_MASK, skipStats)
+	devices, err := c.get(index, ae, 0)
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), err == nil && len(devices) == 0:
+		return nil, fmt.Errorf("%s: %w in this network namespace", what, fs.ErrNotExist)
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", what, kernel.Explain(err))
+	}
+	return &devices[0], nil
+}
+
+// Devices returns all devices of the namespace.
+func (c *Conn) Devices() ([]Device, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.Uint32(unix.IFLA_EXT_MASK, skipStats)
+	devices, err := c.get(0, ae, netlink.Dump)
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", kernel.Explain(err))
+	}
+	return devices, nil
+}
+
+func (c *Conn) get(index int, ae *netlink.AttributeEncoder, flags netlink.HeaderFlags) ([]Device, error) {
+	attrs, err := ae.Encode()
+	if err != nil {
+		return nil, err
+	}
+	msgs, err := c.nl.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | flags},
+		Data:   append(ifinfomsg(index), attrs...),
+	})
+	if err != nil {
+		return nil, err
+	}
+	var devices []Device
+	for _, m := range msgs {
+		if m.Header.Type != unix.RTM_NEWLINK {
+			continue
+		}
+		d, err := parse(m.Data)
+		if err != nil {
+			return nil, err
+		}
+		devices = append(devices, d)
+	}
+	return devices, nil
+}
+
+// ifinfomsg is struct ifinfomsg (linux/rtnetlink.h) for any family.
+func ifinfomsg(index int) []byte {
+	b := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(b[4:], uint32(index))
+	return b
+}
+
+func parse(b []byte) (Device, error) {
+	var d Device
+	if len(b) < unix.SizeofIfInfomsg {
+		return d, errors.New("rtnetlink: short message")
+	}
+	d.Index = int(binary.NativeEndian.Uint32(b[4:]))
+	ad, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return d, fmt.Errorf("rtnetlink: %w", err)
+	}
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.IFLA_IFNAME:
+			d.Name = ad.String()
+		case unix.IFLA_MTU:
+			d.MTU = int(ad.Uint32())
+		case unix.IFLA_XDP:
+			ad.Nested(func(nad *netlink.AttributeDecoder) error {
+				d.XDP = parseXDP(nad)
+				return nil
+			})
+		}
+	}
+	return d, ad.Err()
+}
+
+// parseXDP reads the ids by mode. IFLA_XDP_ATTACHED is not used: its values
+// (XDP_ATTACHED_*) look like the flags for attaching and are others.
+func parseXDP(ad *netlink.AttributeDecoder) []XDP {
+	var list []XDP
+	for ad.Next() {
+		var mode hook.Mode
+		switch ad.Type() {
+		case unix.IFLA_XDP_DRV_PROG_ID:
+			mode = hook.ModeNative
+		case unix.IFLA_XDP_SKB_PROG_ID:
+			mode = hook.ModeGeneric
+		case unix.IFLA_XDP_HW_PROG_ID:
+			mode = hook.ModeOffload
+		default:
+			continue
+		}
+		list = append(list, XDP{mode, ad.Uint32()})
+	}
+	return list
+}

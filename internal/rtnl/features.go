@@ -1,0 +1,95 @@
+package rtnl
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// What a device can do in native mode (enum netdev_xdp_act, linux/netdev.h).
+const (
+	XDPBasic    = 1 << 0
+	XDPRedirect = 1 << 1
+	XDPOffload  = 1 << 4
+	XDPFrags    = 1 << 5
+)
+
+// The "netdev" family of generic netlink (linux/netdev.h, Linux 6.3).
+const (
+	netdevFamily      = "netdev"
+	netdevCmdDevGet   = 1
+	netdevIfindex     = 1
+	netdevXDPFeatures = 3
+)
+
+// XDPFeatures returns what the driver of a device offers, in the namespace of
+// the calling thread. The error is ebpf.ErrNotSupported before Linux 6.3.
+func XDPFeatures(index int) (uint64, error) {
+	conn, err := netlink.Dial(unix.NETLINK_GENERIC, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	family, err := genericFamily(conn, netdevFamily)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("%w (needs Linux 6.3)", ebpf.ErrNotSupported)
+	}
+	if err != nil {
+		return 0, err
+	}
+	ae := netlink.NewAttributeEncoder()
+	ae.Uint32(netdevIfindex, uint32(index))
+	answer, err := generic(conn, family, netdevCmdDevGet, ae)
+	if err != nil {
+		return 0, err
+	}
+	for answer.Next() {
+		if answer.Type() == netdevXDPFeatures {
+			return answer.Uint64(), answer.Err()
+		}
+	}
+	return 0, answer.Err()
+}
+
+// genericFamily looks up the number of a family; fs.ErrNotExist when the
+// kernel has none of that name.
+func genericFamily(conn *netlink.Conn, name string) (uint16, error) {
+	ae := netlink.NewAttributeEncoder()
+	ae.String(unix.CTRL_ATTR_FAMILY_NAME, name)
+	answer, err := generic(conn, unix.GENL_ID_CTRL, unix.CTRL_CMD_GETFAMILY, ae)
+	if err != nil {
+		return 0, err
+	}
+	for answer.Next() {
+		if answer.Type() == unix.CTRL_ATTR_FAMILY_ID {
+			return answer.Uint16(), nil
+		}
+	}
+	return 0, errors.Join(answer.Err(), fs.ErrNotExist)
+}
+
+// generic asks one question of a generic netlink family.
+func generic(conn *netlink.Conn, family uint16, cmd uint8, ae *netlink.AttributeEncoder) (*netlink.AttributeDecoder, error) {
+	attrs, err := ae.Encode()
+	if err != nil {
+		return nil, err
+	}
+	const headerSize = 4 // struct genlmsghdr
+	header := binary.NativeEndian.AppendUint16([]byte{cmd, 1}, 0)
+	msgs, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: netlink.HeaderType(family), Flags: netlink.Request},
+		Data:   append(header, attrs...),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(msgs) == 0 || len(msgs[0].Data) < headerSize {
+		return nil, errors.New("generic netlink: short answer")
+	}
+	return netlink.NewAttributeDecoder(msgs[0].Data[headerSize:])
+}

@@ -1,0 +1,45 @@
+package rtnl
+
+import (
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// Flags returns the XDP_FLAGS_* value that asks for a mode.
+func Flags(m hook.Mode) uint32 {
+	switch m {
+	case hook.ModeNative:
+		return unix.XDP_FLAGS_DRV_MODE
+	case hook.ModeGeneric:
+		return unix.XDP_FLAGS_SKB_MODE
+	case hook.ModeOffload:
+		return unix.XDP_FLAGS_HW_MODE
+	}
+	return 0
+}
+
+// ReplaceXDP puts the program with descriptor fd, or none when fd is -1, in
+// the place of the one with descriptor old, or of none when old is -1.
+//
+// The error is EEXIST when another program is there, and EBUSY when a link
+// holds the device (dev_xdp_attach, net/core/dev.c).
+func (c *Conn) ReplaceXDP(index, fd, old int, mode hook.Mode) error {
+	ae := netlink.NewAttributeEncoder()
+	ae.Nested(unix.IFLA_XDP, func(nae *netlink.AttributeEncoder) error {
+		nae.Int32(unix.IFLA_XDP_FD, int32(fd))
+		nae.Int32(unix.IFLA_XDP_EXPECTED_FD, int32(old))
+		nae.Uint32(unix.IFLA_XDP_FLAGS, unix.XDP_FLAGS_REPLACE|Flags(mode))
+		return nil
+	})
+	attrs, err := ae.Encode()
+	if err != nil {
+		return err
+	}
+	_, err = c.nl.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_SETLINK, Flags: netlink.Request | netlink.Acknowledge},
+		Data:   append(ifinfomsg(index), attrs...),
+	})
+	return err
+}

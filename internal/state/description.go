@@ -1,0 +1,230 @@
+package state
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+)
+
+const (
+	// MapName is the name of every description in the kernel.
+	MapName = "ld_chain"
+
+	magic = 0x6c646331 // "ldc1"
+	// Version of the description. A reader refuses a higher one.
+	Version = 1
+
+	headerSize = 32
+	memberSize = 16 + 2*nameSize
+	nameSize   = hook.MaxName + 1
+	valueSize  = headerSize + hook.MaxMembers*memberSize
+
+	flagFrags  = 1 << 0
+	flagClosed = 1 << 1
+
+	memberPersistent = 1 << 0
+)
+
+// ErrNotOurs: the program is not a dispatcher of libdispatcher's.
+var ErrNotOurs = errors.New("not a dispatcher of libdispatcher")
+
+// A Chain is the description of a chain.
+type Chain struct {
+	// ID is random, given when the chain is made and kept while it lives.
+	ID uint64
+	// RootLink is the id of the link that carries the dispatcher. 0 when it is
+	// not known: the first dispatcher is made before its link, and a chain
+	// that is attached by netlink has none.
+	RootLink uint32
+	// Closed chains have no members and never get any: they are on the way out.
+	Closed bool
+	dispatch.Plan
+}
+
+// The layout: native byte order, no padding beyond what is named.
+type rawHeader struct {
+	Magic      uint32
+	Version    uint32
+	ChainID    uint64
+	RootLink   uint32
+	AttachType uint32
+	Flags      uint32
+	Members    uint32
+}
+
+type rawMember struct {
+	Slot       uint32
+	Priority   uint32
+	ContinueOn uint32
+	OnMissing  uint8
+	Flags      uint8
+	_          uint16
+	Name       [nameSize]byte
+	Owner      [nameSize]byte
+}
+
+// Marshal returns the description as it stands in the map.
+func (c *Chain) Marshal() ([]byte, error) {
+	if len(c.Slots) > hook.MaxMembers {
+		return nil, hook.Because(hook.ErrChainFull, "%d members, at most %d fit", len(c.Slots), hook.MaxMembers)
+	}
+	h := rawHeader{
+		Magic: magic, Version: Version, ChainID: c.ID, RootLink: c.RootLink,
+		AttachType: uint32(c.Shape.AttachType), Members: uint32(len(c.Slots)),
+	}
+	if c.Shape.Frags {
+		h.Flags |= flagFrags
+	}
+	if c.Closed {
+		h.Flags |= flagClosed
+	}
+	b := make([]byte, 0, valueSize)
+	b, err := binary.Append(b, binary.NativeEndian, h)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range c.Slots {
+		m := rawMember{
+			Slot: s.MapID, Priority: uint32(s.Priority),
+			ContinueOn: uint32(s.ContinueOn), OnMissing: uint8(s.OnMissing),
+		}
+		if s.Persistent {
+			m.Flags |= memberPersistent
+		}
+		copy(m.Name[:nameSize-1], s.Name)
+		copy(m.Owner[:nameSize-1], s.Owner)
+		if b, err = binary.Append(b, binary.NativeEndian, m); err != nil {
+			return nil, err
+		}
+	}
+	return append(b, make([]byte, valueSize-len(b))...), nil
+}
+
+// Unmarshal reads a description. ErrNotOurs when it is none, ErrNotSupported
+// when it was written by a later version.
+func Unmarshal(b []byte) (*Chain, error) {
+	var h rawHeader
+	if _, err := binary.Decode(b, binary.NativeEndian, &h); err != nil || h.Magic != magic {
+		return nil, ErrNotOurs
+	}
+	if h.Version > Version {
+		return nil, fmt.Errorf("chain description of version %d, this program knows up to %d: %w", h.Version, Version, ebpf.ErrNotSupported)
+	}
+	if h.Version == 0 || len(b) < valueSize || h.Members > hook.MaxMembers || h.Flags&^(flagFrags|flagClosed) != 0 {
+		return nil, fmt.Errorf("damaged chain description: version %d, %d bytes, %d members, flags %#x", h.Version, len(b), h.Members, h.Flags)
+	}
+	c := &Chain{
+		ID: h.ChainID, RootLink: h.RootLink, Closed: h.Flags&flagClosed != 0,
+		Plan: dispatch.Plan{Shape: dispatch.Shape{
+			AttachType: ebpf.AttachType(h.AttachType), Frags: h.Flags&flagFrags != 0,
+		}},
+	}
+	for i := range int(h.Members) {
+		s, err := unmarshalMember(b[headerSize+i*memberSize:])
+		if err == nil && (c.Index(s.MapID) >= 0 || c.Named(s.Name) >= 0) {
+			err = errors.New("it is there twice")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("damaged chain description: member %d: %w", i, err)
+		}
+		c.Slots = append(c.Slots, s)
+	}
+	return c, nil
+}
+
+func unmarshalMember(b []byte) (dispatch.Slot, error) {
+	var m rawMember
+	if _, err := binary.Decode(b, binary.NativeEndian, &m); err != nil {
+		return dispatch.Slot{}, err
+	}
+	s := dispatch.Slot{
+		MapID: m.Slot,
+		Name:  cString(m.Name[:]), Owner: cString(m.Owner[:]),
+		Settings: hook.Settings{
+			Priority: int(m.Priority), ContinueOn: hook.VerdictSet(m.ContinueOn), OnMissing: hook.OnMissing(m.OnMissing),
+		},
+		Persistent: m.Flags&memberPersistent != 0,
+	}
+	if s.MapID == 0 {
+		return s, errors.New("no slot")
+	}
+	if err := hook.CheckName(s.Name); err != nil {
+		return s, err
+	}
+	if s.Owner != "" {
+		if err := hook.CheckName(s.Owner); err != nil {
+			return s, fmt.Errorf("owner: %w", err)
+		}
+	}
+	if err := s.Settings.Check(); err != nil {
+		return s, err
+	}
+	if s.Settings != s.Settings.WithDefaults() {
+		return s, errors.New("a setting is missing")
+	}
+	return s, nil
+}
+
+func cString(b []byte) string {
+	if i := bytes.IndexByte(b, 0); i >= 0 {
+		b = b[:i]
+	}
+	return string(b)
+}
+
+// mapSpec is the map that holds a description: frozen once it is written, and
+// with a type, so that "bpftool map dump" shows it.
+func mapSpec(value []byte) *ebpf.MapSpec {
+	return &ebpf.MapSpec{
+		Name: MapName, Type: ebpf.Array, KeySize: 4, ValueSize: valueSize, MaxEntries: 1,
+		Flags:    readOnlyProg,
+		Key:      u32,
+		Value:    descriptionType,
+		Contents: []ebpf.MapKV{{Key: uint32(0), Value: value}},
+	}
+}
+
+var (
+	u8       = &btf.Int{Name: "unsigned char", Size: 1}
+	u16      = &btf.Int{Name: "unsigned short", Size: 2}
+	u32      = &btf.Int{Name: "unsigned int", Size: 4}
+	u64      = &btf.Int{Name: "unsigned long long", Size: 8}
+	char     = &btf.Int{Name: "char", Size: 1, Encoding: btf.Char}
+	string64 = &btf.Array{Index: u32, Type: char, Nelems: nameSize}
+
+	memberType = structType("ld_member",
+		field{"slot", u32}, field{"priority", u32}, field{"continue_on", u32},
+		field{"on_missing", u8}, field{"flags", u8}, field{"reserved", u16},
+		field{"name", string64}, field{"owner", string64})
+	descriptionType = structType(MapName,
+		field{"magic", u32}, field{"version", u32}, field{"chain_id", u64}, field{"root_link", u32},
+		field{"attach_type", u32}, field{"flags", u32}, field{"members", u32},
+		field{"member", &btf.Array{Index: u32, Type: memberType, Nelems: hook.MaxMembers}})
+)
+
+type field struct {
+	name string
+	typ  btf.Type
+}
+
+// structType lays fields out one after the other; they are sorted such that
+// no padding is needed.
+func structType(name string, fields ...field) *btf.Struct {
+	s := &btf.Struct{Name: name}
+	for _, f := range fields {
+		size, err := btf.Sizeof(f.typ)
+		if err != nil {
+			panic(err)
+		}
+		s.Members = append(s.Members, btf.Member{Name: f.name, Type: f.typ, Offset: btf.Bits(s.Size * 8)})
+		s.Size += uint32(size)
+	}
+	return s
+}

@@ -1,0 +1,365 @@
+package state
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+const (
+	folderName   = "libdispatcher"
+	rootName     = "root"
+	slotName     = "slot"
+	memberPrefix = "member_"
+	mapPrefix    = "map_"
+	tmpPrefix    = "tmp_"
+)
+
+// lockWait bounds the wait for the lock: it is a courtesy, and a process that
+// is stopped while it has the lock must not stop all others.
+const lockWait = 5 * time.Second
+
+// Pins is the folder of libdispatcher in one bpffs.
+type Pins struct{ dir string }
+
+// OpenPins returns the folder in the bpffs at path, which need not exist yet.
+// The error is fs.ErrNotExist when path is not in a bpffs.
+func OpenPins(path string) (*Pins, error) {
+	if !kernel.IsBPFFS(path) {
+		return nil, fmt.Errorf("no bpffs at %s: %w", path, fs.ErrNotExist)
+	}
+	return &Pins{filepath.Join(path, folderName)}, nil
+}
+
+// ChainFolder names the folder of a chain: by its root link where there is
+// one, since that id stays when the device is renamed or moves.
+func ChainFolder(linkID uint32, chainID uint64) string {
+	if linkID != 0 {
+		return fmt.Sprintf("xdp_%d", linkID)
+	}
+	return fmt.Sprintf("xdp_chain_%016x", chainID)
+}
+
+// Path returns the path of a pin in a chain's folder.
+func (p *Pins) Path(folder string, elem ...string) string {
+	return filepath.Join(append([]string{p.dir, folder}, elem...)...)
+}
+
+// RootPath is where the root link of a chain is pinned.
+func (p *Pins) RootPath(folder string) string { return p.Path(folder, rootName) }
+
+// SlotPath is where a member is pinned.
+func (p *Pins) SlotPath(folder, member string) string {
+	return p.Path(folder, memberPrefix+escape(member), slotName)
+}
+
+// List returns the paths of all pins of a chain, sorted.
+func (p *Pins) List(folder string) []string {
+	var paths []string
+	_ = filepath.WalkDir(p.Path(folder), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			paths = append(paths, path)
+		}
+		return nil
+	})
+	return paths
+}
+
+// Has tells whether the chain has a pin of the member.
+func (p *Pins) Has(folder, member string) bool {
+	_, err := os.Lstat(p.SlotPath(folder, member))
+	return err == nil
+}
+
+// Chains returns the folders of all chains.
+func (p *Pins) Chains() []string { return p.names(p.dir, "xdp_") }
+
+// Members returns the names of the members that a chain has pins of.
+func (p *Pins) Members(folder string) []string {
+	var members []string
+	for _, name := range p.names(p.Path(folder), memberPrefix) {
+		if member, err := unescape(strings.TrimPrefix(name, memberPrefix)); err == nil {
+			members = append(members, member)
+		}
+	}
+	return members
+}
+
+func (p *Pins) names(dir, prefix string) []string {
+	entries, _ := os.ReadDir(dir)
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && strings.HasPrefix(e.Name(), prefix) {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// Locked is the folder while this process has its lock: only then are pins
+// made and removed.
+type Locked struct {
+	*Pins
+	file *os.File
+	// Alone is false when the lock could not be had in time. Pins are then
+	// made and removed as usual, but nothing that looks left over is touched.
+	Alone bool
+}
+
+// Lock makes the folder if need be and takes its lock, waiting for at most
+// five seconds. The caller unlocks it.
+func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
+	if err := os.Mkdir(p.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, kernel.Errno("make the folder of libdispatcher", err)
+	}
+	f, err := os.Open(p.dir)
+	if err != nil {
+		return nil, kernel.Errno("lock", err)
+	}
+	deadline := time.Now().Add(lockWait)
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return &Locked{p, f, true}, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, kernel.Errno("lock "+p.dir, err)
+		}
+		if time.Now().After(deadline) {
+			return &Locked{p, f, false}, nil
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("waiting for the lock of %s: %w", p.dir, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Unlock releases the lock.
+func (l *Locked) Unlock() { l.file.Close() }
+
+// A Pinner can be pinned: a map, a program, a link.
+type Pinner interface{ Pin(path string) error }
+
+// A MemberPins is what is pinned of a member.
+type MemberPins struct {
+	Name string
+	Slot *ebpf.Map
+	Maps map[string]*ebpf.Map // the program's own, by name
+}
+
+// Add pins a member, in one step for whoever looks: its folder is filled under
+// another name and then renamed. With the first member of a chain that goes
+// for the folder of the chain and its root as well; root may be nil.
+func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
+	tmp := filepath.Join(l.dir, fmt.Sprintf("%s%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return kernel.Errno("pin", err)
+	}
+	defer os.RemoveAll(tmp) // gone already when all went well
+
+	member := memberPrefix + escape(m.Name)
+	from, to := filepath.Join(tmp, member), l.Path(folder, member)
+	if err := os.Mkdir(from, 0o700); err != nil {
+		return kernel.Errno("pin", err)
+	}
+	if err := pinClone(m.Slot, filepath.Join(from, slotName)); err != nil {
+		return err
+	}
+	for name, mp := range m.Maps {
+		if err := pinClone(mp, filepath.Join(from, mapPrefix+escape(name))); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Lstat(l.Path(folder)); errors.Is(err, fs.ErrNotExist) {
+		if root != nil {
+			if err := root.Pin(filepath.Join(tmp, rootName)); err != nil {
+				return kernel.Errno("pin the root link", err)
+			}
+		}
+		from, to = tmp, l.Path(folder)
+	}
+	Step("pin: before the rename")
+	if err := os.Rename(from, to); err != nil {
+		return kernel.Errno("pin", err)
+	}
+	Step("pin: after the rename")
+	return nil
+}
+
+// pinClone pins a second descriptor of the map: cilium/ebpf would move the pin
+// of a map that it has pinned before.
+func pinClone(m *ebpf.Map, path string) error {
+	c, err := m.Clone()
+	if err != nil {
+		return fmt.Errorf("pin: %w", err)
+	}
+	defer c.Close()
+	return kernel.Errno("pin "+path, c.Pin(path))
+}
+
+// SetMaps makes the map pins of a member those of its new program. Maps that
+// stay are never without their pin.
+func (l *Locked) SetMaps(folder, member string, maps map[string]*ebpf.Map) error {
+	dir := l.Path(folder, memberPrefix+escape(member))
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return kernel.Errno("pin maps", err)
+	}
+	keep := map[string]bool{slotName: true}
+	for name, m := range maps {
+		file := mapPrefix + escape(name)
+		keep[file] = true
+		tmp := filepath.Join(dir, tmpPrefix+file)
+		_ = os.Remove(tmp)
+		if err := pinClone(m, tmp); err != nil {
+			return err
+		}
+		Step("pin maps: before the rename")
+		if err := os.Rename(tmp, filepath.Join(dir, file)); err != nil {
+			return kernel.Errno("pin maps", err)
+		}
+	}
+	for _, e := range entries {
+		if !keep[e.Name()] {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return kernel.Errno("unpin maps", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Remove removes the pins of a member, and the chain's folder with its root
+// when it was the last one. Pins that are not there are no error.
+func (l *Locked) Remove(folder, member string) error {
+	if members := l.Members(folder); len(members) == 1 && members[0] == member {
+		return l.RemoveChain(folder)
+	}
+	return l.discard(l.Path(folder, memberPrefix+escape(member)))
+}
+
+// RemoveChain removes all pins of a chain.
+func (l *Locked) RemoveChain(folder string) error { return l.discard(l.Path(folder)) }
+
+// discard takes a folder away: out of sight in one step, then for good.
+func (l *Locked) discard(path string) error {
+	tmp := filepath.Join(l.dir, fmt.Sprintf("%s%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
+	Step("unpin: before the rename")
+	if err := os.Rename(path, tmp); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return kernel.Errno("unpin", err)
+	}
+	Step("unpin: after the rename")
+	return kernel.Errno("unpin", os.RemoveAll(tmp))
+}
+
+// Move renames the folder of a chain whose root has become, or has ceased to
+// be, a link, and pins the new root in it.
+func (l *Locked) Move(from, to string, root Pinner) error {
+	if _, err := os.Lstat(l.Path(from)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if root != nil {
+		if err := root.Pin(filepath.Join(l.Path(from), rootName)); err != nil {
+			return kernel.Errno("pin the root link", err)
+		}
+	}
+	return kernel.Errno("move pins", os.Rename(l.Path(from), l.Path(to)))
+}
+
+// RemoveLeftovers removes what processes that died were about to pin or to unpin.
+func (l *Locked) RemoveLeftovers() {
+	if l.Alone {
+		for _, name := range l.names(l.dir, tmpPrefix) {
+			_ = os.RemoveAll(filepath.Join(l.dir, name))
+		}
+	}
+}
+
+// escape makes a file name out of a member's or a map's: bpffs takes no dots
+// (bpf_lookup, kernel/bpf/inode.c), and no file name a slash. Every byte but
+// letters, digits, dash and underscore becomes %XX.
+func escape(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+func unescape(s string) (string, error) {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] != '%' {
+			b.WriteByte(s[i])
+			continue
+		}
+		if i+3 > len(s) {
+			return "", fmt.Errorf("%q ends in half an escape", s)
+		}
+		c, err := hex.DecodeString(s[i+1 : i+3])
+		if err != nil {
+			return "", fmt.Errorf("%q: %w", s, err)
+		}
+		b.WriteByte(c[0])
+		i += 2
+	}
+	return b.String(), nil
+}
+
+// ParseSlotPath takes a path made by SlotPath apart, or one of the member's
+// folder; any other path is an error.
+func ParseSlotPath(path string) (pins *Pins, folder, member string, err error) {
+	path, err = filepath.Abs(path)
+	if err != nil {
+		return nil, "", "", err
+	}
+	path = strings.TrimSuffix(path, "/"+slotName)
+	dir, name := filepath.Split(path)
+	dir, folder = filepath.Split(filepath.Clean(dir))
+	encoded, ok := strings.CutPrefix(name, memberPrefix)
+	if ok && filepath.Base(dir) == folderName {
+		if member, err = unescape(encoded); err == nil {
+			return &Pins{filepath.Clean(dir)}, folder, member, nil
+		}
+	}
+	return nil, "", "", fmt.Errorf("%s is not a member's pin; such a path looks like %s/%s/xdp_12/%sNAME/%s",
+		path, kernel.DefaultBPFFS, folderName, memberPrefix, slotName)
+}
+
+// BPFFS is the bpffs that the folder is in.
+func (p *Pins) BPFFS() string { return filepath.Dir(p.dir) }
+
+// ParseChainFolder returns what ChainFolder made a name of; zero for both when
+// it is another name.
+func ParseChainFolder(folder string) (linkID uint32, chainID uint64) {
+	if digits, ok := strings.CutPrefix(folder, "xdp_chain_"); ok {
+		chainID, _ = strconv.ParseUint(digits, 16, 64)
+		return 0, chainID
+	}
+	id, _ := strconv.ParseUint(strings.TrimPrefix(folder, "xdp_"), 10, 32)
+	return uint32(id), 0
+}

@@ -1,0 +1,118 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+const readOnlyProg = unix.BPF_F_RDONLY_PROG
+
+// NewSlot returns an empty slot. Whoever holds its descriptor, or pins it,
+// owns the member: the kernel empties a prog array when the last of these goes
+// (bpf_map_put_uref, kernel/bpf/syscall.c), even while a dispatcher refers to it.
+func NewSlot(name string) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "ld_" + name, Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1,
+	})
+	if err != nil {
+		return nil, kernel.Errno("create slot", err)
+	}
+	return m, nil
+}
+
+// OpenSlot opens a slot by its map id. As long as it is open the slot does not
+// become empty, so close it soon.
+func OpenSlot(id uint32) (*ebpf.Map, error) {
+	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+	if err != nil {
+		return nil, kernel.Errno(fmt.Sprintf("open slot with map id %d", id), err)
+	}
+	if m.Type() != ebpf.ProgramArray || m.MaxEntries() != 1 {
+		defer m.Close()
+		return nil, fmt.Errorf("map id %d is a %v of %d entries: not a slot", id, m.Type(), m.MaxEntries())
+	}
+	return m, nil
+}
+
+// Occupant returns the id of the program in a slot, 0 when it is empty.
+func Occupant(slot *ebpf.Map) (uint32, error) {
+	var id uint32
+	err := slot.Lookup(uint32(0), &id)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, kernel.Errno("read slot", err)
+	}
+	return id, nil
+}
+
+// Fill puts a program in a slot, atomically for packets. hook.ErrIncompatible
+// when the kernel finds that the two do not agree.
+func Fill(slot *ebpf.Map, prog *ebpf.Program) error {
+	err := slot.Put(uint32(0), uint32(prog.FD()))
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		return hook.Because(hook.ErrIncompatible, "the program does not fit the slot: %w", err)
+	case errors.Is(err, unix.EBUSY):
+		return hook.Because(hook.ErrIncompatible, "the program is extended by another one (freplace) and can then not be tail-called: %w", err)
+	}
+	return kernel.Errno("fill slot", err)
+}
+
+// ShapeOf finds out the shape of a loaded XDP program. The kernel does not
+// tell, so it is tried: one-entry prog arrays are made for dispatchers of each
+// shape, until the program goes into one.
+func ShapeOf(prog *ebpf.Program) (dispatch.Shape, error) {
+	if prog.Type() != ebpf.XDP {
+		return dispatch.Shape{}, hook.Because(hook.ErrIncompatible, "it is a %v program, not an XDP program", prog.Type())
+	}
+	var cause error
+	for _, shape := range []dispatch.Shape{
+		dispatch.Plain,
+		{AttachType: ebpf.AttachXDP, Frags: true},
+		{AttachType: ebpf.AttachNone},
+		{AttachType: ebpf.AttachNone, Frags: true},
+	} {
+		err := Fits(prog, shape)
+		if err == nil {
+			return shape, nil
+		}
+		if !errors.Is(err, unix.EINVAL) {
+			return dispatch.Shape{}, err
+		}
+		cause = err
+	}
+	for _, t := range []ebpf.AttachType{ebpf.AttachXDPDevMap, ebpf.AttachXDPCPUMap} {
+		for _, frags := range []bool{false, true} {
+			if Fits(prog, dispatch.Shape{AttachType: t, Frags: frags}) == nil {
+				return dispatch.Shape{}, hook.Because(hook.ErrIncompatible,
+					"it was loaded for a map entry (%v) and can run nowhere else; load it from SEC(\"xdp\")", t)
+			}
+		}
+	}
+	return dispatch.Shape{}, hook.Because(hook.ErrIncompatible,
+		"it cannot be tail-called: it may be bound to a device (offloaded or dev-bound-only); load it without a device: %w", cause)
+}
+
+// Fits tries whether the program can be a member of a chain of that shape.
+func Fits(prog *ebpf.Program, shape dispatch.Shape) error {
+	slot, err := NewSlot("probe")
+	if err != nil {
+		return err
+	}
+	defer slot.Close()
+	probe, err := load(shape, []hook.Settings{hook.Settings{}.WithDefaults()}, []*ebpf.Map{slot})
+	if err != nil {
+		return err
+	}
+	defer probe.Close()
+	return Fill(slot, prog)
+}

@@ -1,0 +1,293 @@
+package testenv
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// CheckLeaks fails the test if it leaves anything behind: BPF links, programs and maps of ours, open
+// files of this process, namespaces, child processes, goroutines of this package. Call it first: what is
+// registered with t.Cleanup afterwards is cleaned up before the check.
+//
+// Ours are programs and maps whose name begins with libdispatcher, ld_ or ldt_, the links that carry
+// such programs, and every new XDP link.
+func CheckLeaks(t testing.TB) {
+	t.Helper()
+	Require(t)
+	startPoller(t)
+	before, err := inventory()
+	if err != nil {
+		t.Fatalf("list what exists before the test: %v", err)
+	}
+	t.Cleanup(func() {
+		t.Helper()
+		if leaked, err := waitForLeaks(before); err != nil {
+			t.Errorf("look for leaks: %v", err)
+		} else if len(leaked) > 0 {
+			t.Errorf("leaked:\n\t%s", strings.Join(leaked, "\n\t"))
+		}
+	})
+}
+
+// things are what may leak: a key that is not used twice, and words for the reader.
+type things map[string]string
+
+const (
+	// leakPatience is how long the kernel may take to free what is no longer used.
+	leakPatience = 2 * time.Second
+
+	// openAfter is how long the check makes do with the ids of BPF objects before it opens them to learn their
+	// names, each but once. To open and close a prog array in the moment after its last FD was closed
+	// makes the kernel keep it for good: the reference that it takes for the deferred clearing is lost
+	// when the clearing is queued already (Linux 6.18).
+	openAfter = 100 * time.Millisecond
+)
+
+// waitForLeaks returns what exists now and did not before, unless it goes away in time.
+func waitForLeaks(before things) ([]string, error) {
+	opened := things{}
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		now, err := inventory()
+		if err != nil {
+			return nil, err
+		}
+		maps.DeleteFunc(now, func(key, _ string) bool { _, known := before[key]; return known })
+		if time.Since(start) > openAfter {
+			describe(now, opened)
+		}
+		if len(now) == 0 || time.Since(start) > leakPatience {
+			addHolders(now)
+			return slices.Sorted(maps.Values(now)), nil
+		}
+	}
+}
+
+// inventory lists what exists. BPF objects are only ids yet, see [describe].
+func inventory() (things, error) {
+	found := things{}
+	for _, list := range []func(things) error{bpfObjects, files, namespaces, children, goroutines} {
+		if err := list(found); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// bpfKinds are the kinds of BPF objects: how their ids are called in fdinfo, how they are enumerated, and
+// what tells in words what an object is, or nothing if it is not ours.
+var bpfKinds = map[string]struct {
+	nextID   int
+	describe func(id uint32) (string, error)
+}{
+	"link_id": {unix.BPF_LINK_GET_NEXT_ID, describeLink},
+	"prog_id": {unix.BPF_PROG_GET_NEXT_ID, describeProgram},
+	"map_id":  {unix.BPF_MAP_GET_NEXT_ID, describeMap},
+}
+
+func bpfObjects(found things) error {
+	for kind, k := range bpfKinds {
+		attr := struct{ id, next, flags uint32 }{}
+		for {
+			_, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(k.nextID), uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+			if errno == unix.ENOENT {
+				break
+			} else if errno != 0 {
+				return fmt.Errorf("enumerate %ss: %w", kind, errno)
+			}
+			attr.id = attr.next
+			key := fmt.Sprintf("%s %d", kind, attr.id)
+			found[key] = key
+		}
+	}
+	return nil
+}
+
+// describe puts words to the BPF objects among found and removes those that are not ours. Opened has the
+// words from earlier times.
+func describe(found, opened things) {
+	for key := range found {
+		kind, number, _ := strings.Cut(key, " ")
+		k, isBPF := bpfKinds[kind]
+		if !isBPF {
+			continue
+		}
+		if _, known := opened[key]; !known {
+			id, _ := strconv.ParseUint(number, 10, 32)
+			words, err := k.describe(uint32(id))
+			if errors.Is(err, fs.ErrNotExist) {
+				delete(found, key) // gone meanwhile
+				continue
+			} else if err != nil {
+				continue // try later: a link in the making cannot be opened yet (EAGAIN)
+			}
+			opened[key] = words
+		}
+		if opened[key] == "" {
+			delete(found, key)
+		} else {
+			found[key] = opened[key]
+		}
+	}
+}
+
+func ours(name string) bool {
+	return strings.HasPrefix(name, "libdispatcher") || strings.HasPrefix(name, "ld_") || strings.HasPrefix(name, "ldt_")
+}
+
+func describeLink(id uint32) (string, error) {
+	l, err := link.NewFromID(link.ID(id))
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return "", err
+	}
+	name, err := programName(info.Program)
+	if err != nil || info.Type != link.XDPType && !ours(name) {
+		return "", err
+	}
+	return fmt.Sprintf("link %d (type %d, program %d %q)", id, info.Type, info.Program, name), nil
+}
+
+func describeProgram(id uint32) (string, error) {
+	name, err := programName(ebpf.ProgramID(id))
+	if err != nil || !ours(name) {
+		return "", err
+	}
+	return fmt.Sprintf("program %d %q", id, name), nil
+}
+
+func programName(id ebpf.ProgramID) (string, error) {
+	prog, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return "", err
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return "", err
+	}
+	return info.Name, nil
+}
+
+func describeMap(id uint32) (string, error) {
+	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+	if err != nil {
+		return "", err
+	}
+	defer m.Close()
+	info, err := m.Info()
+	if err != nil || !ours(info.Name) {
+		return "", err
+	}
+	return fmt.Sprintf("map %d %q", id, info.Name), nil
+}
+
+func files(found things) error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		target, err := os.Readlink("/proc/self/fd/" + entry.Name())
+		if err != nil {
+			continue // the folder's own
+		}
+		fd := fmt.Sprintf("fd %s -> %s", entry.Name(), target)
+		found[fd] = fd
+	}
+	return nil
+}
+
+func namespaces(found things) error {
+	paths, err := filepath.Glob(fmt.Sprintf("%s/%s%d-*", netnsDir, prefix, os.Getpid()))
+	for _, path := range paths {
+		found[path] = "netns " + path
+	}
+	return err
+}
+
+func children(found things) error {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return err
+	}
+	for _, stat := range stats {
+		// pid (comm) state ppid ...: comm may hold anything, brackets too.
+		line, err := os.ReadFile(stat)
+		after := bytes.LastIndexByte(line, ')')
+		if err != nil || after < 0 {
+			continue // gone meanwhile
+		}
+		fields := strings.Fields(string(line[after+1:]))
+		if len(fields) > 1 && fields[1] == strconv.Itoa(os.Getpid()) {
+			child := "child process " + string(line[:after+1])
+			found[child] = child
+		}
+	}
+	return nil
+}
+
+// goroutines lists those that run code of this package, but for the one that asks, which is the first of
+// the dump.
+func goroutines(found things) error {
+	dump := make([]byte, 1<<20)
+	dump = dump[:runtime.Stack(dump, true)]
+	_, others, _ := bytes.Cut(dump, []byte("\n\n"))
+	for stack := range bytes.SplitSeq(others, []byte("\n\n")) {
+		if !bytes.Contains(stack, []byte("/internal/testenv.")) {
+			continue
+		}
+		// goroutine 12 [chan receive, 2 minutes]:
+		id, _, _ := bytes.Cut(stack, []byte(" ["))
+		found[string(id)] = string(stack)
+	}
+	return nil
+}
+
+// startPoller makes the Go runtime open the files that it keeps for waiting, lest they look like leaks.
+func startPoller(t testing.TB) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	w.Close()
+}
+
+// addHolders adds to each BPF object which processes hold it, so that the reader knows where to look.
+func addHolders(leaked things) {
+	infos, _ := filepath.Glob("/proc/[0-9]*/fdinfo/*")
+	for _, path := range infos {
+		info, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(info)) {
+			key := strings.Join(strings.Fields(strings.Replace(line, ":", " ", 1)), " ")
+			if _, ok := leaked[key]; ok {
+				pid := strings.Split(path, "/")[2]
+				leaked[key] += fmt.Sprintf(", held by pid %s, fd %s", pid, filepath.Base(path))
+			}
+		}
+	}
+}

@@ -1,0 +1,148 @@
+// Package testenv gives tests a small network of their own: namespaces joined by a veth pair, a
+// private bpffs, packets that really travel, programs that say what they saw, helper processes that
+// can be killed, and a check at the end that nothing was left behind.
+//
+// It is for tests only. Everything it makes is named ldt-<pid>-<n> or ldt_*, belongs to one test and
+// goes with it; the root network namespace is never touched. Nothing is skipped: without the
+// privileges it needs, a test fails and says so.
+//
+// A test begins with [CheckLeaks], or with [Require] where leaks are not its subject:
+//
+//	func TestDrop(t *testing.T) {
+//		testenv.CheckLeaks(t)
+//		pair := testenv.NewPair(t)
+//		drop := testenv.DropUDPPort(t, "ldt_drop", 7000)
+//		pair.Server.Do(t, func() { ... attach drop to pair.ServerIfindex ... })
+//		qt.Assert(t, qt.Equals(pair.Passed(t, 7000, 10), 0))
+//	}
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+)
+
+// Require fails the test unless it can do what the project's tests do: act as root with
+// CAP_SYS_ADMIN and load an XDP program. It also takes this process's turn on the machine, see [turn],
+// and removes what earlier test processes left behind when they were killed.
+func Require(t testing.TB) {
+	t.Helper()
+	takeTurn(t)
+	if err := usable(); err != nil {
+		t.Fatalf("this test needs root and BPF: %v", err)
+	}
+}
+
+var usable = sync.OnceValue(func() error {
+	if uid := os.Geteuid(); uid != 0 {
+		return fmt.Errorf("running as uid %d; run the tests with sudo", uid)
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &caps[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	if caps[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0 {
+		return errors.New("root without CAP_SYS_ADMIN; run outside of a restricted container")
+	}
+	probe, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.XDP,
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, XDPPass), asm.Return()},
+		License:      license,
+	})
+	if err != nil {
+		return fmt.Errorf("the kernel refuses to load an XDP program: %w", err)
+	}
+	probe.Close()
+	return sweep()
+})
+
+// turn makes test processes that share a machine take turns, one test at a time: ids of programs and
+// links are global, so a leak check could not tell its own from those of a neighbour, and timings
+// would suffer as well. Tests of the same process share a turn.
+var turn struct {
+	sync.Mutex
+	users int
+	lock  *os.File
+}
+
+const turnFile = "/run/libdispatcher-test.lock"
+
+func takeTurn(t testing.TB) {
+	t.Helper()
+	turn.Lock()
+	defer turn.Unlock()
+	if turn.users == 0 {
+		lock, err := os.OpenFile(turnFile, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			t.Fatalf("this test needs root: %v", err)
+		}
+		if err := waitForLock(lock); err != nil {
+			lock.Close()
+			t.Fatalf("lock %s: %v", turnFile, err)
+		}
+		turn.lock = lock
+	}
+	turn.users++
+	t.Cleanup(func() {
+		turn.Lock()
+		defer turn.Unlock()
+		if turn.users--; turn.users == 0 {
+			turn.lock.Close()
+		}
+	})
+}
+
+// waitForLock locks f and writes the pid of this process into it. While another process has it, it says
+// so now and then: a test that seems to hang is a riddle otherwise.
+func waitForLock(f *os.File) error {
+	for wait := 0; ; wait++ {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			f.Truncate(0)
+			_, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
+			return err
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if wait%1000 == 999 {
+			pid, _ := os.ReadFile(f.Name())
+			fmt.Fprintf(os.Stderr, "testenv: waiting for the tests of pid %s", pid)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// sweep removes the namespaces and mounts of test processes that no longer exist.
+func sweep() error {
+	var errs []error
+	for _, place := range []struct {
+		pattern string
+		remove  func(path string) error
+	}{
+		{filepath.Join(netnsDir, prefix+"*"), removeNetNS},
+		{filepath.Join(os.TempDir(), prefix+"*"), removeBPFFS},
+	} {
+		found, _ := filepath.Glob(place.pattern)
+		for _, path := range found {
+			var pid int
+			if _, err := fmt.Sscanf(filepath.Base(path), prefix+"%d-", &pid); err != nil {
+				continue
+			}
+			if err := unix.Kill(pid, 0); errors.Is(err, unix.ESRCH) {
+				errs = append(errs, place.remove(path))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

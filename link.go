@@ -1,0 +1,91 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/attach"
+)
+
+// A Link owns a member of a chain, as a bpf_link owns an attachment: the
+// member stays while a Link to it is open in any process, or while it is
+// pinned. A Link goes on working when its device is renamed or moves to
+// another network namespace. It may be used by several goroutines.
+//
+// After the device is gone, its methods return [ErrDefunct]; after somebody
+// detached the member, fs.ErrNotExist.
+type Link struct {
+	target Target
+	handle *attach.Handle
+}
+
+// Update replaces the member's program, atomically for packets; all other
+// members go on undisturbed. The new program must fit as in [Attach].
+// Pins of maps beside a persistent member become those of the new program.
+func (l *Link) Update(ctx context.Context, from Source) error {
+	return wrap("replace", l.target, l.handle.Update(ctx, from.Source))
+}
+
+// Set changes the member's settings; zero values stay as they are. The chain
+// is exchanged as a whole, atomically for packets.
+func (l *Link) Set(ctx context.Context, s hook.Settings) error {
+	return wrap("set", l.target, l.handle.Set(ctx, s))
+}
+
+// Pin makes the member persistent: it stays when the Link is closed. The pins
+// are made in the bpffs that the Link was made with.
+func (l *Link) Pin(ctx context.Context) error {
+	return wrap("pin", l.target, l.handle.Pin(ctx))
+}
+
+// Unpin removes the pins: the member stays while Links to it are open.
+func (l *Link) Unpin(ctx context.Context) error {
+	return wrap("unpin", l.target, l.handle.Unpin(ctx))
+}
+
+// Detach takes the member out of the chain, and its pins with it, also when
+// others own it as well. With the last member the hook becomes free. The Link
+// is to be closed still. A member that is gone already is no error.
+func (l *Link) Detach(ctx context.Context) error {
+	return wrap("detach", l.target, l.handle.Detach(ctx))
+}
+
+// Close gives up ownership. A member that nobody else owns and that is not
+// pinned leaves at once, and with the last such member the dispatcher leaves
+// the device. Closing twice is no error.
+func (l *Link) Close() error { return l.handle.Close() }
+
+// Info describes the member as it is now.
+func (l *Link) Info(ctx context.Context) (*hook.Member, error) {
+	m, err := l.handle.Info(ctx)
+	return m, wrap("info", l.target, err)
+}
+
+// Chain describes the chain that the member is in, wherever the device is by now.
+func (l *Link) Chain(ctx context.Context) (*hook.Chain, error) {
+	c, err := l.handle.Chain(ctx)
+	return c, wrap("read", l.target, err)
+}
+
+// Program opens the member's program, for its maps for example. The caller
+// closes it.
+func (l *Link) Program() (*ebpf.Program, error) {
+	p, err := l.handle.Program()
+	return p, wrap("open program", l.target, err)
+}
+
+// wrap adds what was tried, and where, to an error.
+func wrap(op string, t Target, err error) error {
+	if err == nil {
+		return nil
+	}
+	var e *Error
+	if errors.As(err, &e) && e.Op == "" {
+		e.Op, e.Hook, e.Target = op, t.Hook, t.Device
+		return err
+	}
+	return &Error{Op: op, Hook: t.Hook, Target: t.Device, Err: err}
+}

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * droplist drops packets by source prefix. See ../README.md.
+ */
+#include "xdp.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/*
+ * Count the packets that each prefix drops. The counter is one cache line for
+ * all CPUs: turn it off where one prefix sends tens of millions a second.
+ */
+volatile const __u32 count_drops = 1;
+
+#define MAX_PREFIXES (1 << 18)
+
+struct prefix_v4 {
+	__u32 len;
+	__u8 addr[4];
+};
+
+struct prefix_v6 {
+	__u32 len;
+	__u8 addr[16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix_v4);
+	__type(value, __u64);
+} droplist_v4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix_v6);
+	__type(value, __u64);
+} droplist_v6 SEC(".maps");
+
+static __always_inline int verdict(__u64 *drops)
+{
+	if (!drops)
+		return XDP_PASS;
+	if (count_drops)
+		atomic_add(drops, 1);
+	return XDP_DROP;
+}
+
+static __always_inline int from_ipv4(struct cursor *c)
+{
+	const struct ipv4 *ip = c->pos;
+	struct prefix_v4 key = { .len = 32 };
+
+	if (!take(c, sizeof(*ip)))
+		return XDP_PASS;
+	__builtin_memcpy(key.addr, &ip->src, sizeof(key.addr));
+	return verdict(bpf_map_lookup_elem(&droplist_v4, &key));
+}
+
+static __always_inline int from_ipv6(struct cursor *c)
+{
+	const struct ipv6 *ip = c->pos;
+	struct prefix_v6 key = { .len = 128 };
+
+	if (!take(c, sizeof(*ip)))
+		return XDP_PASS;
+	__builtin_memcpy(key.addr, &ip->src, sizeof(key.addr));
+	return verdict(bpf_map_lookup_elem(&droplist_v6, &key));
+}
+
+SEC("xdp")
+int droplist(struct xdp_md *ctx)
+{
+	struct cursor c = packet(ctx);
+
+	switch (take_ethernet(&c)) {
+	case ETH_IPV4:
+		return from_ipv4(&c);
+	case ETH_IPV6:
+		return from_ipv6(&c);
+	default:
+		return XDP_PASS;
+	}
+}

@@ -1,0 +1,124 @@
+package programs
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// PrefixV4 is a key of droplist's map droplist_v4. The value is a uint64: the
+// packets dropped so far.
+type PrefixV4 struct {
+	Len  uint32
+	Addr [4]byte
+}
+
+// PrefixV6 is a key of droplist's map droplist_v6. The value is a uint64: the
+// packets dropped so far.
+type PrefixV6 struct {
+	Len  uint32
+	Addr [16]byte
+}
+
+// Prefix returns the key as a prefix.
+func (p PrefixV4) Prefix() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4(p.Addr), int(p.Len))
+}
+
+// Prefix returns the key as a prefix.
+func (p PrefixV6) Prefix() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom16(p.Addr), int(p.Len))
+}
+
+// DropKey says which of droplist's maps a valid prefix belongs in, and its key there:
+//
+//	name, key := programs.DropKey(netip.MustParsePrefix("192.0.2.0/24"))
+//	err := coll.Maps[name].Put(key, uint64(0))
+func DropKey(p netip.Prefix) (mapName string, key any) {
+	p = p.Masked()
+	if p.Addr().Is4() {
+		return "droplist_v4", PrefixV4{uint32(p.Bits()), p.Addr().As4()}
+	}
+	return "droplist_v6", PrefixV6{uint32(p.Bits()), p.Addr().As16()}
+}
+
+// Source is a key of ratelimit's map buckets: an IPv6 address, or an IPv4 address
+// mapped into one, as [netip.Addr.As16] has it. Of either, only the leading
+// bits that make a source (constants bits_v4, bits_v6) are set.
+type Source [16]byte
+
+// Addr returns the source's address.
+func (s Source) Addr() netip.Addr {
+	return netip.AddrFrom16(s).Unmap()
+}
+
+// Bucket is a value of ratelimit's map buckets: a token bucket, and what became of
+// its source's packets since the source was last new to the map.
+type Bucket struct {
+	FullAt  uint64 // when it is full again: nanoseconds, CLOCK_MONOTONIC
+	Passed  uint64
+	Dropped uint64
+}
+
+// LimitTotals is the value of ratelimit's map totals: packets of all sources, on
+// one CPU.
+type LimitTotals struct {
+	Passed    uint64
+	Dropped   uint64
+	Untracked uint64 // passed because there was no room for a bucket
+}
+
+// Protocol is a key of count's map protocols.
+type Protocol struct {
+	EtherType uint16 // of what is behind the VLAN tags; 0 for 802.3 frames with a length
+	Protocol  uint8  // of IPv4 and IPv6; 255 if the IP header is cut short
+	_         uint8
+}
+
+// Traffic is a value of count's maps protocols and total: what one CPU saw.
+type Traffic struct {
+	Packets uint64
+	Bytes   uint64 // from the Ethernet header on, without the checksum
+}
+
+// SampleStats is the value of sample's map stats: what one CPU saw.
+type SampleStats struct {
+	Packets uint64 // all
+	Sampled uint64
+	Lost    uint64 // chosen, but the ring buffer was full
+	Skip    uint64 // packets until the next is chosen
+}
+
+// Sample is a record of sample's ring buffer samples.
+type Sample struct {
+	Time      time.Duration // on CLOCK_MONOTONIC
+	PacketLen uint32
+	Ifindex   uint32 // of the device that received it
+	RxQueue   uint32
+	Bytes     []byte // the packet, or as much of it as was asked for
+}
+
+// sampleHeader is what comes before the bytes: the time (8 bytes), then the
+// packet's length, the captured length, the ifindex and the queue (4 each).
+const sampleHeader = 24
+
+// ParseSample reads a record. The sample's bytes are those of the record, not a copy.
+func ParseSample(record []byte) (Sample, error) {
+	if len(record) < sampleHeader {
+		return Sample{}, fmt.Errorf("sample of %d bytes: shorter than its header", len(record))
+	}
+	header, bytes, ne := record[:sampleHeader], record[sampleHeader:], binary.NativeEndian
+
+	captured := ne.Uint32(header[12:])
+	if uint64(captured) > uint64(len(bytes)) {
+		return Sample{}, fmt.Errorf("sample of %d bytes: %d captured bytes do not fit", len(record), captured)
+	}
+	return Sample{
+		Time:      time.Duration(ne.Uint64(header)),
+		PacketLen: ne.Uint32(header[8:]),
+		Ifindex:   ne.Uint32(header[16:]),
+		RxQueue:   ne.Uint32(header[20:]),
+		Bytes:     bytes[:captured:captured],
+	}, nil
+}
