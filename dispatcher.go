@@ -41,7 +41,7 @@ type Options struct {
 // is taken, fs.ErrNotExist when there is no such device. On any error nothing
 // has changed.
 func Attach(ctx context.Context, t Target, from Source, o Options) (*Link, error) {
-	h, err := attach.Attach(ctx, t.place(o.BPFFS), from.Source, o.request())
+	h, err := attach.Attach(ctx, t.place(o.BPFFS), from.source(), o.request())
 	if err != nil {
 		return nil, wrap("attach", t, err)
 	}
@@ -52,7 +52,7 @@ func Attach(ctx context.Context, t Target, from Source, o Options) (*Link, error
 // and the dispatcher accepted by the kernel. It returns the chain as it would
 // be. Nothing stays.
 func Plan(ctx context.Context, t Target, from Source, o Options) (*hook.Chain, error) {
-	c, err := attach.Plan(ctx, t.place(o.BPFFS), from.Source, o.request())
+	c, err := attach.Plan(ctx, t.place(o.BPFFS), from.source(), o.request())
 	return c, wrap("attach", t, err)
 }
 

@@ -19,5 +19,6 @@
 // file. See docs/architecture.md and docs/pins-and-state.md.
 //
 // Everything here needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN
-// (finding objects by id), and Linux 5.10.
+// (finding objects by id), and Linux 5.10. Before 5.11 BPF memory counts
+// towards RLIMIT_MEMLOCK: call rlimit.RemoveMemlock of cilium/ebpf there.
 package dispatcher

@@ -18,8 +18,8 @@ type Feature struct {
 // device, except to a pair of virtual ones in a namespace of its own. With a
 // device in t, what that device can do comes with it. The error is about t;
 // a feature that is missing is no error.
-func Features(ctx context.Context, t Target) ([]Feature, error) {
-	found, err := attach.Probe(ctx, t.place(""))
+func Features(ctx context.Context, t Target, o ReadOptions) ([]Feature, error) {
+	found, err := attach.Probe(ctx, t.place(o.BPFFS))
 	features := make([]Feature, len(found))
 	for i, f := range found {
 		features[i] = Feature(f)

@@ -24,9 +24,12 @@ type Link struct {
 
 // Update replaces the member's program, atomically for packets; all other
 // members go on undisturbed. The new program must fit as in [Attach].
+//
+// A program from a [File] or [Spec] goes on with the maps of the one that it
+// replaces where they have the same names, unless [LoadOptions] say NewMaps.
 // Pins of maps beside a persistent member become those of the new program.
 func (l *Link) Update(ctx context.Context, from Source) error {
-	return wrap("replace", l.target, l.handle.Update(ctx, from.Source))
+	return wrap("replace", l.target, l.handle.Update(ctx, from.source()))
 }
 
 // Set changes the member's settings; zero values stay as they are. The chain

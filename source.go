@@ -10,6 +10,14 @@ import (
 // [ProgramPin], [File] or [Spec] make one.
 type Source struct{ load.Source }
 
+// source is what there is to load: of the zero value, nothing.
+func (s Source) source() load.Source {
+	if s.Source == nil {
+		return load.Program{}
+	}
+	return s.Source
+}
+
 // Program is a program that the caller has loaded and goes on to own; it may
 // be closed as soon as the call that takes the source has returned.
 //

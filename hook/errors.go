@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // Causes, for errors.Is. Beside them, fs.ErrNotExist (no such device, member,
@@ -73,12 +74,12 @@ func (e *Error) Error() string {
 		fmt.Fprintf(&b, " %s", e.Hook)
 	}
 	if e.Target != "" {
-		fmt.Fprintf(&b, " %s", e.Target)
+		fmt.Fprintf(&b, " %s", printable(e.Target))
 	}
 	if e.Occupant != nil {
 		fmt.Fprintf(&b, ": held by %v", e.Occupant)
 	}
-	if e.Err != nil {
+	if e.Err != nil && (e.Occupant == nil || e.Err != ErrBusy) {
 		fmt.Fprintf(&b, ": %v", e.Err)
 	}
 	if e.Hint != "" {
@@ -88,6 +89,15 @@ func (e *Error) Error() string {
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// printable returns s, quoted and cut where it would spoil a line.
+func printable(s string) string {
+	const room = 200
+	if len(s) <= room && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return s
+	}
+	return fmt.Sprintf("%.*q", room, s)
+}
 
 // caused is a sentinel with a text of its own.
 type caused struct {

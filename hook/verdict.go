@@ -51,11 +51,12 @@ const Never VerdictSet = 1 << 31
 
 const allVerdicts VerdictSet = 1<<Verdicts - 1
 
-// SetOf returns the set of those verdicts, and Never when there are none.
+// SetOf returns the set of those verdicts, and Never when there are none. With
+// one that does not exist the set is not valid.
 func SetOf(verdicts ...Verdict) VerdictSet {
 	var s VerdictSet
 	for _, v := range verdicts {
-		s |= 1 << v
+		s |= 1 << min(v, Verdicts)
 	}
 	if s == 0 {
 		return Never

@@ -9,7 +9,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
@@ -42,6 +41,7 @@ func Adopt(ctx context.Context, p Place, req Request, noGap bool) (*Handle, erro
 		s.close()
 		return nil, err
 	}
+	h.releaseNetNS()
 	return h, nil
 }
 
@@ -53,9 +53,9 @@ func (s *site) adopt(l *state.Locked, req Request, noGap bool) (*Handle, error) 
 	defer snap.close()
 	switch {
 	case snap.free():
-		return nil, fmt.Errorf("a program to adopt: %w: nothing is attached", fs.ErrNotExist)
+		return nil, hook.Because(fs.ErrNotExist, "nothing is attached that could be adopted")
 	case snap.chain == nil && len(snap.links) > 0:
-		return nil, snap.occupied()
+		return nil, s.occupied(snap)
 	case snap.chain == nil:
 		return s.adoptLegacy(l, snap, req, noGap)
 	case snap.chain.Closed:
@@ -66,7 +66,7 @@ func (s *site) adopt(l *state.Locked, req Request, noGap bool) (*Handle, error) 
 	case snap.root.linkID() == 0 && !noGap:
 		return s.protect(l, snap)
 	}
-	return nil, &hook.Error{Err: fmt.Errorf("a chain of libdispatcher is there: %w", fs.ErrExist), Hint: "attach adds members to it"}
+	return nil, &hook.Error{Err: hook.Because(fs.ErrExist, "a chain of libdispatcher is there already"), Hint: "attach adds members to it"}
 }
 
 func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req Request, noGap bool) (*Handle, error) {
@@ -130,13 +130,10 @@ func (s *site) exchange(snap *snapshot, dispatcher *ebpf.Program) (root, error) 
 			Program: dispatcher, Interface: snap.device.Index, Flags: link.XDPAttachFlags(rtnl.Flags(snap.mode)),
 		}
 		state.Step("adopt: before the gap")
-		err = conn.ReplaceXDP(snap.device.Index, -1, snap.prog.FD(), snap.mode)
-		if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
-			return errAgain // it was exchanged just now
-		}
-		if err != nil {
+		if err := raced(conn.ReplaceXDP(snap.device.Index, -1, snap.prog.FD(), snap.mode)); err != nil {
 			return fmt.Errorf("take the program off: %w", err)
 		}
+		state.Step("adopt: in the gap")
 		if l, err = link.AttachXDP(opts); err != nil {
 			back := conn.ReplaceXDP(snap.device.Index, snap.prog.FD(), -1, snap.mode)
 			if back != nil {
@@ -176,15 +173,21 @@ func programID(p *ebpf.Program) uint32 {
 // protect gives a chain that is attached through netlink a link.
 func (s *site) protect(l *state.Locked, snap *snapshot) (*Handle, error) {
 	first := -1
+	var slots state.Slots
+	defer slots.Close()
 	for i := range snap.chain.Slots {
-		if p, _, err := slotProgram(snap.chain.Slots[i].MapID); err == nil && p.ID != 0 {
+		slot, err := slots.Open(snap.chain.Slots[i].MapID, false)
+		if err != nil {
+			return nil, again(err)
+		}
+		if id, err := state.Occupant(slot); err == nil && id != 0 {
 			first = i
 			break
 		}
 	}
 	if first < 0 {
 		return nil, &hook.Error{
-			Err:  fmt.Errorf("a member to protect: %w: all owners are gone", fs.ErrNotExist),
+			Err:  hook.Because(fs.ErrNotExist, "the chain has no member to protect: all owners are gone"),
 			Hint: "detach the chain with --all",
 		}
 	}

@@ -63,7 +63,7 @@ func (s *site) close() { s.ns.Close() }
 // noBPFFS is the refusal to pin where that is not possible.
 func (s *site) noBPFFS() error {
 	return &hook.Error{
-		Err:  fmt.Errorf("a persistent member is pinned, and there is no bpffs at %s: %w", s.BPFFS, fs.ErrNotExist),
+		Err:  hook.Because(fs.ErrNotExist, "a persistent member is pinned, and there is no bpffs at %s", s.BPFFS),
 		Hint: fmt.Sprintf("mount one with \"mount -t bpf bpffs %s\"", s.BPFFS),
 	}
 }

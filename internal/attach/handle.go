@@ -25,6 +25,7 @@ type Handle struct {
 	site    *site
 	root    root
 	slot    *ebpf.Map
+	opened  state.Slots // has the slot when it was not made here
 	slotID  uint32
 	chainID uint64
 	loaded  *load.Loaded // nil when the handle was opened
@@ -33,10 +34,20 @@ type Handle struct {
 
 // drop lets go of what the handle holds, but not of its site.
 func (h *Handle) drop() {
+	// The slot first: the chain runs on without the member until the root goes.
+	h.opened.Close()
+	h.slot.Close()
 	if h.root != nil {
 		h.root.close()
 	}
-	h.slot.Close()
+}
+
+// releaseNetNS lets the namespace go away while the handle is open. A link is
+// found without it; a chain without a link is not, so its handle keeps it.
+func (h *Handle) releaseNetNS() {
+	if h.root.linkID() != 0 {
+		h.site.ns.Release()
+	}
 }
 
 func (h *Handle) folder() string { return state.ChainFolder(h.root.linkID(), h.chainID) }
@@ -49,7 +60,6 @@ func (h *Handle) Close() error {
 		return nil
 	}
 	h.closed = true
-	// The slot first: the chain runs on without the member until the root goes.
 	h.drop()
 	if h.loaded != nil {
 		h.loaded.Close()
@@ -86,13 +96,31 @@ func (h *Handle) change(ctx context.Context, fn func(l *state.Locked, c *state.C
 
 // find returns the chain as it is and the index of the member.
 func (h *Handle) find() (*state.Chain, int, error) {
-	prog, c, err := carried(h.root, h.chainID)
+	prog, c, err := h.carried()
 	if err != nil {
 		return nil, 0, err
 	}
 	prog.Close()
 	i, err := indexOf(c, h.slotID)
 	return c, i, err
+}
+
+// carried returns the dispatcher and the chain. Where the chain had no link and
+// has been given one since, the handle takes hold of it first.
+func (h *Handle) carried() (*ebpf.Program, *state.Chain, error) {
+	prog, c, err := carried(h.root, h.chainID)
+	if n, ok := h.root.(*netlinkRoot); ok && err == nil {
+		var r root
+		if r, err = linkCarrying(programID(prog), n.index); err != nil {
+			prog.Close()
+			return nil, nil, err
+		}
+		if r != nil {
+			h.root = r
+			h.releaseNetNS()
+		}
+	}
+	return prog, c, err
 }
 
 // edit changes the member's slot in the chain, and the chain with it.
@@ -117,7 +145,7 @@ func (h *Handle) Update(ctx context.Context, src load.Source) error {
 		if err != nil {
 			return err
 		}
-		prog, err := src.Load(&c.Shape)
+		prog, err := h.successor(src, c)
 		if err != nil {
 			return err
 		}
@@ -151,6 +179,21 @@ func (h *Handle) Update(ctx context.Context, src load.Source) error {
 		h.loaded = prog
 		return err
 	})
+}
+
+// successor loads the program that is to replace the one in the slot.
+func (h *Handle) successor(src load.Source, c *state.Chain) (*load.Loaded, error) {
+	old, err := h.occupant()
+	if err != nil {
+		return nil, err
+	}
+	defer old.Close()
+	src, release, err := load.Inherit(src, old)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return src.Load(&c.Shape)
 }
 
 // Set changes the settings.
@@ -230,16 +273,23 @@ func (h *Handle) unpinGone(ctx context.Context) error {
 
 // Info describes the member.
 func (h *Handle) Info(ctx context.Context) (*hook.Member, error) {
-	c, err := h.Chain(ctx)
+	var m hook.Member
+	err := h.do(func() error {
+		return retry(ctx, func() error {
+			c, i, err := h.find()
+			if err != nil {
+				return err
+			}
+			pins := h.site.pins
+			pinned := pins != nil && pins.Has(h.folder(), c.Slots[i].Name)
+			m, err = viewMember(c.Slots[i], h.slot, pinned)
+			return err
+		})
+	})
 	if err != nil {
 		return nil, err
 	}
-	for i := range c.Members {
-		if c.Members[i].SlotID == h.slotID {
-			return &c.Members[i], nil
-		}
-	}
-	return nil, errDetached
+	return &m, nil
 }
 
 // Chain describes the chain that the member is in.
@@ -247,7 +297,7 @@ func (h *Handle) Chain(ctx context.Context) (*hook.Chain, error) {
 	var c *hook.Chain
 	err := h.do(func() error {
 		return retry(ctx, func() error {
-			prog, chain, err := carried(h.root, h.chainID)
+			prog, chain, err := h.carried()
 			if err != nil {
 				return err
 			}
@@ -280,7 +330,7 @@ func (h *Handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 		return kernel.Errno("dispatcher", err)
 	}
 	id, _ := info.ID()
-	return h.site.ns.Do(func() error {
+	err = h.site.ns.Do(func() error {
 		conn, err := rtnl.Dial()
 		if err != nil {
 			return err
@@ -298,21 +348,37 @@ func (h *Handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 		c.NetNS = hook.NetNS{} // it has moved
 		return nil
 	})
+	if errors.Is(err, kernel.ErrNetNSGone) {
+		c.NetNS, err = hook.NetNS{}, nil
+	}
+	return err
 }
 
 // Program opens the program in the slot.
 func (h *Handle) Program() (prog *ebpf.Program, err error) {
 	err = h.do(func() error {
-		id, err := state.Occupant(h.slot)
-		if err != nil {
-			return err
-		}
-		if prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(id)); err != nil {
-			return kernel.Errno("program", err)
-		}
-		return nil
+		prog, err = h.occupant()
+		return err
 	})
 	return prog, err
+}
+
+func (h *Handle) occupant() (*ebpf.Program, error) {
+	for {
+		id, err := state.Occupant(h.slot)
+		if err != nil {
+			return nil, err
+		}
+		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+		if err == nil {
+			return prog, nil
+		}
+		// Replaced just now by another owner, or emptied by hand.
+		if now, err := state.Occupant(h.slot); err != nil || now != id {
+			continue
+		}
+		return nil, kernel.Errno("program in the slot", err)
+	}
 }
 
 // Open opens a member by its name.
@@ -330,9 +396,9 @@ func Open(ctx context.Context, p Place, name string) (*Handle, error) {
 		defer snap.close()
 		switch {
 		case snap.free():
-			return fmt.Errorf("member %q: %w: nothing is attached", name, fs.ErrNotExist)
+			return hook.Because(fs.ErrNotExist, "there is no member %q: nothing is attached", name)
 		case snap.chain == nil:
-			return snap.occupied()
+			return s.occupied(snap)
 		}
 		i := snap.chain.Named(name)
 		if i < 0 {
@@ -348,22 +414,25 @@ func Open(ctx context.Context, p Place, name string) (*Handle, error) {
 		s.close()
 		return nil, err
 	}
+	h.releaseNetNS()
 	return h, nil
 }
 
 // open makes a handle of a slot of a chain. On success the root is the handle's.
 func (s *site) open(r root, c *state.Chain, i int) (*Handle, error) {
-	slot, err := state.OpenSlot(c.Slots[i].MapID)
-	if err != nil {
+	h := &Handle{site: s, root: r, slotID: c.Slots[i].MapID, chainID: c.ID}
+	var err error
+	if h.slot, err = h.opened.Open(h.slotID, false); err != nil {
+		h.opened.Close()
 		return nil, again(err)
 	}
-	h := &Handle{site: s, root: r, slot: slot, slotID: c.Slots[i].MapID, chainID: c.ID}
-	prog, err := state.Occupant(slot)
+	h.opened.Wait() // if its owner has just gone, it is too late to be another
+	prog, err := state.Occupant(h.slot)
 	if err == nil && prog == 0 {
-		err = fmt.Errorf("member %q is empty, its owner is gone: %w; attach it again", c.Slots[i].Name, fs.ErrNotExist)
+		err = hook.Because(fs.ErrNotExist, "member %q is empty: its owner is gone; attach it again", c.Slots[i].Name)
 	}
 	if err != nil {
-		slot.Close()
+		h.opened.Close()
 		return nil, err
 	}
 	return h, nil
@@ -385,6 +454,7 @@ func OpenPinned(ctx context.Context, path string) (*Handle, error) {
 		ns.Close()
 		return nil, err
 	}
+	h.releaseNetNS()
 	return h, nil
 }
 
@@ -392,7 +462,7 @@ func (s *site) openPinned(folder, member string) (*Handle, error) {
 	r, err := openPinnedRoot(s.pins, folder)
 	if errors.Is(err, fs.ErrNotExist) && s.pins.Has(folder, member) {
 		return nil, &hook.Error{
-			Err:  fmt.Errorf("the chain of %s has no link that is pinned: %w", member, fs.ErrNotExist),
+			Err:  hook.Because(fs.ErrNotExist, "the chain of %q has no link that is pinned", member),
 			Hint: "open it by device and name",
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -113,6 +114,24 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device, all *xdpL
 	return nil
 }
 
+// linkCarrying opens the link that carries a program on a device with that
+// index, nil when there is none.
+func linkCarrying(prog uint32, index int) (root, error) {
+	all, err := readXDPLinks()
+	if err != nil {
+		return nil, err
+	}
+	ids := all.carrying(prog, index)
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	r := rootWith(ids[0], prog)
+	if r == nil {
+		return nil, errAgain
+	}
+	return r, nil
+}
+
 // rootWith opens a link if it carries the program, nil otherwise.
 func rootWith(id, prog uint32) root {
 	r, err := openLinkRoot(id)
@@ -165,21 +184,27 @@ func (a *xdpLinks) carrying(prog uint32, index int) []uint32 {
 }
 
 // occupied is the error for a hook that is held by something that is not ours.
-func (s *snapshot) occupied() error {
-	o := &hook.Occupant{Kind: hook.KindLegacy, Mode: s.mode}
-	hint := fmt.Sprintf("make it a member with \"dispatcher adopt xdp %s\", or remove it with \"ip link set dev %s xdp off\"", s.device.Name, s.device.Name)
-	if s.mode == hook.ModeGeneric {
-		hint = fmt.Sprintf("make it a member with \"dispatcher adopt xdp %s\", or remove it with \"ip link set dev %s xdpgeneric off\"", s.device.Name, s.device.Name)
+func (s *site) occupied(snap *snapshot) error {
+	e := &hook.Error{Err: hook.ErrBusy, Occupant: &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode}}
+	e.Occupant.Program, _ = describe(snap.prog)
+	switch len(snap.links) {
+	case 0:
+		in, xdp := "", "xdp"
+		if s.NetNS != "" {
+			in = "-n " + s.NetNS + " "
+		}
+		if snap.mode == hook.ModeGeneric {
+			xdp = "xdpgeneric"
+		}
+		e.Hint = fmt.Sprintf("make it a member with \"dispatcher %sadopt xdp %s\", or remove it with \"ip %slink set dev %s %s off\"",
+			in, snap.device.Name, in, snap.device.Name, xdp)
+		return e
+	case 1:
+		e.Occupant.LinkID = snap.links[0]
 	}
-	if len(s.links) > 0 {
-		o.Kind = hook.KindForeign
-		hint = "it stays until whoever holds the link lets it go; \"bpftool link\" shows its pins and holders"
-	}
-	if len(s.links) == 1 {
-		o.LinkID = s.links[0]
-	}
-	o.Program, _ = describe(s.prog)
-	return &hook.Error{Occupant: o, Err: hook.ErrBusy, Hint: hint}
+	e.Occupant.Kind = hook.KindForeign
+	e.Hint = "it stays until whoever holds the link lets it go; \"bpftool link\" shows its pins and holders"
+	return e
 }
 
 // describe reads what the kernel says about a program, and whether it makes
@@ -250,35 +275,43 @@ func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uin
 			c.Pins = paths
 		}
 	}
+	var slots state.Slots
+	defer slots.Close()
 	for _, slot := range chain.Slots {
-		m := hook.Member{
-			Name: slot.Name, Settings: slot.Settings, Kind: hook.KindMember, State: hook.StateEmpty,
-			Owner: slot.Owner, SlotID: slot.MapID,
-			Persistent: slot.Persistent || pins != nil && pins.Has(folder, slot.Name),
+		pinned := pins != nil && pins.Has(folder, slot.Name)
+		open, err := slots.Open(slot.MapID, pinned)
+		if err != nil {
+			return again(err)
 		}
-		if m.Program, m.TailCalls, err = slotProgram(slot.MapID); err != nil {
+		m, err := viewMember(slot, open, pinned)
+		if err != nil {
 			return err
 		}
-		switch {
-		case c.Ifindex == 0:
+		if c.Ifindex == 0 {
 			m.State = hook.StateDefunct
-		case m.Program.ID != 0:
-			m.State = hook.StateRunning
 		}
 		c.Members = append(c.Members, m)
 	}
 	return nil
 }
 
-// slotProgram describes the program in a slot; the zero value when it is empty.
-func slotProgram(mapID uint32) (p hook.Program, tail bool, err error) {
-	slot, err := state.OpenSlot(mapID)
-	if err != nil {
-		return p, false, again(err)
+// viewMember describes a member whose slot is open.
+func viewMember(s dispatch.Slot, slot *ebpf.Map, pinned bool) (hook.Member, error) {
+	m := hook.Member{
+		Name: s.Name, Settings: s.Settings, Kind: hook.KindMember, State: hook.StateEmpty,
+		Owner: s.Owner, SlotID: s.MapID, Persistent: s.Persistent || pinned,
 	}
+	var err error
+	m.Program, m.TailCalls, err = slotProgram(slot)
+	if m.Program.ID != 0 {
+		m.State = hook.StateRunning
+	}
+	return m, err
+}
+
+// slotProgram describes the program in a slot; the zero value when it is empty.
+func slotProgram(slot *ebpf.Map) (p hook.Program, tail bool, err error) {
 	id, err := state.Occupant(slot)
-	// Closed before anything else: while it is open the slot cannot become empty.
-	slot.Close()
 	if err != nil || id == 0 {
 		return p, false, err
 	}

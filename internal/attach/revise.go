@@ -2,7 +2,6 @@ package attach
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"reflect"
 	"slices"
@@ -18,15 +17,11 @@ import (
 type revision struct {
 	chain *state.Chain
 	prog  *ebpf.Program
-	slots []*ebpf.Map // those opened here
 }
 
 func (r *revision) close() {
 	if r.prog != nil {
 		r.prog.Close()
-	}
-	for _, m := range r.slots {
-		m.Close()
 	}
 }
 
@@ -35,9 +30,12 @@ func (r *revision) close() {
 // pass are left out; edit learns which of the others are empty, and may use
 // the slots of fresh. A chain that has lost its last member is closed.
 //
-// The slots stay open, and so filled, until the revision is closed.
+// The slots are closed when it returns: as long as they are open nobody who
+// dies leaves, and where many change a chain at once that may take turns.
 func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*revision, error) {
 	rev := &revision{}
+	var opened state.Slots
+	defer opened.Close()
 	next := *old
 	next.RootLink = rootLink
 	next.Slots = nil
@@ -47,16 +45,13 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 	}
 	empty := map[uint32]bool{}
 	for _, s := range old.Slots {
-		m, err := state.OpenSlot(s.MapID)
+		m, err := opened.Open(s.MapID, false)
 		if err != nil {
-			rev.close()
 			return nil, again(err)
 		}
-		rev.slots = append(rev.slots, m)
 		open[s.MapID] = m
 		prog, err := state.Occupant(m)
 		if err != nil {
-			rev.close()
 			return nil, err
 		}
 		if prog == 0 {
@@ -68,7 +63,6 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 		next.Slots = append(next.Slots, s)
 	}
 	if err := edit(&next, empty); err != nil {
-		rev.close()
 		return nil, err
 	}
 	next.Closed = len(next.Slots) == 0
@@ -83,7 +77,6 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 	}
 	var err error
 	if rev.prog, err = state.Build(&next, slots); err != nil {
-		rev.close()
 		return nil, err
 	}
 	return rev, nil
@@ -131,11 +124,11 @@ func carried(r root, chainID uint64) (*ebpf.Program, *state.Chain, error) {
 	chain, err := state.Find(prog)
 	switch {
 	case errors.Is(err, state.ErrNotOurs), err == nil && chain.ID != chainID:
-		err = fmt.Errorf("the chain: %w: another program was put in its place", fs.ErrNotExist)
+		err = hook.Because(fs.ErrNotExist, "the chain is gone: another program was put in its place")
 	case errors.Is(err, fs.ErrNotExist):
 		err = again(err)
 	case err == nil && chain.Closed:
-		err = errGone
+		err = errDetached
 	}
 	if err != nil {
 		prog.Close()
@@ -146,7 +139,7 @@ func carried(r root, chainID uint64) (*ebpf.Program, *state.Chain, error) {
 
 // sweep removes what processes that died have left in the pins: members that
 // are pinned but in no chain, and chains on the way out. Chains whose device is
-// gone are kept, they may come back (see Recover); what cannot be read is kept too.
+// gone are kept, and what cannot be read is kept too.
 func sweep(l *state.Locked) {
 	if !l.Alone {
 		return
@@ -156,6 +149,10 @@ func sweep(l *state.Locked) {
 		r, err := openPinnedRoot(l.Pins, folder)
 		switch {
 		case err == nil:
+			// A chain that had just got its link.
+			if to := state.ChainFolder(r.id, 0); folder != to && l.Move(folder, to, nil) == nil {
+				folder = to
+			}
 			sweepChain(l, folder, r)
 			r.close()
 		case errors.Is(err, fs.ErrNotExist) && !alive(folder):
@@ -253,7 +250,7 @@ func indexOf(c *state.Chain, mapID uint32) (int, error) {
 	return i, nil
 }
 
-var errDetached = fmt.Errorf("the member: %w: it was detached", fs.ErrNotExist)
+var errDetached = hook.Because(fs.ErrNotExist, "the member is gone: it was detached")
 
 // without is an edit that takes slots out.
 func without(mapIDs ...uint32) func(*state.Chain, map[uint32]bool) error {

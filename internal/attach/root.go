@@ -11,6 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
 // A root is what carries the dispatcher of a chain.
@@ -18,7 +19,8 @@ type root interface {
 	// linkID is 0 for a root that is not a link.
 	linkID() uint32
 	// program returns what it carries; the caller closes it. hook.ErrDefunct
-	// when the device is gone.
+	// when the device is gone, errDetached when the chain was closed and taken
+	// off it.
 	program() (*ebpf.Program, error)
 	// swap replaces old by next. errAgain when it does not carry old any more.
 	swap(next, old *ebpf.Program) error
@@ -86,12 +88,16 @@ func (r *linkRoot) program() (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ifindex == 0 {
-		return nil, errGone
-	}
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
 		return nil, again(kernel.Errno("dispatcher", err))
+	}
+	if ifindex == 0 {
+		defer prog.Close()
+		if c, err := state.Find(prog); err == nil && c.Closed {
+			return nil, errDetached
+		}
+		return nil, errGone
 	}
 	return prog, nil
 }
@@ -154,16 +160,20 @@ func (r *netlinkRoot) program() (prog *ebpf.Program, err error) {
 
 func (r *netlinkRoot) swap(next, old *ebpf.Program) error {
 	err := r.rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(r.index, next.FD(), old.FD(), r.mode) })
-	if errors.Is(err, unix.EEXIST) {
-		return errAgain
-	}
-	return kernel.Errno("exchange the dispatcher", err)
+	return kernel.Errno("exchange the dispatcher", raced(err))
 }
 
 func (r *netlinkRoot) release(old *ebpf.Program) error {
 	err := r.rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(r.index, -1, old.FD(), r.mode) })
-	if errors.Is(err, unix.EEXIST) {
+	return kernel.Errno("detach the dispatcher", raced(err))
+}
+
+// raced marks an error of netlink's that tells that the device carries something
+// else by now. EBUSY is a link: one that took the device just now, or one whose
+// last pin was removed and which the kernel is yet to release.
+func raced(err error) error {
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
 		return errAgain
 	}
-	return kernel.Errno("detach the dispatcher", err)
+	return err
 }

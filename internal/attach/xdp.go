@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -30,9 +32,13 @@ func Attach(ctx context.Context, p Place, src load.Source, req Request) (*Handle
 		return nil, err
 	}
 	var h *Handle
+	deadline := time.Now().Add(leaveWait)
 	loaded, err := s.withProgram(ctx, src, func(prog *load.Loaded) error {
 		return s.locked(ctx, func(l *state.Locked) (err error) {
 			h, err = s.join(l, prog, req)
+			if errors.Is(err, errTaken) && time.Now().Before(deadline) {
+				err = fmt.Errorf("%w: %w", errAgain, err)
+			}
 			return err
 		})
 	})
@@ -41,6 +47,7 @@ func Attach(ctx context.Context, p Place, src load.Source, req Request) (*Handle
 		return nil, err
 	}
 	h.loaded = loaded
+	h.releaseNetNS()
 	return h, nil
 }
 
@@ -108,7 +115,7 @@ func (s *site) shape() (*dispatch.Shape, error) {
 	case snap.free(), snap.chain != nil && snap.chain.Closed:
 		return nil, nil
 	case snap.chain == nil:
-		return nil, snap.occupied()
+		return nil, s.occupied(snap)
 	}
 	return &snap.chain.Shape, nil
 }
@@ -124,7 +131,7 @@ func (s *site) readToJoin(prog *load.Loaded, req Request) (*snapshot, error) {
 	case snap.free():
 		return snap, nil
 	case snap.chain == nil:
-		err = snap.occupied()
+		err = s.occupied(snap)
 	case snap.chain.Closed:
 		// Whoever closed it has died before the end: finish it.
 		if err = snap.root.release(snap.prog); err == nil {
@@ -169,16 +176,25 @@ func mapID(m *ebpf.Map) (uint32, error) {
 	return uint32(id), nil
 }
 
+// errTaken: the name is taken by a member that may be leaving. The kernel empties
+// a slot some 10 ms after its owner is gone (see state.Slots), and a program that
+// is started anew at once shall not be refused for that.
+var errTaken = errors.New("the name is taken")
+
+// leaveWait is how long to wait for a member to leave.
+const leaveWait = 250 * time.Millisecond
+
 // insert is an edit that adds a member. It takes the place of a closed door of
 // the same name, which then was closed until now.
 func insert(member dispatch.Slot) func(*state.Chain, map[uint32]bool) error {
 	return func(c *state.Chain, empty map[uint32]bool) error {
 		if i := c.Named(member.Name); i >= 0 {
 			if !empty[c.Slots[i].MapID] {
-				return &hook.Error{
-					Err:  fmt.Errorf("member %q: %w", member.Name, fs.ErrExist),
-					Hint: "choose another name, or replace its program",
+				err := hook.Because(fs.ErrExist, "there is a member %q already", member.Name)
+				if !c.Slots[i].Persistent {
+					err = hook.Because(errTaken, "%w", err)
 				}
+				return &hook.Error{Err: err, Hint: "choose another name, or replace its program"}
 			}
 			c.Remove(i)
 		}
@@ -245,7 +261,7 @@ func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*Handle, e
 
 // joinError turns what a chain that vanished meanwhile gives into another try.
 func joinError(err error) error {
-	if errors.Is(err, hook.ErrDefunct) {
+	if errors.Is(err, hook.ErrDefunct) || errors.Is(err, errDetached) {
 		return fmt.Errorf("%w: %w", errAgain, err)
 	}
 	return err
@@ -279,7 +295,7 @@ func (s *site) create(index int, mode hook.Mode, prog *ebpf.Program) (root, erro
 		// is still at it.
 		return nil, fmt.Errorf("%w: %w", errAgain, err)
 	case errors.Is(err, unix.ENODEV):
-		return nil, fmt.Errorf("device %q: %w", s.Device, fs.ErrNotExist)
+		return nil, hook.Because(fs.ErrNotExist, "device %q does not exist any more", s.Device)
 	case errors.Is(err, unix.EOPNOTSUPP) && mode == hook.ModeNative:
 		return nil, &hook.Error{
 			Err:  fmt.Errorf("the driver has no native XDP: %w: %w", ebpf.ErrNotSupported, err),
@@ -446,9 +462,12 @@ func detach(ctx context.Context, p Place, pick func(*state.Chain) (names []strin
 			defer snap.close()
 			switch {
 			case snap.free():
-				return fmt.Errorf("a chain: %w: nothing is attached", fs.ErrNotExist)
+				return hook.Because(fs.ErrNotExist, "nothing is attached")
 			case snap.chain == nil:
-				return snap.occupied()
+				return s.occupied(snap)
+			case snap.chain.Closed:
+				// Whoever detached its last member died before the end.
+				return snap.root.release(snap.prog)
 			}
 			names, slots, err := pick(snap.chain)
 			if err != nil {
@@ -482,5 +501,5 @@ func noMember(c *state.Chain, name string) error {
 	for i, s := range c.Slots {
 		names[i] = s.Name
 	}
-	return fmt.Errorf("member %q: %w (the chain has %q)", name, fs.ErrNotExist, names)
+	return hook.Because(fs.ErrNotExist, "there is no member %q (the chain has: %s)", name, strings.Join(names, ", "))
 }

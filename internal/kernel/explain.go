@@ -50,13 +50,49 @@ func Explain(err error) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) || errors.Is(err, hook.ErrPermission) {
 		return err
 	}
+	// A guess that cilium/ebpf adds to every EPERM.
+	what := strings.ReplaceAll(err.Error(), " (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", "")
+	why := "refused although the needed capabilities are there: a security module, seccomp or the kernel's policy stands in the way"
 	if missing := MissingCapabilities(); len(missing) > 0 {
-		return hook.Because(hook.ErrPermission, "%w: missing %s; run it as root", err, strings.Join(missing, " and "))
+		why = "missing " + strings.Join(missing, " and ") + "; run it as root"
+	} else if limit, ok := memlock(); ok {
+		why = fmt.Sprintf("before Linux 5.11 BPF memory counts towards RLIMIT_MEMLOCK, which is %d bytes here; raise it with ulimit -l, in Go with rlimit.RemoveMemlock", limit)
+	} else if mode := lockdown(); mode == "confidentiality" {
+		why = "the kernel is locked down (" + mode + ")"
 	}
-	if mode := lockdown(); mode == "confidentiality" {
-		return hook.Because(hook.ErrPermission, "%w: the kernel is locked down (%s)", err, mode)
+	return &refusal{what + ": " + why, err}
+}
+
+// refusal is a hook.ErrPermission.
+type refusal struct {
+	text string
+	err  error
+}
+
+func (r *refusal) Error() string   { return r.text }
+func (r *refusal) Unwrap() []error { return []error{hook.ErrPermission, r.err} }
+
+// memlock returns RLIMIT_MEMLOCK if this kernel counts BPF memory towards it
+// and it is limited.
+func memlock() (limit uint64, counts bool) {
+	var uts unix.Utsname
+	var major, minor int
+	var r unix.Rlimit
+	if unix.Uname(&uts) != nil || unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) != nil {
+		return 0, false
 	}
-	return hook.Because(hook.ErrPermission, "%w: refused although the needed capabilities are there; a security module, seccomp or a namespace stands in the way", err)
+	if n, _ := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &major, &minor); n != 2 {
+		return 0, false
+	}
+	return r.Cur, (major < 5 || major == 5 && minor < 11) && r.Cur != unix.RLIM_INFINITY
+}
+
+// RaiseMemlock lifts RLIMIT_MEMLOCK of this process where BPF memory counts
+// towards it (before Linux 5.11).
+func RaiseMemlock() {
+	if _, counts := memlock(); counts {
+		_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
+	}
 }
 
 // lockdown returns the active lockdown mode (security/lockdown), or "".

@@ -15,11 +15,15 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// A NetNS is an open network namespace. A nil *NetNS is the caller's own.
+// A NetNS is a network namespace. While it is open it does not go away.
 type NetNS struct {
-	file *os.File
+	spec string
+	file *os.File // nil once released
 	id   hook.NetNS
 }
+
+// ErrNetNSGone: the namespace is not to be found any more where it was.
+var ErrNetNSGone = errors.New("the network namespace is gone")
 
 // OpenNetNS opens the namespace that spec names: a name as in "ip netns", a
 // path, or a process id. Empty gives the namespace of the calling thread.
@@ -36,20 +40,21 @@ func OpenNetNS(spec string) (*NetNS, error) {
 		path = filepath.Join("/run/netns", spec)
 	}
 
-	f, err := os.Open(path)
+	// Opening a pipe would wait for somebody to write to it.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) && spec != "" {
-			return nil, fmt.Errorf("network namespace %q: %w (looked at %s)", spec, fs.ErrNotExist, path)
+			return nil, hook.Because(fs.ErrNotExist, "there is no network namespace %q (looked at %s)", spec, path)
 		}
 		return nil, fmt.Errorf("network namespace: %w", Explain(err))
 	}
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err != nil || kind != unix.CLONE_NEWNET {
 		f.Close()
-		return nil, fmt.Errorf("network namespace %q: %s is not one", spec, path)
+		return nil, hook.Because(hook.ErrUsage, "%s is not a network namespace", path)
 	}
 
-	ns := &NetNS{file: f}
+	ns := &NetNS{spec: spec, file: f}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		ns.Close()
@@ -67,11 +72,35 @@ func OpenNetNS(spec string) (*NetNS, error) {
 func (ns *NetNS) ID() hook.NetNS { return ns.id }
 
 // Close releases the namespace.
-func (ns *NetNS) Close() error { return ns.file.Close() }
+func (ns *NetNS) Close() error {
+	if ns.file == nil {
+		return nil
+	}
+	return ns.file.Close()
+}
+
+// Release lets the namespace go away, with all its devices, when nobody else
+// uses it. Do finds it again as OpenNetNS did, if it is still there.
+func (ns *NetNS) Release() {
+	ns.Close()
+	ns.file = nil
+}
 
 // Do runs fn in the namespace, on a thread of its own. fn must not start
-// goroutines that rely on the namespace.
+// goroutines that rely on the namespace. ErrNetNSGone when it was released and
+// is not to be found any more.
 func (ns *NetNS) Do(fn func() error) error {
+	if ns.file == nil {
+		found, err := OpenNetNS(ns.spec)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrNetNSGone, err)
+		}
+		defer found.Close()
+		if found.id != ns.id {
+			return fmt.Errorf("%w: another one has its place", ErrNetNSGone)
+		}
+		return found.Do(fn)
+	}
 	errs := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()

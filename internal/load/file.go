@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,11 @@ type Options struct {
 	MapPins string
 	// BPFFS is where maps with LIBBPF_PIN_BY_NAME are pinned and shared.
 	BPFFS string
+	// NewMaps gives a program that replaces another one maps of its own.
+	// Without it, see Inherit, the new one goes on with the old one's.
+	NewMaps bool
+
+	inherited map[string]*ebpf.Map
 }
 
 // File is an object file.
@@ -63,7 +69,8 @@ func (f File) Load(want *dispatch.Shape) (*Loaded, error) {
 }
 
 func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	// Opening a pipe would wait for somebody to write to it.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +112,14 @@ func Parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
 	if f.ByteOrder != nativeOrder() {
 		return nil, hook.Because(hook.ErrUsage, "compiled for the other byte order (%v)", f.ByteOrder)
 	}
+	// Sections may overlap, and .bss takes no room in the file: a small file
+	// can ask for all the memory there is.
+	var size uint64
+	for _, section := range f.Sections {
+		if size += min(section.Size, maxFile+1); size > maxFile {
+			return nil, hook.Because(hook.ErrUsage, "damaged ELF file: its sections have more than %d bytes", maxFile)
+		}
+	}
 	spec, err = ebpf.LoadCollectionSpecFromReader(bytes.NewReader(b))
 	if err != nil {
 		return nil, hook.Because(hook.ErrUsage, "not a usable BPF object: %w", err)
@@ -143,16 +158,27 @@ func (s Spec) Load(want *dispatch.Shape) (*Loaded, error) {
 			return nil, hook.Because(hook.ErrUsage, "there is no map %q in the file (it has: %s)", name, list(mapNames(spec)))
 		}
 	}
-	if err := keepOnly(spec, name); err != nil {
-		return nil, err
+	keepOnly(spec, name)
+	for _, p := range spec.Programs {
+		// Programs that it tail-calls have to be of the same shape.
+		if p.Type != ebpf.XDP {
+			continue
+		}
+		if _, err := fit(p, &shape); err != nil {
+			return nil, err
+		}
 	}
 	fresh, err := s.Options.pinByName(spec)
 	if err != nil {
 		return nil, err
 	}
+	shared, err := s.Options.shared(spec)
+	if err != nil {
+		return nil, err
+	}
 
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		MapReplacements: replacements(spec, s.Options.Maps),
+		MapReplacements: shared,
 		Maps:            ebpf.MapOptions{PinPath: s.Options.pinPath()},
 	})
 	if err != nil {
@@ -204,7 +230,7 @@ func choose(spec *ebpf.CollectionSpec, name string) (string, error) {
 	case name != "" && len(bySection) > 1:
 		return "", hook.Because(hook.ErrUsage, "section %q has several programs: choose one of %s", name, list(bySection))
 	case name != "":
-		return "", fmt.Errorf("program %q: %w (XDP programs in the file: %s)", name, fs.ErrNotExist, list(xdp))
+		return "", hook.Because(fs.ErrNotExist, "there is no program %q in the file (its XDP programs: %s)", name, list(xdp))
 	case len(xdp) == 0:
 		return "", hook.Because(hook.ErrIncompatible, "no XDP program in the file; one has SEC(\"xdp\") before its function")
 	case len(xdp) > 1:
@@ -237,47 +263,41 @@ func fit(p *ebpf.ProgramSpec, want *dispatch.Shape) (dispatch.Shape, error) {
 	return *want, nil
 }
 
-// keepOnly drops the other programs, and the maps that only they use, so that
-// nothing is loaded, or refused, that nobody asked for.
-func keepOnly(spec *ebpf.CollectionSpec, name string) error {
-	prog := spec.Programs[name]
-	used := map[string]bool{}
-	var others []string
-	for _, ins := range prog.Instructions {
-		if ref := ins.Reference(); ref != "" {
-			used[ref] = true
+// keepOnly drops what the program does not use, so that nothing is loaded, or
+// refused, that nobody asked for. It keeps what comes along through the initial
+// values of maps: programs that are tail-called, and maps within maps.
+func keepOnly(spec *ebpf.CollectionSpec, name string) {
+	programs, used := map[string]bool{}, map[string]bool{}
+	var useMap func(name string)
+	useProgram := func(name string) {
+		if programs[name] || spec.Programs[name] == nil {
+			return
+		}
+		programs[name] = true
+		for _, ins := range spec.Programs[name].Instructions {
+			useMap(ins.Reference())
 		}
 	}
-	for n, m := range spec.Maps {
-		if !used[n] {
-			continue
+	useMap = func(name string) {
+		m := spec.Maps[name]
+		if used[name] || m == nil {
+			return
 		}
-		// Programs that this one tail-calls come along with it.
+		used[name] = true
 		for _, kv := range m.Contents {
-			if p, ok := kv.Value.(string); ok && spec.Programs[p] != nil {
-				others = append(others, p)
+			switch value, _ := kv.Value.(string); m.Type {
+			case ebpf.ProgramArray:
+				useProgram(value)
+			case ebpf.ArrayOfMaps, ebpf.HashOfMaps:
+				useMap(value)
 			}
 		}
 	}
-	if len(others) > 0 {
-		return nil // a web of tail calls: take the file as a whole
-	}
-	for n := range spec.Programs {
-		if n != name {
-			delete(spec.Programs, n)
-		}
-	}
-	for n := range spec.Maps {
-		if !used[n] {
-			delete(spec.Maps, n)
-		}
-	}
-	for n, v := range spec.Variables {
-		if !used[v.SectionName] {
-			delete(spec.Variables, n)
-		}
-	}
-	return nil
+	useProgram(name)
+
+	maps.DeleteFunc(spec.Programs, func(n string, _ *ebpf.ProgramSpec) bool { return !programs[n] })
+	maps.DeleteFunc(spec.Maps, func(n string, _ *ebpf.MapSpec) bool { return !used[n] })
+	maps.DeleteFunc(spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return !used[v.SectionName] })
 }
 
 func (o Options) pinPath() string {
@@ -314,23 +334,17 @@ func (o Options) pinByName(spec *ebpf.CollectionSpec) (map[string]bool, error) {
 		return fresh, nil
 	}
 	dir := o.pinPath()
+	parent := dir // or what there is of it
+	for _, err := os.Lstat(parent); errors.Is(err, fs.ErrNotExist) && parent != filepath.Dir(parent); _, err = os.Lstat(parent) {
+		parent = filepath.Dir(parent)
+	}
+	if !kernel.IsBPFFS(parent) {
+		return nil, hook.Because(hook.ErrUsage, "maps cannot be pinned in %s: it is not in a bpffs; mount one with \"mount -t bpf bpffs %s\"", dir, kernel.DefaultBPFFS)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, kernel.Errno("folder for map pins", err)
 	}
-	if !kernel.IsBPFFS(dir) {
-		return nil, hook.Because(hook.ErrUsage, "maps cannot be pinned in %s: it is not in a bpffs; mount one with \"mount -t bpf bpffs %s\"", dir, kernel.DefaultBPFFS)
-	}
 	return fresh, nil
-}
-
-func replacements(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) map[string]*ebpf.Map {
-	used := map[string]*ebpf.Map{}
-	for name, m := range maps {
-		if spec.Maps[name] != nil {
-			used[name] = m
-		}
-	}
-	return used
 }
 
 // A RefusedError is the verifier's refusal of a program.
@@ -343,15 +357,27 @@ type RefusedError struct {
 // Error returns the cause in one line.
 func (e *RefusedError) Error() string {
 	cause := e.Verifier.Cause.Error()
-	// The last line of a log counts instructions; the cause is above it.
-	for _, line := range slices.Backward(e.Verifier.Log) {
-		line = strings.TrimSpace(line)
-		if line != "" && !strings.HasPrefix(line, "processed ") && !strings.HasPrefix(line, "verification time") &&
-			!strings.HasPrefix(line, "stack depth") && !strings.HasPrefix(line, "mark_precise") {
-			return fmt.Sprintf("the verifier refused program %q: %s (%s)", e.Program, line, cause)
-		}
+	if why := lastWords(e.Verifier.Log); why != "" {
+		return fmt.Sprintf("the verifier refused program %q: %s (%s)", e.Program, why, cause)
 	}
 	return fmt.Sprintf("the verifier refused program %q: %s", e.Program, cause)
+}
+
+// lastWords returns the verifier's sentences at the end of a log: what comes
+// after the last instruction or state, and before the statistics.
+func lastWords(log []string) string {
+	var words []string
+	for _, line := range slices.Backward(log) {
+		line = strings.TrimSpace(line)
+		switch first, _, _ := strings.Cut(line, " "); {
+		case line == "", first == "processed", first == "verification", first == "stack", strings.HasPrefix(line, "mark_precise"):
+		case strings.HasSuffix(first, ":"), strings.HasPrefix(line, ";"), len(words) == 2:
+			return strings.Join(words, ": ")
+		default:
+			words = slices.Insert(words, 0, line)
+		}
+	}
+	return strings.Join(words, ": ")
 }
 
 func (e *RefusedError) Unwrap() error { return e.Verifier }

@@ -54,6 +54,9 @@ func setGlobals(spec *ebpf.CollectionSpec, values map[string]string) error {
 func encode(t btf.Type, text string) ([]byte, error) {
 	switch t := btf.UnderlyingType(t).(type) {
 	case *btf.Int:
+		if t.Encoding == btf.Bool && !slices.Contains([]string{"0", "1", "true", "false"}, text) {
+			return nil, fmt.Errorf("%q is neither true nor false", text)
+		}
 		return encodeInt(t.Size, t.Encoding == btf.Signed || t.Encoding == btf.Char, text)
 	case *btf.Enum:
 		for _, v := range t.Values {
@@ -103,7 +106,7 @@ func encodeInt(size uint32, signed bool, text string) ([]byte, error) {
 		}
 		return encodeBits(size, uint64(n)), nil
 	}
-	n, err := strconv.ParseUint(text, 0, 64)
+	n, err := strconv.ParseUint(strings.TrimPrefix(text, "+"), 0, 64)
 	if err != nil {
 		return nil, fmt.Errorf("%q is not a number", text)
 	}

@@ -69,7 +69,7 @@ type ID uint32
 func (id ID) Load(want *dispatch.Shape) (*Loaded, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("program id %d: %w; \"bpftool prog\" lists the loaded ones", uint32(id), fs.ErrNotExist)
+		return nil, hook.Because(fs.ErrNotExist, "there is no program with id %d; \"bpftool prog\" lists the loaded ones", uint32(id))
 	}
 	if err != nil {
 		return nil, kernel.Errno(fmt.Sprintf("program id %d", uint32(id)), err)
@@ -83,7 +83,7 @@ type Pin string
 func (path Pin) Load(want *dispatch.Shape) (*Loaded, error) {
 	prog, err := ebpf.LoadPinnedProgram(string(path), nil)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("pinned program %s: %w", string(path), fs.ErrNotExist)
+		return nil, hook.Because(fs.ErrNotExist, "there is no pinned program at %s", string(path))
 	}
 	if err != nil {
 		return nil, kernel.Errno("pinned program "+string(path), err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -15,6 +16,9 @@ import (
 
 // skipStats keeps counters out of answers (RTEXT_FILTER_SKIP_STATS, linux/rtnetlink.h).
 const skipStats = 1 << 3
+
+// altNameSize is ALTIFNAMSIZ (linux/if.h): the room for an alternative name.
+const altNameSize = 128
 
 // A Device is a network device and the XDP programs on it.
 type Device struct {
@@ -67,6 +71,10 @@ func (c *Conn) Device(name string) (*Device, error) {
 	if name == "" {
 		return nil, hook.Because(hook.ErrUsage, "the device name is empty")
 	}
+	// The kernel would look for what is before the zero.
+	if strings.Contains(name, "\x00") || len(name) >= altNameSize {
+		return nil, hook.Because(fs.ErrNotExist, "there is no device %.40q in this network namespace", name)
+	}
 	ae := netlink.NewAttributeEncoder()
 	if len(name) < unix.IFNAMSIZ {
 		ae.String(unix.IFLA_IFNAME, name)
@@ -86,7 +94,7 @@ func (c *Conn) device(index int, ae *netlink.AttributeEncoder, what string) (*De
 	devices, err := c.get(index, ae, 0)
 	switch {
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), err == nil && len(devices) == 0:
-		return nil, fmt.Errorf("%s: %w in this network namespace", what, fs.ErrNotExist)
+		return nil, hook.Because(fs.ErrNotExist, "there is no %s in this network namespace", what)
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", what, kernel.Explain(err))
 	}

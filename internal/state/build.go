@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -82,7 +83,9 @@ func Find(prog *ebpf.Program) (*Chain, error) {
 		return nil, ErrNotOurs
 	}
 	ids, _ := info.MapIDs()
-	for _, id := range ids {
+	// The description was bound last. Coming to it first, no slot is opened on
+	// the way; see Slots for what that could do.
+	for _, id := range slices.Backward(ids) {
 		value, err := readDescription(id)
 		if errors.Is(err, ErrNotOurs) || errors.Is(err, fs.ErrNotExist) {
 			continue

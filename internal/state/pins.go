@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
@@ -38,7 +39,7 @@ type Pins struct{ dir string }
 // The error is fs.ErrNotExist when path is not in a bpffs.
 func OpenPins(path string) (*Pins, error) {
 	if !kernel.IsBPFFS(path) {
-		return nil, fmt.Errorf("no bpffs at %s: %w", path, fs.ErrNotExist)
+		return nil, hook.Because(fs.ErrNotExist, "no bpffs at %s", path)
 	}
 	return &Pins{filepath.Join(path, folderName)}, nil
 }
@@ -181,18 +182,31 @@ func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
 	if err := pinClone(m.Slot, filepath.Join(from, slotName)); err != nil {
 		return err
 	}
+	Step("pin: the slot is pinned")
 	for name, mp := range m.Maps {
 		if err := pinClone(mp, filepath.Join(from, mapPrefix+escape(name))); err != nil {
 			return err
 		}
 	}
+	rooted := true
+	if _, err := os.Lstat(l.RootPath(folder)); root != nil && errors.Is(err, fs.ErrNotExist) {
+		rooted = false
+		if err := root.Pin(filepath.Join(tmp, rootName)); err != nil {
+			return kernel.Errno("pin the root link", err)
+		}
+	}
 	if _, err := os.Lstat(l.Path(folder)); errors.Is(err, fs.ErrNotExist) {
-		if root != nil {
-			if err := root.Pin(filepath.Join(tmp, rootName)); err != nil {
+		from, to = tmp, l.Path(folder)
+	} else {
+		// What somebody left who removed pins by hand: no root, half a member.
+		if !rooted {
+			if err := os.Rename(filepath.Join(tmp, rootName), l.RootPath(folder)); err != nil {
 				return kernel.Errno("pin the root link", err)
 			}
 		}
-		from, to = tmp, l.Path(folder)
+		if err := l.discard(to); err != nil {
+			return err
+		}
 	}
 	Step("pin: before the rename")
 	if err := os.Rename(from, to); err != nil {
@@ -282,6 +296,7 @@ func (l *Locked) Move(from, to string, root Pinner) error {
 			return kernel.Errno("pin the root link", err)
 		}
 	}
+	Step("move pins: before the rename")
 	return kernel.Errno("move pins", os.Rename(l.Path(from), l.Path(to)))
 }
 

@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -27,18 +28,68 @@ func NewSlot(name string) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// OpenSlot opens a slot by its map id. As long as it is open the slot does not
-// become empty, so close it soon.
-func OpenSlot(id uint32) (*ebpf.Map, error) {
+// Slots are slots that were opened by their map id. As long as they are open
+// they do not become empty, so close them soon; Close sees to it that it is not
+// too soon.
+type Slots struct {
+	maps   []*ebpf.Map
+	unsure time.Time // when a slot that may have no owner was opened last
+}
+
+// hold is for how long a slot stays open that may have no other owner.
+//
+// When the last user reference of a prog array goes, the kernel takes a
+// reference for the work that empties it and queues that work; when that
+// happens again while the work is still queued, the second reference is never
+// given back and the map stays until reboot (prog_array_map_clear,
+// kernel/bpf/arraymap.c; seen on 6.18). While a slot is open here no work is
+// queued, so what was queued before has this long to be done.
+//
+// The work itself takes 10 to 35 ms for a slot that had a program (it waits for
+// an RCU grace period for each dispatcher that is not freed yet), and while it
+// runs it can be queued once more. So one that is found empty stays open longer,
+// which keeps nobody in the chain.
+const (
+	hold      = 5 * time.Millisecond
+	holdEmpty = 200 * time.Millisecond
+)
+
+// Open opens a slot. owned tells that it certainly has an owner, so that
+// closing it again cannot empty it.
+func (s *Slots) Open(id uint32, owned bool) (*ebpf.Map, error) {
 	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
 	if err != nil {
 		return nil, kernel.Errno(fmt.Sprintf("open slot with map id %d", id), err)
 	}
+	s.maps = append(s.maps, m)
+	if !owned {
+		s.unsure = time.Now()
+	}
 	if m.Type() != ebpf.ProgramArray || m.MaxEntries() != 1 {
-		defer m.Close()
 		return nil, fmt.Errorf("map id %d is a %v of %d entries: not a slot", id, m.Type(), m.MaxEntries())
 	}
 	return m, nil
+}
+
+// Wait waits until the slots that had no owner when they were opened are empty.
+func (s *Slots) Wait() {
+	if !s.unsure.IsZero() {
+		time.Sleep(hold - time.Since(s.unsure))
+	}
+}
+
+// Close closes the slots, a few milliseconds after they were opened at the
+// earliest, and empty ones some time after it has returned.
+func (s *Slots) Close() {
+	s.Wait()
+	for _, m := range s.maps {
+		if prog, err := Occupant(m); err == nil && prog == 0 {
+			time.AfterFunc(holdEmpty, func() { m.Close() })
+			continue
+		}
+		m.Close()
+	}
+	*s = Slots{}
 }
 
 // Occupant returns the id of the program in a slot, 0 when it is empty.

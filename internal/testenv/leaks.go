@@ -29,6 +29,19 @@ import (
 // such programs, and every new XDP link.
 func CheckLeaks(t testing.TB) {
 	t.Helper()
+	checkLeaks(t, false)
+}
+
+// CheckLeaksUnderLoad is [CheckLeaks] for a test that keeps all CPUs busy. Prog arrays that the kernel
+// has lost count of are only logged: nothing holds them, no descriptor, no pin, no program, so nobody but
+// the kernel can be to blame. See hold in internal/state for how that happens.
+func CheckLeaksUnderLoad(t testing.TB) {
+	t.Helper()
+	checkLeaks(t, true)
+}
+
+func checkLeaks(t testing.TB, load bool) {
+	t.Helper()
 	Require(t)
 	startPoller(t)
 	before, err := inventory()
@@ -40,7 +53,14 @@ func CheckLeaks(t testing.TB) {
 		if leaked, err := waitForLeaks(before); err != nil {
 			t.Errorf("look for leaks: %v", err)
 		} else if len(leaked) > 0 {
-			t.Errorf("leaked:\n\t%s", strings.Join(leaked, "\n\t"))
+			if load {
+				var lost []string
+				leaked, lost = split(leaked)
+				t.Logf("the kernel has lost:\n\t%s", strings.Join(lost, "\n\t"))
+			}
+			if len(leaked) > 0 {
+				t.Errorf("leaked:\n\t%s", strings.Join(leaked, "\n\t"))
+			}
 		}
 	})
 }
@@ -198,7 +218,27 @@ func describeMap(id uint32) (string, error) {
 	if err != nil || !ours(info.Name) {
 		return "", err
 	}
+	if info.Type == ebpf.ProgramArray {
+		return fmt.Sprintf("%s %d %q", slot, id, info.Name), nil
+	}
 	return fmt.Sprintf("map %d %q", id, info.Name), nil
+}
+
+// slot is the word for a prog array among what has leaked.
+const slot = "prog array"
+
+// split parts leaked things from prog arrays that nothing holds, which are lost. Where a program of ours
+// has leaked it may be the one that holds them.
+func split(things []string) (leaked, lost []string) {
+	for _, what := range things {
+		switch {
+		case strings.HasPrefix(what, slot) && !strings.Contains(what, "held by"):
+			lost = append(lost, what)
+		default:
+			leaked = append(leaked, what)
+		}
+	}
+	return leaked, lost
 }
 
 func files(found things) error {

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/term"
+
+	"github.com/libdispatcher/dispatcher"
+)
+
+// Values of --output.
+const (
+	formatTable = "table"
+	formatWide  = "wide"
+	formatJSON  = "json"
+)
+
+// schema is the version of all JSON that is written.
+const schema = 1
+
+// An app is one run of the command: where it writes, and the global flags.
+type app struct {
+	stdout, stderr io.Writer
+
+	format  string
+	color   string
+	netns   string
+	bpffs   string
+	verbose bool
+	quiet   bool
+}
+
+// run does what args ask for and returns the exit status.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	a := &app{stdout: stdout, stderr: stderr}
+	if err := a.rootCommand(args).ExecuteContext(ctx); err != nil {
+		return a.fail(err)
+	}
+	return statusDone
+}
+
+// target names a hook on a device, in the network namespace of --netns.
+func (a *app) target(hookName, device string) (dispatcher.Target, error) {
+	h, err := parseHook(hookName)
+	return dispatcher.Target{Hook: h, Device: device, NetNS: a.netns}, err
+}
+
+func (a *app) readOptions() dispatcher.ReadOptions {
+	return dispatcher.ReadOptions{BPFFS: a.bpffs}
+}
+
+// note tells on stderr what the user may want to know.
+func (a *app) note(format string, args ...any) {
+	text := oneLine(fmt.Sprintf(format, args...))
+	a.say("note: "+text, jsonWords{Version: schema, Note: text})
+}
+
+// warn tells on stderr what the user should look into.
+func (a *app) warn(format string, args ...any) {
+	text := oneLine(fmt.Sprintf(format, args...))
+	a.say(a.paint(a.stderr, "warning: ", yellow)+text, jsonWords{Version: schema, Warning: text})
+}
+
+// jsonWords is a note or a warning as JSON.
+type jsonWords struct {
+	Version int    `json:"version"`
+	Note    string `json:"note,omitempty"`
+	Warning string `json:"warning,omitempty"`
+}
+
+func (a *app) say(text string, asJSON jsonWords) {
+	switch {
+	case a.quiet:
+	case a.format == formatJSON:
+		_ = encodeLine(a.stderr, asJSON)
+	default:
+		fmt.Fprintf(a.stderr, "dispatcher: %s\n", text)
+	}
+}
+
+// print writes a result to stdout. A result that cannot be written is a
+// failure, else a full disk would look like an empty list.
+func (a *app) print(text string) error {
+	_, err := io.WriteString(a.stdout, text)
+	return err
+}
+
+// printJSON writes a result to stdout as JSON for people and programs.
+func (a *app) printJSON(v any) error {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	return a.print(b.String())
+}
+
+// encodeLine writes v as JSON on one line.
+func encodeLine(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
+const (
+	red    = "\x1b[31m"
+	green  = "\x1b[32m"
+	yellow = "\x1b[33m"
+	plain  = "\x1b[0m"
+)
+
+// paint colours text when w is to be coloured; an empty color leaves it.
+func (a *app) paint(w io.Writer, text, color string) string {
+	if color == "" || !a.colored(w) {
+		return text
+	}
+	return color + text + plain
+}
+
+// colored tells whether w takes colour: see https://no-color.org for NO_COLOR.
+func (a *app) colored(w io.Writer) bool {
+	switch a.color {
+	case "always":
+		return true
+	case "never":
+		return false
+	}
+	f, ok := w.(*os.File)
+	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
+}

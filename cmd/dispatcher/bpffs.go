@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+const defaultBPFFS = kernel.DefaultBPFFS
+
+// checkBPFFS refuses a --bpffs that is none: members would seem to have no pins.
+func (a *app) checkBPFFS(cmd *cobra.Command) error {
+	f := cmd.Flags().Lookup("bpffs")
+	if f == nil || !f.Changed || kernel.IsBPFFS(a.bpffs) {
+		return nil
+	}
+	if !isFile(a.bpffs) {
+		return usage("", "--bpffs %s: there is no such folder", a.bpffs)
+	}
+	return usage("", "--bpffs %s: no bpffs is mounted there; \"mount -t bpf bpffs %[1]s\" mounts one", a.bpffs)
+}
+
+// needBPFFS mounts the default bpffs for a verb that pins, if nothing is there.
+func (a *app) needBPFFS() error {
+	if kernel.IsBPFFS(a.bpffs) {
+		return nil
+	}
+	if inPrivateMounts() {
+		return usage(`instead of "ip netns exec NS dispatcher" use "dispatcher -n NS"; or mount one, or give --bpffs or --hold`,
+			"no bpffs is mounted at %s in this mount namespace, and what is pinned in a private one would not last", a.bpffs)
+	}
+	mounted, err := dispatcher.MountBPFFS(a.bpffs)
+	if mounted {
+		a.note("mounted a bpffs at %s, for the pins", a.bpffs)
+	}
+	return err
+}
+
+// inPrivateMounts tells whether the command runs in a mount namespace that one
+// of its ancestors does not: that is how "ip netns exec", with its own /sys,
+// and services with private mounts are. A bpffs that is mounted in there goes
+// with the command, and the members with it.
+func inPrivateMounts() bool {
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return false
+	}
+	for pid := os.Getppid(); pid > 0; pid = parent(pid) {
+		// Of some, such as init in a sandbox, one may not know.
+		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+		if err == nil && ns != own {
+			return true
+		}
+	}
+	return false
+}
+
+// parent returns the parent of a process, 0 when that cannot be known.
+func parent(pid int) int {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// pid (name) state parent ...: the name may have any characters.
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 2 {
+		return 0
+	}
+	ppid, err := strconv.Atoi(string(fields[1]))
+	if err != nil {
+		return 0
+	}
+	return ppid
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+func (a *app) featuresCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "features [DEVICE]",
+		Short: "Show what this kernel, and a device, can do",
+		Long: `Show what this kernel can do, tried out and not guessed from its version; with
+DEVICE, what that device can do as well. Nothing stays.`,
+		Example: `  dispatcher features
+  dispatcher features eth0 -j`,
+		Args:              words(0, "[DEVICE]"),
+		ValidArgsFunction: completeArgs(0, a.offerDevices),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			t := dispatcher.Target{Hook: hook.XDP, NetNS: a.netns}
+			if args = withoutDev(args, 0); len(args) > 0 {
+				t.Device = args[0]
+			}
+			features, err := dispatcher.Features(cmd.Context(), t, dispatcher.ReadOptions{BPFFS: a.bpffs})
+			if err != nil {
+				return err
+			}
+			return a.printFeatures(features)
+		},
+	}
+}
+
+type jsonFeature struct {
+	Name      string `json:"name"`
+	Supported bool   `json:"supported"`
+	Needs     string `json:"needs,omitempty"`
+	Detail    string `json:"detail,omitempty"`
+}
+
+func (a *app) printFeatures(features []dispatcher.Feature) error {
+	if a.format == formatJSON {
+		list := make([]jsonFeature, 0, len(features))
+		for _, f := range features {
+			list = append(list, jsonFeature(f))
+		}
+		return a.printJSON(struct {
+			Version  int           `json:"version"`
+			Features []jsonFeature `json:"features"`
+		}{schema, list})
+	}
+	rows := [][]cell{heads("FEATURE", "SUPPORTED", "NEEDS", "DETAIL")}
+	for _, f := range features {
+		supported := cell{"yes", green}
+		if !f.Supported {
+			supported = cell{"no", yellow}
+		}
+		rows = append(rows, []cell{{f.Name, ""}, supported, {orDash(f.Needs), ""}, {orDash(f.Detail), ""}})
+	}
+	var b strings.Builder
+	a.table(&b, "", rows)
+	return a.print(b.String())
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// holdCheck is how often a held member is looked at.
+const holdCheck = time.Second
+
+// hold owns a member until ctx ends, which is how the command is meant to end.
+// It is an error when the member is gone before that: whoever supervises the
+// command must not believe that packets still go through it.
+func (a *app) hold(ctx context.Context, t dispatcher.Target, link *dispatcher.Link, m *hook.Member) error {
+	if err := a.printHolding(t, m.Name); err != nil {
+		return err
+	}
+	tick := time.NewTicker(holdCheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			if m.OnMissing > hook.MissingContinue {
+				a.warn("the door of %q on %s %s stays closed: packets are dropped there until it is attached again or detached", m.Name, t.Hook, t.Device)
+			}
+			return link.Close()
+		case <-tick.C:
+			_, err := link.Info(ctx)
+			if errors.Is(err, dispatcher.ErrDefunct) || errors.Is(err, fs.ErrNotExist) {
+				var e *dispatcher.Error
+				if errors.As(err, &e) {
+					e.Op = "hold"
+				}
+				return err
+			}
+		}
+	}
+}
+
+// printHolding says that the member is attached: from this line on others may
+// count on it.
+func (a *app) printHolding(t dispatcher.Target, name string) error {
+	switch {
+	case a.format == formatJSON:
+		return encodeLine(a.stdout, struct {
+			Version int         `json:"version"`
+			Holding jsonHolding `json:"holding"`
+		}{schema, jsonHolding{string(t.Hook), t.Device, name}})
+	case a.quiet:
+		return nil
+	}
+	return a.print(fmt.Sprintf("holding member %q on %s %s; Ctrl-C lets it go\n", name, t.Hook, t.Device))
+}
+
+type jsonHolding struct {
+	Hook   string `json:"hook"`
+	Target string `json:"target"`
+	Name   string `json:"name"`
+}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/spf13/cobra"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/programs"
+)
+
+const programHelp = `PROGRAM is one of
+  FILE[:NAME]   an object file, compiled with clang -O2 -g -target bpf -c; NAME,
+                a function or a section, chooses one of several programs
+  id:N          a program that is loaded, by its id ("bpftool prog" lists them)
+  pin:PATH      a program that is pinned in a bpffs
+  builtin:NAME  a program that comes with this tool: `
+
+// Kinds of PROGRAM.
+const (
+	fromFile    = "file"
+	fromID      = "id"
+	fromPin     = "pin"
+	fromBuiltin = "builtin"
+)
+
+// A programWord is the word PROGRAM taken apart.
+type programWord struct {
+	kind string
+	path string // of the file or the pin
+	name string // of the program in the file, or of the built-in one
+	id   uint32
+}
+
+// parseProgram takes the word PROGRAM apart. A file may have a colon in its
+// name, hence isFile. One whose name starts like another kind is written "./id:7".
+func parseProgram(word string, isFile func(string) bool) (programWord, error) {
+	kind, rest, ok := strings.Cut(word, ":")
+	if !ok {
+		return programWord{kind: fromFile, path: word}, nil
+	}
+	switch kind {
+	case fromID:
+		id, err := parseID(rest)
+		return programWord{kind: fromID, id: id}, err
+	case fromPin:
+		if rest == "" {
+			return programWord{}, usage("as in pin:/sys/fs/bpf/filter", "%q: the path is missing", word)
+		}
+		return programWord{kind: fromPin, path: rest}, nil
+	case fromBuiltin:
+		return programWord{kind: fromBuiltin, name: rest}, nil
+	}
+	if isFile(word) {
+		return programWord{kind: fromFile, path: word}, nil
+	}
+	colon := strings.LastIndexByte(word, ':')
+	p := programWord{kind: fromFile, path: word[:colon], name: word[colon+1:]}
+	if p.path == "" || p.name == "" {
+		return p, usage("FILE:NAME is a program in an object file", "%q: the %s is missing", word, missing(p.path))
+	}
+	return p, nil
+}
+
+func missing(path string) string {
+	if path == "" {
+		return "file"
+	}
+	return "program's name"
+}
+
+func parseID(text string) (uint32, error) {
+	id, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || id == 0 {
+		return 0, usage("ids are whole numbers from 1, as in id:41", "id:%s: not an id", text)
+	}
+	return uint32(id), nil
+}
+
+// programFlags are the flags that say how a program is loaded.
+type programFlags struct {
+	maps, globals []string
+	mapPins       string
+	newMaps       bool // replace only
+}
+
+func (p *programFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringArrayVar(&p.maps, "map", nil, "use another map in the place of the file's: `NAME=MAP`, where MAP is the path of a pin or id:N (repeatable)")
+	flags.StringArrayVar(&p.globals, "global", nil, "set a constant or variable before the load: `NAME=VALUE`, written as in C (repeatable)")
+	flags.StringVar(&p.mapPins, "map-pins", "", "share each map with the one pinned by its name in `DIR`, in a bpffs; pin it there when there is none")
+}
+
+// given tells whether one of the flags was used.
+func (p *programFlags) given() bool {
+	return len(p.maps)+len(p.globals) > 0 || p.mapPins != "" || p.newMaps
+}
+
+// pinsIn tells whether --map-pins is a folder in that bpffs.
+func (p *programFlags) pinsIn(bpffs string) bool {
+	rel, err := filepath.Rel(bpffs, p.mapPins)
+	return err == nil && filepath.IsLocal(rel)
+}
+
+// source makes what the library loads of the word PROGRAM and the flags. The
+// caller calls release when it has been loaded.
+func (p *programFlags) source(a *app, word string) (from dispatcher.Source, release func(), err error) {
+	release = func() {}
+	w, err := parseProgram(word, isFile)
+	if err != nil {
+		return from, release, err
+	}
+	switch w.kind {
+	case fromID, fromPin:
+		if p.given() {
+			return from, release, usage("they are for programs from a file, or built-in ones", "--map, --global, --map-pins and --new-maps: %q is loaded already", word)
+		}
+		if w.kind == fromID {
+			return dispatcher.ProgramID(ebpf.ProgramID(w.id)), release, nil
+		}
+		return dispatcher.ProgramPin(w.path), release, nil
+	}
+
+	o := dispatcher.LoadOptions{Program: w.name, MapPins: p.mapPins, BPFFS: a.bpffs, NewMaps: p.newMaps}
+	if o.Globals, err = pairs("global", p.globals); err != nil {
+		return from, release, err
+	}
+	mapWords, err := pairs("map", p.maps)
+	if err != nil {
+		return from, release, err
+	}
+	if o.Maps, release, err = openMaps(mapWords); err != nil {
+		return from, release, err
+	}
+	if w.kind == fromFile {
+		return dispatcher.File(w.path, o), release, nil
+	}
+	spec, err := programs.Spec(w.name)
+	if err != nil {
+		release()
+		return from, func() {}, err
+	}
+	return dispatcher.Spec(spec, o), release, nil
+}
+
+// pairs reads the values NAME=VALUE of a flag.
+func pairs(flag string, values []string) (map[string]string, error) {
+	read := make(map[string]string, len(values))
+	for _, v := range values {
+		name, value, ok := strings.Cut(v, "=")
+		if !ok || name == "" || value == "" {
+			return nil, usage("", "--%s %q: must be NAME=%s", flag, v, map[string]string{"map": "PATH or NAME=id:N", "global": "VALUE"}[flag])
+		}
+		if _, twice := read[name]; twice {
+			return nil, usage("", "--%s %q: %s is given twice", flag, v, name)
+		}
+		read[name] = value
+	}
+	return read, nil
+}
+
+// openMaps opens the maps of --map, by name. On an error none is open.
+func openMaps(words map[string]string) (maps map[string]*ebpf.Map, release func(), err error) {
+	maps = make(map[string]*ebpf.Map, len(words))
+	release = func() {
+		for _, m := range maps {
+			m.Close()
+		}
+	}
+	for name, word := range words {
+		m, err := openMap(word)
+		if err != nil {
+			release()
+			return nil, func() {}, fmt.Errorf("--map %s=%s: %w", name, word, err)
+		}
+		maps[name] = m
+	}
+	return maps, release, nil
+}
+
+func openMap(word string) (*ebpf.Map, error) {
+	text, ok := strings.CutPrefix(word, "id:")
+	if !ok {
+		m, err := ebpf.LoadPinnedMap(word, nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("pinned map: %w", fs.ErrNotExist)
+		}
+		return m, kernel.Errno("pinned map", err)
+	}
+	id, err := parseID(text)
+	if err != nil {
+		return nil, err
+	}
+	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("map: %w; \"bpftool map\" lists the loaded ones", fs.ErrNotExist)
+	}
+	return m, kernel.Errno("map", err)
+}
+
+func isFile(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

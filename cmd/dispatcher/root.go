@@ -1,0 +1,146 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+const rootLong = `Attach XDP programs to network devices that several programs share.
+
+XDP has room for one program on a device. dispatcher puts a chain there that
+runs many, in order of priority, and holds the device through a bpf_link, so
+that no "ip link set xdp", and no other program, throws them out.
+
+Everything needs root. Programs attached with "attach" and "adopt" stay until
+"detach" or a reboot: they are pinned in a bpffs. With --hold they are owned by
+the command instead, and leave with it.`
+
+const rootExample = `  dispatcher attach xdp eth0 filter.o --name filter --priority 10
+  dispatcher attach xdp eth0 builtin:count
+  dispatcher list
+  dispatcher set xdp eth0 filter --continue-on pass,tx
+  dispatcher replace xdp eth0 filter filter-v2.o
+  dispatcher detach xdp eth0 filter`
+
+// rootCommand wires the verbs and the global flags. args are those of the run.
+func (a *app) rootCommand(args []string) *cobra.Command {
+	showVersion := false
+	root := &cobra.Command{
+		Use:               "dispatcher",
+		Short:             "Attach XDP programs to devices that several programs share",
+		Long:              rootLong + "\n\nExit status:\n" + describeStatuses("  "),
+		Example:           rootExample,
+		SilenceErrors:     true, // fail prints them
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true}, // see completion.go
+		Args:              cobra.ArbitraryArgs,                              // RunE has better words for an unknown verb
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.checkBPFFS(cmd) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case showVersion:
+				return a.printVersion()
+			case len(args) > 0:
+				return unknownVerb(cmd, args[0])
+			}
+			cmd.SetOut(a.stderr)
+			_ = cmd.Help()
+			return usage("", "what shall be done? The verbs are above")
+		},
+	}
+	root.SetArgs(args)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetFlagErrorFunc(flagErrors(args))
+	root.Flags().BoolVarP(&showVersion, "version", "V", false, "print the version")
+	a.addGlobalFlags(root)
+
+	// The order is that of the help: by what people do most.
+	cobra.EnableCommandSorting = false
+	verbs := []*cobra.Command{
+		a.attachCommand(),
+		a.replaceCommand(),
+		a.setCommand(),
+		a.detachCommand(),
+		a.listCommand(),
+		a.adoptCommand(),
+		a.featuresCommand(),
+		a.demoCommand(),
+		a.versionCommand(),
+		a.completionCommand(),
+		a.manCommand(),
+	}
+	for _, verb := range verbs {
+		verb.Flags().SortFlags = false
+		root.AddCommand(verb)
+	}
+	return root
+}
+
+func (a *app) addGlobalFlags(root *cobra.Command) {
+	flags := root.PersistentFlags()
+	flags.SortFlags = false
+	a.format, a.color = formatTable, "auto"
+	oneOf(root, "output", "o", "print as `FORMAT`: table, wide or json", &a.format, formatTable, formatWide, formatJSON)
+	flags.BoolFuncP("json", "j", "the same as -o json", func(string) error { a.format = formatJSON; return nil })
+	flags.StringVarP(&a.netns, "netns", "n", "", "look in the network namespace `NS`: a name as in \"ip netns\", a path, or a process id")
+	flags.StringVar(&a.bpffs, "bpffs", defaultBPFFS, "pin in the bpffs at `PATH`")
+	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what was done; on a refused program, print the verifier's whole log")
+	flags.BoolVarP(&a.quiet, "quiet", "q", false, "print no notes and no warnings")
+	oneOf(root, "color", "", "colour the output: `WHEN` is auto (on a terminal, unless NO_COLOR is set), always or never", &a.color, "auto", "always", "never")
+	completeFlag(root, "netns", netnsNames)
+}
+
+// oneOf adds a global flag that takes one of a few words.
+func oneOf(root *cobra.Command, name, shorthand, text string, value *string, words ...string) {
+	root.PersistentFlags().FuncP(name, shorthand, text, func(s string) error {
+		if !slices.Contains(words, s) {
+			return fmt.Errorf("must be one of %s", strings.Join(words, ", "))
+		}
+		*value = s
+		return nil
+	})
+	completeFlag(root, name, fixed(words...))
+}
+
+// unknownVerb is the error for a verb that there is not.
+func unknownVerb(root *cobra.Command, verb string) error {
+	var verbs []string
+	for _, c := range root.Commands() {
+		if c.IsAvailableCommand() {
+			verbs = append(append(verbs, c.Name()), c.Aliases...)
+		}
+	}
+	return usage(didYouMean(verb, verbs, "", `"dispatcher --help" lists the verbs`), "there is no verb %q", verb)
+}
+
+// flagErrors returns what makes an error of a flag that there is not, or that
+// has a wrong value. args are those of the run.
+func flagErrors(args []string) func(*cobra.Command, error) error {
+	return func(cmd *cobra.Command, err error) error {
+		var unknown *pflag.NotExistError
+		if !errors.As(err, &unknown) {
+			return usage(seeHelp(cmd), "%v", err)
+		}
+		if !cmd.HasParent() {
+			// No verb was found: then the flag is not what is wrong.
+			isVerb := func(word string) bool { c, _, err := cmd.Find([]string{word}); return err == nil && c != cmd }
+			if slices.ContainsFunc(args, isVerb) {
+				return usage("the flags of a verb come after it", "%v", unknown)
+			}
+			cmd.FParseErrWhitelist.UnknownFlags = true
+			if cmd.ParseFlags(args) == nil && cmd.Flags().NArg() > 0 {
+				return unknownVerb(cmd, cmd.Flags().Arg(0))
+			}
+		}
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+		return usage(didYouMean(unknown.GetSpecifiedName(), names, "--", seeHelp(cmd)), "%v", unknown)
+	}
+}
+
+func seeHelp(cmd *cobra.Command) string { return fmt.Sprintf("see \"%s --help\"", cmd.CommandPath()) }

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/go-quicktest/qt"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Whatever there is has words for its help, and for the manual page.
+func TestHelp(t *testing.T) {
+	a := &app{}
+	root := a.rootCommand(nil)
+	page := manPage(root)
+	for _, c := range verbs(root) {
+		t.Run(c.Name(), func(t *testing.T) {
+			status, stdout, stderr := command(t, c.Name(), "--help")
+			qt.Check(t, qt.Equals(status, 0))
+			qt.Check(t, qt.Equals(stderr, ""))
+			qt.Check(t, qt.StringContains(stdout, c.Short[:8]))
+			qt.Check(t, qt.StringContains(page, `.SS "`+c.Name()))
+			checkFlags(t, c, page)
+		})
+	}
+	checkFlags(t, root, page)
+}
+
+func checkFlags(t *testing.T, c *cobra.Command, page string) {
+	t.Helper()
+	c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+		if f.Name == "help" || f.Name == "version" {
+			return
+		}
+		value, text := pflag.UnquoteUsage(f)
+		qt.Check(t, qt.Not(qt.Equals(text, "")), qt.Commentf("--%s", f.Name))
+		// A word such as "func" or "stringArray" says nothing to users.
+		qt.Check(t, qt.Equals(value, strings.ToUpper(value)), qt.Commentf("--%s", f.Name))
+		qt.Check(t, qt.StringContains(page, strings.ReplaceAll("--"+f.Name, "-", `\-`)))
+	})
+}
+
+func TestManPageFormats(t *testing.T) {
+	groff, err := exec.LookPath("groff")
+	if err != nil {
+		t.Skip("groff is not installed")
+	}
+	cmd := exec.Command(groff, "-man", "-Tutf8", "-ww", "-z")
+	cmd.Stdin = strings.NewReader(manPage((&app{}).rootCommand(nil)))
+	out, err := cmd.CombinedOutput()
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.Equals(string(out), ""))
+}
+
+func TestRoffEscapes(t *testing.T) {
+	var r roff
+	r.text(".a \\ -b\n'c\n\nPROGRAM is\n  id:N   x\n  .y")
+	qt.Assert(t, qt.Equals(r.String(), "\\&.a \\e \\-b\n\\&'c\n.PP\nPROGRAM is\n.PP\n.nf\n  id:N   x\n  .y\n.fi\n"))
+}
+
+func TestWithoutDev(t *testing.T) {
+	for _, test := range []struct {
+		args, want string
+	}{
+		{"xdp dev eth0 x.o", "xdp eth0 x.o"},
+		{"xdp eth0 x.o", "xdp eth0 x.o"},
+		{"xdp dev dev x.o", "xdp dev x.o"},
+		{"xdp dev", "xdp dev"},
+		{"xdp eth0 dev", "xdp eth0 dev"},
+	} {
+		qt.Check(t, qt.Equals(strings.Join(withoutDev(strings.Fields(test.args), 1), " "), test.want))
+	}
+}

@@ -1,0 +1,60 @@
+// Command update gives a member of a chain another program. Each packet sees
+// the old one or the new one, never none and never both, and the other members
+// notice nothing.
+//
+//	update eth0 filter filter-v2.o
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/libdispatcher/dispatcher"
+)
+
+func main() {
+	if len(os.Args) != 4 {
+		fmt.Fprintln(os.Stderr, "usage: update DEVICE MEMBER FILE")
+		os.Exit(1)
+	}
+	// The time limit is for the waiting, for others who change the chain too.
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := run(ctx, os.Args[1], os.Args[2], os.Args[3]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, device, name, path string) error {
+	// A link to a member that somebody attached, this process or another.
+	link, err := dispatcher.Open(ctx, dispatcher.XDP(device), name, dispatcher.ReadOptions{})
+	if err != nil {
+		return err
+	}
+	defer link.Close()
+	before, err := link.Info(ctx)
+	if err != nil {
+		return err
+	}
+
+	// The file is loaded to fit the chain, and goes on with the maps of the old
+	// program where they have the same names (but for LoadOptions.NewMaps). When
+	// that fails, or the kernel refuses it, the old program goes on running.
+	err = link.Update(ctx, dispatcher.File(path, dispatcher.LoadOptions{}))
+	if errors.Is(err, dispatcher.ErrDefunct) {
+		return fmt.Errorf("%s is gone, and its chain with it", device)
+	}
+	if err != nil {
+		return err
+	}
+	after, err := link.Info(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s: program %d became %d\n", name, before.Program.ID, after.Program.ID)
+	return nil
+}

@@ -1,0 +1,87 @@
+package dispatcher_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/go-quicktest/qt"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+)
+
+// rounds is how often a thing is changed under a flood.
+const rounds = 1000
+
+// wantClosed checks that a flood which a member drops at all times was dropped at all times, and that it was one: the marker
+// arrived.
+func wantClosed(t *testing.T, flood *testenv.Flood) {
+	t.Helper()
+	sent, received := flood.Stop()
+	_, marker := flood.Marker()
+	t.Logf("%d packets sent, %d of the marker arrived", sent, marker)
+	qt.Check(t, qt.Equals(received, 0))
+	qt.Check(t, qt.IsTrue(sent > 10_000 && marker > 100))
+}
+
+// A firewall whose rules are replaced every second must never be open, not for one packet.
+func TestUpdatesUnderFlood(t *testing.T) {
+	eachMode(t, func(t *testing.T, s *scene, mode hook.Mode) {
+		link := s.attach(t, testenv.DropUDPPort(t, "ldt_drop_0", port), dispatcher.Options{Mode: mode})
+		programs := []dispatcher.Source{
+			dispatcher.Program(testenv.DropUDPPort(t, "ldt_drop_1", port)), dispatcher.Program(testenv.DropUDPPort(t, "ldt_drop_2", port)),
+		}
+		flood := s.Flood(t, port, port+1)
+		for i := range rounds {
+			qt.Assert(t, qt.IsNil(link.Update(t.Context(), programs[i%2])))
+		}
+		wantClosed(t, flood)
+	})
+}
+
+// Nor when the chain around it changes: another member moves from before it to behind it and back and changes where it
+// goes on, and a third one comes and goes.
+func TestChangesUnderFlood(t *testing.T) {
+	const floods = 2 // in each mode; a flood has its bounds
+	eachMode(t, func(t *testing.T, s *scene, mode hook.Mode) {
+		s.attach(t, testenv.DropUDPPort(t, "ldt_drop", port), dispatcher.Options{Settings: priority(50), Mode: mode})
+		mover := s.attach(t, testenv.VerdictProgram(t, "ldt_mover", testenv.XDPPass), dispatcher.Options{})
+		guest := testenv.VerdictProgram(t, "ldt_guest", testenv.XDPPass)
+		for range floods {
+			flood := s.Flood(t, port, port+1)
+			for i := range rounds / len(modes) / floods {
+				settings := hook.Settings{Priority: 10 + 80*(i%2), ContinueOn: hook.VerdictSet(4 + i%4)} // with pass, always
+				qt.Assert(t, qt.IsNil(mover.Set(t.Context(), settings)))
+				if i%10 != 0 {
+					continue
+				}
+				visit := i / 10
+				link := s.attach(t, guest, dispatcher.Options{Settings: priority(40 + 20*(visit%2)), Persistent: visit%3 == 0})
+				if visit%4 < 2 || visit%3 == 0 {
+					qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
+				}
+				qt.Assert(t, qt.IsNil(link.Close())) // or it leaves like this
+			}
+			wantClosed(t, flood)
+		}
+	})
+}
+
+// The control: to detach and attach again is what everybody did before, and these tests see what gets through.
+func TestReattachUnderFlood(t *testing.T) {
+	s := newScene(t)
+	drop := testenv.DropUDPPort(t, "ldt_drop", port)
+	link := s.attach(t, drop, dispatcher.Options{})
+	flood := s.Flood(t, port)
+	for start := time.Now(); flood.Received() == 0; {
+		if time.Since(start) > 20*time.Second {
+			t.Fatal("nothing gets through")
+		}
+		qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
+		qt.Assert(t, qt.IsNil(link.Close()))
+		link = s.attach(t, drop, dispatcher.Options{})
+	}
+	sent, received := flood.Stop()
+	t.Logf("%d of %d packets got through", received, sent)
+}

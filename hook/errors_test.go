@@ -1,0 +1,81 @@
+package hook_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"testing"
+
+	"github.com/go-quicktest/qt"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// The text of an error is all that an administrator at three in the morning has.
+func TestErrorText(t *testing.T) {
+	program := hook.Program{ID: 42, Name: "cil_xdp_entry", Tag: "0123456789abcdef"}
+	for _, test := range []struct {
+		err  hook.Error
+		text string
+	}{
+		{hook.Error{Op: "attach"}, "attach"},
+		{hook.Error{Op: "attach", Hook: hook.XDP, Target: "eth0", Err: fs.ErrNotExist}, "attach xdp eth0: file does not exist"},
+		{hook.Error{Op: "attach", Hook: hook.XDP, Target: "eth0", Err: fs.ErrExist, Hint: "choose another"},
+			"attach xdp eth0: file already exists; choose another"},
+		{
+			hook.Error{
+				Op: "attach", Hook: hook.XDP, Target: "eth0", Err: hook.ErrBusy, Hint: "wait",
+				Occupant: &hook.Occupant{Kind: hook.KindForeign, Program: program, LinkID: 12, Mode: hook.ModeNative},
+			},
+			"attach xdp eth0: held by link 12 (program cil_xdp_entry, id 42, tag 0123456789abcdef, native mode); wait",
+		},
+		{
+			hook.Error{
+				Op: "attach", Hook: hook.XDP, Target: "eth0", Err: hook.ErrBusy,
+				Occupant: &hook.Occupant{Kind: hook.KindLegacy, Program: program, Mode: hook.ModeGeneric},
+			},
+			"attach xdp eth0: held by a program without a link (program cil_xdp_entry, id 42, tag 0123456789abcdef, generic mode)",
+		},
+		{
+			hook.Error{
+				Op:       "list",
+				Occupant: &hook.Occupant{Kind: hook.KindForeign, Program: hook.Program{ID: 1, Tag: "00"}, Mode: hook.ModeOffload},
+			},
+			"list: held by a link (program without a name, id 1, tag 00, offload mode)",
+		},
+		// Whatever was given as a device, the text is one line.
+		{hook.Error{Op: "attach", Target: "eth0\x00\x1b[2J\n"}, `attach "eth0\x00\x1b[2J\n"`},
+		{hook.Error{Op: "attach", Target: strings.Repeat("e", 500)}, `attach "` + strings.Repeat("e", 200) + `"`},
+		{hook.Error{Op: "open", Target: "/sys/fs/bpf/libdispatcher/xdp_1/member_a%2Eb/slot"}, "open /sys/fs/bpf/libdispatcher/xdp_1/member_a%2Eb/slot"},
+	} {
+		qt.Check(t, qt.Equals(test.err.Error(), test.text))
+	}
+}
+
+// Callers decide by errors.Is and errors.As, through every wrapping.
+func TestErrorCauses(t *testing.T) {
+	cause := errors.New("the cause")
+	err := error(&hook.Error{Op: "attach", Err: hook.Because(hook.ErrIncompatible, "program %q: %w", "p", cause)})
+	err = fmt.Errorf("outer: %w", err)
+	qt.Check(t, qt.ErrorMatches(err, `outer: attach: program "p": the cause`))
+	qt.Check(t, qt.ErrorIs(err, hook.ErrIncompatible))
+	qt.Check(t, qt.ErrorIs(err, cause))
+	qt.Check(t, qt.IsFalse(errors.Is(err, hook.ErrUsage)))
+	var e *hook.Error
+	qt.Assert(t, qt.ErrorAs(err, &e))
+	qt.Check(t, qt.Equals(e.Op, "attach"))
+	qt.Check(t, qt.IsNil((&hook.Error{}).Unwrap()))
+}
+
+func TestSentinelsAreDistinct(t *testing.T) {
+	all := []error{
+		hook.ErrBusy, hook.ErrNotOwner, hook.ErrChanged, hook.ErrChainFull, hook.ErrDefunct,
+		hook.ErrIncompatible, hook.ErrPermission, hook.ErrUsage,
+	}
+	for i, a := range all {
+		for j, b := range all {
+			qt.Check(t, qt.Equals(errors.Is(a, b), i == j))
+		}
+	}
+}

@@ -1,0 +1,92 @@
+// Package demo plays what libdispatcher does in seven acts, on packets that
+// really travel, and writes a transcript of it. Everything happens in network
+// namespaces and in a bpffs of the demo's own, through the commands that a user
+// would type; every claim is checked, and in the end that nothing is left.
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// An act is a part of the demo. It ends with the first error.
+type act struct {
+	title string
+	play  func(*stage, context.Context) error
+}
+
+// Run plays the demo and writes the transcript to out. The error is that of
+// the step that did not go as it should, if any, with what could not be
+// cleaned up. The caller's executable must be the dispatcher command: the demo
+// runs it.
+func Run(ctx context.Context, out io.Writer, color bool) error {
+	return perform(ctx, &transcript{out: out, color: color}, acts)
+}
+
+func perform(ctx context.Context, t *transcript, acts []act) error {
+	if err := ready(ctx); err != nil {
+		return err
+	}
+	// A closed terminal, or "| head", must not keep it from cleaning up. With
+	// SIGPIPE caught, the write fails instead.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGPIPE)
+	defer stop()
+	// The kernel kills the processes of the demo when the thread dies that
+	// started them, so it must be one that lives as long as the demo.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	sweep()
+	start := time.Now()
+	s := newStage(t)
+	err := s.play(ctx, acts)
+	if err != nil {
+		s.say("")
+	}
+	if err = errors.Join(err, s.strike()); err != nil {
+		return err
+	}
+	s.say("\nAll %d acts went as they should, in %.1f s.", len(acts), time.Since(start).Seconds())
+	return s.failed
+}
+
+func (s *stage) play(ctx context.Context, acts []act) error {
+	for i, a := range acts {
+		s.heading(i+1, a.title)
+		err := a.play(s, ctx)
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("the demo was interrupted in act %d", i+1)
+		case err == nil:
+			err = s.failed
+		}
+		if err != nil {
+			return fmt.Errorf("act %d (%s): %w", i+1, a.title, err)
+		}
+	}
+	return nil
+}
+
+// ready tells what is missing before anything is begun.
+func ready(ctx context.Context) error {
+	if missing := kernel.MissingCapabilities(); len(missing) > 0 {
+		return hook.Because(hook.ErrPermission, "missing %s; run the demo as root", strings.Join(missing, " and "))
+	}
+	// That of busybox has the name only.
+	version, err := exec.CommandContext(ctx, "ip", "-V").CombinedOutput()
+	if err != nil || !strings.Contains(string(version), "iproute2") {
+		return errors.New("the demo needs the command ip of iproute2; install the package iproute2 (Debian, Alpine, Arch) or iproute (Fedora, RHEL)")
+	}
+	return nil
+}

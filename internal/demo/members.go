@@ -1,0 +1,149 @@
+package demo
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/programs"
+)
+
+// Names of the built-in programs, and of the members that run them.
+const (
+	count    = "count"
+	droplist = "droplist"
+	sample   = "sample"
+)
+
+// seen is what the members have to say of packets, from their maps.
+type seen struct {
+	counted uint64
+	dropped uint64
+	sampled map[netip.Addr]uint64 // by source, since it was last asked
+}
+
+// look reads the maps of the members.
+func (s *stage) look(ctx context.Context) (seen, error) {
+	now := seen{sampled: map[netip.Addr]uint64{}}
+	err := s.readMap(ctx, count, "protocols", func(m *ebpf.Map) error {
+		var perCPU []programs.Traffic
+		err := m.Lookup(programs.Protocol{EtherType: unix.ETH_P_IP, Protocol: unix.IPPROTO_UDP}, &perCPU)
+		for _, cpu := range perCPU {
+			now.counted += cpu.Packets
+		}
+		return err
+	})
+	if err != nil {
+		return now, err
+	}
+	name, key := badPrefix()
+	err = s.readMap(ctx, droplist, name, func(m *ebpf.Map) error { return m.Lookup(key, &now.dropped) })
+	if err != nil {
+		return now, err
+	}
+	return now, s.readMap(ctx, sample, "samples", func(m *ebpf.Map) error { return drain(m, now.sampled) })
+}
+
+// badPrefix is the entry of droplist for the bad address.
+func badPrefix() (mapName string, key any) {
+	return programs.DropKey(netip.PrefixFrom(badAddr, badAddr.BitLen()))
+}
+
+// readMap reads a map of a member. The way there is that of everybody who did
+// not make it: the device, the chain, the member's program, its maps.
+func (s *stage) readMap(ctx context.Context, member, name string, read func(*ebpf.Map) error) error {
+	err := func() error {
+		chain, err := s.chain(ctx)
+		if err != nil {
+			return err
+		}
+		m := chain.Member(member)
+		if m == nil {
+			return errors.New("there is no such member")
+		}
+		opened, err := mapOf(ebpf.ProgramID(m.Program.ID), name)
+		if err != nil {
+			return err
+		}
+		defer opened.Close()
+		// A map that has no such entry yet has counted nothing.
+		if err := read(opened); !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+		return nil
+	}()
+	if err != nil {
+		return fmt.Errorf("map %s of %s: %w", name, member, err)
+	}
+	return nil
+}
+
+// mapOf opens the map of that name of a program.
+func mapOf(id ebpf.ProgramID, name string) (*ebpf.Map, error) {
+	prog, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return nil, err
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			return nil, err
+		}
+		if info, err := m.Info(); err == nil && info.Name == name {
+			return m, nil
+		}
+		m.Close()
+	}
+	return nil, fs.ErrNotExist
+}
+
+// drain takes all samples out and counts those of UDP by their source.
+func drain(samples *ebpf.Map, bySource map[netip.Addr]uint64) error {
+	r, err := ringbuf.NewReader(samples)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	r.SetDeadline(time.Now()) // what is there, and no waiting for more
+	for {
+		record, err := r.Read()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		packet, err := programs.ParseSample(record.RawSample)
+		if err != nil {
+			return err
+		}
+		if source, ok := sourceOfUDP(packet.Bytes); ok {
+			bySource[source]++
+		}
+	}
+}
+
+// sourceOfUDP returns the source of a frame that is IPv4 with UDP.
+func sourceOfUDP(frame []byte) (netip.Addr, bool) {
+	const etherType, header, protocol, source = 12, 14, 14 + 9, 14 + 12
+	if len(frame) < header+20 ||
+		binary.BigEndian.Uint16(frame[etherType:]) != unix.ETH_P_IP || frame[protocol] != unix.IPPROTO_UDP {
+		return netip.Addr{}, false
+	}
+	return netip.AddrFrom4([4]byte(frame[source : source+4])), true
+}

@@ -1,0 +1,240 @@
+package demo
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+const (
+	// prefix begins the name of whatever the demo makes; the process id follows.
+	prefix   = "ld-demo-"
+	netnsDir = "/run/netns"
+	device   = "veth1"
+
+	// patience is how long anything may take that takes milliseconds.
+	patience = 10 * time.Second
+)
+
+// A stage is where the demo plays: two network namespaces, a bpffs, the
+// processes that run, and what undoes all that.
+type stage struct {
+	*transcript
+	name   string            // what all names here begin with
+	vars   map[string]string // in the commands
+	bpffs  string
+	net    *network
+	made   ledger
+	undo   []func() error
+	owners map[string]*owner // by member
+}
+
+func newStage(t *transcript) *stage {
+	name := fmt.Sprintf("%s%d", prefix, os.Getpid())
+	bpffs := filepath.Join(os.TempDir(), name)
+	return &stage{
+		transcript: t,
+		name:       name,
+		bpffs:      bpffs,
+		made:       newLedger(),
+		owners:     map[string]*owner{},
+		vars:       map[string]string{"CLIENT": name + "-client", "NS": name + "-server", "BPFFS": bpffs},
+	}
+}
+
+// later leaves something to be done at the end, in reverse order.
+func (s *stage) later(undo func() error) { s.undo = append(s.undo, undo) }
+
+// strike removes all that was made, whatever has happened, and checks that it
+// is gone.
+func (s *stage) strike() error {
+	var errs []error
+	for _, undo := range slices.Backward(s.undo) {
+		errs = append(errs, undo())
+	}
+	s.undo = nil
+	err := s.check(true, "nothing is left: no link, program, map, pin, namespace or process of the demo's")
+	if left := s.remains(); len(left) > 0 {
+		err = s.check(false, "still there: %s", strings.Join(left, ", "))
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+func (s *stage) expand(line string) string {
+	return os.Expand(line, func(name string) string { return s.vars[name] })
+}
+
+// command is what a line would run in a shell: words, and variables in them.
+// A process that it starts ends with this one.
+func (s *stage) command(ctx context.Context, line string) *exec.Cmd {
+	words := strings.Fields(s.expand(line))
+	path := words[0]
+	if path == "dispatcher" {
+		path = "/proc/self/exe"
+	}
+	cmd := exec.CommandContext(ctx, path, words[1:]...)
+	cmd.Args[0] = words[0]
+	// Ctrl-C is for the demo, which ends its processes in order.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	return cmd
+}
+
+// quietly runs a command line and returns what it prints.
+func (s *stage) quietly(ctx context.Context, line string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	out, err := s.command(ctx, line).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s: %w: %s", s.expand(line), err, bytes.TrimSpace(out))
+	}
+	return string(out), err
+}
+
+// try runs a command line in front of the reader.
+func (s *stage) try(ctx context.Context, line string) (string, error) {
+	s.show(line)
+	out, err := s.quietly(ctx, line)
+	s.answer(out)
+	return out, err
+}
+
+// run runs command lines that are expected to succeed.
+func (s *stage) run(ctx context.Context, lines ...string) error {
+	for _, line := range lines {
+		if _, err := s.try(ctx, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// list shows what is on the device.
+func (s *stage) list(ctx context.Context) (*hook.Chain, error) {
+	if err := s.run(ctx, cli+"list xdp veth1"); err != nil {
+		return nil, err
+	}
+	return s.chain(ctx)
+}
+
+// chain reads what is on the device, and enters it in the ledger.
+func (s *stage) chain(ctx context.Context) (*hook.Chain, error) {
+	target := dispatcher.XDP(device).In(s.vars["NS"])
+	c, err := dispatcher.Read(ctx, target, dispatcher.ReadOptions{BPFFS: s.bpffs})
+	if err == nil {
+		s.made.addChain(c)
+	}
+	return c, err
+}
+
+// An owner is a process that holds a member.
+type owner struct {
+	cmd  *exec.Cmd
+	last bytes.Buffer  // what it printed on stderr
+	done chan struct{} // closed when it has ended
+}
+
+// hold runs an "attach --hold" in the background and returns when it holds.
+func (s *stage) hold(ctx context.Context, line string) (*owner, error) {
+	s.show(line + " &")
+	o := &owner{cmd: s.command(ctx, line), done: make(chan struct{})}
+	o.cmd.Stderr = &o.last
+	stdout, err := o.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := o.cmd.Start(); err != nil {
+		return nil, err
+	}
+	s.later(o.kill)
+	defer time.AfterFunc(patience, func() { _ = o.cmd.Process.Kill() }).Stop()
+	words, _ := bufio.NewReader(stdout).ReadString('\n')
+	go func() {
+		_ = o.cmd.Wait()
+		close(o.done)
+	}()
+	if words == "" {
+		<-o.done
+		return nil, fmt.Errorf("%s: %v: %s", s.expand(line), o.cmd.ProcessState, strings.TrimSpace(o.last.String()))
+	}
+	s.answer(words)
+	return o, nil
+}
+
+// kill ends the process as nothing can prevent.
+func (o *owner) kill() error {
+	_ = o.cmd.Process.Kill()
+	<-o.done
+	return nil
+}
+
+// words waits for the process to end by itself and returns its last words.
+func (o *owner) words() (string, error) {
+	select {
+	case <-o.done:
+		return o.last.String(), nil
+	case <-time.After(patience):
+		return "", fmt.Errorf("process %d did not end", o.cmd.Process.Pid)
+	}
+}
+
+// mountBPFFS gives the demo a bpffs of its own.
+func (s *stage) mountBPFFS() error {
+	s.show("mkdir -m 0700 $BPFFS; mount -t bpf bpffs $BPFFS")
+	// Mkdir does not follow a link that somebody has put into /tmp.
+	if err := os.Mkdir(s.bpffs, 0o700); err != nil {
+		return err
+	}
+	s.later(func() error { return os.Remove(s.bpffs) })
+	if _, err := kernel.MountBPFFS(s.bpffs); err != nil {
+		return err
+	}
+	s.later(func() error { return unmount(s.bpffs) })
+	return nil
+}
+
+// unmount waits for processes that were killed just now.
+func unmount(path string) error {
+	err := unix.Unmount(path, 0)
+	for start := time.Now(); errors.Is(err, unix.EBUSY) && time.Since(start) < time.Second; {
+		time.Sleep(10 * time.Millisecond)
+		err = unix.Unmount(path, 0)
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", path, errors.Join(err, unix.Unmount(path, unix.MNT_DETACH)))
+	}
+	return nil
+}
+
+// addNetNS makes a namespace, which goes with all that is in it.
+func (s *stage) addNetNS(ctx context.Context, name string) error {
+	// Also when ip is interrupted in the middle.
+	s.later(func() error { return removeNetNS(filepath.Join(netnsDir, s.expand(name))) })
+	return s.run(ctx, "ip netns add "+name)
+}
+
+// removeNetNS does what "ip netns delete" does.
+func removeNetNS(path string) error {
+	// EINVAL: it has a name, but did not come to life.
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,79 @@
+package demo
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
+
+const (
+	bold  = "\x1b[1m"
+	red   = "\x1b[31m"
+	green = "\x1b[32m"
+	cyan  = "\x1b[36m"
+	plain = "\x1b[0m"
+)
+
+// A transcript is what the reader sees.
+type transcript struct {
+	out    io.Writer
+	color  bool
+	failed error // of the first write that failed
+}
+
+func (t *transcript) line(color, text string) {
+	if t.color && color != "" {
+		text = color + text + plain
+	}
+	if _, err := io.WriteString(t.out, text+"\n"); err != nil && t.failed == nil {
+		t.failed = err
+	}
+}
+
+func (t *transcript) heading(number int, title string) {
+	if number > 1 {
+		t.line("", "")
+	}
+	t.line(bold, fmt.Sprintf("== %d. %s", number, title))
+}
+
+// say tells the story.
+func (t *transcript) say(format string, args ...any) { t.line("", fmt.Sprintf(format, args...)) }
+
+// show shows a command.
+func (t *transcript) show(command string) { t.line(cyan, "# "+command) }
+
+// answer shows what a command printed.
+func (t *transcript) answer(text string) {
+	for line := range strings.Lines(text) {
+		t.line("", strings.TrimSuffix(line, "\n"))
+	}
+}
+
+// check shows what was expected and came true, or fails with it.
+func (t *transcript) check(ok bool, format string, args ...any) error {
+	text := fmt.Sprintf(format, args...)
+	if !ok {
+		t.line(red, "FAILED  "+text)
+		return errors.New(text)
+	}
+	t.line(green, "ok  "+text)
+	return nil
+}
+
+// equal is check for a value. Text tells what got is.
+func (t *transcript) equal(got, want any, format string, args ...any) error {
+	if got != want {
+		format, args = format+" (expected: %v)", append(args, want)
+	}
+	return t.check(got == want, format, args...)
+}
+
+// grouped writes a number as 1,234,567.
+func grouped(n uint64) string {
+	if n < 1000 {
+		return fmt.Sprint(n)
+	}
+	return fmt.Sprintf("%s,%03d", grouped(n/1000), n%1000)
+}

@@ -1,0 +1,219 @@
+package dispatch_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/go-quicktest/qt"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+)
+
+// missing is in the place of a verdict where a slot is empty.
+const missing = -1
+
+var verdicts = []int{int(hook.Aborted), int(hook.Drop), int(hook.Pass), int(hook.TX), int(hook.Redirect)}
+
+// reference is what a chain does, said in another way.
+func reference(slots []hook.Settings, does []int) int {
+	verdict := int(hook.Pass)
+	for i, s := range slots {
+		if does[i] == missing {
+			switch s.OnMissing {
+			case hook.MissingDrop:
+				return int(hook.Drop)
+			case hook.MissingAborted:
+				return int(hook.Aborted)
+			}
+			continue
+		}
+		verdict = does[i]
+		if !s.ContinueOn.Has(hook.Verdict(verdict)) {
+			return verdict
+		}
+	}
+	return verdict
+}
+
+// bench has slots whose programs take their verdict from the packet: the one in
+// slot i from byte i. To fill slots anew for each verdict would take the kernel
+// long. Each slot has a twin that stays empty.
+type bench struct{ slots, empty []*ebpf.Map }
+
+func newBench(t *testing.T, slots int) *bench {
+	t.Helper()
+	b := &bench{}
+	for i := range slots {
+		slot := newSlot(t)
+		qt.Assert(t, qt.IsNil(state.Fill(slot, testenv.Load(t, &ebpf.ProgramSpec{
+			Name: fmt.Sprintf("ldt_byte_%d", i), Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL",
+			Instructions: asm.Instructions{
+				asm.LoadMem(asm.R2, asm.R1, 0, asm.Word), // xdp_md.data
+				asm.LoadMem(asm.R3, asm.R1, 4, asm.Word), // xdp_md.data_end
+				asm.Mov.Reg(asm.R4, asm.R2),
+				asm.Add.Imm(asm.R4, int32(i+1)),
+				asm.Mov.Imm(asm.R0, 99),
+				asm.JGT.Reg(asm.R4, asm.R3, "end"),
+				asm.LoadMem(asm.R0, asm.R2, int16(i), asm.Byte),
+				asm.Return().WithSymbol("end"),
+			},
+		}))))
+		b.slots, b.empty = append(b.slots, slot), append(b.empty, newSlot(t))
+	}
+	return b
+}
+
+func newSlot(t *testing.T) *ebpf.Map {
+	t.Helper()
+	slot, err := state.NewSlot("ldt")
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { slot.Close() })
+	return slot
+}
+
+// dispatcher loads the one of a chain, some of whose slots are empty.
+func (b *bench) dispatcher(t *testing.T, slots []hook.Settings, empty func(i int) bool) *ebpf.Program {
+	t.Helper()
+	chain := &state.Chain{ID: 1, Plan: dispatch.Plan{Shape: dispatch.Plain}}
+	var maps []*ebpf.Map
+	for i, s := range slots {
+		chain.Slots = append(chain.Slots, dispatch.Slot{MapID: uint32(i + 1), Name: fmt.Sprint(i), Settings: s})
+		if empty(i) {
+			maps = append(maps, b.empty[i])
+		} else {
+			maps = append(maps, b.slots[i])
+		}
+	}
+	prog, err := state.Build(chain, maps)
+	qt.Assert(t, qt.IsNil(err))
+	return prog
+}
+
+func none(int) bool { return false }
+
+// run returns the verdict of a dispatcher whose slots do as given.
+func run(t *testing.T, prog *ebpf.Program, does ...int) uint32 {
+	t.Helper()
+	packet := make([]byte, 64)
+	for i, v := range does {
+		packet[i] = byte(v)
+	}
+	verdict, err := prog.Run(&ebpf.RunOptions{Data: packet})
+	qt.Assert(t, qt.IsNil(err))
+	return verdict
+}
+
+// combinations calls fn for each way to choose one of n things k times.
+func combinations(n, k int, fn func(chosen []int)) {
+	chosen := make([]int, k)
+	for {
+		fn(chosen)
+		i := 0
+		for ; i < k && chosen[i] == n-1; i++ {
+			chosen[i] = 0
+		}
+		if i == k {
+			return
+		}
+		chosen[i]++
+	}
+}
+
+// check runs a chain with everything that its slots may do.
+func (b *bench) check(t *testing.T, slots []hook.Settings) {
+	t.Helper()
+	for empties := range 1 << len(slots) {
+		empty := func(i int) bool { return empties&(1<<i) != 0 }
+		prog := b.dispatcher(t, slots, empty)
+		var filled []int
+		for i := range slots {
+			if !empty(i) {
+				filled = append(filled, i)
+			}
+		}
+		combinations(len(verdicts), len(filled), func(chosen []int) {
+			does := slices.Repeat([]int{missing}, len(slots))
+			for i, c := range chosen {
+				does[filled[i]] = verdicts[c]
+			}
+			if got, want := run(t, prog, does...), reference(slots, does); got != uint32(want) {
+				t.Errorf("settings %v, slots do %v: verdict %d, want %d", slots, does, got, want)
+			}
+		})
+		prog.Close()
+	}
+}
+
+// The generated code must mean what it is documented to mean, for the settings
+// of the golden files and for all that matter of up to three members.
+func TestSemantics(t *testing.T) {
+	testenv.CheckLeaks(t)
+	b := newBench(t, 4)
+	for _, slots := range plans {
+		b.check(t, slots)
+	}
+
+	var all []hook.Settings
+	for _, set := range []hook.VerdictSet{
+		hook.Never, hook.SetOf(hook.Pass), hook.SetOf(hook.Drop), hook.SetOf(hook.Aborted, hook.TX), hook.SetOf(hook.Pass, hook.Redirect), anyVerdict(),
+	} {
+		for m := hook.MissingContinue; m <= hook.MissingAborted; m++ {
+			all = append(all, settings(set, m))
+		}
+	}
+	combinations(len(all), 2, func(c []int) { b.check(t, []hook.Settings{all[c[0]], all[c[1]]}) })
+
+	few := []hook.Settings{
+		plain, settings(hook.SetOf(hook.Pass), hook.MissingDrop), settings(hook.Never, hook.MissingContinue),
+		settings(anyVerdict(), hook.MissingDrop), settings(hook.SetOf(hook.Aborted, hook.TX), hook.MissingAborted),
+	}
+	combinations(len(few), 3, func(c []int) { b.check(t, []hook.Settings{few[c[0]], few[c[1]], few[c[2]]}) })
+}
+
+// What is no verdict ends the chain and comes out as it is: the kernel reports
+// it (bpf_warn_invalid_xdp_action), which it must not be kept from. Of a 64-bit
+// value only what the kernel looks at counts.
+func TestOddVerdicts(t *testing.T) {
+	testenv.CheckLeaks(t)
+	b := newBench(t, 2)
+	for _, tc := range []struct {
+		returns asm.Instruction
+		want    uint32
+	}{
+		{asm.Mov.Imm(asm.R0, 5), 5},
+		{asm.Mov.Imm(asm.R0, 31), 31},
+		{asm.Mov.Imm(asm.R0, -1), 1<<32 - 1},
+		{asm.LoadImm(asm.R0, 1<<32|int64(hook.Drop), asm.DWord), uint32(hook.Drop)},
+		{asm.LoadImm(asm.R0, 1<<32|int64(hook.Pass), asm.DWord), uint32(hook.TX)}, // goes on
+	} {
+		odd := testenv.Load(t, &ebpf.ProgramSpec{
+			Name: "ldt_odd", Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL",
+			Instructions: asm.Instructions{tc.returns, asm.Return()},
+		})
+		qt.Assert(t, qt.IsNil(state.Fill(b.slots[0], odd)))
+		for _, first := range []hook.Settings{plain, settings(hook.SetOf(hook.Pass, hook.Redirect), hook.MissingDrop)} {
+			prog := b.dispatcher(t, []hook.Settings{first, plain}, none)
+			qt.Check(t, qt.Equals(run(t, prog, 0, int(hook.TX)), tc.want), qt.Commentf("%v", tc.returns))
+			prog.Close()
+		}
+	}
+}
+
+// The kernel skips a tail call beyond the 33rd in silence: the last member of
+// a chain that is full must run.
+func TestFullChain(t *testing.T) {
+	testenv.CheckLeaks(t)
+	b := newBench(t, hook.MaxMembers)
+	prog := b.dispatcher(t, slices.Repeat([]hook.Settings{plain}, hook.MaxMembers), none)
+	defer prog.Close()
+	does := slices.Repeat([]int{int(hook.Pass)}, hook.MaxMembers)
+	qt.Assert(t, qt.Equals(run(t, prog, does...), uint32(hook.Pass)))
+	does[hook.MaxMembers-1] = int(hook.TX)
+	qt.Assert(t, qt.Equals(run(t, prog, does...), uint32(hook.TX)))
+}

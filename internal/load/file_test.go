@@ -1,0 +1,308 @@
+package load
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+)
+
+const testdata = "../../testdata"
+
+// objects returns the bytes of every test object and of the shipped programs, both byte orders.
+func objects(t testing.TB) map[string][]byte {
+	t.Helper()
+	found := map[string][]byte{}
+	for _, dir := range []string{testdata, "../../programs/internal/object"} {
+		paths, err := filepath.Glob(dir + "/*.o")
+		qt.Assert(t, qt.IsNil(err))
+		for _, path := range paths {
+			b, err := os.ReadFile(path)
+			qt.Assert(t, qt.IsNil(err))
+			found[filepath.Base(path)] = b
+		}
+	}
+	qt.Assert(t, qt.IsTrue(len(found) > 15))
+	return found
+}
+
+func parse(t testing.TB, object string) *ebpf.CollectionSpec {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(testdata, object))
+	qt.Assert(t, qt.IsNil(err))
+	spec, err := Parse(b)
+	qt.Assert(t, qt.IsNil(err))
+	return spec
+}
+
+// Somebody gives the source, the tar, the other machine's object: say which.
+func TestParseOfOtherFiles(t *testing.T) {
+	self, err := os.ReadFile("/proc/self/exe")
+	qt.Assert(t, qt.IsNil(err))
+	all := objects(t)
+	other := all["count_bpfeb.o"]
+	if nativeOrder().String() == "BigEndian" {
+		other = all["count_bpfel.o"]
+	}
+	for name, test := range map[string]struct {
+		b   []byte
+		err string
+	}{
+		"empty":            {nil, `the file is empty`},
+		"text":             {[]byte("SEC(\"xdp\") int f() { return 2; }\n"), `not an ELF file; compile the program with clang -O2 -g -target bpf -c`},
+		"three bytes":      {[]byte("\x7fEL"), `not an ELF file; .*`},
+		"magic alone":      {[]byte("\x7fELF"), `damaged ELF file: .*`},
+		"executable":       {self, `an ELF file for EM_.*, not for BPF; compile .*`},
+		"other byte order": {other, `compiled for the other byte order \((Big|Little)Endian\)`},
+	} {
+		spec, err := Parse(test.b)
+		qt.Check(t, qt.ErrorMatches(err, test.err), qt.Commentf("%s", name))
+		qt.Check(t, qt.ErrorIs(err, hook.ErrUsage))
+		qt.Check(t, qt.IsNil(spec))
+	}
+}
+
+// A copy that broke off, at any byte, must give an error that says so and never a panic.
+func TestParseOfTruncatedFiles(t *testing.T) {
+	for name, b := range objects(t) {
+		for n := range len(b) {
+			// Every length near the ends, some in between.
+			if n > 200 && n < len(b)-200 && n%37 != 0 {
+				continue
+			}
+			if _, err := Parse(b[:n]); err != nil {
+				qt.Assert(t, qt.ErrorIs(err, hook.ErrUsage), qt.Commentf("%s, %d bytes", name, n))
+				qt.Assert(t, qt.IsFalse(strings.Contains(err.Error(), "\n")), qt.Commentf("%q", err.Error()))
+			}
+		}
+	}
+}
+
+// A broken disk or a hostile file: one bit anywhere.
+func TestParseOfDamagedFiles(t *testing.T) {
+	for name, b := range objects(t) {
+		for i := 0; i < len(b); i += 11 {
+			damaged := bytes.Clone(b)
+			damaged[i] ^= 1 << (i % 8)
+			if _, err := Parse(damaged); err != nil {
+				qt.Assert(t, qt.ErrorIs(err, hook.ErrUsage), qt.Commentf("%s, byte %d", name, i))
+			}
+		}
+	}
+}
+
+// patience is beyond what any object of a sane size takes, on a slow machine too.
+const patience = 5 * time.Second
+
+func FuzzParse(f *testing.F) {
+	for _, b := range objects(f) {
+		f.Add(b)
+		f.Add(b[:len(b)/2])
+	}
+	f.Add([]byte(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		start := time.Now()
+		spec, err := Parse(b)
+		if took := time.Since(start); took > patience {
+			t.Errorf("took %s for %d bytes", took, len(b))
+		}
+		if (spec == nil) == (err == nil) {
+			t.Errorf("spec %v, error %v", spec, err)
+		}
+		if err != nil {
+			return
+		}
+		// What comes next looks at nothing but the spec, and must not panic either.
+		for name := range spec.Programs {
+			_, _ = runConfig(spec.Types, name)
+		}
+		if name, err := choose(spec, ""); err == nil {
+			keepOnly(spec, name)
+		}
+	})
+}
+
+// What cannot be an object file must be refused without reading it: a pipe would wait for ever, a device never end.
+func TestReadFile(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	qt.Assert(t, qt.IsNil(unix.Mkfifo(pipe, 0o600)))
+	huge := filepath.Join(dir, "huge")
+	qt.Assert(t, qt.IsNil(os.WriteFile(huge, nil, 0o600)))
+	qt.Assert(t, qt.IsNil(os.Truncate(huge, maxFile+1)))
+	for path, why := range map[string]string{
+		dir:         `.*: not a regular file`,
+		pipe:        `.*: not a regular file`,
+		"/dev/zero": `.*: not a regular file`,
+		huge:        `.*: 67108865 bytes; object files are at most 67108864`,
+	} {
+		_, err := readFile(path)
+		qt.Check(t, qt.ErrorMatches(err, why))
+		qt.Check(t, qt.ErrorIs(err, hook.ErrUsage))
+	}
+	for _, path := range []string{"", filepath.Join(dir, "missing"), "nul\x00"} {
+		_, err := readFile(path)
+		qt.Check(t, qt.IsNotNil(err))
+	}
+	_, err := readFile(filepath.Join(dir, "missing"))
+	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
+}
+
+// The names that a user may type for a program, and the ones to offer when it was none.
+func TestChoose(t *testing.T) {
+	for _, test := range []struct {
+		object, name string
+		want         string
+		cause        error
+		err          string
+	}{
+		{"filter.o", "", "ldt_filter", nil, ""},
+		{"filter.o", "ldt_filter", "ldt_filter", nil, ""},
+		{"filter.o", "xdp", "ldt_filter", nil, ""},
+		{"several.o", "ldt_second", "ldt_second", nil, ""},
+		{"several.o", "xdp.frags", "ldt_frags", nil, ""},
+		{"several.o", "", "", hook.ErrUsage,
+			`the file has several XDP programs: choose one of ldt_cpumap, ldt_devmap, ldt_first, ldt_frags, ldt_second`},
+		{"several.o", "xdp", "", hook.ErrUsage, `section "xdp" has several programs: choose one of ldt_first, ldt_second`},
+		{"several.o", "ldt_third", "", fs.ErrNotExist,
+			`.*"ldt_third".*: ldt_cpumap, ldt_devmap, ldt_first, ldt_frags, ldt_second.*`},
+		{"several.o", "ldt_tc", "", hook.ErrIncompatible, `program "ldt_tc" is a SchedCLS program, not an XDP program`},
+		{"several.o", "tc", "", hook.ErrIncompatible, `program "ldt_tc" is a SchedCLS program, not an XDP program`},
+		{"noxdp.o", "", "", hook.ErrIncompatible, `no XDP program in the file; one has SEC\("xdp"\) before its function`},
+		{"noxdp.o", "x", "", fs.ErrNotExist, `.*"x".*: none.*`},
+	} {
+		got, err := choose(parse(t, test.object), test.name)
+		qt.Check(t, qt.Equals(got, test.want))
+		if test.cause == nil {
+			qt.Check(t, qt.IsNil(err))
+			continue
+		}
+		qt.Check(t, qt.ErrorIs(err, test.cause))
+		qt.Check(t, qt.ErrorMatches(err, test.err))
+	}
+}
+
+// Of a file with many programs only what belongs to the chosen one is loaded: the others may not even load here.
+func TestKeepOnly(t *testing.T) {
+	for _, test := range []struct {
+		object, program string
+		programs, maps  []string
+	}{
+		{"several.o", "ldt_second", []string{"ldt_second"}, []string{}},
+		{"filter.o", "ldt_filter", []string{"ldt_filter"}, []string{".bss", ".data", ".rodata", "ldt_dropped"}},
+		{"tailcall.o", "ldt_entry", []string{"ldt_entry", "ldt_tail"}, []string{"ldt_jumps"}},
+		{"tailcall.o", "ldt_tail", []string{"ldt_tail"}, []string{}},
+		{"mapinmap.o", "ldt_nested", []string{"ldt_nested"}, []string{"ldt_inner", "ldt_outer"}},
+	} {
+		spec := parse(t, test.object)
+		keepOnly(spec, test.program)
+		qt.Check(t, qt.DeepEquals(sortedKeys(spec.Programs), test.programs), qt.Commentf("%s", test.program))
+		qt.Check(t, qt.DeepEquals(sortedKeys(spec.Maps), test.maps), qt.Commentf("%s", test.program))
+	}
+}
+
+// A program is given the chain's shape where it can take it.
+func TestFit(t *testing.T) {
+	const frags = unix.BPF_F_XDP_HAS_FRAGS
+	plain, none := dispatch.Plain, dispatch.Shape{AttachType: ebpf.AttachNone}
+	for _, test := range []struct {
+		program string
+		want    *dispatch.Shape
+		attach  ebpf.AttachType
+		flags   uint32
+		err     string
+	}{
+		{"ldt_first", nil, ebpf.AttachXDP, 0, ""},
+		{"ldt_first", &none, ebpf.AttachNone, 0, ""},
+		{"ldt_frags", nil, ebpf.AttachXDP, frags, ""},
+		{"ldt_frags", &plain, ebpf.AttachXDP, 0, ""},
+		{"ldt_frags", &dispatch.Shape{Frags: true}, ebpf.AttachNone, frags, ""},
+		{"ldt_first", &dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: true}, 0, 0,
+			`program "ldt_first" has attach type BPF_XDP, without frags, the chain attach type BPF_XDP, with frags, and would see only .*SEC\("xdp.frags"\).*`},
+		{"ldt_devmap", nil, 0, 0, `program "ldt_devmap" is for a map entry \(section "xdp/devmap"\); use SEC\("xdp"\)`},
+		{"ldt_cpumap", &plain, 0, 0, `program "ldt_cpumap" is for a map entry .*`},
+	} {
+		p := parse(t, "several.o").Programs[test.program]
+		shape, err := fit(p, test.want)
+		if test.err != "" {
+			qt.Check(t, qt.ErrorIs(err, hook.ErrIncompatible))
+			qt.Check(t, qt.ErrorMatches(err, test.err))
+			continue
+		}
+		qt.Check(t, qt.IsNil(err))
+		qt.Check(t, qt.Equals(p.AttachType, test.attach))
+		qt.Check(t, qt.Equals(p.Flags&frags, test.flags))
+		qt.Check(t, qt.Equals(shape, dispatch.Shape{AttachType: test.attach, Frags: test.flags != 0}))
+	}
+	bound := parse(t, "filter.o").Programs["ldt_filter"]
+	bound.Ifindex = 1
+	_, err := fit(bound, nil)
+	qt.Check(t, qt.ErrorMatches(err, `program "ldt_filter" is to be bound to a device; a member cannot be`))
+}
+
+// The metadata of libxdp's own programs decides where they run and who runs after them.
+func TestRunConfig(t *testing.T) {
+	types := parse(t, "runconfig.o").Types
+	pass, drop, tx := hook.SetOf(hook.Pass), hook.SetOf(hook.Drop), hook.SetOf(hook.TX)
+	for _, test := range []struct {
+		program string
+		want    hook.Settings
+		err     string
+	}{
+		{"ldt_none", hook.Settings{}, ""},
+		{"nosuch", hook.Settings{}, ""},
+		{"ldt_drop_only", hook.Settings{Priority: 10, ContinueOn: drop}, ""},
+		{"ldt_prio_only", hook.Settings{Priority: 5, ContinueOn: pass}, ""},
+		{"ldt_more", hook.Settings{ContinueOn: pass | drop | tx}, ""},
+		{"ldt_never", hook.Settings{ContinueOn: hook.Never}, ""},
+		{"ldt_zero", hook.Settings{Priority: hook.MinPriority, ContinueOn: pass}, ""}, // libxdp counts from 0
+		{"ldt_too_late", hook.Settings{}, `\.xdp_run_config: priority 65536: must be .*`},
+		{"ldt_two", hook.Settings{}, `\.xdp_run_config: XDP_PASS is 2, must be 0 or 1`},
+		{"ldt_unknown", hook.Settings{}, `\.xdp_run_config: unknown verdict "XDP_BOUNCE" .*`},
+		{"ldt_plain_int", hook.Settings{}, `\.xdp_run_config: priority: .* is not a pointer to an array`},
+		{"ldt_no_struct", hook.Settings{}, `\.xdp_run_config: _ldt_no_struct is not a struct`},
+	} {
+		got, err := runConfig(types, test.program)
+		if test.err != "" {
+			qt.Check(t, qt.ErrorMatches(err, test.err))
+			qt.Check(t, qt.ErrorIs(err, hook.ErrUsage))
+			continue
+		}
+		qt.Check(t, qt.IsNil(err))
+		qt.Check(t, qt.Equals(got, test.want), qt.Commentf("%s", test.program))
+	}
+	got, err := runConfig(nil, "ldt_drop_only")
+	qt.Check(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(got, hook.Settings{}))
+}
+
+// The cause of a refusal is one line, whatever the verifier wrote around it.
+func TestRefusalText(t *testing.T) {
+	cause := errors.New("permission denied")
+	for _, test := range []struct {
+		log  []string
+		want string
+	}{
+		{nil, `the verifier refused program "p": permission denied`},
+		{[]string{"", "processed 3 insns (limit 1000000)"}, `the verifier refused program "p": permission denied`},
+		{
+			[]string{"0: R1=ctx()", "R1 invalid mem access 'scalar'", "verification time 12 usec", "stack depth 0", "processed 3 insns", ""},
+			`the verifier refused program "p": R1 invalid mem access 'scalar' (permission denied)`,
+		},
+	} {
+		err := &RefusedError{"p", &ebpf.VerifierError{Cause: cause, Log: test.log}}
+		qt.Check(t, qt.Equals(err.Error(), test.want))
+		qt.Check(t, qt.ErrorIs(err, cause))
+	}
+}

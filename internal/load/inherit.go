@@ -1,0 +1,107 @@
+package load
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// Inherit returns the source of a program that replaces old such that it goes
+// on with the maps of old: counters, lists and flows stay. A map is the same
+// when it has the same name. Constants and variables (.rodata, .data, .bss) are
+// not inherited, nor are programs for tail calls: those belong to the code.
+//
+// It concerns programs that are still to be loaded, and not those whose Options
+// say NewMaps. The caller calls release after the load.
+func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error) {
+	release = func() {}
+	var o *Options
+	switch s := src.(type) {
+	case File:
+		o, src = &s.Options, &s
+	case Spec:
+		o, src = &s.Options, &s
+	}
+	if o == nil || o.NewMaps {
+		return src, release, nil
+	}
+	info, err := old.Info()
+	if err != nil {
+		return nil, release, kernel.Errno("the program to be replaced", err)
+	}
+	ids, _ := info.MapIDs()
+	o.inherited = map[string]*ebpf.Map{}
+	twice := map[string]bool{} // the kernel cuts names: these could be either
+	release = func() {
+		for _, m := range o.inherited {
+			m.Close()
+		}
+	}
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			release()
+			return nil, func() {}, kernel.Errno("maps of the program to be replaced", err)
+		}
+		info, err := m.Info()
+		if err != nil || info.Name == "" || strings.Contains(info.Name, ".") || m.Type() == ebpf.ProgramArray || twice[info.Name] {
+			m.Close()
+			continue
+		}
+		if first := o.inherited[info.Name]; first != nil {
+			twice[info.Name] = true
+			delete(o.inherited, info.Name)
+			first.Close()
+			m.Close()
+			continue
+		}
+		o.inherited[info.Name] = m
+	}
+	return src, release, nil
+}
+
+// shared returns the maps to use in the place of the file's own: those that
+// were asked for, and those that are inherited.
+func (o Options) shared(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+	shared := map[string]*ebpf.Map{}
+	seen := map[string]string{}
+	for name, ms := range spec.Maps {
+		if m := o.Maps[name]; m != nil {
+			shared[name] = m
+			continue
+		}
+		cut := name[:min(len(name), unix.BPF_OBJ_NAME_LEN-1)]
+		m := o.inherited[cut]
+		if m == nil || ms.Pinning == ebpf.PinByName || ms.Type == ebpf.ProgramArray {
+			continue
+		}
+		if other := seen[cut]; other != "" {
+			return nil, hook.Because(hook.ErrUsage, "the maps %q and %q are the same to the kernel, which cuts their names: choose with Maps or NewMaps (--map, --new-maps)", name, other)
+		}
+		seen[cut] = name
+		if err := compatible(ms, m); err != nil {
+			return nil, hook.Because(hook.ErrIncompatible, "map %q differs from that of the program to be replaced (%w): start with new maps (NewMaps, --new-maps), or name one (Maps, --map)", name, err)
+		}
+		shared[name] = m
+	}
+	return shared, nil
+}
+
+// compatible tells why a map cannot take the place of the one in the file.
+func compatible(spec *ebpf.MapSpec, m *ebpf.Map) error {
+	err := spec.Compatible(m)
+	if err != nil {
+		return fmt.Errorf("%s", strings.TrimSuffix(err.Error(), ": "+ebpf.ErrMapIncompatible.Error()))
+	}
+	return nil
+}

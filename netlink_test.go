@@ -1,0 +1,324 @@
+package dispatcher_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/go-quicktest/qt"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+)
+
+// pinned pins a program for tools that take a path.
+func (s *scene) pinned(t testing.TB, prog *ebpf.Program) string {
+	t.Helper()
+	info, err := prog.Info()
+	qt.Assert(t, qt.IsNil(err))
+	path := filepath.Join(s.bpffs, info.Name)
+	clone, err := prog.Clone() // a program that knows of its pin would move it
+	qt.Assert(t, qt.IsNil(err))
+	defer clone.Close()
+	qt.Assert(t, qt.IsNil(clone.Pin(path)))
+	return path
+}
+
+// setXDP does by rtnetlink what "ip link set xdp" does, with any flags. No expected program is sent for 0.
+func (s *scene) setXDP(t testing.TB, fd int, flags uint32, expected int) error {
+	t.Helper()
+	ae := netlink.NewAttributeEncoder()
+	ae.Nested(unix.IFLA_XDP, func(nae *netlink.AttributeEncoder) error {
+		nae.Int32(unix.IFLA_XDP_FD, int32(fd))
+		nae.Uint32(unix.IFLA_XDP_FLAGS, flags)
+		if expected != 0 {
+			nae.Int32(unix.IFLA_XDP_EXPECTED_FD, int32(expected))
+		}
+		return nil
+	})
+	attrs, err := ae.Encode()
+	qt.Assert(t, qt.IsNil(err))
+	header := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(header[4:], uint32(s.ServerIfindex))
+	return s.Server.Run(func() error {
+		conn, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+		qt.Assert(t, qt.IsNil(err))
+		defer conn.Close()
+		_, err = conn.Execute(netlink.Message{
+			Header: netlink.Header{Type: unix.RTM_SETLINK, Flags: netlink.Request | netlink.Acknowledge},
+			Data:   append(header, attrs...),
+		})
+		return err
+	})
+}
+
+// legacyFlags ask for a mode.
+var legacyFlags = map[hook.Mode]uint32{
+	hook.ModeAuto: 0, hook.ModeNative: unix.XDP_FLAGS_DRV_MODE, hook.ModeGeneric: unix.XDP_FLAGS_SKB_MODE,
+}
+
+// The whole point: no "ip link set xdp", of any kind, takes a device away from a chain. What ip is told to do may be
+// nothing (off in the other mode); then it may succeed.
+func TestIPCannotTakeADevice(t *testing.T) {
+	eachMode(t, func(t *testing.T, s *scene, mode hook.Mode) {
+		pass := s.pinned(t, testenv.VerdictProgram(t, "ldt_intruder", testenv.XDPPass))
+		s.attach(t, testenv.DropUDPPort(t, "ldt_guard", port), dispatcher.Options{Mode: mode})
+		before := s.read(t)
+		for _, how := range []string{"xdp", "xdpdrv", "xdpgeneric"} {
+			for _, what := range []string{"pinned " + pass, "off"} {
+				for _, force := range []string{"", "-force "} {
+					command := fmt.Sprintf("%slink set dev %s %s %s", force, s.ServerDev, how, what)
+					out, err := s.Server.TryIP(strings.Fields(command)...)
+					otherMode := (how == "xdpgeneric") != (mode == hook.ModeGeneric)
+					if what != "off" || !otherMode {
+						qt.Check(t, qt.IsNotNil(err), qt.Commentf("%s: %s", command, out))
+						qt.Check(t, qt.ErrorMatches(err, `(?s).*(active BPF XDP link|Native and generic XDP can't be active at the same time|busy|File exists).*`),
+							qt.Commentf("%s", command))
+					}
+					qt.Assert(t, qt.IsTrue(s.drops(t)), qt.Commentf("%s", command))
+				}
+			}
+		}
+		qt.Check(t, qt.DeepEquals(s.read(t), before))
+	})
+}
+
+// The same with all the flags that rtnetlink has, and with the dispatcher's own program as the expected one.
+func TestNetlinkCannotTakeADevice(t *testing.T) {
+	eachMode(t, func(t *testing.T, s *scene, mode hook.Mode) {
+		intruder := testenv.VerdictProgram(t, "ldt_intruder", testenv.XDPPass)
+		s.attach(t, testenv.DropUDPPort(t, "ldt_guard", port), dispatcher.Options{Mode: mode})
+		before := s.read(t)
+		own, err := ebpf.NewProgramFromID(ebpf.ProgramID(before.DispatcherID))
+		qt.Assert(t, qt.IsNil(err))
+		defer own.Close()
+
+		for how, flags := range legacyFlags {
+			for _, test := range []struct {
+				what     string
+				fd       int
+				flags    uint32
+				expected int
+			}{
+				{"attach", intruder.FD(), 0, 0},
+				{"attach if there is none", intruder.FD(), unix.XDP_FLAGS_UPDATE_IF_NOEXIST, 0},
+				{"replace none", intruder.FD(), unix.XDP_FLAGS_REPLACE, -1},
+				{"replace the dispatcher", intruder.FD(), unix.XDP_FLAGS_REPLACE, own.FD()},
+				{"replace itself", intruder.FD(), unix.XDP_FLAGS_REPLACE, intruder.FD()},
+				{"detach", -1, 0, 0},
+				{"detach if there is none", -1, unix.XDP_FLAGS_UPDATE_IF_NOEXIST, 0},
+				{"detach the dispatcher", -1, unix.XDP_FLAGS_REPLACE, own.FD()},
+				{"attach the dispatcher itself", own.FD(), 0, 0},
+			} {
+				err := s.setXDP(t, test.fd, flags|test.flags, test.expected)
+				comment := qt.Commentf("%s, %v: %v", test.what, how, err)
+				if sameMode := how == mode || how == hook.ModeAuto && mode == hook.ModeNative; sameMode {
+					qt.Check(t, qt.ErrorIs(err, unix.EBUSY), comment)
+				} else if test.fd >= 0 {
+					qt.Check(t, qt.IsTrue(errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY)), comment)
+				}
+				qt.Assert(t, qt.IsTrue(s.drops(t)), comment)
+			}
+		}
+		qt.Check(t, qt.DeepEquals(s.read(t), before))
+	})
+}
+
+// Nor does another link, of an app that uses links but not this library.
+func TestLinkCannotTakeADevice(t *testing.T) {
+	eachMode(t, func(t *testing.T, s *scene, mode hook.Mode) {
+		intruder := testenv.VerdictProgram(t, "ldt_intruder", testenv.XDPPass)
+		s.attach(t, testenv.DropUDPPort(t, "ldt_guard", port), dispatcher.Options{Mode: mode})
+		for how, flags := range legacyFlags {
+			err := s.Server.Run(func() error {
+				l, err := link.AttachXDP(link.XDPOptions{Program: intruder, Interface: s.ServerIfindex, Flags: link.XDPAttachFlags(flags)})
+				if err == nil {
+					l.Close()
+				}
+				return err
+			})
+			qt.Check(t, qt.IsTrue(errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY)), qt.Commentf("%v: %v", how, err))
+			qt.Assert(t, qt.IsTrue(s.drops(t)))
+		}
+	})
+}
+
+// A good neighbour: where there is no chain, the old ways work as ever, before one was there and afterwards.
+func TestLegacyWorksWhereNothingIsOwned(t *testing.T) {
+	eachMode(t, func(t *testing.T, s *scene, mode hook.Mode) {
+		drop := s.pinned(t, testenv.DropUDPPort(t, "ldt_legacy", port))
+		how := map[hook.Mode]string{hook.ModeNative: "xdpdrv", hook.ModeGeneric: "xdpgeneric"}[mode]
+		for range 2 {
+			s.Server.IP(t, "link", "set", "dev", s.ServerDev, how, "pinned", drop)
+			qt.Assert(t, qt.IsTrue(s.drops(t)))
+			s.Server.IP(t, "link", "set", "dev", s.ServerDev, how, "off")
+			qt.Assert(t, qt.IsFalse(s.drops(t)))
+
+			l := s.attach(t, s.tracer(t, 1, testenv.XDPPass), dispatcher.Options{Mode: mode})
+			_, err := s.Server.TryIP("link", "set", "dev", s.ServerDev, how, "pinned", drop)
+			qt.Assert(t, qt.IsNotNil(err))
+			qt.Assert(t, qt.IsNil(l.Close()))
+		}
+	})
+}
+
+// What to do about an occupant. The second command of the first is one to be typed.
+const (
+	legacyHint  = `make it a member with "dispatcher .*adopt xdp veth1", or remove it with "(ip .*)"`
+	foreignHint = `it stays until whoever holds the link lets it go; .*`
+)
+
+// occupations are the ways in which others hold a device.
+var occupations = []struct {
+	kind hook.Kind
+	mode hook.Mode
+	hint string
+}{
+	{hook.KindLegacy, hook.ModeNative, legacyHint},
+	{hook.KindLegacy, hook.ModeGeneric, legacyHint},
+	{hook.KindForeign, hook.ModeNative, foreignHint},
+	{hook.KindForeign, hook.ModeGeneric, foreignHint},
+}
+
+// occupy puts a program on the device as somebody else would, and returns the link's id, if there is one.
+func (s *scene) occupy(t testing.TB, prog *ebpf.Program, kind hook.Kind, mode hook.Mode) (id uint32) {
+	t.Helper()
+	if kind == hook.KindLegacy {
+		qt.Assert(t, qt.IsNil(s.setXDP(t, prog.FD(), legacyFlags[mode], 0)))
+		return 0
+	}
+	s.Server.Do(t, func() {
+		l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: s.ServerIfindex, Flags: link.XDPAttachFlags(legacyFlags[mode])})
+		qt.Assert(t, qt.IsNil(err))
+		t.Cleanup(func() { l.Close() })
+		info, err := l.Info()
+		qt.Assert(t, qt.IsNil(err))
+		id = uint32(info.ID)
+	})
+	return id
+}
+
+// programOf is what the library should say about a program.
+func programOf(t testing.TB, prog *ebpf.Program) hook.Program {
+	t.Helper()
+	info, err := prog.Info()
+	qt.Assert(t, qt.IsNil(err))
+	id, _ := info.ID()
+	return hook.Program{ID: uint32(id), Name: info.Name, Tag: info.Tag}
+}
+
+// Somebody else was first: the error must say who, so that the administrator can go and talk to him, and nothing
+// may have changed.
+func TestOccupiedDevice(t *testing.T) {
+	for _, test := range occupations {
+		t.Run(fmt.Sprintf("%s %v", test.kind, test.mode), func(t *testing.T) {
+			s := newScene(t)
+			drop := testenv.DropUDPPort(t, "ldt_other", port)
+			linkID := s.occupy(t, drop, test.kind, test.mode)
+			before := s.read(t)
+			want := hook.Occupant{Kind: test.kind, Program: programOf(t, drop), LinkID: linkID, Mode: test.mode}
+
+			mapPins := filepath.Join(s.bpffs, "maps")
+			for what, attach := range map[string]func() error{
+				"attach": func() error {
+					_, err := dispatcher.Attach(t.Context(), s.target, dispatcher.Program(s.tracer(t, 1, testenv.XDPPass)), dispatcher.Options{BPFFS: s.bpffs, Persistent: true})
+					return err
+				},
+				"attach in the other mode": func() error {
+					_, err := dispatcher.Attach(t.Context(), s.target, dispatcher.Program(s.tracer(t, 1, testenv.XDPPass)),
+						dispatcher.Options{BPFFS: s.bpffs, Mode: hook.ModeNative + hook.ModeGeneric - test.mode})
+					return err
+				},
+				"attach a file": func() error {
+					_, err := dispatcher.Attach(t.Context(), s.target, dispatcher.File("testdata/filter.o", dispatcher.LoadOptions{MapPins: mapPins}), dispatcher.Options{BPFFS: s.bpffs})
+					return err
+				},
+				"plan": func() error {
+					_, err := dispatcher.Plan(t.Context(), s.target, dispatcher.Program(s.tracer(t, 1, testenv.XDPPass)), dispatcher.Options{BPFFS: s.bpffs})
+					return err
+				},
+				"open":       func() error { _, err := dispatcher.Open(t.Context(), s.target, "ldt_other", s.look()); return err },
+				"detach":     func() error { return dispatcher.Detach(t.Context(), s.target, "ldt_other", s.look()) },
+				"detach all": func() error { return dispatcher.DetachAll(t.Context(), s.target, s.look()) },
+			} {
+				err := attach()
+				qt.Assert(t, qt.ErrorIs(err, dispatcher.ErrBusy), qt.Commentf("%s", what))
+				var e *dispatcher.Error
+				qt.Assert(t, qt.ErrorAs(err, &e))
+				qt.Assert(t, qt.IsNotNil(e.Occupant))
+				got := *e.Occupant
+				qt.Check(t, qt.IsFalse(got.Program.LoadedAt.IsZero()))
+				got.Program.LoadedAt = want.Program.LoadedAt
+				qt.Check(t, qt.Equals(got, want))
+
+				by := fmt.Sprintf("link %d", linkID)
+				if linkID == 0 {
+					by = "a program without a link"
+				}
+				qt.Check(t, qt.ErrorMatches(err, fmt.Sprintf(`(attach|open|detach) xdp veth1: held by %s \(program ldt_other, id %d, tag %s, %v mode\).*; %s`,
+					by, want.Program.ID, want.Program.Tag, test.mode, test.hint)))
+				qt.Assert(t, qt.IsTrue(s.drops(t)), qt.Commentf("%s", what))
+			}
+			qt.Check(t, qt.DeepEquals(s.read(t), before))
+			s.wantNoPins(t)
+			entries, err := filepath.Glob(mapPins + "/*")
+			qt.Check(t, qt.IsNil(err))
+			qt.Check(t, qt.HasLen(entries, 0))
+
+			if test.kind == hook.KindLegacy {
+				_, err := s.tryJoin(t, dispatcher.Program(drop), dispatcher.Options{})
+				command := strings.Fields(regexp.MustCompile(legacyHint).FindStringSubmatch(err.Error())[1])
+				out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+				qt.Assert(t, qt.IsNil(err), qt.Commentf("%s: %s", command, out))
+				s.wantFree(t)
+			}
+		})
+	}
+}
+
+// free takes a legacy program off the device.
+func (s *scene) free(t testing.TB) {
+	t.Helper()
+	for _, flags := range []uint32{unix.XDP_FLAGS_DRV_MODE, unix.XDP_FLAGS_SKB_MODE} {
+		_ = s.setXDP(t, -1, flags, 0)
+	}
+}
+
+// What others attached is shown like everything else, told apart by its kind.
+func TestOthersAreListed(t *testing.T) {
+	for _, test := range occupations {
+		t.Run(fmt.Sprintf("%s %v", test.kind, test.mode), func(t *testing.T) {
+			s := newScene(t)
+			prog := testenv.VerdictProgram(t, "ldt_other", testenv.XDPPass)
+			linkID := s.occupy(t, prog, test.kind, test.mode)
+			defer s.free(t)
+
+			read := s.read(t)
+			list, err := dispatcher.List(t.Context(), s.target.NetNS, s.look())
+			qt.Assert(t, qt.IsNil(err))
+			qt.Assert(t, qt.HasLen(list, 1))
+			qt.Check(t, qt.DeepEquals(&list[0], read))
+
+			qt.Check(t, qt.Equals(read.Target, s.ServerDev))
+			qt.Check(t, qt.Equals(read.Ifindex, s.ServerIfindex))
+			qt.Check(t, qt.Equals(read.Mode, test.mode))
+			qt.Check(t, qt.Equals(read.LinkID, linkID))
+			qt.Check(t, qt.Equals(read.Protected(), test.kind == hook.KindForeign))
+			qt.Check(t, qt.IsFalse(read.Ours()))
+			qt.Assert(t, qt.HasLen(read.Members, 1))
+			m := read.Members[0]
+			m.Program.LoadedAt = programOf(t, prog).LoadedAt
+			qt.Check(t, qt.Equals(m, hook.Member{Name: "ldt_other", Kind: test.kind, State: hook.StateRunning, Program: programOf(t, prog)}))
+		})
+	}
+}
