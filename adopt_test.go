@@ -261,7 +261,6 @@ func TestProtect(t *testing.T) {
 		s.wantRun(t, 3, 1, 2)
 		qt.Check(t, qt.IsTrue(s.read(t).Protected()))
 		qt.Assert(t, qt.IsNil(first.Detach(t.Context())))
-		qt.Assert(t, qt.IsNil(first.Close()))
 		s.wantRun(t, 3, 2)
 		qt.Assert(t, qt.IsNil(second.Unpin(t.Context())))
 		s.wantRun(t, 3, 2)
@@ -270,6 +269,22 @@ func TestProtect(t *testing.T) {
 		qt.Assert(t, qt.IsNil(third.Close()))
 		s.wantFree(t)
 	})
+}
+
+// Who has detached its member keeps nothing on the device, though its Link is still open.
+func TestDetachedLinkHoldsNothing(t *testing.T) {
+	s := newScene(t)
+	gone := s.attach(t, s.tracer(t, 1, testenv.XDPPass), dispatcher.Options{})
+	last := s.attach(t, s.tracer(t, 2, testenv.XDPPass), dispatcher.Options{})
+	qt.Assert(t, qt.IsNil(gone.Detach(t.Context())))
+	qt.Assert(t, qt.IsNil(last.Close()))
+	s.wantFree(t)
+	qt.Check(t, qt.IsNil(gone.Detach(t.Context()))) // gone already
+	_, err := gone.Info(t.Context())
+	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
+	_, err = gone.Program()
+	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
+	qt.Check(t, qt.ErrorIs(gone.Set(t.Context(), priority(1)), fs.ErrNotExist))
 }
 
 // Adopting is for what has no link. All else is refused, with a word on what is there.
@@ -430,7 +445,7 @@ func TestUnprotectedChainReplaced(t *testing.T) {
 
 	// When the intruder goes, too, nothing of the old chain is in the way.
 	s.free(t)
-	_, err = first.Info(t.Context())
+	_, err = second.Info(t.Context())
 	qt.Check(t, qt.ErrorIs(err, dispatcher.ErrDefunct))
 	qt.Assert(t, qt.IsNil(first.Close()))
 	qt.Assert(t, qt.IsNil(second.Close()))

@@ -86,7 +86,8 @@ func TestOrigins(t *testing.T) {
 		s.join(t, dispatcher.Spec(spec, dispatcher.LoadOptions{Program: "ldt_frags"}), dispatcher.Options{})
 		s.join(t, dispatcher.Program(testenv.DropUDPPort(t, "ldt_by_fd", port+3)), dispatcher.Options{})
 		s.join(t, dispatcher.ProgramID(idOf(t, byID)), dispatcher.Options{})
-		s.wantChain(t, "ldt_first ldt_second ldt_frags ldt_by_fd ldt_by_id")
+		s.join(t, file("nobtf.o", ""), dispatcher.Options{})
+		s.wantChain(t, "ldt_first ldt_second ldt_frags ldt_by_fd ldt_by_id ldt_nobtf")
 		s.wantDropped(t, port, port+1, port+2, port+3, port+4)
 
 		// The caller's spec is not changed: it can be used again.

@@ -155,6 +155,26 @@ func TestDeviceIsReplaced(t *testing.T) {
 	})
 }
 
+// What nobody holds any more of a device that is gone stays pinned, and is in nobody's way.
+func TestPinsOfADeviceThatIsGone(t *testing.T) {
+	s := newScene(t)
+	qt.Assert(t, qt.IsNil(s.attach(t, testenv.DropUDPPort(t, "ldt_drop", port), dispatcher.Options{Persistent: true}).Close()))
+	old := s.read(t).Pins
+	s.replaceDevice(t)
+	for range 2 {
+		link := s.attach(t, testenv.DropUDPPort(t, "ldt_drop", port), dispatcher.Options{Persistent: true})
+		s.wantChain(t, "ldt_drop*")
+		for _, pin := range s.read(t).Pins {
+			qt.Check(t, qt.IsFalse(slices.Contains(old, pin)))
+		}
+		qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
+		s.wantChain(t, "")
+	}
+	qt.Assert(t, qt.HasLen(s.pins(t), 1))
+	_, err := dispatcher.OpenPinned(t.Context(), old[0])
+	qt.Check(t, qt.ErrorIs(err, dispatcher.ErrDefunct))
+}
+
 // The other end of a wire is deleted, and this one with it, while its chain is in use.
 func TestDeviceGoesUnderFlood(t *testing.T) {
 	s := newScene(t)

@@ -9,7 +9,6 @@ type Error = hook.Error
 // Causes, for errors.Is; see package hook for what each means.
 var (
 	ErrBusy         = hook.ErrBusy
-	ErrNotOwner     = hook.ErrNotOwner
 	ErrChanged      = hook.ErrChanged
 	ErrChainFull    = hook.ErrChainFull
 	ErrDefunct      = hook.ErrDefunct

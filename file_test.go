@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher"
@@ -220,6 +221,58 @@ func TestUpdateAndMaps(t *testing.T) {
 	qt.Assert(t, qt.IsNil(link.Update(t.Context(), dispatcher.Program(s.tracer(t, 1, testenv.XDPPass)))))
 	qt.Check(t, qt.DeepEquals(s.memberPins(t, "filter"), []string{"slot"}))
 	s.clear(t)
+}
+
+// The kernel keeps 15 bytes of a map's name. Where that does not tell two maps apart, none is taken for the other, and no
+// counter is lost without a word.
+func TestUpdateAndLongMapNames(t *testing.T) {
+	s := newScene(t)
+	counting := func(o dispatcher.LoadOptions, names ...string) dispatcher.Source {
+		spec := countingSpec()
+		m, prog := spec.Maps["ldt_counts"], spec.Programs["ldt_counting"]
+		delete(spec.Maps, "ldt_counts")
+		prog.Instructions = nil
+		for _, name := range names {
+			spec.Maps[name] = m.Copy()
+			spec.Maps[name].Name = name
+			prog.Instructions = append(prog.Instructions,
+				asm.LoadMapValue(asm.R1, 0, 0).WithReference(name), asm.Mov.Imm(asm.R2, 1), asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0))
+		}
+		prog.Instructions = append(prog.Instructions, asm.Mov.Imm(asm.R0, testenv.XDPPass), asm.Return())
+		return dispatcher.Spec(spec, o)
+	}
+	const one, two = "ldt_a_long_name_of_a_map_1", "ldt_a_long_name_of_a_map_2"
+	for name, test := range map[string]struct {
+		old, next []string
+		o         dispatcher.LoadOptions
+		fails     bool
+		kept      bool
+	}{
+		"one, itself":        {old: []string{one}, next: []string{one}, kept: true},
+		"one, another":       {old: []string{one}, next: []string{one, two}, fails: true},
+		"two, the same two":  {old: []string{one, two}, next: []string{one, two}, fails: true},
+		"two, new ones":      {old: []string{one, two}, next: []string{one, two}, o: dispatcher.LoadOptions{NewMaps: true}},
+		"two, one of them":   {old: []string{one, two}, next: []string{one}, fails: true},
+		"two, none of these": {old: []string{one, two}, next: []string{"ldt_short"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			link := s.join(t, counting(dispatcher.LoadOptions{}, test.old...), dispatcher.Options{Persistent: true})
+			s.Send(t, port, 10)
+			err := link.Update(t.Context(), counting(test.o, test.next...))
+			if test.fails {
+				qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage))
+				qt.Check(t, qt.ErrorMatches(err, `.*there are several maps whose name begins with "ldt_a_long_name", .*NewMaps.*`))
+			} else {
+				qt.Check(t, qt.IsNil(err))
+			}
+			for _, path := range s.read(t).Pins {
+				if strings.HasPrefix(filepath.Base(path), "map_") {
+					qt.Check(t, qt.Equals(pinnedCount(t, path) >= 10, test.fails || test.kept), qt.Commentf("%s", path))
+				}
+			}
+			s.clear(t)
+		})
+	}
 }
 
 // libbpf's LIBBPF_PIN_BY_NAME: programs share a map through the bpffs, those of other loaders included.

@@ -290,7 +290,7 @@ type answer struct {
 
 // causes are the errors that are told from each other across processes.
 var causes = []error{
-	fs.ErrNotExist, fs.ErrExist, fs.ErrClosed, ebpf.ErrNotSupported, dispatcher.ErrBusy, dispatcher.ErrNotOwner, dispatcher.ErrChanged,
+	fs.ErrNotExist, fs.ErrExist, fs.ErrClosed, ebpf.ErrNotSupported, dispatcher.ErrBusy, dispatcher.ErrChanged,
 	dispatcher.ErrChainFull, dispatcher.ErrDefunct, dispatcher.ErrIncompatible, dispatcher.ErrPermission, dispatcher.ErrUsage,
 }
 

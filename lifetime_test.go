@@ -1,10 +1,12 @@
 package dispatcher_test
 
 import (
+	"context"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
@@ -447,4 +449,72 @@ func TestWithoutBPFFS(t *testing.T) {
 	s.wantChain(t, "one")
 	s.clear(t)
 	s.wantFree(t)
+}
+
+// Who detaches may not see the pins: they are in another container's bpffs.
+// They must not bring the member back, and go with the next change there.
+func TestDetachWithoutSeeingPins(t *testing.T) {
+	s := newScene(t)
+	s.attach(t, s.tracer(t, 1, drop), dispatcher.Options{Name: "one", Persistent: true}).Close()
+	s.attach(t, s.tracer(t, 2, pass), dispatcher.Options{Name: "two", Persistent: true}).Close()
+	blind := s.withoutBPFFS(t)
+	blind.detach(t, "one")
+	blind.wantChain(t, "two*")
+	s.wantRun(t, 2)
+	qt.Assert(t, qt.HasLen(s.read(t).Pins, 3)) // root, and both members
+
+	s.attach(t, s.tracer(t, 3, pass), dispatcher.Options{Name: "three"})
+	qt.Assert(t, qt.HasLen(s.read(t).Pins, 2))
+	blind.clear(t)
+	s.wantRun(t)
+	s.clear(t)
+	s.wantFree(t)
+}
+
+// The lock is a courtesy: a process that is stopped while it has it must not
+// stop all others for good.
+func TestStoppedWithTheLock(t *testing.T) {
+	s := newScene(t)
+	s.attach(t, s.tracer(t, 1, pass), dispatcher.Options{Name: "one"})
+	folder, err := os.Open(filepath.Join(s.bpffs, "libdispatcher"))
+	qt.Assert(t, qt.IsNil(err))
+	defer folder.Close()
+	qt.Assert(t, qt.IsNil(unix.Flock(int(folder.Fd()), unix.LOCK_EX)))
+
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = dispatcher.Attach(ctx, s.target, dispatcher.Program(s.tracer(t, 2, pass)), dispatcher.Options{Name: "two", BPFFS: s.bpffs})
+	qt.Assert(t, qt.ErrorIs(err, context.DeadlineExceeded))
+	s.wantChain(t, "one") // and to read needs no lock
+
+	s.attach(t, s.tracer(t, 2, pass), dispatcher.Options{Name: "two", Persistent: true})
+	s.wantRun(t, 1, 2)
+	qt.Assert(t, qt.IsNil(folder.Close()))
+	s.clear(t)
+	s.wantFree(t)
+}
+
+// Who gives up must have changed nothing.
+func TestCanceled(t *testing.T) {
+	s := newScene(t)
+	link := s.attach(t, s.tracer(t, 1, pass), dispatcher.Options{Name: "one"})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	next := dispatcher.Program(s.tracer(t, 2, pass))
+	_, err := dispatcher.Attach(ctx, s.target, next, dispatcher.Options{Name: "two", BPFFS: s.bpffs})
+	for what, err := range map[string]error{
+		"attach":     err,
+		"update":     link.Update(ctx, next),
+		"set":        link.Set(ctx, priority(7)),
+		"pin":        link.Pin(ctx),
+		"unpin":      link.Unpin(ctx),
+		"detach":     dispatcher.Detach(ctx, s.target, "one", s.look()),
+		"detach all": dispatcher.DetachAll(ctx, s.target, s.look()),
+		"link":       link.Detach(ctx),
+	} {
+		qt.Check(t, qt.ErrorIs(err, context.Canceled), qt.Commentf("%s", what))
+	}
+	s.wantChain(t, "one")
+	s.wantRun(t, 1)
+	s.wantNoPins(t)
 }

@@ -132,6 +132,7 @@ type modelLink struct {
 	*dispatcher.Link
 	chain  *model
 	member *modelMember
+	left   bool
 }
 
 // Whatever sequence of operations comes, the chain must be what the model
@@ -223,7 +224,7 @@ func (p *player) link() *modelLink {
 func (p *player) opened(link *dispatcher.Link, mm *modelMember) {
 	mm.links++
 	p.model.links++
-	p.links = append(p.links, &modelLink{link, p.model, mm})
+	p.links = append(p.links, &modelLink{Link: link, chain: p.model, member: mm})
 }
 
 func (p *player) attach() {
@@ -267,8 +268,16 @@ func (p *player) close() {
 	}
 	p.did(l.Close(), nil, "close a link to %s", l.member.name)
 	p.links = slices.DeleteFunc(p.links, func(o *modelLink) bool { return o == l })
-	l.chain.links--
-	l.member.links--
+	l.letGo()
+}
+
+// letGo is what Close does, and Detach: whoever left holds nothing.
+func (l *modelLink) letGo() {
+	if !l.left {
+		l.left = true
+		l.chain.links--
+		l.member.links--
+	}
 }
 
 // changed checks what an operation on a link returned, and tells whether its
@@ -356,6 +365,7 @@ func (p *player) detachByLink() {
 		if l.chain == p.model && p.model.has(l.member) {
 			p.detached(l.member)
 		}
+		l.letGo()
 	}
 }
 

@@ -13,8 +13,6 @@ import (
 var (
 	// ErrBusy: something that is not a chain of ours is on the hook.
 	ErrBusy = errors.New("hook is busy")
-	// ErrNotOwner: the caller does not own what it wants to change.
-	ErrNotOwner = errors.New("not the owner")
 	// ErrChanged: others changed the chain meanwhile, more often than it was
 	// tried. Nothing was done; trying again is safe.
 	ErrChanged = errors.New("changed meanwhile")

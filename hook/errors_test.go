@@ -70,7 +70,7 @@ func TestErrorCauses(t *testing.T) {
 
 func TestSentinelsAreDistinct(t *testing.T) {
 	all := []error{
-		hook.ErrBusy, hook.ErrNotOwner, hook.ErrChanged, hook.ErrChainFull, hook.ErrDefunct,
+		hook.ErrBusy, hook.ErrChanged, hook.ErrChainFull, hook.ErrDefunct,
 		hook.ErrIncompatible, hook.ErrPermission, hook.ErrUsage,
 	}
 	for i, a := range all {

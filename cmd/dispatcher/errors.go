@@ -32,7 +32,7 @@ var statuses = []struct {
 	{statusUsage, "the command line, or what it asks for, is wrong", []error{dispatcher.ErrUsage}},
 	{statusFailed, "the kernel refused, or something failed", nil},
 	{statusBusy, "busy: others hold the hook, the name is taken, the chain is full or kept changing",
-		[]error{dispatcher.ErrBusy, dispatcher.ErrNotOwner, dispatcher.ErrChainFull, dispatcher.ErrChanged, fs.ErrExist}},
+		[]error{dispatcher.ErrBusy, dispatcher.ErrChainFull, dispatcher.ErrChanged, fs.ErrExist}},
 	{statusNotFound, "no such device, member, program or file, or it is gone",
 		[]error{dispatcher.ErrDefunct, fs.ErrNotExist}},
 	{statusUnsupported, "not supported by this kernel, driver or chain",

@@ -35,7 +35,6 @@ func TestExitStatus(t *testing.T) {
 		{at(syscall.EINVAL), 2},
 		{context.Canceled, 2},
 		{at(dispatcher.ErrBusy), 3},
-		{at(dispatcher.ErrNotOwner), 3},
 		{at(dispatcher.ErrChanged), 3},
 		{at(dispatcher.ErrChainFull), 3},
 		{at(fs.ErrExist), 3},

@@ -29,6 +29,7 @@ type Handle struct {
 	slotID  uint32
 	chainID uint64
 	loaded  *load.Loaded // nil when the handle was opened
+	left    bool         // the member was detached: slot and root are let go
 	closed  bool
 }
 
@@ -60,7 +61,9 @@ func (h *Handle) Close() error {
 		return nil
 	}
 	h.closed = true
-	h.drop()
+	if !h.left {
+		h.drop()
+	}
 	if h.loaded != nil {
 		h.loaded.Close()
 	}
@@ -108,6 +111,9 @@ func (h *Handle) find() (*state.Chain, int, error) {
 // carried returns the dispatcher and the chain. Where the chain had no link and
 // has been given one since, the handle takes hold of it first.
 func (h *Handle) carried() (*ebpf.Program, *state.Chain, error) {
+	if h.left {
+		return nil, nil, errDetached
+	}
 	prog, c, err := carried(h.root, h.chainID)
 	if n, ok := h.root.(*netlinkRoot); ok && err == nil {
 		var r root
@@ -241,10 +247,25 @@ func (h *Handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		return takeOut(l, h.root, h.chainID, []string{c.Slots[i].Name}, []uint32{h.slotID})
 	})
-	if !errors.Is(err, hook.ErrDefunct) && !errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, hook.ErrDefunct) || errors.Is(err, fs.ErrNotExist) {
+		err = h.do(func() error {
+			if h.left {
+				return nil
+			}
+			return h.unpinGone(ctx)
+		})
+	}
+	if err != nil {
 		return err
 	}
-	return h.do(func() error { return h.unpinGone(ctx) })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.left {
+		// Who owns no member must not keep the chain on the device.
+		h.left = true
+		h.drop()
+	}
+	return nil
 }
 
 // unpinGone removes the pins of a member whose chain is gone.
@@ -357,6 +378,9 @@ func (h *Handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 // Program opens the program in the slot.
 func (h *Handle) Program() (prog *ebpf.Program, err error) {
 	err = h.do(func() error {
+		if h.left {
+			return errDetached
+		}
 		prog, err = h.occupant()
 		return err
 	})

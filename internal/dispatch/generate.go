@@ -37,7 +37,7 @@ func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 // none did. Comparisons are on 32 bits, as the kernel takes the verdict.
 func Generate(slots []hook.Settings) asm.Instructions {
 	g := generator{plain: true}
-	for _, s := range slots {
+	for _, s := range slots[:max(len(slots)-1, 0)] {
 		g.plain = g.plain && s.ContinueOn == hook.SetOf(hook.Pass)
 	}
 
@@ -69,8 +69,8 @@ func Generate(slots []hook.Settings) asm.Instructions {
 
 type generator struct {
 	insns asm.Instructions
-	// plain: every member continues on PASS alone, so that whenever the chain
-	// goes on the verdict is PASS and need not be kept.
+	// plain: every member but the last continues on PASS alone, so that whenever
+	// the chain goes on the verdict is PASS and need not be kept.
 	plain   bool
 	pending string              // label for the next instruction
 	fn      *btf.Func           // function that starts at the next instruction

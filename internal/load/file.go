@@ -44,6 +44,7 @@ type Options struct {
 	NewMaps bool
 
 	inherited map[string]*ebpf.Map
+	ambiguous map[string]bool // names in the kernel that several of the old program's maps have
 }
 
 // File is an object file.

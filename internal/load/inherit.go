@@ -38,7 +38,7 @@ func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error
 	}
 	ids, _ := info.MapIDs()
 	o.inherited = map[string]*ebpf.Map{}
-	twice := map[string]bool{} // the kernel cuts names: these could be either
+	o.ambiguous = map[string]bool{}
 	release = func() {
 		for _, m := range o.inherited {
 			m.Close()
@@ -54,12 +54,12 @@ func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error
 			return nil, func() {}, kernel.Errno("maps of the program to be replaced", err)
 		}
 		info, err := m.Info()
-		if err != nil || info.Name == "" || strings.Contains(info.Name, ".") || m.Type() == ebpf.ProgramArray || twice[info.Name] {
+		if err != nil || info.Name == "" || strings.Contains(info.Name, ".") || m.Type() == ebpf.ProgramArray || o.ambiguous[info.Name] {
 			m.Close()
 			continue
 		}
 		if first := o.inherited[info.Name]; first != nil {
-			twice[info.Name] = true
+			o.ambiguous[info.Name] = true
 			delete(o.inherited, info.Name)
 			first.Close()
 			m.Close()
@@ -74,21 +74,24 @@ func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error
 // were asked for, and those that are inherited.
 func (o Options) shared(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 	shared := map[string]*ebpf.Map{}
-	seen := map[string]string{}
+	seen := map[string]bool{}
 	for name, ms := range spec.Maps {
 		if m := o.Maps[name]; m != nil {
 			shared[name] = m
 			continue
 		}
 		cut := name[:min(len(name), unix.BPF_OBJ_NAME_LEN-1)]
-		m := o.inherited[cut]
-		if m == nil || ms.Pinning == ebpf.PinByName || ms.Type == ebpf.ProgramArray {
+		if ms.Pinning == ebpf.PinByName || ms.Type == ebpf.ProgramArray {
 			continue
 		}
-		if other := seen[cut]; other != "" {
-			return nil, hook.Because(hook.ErrUsage, "the maps %q and %q are the same to the kernel, which cuts their names: choose with Maps or NewMaps (--map, --new-maps)", name, other)
+		m := o.inherited[cut]
+		if seen[cut] || o.ambiguous[cut] {
+			return nil, hook.Because(hook.ErrUsage, "there are several maps whose name begins with %q, where the kernel cuts names: choose with Maps or NewMaps (--map, --new-maps)", cut)
 		}
-		seen[cut] = name
+		if m == nil {
+			continue
+		}
+		seen[cut] = true
 		if err := compatible(ms, m); err != nil {
 			return nil, hook.Because(hook.ErrIncompatible, "map %q differs from that of the program to be replaced (%w): start with new maps (NewMaps, --new-maps), or name one (Maps, --map)", name, err)
 		}

@@ -36,23 +36,39 @@ type Slots struct {
 	unsure time.Time // when a slot that may have no owner was opened last
 }
 
-// hold is for how long a slot stays open that may have no other owner.
-//
 // When the last user reference of a prog array goes, the kernel takes a
 // reference for the work that empties it and queues that work; when that
 // happens again while the work is still queued, the second reference is never
 // given back and the map stays until reboot (prog_array_map_clear,
 // kernel/bpf/arraymap.c; seen on 6.18). While a slot is open here no work is
-// queued, so what was queued before has this long to be done.
+// queued, so it is enough to wait until what was queued before has begun.
 //
 // The work itself takes 10 to 35 ms for a slot that had a program (it waits for
 // an RCU grace period for each dispatcher that is not freed yet), and while it
 // runs it can be queued once more. So one that is found empty stays open longer,
 // which keeps nobody in the chain.
 const (
-	hold      = 5 * time.Millisecond
+	hold      = 5 * time.Millisecond // where the kernel does not tell
 	holdEmpty = 200 * time.Millisecond
 )
+
+// statRefresh is a file that, when it is read, has every CPU do a piece of work
+// and waits for that (vmstat_refresh, mm/vmstat.c, Linux 4.7). The queue is the
+// one of the work that empties slots, and is worked off in order: in 0.1 ms,
+// with busy CPUs as well.
+const statRefresh = "/proc/sys/vm/stat_refresh"
+
+// waitForQueuedWork returns when all CPUs have begun the work that was queued
+// on them before.
+func waitForQueuedWork() error {
+	fd, err := unix.Open(statRefresh, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Read(fd, make([]byte, 1))
+	return err
+}
 
 // Open opens a slot. owned tells that it certainly has an owner, so that
 // closing it again cannot empty it.
@@ -73,13 +89,13 @@ func (s *Slots) Open(id uint32, owned bool) (*ebpf.Map, error) {
 
 // Wait waits until the slots that had no owner when they were opened are empty.
 func (s *Slots) Wait() {
-	if !s.unsure.IsZero() {
+	if !s.unsure.IsZero() && waitForQueuedWork() != nil {
 		time.Sleep(hold - time.Since(s.unsure))
 	}
+	s.unsure = time.Time{}
 }
 
-// Close closes the slots, a few milliseconds after they were opened at the
-// earliest, and empty ones some time after it has returned.
+// Close waits, and closes the slots; empty ones some time after it has returned.
 func (s *Slots) Close() {
 	s.Wait()
 	for _, m := range s.maps {

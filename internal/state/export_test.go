@@ -1,0 +1,12 @@
+package state
+
+// For tests of this package.
+var (
+	Escape   = escape
+	Unescape = unescape
+)
+
+// Layout of a description, in bytes.
+const (
+	HeaderSize, MemberSize, ValueSize = headerSize, memberSize, valueSize
+)
