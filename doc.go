@@ -10,9 +10,9 @@
 //	if err != nil { ... }
 //	defer link.Close()
 //
-// The [Link] owns the member. Close it, or die, and the member leaves at once;
-// with [Options.Persistent] or [Link.Pin] the member is pinned in a bpffs and
-// stays. Programs that do not use this library cannot replace what is
+// The [Link] owns the member. Close it, or die, and the member leaves, within
+// milliseconds; with [Options.Persistent] or [Link.Pin] the member is pinned in
+// a bpffs and stays. Programs that do not use this library cannot replace what is
 // attached; a process with CAP_SYS_ADMIN can always detach it.
 //
 // The state is in the kernel alone: there is no daemon, no database and no
