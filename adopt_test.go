@@ -271,6 +271,30 @@ func TestProtect(t *testing.T) {
 	})
 }
 
+// A link that nobody would hold must not take the device: the chain would go
+// with it, and all members whose owners are idle.
+func TestProtectForNobody(t *testing.T) {
+	s := newScene(t)
+	s.attachLegacy(t, testenv.DropUDPPort(t, "ldt_old", port))
+	link := s.adopt(t, dispatcher.AdoptOptions{NoGap: true})
+	persistent := dispatcher.AdoptOptions{Options: dispatcher.Options{Persistent: true, BPFFS: s.bpffs}}
+	_, err := dispatcher.Adopt(t.Context(), s.target, persistent)
+	qt.Assert(t, qt.ErrorIs(err, dispatcher.ErrUsage))
+	qt.Check(t, qt.ErrorMatches(err, ".*nothing would hold the link.*--hold.*"))
+	qt.Check(t, qt.IsTrue(s.drops(t)))
+	qt.Check(t, qt.IsFalse(s.read(t).Protected()))
+
+	qt.Assert(t, qt.IsNil(link.Pin(t.Context())))
+	protected, err := dispatcher.Adopt(t.Context(), s.target, persistent)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(protected.Close()))
+	qt.Assert(t, qt.IsNil(link.Close()))
+	qt.Check(t, qt.IsTrue(s.drops(t)))
+	qt.Check(t, qt.IsTrue(s.read(t).Protected()))
+	s.clear(t)
+	s.wantFree(t)
+}
+
 // Who has detached its member keeps nothing on the device, though its Link is still open.
 func TestDetachedLinkHoldsNothing(t *testing.T) {
 	s := newScene(t)

@@ -75,6 +75,13 @@ type AdoptOptions struct {
 // A chain that is not protected becomes protected by adopting it without
 // NoGap; the result is then a Link to its first member.
 //
+// The owners of the other members of such a chain take hold of the new link
+// with their next call: keep the result open until then, or have a member
+// pinned. With Persistent it is an error if none is.
+//
+// A process that dies in the gap leaves the device without a program. On a veth
+// pair the gap was 14 to 31 ms.
+//
 // Errors as for [Attach]; [ErrBusy] when the hook is held by a link,
 // fs.ErrNotExist when nothing is attached.
 func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {

@@ -279,7 +279,7 @@ func TestUpdateAndLongMapNames(t *testing.T) {
 func TestPinByName(t *testing.T) {
 	s := newScene(t)
 	path := filepath.Join(s.bpffs, "ldt_counts")
-	from := options("shared.o", dispatcher.LoadOptions{BPFFS: s.bpffs})
+	from := options("shared.o", dispatcher.LoadOptions{}) // the bpffs is the member's
 	first := s.join(t, from, dispatcher.Options{Name: "first"})
 	s.join(t, from, dispatcher.Options{Name: "second", Persistent: true})
 	s.Send(t, port, 10)

@@ -198,6 +198,15 @@ func TestPinAfterRemovedRoot(t *testing.T) {
 	s.wantRun(t, 1, 2)
 	s.clear(t)
 	s.wantFree(t)
+
+	// Pinning again repairs it for a member that has its own pin still.
+	again := s.attach(t, s.tracer(t, 3, pass), dispatcher.Options{Name: "three", Persistent: true})
+	root := filepath.Join(s.bpffs, "libdispatcher", s.pins(t)[0], "root")
+	qt.Assert(t, qt.IsNil(os.Remove(root)))
+	qt.Assert(t, qt.IsNil(again.Pin(t.Context())))
+	_, err := os.Lstat(root)
+	qt.Check(t, qt.IsNil(err))
+	s.clear(t)
 }
 
 // A program that decides at run time whether it shall outlive itself.

@@ -64,7 +64,7 @@ func (s *site) adopt(l *state.Locked, req Request, noGap bool) (*Handle, error) 
 		}
 		return nil, errAgain
 	case snap.root.linkID() == 0 && !noGap:
-		return s.protect(l, snap)
+		return s.protect(l, snap, req.Persistent)
 	}
 	return nil, &hook.Error{Err: hook.Because(fs.ErrExist, "a chain of libdispatcher is there already"), Hint: "attach adds members to it"}
 }
@@ -171,7 +171,7 @@ func programID(p *ebpf.Program) uint32 {
 }
 
 // protect gives a chain that is attached through netlink a link.
-func (s *site) protect(l *state.Locked, snap *snapshot) (*Handle, error) {
+func (s *site) protect(l *state.Locked, snap *snapshot, persistent bool) (*Handle, error) {
 	first := -1
 	var slots state.Slots
 	defer slots.Close()
@@ -189,6 +189,12 @@ func (s *site) protect(l *state.Locked, snap *snapshot) (*Handle, error) {
 		return nil, &hook.Error{
 			Err:  hook.Because(fs.ErrNotExist, "the chain has no member to protect: all owners are gone"),
 			Hint: "detach the chain with --all",
+		}
+	}
+	if persistent && len(l.Members(state.ChainFolder(0, snap.chain.ID))) == 0 {
+		return nil, &hook.Error{
+			Err:  hook.Because(hook.ErrUsage, "all members are owned by processes, so nothing would hold the link once it is made"),
+			Hint: "hold it (--hold) until the owners have done something with their members, which makes them hold it as well",
 		}
 	}
 	r, err := s.exchange(snap, snap.prog)

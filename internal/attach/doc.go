@@ -5,5 +5,5 @@
 // the new plan, build everything, swap it in where nobody has changed anything
 // meanwhile, pin, unpin. A process that dies between two steps leaves the old
 // chain or the new one, both whole, and at most a pin that the next change
-// removes.
+// removes. The exception is adoption with its gap, see Adopt.
 package attach

@@ -144,14 +144,15 @@ func (h *Handle) edit(fn func(c *state.Chain, i int)) error {
 // Update puts another program in the slot.
 func (h *Handle) Update(ctx context.Context, src load.Source) error {
 	return h.do(func() error {
-		c, _, err := h.find()
-		for errors.Is(err, errAgain) && ctx.Err() == nil {
-			c, _, err = h.find()
-		}
-		if err != nil {
+		var prog *load.Loaded
+		err := retry(ctx, func() error {
+			c, _, err := h.find()
+			if err != nil {
+				return err
+			}
+			prog, err = h.successor(load.PinningIn(src, h.site.BPFFS), c)
 			return err
-		}
-		prog, err := h.successor(src, c)
+		})
 		if err != nil {
 			return err
 		}
@@ -219,7 +220,7 @@ func (h *Handle) Pin(ctx context.Context) error {
 			return h.site.noBPFFS()
 		}
 		name := c.Slots[i].Name
-		if !l.Has(h.folder(), name) {
+		if !l.Has(h.folder(), name) || h.root.linkID() != 0 && !l.HasRoot(h.folder()) {
 			m := state.MemberPins{Name: name, Slot: h.slot}
 			if h.loaded != nil {
 				m.Maps = h.loaded.Maps

@@ -77,6 +77,7 @@ func Plan(ctx context.Context, p Place, src load.Source, req Request) (*hook.Cha
 // runs fn with it; all of it again while others change the chain. The loading
 // is done without the lock, since a verifier may take its time.
 func (s *site) withProgram(ctx context.Context, src load.Source, fn func(*load.Loaded) error) (*load.Loaded, error) {
+	src = load.PinningIn(src, s.BPFFS)
 	var prog *load.Loaded
 	err := retry(ctx, func() error {
 		want, err := s.shape()

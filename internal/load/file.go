@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"cmp"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -37,7 +38,8 @@ type Options struct {
 	// MapPins is a folder in a bpffs: every map is shared with the one that is
 	// pinned there by its name, and pinned there when there is none yet.
 	MapPins string
-	// BPFFS is where maps with LIBBPF_PIN_BY_NAME are pinned and shared.
+	// BPFFS is where maps with LIBBPF_PIN_BY_NAME are pinned and shared. Default:
+	// the bpffs of the member.
 	BPFFS string
 	// NewMaps gives a program that replaces another one maps of its own.
 	// Without it, see Inherit, the new one goes on with the old one's.
@@ -45,6 +47,19 @@ type Options struct {
 
 	inherited map[string]*ebpf.Map
 	ambiguous map[string]bool // names in the kernel that several of the old program's maps have
+}
+
+// PinningIn returns the source with that bpffs as the default of its Options.
+func PinningIn(src Source, bpffs string) Source {
+	switch s := src.(type) {
+	case File:
+		s.Options.BPFFS = cmp.Or(s.Options.BPFFS, bpffs)
+		return s
+	case Spec:
+		s.Options.BPFFS = cmp.Or(s.Options.BPFFS, bpffs)
+		return s
+	}
+	return src
 }
 
 // File is an object file.
@@ -302,13 +317,7 @@ func keepOnly(spec *ebpf.CollectionSpec, name string) {
 }
 
 func (o Options) pinPath() string {
-	if o.MapPins != "" {
-		return o.MapPins
-	}
-	if o.BPFFS != "" {
-		return o.BPFFS
-	}
-	return kernel.DefaultBPFFS
+	return cmp.Or(o.MapPins, o.BPFFS, kernel.DefaultBPFFS)
 }
 
 // pinByName arranges for maps to be shared through pins. It returns the paths

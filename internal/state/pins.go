@@ -84,6 +84,12 @@ func (p *Pins) Has(folder, member string) bool {
 	return err == nil
 }
 
+// HasRoot tells whether the root link of the chain is pinned.
+func (p *Pins) HasRoot(folder string) bool {
+	_, err := os.Lstat(p.RootPath(folder))
+	return err == nil
+}
+
 // Chains returns the folders of all chains.
 func (p *Pins) Chains() []string { return p.names(p.dir, "xdp_") }
 
@@ -130,7 +136,7 @@ func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
 		return nil, kernel.Errno("lock", err)
 	}
 	deadline := time.Now().Add(lockWait)
-	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 5*time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return &Locked{p, f, true}, nil
