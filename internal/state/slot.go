@@ -41,16 +41,11 @@ type Slots struct {
 // happens again while the work is still queued, the second reference is never
 // given back and the map stays until reboot (prog_array_map_clear,
 // kernel/bpf/arraymap.c; seen on 6.18). While a slot is open here no work is
-// queued, so it is enough to wait until what was queued before has begun.
+// queued, so it is enough to wait until what was queued before has begun, and,
+// where it has begun, is done: while it runs it can be queued, but not start.
 //
-// The work itself takes 10 to 35 ms for a slot that had a program (it waits for
-// an RCU grace period for each dispatcher that is not freed yet), and while it
-// runs it can be queued once more. So one that is found empty stays open longer,
-// which keeps nobody in the chain.
-const (
-	hold      = 5 * time.Millisecond // where the kernel does not tell
-	holdEmpty = 200 * time.Millisecond
-)
+// hold is how long that takes, where the kernel does not tell.
+const hold = 5 * time.Millisecond
 
 // statRefresh is a file that, when it is read, has every CPU do a piece of work
 // and waits for that (vmstat_refresh, mm/vmstat.c, Linux 4.7). The queue is the
@@ -95,14 +90,20 @@ func (s *Slots) Wait() {
 	s.unsure = time.Time{}
 }
 
-// Close waits, and closes the slots; empty ones some time after it has returned.
+// Close waits, and closes the slots.
 func (s *Slots) Close() {
 	s.Wait()
 	for _, m := range s.maps {
 		if prog, err := Occupant(m); err == nil && prog == 0 {
-			time.AfterFunc(holdEmpty, func() { m.Close() })
-			continue
+			// There is nothing to delete. But the kernel does that one at a time,
+			// and emptying a slot takes it 10 to 35 ms: it waits for an RCU grace
+			// period for each dispatcher that is not freed yet (prog_array_map_poke_run).
+			_ = m.Delete(uint32(0))
+			s.unsure = time.Now()
 		}
+	}
+	s.Wait()
+	for _, m := range s.maps {
 		m.Close()
 	}
 	*s = Slots{}
