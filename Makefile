@@ -35,7 +35,7 @@ demo: have-root build
 .PHONY: test
 test: have-root have-go
 	@scripts/need ip:iproute2
-	@scripts/need bpftool:bpftool || echo 'going on without bpftool: tests that need it will fail'
+	@scripts/need bpftool:bpftool groff:groff-base || echo 'going on without: tests that need it will fail'
 	@if scripts/need gcc:gcc /usr/include/stdlib.h:libc6-dev; then \
 		echo 'with the race detector:'; \
 		export CGO_ENABLED=1; \

@@ -13,7 +13,8 @@ import (
 // A Link owns a member of a chain, as a bpf_link owns an attachment: the
 // member stays while a Link to it is open in any process, or while it is
 // pinned. A Link goes on working when its device is renamed or moves to
-// another network namespace. It may be used by several goroutines.
+// another network namespace. It may be used by several goroutines. Keep it: one
+// that is garbage collected is closed.
 //
 // After the device is gone, its methods return [ErrDefunct]; after somebody
 // detached the member, fs.ErrNotExist.

@@ -45,7 +45,7 @@ func checkFlags(t *testing.T, c *cobra.Command, page string) {
 func TestManPageFormats(t *testing.T) {
 	groff, err := exec.LookPath("groff")
 	if err != nil {
-		t.Skip("groff is not installed")
+		t.Fatal("groff is needed: apt-get install groff-base")
 	}
 	cmd := exec.Command(groff, "-man", "-Tutf8", "-ww", "-z")
 	cmd.Stdin = strings.NewReader(manPage((&app{}).rootCommand(nil)))

@@ -13,7 +13,8 @@ import (
 // their programs (bpf_prog_map_compatible, kernel/bpf/core.c).
 type Shape struct {
 	// AttachType is the expected_attach_type: BPF_XDP, or 0 (AttachNone) for
-	// loaders that set none. Compared by the kernel since 6.12.
+	// loaders that set none. Compared by the kernel on 6.1.192,
+	// 6.18 and 7.2, not on 5.10.
 	AttachType ebpf.AttachType
 	// Frags is BPF_F_XDP_HAS_FRAGS.
 	Frags bool
