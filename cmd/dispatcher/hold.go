@@ -26,10 +26,11 @@ func (a *app) hold(ctx context.Context, t dispatcher.Target, link *dispatcher.Li
 	for {
 		select {
 		case <-ctx.Done():
-			if m.OnMissing > hook.MissingContinue {
+			err := link.Close()
+			if m.OnMissing > hook.MissingContinue && a.stays(context.WithoutCancel(ctx), t, m.Name) {
 				a.warn("the door of %q on %s %s stays closed: packets are dropped there until it is attached again or detached", m.Name, t.Hook, t.Device)
 			}
-			return link.Close()
+			return err
 		case <-tick.C:
 			_, err := link.Info(ctx)
 			if errors.Is(err, dispatcher.ErrDefunct) || errors.Is(err, fs.ErrNotExist) {
@@ -41,6 +42,13 @@ func (a *app) hold(ctx context.Context, t dispatcher.Target, link *dispatcher.Li
 			}
 		}
 	}
+}
+
+// stays tells whether a member that was let go is still in a chain: it is not
+// when it was the last one.
+func (a *app) stays(ctx context.Context, t dispatcher.Target, name string) bool {
+	chain, err := dispatcher.Read(ctx, t, a.readOptions())
+	return err == nil && chain.Member(name) != nil
 }
 
 // printHolding says that the member is attached: from this line on others may
