@@ -248,24 +248,23 @@ func (h *Handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		return takeOut(l, h.root, h.chainID, []string{c.Slots[i].Name}, []uint32{h.slotID})
 	})
-	if errors.Is(err, hook.ErrDefunct) || errors.Is(err, fs.ErrNotExist) {
-		err = h.do(func() error {
-			if h.left {
-				return nil
-			}
-			return h.unpinGone(ctx)
-		})
-	}
-	if err != nil {
+	gone := errors.Is(err, hook.ErrDefunct) || errors.Is(err, fs.ErrNotExist)
+	if err != nil && !gone {
 		return err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.left {
-		// Who owns no member must not keep the chain on the device.
-		h.left = true
-		h.drop()
+	if h.left || h.closed {
+		return nil
 	}
+	if gone {
+		if err := h.unpinGone(ctx); err != nil {
+			return err
+		}
+	}
+	// Who owns no member must not keep the chain on the device.
+	h.left = true
+	h.drop()
 	return nil
 }
 

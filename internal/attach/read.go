@@ -49,7 +49,7 @@ func (s *site) read() (*snapshot, error) {
 		if err != nil {
 			return err
 		}
-		return s.inspect(snap, conn, *d, nil)
+		return s.inspect(snap, conn, *d)
 	})
 	if err != nil {
 		snap.close()
@@ -58,9 +58,8 @@ func (s *site) read() (*snapshot, error) {
 	return snap, nil
 }
 
-// inspect fills in the snapshot of a device. all may be given to save asking
-// for the links again for each device.
-func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device, all *xdpLinks) error {
+// inspect fills in the snapshot of a device.
+func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device) error {
 	snap.device = d
 	on, ok := d.Software()
 	if !ok {
@@ -80,24 +79,12 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device, all *xdpL
 			return nil
 		}
 	}
-	if all == nil {
-		if all, err = readXDPLinks(); err != nil {
+	if snap.chain != nil {
+		if snap.root, err = linkCarrying(on.Program, d.Index); err != nil || snap.root != nil {
 			return err
 		}
-	}
-	ids := all.carrying(on.Program, d.Index)
-	switch {
-	case snap.chain == nil:
-		snap.links = ids
-		if len(ids) > 0 {
-			return nil
-		}
-	case len(ids) > 0:
-		if r := rootWith(ids[0], on.Program); r != nil {
-			snap.root = r
-			return nil
-		}
-		return errAgain
+	} else if snap.links, err = linksCarrying(on.Program, d.Index); err != nil || len(snap.links) > 0 {
+		return err
 	}
 
 	// No link carries it. Unless it was exchanged just now, netlink did it.
@@ -117,13 +104,9 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device, all *xdpL
 // linkCarrying opens the link that carries a program on a device with that
 // index, nil when there is none.
 func linkCarrying(prog uint32, index int) (root, error) {
-	all, err := readXDPLinks()
-	if err != nil {
+	ids, err := linksCarrying(prog, index)
+	if err != nil || len(ids) == 0 {
 		return nil, err
-	}
-	ids := all.carrying(prog, index)
-	if len(ids) == 0 {
-		return nil, nil
 	}
 	r := rootWith(ids[0], prog)
 	if r == nil {
@@ -145,15 +128,11 @@ func rootWith(id, prog uint32) root {
 	return r
 }
 
-// xdpLinks are all XDP links of the machine.
-type xdpLinks struct {
-	byProgram map[uint32][]xdpLink
-}
-
-type xdpLink struct{ id, ifindex uint32 }
-
-func readXDPLinks() (*xdpLinks, error) {
-	all := &xdpLinks{map[uint32][]xdpLink{}}
+// linksCarrying returns the links that carry a program on a device with that
+// index. A link tells the index but not the namespace. Of a dispatcher there is
+// one link only; a foreign program may be on devices of the same index in several.
+func linksCarrying(prog uint32, index int) ([]uint32, error) {
+	var ids []uint32
 	var it link.Iterator
 	defer it.Close()
 	for it.Next() {
@@ -161,26 +140,14 @@ func readXDPLinks() (*xdpLinks, error) {
 		if err != nil || info.Type != link.XDPType {
 			continue // gone meanwhile, or of no interest
 		}
-		prog := uint32(info.Program)
-		all.byProgram[prog] = append(all.byProgram[prog], xdpLink{uint32(info.ID), info.XDP().Ifindex})
+		if uint32(info.Program) == prog && info.XDP().Ifindex == uint32(index) {
+			ids = append(ids, uint32(info.ID))
+		}
 	}
 	if err := it.Err(); err != nil {
 		return nil, again(kernel.Errno("list links", err))
 	}
-	return all, nil
-}
-
-// carrying returns the links that carry a program on a device with that index.
-// A link tells the index but not the namespace. Of a dispatcher there is one
-// link only; a foreign program may be on devices of the same index in several.
-func (a *xdpLinks) carrying(prog uint32, index int) []uint32 {
-	var ids []uint32
-	for _, l := range a.byProgram[prog] {
-		if l.ifindex == uint32(index) {
-			ids = append(ids, l.id)
-		}
-	}
-	return ids
+	return ids, nil
 }
 
 // occupied is the error for a hook that is held by something that is not ours.

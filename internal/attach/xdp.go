@@ -408,7 +408,7 @@ func List(ctx context.Context, p Place) ([]hook.Chain, error) {
 				}
 				var snap snapshot
 				defer snap.close()
-				if err := s.inspect(&snap, conn, *now, nil); err != nil || snap.free() {
+				if err := s.inspect(&snap, conn, *now); err != nil || snap.free() {
 					return err
 				}
 				c, err := s.view(&snap)

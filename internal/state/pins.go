@@ -194,9 +194,8 @@ func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
 			return err
 		}
 	}
-	rooted := true
-	if _, err := os.Lstat(l.RootPath(folder)); root != nil && errors.Is(err, fs.ErrNotExist) {
-		rooted = false
+	rooted := root == nil || l.HasRoot(folder)
+	if !rooted {
 		if err := root.Pin(filepath.Join(tmp, rootName)); err != nil {
 			return kernel.Errno("pin the root link", err)
 		}
