@@ -106,7 +106,7 @@ func TestCheckName(t *testing.T) {
 }
 
 func TestChain(t *testing.T) {
-	c := hook.Chain{Members: []hook.Member{
+	c := hook.Chain{Hook: hook.XDP, Members: []hook.Member{
 		{Name: "a", Kind: hook.KindLegacy},
 		{Name: "b", Kind: hook.KindMember, SlotID: 7},
 	}}

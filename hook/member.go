@@ -2,6 +2,7 @@ package hook
 
 import (
 	"fmt"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -53,6 +54,18 @@ func (s Settings) Or(other Settings) Settings {
 	return s
 }
 
+// CheckFor returns an error for settings that mean nothing on the hook.
+func (s Settings) CheckFor(h Hook) error {
+	switch {
+	case h == XDP:
+	case s.ContinueOn != 0:
+		return fmt.Errorf("continue-on %v: on %s the program itself says with its return value whether the next one runs", s.ContinueOn, h)
+	case s.OnMissing != 0:
+		return fmt.Errorf("on-missing %v: on %s there are no slots that could be empty; a member leaves with its owner", s.OnMissing, h)
+	}
+	return nil
+}
+
 // Check returns an error that names the first value out of range. Zero values
 // are in range.
 func (s Settings) Check() error {
@@ -70,7 +83,7 @@ func (s Settings) Check() error {
 
 // CheckName tells why s cannot be the name of a member or an owner: such a
 // name has 1 to MaxName bytes of printable UTF-8 without spaces and does not
-// start with a dash.
+// start with a dash, nor with "link:" or "id:", see [Ref].
 func CheckName(s string) error {
 	switch {
 	case s == "":
@@ -81,6 +94,11 @@ func CheckName(s string) error {
 		return fmt.Errorf("the name %q is not valid UTF-8", s)
 	case s[0] == '-':
 		return fmt.Errorf("the name %q starts with a dash", s)
+	}
+	for _, prefix := range []string{"link:", "id:"} {
+		if strings.HasPrefix(s, prefix) {
+			return fmt.Errorf("the name %q starts with %q, which stands for a link or a program by its id", s, prefix)
+		}
 	}
 	for _, r := range s {
 		if !unicode.IsPrint(r) || r == ' ' {
@@ -97,13 +115,16 @@ type Program struct {
 	Tag  string // hash of the instructions, hex
 	// LoadedAt is when it was loaded, zero when the kernel does not say.
 	LoadedAt time.Time
+	// LoadedBy is the user id of the process that loaded it (created_by_uid,
+	// linux/bpf.h).
+	LoadedBy uint32
 }
 
 // Kind tells what an entry on a hook is.
 type Kind string
 
 const (
-	KindMember  Kind = "member"  // a member of a chain of ours
+	KindMember  Kind = "member"  // ours: of a dispatcher, or in the registry
 	KindLegacy  Kind = "legacy"  // attached without a link: anyone may replace it
 	KindForeign Kind = "foreign" // attached by a link that is not ours
 )
@@ -114,15 +135,17 @@ type State string
 const (
 	StateRunning State = "running" // packets go through its program
 	StateEmpty   State = "empty"   // its owner is gone; its OnMissing applies
-	StateDefunct State = "defunct" // the device is gone
+	StateDefunct State = "defunct" // the device or cgroup is gone
 )
 
 // A Member is one entry on a hook, in run order.
 type Member struct {
 	Name string
 	// Settings are the member's own; zero for KindLegacy and KindForeign.
+	// ContinueOn and OnMissing are zero on every hook but XDP: there the
+	// program itself says whether the next one runs, and there are no slots.
 	Settings
-	// Program is what its slot holds; the zero value when it is empty.
+	// Program is what runs; the zero value when a slot is empty.
 	Program Program
 	// Persistent members are pinned and outlive their process.
 	Persistent bool
@@ -130,28 +153,65 @@ type Member struct {
 	State      State
 	// Owner is the label that whoever attached it gave itself.
 	Owner string
-	// SlotID is the map id of the one-entry prog array that owns the member.
+	// LinkID is the link that attaches this entry alone. 0 when it has none,
+	// as a member of an XDP chain, which has a slot instead.
+	LinkID uint32
+	// SlotID is the map id of the one-entry prog array that owns the member of
+	// an XDP chain; 0 on other hooks.
 	SlotID uint32
 	// TailCalls is set when the program makes tail calls of its own, which
 	// count towards the kernel's limit for a packet.
 	TailCalls bool
+	// Filter is where a filter of tc is; nil on other hooks.
+	Filter *Filter
+	// From is the cgroup that the entry is attached to, where the effective
+	// entries of a cgroup were asked for; else empty.
+	From string
+	// Detail is what else the kernel says of the entry, in words: flags of a
+	// cgroup attachment, the place of a netfilter hook.
+	Detail string
+}
+
+// Protected tells whether the legacy calls (netlink, tc, PROG_ATTACH) cannot
+// remove or replace the entry by itself. For XDP see [Chain.Protected].
+func (m *Member) Protected() bool { return m.LinkID != 0 && m.State != StateDefunct }
+
+// A Filter is the place of a tc filter, as "tc filter" names it.
+type Filter struct {
+	Parent   uint32 // qdisc and class: TC_H_MAKE(major, minor)
+	Chain    uint32 // of tc; 0 is where packets start
+	Pref     uint16 // lower runs first
+	Protocol uint16 // ETH_P_*, host byte order; ETH_P_ALL is 3
+	Handle   uint32 // of the filter within its preference
+	// DirectAction: the program's return value is the verdict; else it is a class.
+	DirectAction bool
 }
 
 // NetNS identifies a network namespace.
 type NetNS struct {
 	Inode  uint64 // of /proc/PID/ns/net; used again after the namespace is gone
 	Cookie uint64 // SO_NETNS_COOKIE, never used again; 0 before Linux 5.14
+	// Name is how it can be opened: a name as in "ip netns", or a path. Empty
+	// for the caller's own, and where it was not looked for.
+	Name string
 }
 
 // A Chain is what is on a hook of one target.
 type Chain struct {
-	Hook    Hook
-	Target  string // device name; empty once the device is gone
-	Ifindex int    // 0 once the device is gone
-	NetNS   NetNS
-	Mode    Mode
-	// LinkID is the link that holds the hook; 0 when there is none, so that
-	// anyone may replace what is attached.
+	Hook Hook
+	// Target is a device by its name or a cgroup by its path; empty for a
+	// network namespace, and once it is gone.
+	Target   string
+	Ifindex  int    // 0 for what is not a device, and once the device is gone
+	CgroupID uint64 // inode of the cgroup's folder; 0 for what is not a cgroup
+	NetNS    NetNS
+	Mode     Mode // of XDP
+	// Revision counts the changes of the hook where the kernel does: TCX (Linux
+	// 6.6), cgroups (6.17); else 0.
+	Revision uint64
+	// LinkID is the one link that holds the XDP hook; 0 when there is none, so
+	// that anyone may replace what is attached. On other hooks each entry has a
+	// link of its own, see [Member].
 	LinkID uint32
 	// DispatcherID is the program id of the dispatcher; 0 when what is
 	// attached is not a chain of ours.
@@ -162,15 +222,36 @@ type Chain struct {
 	// Pins are the chain's pins in the bpffs that was looked at.
 	Pins    []string
 	Members []Member
+	// Err is what could not be read, when the hook is one of a list; else nil.
+	Err error
 }
 
-// Protected tells whether a link holds the hook, so that netlink cannot
-// replace what is attached.
-func (c *Chain) Protected() bool { return c.LinkID != 0 }
+// Protected tells whether links hold all that is attached, so that the legacy
+// calls can replace none of it.
+func (c *Chain) Protected() bool {
+	if c.Hook == XDP {
+		return c.LinkID != 0
+	}
+	for i := range c.Members {
+		if !c.Members[i].Protected() {
+			return false
+		}
+	}
+	return len(c.Members) > 0
+}
 
-// Ours tells whether this is a chain of libdispatcher's and not a single
-// program that somebody else attached.
-func (c *Chain) Ours() bool { return c.DispatcherID != 0 }
+// Ours tells whether something of libdispatcher's is attached.
+func (c *Chain) Ours() bool {
+	if c.Hook == XDP {
+		return c.DispatcherID != 0
+	}
+	for i := range c.Members {
+		if c.Members[i].Kind == KindMember {
+			return true
+		}
+	}
+	return false
+}
 
 // Member returns the member of that name, or nil.
 func (c *Chain) Member(name string) *Member {

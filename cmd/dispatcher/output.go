@@ -66,7 +66,7 @@ func describeChain(c *hook.Chain, dryRun bool) jsonChain {
 		Hook:         string(c.Hook),
 		Target:       c.Target,
 		Ifindex:      c.Ifindex,
-		NetNS:        jsonNetNS(c.NetNS),
+		NetNS:        jsonNetNS{c.NetNS.Inode, c.NetNS.Cookie},
 		LinkID:       c.LinkID,
 		DispatcherID: c.DispatcherID,
 		Protected:    protected(c, dryRun),
