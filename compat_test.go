@@ -140,13 +140,13 @@ func TestIncompatiblePrograms(t *testing.T) {
 		from dispatcher.Source
 		text string
 	}{
-		"socket filter":  {other(ebpf.SocketFilter), `program "ldt_other": it is a SocketFilter program, not an XDP program`},
-		"sched_cls":      {other(ebpf.SchedCLS), `program "ldt_other": it is a SchedCLS program, not an XDP program`},
+		"socket filter":  {other(ebpf.SocketFilter), `program "ldt_other" is a SocketFilter program; xdp takes XDP programs`},
+		"sched_cls":      {other(ebpf.SchedCLS), `program "ldt_other" is a SchedCLS program; xdp takes XDP programs`},
 		"devmap":         {dispatcher.Program(testenv.VerdictProgram(t, "ldt_devmap", 2, testenv.ExpectedAttachType(ebpf.AttachXDPDevMap))), `program "ldt_devmap": it was loaded for a map entry .*; load it from SEC\("xdp"\)`},
 		"cpumap":         {dispatcher.Program(testenv.VerdictProgram(t, "ldt_cpumap", 2, testenv.ExpectedAttachType(ebpf.AttachXDPCPUMap))), `program "ldt_cpumap": it was loaded for a map entry .*`},
 		"devmap in file": {file("several.o", "ldt_devmap"), `testdata/several.o: program "ldt_devmap" is for a map entry .*`},
 		"cpumap in file": {file("several.o", "ldt_cpumap"), `testdata/several.o: program "ldt_cpumap" is for a map entry .*`},
-		"tc in file":     {file("several.o", "tc"), `testdata/several.o: program "ldt_tc" is a SchedCLS program, not an XDP program`},
+		"tc in file":     {file("several.o", "tc"), `testdata/several.o: program "ldt_tc" is a SchedCLS program; xdp takes XDP programs`},
 		"dispatcher":     {dispatcher.ProgramID(ebpf.ProgramID(s.read(t).DispatcherID)), `program "libdispatcher" is itself a dispatcher of libdispatcher`},
 		"attach type 0":  {dispatcher.Program(testenv.VerdictProgram(t, "ldt_none", 2, testenv.ExpectedAttachType(ebpf.AttachNone))), `program "ldt_none" has no expected attach type, without frags, the chain attach type BPF_XDP, without frags, .*`},
 		"frags":          {dispatcher.Program(testenv.VerdictProgram(t, "ldt_frags", 2, testenv.Frags())), `program "ldt_frags" has attach type BPF_XDP, with frags, the chain attach type BPF_XDP, without frags, .*load it from SEC\("xdp"\)`},
@@ -167,8 +167,8 @@ func TestIncompatiblePrograms(t *testing.T) {
 			s.wantRefused(t, dispatcher.Program(testenv.VerdictProgram(t, "ldt_map_entry", 2, opts...)), dispatcher.Options{}, dispatcher.ErrIncompatible, `.*map entry.*`)
 		}
 	}
-	s.wantRefused(t, other(ebpf.SocketFilter), dispatcher.Options{}, dispatcher.ErrIncompatible, `.*not an XDP program`)
-	s.wantRefused(t, file("noxdp.o", ""), dispatcher.Options{}, dispatcher.ErrIncompatible, `testdata/noxdp.o: no XDP program in the file; .*`)
+	s.wantRefused(t, other(ebpf.SocketFilter), dispatcher.Options{}, dispatcher.ErrIncompatible, `.*xdp takes XDP programs`)
+	s.wantRefused(t, file("noxdp.o", ""), dispatcher.Options{}, dispatcher.ErrIncompatible, `testdata/noxdp.o: no program for xdp in the file; .*`)
 }
 
 // The first member decides the kind of the chain; files are loaded to fit, and what is loaded already must.

@@ -253,7 +253,7 @@ func TestList(t *testing.T) {
 	s.Server.IP(t, "link", "set", "dev", "b0", "xdp", "pinned", legacy)
 	s.Server.Do(t, func() { hold(t, testenv.VerdictProgram(t, "ldt_foreign", testenv.XDPPass), ifindexOf(t, "c0")) })
 
-	list, err := dispatcher.List(t.Context(), s.Server.Name, s.look())
+	list, err := dispatcher.List(t.Context(), dispatcher.ListOptions{NetNS: s.Server.Name, BPFFS: s.bpffs})
 	qt.Assert(t, qt.IsNil(err))
 	var got []string
 	for _, c := range list {
@@ -266,7 +266,7 @@ func TestList(t *testing.T) {
 		"veth1: ldt_trace_1*", "a0: ldt_trace_2 ldt_trace_3", "b0: ldt_legacy(legacy)", "c0: ldt_foreign(foreign)",
 	}))
 
-	empty, err := dispatcher.List(t.Context(), testenv.NewNetNS(t).Name, s.look())
+	empty, err := dispatcher.List(t.Context(), dispatcher.ListOptions{NetNS: testenv.NewNetNS(t).Name, BPFFS: s.bpffs})
 	qt.Check(t, qt.IsNil(err))
 	qt.Check(t, qt.HasLen(empty, 0))
 	s.clear(t)
@@ -374,7 +374,7 @@ func TestBadNetNS(t *testing.T) {
 		if cause != nil {
 			qt.Check(t, qt.ErrorIs(err, cause), qt.Commentf("%q", spec))
 		}
-		_, err = dispatcher.List(t.Context(), spec, s.look())
+		_, err = dispatcher.List(t.Context(), dispatcher.ListOptions{NetNS: spec, BPFFS: s.bpffs})
 		qt.Check(t, qt.IsNotNil(err), qt.Commentf("%q", spec))
 	}
 }

@@ -2,10 +2,12 @@ package dispatcher
 
 import (
 	"context"
+	"slices"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/attach"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/scan"
 )
 
 // Options are how a program joins a chain. The zero value is useful.
@@ -13,8 +15,13 @@ type Options struct {
 	// Name of the member, unique in its chain: 1 to 63 bytes of printable
 	// UTF-8 without spaces. Default: the program's name.
 	Name string
-	// Settings are priority, continue set and what an empty slot does.
+	// Settings are the priority, and on XDP the continue set and what an empty
+	// slot does.
 	hook.Settings
+	// Position asks for a place, whatever the priority. With a priority of 0 the
+	// member gets one that fits there. On a cgroup a place before others needs
+	// Linux 6.17.
+	Position hook.Position
 	// Mode is native or generic XDP; a chain has one mode for all members.
 	// Default: the chain's, and for a new one what the kernel prefers.
 	Mode hook.Mode
@@ -30,16 +37,23 @@ type Options struct {
 }
 
 // Attach puts a program on a hook. On XDP it joins the chain that is there, or
-// starts one.
+// starts one; on TCX and cgroups it gets a link of its own; on clsact
+// (tc/ingress, tc/egress) a filter of its own, which nobody owns, so that it must
+// be Persistent.
+//
+// It runs behind all members of lower or equal priority. What others attached
+// without libdispatcher keeps its place; [Link.Chain] tells where the member is.
 //
 // The returned Link belongs to the caller, who closes it. ctx bounds the
 // waiting, for the lock and for others who change the chain at the same time.
 //
-// Errors: [ErrBusy] when a program is on the hook that is not a chain of ours
+// Errors: [ErrBusy] when a program is on the hook that leaves no room for others
 // (the [Error] names it; see [Adopt]), [ErrIncompatible] when the program does
-// not fit the chain, [ErrChainFull] at 32 members, fs.ErrExist when the name
-// is taken, fs.ErrNotExist when there is no such device. On any error nothing
-// has changed.
+// not fit, [ErrChainFull] at 32 members (XDP), 63 programs (TCX) or 64 (cgroup),
+// fs.ErrExist when the name is taken or TCX has the program already,
+// fs.ErrNotExist when there is no such device or cgroup, ebpf.ErrNotSupported when
+// this kernel has no such hook, or not the place that was asked for. On any error
+// nothing has changed.
 func Attach(ctx context.Context, t Target, from Source, o Options) (*Link, error) {
 	h, err := attach.Attach(ctx, t.place(o.BPFFS), from.source(), o.request())
 	if err != nil {
@@ -66,11 +80,22 @@ type AdoptOptions struct {
 	// it. Without NoGap the kernel wants the hook to be empty before a link
 	// takes it, and the packets of that moment pass unfiltered.
 	NoGap bool
+	// Entry is which program: "id:PROG", by its id. May be empty where there is
+	// only one without a link.
+	Entry hook.Ref
 }
 
-// Adopt makes the program that was attached to the device without a link (by
-// netlink: "ip link set xdp", xdp-loader) the first member of a new chain. It
-// keeps running, the same program with the same maps.
+// Adopt makes a program that was attached without a link a member at the same
+// place. It keeps running, the same program with the same maps.
+//
+// On TCX and cgroups it gets a link, without a gap, but for a program that was
+// attached to a cgroup for itself alone (without BPF_F_ALLOW_MULTI): the kernel
+// wants that one to be off first. On tc/ingress and tc/egress it becomes a member
+// of tcx/ingress or tcx/egress, without a gap; before Linux 6.6 it stays a
+// filter and gets a name.
+//
+// On XDP, where netlink attached it ("ip link set xdp", xdp-loader), it becomes
+// the first member of a new chain.
 //
 // A chain that is not protected becomes protected by adopting it without
 // NoGap; the result is then a Link to its first member.
@@ -85,7 +110,7 @@ type AdoptOptions struct {
 // Errors as for [Attach]; [ErrBusy] when the hook is held by a link,
 // fs.ErrNotExist when nothing is attached.
 func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
-	h, err := attach.Adopt(ctx, t.place(o.BPFFS), o.request(), o.NoGap)
+	h, err := attach.Adopt(ctx, t.place(o.BPFFS), attach.AdoptRequest{Request: o.request(), NoGap: o.NoGap, Entry: o.Entry})
 	if err != nil {
 		return nil, wrap("adopt", t, err)
 	}
@@ -93,12 +118,13 @@ func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
 }
 
 // Open opens a member by its name: another handle, which owns the member just
-// as the first one does.
+// as the first one does. On TCX and cgroups "link:ID" opens what that link
+// attaches, whoever made it.
 //
 // Errors: fs.ErrNotExist when there is no such member, or when it is empty
 // because its owner is gone.
-func Open(ctx context.Context, t Target, name string, o ReadOptions) (*Link, error) {
-	h, err := attach.Open(ctx, t.place(o.BPFFS), name)
+func Open(ctx context.Context, t Target, member string, o ReadOptions) (*Link, error) {
+	h, err := attach.Open(ctx, t.place(o.BPFFS), hook.Ref(member))
 	if err != nil {
 		return nil, wrap("open", t, err)
 	}
@@ -108,25 +134,37 @@ func Open(ctx context.Context, t Target, name string, o ReadOptions) (*Link, err
 // OpenPinned opens a member by the path of its pin. It works wherever the
 // device is by now.
 func OpenPinned(ctx context.Context, path string) (*Link, error) {
-	h, err := attach.OpenPinned(ctx, path)
-	t := Target{Hook: hook.XDP}
+	h, on, err := attach.OpenPinned(ctx, path)
+	t := On(on, path)
 	if err != nil {
-		t.Device = path
 		return nil, wrap("open", t, err)
 	}
 	return &Link{target: t, handle: h}, nil
 }
 
-// Detach takes a member out of a chain, whoever owns it, and removes its pins.
-// With the last member the hook becomes free. It works on empty members too.
-// Closed doors (see hook.OnMissing) go only this way.
-func Detach(ctx context.Context, t Target, name string, o ReadOptions) error {
-	return wrap("detach", t, attach.Detach(ctx, t.place(o.BPFFS), name))
+// DetachOptions say how to detach. The zero value is useful.
+type DetachOptions struct {
+	// BPFFS is the bpffs whose pins are removed. Default: /sys/fs/bpf.
+	BPFFS string
+	// Force takes out what is not ours, too: a legacy program, or what a link of
+	// another tool attaches. On XDP it has no effect.
+	Force bool
 }
 
-// DetachAll takes all members out and frees the hook. Programs that are not
-// ours are left alone: [ErrBusy].
-func DetachAll(ctx context.Context, t Target, o ReadOptions) error {
+// Detach takes a member out, whoever owns it, and removes its pins: by its name,
+// on TCX and cgroups also by its link ("link:ID"), on all hooks but XDP by its
+// program ("id:PROG"). Entries that are not ours are left alone without Force:
+// [ErrBusy].
+//
+// With the last member of an XDP chain the hook becomes free. It works on empty
+// members too. Closed doors (see hook.OnMissing) go only this way.
+func Detach(ctx context.Context, t Target, member string, o DetachOptions) error {
+	return wrap("detach", t, attach.Detach(ctx, t.place(o.BPFFS), hook.Ref(member), o.Force))
+}
+
+// DetachAll takes all members out. Programs that are not ours are left alone;
+// [ErrBusy] when there are no others.
+func DetachAll(ctx context.Context, t Target, o DetachOptions) error {
 	return wrap("detach", t, attach.DetachAll(ctx, t.place(o.BPFFS)))
 }
 
@@ -137,21 +175,49 @@ type ReadOptions struct {
 	BPFFS string
 }
 
-// Read returns what is on a hook: the members of a chain in run order, or the
-// one program that somebody else attached. The error is fs.ErrNotExist when
-// the device does not exist; a device with nothing attached gives a chain
-// without members.
+// Read returns what is on a hook, in run order: members and what others have
+// attached. The error is fs.ErrNotExist when the device or cgroup does not exist;
+// one with nothing attached gives a chain without members.
 func Read(ctx context.Context, t Target, o ReadOptions) (*hook.Chain, error) {
 	c, err := attach.Read(ctx, t.place(o.BPFFS))
 	return c, wrap("read", t, err)
 }
 
-// List returns what is on the XDP hooks of all devices in a network namespace
-// (empty: the caller's), devices without a program left out.
-func List(ctx context.Context, netns string, o ReadOptions) ([]hook.Chain, error) {
-	t := Target{Hook: hook.XDP, NetNS: netns}
-	chains, err := attach.List(ctx, t.place(o.BPFFS))
-	return chains, wrap("list", t, err)
+// Effective returns what runs on a hook for the sockets and processes of a
+// cgroup, in run order: what is attached to it and to those that it is in. The
+// field From of each entry says to which.
+func Effective(ctx context.Context, t Target, o ReadOptions) (*hook.Chain, error) {
+	c, err := attach.Effective(ctx, t.place(o.BPFFS))
+	return c, wrap("read", t, err)
+}
+
+// ListOptions say what to list. The zero value lists everything.
+type ListOptions struct {
+	// NetNS is the only network namespace to look at, as in [Target]; cgroups are
+	// left out then, since they are in none. Default: all that can be found.
+	NetNS string
+	// Hooks are those to list. Default: all.
+	Hooks []hook.Hook
+	// BPFFS is as in ReadOptions.
+	BPFFS string
+}
+
+// List returns what is attached to the network hooks of the machine, whoever did
+// it: on all devices of all network namespaces, on all cgroups, and on the
+// namespaces themselves. Hooks with nothing attached are left out.
+//
+// What cannot be read does not spoil the rest: the field Err of its entry says
+// why. The error is that of the whole.
+func List(ctx context.Context, o ListOptions) ([]hook.Chain, error) {
+	if o.BPFFS == "" {
+		o.BPFFS = kernel.DefaultBPFFS
+	}
+	so := scan.Options{NetNS: o.NetNS, BPFFS: o.BPFFS}
+	if len(o.Hooks) > 0 {
+		so.Hooks = func(h hook.Hook) bool { return slices.Contains(o.Hooks, h) }
+	}
+	chains, err := scan.All(ctx, so)
+	return chains, wrap("list", Target{NetNS: o.NetNS}, err)
 }
 
 // MountBPFFS mounts a bpffs at path, by convention /sys/fs/bpf, unless there
@@ -162,9 +228,9 @@ func (t Target) place(bpffs string) attach.Place {
 	if bpffs == "" {
 		bpffs = kernel.DefaultBPFFS
 	}
-	return attach.Place{Hook: t.Hook, Device: t.Device, NetNS: t.NetNS, BPFFS: bpffs}
+	return attach.Place{Hook: t.Hook, Target: t.Name(), NetNS: t.NetNS, BPFFS: bpffs}
 }
 
 func (o Options) request() attach.Request {
-	return attach.Request{Name: o.Name, Settings: o.Settings, Mode: o.Mode, Persistent: o.Persistent, Owner: o.Owner}
+	return attach.Request{Name: o.Name, Settings: o.Settings, Position: o.Position, Mode: o.Mode, Persistent: o.Persistent, Owner: o.Owner}
 }

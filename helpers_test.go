@@ -79,6 +79,8 @@ func (s *scene) withoutBPFFS(t testing.TB) *scene {
 
 func (s *scene) look() dispatcher.ReadOptions { return dispatcher.ReadOptions{BPFFS: s.bpffs} }
 
+func (s *scene) leave() dispatcher.DetachOptions { return dispatcher.DetachOptions{BPFFS: s.bpffs} }
+
 // tracer is a program that writes its number down when it sees a packet.
 func (s *scene) tracer(t testing.TB, number, verdict int) *ebpf.Program {
 	return s.trace.Program(t, number, verdict)
@@ -105,13 +107,13 @@ func (s *scene) open(t testing.TB, name string) *dispatcher.Link {
 
 func (s *scene) detach(t testing.TB, name string) {
 	t.Helper()
-	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), s.target, name, s.look())))
+	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), s.target, name, s.leave())))
 }
 
 // clear takes everything off the device, if there is anything.
 func (s *scene) clear(t testing.TB) {
 	t.Helper()
-	err := dispatcher.DetachAll(t.Context(), s.target, s.look())
+	err := dispatcher.DetachAll(t.Context(), s.target, s.leave())
 	if !errors.Is(err, fs.ErrNotExist) {
 		qt.Assert(t, qt.IsNil(err))
 	}
@@ -431,10 +433,10 @@ var operations = map[string]func(*appState, context.Context, command) error{
 	"leave":  func(a *appState, ctx context.Context, _ command) error { return a.link.Detach(ctx) },
 	"close":  func(a *appState, _ context.Context, _ command) error { return a.link.Close() },
 	"detach": func(_ *appState, ctx context.Context, c command) error {
-		return dispatcher.Detach(ctx, c.Target, c.Member, dispatcher.ReadOptions{BPFFS: c.BPFFS})
+		return dispatcher.Detach(ctx, c.Target, c.Member, dispatcher.DetachOptions{BPFFS: c.BPFFS})
 	},
 	"clear": func(_ *appState, ctx context.Context, c command) error {
-		return dispatcher.DetachAll(ctx, c.Target, dispatcher.ReadOptions{BPFFS: c.BPFFS})
+		return dispatcher.DetachAll(ctx, c.Target, dispatcher.DetachOptions{BPFFS: c.BPFFS})
 	},
 }
 

@@ -517,8 +517,8 @@ func TestCanceled(t *testing.T) {
 		"set":        link.Set(ctx, priority(7)),
 		"pin":        link.Pin(ctx),
 		"unpin":      link.Unpin(ctx),
-		"detach":     dispatcher.Detach(ctx, s.target, "one", s.look()),
-		"detach all": dispatcher.DetachAll(ctx, s.target, s.look()),
+		"detach":     dispatcher.Detach(ctx, s.target, "one", s.leave()),
+		"detach all": dispatcher.DetachAll(ctx, s.target, s.leave()),
 		"link":       link.Detach(ctx),
 	} {
 		qt.Check(t, qt.ErrorIs(err, context.Canceled), qt.Commentf("%s", what))

@@ -10,17 +10,21 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/attach"
 )
 
-// A Link owns a member of a chain, as a bpf_link owns an attachment: the
-// member stays while a Link to it is open in any process, or while it is
-// pinned. A Link goes on working when its device is renamed or moves to
-// another network namespace. It may be used by several goroutines. Keep it: one
-// that is garbage collected is closed.
+// A Link owns a member, as a bpf_link owns an attachment: the member stays while
+// a Link to it is open in any process, or while it is pinned. A Link goes on
+// working when its device is renamed or moves to another network namespace. It
+// may be used by several goroutines. Keep it: one that is garbage collected is
+// closed.
 //
-// After the device is gone, its methods return [ErrDefunct]; after somebody
-// detached the member, fs.ErrNotExist.
+// On tc/ingress and tc/egress the kernel knows no owners: there a member stays
+// until it is detached, and the Link is only a way to it.
+//
+// After the device or the cgroup is gone, its methods return [ErrDefunct]; after
+// somebody detached the member, fs.ErrNotExist, or ErrDefunct where the kernel
+// does not tell the one from the other (TCX, cgroups).
 type Link struct {
 	target Target
-	handle *attach.Handle
+	handle attach.Handle
 }
 
 // Update replaces the member's program, atomically for packets; all other
@@ -33,10 +37,22 @@ func (l *Link) Update(ctx context.Context, from Source) error {
 	return wrap("replace", l.target, l.handle.Update(ctx, from.source()))
 }
 
-// Set changes the member's settings; zero values stay as they are. The chain
-// is exchanged as a whole, atomically for packets.
+// Set changes the member's settings; zero values stay as they are.
+//
+// On XDP the chain is exchanged as a whole, atomically for packets. On other
+// hooks there is only the priority, and a member whose place it changes gets a
+// new link, because the kernel moves none: each packet meets it once on TCX; on
+// a cgroup and on clsact both places have it for a moment. Other Links to the
+// member take hold of the new one with their next call. A member that is not
+// pinned can be moved only by a Link that attached it: [ErrBusy].
 func (l *Link) Set(ctx context.Context, s hook.Settings) error {
 	return wrap("set", l.target, l.handle.Set(ctx, s))
+}
+
+// Move gives the member another place, and a priority that fits there, as Set
+// does.
+func (l *Link) Move(ctx context.Context, to hook.Position) error {
+	return wrap("move", l.target, l.handle.Move(ctx, to))
 }
 
 // Pin makes the member persistent: it stays when the Link is closed. The pins
@@ -89,8 +105,8 @@ func wrap(op string, t Target, err error) error {
 	}
 	var e *Error
 	if errors.As(err, &e) && e.Op == "" {
-		e.Op, e.Hook, e.Target = op, t.Hook, t.Device
+		e.Op, e.Hook, e.Target = op, t.Hook, t.Name()
 		return err
 	}
-	return &Error{Op: op, Hook: t.Hook, Target: t.Device, Err: err}
+	return &Error{Op: op, Hook: t.Hook, Target: t.Name(), Err: err}
 }

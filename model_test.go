@@ -353,7 +353,7 @@ func (p *player) detachByName() {
 	if mm == nil {
 		want = fs.ErrNotExist
 	}
-	p.did(dispatcher.Detach(p.t.Context(), p.target, name, p.look()), want, "detach %s", name)
+	p.did(dispatcher.Detach(p.t.Context(), p.target, name, p.leave()), want, "detach %s", name)
 	if mm != nil {
 		p.detached(mm)
 	}
@@ -374,7 +374,7 @@ func (p *player) detachAll() {
 	if len(p.model.members) == 0 {
 		want = fs.ErrNotExist
 	}
-	p.did(dispatcher.DetachAll(p.t.Context(), p.target, p.look()), want, "detach all")
+	p.did(dispatcher.DetachAll(p.t.Context(), p.target, p.leave()), want, "detach all")
 	p.model = &model{}
 }
 

@@ -98,7 +98,7 @@ func TestBadNames(t *testing.T) {
 			s.wantRefused(t, from, dispatcher.Options{Name: name}, dispatcher.ErrUsage, `the name .*`)
 			s.wantRefused(t, from, dispatcher.Options{Owner: name}, dispatcher.ErrUsage, `owner: the name .*`)
 			for _, err := range []error{
-				dispatcher.Detach(t.Context(), s.target, name, s.look()),
+				dispatcher.Detach(t.Context(), s.target, name, s.leave()),
 				func() error { _, err := dispatcher.Open(t.Context(), s.target, name, s.look()); return err }(),
 			} {
 				qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))

@@ -248,8 +248,8 @@ func TestOccupiedDevice(t *testing.T) {
 					return err
 				},
 				"open":       func() error { _, err := dispatcher.Open(t.Context(), s.target, "ldt_other", s.look()); return err },
-				"detach":     func() error { return dispatcher.Detach(t.Context(), s.target, "ldt_other", s.look()) },
-				"detach all": func() error { return dispatcher.DetachAll(t.Context(), s.target, s.look()) },
+				"detach":     func() error { return dispatcher.Detach(t.Context(), s.target, "ldt_other", s.leave()) },
+				"detach all": func() error { return dispatcher.DetachAll(t.Context(), s.target, s.leave()) },
 			} {
 				err := attach()
 				qt.Assert(t, qt.ErrorIs(err, dispatcher.ErrBusy), qt.Commentf("%s", what))
@@ -304,7 +304,7 @@ func TestOthersAreListed(t *testing.T) {
 			defer s.free(t)
 
 			read := s.read(t)
-			list, err := dispatcher.List(t.Context(), s.target.NetNS, s.look())
+			list, err := dispatcher.List(t.Context(), dispatcher.ListOptions{NetNS: s.target.NetNS, BPFFS: s.bpffs})
 			qt.Assert(t, qt.IsNil(err))
 			qt.Assert(t, qt.HasLen(list, 1))
 			qt.Check(t, qt.DeepEquals(&list[0], read))

@@ -62,7 +62,11 @@ func (o *Occupant) String() string {
 	if name == "" {
 		name = "without a name"
 	}
-	return fmt.Sprintf("%s (program %s, id %d, tag %s, %s mode)", by, name, o.Program.ID, o.Program.Tag, o.Mode)
+	mode := ""
+	if o.Mode != ModeAuto { // only XDP has modes
+		mode = fmt.Sprintf(", %s mode", o.Mode)
+	}
+	return fmt.Sprintf("%s (program %s, id %d, tag %s%s)", by, name, o.Program.ID, o.Program.Tag, mode)
 }
 
 func (e *Error) Error() string {

@@ -27,6 +27,7 @@ var layers = []string{
 	"internal/state",
 	"internal/load",
 	"internal/attach",
+	"internal/scan",
 	"", // the library
 	"programs/internal/object",
 	"programs",

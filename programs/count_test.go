@@ -7,6 +7,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/go-quicktest/qt"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/programs"
 )
 
@@ -75,47 +76,71 @@ func TestCount(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			coll := load(t, "count", nil)
-			traffic := programs.Traffic{Packets: 2, Bytes: 2 * uint64(len(test.packet))}
-			qt.Check(t, qt.Equals(run(t, coll, "count", test.packet), pass))
-			qt.Check(t, qt.Equals(run(t, coll, "count", test.packet), pass))
-			qt.Check(t, qt.DeepEquals(counted(t, coll), map[programs.Protocol]programs.Traffic{test.want: traffic}))
-			qt.Check(t, qt.Equals(perCPU(t, coll.Maps["total"], uint32(0), addTraffic), traffic))
+			for _, on := range hooks {
+				if !on.sees(test.packet) {
+					continue
+				}
+				coll, function := loadFor(t, on.hook, "count", nil), programs.Function("count", on.hook)
+				traffic := programs.Traffic{Packets: 2, Bytes: 2 * uint64(on.length(test.packet))}
+				qt.Check(t, qt.Equals(run(t, coll, function, test.packet), on.pass))
+				qt.Check(t, qt.Equals(run(t, coll, function, test.packet), on.pass))
+				qt.Check(t, qt.DeepEquals(counted(t, coll), map[programs.Protocol]programs.Traffic{test.want: traffic}), qt.Commentf("%s", on.hook))
+				qt.Check(t, qt.Equals(perCPU(t, coll.Maps["total"], uint32(0), addTraffic), traffic))
+			}
 		})
 	}
 }
 
 // Cut at every length, a packet is accounted to the last header that is there.
 func TestCountTruncated(t *testing.T) {
-	coll := load(t, "count", nil)
 	whole := packet(eth(typeQinQ), vlan(1, typeVLAN), vlan(2, typeIPv6), ipv6("2001:db8::1", protoHopByHop),
 		extension(protoRouting, 8), extension(protoTCP, 16), payload(20))
 
-	want := func(n int) programs.Protocol {
-		switch {
-		case n < 18:
-			return programs.Protocol{EtherType: typeQinQ}
-		case n < 22:
-			return programs.Protocol{EtherType: typeVLAN}
-		case n < 62:
-			return programs.Protocol{EtherType: typeIPv6, Protocol: protoCutShort}
-		case n < 62+4: // the part of an extension header that names the next
-			return programs.Protocol{EtherType: typeIPv6, Protocol: protoHopByHop}
-		case n < 70+4:
-			return programs.Protocol{EtherType: typeIPv6, Protocol: protoRouting}
-		default:
-			return programs.Protocol{EtherType: typeIPv6, Protocol: protoTCP}
+	for _, on := range hooks {
+		p, tags := whole, 8
+		if !on.sees(p) {
+			p, tags = packet(eth(typeIPv6), whole[22:]), 0
 		}
-	}
+		want := func(n int) programs.Protocol {
+			switch {
+			case n < 10+tags:
+				return programs.Protocol{EtherType: typeQinQ}
+			case n < 14+tags:
+				return programs.Protocol{EtherType: typeVLAN}
+			case n < 54+tags:
+				return programs.Protocol{EtherType: typeIPv6, Protocol: protoCutShort}
+			case n < 54+tags+4: // the part of an extension header that names the next
+				return programs.Protocol{EtherType: typeIPv6, Protocol: protoHopByHop}
+			case n < 62+tags+4:
+				return programs.Protocol{EtherType: typeIPv6, Protocol: protoRouting}
+			default:
+				return programs.Protocol{EtherType: typeIPv6, Protocol: protoTCP}
+			}
+		}
 
-	expected := make(map[programs.Protocol]programs.Traffic)
-	for n := minPacket; n <= len(whole); n++ {
-		qt.Check(t, qt.Equals(run(t, coll, "count", whole[:n]), pass))
-		sum := expected[want(n)]
-		addTraffic(&sum, programs.Traffic{Packets: 1, Bytes: uint64(n)})
-		expected[want(n)] = sum
+		coll, function := loadFor(t, on.hook, "count", nil), programs.Function("count", on.hook)
+		expected := make(map[programs.Protocol]programs.Traffic)
+		for n := on.shortest(p); n <= len(p); n++ {
+			qt.Check(t, qt.Equals(run(t, coll, function, p[:n]), on.pass))
+			sum := expected[want(n)]
+			addTraffic(&sum, programs.Traffic{Packets: 1, Bytes: uint64(on.length(p[:n]))})
+			expected[want(n)] = sum
+		}
+		qt.Check(t, qt.DeepEquals(counted(t, coll), expected), qt.Commentf("%s", on.hook))
 	}
-	qt.Check(t, qt.DeepEquals(counted(t, coll), expected))
+}
+
+// What the kernel handles as one counts as the packets that it is on the wire.
+func TestCountSegments(t *testing.T) {
+	p := packet(eth(typeIPv4), ipv4("192.0.2.1", protoTCP), payload(3000))
+	for _, on := range hooks {
+		if on.hook == hook.XDP {
+			continue // packets are not joined there yet
+		}
+		coll, function := loadFor(t, on.hook, "count", nil), programs.Function("count", on.hook)
+		runSegments(t, coll, function, p, 3)
+		qt.Check(t, qt.Equals(perCPU(t, coll.Maps["total"], uint32(0), addTraffic), programs.Traffic{Packets: 3, Bytes: uint64(on.length(p))}))
+	}
 }
 
 // More protocols than the table takes: the others keep counting, and total counts all.

@@ -7,6 +7,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/go-quicktest/qt"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/programs"
 )
 
@@ -69,23 +70,28 @@ func TestDroplist(t *testing.T) {
 		{"not IP", []string{"0.0.0.0/0", "::/0"}, packet(eth(typeARP), payload(46)), ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			coll := load(t, "droplist", nil)
-			for _, prefix := range test.prefixes {
-				putPrefix(t, coll, prefix)
-			}
-
-			want := uint32(pass)
-			if test.by != "" {
-				want = drop
-			}
-			qt.Check(t, qt.Equals(run(t, coll, "droplist", test.packet), want))
-
-			for _, prefix := range test.prefixes {
-				var want uint64
-				if prefix == test.by {
-					want = 1
+			for _, on := range hooks {
+				if on.drop == on.pass {
+					continue
 				}
-				qt.Check(t, qt.Equals(drops(t, coll, prefix), want), qt.Commentf("%s", prefix))
+				coll := loadFor(t, on.hook, "droplist", nil)
+				for _, prefix := range test.prefixes {
+					putPrefix(t, coll, prefix)
+				}
+
+				want := on.pass
+				if test.by != "" {
+					want = on.drop
+				}
+				qt.Check(t, qt.Equals(run(t, coll, programs.Function("droplist", on.hook), test.packet), want), qt.Commentf("%s", on.hook))
+
+				for _, prefix := range test.prefixes {
+					var want uint64
+					if prefix == test.by {
+						want = 1
+					}
+					qt.Check(t, qt.Equals(drops(t, coll, prefix), want), qt.Commentf("%s: %s", on.hook, prefix))
+				}
 			}
 		})
 	}
@@ -111,10 +117,6 @@ func TestDroplistWithoutCounters(t *testing.T) {
 
 // A packet is judged from the moment that its IP header is complete.
 func TestDroplistTruncated(t *testing.T) {
-	coll := load(t, "droplist", nil)
-	putPrefix(t, coll, "0.0.0.0/0")
-	putPrefix(t, coll, "::/0")
-
 	for _, test := range []struct {
 		name    string
 		packet  []byte
@@ -125,12 +127,29 @@ func TestDroplistTruncated(t *testing.T) {
 		{"v4 behind two tags", packet(eth(typeQinQ), vlan(1, typeVLAN), vlan(2, typeIPv4), ipv4("192.0.2.1", protoUDP)), 14 + 8 + 20},
 		{"v6 behind a tag", packet(eth(typeVLAN), vlan(1, typeIPv6), ipv6("2001:db8::1", protoUDP)), 14 + 4 + 40},
 	} {
-		for n := minPacket; n <= len(test.packet); n++ {
-			want := uint32(pass)
-			if n >= test.headers {
-				want = drop
+		for _, on := range hooks {
+			if on.drop == on.pass {
+				continue
 			}
-			qt.Check(t, qt.Equals(run(t, coll, "droplist", test.packet[:n]), want), qt.Commentf("%s, %d bytes", test.name, n))
+			coll := loadFor(t, on.hook, "droplist", nil)
+			putPrefix(t, coll, "0.0.0.0/0")
+			putPrefix(t, coll, "::/0")
+			for n := on.shortest(test.packet); n <= len(test.packet); n++ {
+				want := on.pass
+				if n >= test.headers {
+					want = on.drop
+				}
+				got := run(t, coll, programs.Function("droplist", on.hook), test.packet[:n])
+				qt.Check(t, qt.Equals(got, want), qt.Commentf("%s on %s, %d bytes", test.name, on.hook, n))
+			}
 		}
 	}
+}
+
+// A packet counts as those that it was or will be on the wire.
+func TestDroplistSegments(t *testing.T) {
+	coll := loadFor(t, hook.TCXIngress, "droplist", nil)
+	putPrefix(t, coll, "192.0.2.0/24")
+	runSegments(t, coll, "droplist_tc", packet(eth(typeIPv4), ipv4("192.0.2.1", protoTCP), payload(3000)), 3)
+	qt.Check(t, qt.Equals(drops(t, coll, "192.0.2.0/24"), 3))
 }

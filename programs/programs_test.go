@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,11 +18,15 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/rlimit"
 	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/programs"
 )
 
-// Verdicts.
+// Verdicts of XDP.
 const (
 	drop = 1
 	pass = 2
@@ -29,6 +34,9 @@ const (
 
 // TestMain also sees to it that no test leaves a program or a map behind.
 func TestMain(m *testing.M) {
+	if os.Getenv("LDT_HELPER") != "" {
+		testenv.Main(m) // which is this process's only purpose
+	}
 	code := m.Run()
 	if left := bpfDescriptors(); len(left) > 0 {
 		fmt.Fprintln(os.Stderr, "the tests left open:", left)
@@ -48,16 +56,38 @@ func bpfDescriptors() []string {
 	return found
 }
 
-type constants map[string]uint32
+type constants map[string]uint64
 
-// load loads a program for the length of the test.
-func load(t *testing.T, name string, set constants) *ebpf.Collection {
+// set sets a constant of any size.
+func set(v *ebpf.VariableSpec, value uint64) error {
+	switch v.Size() {
+	case 1:
+		return v.Set(uint8(value))
+	case 2:
+		return v.Set(uint16(value))
+	case 4:
+		return v.Set(uint32(value))
+	}
+	return v.Set(value)
+}
+
+// load loads a program, as it is for XDP, for the length of the test.
+func load(t *testing.T, name string, constants constants) *ebpf.Collection {
+	t.Helper()
+	return loadFor(t, hook.XDP, name, constants)
+}
+
+// loadFor loads a program, as it is for a hook, for the length of the test.
+func loadFor(t *testing.T, h hook.Hook, name string, constants constants) *ebpf.Collection {
 	t.Helper()
 	spec, err := programs.Spec(name)
 	qt.Assert(t, qt.IsNil(err))
-	for name, value := range set {
-		qt.Assert(t, qt.IsNil(spec.Variables[name].Set(value)))
+	for name, value := range constants {
+		qt.Assert(t, qt.IsNil(set(spec.Variables[name], value)))
 	}
+	function := programs.Function(name, h)
+	qt.Assert(t, qt.IsNotNil(spec.Programs[function]))
+	maps.DeleteFunc(spec.Programs, func(other string, _ *ebpf.ProgramSpec) bool { return other != function })
 
 	// Only kernels before 5.11 have this limit. If it stays, loading says so.
 	_ = rlimit.RemoveMemlock()
@@ -93,7 +123,7 @@ func perCPU[V any](t *testing.T, m *ebpf.Map, key any, add func(sum *V, v V)) V 
 }
 
 func TestNames(t *testing.T) {
-	qt.Assert(t, qt.DeepEquals(programs.Names(), []string{"count", "droplist", "ratelimit", "sample"}))
+	qt.Assert(t, qt.DeepEquals(programs.Names(), []string{"count", "droplist", "ratelimit", "redirect", "sample"}))
 
 	for _, name := range programs.Names() {
 		t.Run(name, func(t *testing.T) {
@@ -101,10 +131,10 @@ func TestNames(t *testing.T) {
 
 			spec, err := programs.Spec(name)
 			qt.Assert(t, qt.IsNil(err))
-			qt.Assert(t, qt.HasLen(spec.Programs, 1))
-			qt.Assert(t, qt.IsNotNil(spec.Programs[name]))
-			qt.Check(t, qt.Equals(spec.Programs[name].Type, ebpf.XDP))
-			qt.Check(t, qt.Equals(spec.Programs[name].License, "Dual BSD/GPL"))
+			for function, p := range spec.Programs {
+				qt.Check(t, qt.Equals(p.License, "Dual BSD/GPL"))
+				qt.Check(t, qt.IsTrue(len(function) < unix.BPF_OBJ_NAME_LEN), qt.Commentf("the kernel cuts %s", function))
+			}
 
 			other, err := programs.Spec(name)
 			qt.Assert(t, qt.IsNil(err))
@@ -113,11 +143,55 @@ func TestNames(t *testing.T) {
 	}
 }
 
+func TestHooks(t *testing.T) {
+	cgroupSKB := []hook.Hook{hook.CgroupSKBIngress, hook.CgroupSKBEgress}
+	tc := []hook.Hook{hook.TCXIngress, hook.TCXEgress, hook.TCIngress, hook.TCEgress}
+	for name, want := range map[string]map[string][]hook.Hook{
+		"count":     {"count": {hook.XDP}, "count_tc": tc, "count_cgroup": cgroupSKB},
+		"droplist":  {"droplist": {hook.XDP}, "droplist_tc": tc},
+		"ratelimit": {"ratelimit": {hook.XDP}},
+		"redirect":  {"redirect4": {hook.CgroupConnect4}, "redirect6": {hook.CgroupConnect6}},
+		"sample":    {"sample": {hook.XDP}},
+	} {
+		got := map[string][]hook.Hook{}
+		for _, h := range programs.Hooks(name) {
+			function := programs.Function(name, h)
+			got[function] = append(got[function], h)
+		}
+		qt.Check(t, qt.DeepEquals(got, want), qt.Commentf("%s", name))
+	}
+}
+
+// A program is chosen by the hook: there has to be one that fits, and no more.
+func TestFunctions(t *testing.T) {
+	for _, name := range programs.Names() {
+		spec, err := programs.Spec(name)
+		qt.Assert(t, qt.IsNil(err))
+		unused := maps.Clone(spec.Programs)
+		for _, h := range hook.Hooks() {
+			var want, got []string
+			if function := programs.Function(name, h); function != "" {
+				want = []string{function}
+				delete(unused, function)
+			}
+			for function, p := range spec.Programs {
+				if kernel.KindOf(h).Takes(p) {
+					got = append(got, function)
+				}
+			}
+			qt.Check(t, qt.DeepEquals(got, want), qt.Commentf("%s on %s", name, h))
+		}
+		qt.Check(t, qt.HasLen(unused, 0))
+	}
+}
+
 func TestUnknownName(t *testing.T) {
 	_, err := programs.Spec("dorplist")
 	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
-	qt.Check(t, qt.ErrorMatches(err, `no built-in program "dorplist" \(there are count, droplist, ratelimit, sample\): .*`))
+	qt.Check(t, qt.ErrorMatches(err, `no built-in program "dorplist" \(there are count, droplist, ratelimit, redirect, sample\): .*`))
 	qt.Check(t, qt.Equals(programs.Describe("dorplist"), ""))
+	qt.Check(t, qt.HasLen(programs.Hooks("dorplist"), 0))
+	qt.Check(t, qt.Equals(programs.Function("dorplist", hook.XDP), ""))
 }
 
 // The objects for both byte orders must offer the same, whichever is embedded.
@@ -127,6 +201,9 @@ func TestByteOrders(t *testing.T) {
 		for i, order := range []string{"bpfel", "bpfeb"} {
 			spec, err := ebpf.LoadCollectionSpec(filepath.Join("internal", "object", name+"_"+order+".o"))
 			qt.Assert(t, qt.IsNil(err))
+			for _, p := range spec.Programs {
+				shapes[i] = append(shapes[i], fmt.Sprint("program ", p.Name, p.Type, p.AttachType, p.SectionName))
+			}
 			for _, m := range spec.Maps {
 				shapes[i] = append(shapes[i], fmt.Sprint("map ", m.Name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags))
 			}
@@ -151,6 +228,8 @@ func TestLayouts(t *testing.T) {
 		{"ratelimit", "totals", nil, programs.LimitTotals{}},
 		{"count", "protocols", programs.Protocol{}, programs.Traffic{}},
 		{"count", "total", nil, programs.Traffic{}},
+		{"redirect", "redirect_v4", programs.DestinationV4{}, programs.TargetV4{}},
+		{"redirect", "redirect_v6", programs.DestinationV6{}, programs.TargetV6{}},
 		{"sample", "stats", nil, programs.SampleStats{}},
 	} {
 		spec, err := programs.Spec(test.program)
@@ -189,6 +268,9 @@ func cleanName(c string) string {
 // As members of a chain, the programs are tail-called by a program of attach type XDP.
 func TestTailCalled(t *testing.T) {
 	for _, name := range programs.Names() {
+		if programs.Function(name, hook.XDP) == "" {
+			continue
+		}
 		coll := load(t, name, nil)
 
 		slot, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})

@@ -112,7 +112,7 @@ func TestSample(t *testing.T) {
 func TestSampleEvery(t *testing.T) {
 	onOneCPU(t)
 	for _, test := range []struct {
-		every uint32
+		every uint64
 		want  []byte // which of 12 packets
 	}{
 		{0, nil},

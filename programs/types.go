@@ -2,6 +2,7 @@ package programs
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -79,7 +80,83 @@ type Protocol struct {
 // Traffic is a value of count's maps protocols and total: what one CPU saw.
 type Traffic struct {
 	Packets uint64
-	Bytes   uint64 // from the Ethernet header on, without the checksum
+	Bytes   uint64 // from the Ethernet header on, without the checksum; on a cgroup, from the IP header on
+}
+
+// DestinationV4 is a key of redirect's map redirect_v4: where connect(2) is to go. An
+// address of zeros stands for any, and so does port 0.
+type DestinationV4 struct {
+	Addr [4]byte
+	Port uint16
+}
+
+// DestinationV6 is a key of redirect's map redirect_v6, like [DestinationV4].
+type DestinationV6 struct {
+	Addr [16]byte
+	Port uint16
+}
+
+// AddrPort returns the key as an address and a port.
+func (d DestinationV4) AddrPort() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4(d.Addr), d.Port)
+}
+
+// AddrPort returns the key as an address and a port.
+func (d DestinationV6) AddrPort() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(d.Addr), d.Port)
+}
+
+// TargetV4 is a value of redirect's map redirect_v4: where connect(2) goes instead. An
+// address of zeros stands for the same address as before, port 0 for the same port.
+type TargetV4 struct {
+	Addr     [4]byte
+	Port     uint16
+	_        uint16
+	Connects uint64 // how often it went there
+}
+
+// TargetV6 is a value of redirect's map redirect_v6, like [TargetV4].
+type TargetV6 struct {
+	Addr     [16]byte
+	Port     uint16
+	_        [3]uint16
+	Connects uint64 // how often it went there
+}
+
+// AddrPort returns the value as an address and a port.
+func (t TargetV4) AddrPort() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4(t.Addr), t.Port)
+}
+
+// AddrPort returns the value as an address and a port.
+func (t TargetV6) AddrPort() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(t.Addr), t.Port)
+}
+
+// RedirectEntry says which of redirect's maps an entry belongs in, and its key and
+// value there:
+//
+//	name, key, value, err := programs.RedirectEntry(
+//		netip.MustParseAddrPort("192.0.2.1:80"), netip.MustParseAddrPort("127.0.0.1:8080"))
+//	...
+//	err = coll.Maps[name].Put(key, value)
+//
+// The unspecified address (0.0.0.0 or ::) and port 0 stand for any in from, and for
+// the same as before in to. IPv4 goes to IPv4 only, and IPv6 to IPv6: anything else
+// is an error, and so is a zone, which the maps have no room for.
+func RedirectEntry(from, to netip.AddrPort) (mapName string, key, value any, err error) {
+	f, t := from.Addr().Unmap(), to.Addr().Unmap()
+	switch {
+	case !f.IsValid() || !t.IsValid():
+		return "", nil, nil, errors.New("redirect: an address is missing")
+	case f.Zone() != "" || t.Zone() != "":
+		return "", nil, nil, fmt.Errorf("redirect %v to %v: addresses with a zone cannot be redirected", from, to)
+	case f.Is4() != t.Is4():
+		return "", nil, nil, fmt.Errorf("redirect %v to %v: IPv4 and IPv6 cannot be mixed", from, to)
+	case f.Is4():
+		return "redirect_v4", DestinationV4{f.As4(), from.Port()}, TargetV4{Addr: t.As4(), Port: to.Port()}, nil
+	}
+	return "redirect_v6", DestinationV6{f.As16(), from.Port()}, TargetV6{Addr: t.As16(), Port: to.Port()}, nil
 }
 
 // SampleStats is the value of sample's map stats: what one CPU saw.

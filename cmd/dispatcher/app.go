@@ -44,10 +44,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return statusDone
 }
 
-// target names a hook on a device, in the network namespace of --netns.
-func (a *app) target(hookName, device string) (dispatcher.Target, error) {
+// target names a hook on a device, in the network namespace of --netns, or on a
+// cgroup.
+func (a *app) target(hookName, name string) (dispatcher.Target, error) {
 	h, err := parseHook(hookName)
-	return dispatcher.Target{Hook: h, Device: device, NetNS: a.netns}, err
+	return dispatcher.On(h, name).In(a.netns), err
 }
 
 func (a *app) readOptions() dispatcher.ReadOptions {

@@ -39,10 +39,10 @@ members of a chain are left alone.`,
 			}
 			what := "all members"
 			if all {
-				err = dispatcher.DetachAll(cmd.Context(), t, a.readOptions())
+				err = dispatcher.DetachAll(cmd.Context(), t, dispatcher.DetachOptions{BPFFS: a.bpffs})
 			} else {
 				what = strconv.Quote(args[2])
-				err = dispatcher.Detach(cmd.Context(), t, args[2], a.readOptions())
+				err = dispatcher.Detach(cmd.Context(), t, args[2], dispatcher.DetachOptions{BPFFS: a.bpffs})
 			}
 			if err == nil && a.verbose {
 				a.note("detached %s from %s %s", what, t.Hook, t.Device)

@@ -59,7 +59,7 @@ func (a *app) chains(ctx context.Context, args []string) ([]hook.Chain, error) {
 			return nil, err
 		}
 	}
-	all, err := dispatcher.List(ctx, a.netns, a.readOptions())
+	all, err := dispatcher.List(ctx, dispatcher.ListOptions{NetNS: a.netns, BPFFS: a.bpffs})
 	if wanted == "" {
 		return all, err
 	}

@@ -17,35 +17,27 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// Adopt makes the program that netlink attached at p the first member of a
-// chain. With noGap the chain takes its place in one step and is attached
-// through netlink too; otherwise it gets a link, for which the kernel wants the
-// device to be empty first.
-func Adopt(ctx context.Context, p Place, req Request, noGap bool) (*Handle, error) {
-	s, err := p.open()
-	if err != nil {
-		return nil, err
-	}
+// adopt makes the program that netlink attached the first member of a chain.
+// With NoGap the chain takes its place in one step and is attached through
+// netlink too; otherwise it gets a link, for which the kernel wants the device
+// to be empty first.
+func (xdp) adopt(ctx context.Context, s *site, req AdoptRequest) (Handle, error) {
+	var h *slotHandle
 	req.Mode = hook.ModeAuto
-	err = req.check(s)
-	var h *Handle
-	if err == nil {
-		err = retry(ctx, func() error {
-			return s.locked(ctx, func(l *state.Locked) (err error) {
-				h, err = s.adopt(l, req, noGap)
-				return err
-			})
+	err := retry(ctx, func() error {
+		return s.locked(ctx, func(l *state.Locked) (err error) {
+			h, err = s.adopt(l, req)
+			return err
 		})
-	}
+	})
 	if err != nil {
-		s.close()
 		return nil, err
 	}
 	h.releaseNetNS()
 	return h, nil
 }
 
-func (s *site) adopt(l *state.Locked, req Request, noGap bool) (*Handle, error) {
+func (s *site) adopt(l *state.Locked, req AdoptRequest) (*slotHandle, error) {
 	snap, err := s.read()
 	if err != nil {
 		return nil, err
@@ -57,20 +49,20 @@ func (s *site) adopt(l *state.Locked, req Request, noGap bool) (*Handle, error) 
 	case snap.chain == nil && len(snap.links) > 0:
 		return nil, s.occupied(snap)
 	case snap.chain == nil:
-		return s.adoptLegacy(l, snap, req, noGap)
+		return s.adoptLegacy(l, snap, req)
 	case snap.chain.Closed:
 		if err := snap.root.release(snap.prog); err != nil {
 			return nil, err
 		}
 		return nil, errAgain
-	case snap.root.linkID() == 0 && !noGap:
+	case snap.root.linkID() == 0 && !req.NoGap:
 		return s.protect(l, snap, req.Persistent)
 	}
 	return nil, &hook.Error{Err: hook.Because(fs.ErrExist, "a chain of libdispatcher is there already"), Hint: "attach adds members to it"}
 }
 
-func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req Request, noGap bool) (*Handle, error) {
-	prog, err := load.Program{Program: snap.prog}.Load(nil)
+func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req AdoptRequest) (*slotHandle, error) {
+	prog, err := load.Program{Program: snap.prog}.Load(load.Want{Hook: hook.XDP})
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +70,7 @@ func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req Request, noGap b
 	if err != nil {
 		return nil, err
 	}
-	h := &Handle{site: s, slot: slot, chainID: rand.Uint64()}
+	h := &slotHandle{site: s, slot: slot, chainID: rand.Uint64()}
 	member, err := req.member(slot, prog)
 	if err != nil {
 		h.drop()
@@ -94,7 +86,7 @@ func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req Request, noGap b
 	defer dispatcher.Close()
 
 	h.root = &netlinkRoot{s.ns, snap.device.Index, snap.mode}
-	if noGap {
+	if req.NoGap {
 		err = h.root.swap(dispatcher, snap.prog)
 	} else {
 		h.root, err = s.exchange(snap, dispatcher)
@@ -171,7 +163,7 @@ func programID(p *ebpf.Program) uint32 {
 }
 
 // protect gives a chain that is attached through netlink a link.
-func (s *site) protect(l *state.Locked, snap *snapshot, persistent bool) (*Handle, error) {
+func (s *site) protect(l *state.Locked, snap *snapshot, persistent bool) (*slotHandle, error) {
 	first := -1
 	var slots state.Slots
 	defer slots.Close()

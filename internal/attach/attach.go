@@ -17,10 +17,11 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// A Place is where to attach: a hook of a device, and the bpffs to pin in.
+// A Place is where to attach: a hook of a device or a cgroup, and the bpffs to
+// pin in.
 type Place struct {
 	Hook   hook.Hook
-	Device string
+	Target string
 	NetNS  string
 	BPFFS  string
 }
@@ -29,6 +30,7 @@ type Place struct {
 type Request struct {
 	Name string
 	hook.Settings
+	hook.Position
 	Mode       hook.Mode
 	Persistent bool
 	Owner      string
@@ -44,6 +46,9 @@ type site struct {
 func (p Place) open() (*site, error) {
 	if _, err := hook.Parse(string(p.Hook)); err != nil {
 		return nil, hook.Because(hook.ErrUsage, "%w", err)
+	}
+	if p.Hook.OnCgroup() && p.NetNS != "" {
+		return nil, hook.Because(hook.ErrUsage, "a cgroup is in no network namespace; leave %q out", p.NetNS)
 	}
 	ns, err := kernel.OpenNetNS(p.NetNS)
 	if err != nil {
@@ -70,8 +75,13 @@ func (s *site) noBPFFS() error {
 
 // check completes a request and refuses what can be refused without looking.
 func (r *Request) check(s *site) error {
-	if err := r.Settings.Check(); err != nil {
-		return hook.Because(hook.ErrUsage, "%w", err)
+	for _, err := range []error{r.Settings.Check(), r.Settings.CheckFor(s.Hook), r.Position.Check()} {
+		if err != nil {
+			return hook.Because(hook.ErrUsage, "%w", err)
+		}
+	}
+	if r.Mode != hook.ModeAuto && s.Hook != hook.XDP {
+		return hook.Because(hook.ErrUsage, "mode %v: only XDP has modes", r.Mode)
 	}
 	if r.Name != "" {
 		if err := hook.CheckName(r.Name); err != nil {

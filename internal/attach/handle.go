@@ -18,9 +18,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// A Handle owns a member: it holds the slot, so that the slot is not emptied,
-// and the root, so that the dispatcher stays on the device.
-type Handle struct {
+// A slotHandle owns a member of an XDP chain: it holds the slot, so that the
+// slot is not emptied, and the root, so that the dispatcher stays on the device.
+type slotHandle struct {
 	mu      sync.Mutex
 	site    *site
 	root    root
@@ -34,7 +34,7 @@ type Handle struct {
 }
 
 // drop lets go of what the handle holds, but not of its site.
-func (h *Handle) drop() {
+func (h *slotHandle) drop() {
 	// The slot first: the chain runs on without the member until the root goes.
 	h.opened.Close()
 	h.slot.Close()
@@ -45,16 +45,16 @@ func (h *Handle) drop() {
 
 // releaseNetNS lets the namespace go away while the handle is open. A link is
 // found without it; a chain without a link is not, so its handle keeps it.
-func (h *Handle) releaseNetNS() {
+func (h *slotHandle) releaseNetNS() {
 	if h.root.linkID() != 0 {
 		h.site.ns.Release()
 	}
 }
 
-func (h *Handle) folder() string { return state.ChainFolder(h.root.linkID(), h.chainID) }
+func (h *slotHandle) folder() string { return state.ChainFolder(h.root.linkID(), h.chainID) }
 
 // Close gives up ownership.
-func (h *Handle) Close() error {
+func (h *slotHandle) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -72,7 +72,7 @@ func (h *Handle) Close() error {
 }
 
 // do runs fn with the handle locked.
-func (h *Handle) do(fn func() error) error {
+func (h *slotHandle) do(fn func() error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -83,7 +83,7 @@ func (h *Handle) do(fn func() error) error {
 
 // change runs fn with the chain as it is and the index of the member, under
 // the locks, until it succeeds.
-func (h *Handle) change(ctx context.Context, fn func(l *state.Locked, c *state.Chain, i int) error) error {
+func (h *slotHandle) change(ctx context.Context, fn func(l *state.Locked, c *state.Chain, i int) error) error {
 	return h.do(func() error {
 		return retry(ctx, func() error {
 			return h.site.locked(ctx, func(l *state.Locked) error {
@@ -98,7 +98,7 @@ func (h *Handle) change(ctx context.Context, fn func(l *state.Locked, c *state.C
 }
 
 // find returns the chain as it is and the index of the member.
-func (h *Handle) find() (*state.Chain, int, error) {
+func (h *slotHandle) find() (*state.Chain, int, error) {
 	prog, c, err := h.carried()
 	if err != nil {
 		return nil, 0, err
@@ -110,7 +110,7 @@ func (h *Handle) find() (*state.Chain, int, error) {
 
 // carried returns the dispatcher and the chain. Where the chain had no link and
 // has been given one since, the handle takes hold of it first.
-func (h *Handle) carried() (*ebpf.Program, *state.Chain, error) {
+func (h *slotHandle) carried() (*ebpf.Program, *state.Chain, error) {
 	if h.left {
 		return nil, nil, errDetached
 	}
@@ -130,11 +130,11 @@ func (h *Handle) carried() (*ebpf.Program, *state.Chain, error) {
 }
 
 // edit changes the member's slot in the chain, and the chain with it.
-func (h *Handle) edit(fn func(c *state.Chain, i int)) error {
+func (h *slotHandle) edit(fn func(c *state.Chain, i int) error) error {
 	_, err := change(h.root, h.chainID, nil, func(c *state.Chain, _ map[uint32]bool) error {
 		i, err := indexOf(c, h.slotID)
 		if err == nil {
-			fn(c, i)
+			err = fn(c, i)
 		}
 		return err
 	})
@@ -142,7 +142,7 @@ func (h *Handle) edit(fn func(c *state.Chain, i int)) error {
 }
 
 // Update puts another program in the slot.
-func (h *Handle) Update(ctx context.Context, src load.Source) error {
+func (h *slotHandle) Update(ctx context.Context, src load.Source) error {
 	return h.do(func() error {
 		var prog *load.Loaded
 		err := retry(ctx, func() error {
@@ -189,7 +189,7 @@ func (h *Handle) Update(ctx context.Context, src load.Source) error {
 }
 
 // successor loads the program that is to replace the one in the slot.
-func (h *Handle) successor(src load.Source, c *state.Chain) (*load.Loaded, error) {
+func (h *slotHandle) successor(src load.Source, c *state.Chain) (*load.Loaded, error) {
 	old, err := h.occupant()
 	if err != nil {
 		return nil, err
@@ -200,21 +200,31 @@ func (h *Handle) successor(src load.Source, c *state.Chain) (*load.Loaded, error
 		return nil, err
 	}
 	defer release()
-	return src.Load(&c.Shape)
+	return src.Load(load.Want{Hook: hook.XDP, Shape: &c.Shape})
 }
 
 // Set changes the settings.
-func (h *Handle) Set(ctx context.Context, settings hook.Settings) error {
+func (h *slotHandle) Set(ctx context.Context, settings hook.Settings) error {
 	if err := settings.Check(); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)
 	}
 	return h.change(ctx, func(*state.Locked, *state.Chain, int) error {
-		return h.edit(func(c *state.Chain, i int) { c.Set(i, settings.Or(c.Slots[i].Settings)) })
+		return h.edit(func(c *state.Chain, i int) error { return c.Set(i, settings.Or(c.Slots[i].Settings)) })
+	})
+}
+
+// Move gives the member another place.
+func (h *slotHandle) Move(ctx context.Context, to hook.Position) error {
+	if err := to.Check(); err != nil {
+		return hook.Because(hook.ErrUsage, "%w", err)
+	}
+	return h.change(ctx, func(*state.Locked, *state.Chain, int) error {
+		return h.edit(func(c *state.Chain, i int) error { return noMember(c.Move(i, to)) })
 	})
 }
 
 // Pin makes the member persistent.
-func (h *Handle) Pin(ctx context.Context) error {
+func (h *slotHandle) Pin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		if l == nil {
 			return h.site.noBPFFS()
@@ -229,14 +239,14 @@ func (h *Handle) Pin(ctx context.Context) error {
 				return err
 			}
 		}
-		return h.edit(func(c *state.Chain, i int) { c.Slots[i].Persistent = true })
+		return h.edit(func(c *state.Chain, i int) error { c.Slots[i].Persistent = true; return nil })
 	})
 }
 
 // Unpin removes the pins.
-func (h *Handle) Unpin(ctx context.Context) error {
+func (h *slotHandle) Unpin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
-		if err := h.edit(func(c *state.Chain, i int) { c.Slots[i].Persistent = false }); err != nil || l == nil {
+		if err := h.edit(func(c *state.Chain, i int) error { c.Slots[i].Persistent = false; return nil }); err != nil || l == nil {
 			return err
 		}
 		return l.Remove(h.folder(), c.Slots[i].Name)
@@ -244,7 +254,7 @@ func (h *Handle) Unpin(ctx context.Context) error {
 }
 
 // Detach takes the member out. Gone already is fine, its pins go all the same.
-func (h *Handle) Detach(ctx context.Context) error {
+func (h *slotHandle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		return takeOut(l, h.root, h.chainID, []string{c.Slots[i].Name}, []uint32{h.slotID})
 	})
@@ -269,7 +279,7 @@ func (h *Handle) Detach(ctx context.Context) error {
 }
 
 // unpinGone removes the pins of a member whose chain is gone.
-func (h *Handle) unpinGone(ctx context.Context) error {
+func (h *slotHandle) unpinGone(ctx context.Context) error {
 	r, ok := h.root.(*linkRoot)
 	if !ok {
 		return nil // the sweep finds out
@@ -293,7 +303,7 @@ func (h *Handle) unpinGone(ctx context.Context) error {
 }
 
 // Info describes the member.
-func (h *Handle) Info(ctx context.Context) (*hook.Member, error) {
+func (h *slotHandle) Info(ctx context.Context) (*hook.Member, error) {
 	var m hook.Member
 	err := h.do(func() error {
 		return retry(ctx, func() error {
@@ -314,7 +324,7 @@ func (h *Handle) Info(ctx context.Context) (*hook.Member, error) {
 }
 
 // Chain describes the chain that the member is in.
-func (h *Handle) Chain(ctx context.Context) (*hook.Chain, error) {
+func (h *slotHandle) Chain(ctx context.Context) (*hook.Chain, error) {
 	var c *hook.Chain
 	err := h.do(func() error {
 		return retry(ctx, func() error {
@@ -335,7 +345,7 @@ func (h *Handle) Chain(ctx context.Context) (*hook.Chain, error) {
 
 // locate fills in where the chain is: its device by name, if it is still in
 // the namespace where the handle was made.
-func (h *Handle) locate(c *hook.Chain, prog *ebpf.Program) error {
+func (h *slotHandle) locate(c *hook.Chain, prog *ebpf.Program) error {
 	switch r := h.root.(type) {
 	case *netlinkRoot:
 		c.Ifindex = r.index
@@ -376,7 +386,7 @@ func (h *Handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 }
 
 // Program opens the program in the slot.
-func (h *Handle) Program() (prog *ebpf.Program, err error) {
+func (h *slotHandle) Program() (prog *ebpf.Program, err error) {
 	err = h.do(func() error {
 		if h.left {
 			return errDetached
@@ -387,7 +397,7 @@ func (h *Handle) Program() (prog *ebpf.Program, err error) {
 	return prog, err
 }
 
-func (h *Handle) occupant() (*ebpf.Program, error) {
+func (h *slotHandle) occupant() (*ebpf.Program, error) {
 	for {
 		id, err := state.Occupant(h.slot)
 		if err != nil {
@@ -405,14 +415,10 @@ func (h *Handle) occupant() (*ebpf.Program, error) {
 	}
 }
 
-// Open opens a member by its name.
-func Open(ctx context.Context, p Place, name string) (*Handle, error) {
-	s, err := p.open()
-	if err != nil {
-		return nil, err
-	}
-	var h *Handle
-	err = retry(ctx, func() error {
+func (xdp) open(ctx context.Context, s *site, ref hook.Ref) (Handle, error) {
+	var h *slotHandle
+	name := string(ref)
+	err := retry(ctx, func() error {
 		snap, err := s.read()
 		if err != nil {
 			return err
@@ -426,7 +432,7 @@ func Open(ctx context.Context, p Place, name string) (*Handle, error) {
 		}
 		i := snap.chain.Named(name)
 		if i < 0 {
-			return noMember(snap.chain, name)
+			return noMember(snap.chain.NoMember(ref))
 		}
 		h, err = s.open(snap.root, snap.chain, i)
 		if err == nil {
@@ -435,7 +441,6 @@ func Open(ctx context.Context, p Place, name string) (*Handle, error) {
 		return err
 	})
 	if err != nil {
-		s.close()
 		return nil, err
 	}
 	h.releaseNetNS()
@@ -443,8 +448,8 @@ func Open(ctx context.Context, p Place, name string) (*Handle, error) {
 }
 
 // open makes a handle of a slot of a chain. On success the root is the handle's.
-func (s *site) open(r root, c *state.Chain, i int) (*Handle, error) {
-	h := &Handle{site: s, root: r, slotID: c.Slots[i].MapID, chainID: c.ID}
+func (s *site) open(r root, c *state.Chain, i int) (*slotHandle, error) {
+	h := &slotHandle{site: s, root: r, slotID: c.Slots[i].MapID, chainID: c.ID}
 	var err error
 	if h.slot, err = h.opened.Open(h.slotID, false); err != nil {
 		h.opened.Close()
@@ -462,27 +467,7 @@ func (s *site) open(r root, c *state.Chain, i int) (*Handle, error) {
 	return h, nil
 }
 
-// OpenPinned opens a member by the path of its pin.
-func OpenPinned(ctx context.Context, path string) (*Handle, error) {
-	pins, folder, member, err := state.ParseSlotPath(path)
-	if err != nil {
-		return nil, hook.Because(hook.ErrUsage, "%w", err)
-	}
-	ns, err := kernel.OpenNetNS("")
-	if err != nil {
-		return nil, err
-	}
-	s := &site{Place: Place{Hook: hook.XDP, BPFFS: pins.BPFFS()}, ns: ns, pins: pins}
-	h, err := s.openPinned(folder, member)
-	if err != nil {
-		ns.Close()
-		return nil, err
-	}
-	h.releaseNetNS()
-	return h, nil
-}
-
-func (s *site) openPinned(folder, member string) (*Handle, error) {
+func (s *site) openPinned(folder, member string) (*slotHandle, error) {
 	r, err := openPinnedRoot(s.pins, folder)
 	if errors.Is(err, fs.ErrNotExist) && s.pins.Has(folder, member) {
 		return nil, &hook.Error{
@@ -500,7 +485,7 @@ func (s *site) openPinned(folder, member string) (*Handle, error) {
 	return h, err
 }
 
-func (s *site) openIn(r *linkRoot, member string) (*Handle, error) {
+func (s *site) openIn(r *linkRoot, member string) (*slotHandle, error) {
 	prog, err := r.program()
 	if err != nil {
 		return nil, err
@@ -512,7 +497,7 @@ func (s *site) openIn(r *linkRoot, member string) (*Handle, error) {
 	}
 	i := c.Named(member)
 	if i < 0 {
-		return nil, noMember(c, member)
+		return nil, noMember(c.NoMember(hook.Ref(member)))
 	}
 	return s.open(r, c, i)
 }

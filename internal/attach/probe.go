@@ -68,7 +68,7 @@ func Probe(ctx context.Context, p Place) ([]Feature, error) {
 	add("freplace", "Linux 5.6, and no policy against it; needed for chains of libxdp only", tryFreplace())
 	add("bpffs", "a bpffs at "+p.BPFFS+"; needed for persistent members", tryBPFFS(p.BPFFS))
 
-	if p.Device == "" {
+	if p.Target == "" {
 		return list, nil
 	}
 	device, err := probeDevice(p)
@@ -197,7 +197,7 @@ func probeDevice(p Place) ([]Feature, error) {
 			return err
 		}
 		defer conn.Close()
-		d, err := conn.Device(p.Device)
+		d, err := conn.Device(p.Target)
 		if err != nil {
 			return err
 		}

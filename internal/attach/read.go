@@ -45,7 +45,7 @@ func (s *site) read() (*snapshot, error) {
 			return err
 		}
 		defer conn.Close()
-		d, err := conn.Device(s.Device)
+		d, err := conn.Device(s.Target)
 		if err != nil {
 			return err
 		}
@@ -183,6 +183,7 @@ func describe(prog *ebpf.Program) (hook.Program, bool) {
 	}
 	id, _ := info.ID()
 	p := hook.Program{ID: uint32(id), Name: info.Name, Tag: info.Tag}
+	p.LoadedBy, _ = info.CreatedByUID()
 	if since, ok := info.LoadTime(); ok {
 		p.LoadedAt = kernel.BootTime(since)
 	}

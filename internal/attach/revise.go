@@ -145,6 +145,7 @@ func sweep(l *state.Locked) {
 		return
 	}
 	l.RemoveLeftovers()
+	sweepLinks(l)
 	for _, folder := range l.Chains() {
 		r, err := openPinnedRoot(l.Pins, folder)
 		switch {

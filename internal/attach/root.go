@@ -37,17 +37,10 @@ type linkRoot struct {
 	id   uint32
 }
 
-// rawLink is what the links of cilium/ebpf can do.
-type rawLink interface {
-	link.Link
-	UpdateArgs(link.RawLinkUpdateOptions) error
-}
-
 func newLinkRoot(l link.Link) (*linkRoot, error) {
-	raw, ok := l.(rawLink)
-	if !ok {
-		l.Close()
-		return nil, fmt.Errorf("link of type %T cannot be updated", l)
+	raw, err := asRaw(l)
+	if err != nil {
+		return nil, err
 	}
 	info, err := raw.Info()
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -21,17 +20,11 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// Attach makes the program of src a member of the chain at p.
-func Attach(ctx context.Context, p Place, src load.Source, req Request) (*Handle, error) {
-	s, err := p.open()
-	if err != nil {
-		return nil, err
-	}
-	if err := req.check(s); err != nil {
-		s.close()
-		return nil, err
-	}
-	var h *Handle
+// xdp is the family of the XDP hook: chains behind a dispatcher.
+type xdp struct{}
+
+func (xdp) attach(ctx context.Context, s *site, src load.Source, req Request) (Handle, error) {
+	var h *slotHandle
 	deadline := time.Now().Add(leaveWait)
 	loaded, err := s.withProgram(ctx, src, func(prog *load.Loaded) error {
 		return s.locked(ctx, func(l *state.Locked) (err error) {
@@ -43,7 +36,6 @@ func Attach(ctx context.Context, p Place, src load.Source, req Request) (*Handle
 		})
 	})
 	if err != nil {
-		s.close()
 		return nil, err
 	}
 	h.loaded = loaded
@@ -51,16 +43,7 @@ func Attach(ctx context.Context, p Place, src load.Source, req Request) (*Handle
 	return h, nil
 }
 
-// Plan is Attach without the swap: it returns the chain as it would be.
-func Plan(ctx context.Context, p Place, src load.Source, req Request) (*hook.Chain, error) {
-	s, err := p.open()
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-	if err := req.check(s); err != nil {
-		return nil, err
-	}
+func (xdp) plan(ctx context.Context, s *site, src load.Source, req Request) (*hook.Chain, error) {
 	var c *hook.Chain
 	loaded, err := s.withProgram(ctx, src, func(prog *load.Loaded) (err error) {
 		c, err = s.plan(prog, req)
@@ -89,7 +72,7 @@ func (s *site) withProgram(ctx context.Context, src load.Source, fn func(*load.L
 			prog = nil
 		}
 		if prog == nil {
-			if prog, err = src.Load(want); err != nil {
+			if prog, err = src.Load(load.Want{Hook: hook.XDP, Shape: want}); err != nil {
 				return err
 			}
 		}
@@ -187,7 +170,7 @@ const leaveWait = 250 * time.Millisecond
 
 // insert is an edit that adds a member. It takes the place of a closed door of
 // the same name, which then was closed until now.
-func insert(member dispatch.Slot) func(*state.Chain, map[uint32]bool) error {
+func insert(member dispatch.Slot, req Request) func(*state.Chain, map[uint32]bool) error {
 	return func(c *state.Chain, empty map[uint32]bool) error {
 		if i := c.Named(member.Name); i >= 0 {
 			if !empty[c.Slots[i].MapID] {
@@ -199,7 +182,7 @@ func insert(member dispatch.Slot) func(*state.Chain, map[uint32]bool) error {
 			}
 			c.Remove(i)
 		}
-		return c.Insert(member)
+		return noMember(c.Insert(member, req.Position, req.Priority))
 	}
 }
 
@@ -217,7 +200,7 @@ func newSlot(prog *load.Loaded) (*ebpf.Map, error) {
 }
 
 // join adds the program to the chain, or starts one.
-func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*Handle, error) {
+func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*slotHandle, error) {
 	snap, err := s.readToJoin(prog, req)
 	if err != nil {
 		return nil, err
@@ -227,7 +210,7 @@ func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*Handle, e
 	if err != nil {
 		return nil, err
 	}
-	h := &Handle{site: s, slot: slot}
+	h := &slotHandle{site: s, slot: slot}
 	member, err := req.member(slot, prog)
 	if err != nil {
 		h.drop()
@@ -242,7 +225,7 @@ func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*Handle, e
 	} else {
 		h.chainID = snap.chain.ID
 		h.root, snap.root = snap.root, nil
-		_, err = change(h.root, h.chainID, map[uint32]*ebpf.Map{h.slotID: slot}, insert(member))
+		_, err = change(h.root, h.chainID, map[uint32]*ebpf.Map{h.slotID: slot}, insert(member, req))
 	}
 	if err != nil {
 		h.drop()
@@ -296,7 +279,7 @@ func (s *site) create(index int, mode hook.Mode, prog *ebpf.Program) (root, erro
 		// is still at it.
 		return nil, fmt.Errorf("%w: %w", errAgain, err)
 	case errors.Is(err, unix.ENODEV):
-		return nil, hook.Because(fs.ErrNotExist, "device %q does not exist any more", s.Device)
+		return nil, hook.Because(fs.ErrNotExist, "device %q does not exist any more", s.Target)
 	case errors.Is(err, unix.EOPNOTSUPP) && mode == hook.ModeNative:
 		return nil, &hook.Error{
 			Err:  fmt.Errorf("the driver has no native XDP: %w: %w", ebpf.ErrNotSupported, err),
@@ -338,7 +321,7 @@ func (s *site) plan(prog *load.Loaded, req Request) (*hook.Chain, error) {
 	} else {
 		old, linkID = snap.chain, snap.root.linkID()
 	}
-	rev, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, insert(member))
+	rev, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, insert(member, req))
 	if err != nil {
 		return nil, err
 	}
@@ -355,14 +338,7 @@ func (s *site) plan(prog *load.Loaded, req Request) (*hook.Chain, error) {
 	return c, nil
 }
 
-// Read returns what is at p.
-func Read(ctx context.Context, p Place) (*hook.Chain, error) {
-	s, err := p.open()
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-	var c *hook.Chain
+func (xdp) read(ctx context.Context, s *site) (c *hook.Chain, err error) {
 	err = retry(ctx, func() error {
 		snap, err := s.read()
 		if err != nil {
@@ -375,85 +351,8 @@ func Read(ctx context.Context, p Place) (*hook.Chain, error) {
 	return c, err
 }
 
-// List returns what is on the devices of the namespace of p.
-func List(ctx context.Context, p Place) ([]hook.Chain, error) {
-	s, err := p.open()
-	if err != nil {
-		return nil, err
-	}
-	defer s.close()
-	var chains []hook.Chain
-	err = s.ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		devices, err := conn.Devices()
-		if err != nil {
-			return err
-		}
-		var bad []error
-		for _, d := range devices {
-			if _, ok := d.Software(); !ok {
-				continue
-			}
-			err := retry(ctx, func() error {
-				now, err := conn.DeviceByIndex(d.Index)
-				if errors.Is(err, fs.ErrNotExist) {
-					return nil // gone meanwhile
-				}
-				if err != nil {
-					return err
-				}
-				var snap snapshot
-				defer snap.close()
-				if err := s.inspect(&snap, conn, *now); err != nil || snap.free() {
-					return err
-				}
-				c, err := s.view(&snap)
-				if err == nil {
-					chains = append(chains, *c)
-				}
-				return err
-			})
-			if err != nil {
-				bad = append(bad, fmt.Errorf("%s: %w", d.Name, err))
-			}
-		}
-		return errors.Join(bad...)
-	})
-	return chains, err
-}
-
-// Detach takes a member out by its name.
-func Detach(ctx context.Context, p Place, name string) error {
-	return detach(ctx, p, func(c *state.Chain) ([]string, []uint32, error) {
-		i := c.Named(name)
-		if i < 0 {
-			return nil, nil, noMember(c, name)
-		}
-		return []string{name}, []uint32{c.Slots[i].MapID}, nil
-	})
-}
-
-// DetachAll takes all members out.
-func DetachAll(ctx context.Context, p Place) error {
-	return detach(ctx, p, func(c *state.Chain) (names []string, slots []uint32, _ error) {
-		for _, s := range c.Slots {
-			names, slots = append(names, s.Name), append(slots, s.MapID)
-		}
-		return names, slots, nil
-	})
-}
-
-// detach takes out the members that pick chooses, and their pins.
-func detach(ctx context.Context, p Place, pick func(*state.Chain) (names []string, slots []uint32, err error)) error {
-	s, err := p.open()
-	if err != nil {
-		return err
-	}
-	defer s.close()
+// detach takes out one member, or all of them for an empty ref, and their pins.
+func (xdp) detach(ctx context.Context, s *site, ref hook.Ref, _ bool) error {
 	return retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) error {
 			snap, err := s.read()
@@ -470,9 +369,18 @@ func detach(ctx context.Context, p Place, pick func(*state.Chain) (names []strin
 				// Whoever detached its last member died before the end.
 				return snap.root.release(snap.prog)
 			}
-			names, slots, err := pick(snap.chain)
-			if err != nil {
-				return err
+			leaving := snap.chain.Slots
+			if ref != "" {
+				i := snap.chain.Named(string(ref))
+				if i < 0 {
+					return noMember(snap.chain.NoMember(ref))
+				}
+				leaving = leaving[i : i+1]
+			}
+			var names []string
+			var slots []uint32
+			for _, s := range leaving {
+				names, slots = append(names, s.Name), append(slots, s.MapID)
 			}
 			return takeOut(l, snap.root, snap.chain.ID, names, slots)
 		})
@@ -497,10 +405,10 @@ func takeOut(l *state.Locked, r root, chainID uint64, names []string, slots []ui
 	return nil
 }
 
-func noMember(c *state.Chain, name string) error {
-	names := make([]string, len(c.Slots))
-	for i, s := range c.Slots {
-		names[i] = s.Name
+// noMember marks the error of a name that no member has as fs.ErrNotExist.
+func noMember(err error) error {
+	if errors.Is(err, dispatch.ErrNoEntry) {
+		return hook.Because(fs.ErrNotExist, "%w", err)
 	}
-	return hook.Because(fs.ErrNotExist, "there is no member %q (the chain has: %s)", name, strings.Join(names, ", "))
+	return err
 }

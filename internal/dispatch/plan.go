@@ -1,8 +1,10 @@
 package dispatch
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 
@@ -65,24 +67,54 @@ func (p *Plan) Named(name string) int {
 	return slices.IndexFunc(p.Slots, func(s Slot) bool { return s.Name == name })
 }
 
-// Insert puts a slot at its place: behind all those of lower or equal priority.
-func (p *Plan) Insert(s Slot) error {
+// Insert puts a slot at its place: the one that is asked for, or behind all
+// those of lower or equal priority. asked is the priority that goes with a place
+// that is asked for, 0 for any.
+func (p *Plan) Insert(s Slot, at hook.Position, asked int) error {
 	if p.Named(s.Name) >= 0 {
 		return fmt.Errorf("there is a member %q already", s.Name)
 	}
 	if len(p.Slots) >= hook.MaxMembers {
 		return hook.Because(hook.ErrChainFull, "the chain has %d members, and the kernel allows a packet no more tail calls", len(p.Slots))
 	}
-	p.Slots = slices.Insert(p.Slots, p.place(s.Priority), s)
+	return p.settle(s, at, asked)
+}
+
+func (p *Plan) settle(s Slot, at hook.Position, asked int) error {
+	entries := make([]Entry, len(p.Slots))
+	for i, o := range p.Slots {
+		entries[i] = Entry{true, o.Priority}
+	}
+	if at.IsZero() {
+		asked = s.Priority
+	}
+	i, priority, err := Settle(entries, at, p.find, asked, s.Priority)
+	if err != nil {
+		return err
+	}
+	s.Priority = priority
+	p.Slots = slices.Insert(p.Slots, i, s)
 	return nil
 }
 
-func (p *Plan) place(priority int) int {
-	i := slices.IndexFunc(p.Slots, func(o Slot) bool { return o.Priority > priority })
-	if i < 0 {
-		return len(p.Slots)
+// find returns the position of the member that ref names.
+func (p *Plan) find(ref hook.Ref) (int, error) {
+	if i := p.Named(string(ref)); i >= 0 {
+		return i, nil
 	}
-	return i
+	return 0, p.NoMember(ref)
+}
+
+// ErrNoEntry: nothing has the name that was given.
+var ErrNoEntry = errors.New("no such entry")
+
+// NoMember is the error for a name that no member has, an ErrNoEntry.
+func (p *Plan) NoMember(ref hook.Ref) error {
+	names := make([]string, len(p.Slots))
+	for i, s := range p.Slots {
+		names[i] = s.Name
+	}
+	return hook.Because(ErrNoEntry, "there is no member %q (the chain has: %s)", ref, strings.Join(names, ", "))
 }
 
 // Remove takes the slot at i out.
@@ -90,13 +122,21 @@ func (p *Plan) Remove(i int) { p.Slots = slices.Delete(p.Slots, i, i+1) }
 
 // Set gives the slot at i new settings. A member whose priority stays keeps
 // its place among equals; one whose priority changes goes behind its new equals.
-func (p *Plan) Set(i int, settings hook.Settings) {
+func (p *Plan) Set(i int, settings hook.Settings) error {
 	s := p.Slots[i]
 	moved := settings.Priority != s.Priority
 	s.Settings = settings
 	p.Slots[i] = s
-	if moved {
-		p.Remove(i)
-		p.Slots = slices.Insert(p.Slots, p.place(s.Priority), s)
+	if !moved {
+		return nil
 	}
+	p.Remove(i)
+	return p.settle(s, hook.Position{}, 0)
+}
+
+// Move gives the slot at i another place, with a priority that fits there.
+func (p *Plan) Move(i int, to hook.Position) error {
+	s := p.Slots[i]
+	p.Remove(i)
+	return p.settle(s, to, 0)
 }

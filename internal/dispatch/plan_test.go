@@ -29,7 +29,7 @@ func plan(t testing.TB, slots string) *dispatch.Plan {
 		s := dispatch.Slot{MapID: uint32(i + 1), Name: name}
 		_, err := fmt.Sscan(priority, &s.Priority)
 		qt.Assert(t, qt.IsNil(err))
-		qt.Assert(t, qt.IsNil(p.Insert(s)))
+		qt.Assert(t, qt.IsNil(p.Insert(s, hook.Position{}, 0)))
 	}
 	return p
 }
@@ -91,17 +91,17 @@ func TestSet(t *testing.T) {
 // What is refused leaves the plan as it was.
 func TestInsertRefuses(t *testing.T) {
 	p := plan(t, "a:50 b:50")
-	qt.Assert(t, qt.ErrorMatches(p.Insert(dispatch.Slot{MapID: 9, Name: "b"}), `there is a member "b" already`))
+	qt.Assert(t, qt.ErrorMatches(p.Insert(dispatch.Slot{MapID: 9, Name: "b"}, hook.Position{}, 0), `there is a member "b" already`))
 	qt.Assert(t, qt.Equals(names(p), "a:50 b:50"))
 
 	for i := len(p.Slots); i < hook.MaxMembers; i++ {
-		qt.Assert(t, qt.IsNil(p.Insert(dispatch.Slot{MapID: uint32(100 + i), Name: fmt.Sprint(i)})))
+		qt.Assert(t, qt.IsNil(p.Insert(dispatch.Slot{MapID: uint32(100 + i), Name: fmt.Sprint(i)}, hook.Position{}, 0)))
 	}
-	err := p.Insert(dispatch.Slot{MapID: 999, Name: "one too many"})
+	err := p.Insert(dispatch.Slot{MapID: 999, Name: "one too many"}, hook.Position{}, 0)
 	qt.Assert(t, qt.ErrorIs(err, hook.ErrChainFull))
 	qt.Assert(t, qt.HasLen(p.Slots, hook.MaxMembers))
 	p.Remove(0)
-	qt.Assert(t, qt.IsNil(p.Insert(dispatch.Slot{MapID: 999, Name: "now it fits"})))
+	qt.Assert(t, qt.IsNil(p.Insert(dispatch.Slot{MapID: 999, Name: "now it fits"}, hook.Position{}, 0)))
 }
 
 func TestShapeString(t *testing.T) {

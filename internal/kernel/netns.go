@@ -15,6 +15,9 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
+// netnsDir is where "ip netns" keeps names.
+const netnsDir = "/run/netns"
+
 // A NetNS is a network namespace. While it is open it does not go away.
 type NetNS struct {
 	spec string
@@ -37,15 +40,28 @@ func OpenNetNS(spec string) (*NetNS, error) {
 	case err == nil && pid > 0:
 		path = fmt.Sprintf("/proc/%d/ns/net", pid)
 	default:
-		path = filepath.Join("/run/netns", spec)
+		path = filepath.Join(netnsDir, spec)
 	}
+	ns, err := openNetNS(path)
+	if errors.Is(err, fs.ErrNotExist) && spec != "" {
+		return nil, hook.Because(fs.ErrNotExist, "there is no network namespace %q (looked at %s)", spec, path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ns.spec = spec
+	if err := ns.identify(); err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
+}
 
+// openNetNS opens the namespace that is the file at path, by its inode only.
+func openNetNS(path string) (*NetNS, error) {
 	// Opening a pipe would wait for somebody to write to it.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) && spec != "" {
-			return nil, hook.Because(fs.ErrNotExist, "there is no network namespace %q (looked at %s)", spec, path)
-		}
 		return nil, fmt.Errorf("network namespace: %w", Explain(err))
 	}
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
@@ -53,23 +69,30 @@ func OpenNetNS(spec string) (*NetNS, error) {
 		f.Close()
 		return nil, hook.Because(hook.ErrUsage, "%s is not a network namespace", path)
 	}
-
-	ns := &NetNS{spec: spec, file: f}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		ns.Close()
-		return nil, fmt.Errorf("network namespace %q: %w", spec, err)
+		f.Close()
+		return nil, fmt.Errorf("network namespace %s: %w", path, err)
 	}
-	ns.id.Inode = st.Ino
-	if err := ns.Do(func() error { ns.id.Cookie = cookie(); return nil }); err != nil {
-		ns.Close()
-		return nil, err
-	}
-	return ns, nil
+	return &NetNS{spec: path, file: f, id: hook.NetNS{Inode: st.Ino}}, nil
 }
 
-// ID tells which namespace it is.
+// identify completes the id, for which the namespace must be entered.
+func (ns *NetNS) identify() error {
+	return ns.Do(func() error { ns.id.Cookie = cookie(); return nil })
+}
+
+// ID tells which namespace it is. It has a Name if [NetNamespaces] found it.
 func (ns *NetNS) ID() hook.NetNS { return ns.id }
+
+// FD is the descriptor of the namespace, -1 once it is released. It goes with
+// ns.
+func (ns *NetNS) FD() int {
+	if ns.file == nil {
+		return -1
+	}
+	return int(ns.file.Fd())
+}
 
 // Close releases the namespace.
 func (ns *NetNS) Close() error {
@@ -96,7 +119,7 @@ func (ns *NetNS) Do(fn func() error) error {
 			return fmt.Errorf("%w: %w", ErrNetNSGone, err)
 		}
 		defer found.Close()
-		if found.id != ns.id {
+		if found.id.Inode != ns.id.Inode || found.id.Cookie != ns.id.Cookie {
 			return fmt.Errorf("%w: another one has its place", ErrNetNSGone)
 		}
 		return found.Do(fn)

@@ -28,7 +28,7 @@ const maxFile = 64 << 20
 // Options say how to load a program from an object file or a spec.
 type Options struct {
 	// Program is its function or section name; may be empty when the file has
-	// one XDP program only.
+	// only one program for the hook.
 	Program string
 	// Globals are constants and variables to set before the load, by name,
 	// written as in C: a number, true, a 'c', a "string".
@@ -68,7 +68,7 @@ type File struct {
 	Options
 }
 
-func (f File) Load(want *dispatch.Shape) (*Loaded, error) {
+func (f File) Load(want Want) (*Loaded, error) {
 	b, err := readFile(f.Path)
 	if err != nil {
 		return nil, err
@@ -149,22 +149,18 @@ type Spec struct {
 	Options    Options
 }
 
-func (s Spec) Load(want *dispatch.Shape) (*Loaded, error) {
+func (s Spec) Load(want Want) (*Loaded, error) {
 	if s.Collection == nil {
 		return nil, hook.Because(hook.ErrUsage, "the collection spec is nil")
 	}
 	spec := s.Collection.Copy()
-	name, err := choose(spec, s.Options.Program)
+	name, err := choose(spec, s.Options.Program, want.Hook)
 	if err != nil {
 		return nil, err
 	}
-	shape, err := fit(spec.Programs[name], want)
+	shape, defaults, err := prepare(spec, name, want)
 	if err != nil {
 		return nil, err
-	}
-	defaults, err := runConfig(spec.Types, name)
-	if err != nil {
-		return nil, fmt.Errorf("program %q: %w", name, err)
 	}
 	if err := setGlobals(spec, s.Options.Globals); err != nil {
 		return nil, err
@@ -177,7 +173,7 @@ func (s Spec) Load(want *dispatch.Shape) (*Loaded, error) {
 	keepOnly(spec, name)
 	for _, p := range spec.Programs {
 		// Programs that it tail-calls have to be of the same shape.
-		if p.Type != ebpf.XDP {
+		if p.Type != ebpf.XDP || want.Hook != hook.XDP {
 			continue
 		}
 		if _, err := fit(p, &shape); err != nil {
@@ -220,39 +216,66 @@ func (s Spec) Load(want *dispatch.Shape) (*Loaded, error) {
 	return l, nil
 }
 
-// choose finds the program that name means, as a function or a section.
-func choose(spec *ebpf.CollectionSpec, name string) (string, error) {
-	var xdp, bySection []string
+// choose finds the program that name means, as a function or a section, among
+// those for the hook.
+func choose(spec *ebpf.CollectionSpec, name string, h hook.Hook) (string, error) {
+	var fitting, bySection []string
+	kind := kernel.KindOf(h)
 	for n, p := range spec.Programs {
-		if p.Type == ebpf.XDP {
-			xdp = append(xdp, n)
+		if kind.Takes(p) {
+			fitting = append(fitting, n)
 		}
 		if p.SectionName == name {
 			bySection = append(bySection, n)
 		}
 	}
-	slices.Sort(xdp)
+	slices.Sort(fitting)
 	slices.Sort(bySection)
 	p := spec.Programs[name]
 	if p == nil && len(bySection) == 1 {
 		name = bySection[0]
 		p = spec.Programs[name]
 	}
+	section := string(h)
+	if h == hook.TCIngress || h == hook.TCEgress {
+		section = "tc"
+	}
 	switch {
-	case p != nil && p.Type == ebpf.XDP:
+	case p != nil && kind.Takes(p):
 		return name, nil
+	case p != nil && p.Type == kind.Program:
+		return "", hook.Because(hook.ErrIncompatible, "program %q is for another hook (section %q), not for %s", name, p.SectionName, h)
 	case p != nil:
-		return "", hook.Because(hook.ErrIncompatible, "program %q is a %v program, not an XDP program", name, p.Type)
+		return "", hook.Because(hook.ErrIncompatible, "program %q is a %v program; %s takes %v programs", name, p.Type, h, kind.Program)
 	case name != "" && len(bySection) > 1:
 		return "", hook.Because(hook.ErrUsage, "section %q has several programs: choose one of %s", name, list(bySection))
 	case name != "":
-		return "", hook.Because(fs.ErrNotExist, "there is no program %q in the file (its XDP programs: %s)", name, list(xdp))
-	case len(xdp) == 0:
-		return "", hook.Because(hook.ErrIncompatible, "no XDP program in the file; one has SEC(\"xdp\") before its function")
-	case len(xdp) > 1:
-		return "", hook.Because(hook.ErrUsage, "the file has several XDP programs: choose one of %s", list(xdp))
+		return "", hook.Because(fs.ErrNotExist, "there is no program %q in the file (its programs for %s: %s)", name, h, list(fitting))
+	case len(fitting) == 0:
+		return "", hook.Because(hook.ErrIncompatible, "no program for %s in the file; one has SEC(%q) before its function", h, section)
+	case len(fitting) > 1:
+		return "", hook.Because(hook.ErrUsage, "the file has several programs for %s: choose one of %s", h, list(fitting))
 	}
-	return xdp[0], nil
+	return fitting[0], nil
+}
+
+// prepare makes the program fit where it is to run, and reads what it asks for.
+func prepare(spec *ebpf.CollectionSpec, name string, want Want) (shape dispatch.Shape, defaults hook.Settings, err error) {
+	p := spec.Programs[name]
+	if want.Hook != hook.XDP {
+		if p.Ifindex != 0 {
+			return shape, defaults, hook.Because(hook.ErrIncompatible, "program %q is to be bound to a device; a member cannot be", name)
+		}
+		p.AttachType = kernel.KindOf(want.Hook).Load(p)
+		return shape, defaults, nil
+	}
+	if shape, err = fit(p, want.Shape); err != nil {
+		return shape, defaults, err
+	}
+	if defaults, err = runConfig(spec.Types, name); err != nil {
+		err = fmt.Errorf("program %q: %w", name, err)
+	}
+	return shape, defaults, err
 }
 
 // fit gives the program the shape of the chain.

@@ -127,7 +127,7 @@ func FuzzParse(f *testing.F) {
 		for name := range spec.Programs {
 			_, _ = runConfig(spec.Types, name)
 		}
-		if name, err := choose(spec, ""); err == nil {
+		if name, err := choose(spec, "", hook.XDP); err == nil {
 			keepOnly(spec, name)
 		}
 	})
@@ -173,16 +173,16 @@ func TestChoose(t *testing.T) {
 		{"several.o", "ldt_second", "ldt_second", nil, ""},
 		{"several.o", "xdp.frags", "ldt_frags", nil, ""},
 		{"several.o", "", "", hook.ErrUsage,
-			`the file has several XDP programs: choose one of ldt_cpumap, ldt_devmap, ldt_first, ldt_frags, ldt_second`},
+			`the file has several programs for xdp: choose one of ldt_cpumap, ldt_devmap, ldt_first, ldt_frags, ldt_second`},
 		{"several.o", "xdp", "", hook.ErrUsage, `section "xdp" has several programs: choose one of ldt_first, ldt_second`},
 		{"several.o", "ldt_third", "", fs.ErrNotExist,
 			`.*"ldt_third".*: ldt_cpumap, ldt_devmap, ldt_first, ldt_frags, ldt_second.*`},
-		{"several.o", "ldt_tc", "", hook.ErrIncompatible, `program "ldt_tc" is a SchedCLS program, not an XDP program`},
-		{"several.o", "tc", "", hook.ErrIncompatible, `program "ldt_tc" is a SchedCLS program, not an XDP program`},
-		{"noxdp.o", "", "", hook.ErrIncompatible, `no XDP program in the file; one has SEC\("xdp"\) before its function`},
+		{"several.o", "ldt_tc", "", hook.ErrIncompatible, `program "ldt_tc" is a SchedCLS program; xdp takes XDP programs`},
+		{"several.o", "tc", "", hook.ErrIncompatible, `program "ldt_tc" is a SchedCLS program; xdp takes XDP programs`},
+		{"noxdp.o", "", "", hook.ErrIncompatible, `no program for xdp in the file; one has SEC\("xdp"\) before its function`},
 		{"noxdp.o", "x", "", fs.ErrNotExist, `.*"x".*: none.*`},
 	} {
-		got, err := choose(parse(t, test.object), test.name)
+		got, err := choose(parse(t, test.object), test.name, hook.XDP)
 		qt.Check(t, qt.Equals(got, test.want))
 		if test.cause == nil {
 			qt.Check(t, qt.IsNil(err))

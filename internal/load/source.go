@@ -15,15 +15,23 @@ import (
 
 // A Source is where a program comes from.
 type Source interface {
-	// Load returns the program. One that is yet to be loaded gets the shape
-	// want; for nil, the one it was written for. The caller closes the result.
-	Load(want *dispatch.Shape) (*Loaded, error)
+	// Load returns the program. One that is yet to be loaded is loaded to fit.
+	// The caller closes the result.
+	Load(want Want) (*Loaded, error)
+}
+
+// A Want is where a program is to run.
+type Want struct {
+	Hook hook.Hook
+	// Shape is that of the XDP chain it joins; nil when it starts one, and gets
+	// the shape it was written for.
+	Shape *dispatch.Shape
 }
 
 // Loaded is a program and what is known about it.
 type Loaded struct {
 	Program *ebpf.Program
-	Shape   dispatch.Shape
+	Shape   dispatch.Shape // of an XDP program
 	// Name is the function's name, whole where the kernel would cut it.
 	Name string
 	// Defaults are settings that the program itself asks for.
@@ -56,7 +64,7 @@ func (l *Loaded) Discard() {
 // Program is a program that the caller has loaded and goes on to own.
 type Program struct{ *ebpf.Program }
 
-func (p Program) Load(want *dispatch.Shape) (*Loaded, error) {
+func (p Program) Load(want Want) (*Loaded, error) {
 	if p.Program == nil {
 		return nil, hook.Because(hook.ErrUsage, "the program is nil")
 	}
@@ -66,7 +74,7 @@ func (p Program) Load(want *dispatch.Shape) (*Loaded, error) {
 // ID is the id of a loaded program.
 type ID uint32
 
-func (id ID) Load(want *dispatch.Shape) (*Loaded, error) {
+func (id ID) Load(want Want) (*Loaded, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, hook.Because(fs.ErrNotExist, "there is no program with id %d; \"bpftool prog\" lists the loaded ones", uint32(id))
@@ -80,7 +88,7 @@ func (id ID) Load(want *dispatch.Shape) (*Loaded, error) {
 // Pin is the path of a pinned program.
 type Pin string
 
-func (path Pin) Load(want *dispatch.Shape) (*Loaded, error) {
+func (path Pin) Load(want Want) (*Loaded, error) {
 	prog, err := ebpf.LoadPinnedProgram(string(path), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, hook.Because(fs.ErrNotExist, "there is no pinned program at %s", string(path))
@@ -91,7 +99,7 @@ func (path Pin) Load(want *dispatch.Shape) (*Loaded, error) {
 	return owned(prog, want)
 }
 
-func owned(prog *ebpf.Program, want *dispatch.Shape) (*Loaded, error) {
+func owned(prog *ebpf.Program, want Want) (*Loaded, error) {
 	l, err := existing(prog, want)
 	if err != nil {
 		prog.Close()
@@ -102,7 +110,7 @@ func owned(prog *ebpf.Program, want *dispatch.Shape) (*Loaded, error) {
 }
 
 // existing checks that a program that is loaded already fits.
-func existing(prog *ebpf.Program, want *dispatch.Shape) (*Loaded, error) {
+func existing(prog *ebpf.Program, want Want) (*Loaded, error) {
 	info, err := prog.Info()
 	if err != nil {
 		return nil, kernel.Errno("program", err)
@@ -111,9 +119,15 @@ func existing(prog *ebpf.Program, want *dispatch.Shape) (*Loaded, error) {
 		return nil, hook.Because(hook.ErrIncompatible, "program %q is itself a dispatcher of libdispatcher", info.Name)
 	}
 	l := &Loaded{Program: prog, Name: info.Name}
-	if want != nil && prog.Type() == ebpf.XDP {
-		if err := state.Fits(prog, *want); err == nil {
-			l.Shape = *want
+	if kind := kernel.KindOf(want.Hook); prog.Type() != kind.Program {
+		return nil, hook.Because(hook.ErrIncompatible, "program %q is a %v program; %s takes %v programs", info.Name, prog.Type(), want.Hook, kind.Program)
+	}
+	if want.Hook != hook.XDP {
+		return l, nil
+	}
+	if want.Shape != nil {
+		if err := state.Fits(prog, *want.Shape); err == nil {
+			l.Shape = *want.Shape
 			return l, nil
 		}
 	}
@@ -121,8 +135,8 @@ func existing(prog *ebpf.Program, want *dispatch.Shape) (*Loaded, error) {
 		return nil, fmt.Errorf("program %q: %w", info.Name, err)
 	}
 	// ShapeOf may find a shape that this kernel takes for the same.
-	if want != nil && l.Shape != *want {
-		return nil, Mismatch(info.Name, l.Shape, *want)
+	if want.Shape != nil && l.Shape != *want.Shape {
+		return nil, Mismatch(info.Name, l.Shape, *want.Shape)
 	}
 	return l, nil
 }

@@ -22,7 +22,8 @@ import (
 const (
 	folderName   = "libdispatcher"
 	rootName     = "root"
-	slotName     = "slot"
+	slotName     = "slot" // of a member of a chain
+	linkName     = "link" // of a member with a link of its own
 	memberPrefix = "member_"
 	mapPrefix    = "map_"
 	tmpPrefix    = "tmp_"
@@ -53,6 +54,31 @@ func ChainFolder(linkID uint32, chainID uint64) string {
 	return fmt.Sprintf("xdp_chain_%016x", chainID)
 }
 
+// LinkFolder names the folder of a member with a link of its own, by the family
+// of its hook and the link.
+func LinkFolder(h hook.Hook, linkID uint32) string { return fmt.Sprintf("%s_%d", h.Family(), linkID) }
+
+// ParseLinkFolder returns the link of a name made by LinkFolder, 0 of another.
+func ParseLinkFolder(folder string) uint32 {
+	for _, family := range linkFamilies {
+		if digits, ok := strings.CutPrefix(folder, family+"_"); ok {
+			id, _ := strconv.ParseUint(digits, 10, 32)
+			return uint32(id)
+		}
+	}
+	return 0
+}
+
+var linkFamilies = []string{hook.TCXIngress.Family(), hook.CgroupConnect4.Family()}
+
+// heldName is the file in a member's folder whose pin holds it.
+func heldName(folder string) string {
+	if ParseLinkFolder(folder) != 0 {
+		return linkName
+	}
+	return slotName
+}
+
 // Path returns the path of a pin in a chain's folder.
 func (p *Pins) Path(folder string, elem ...string) string {
 	return filepath.Join(append([]string{p.dir, folder}, elem...)...)
@@ -61,9 +87,9 @@ func (p *Pins) Path(folder string, elem ...string) string {
 // RootPath is where the root link of a chain is pinned.
 func (p *Pins) RootPath(folder string) string { return p.Path(folder, rootName) }
 
-// SlotPath is where a member is pinned.
-func (p *Pins) SlotPath(folder, member string) string {
-	return p.Path(folder, memberPrefix+escape(member), slotName)
+// HeldPath is where a member is pinned: its slot, or its link.
+func (p *Pins) HeldPath(folder, member string) string {
+	return p.Path(folder, memberPrefix+escape(member), heldName(folder))
 }
 
 // List returns the paths of all pins of a chain, sorted.
@@ -80,7 +106,7 @@ func (p *Pins) List(folder string) []string {
 
 // Has tells whether the chain has a pin of the member.
 func (p *Pins) Has(folder, member string) bool {
-	_, err := os.Lstat(p.SlotPath(folder, member))
+	_, err := os.Lstat(p.HeldPath(folder, member))
 	return err == nil
 }
 
@@ -92,6 +118,15 @@ func (p *Pins) HasRoot(folder string) bool {
 
 // Chains returns the folders of all chains.
 func (p *Pins) Chains() []string { return p.names(p.dir, "xdp_") }
+
+// Links returns the folders of all members with links of their own.
+func (p *Pins) Links() []string {
+	var folders []string
+	for _, family := range linkFamilies {
+		folders = append(folders, p.names(p.dir, family+"_")...)
+	}
+	return folders
+}
 
 // Members returns the names of the members that a chain has pins of.
 func (p *Pins) Members(folder string) []string {
@@ -166,8 +201,17 @@ type Pinner interface{ Pin(path string) error }
 // A MemberPins is what is pinned of a member.
 type MemberPins struct {
 	Name string
-	Slot *ebpf.Map
+	Slot *ebpf.Map            // or
+	Link Pinner               // which must not be pinned yet
 	Maps map[string]*ebpf.Map // the program's own, by name
+}
+
+// pinHeld pins what holds the member.
+func (m MemberPins) pinHeld(path string) error {
+	if m.Link != nil {
+		return kernel.Errno("pin "+path, m.Link.Pin(path))
+	}
+	return pinClone(m.Slot, path)
 }
 
 // Add pins a member, in one step for whoever looks: its folder is filled under
@@ -185,10 +229,10 @@ func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
 	if err := os.Mkdir(from, 0o700); err != nil {
 		return kernel.Errno("pin", err)
 	}
-	if err := pinClone(m.Slot, filepath.Join(from, slotName)); err != nil {
+	if err := m.pinHeld(filepath.Join(from, heldName(folder))); err != nil {
 		return err
 	}
-	Step("pin: the slot is pinned")
+	Step("pin: it is held")
 	for name, mp := range m.Maps {
 		if err := pinClone(mp, filepath.Join(from, mapPrefix+escape(name))); err != nil {
 			return err
@@ -240,7 +284,7 @@ func (l *Locked) SetMaps(folder, member string, maps map[string]*ebpf.Map) error
 	if err != nil {
 		return kernel.Errno("pin maps", err)
 	}
-	keep := map[string]bool{slotName: true}
+	keep := map[string]bool{heldName(folder): true}
 	for name, m := range maps {
 		file := mapPrefix + escape(name)
 		keep[file] = true
@@ -307,9 +351,13 @@ func (l *Locked) Move(from, to string, root Pinner) error {
 
 // RemoveLeftovers removes what processes that died were about to pin or to unpin.
 func (l *Locked) RemoveLeftovers() {
-	if l.Alone {
-		for _, name := range l.names(l.dir, tmpPrefix) {
-			_ = os.RemoveAll(filepath.Join(l.dir, name))
+	if !l.Alone {
+		return
+	}
+	entries, _ := os.ReadDir(l.dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), tmpPrefix) {
+			_ = os.RemoveAll(filepath.Join(l.dir, e.Name()))
 		}
 	}
 }
@@ -350,14 +398,14 @@ func unescape(s string) (string, error) {
 	return b.String(), nil
 }
 
-// ParseSlotPath takes a path made by SlotPath apart, or one of the member's
+// ParseHeldPath takes a path made by HeldPath apart, or one of the member's
 // folder; any other path is an error.
-func ParseSlotPath(path string) (pins *Pins, folder, member string, err error) {
+func ParseHeldPath(path string) (pins *Pins, folder, member string, err error) {
 	path, err = filepath.Abs(path)
 	if err != nil {
 		return nil, "", "", err
 	}
-	path = strings.TrimSuffix(path, "/"+slotName)
+	path = strings.TrimSuffix(strings.TrimSuffix(path, "/"+slotName), "/"+linkName)
 	dir, name := filepath.Split(path)
 	dir, folder = filepath.Split(filepath.Clean(dir))
 	encoded, ok := strings.CutPrefix(name, memberPrefix)
@@ -366,8 +414,8 @@ func ParseSlotPath(path string) (pins *Pins, folder, member string, err error) {
 			return &Pins{filepath.Clean(dir)}, folder, member, nil
 		}
 	}
-	return nil, "", "", fmt.Errorf("%s is not a member's pin; such a path looks like %s/%s/xdp_12/%sNAME/%s",
-		path, kernel.DefaultBPFFS, folderName, memberPrefix, slotName)
+	return nil, "", "", fmt.Errorf("%s is not a member's pin; such a path looks like %s/%s/xdp_12/%sNAME/%s or .../tcx_13/%sNAME/%s",
+		path, kernel.DefaultBPFFS, folderName, memberPrefix, slotName, memberPrefix, linkName)
 }
 
 // BPFFS is the bpffs that the folder is in.

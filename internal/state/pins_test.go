@@ -77,39 +77,39 @@ func TestParseChainFolder(t *testing.T) {
 	}
 }
 
-func TestParseSlotPath(t *testing.T) {
+func TestParseHeldPath(t *testing.T) {
 	for _, path := range []string{
 		"/sys/fs/bpf/libdispatcher/xdp_12/member_eth0%2E100/slot",
 		"/sys/fs/bpf/libdispatcher/xdp_12/member_eth0%2E100",
 		"/sys/fs/bpf/libdispatcher/xdp_12/member_eth0%2E100/",
 		"/sys/fs/bpf//libdispatcher/./xdp_12/member_eth0%2E100/slot",
 	} {
-		pins, folder, member, err := state.ParseSlotPath(path)
+		pins, folder, member, err := state.ParseHeldPath(path)
 		qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", path))
 		qt.Check(t, qt.Equals(folder, "xdp_12"))
 		qt.Check(t, qt.Equals(member, "eth0.100"))
 		qt.Check(t, qt.Equals(pins.BPFFS(), "/sys/fs/bpf"))
-		qt.Check(t, qt.Equals(pins.SlotPath(folder, member), "/sys/fs/bpf/libdispatcher/xdp_12/member_eth0%2E100/slot"))
+		qt.Check(t, qt.Equals(pins.HeldPath(folder, member), "/sys/fs/bpf/libdispatcher/xdp_12/member_eth0%2E100/slot"))
 	}
 	for _, path := range []string{
 		"", "/", "slot", "/sys/fs/bpf", "/sys/fs/bpf/libdispatcher", "/sys/fs/bpf/libdispatcher/xdp_12", "/sys/fs/bpf/libdispatcher/xdp_12/root",
 		"/sys/fs/bpf/other/xdp_12/member_a/slot", "/sys/fs/bpf/libdispatcher/xdp_12/member_%2/slot", "/sys/fs/bpf/libdispatcher/xdp_12/member_a/map_x",
 	} {
-		_, _, _, err := state.ParseSlotPath(path)
+		_, _, _, err := state.ParseHeldPath(path)
 		qt.Check(t, qt.ErrorMatches(err, ".* is not a member's pin; such a path looks like /sys/fs/bpf/libdispatcher/xdp_12/member_NAME/slot"), qt.Commentf("%s", path))
 	}
 }
 
-func FuzzParseSlotPath(f *testing.F) {
+func FuzzParseHeldPath(f *testing.F) {
 	f.Add("/sys/fs/bpf/libdispatcher/xdp_12/member_eth0%2E100/slot")
 	f.Add("/libdispatcher/x/member_")
 	f.Fuzz(func(t *testing.T, path string) {
-		pins, folder, member, err := state.ParseSlotPath(path)
+		pins, folder, member, err := state.ParseHeldPath(path)
 		if err != nil {
 			return
 		}
 		// It is found again under the path that it would be given.
-		again, f2, m2, err := state.ParseSlotPath(pins.SlotPath(folder, member))
+		again, f2, m2, err := state.ParseHeldPath(pins.HeldPath(folder, member))
 		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.Equals(again.BPFFS(), pins.BPFFS()))
 		qt.Assert(t, qt.Equals(f2, folder))

@@ -51,7 +51,7 @@ func (p *Pair) Flood(t testing.TB, port int, marker ...int) *Flood {
 	t.Cleanup(f.stop)
 	for _, port := range append([]int{port}, marker...) {
 		addr := netip.AddrPortFrom(ServerIPv4, uint16(port))
-		s := &stream{in: p.serverSocket(t, addr), out: p.clientSocket(t, ServerIPv4)}
+		s := &stream{in: p.Server.receiver(t, addr), out: p.Client.sender(t, ServerIPv4)}
 		f.streams = append(f.streams, s)
 		if err := unix.Connect(s.out, sockaddr(addr)); err != nil {
 			t.Fatalf("connect to %s: %v", addr, err)

@@ -22,11 +22,11 @@ import (
 )
 
 // CheckLeaks fails the test if it leaves anything behind: BPF links, programs and maps of ours, open
-// files of this process, namespaces, child processes, goroutines of this package. Call it first: what is
-// registered with t.Cleanup afterwards is cleaned up before the check.
+// files of this process, namespaces, cgroups, child processes, goroutines of this package. Call it
+// first: what is registered with t.Cleanup afterwards is cleaned up before the check.
 //
 // Ours are programs and maps whose name begins with libdispatcher, ld_ or ldt_, the links that carry
-// such programs, and every new XDP link.
+// such programs, and every new link of a kind that the project deals with.
 func CheckLeaks(t testing.TB) {
 	t.Helper()
 	checkLeaks(t, false)
@@ -103,7 +103,7 @@ func waitForLeaks(before things) ([]string, error) {
 // inventory lists what exists. BPF objects are only ids yet, see [describe].
 func inventory() (things, error) {
 	found := things{}
-	for _, list := range []func(things) error{bpfObjects, files, namespaces, children, goroutines} {
+	for _, list := range []func(things) error{bpfObjects, files, namespaces, cgroups, children, goroutines} {
 		if err := list(found); err != nil {
 			return nil, err
 		}
@@ -172,6 +172,11 @@ func ours(name string) bool {
 	return strings.HasPrefix(name, "libdispatcher") || strings.HasPrefix(name, "ld_") || strings.HasPrefix(name, "ldt_")
 }
 
+// linkTypes are the kinds of links that the project deals with.
+var linkTypes = []link.Type{
+	link.XDPType, link.TCXType, link.CgroupType, link.NetkitType, link.NetfilterType, link.NetNsType,
+}
+
 func describeLink(id uint32) (string, error) {
 	l, err := link.NewFromID(link.ID(id))
 	if err != nil {
@@ -183,7 +188,7 @@ func describeLink(id uint32) (string, error) {
 		return "", err
 	}
 	name, err := programName(info.Program)
-	if err != nil || info.Type != link.XDPType && !ours(name) {
+	if err != nil || !slices.Contains(linkTypes, info.Type) && !ours(name) {
 		return "", err
 	}
 	return fmt.Sprintf("link %d (type %d, program %d %q)", id, info.Type, info.Program, name), nil
@@ -261,6 +266,18 @@ func namespaces(found things) error {
 	paths, err := filepath.Glob(fmt.Sprintf("%s/%s%d-*", netnsDir, prefix, os.Getpid()))
 	for _, path := range paths {
 		found[path] = "netns " + path
+	}
+	return err
+}
+
+func cgroups(found things) error {
+	root, err := cgroupRoot()
+	if err != nil {
+		return nil // so there are none
+	}
+	paths, err := filepath.Glob(fmt.Sprintf("%s/%s%d-*", root, prefix, os.Getpid()))
+	for _, path := range paths {
+		found[path] = "cgroup " + path
 	}
 	return err
 }

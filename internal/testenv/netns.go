@@ -136,6 +136,16 @@ func (ns *NetNS) TryIP(args ...string) (string, error) {
 	return ip("", append([]string{"-n", ns.Name}, args...)...)
 }
 
+// TC runs `tc -n NAME args...` and returns what it prints. An error fails the test.
+func (ns *NetNS) TC(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := run("", "tc", append([]string{"-n", ns.Name}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
 // batch runs several ip commands in the namespace at the price of one process.
 func (ns *NetNS) batch(t testing.TB, commands ...string) {
 	t.Helper()
@@ -144,12 +154,14 @@ func (ns *NetNS) batch(t testing.TB, commands ...string) {
 	}
 }
 
-func ip(stdin string, args ...string) (string, error) {
-	cmd := exec.Command("ip", args...)
+func ip(stdin string, args ...string) (string, error) { return run(stdin, "ip", args...) }
+
+func run(stdin, tool string, args ...string) (string, error) {
+	cmd := exec.Command(tool, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return stdout.String(), fmt.Errorf("%s %s: %w: %s", tool, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
 }

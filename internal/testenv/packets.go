@@ -4,11 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
-	"math/rand/v2"
 	"net/netip"
-	"runtime"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -19,13 +16,25 @@ import (
 // arrive in a socket there. The answer is certain when it returns; nothing is waited out.
 func (p *Pair) Passed(t testing.TB, port, n int) int {
 	t.Helper()
-	return p.exchange(t, p.serverSocket(t, netip.AddrPortFrom(ServerIPv4, uint16(port))), ServerIPv4, port, n)
+	return p.passed(t, p.Client, p.Server, netip.AddrPortFrom(ServerIPv4, uint16(port)), n)
 }
 
 // Passed6 is [Pair.Passed] with IPv6.
 func (p *Pair) Passed6(t testing.TB, port, n int) int {
 	t.Helper()
-	return p.exchange(t, p.serverSocket(t, netip.AddrPortFrom(ServerIPv6, uint16(port))), ServerIPv6, port, n)
+	return p.passed(t, p.Client, p.Server, netip.AddrPortFrom(ServerIPv6, uint16(port)), n)
+}
+
+// Replied is [Pair.Passed] in the other direction: from the server to port of the client.
+func (p *Pair) Replied(t testing.TB, port, n int) int {
+	t.Helper()
+	return p.passed(t, p.Server, p.Client, netip.AddrPortFrom(ClientIPv4, uint16(port)), n)
+}
+
+// Replied6 is [Pair.Replied] with IPv6.
+func (p *Pair) Replied6(t testing.TB, port, n int) int {
+	t.Helper()
+	return p.passed(t, p.Server, p.Client, netip.AddrPortFrom(ClientIPv6, uint16(port)), n)
 }
 
 // Returned sends n IPv4 UDP datagrams from the client to port of the server and returns how many of them
@@ -34,186 +43,55 @@ func (p *Pair) Passed6(t testing.TB, port, n int) int {
 func (p *Pair) Returned(t testing.TB, port, n int) int {
 	t.Helper()
 	defer p.openClientRing(t)()
-	return p.exchange(t, p.clientTap(t, 14+9), ServerIPv4, port, n)
+	return p.exchange(t, p.Client, p.clientTap(t, 14+9), netip.AddrPortFrom(ServerIPv4, uint16(port)), n)
 }
 
 // Returned6 is [Pair.Returned] with IPv6.
 func (p *Pair) Returned6(t testing.TB, port, n int) int {
 	t.Helper()
 	defer p.openClientRing(t)()
-	return p.exchange(t, p.clientTap(t, 14+6), ServerIPv6, port, n)
+	return p.exchange(t, p.Client, p.clientTap(t, 14+6), netip.AddrPortFrom(ServerIPv6, uint16(port)), n)
 }
 
 // Send sends n IPv4 UDP datagrams from the client to port of the server. When it returns, programs on
 // the way have seen them all.
 func (p *Pair) Send(t testing.TB, port, n int) {
 	t.Helper()
-	p.exchange(t, -1, ServerIPv4, port, n)
+	p.exchange(t, p.Client, -1, netip.AddrPortFrom(ServerIPv4, uint16(port)), n)
 }
 
 // Send6 is [Pair.Send] with IPv6.
 func (p *Pair) Send6(t testing.TB, port, n int) {
 	t.Helper()
-	p.exchange(t, -1, ServerIPv6, port, n)
+	p.exchange(t, p.Client, -1, netip.AddrPortFrom(ServerIPv6, uint16(port)), n)
 }
 
-// burst is how many datagrams are on the way at once: well below the 256 frames of a veth ring, and
-// one poll of a NAPI.
-const burst = 64
+// passed sends n datagrams and returns how many arrive in a socket that is bound to their destination.
+func (p *Pair) passed(t testing.TB, from, in *NetNS, to netip.AddrPort, n int) int {
+	t.Helper()
+	return p.exchange(t, from, in.receiver(t, to), to, n)
+}
 
-// exchange sends n datagrams and counts the distinct ones that the socket in sees; it closes in.
-// Each datagram ends in 8 bytes that are its own: late ones of an earlier exchange do not count.
-func (p *Pair) exchange(t testing.TB, in int, to netip.Addr, port, n int) int {
+// exchange sends n datagrams and counts those that the socket in sees; it closes in.
+func (p *Pair) exchange(t testing.TB, from *NetNS, in int, to netip.AddrPort, n int) int {
 	t.Helper()
 	if in >= 0 {
 		defer unix.Close(in)
 	}
-	out := p.clientSocket(t, to)
+	out := from.sender(t, to.Addr())
 	defer unix.Close(out)
-
-	dest := sockaddr(netip.AddrPortFrom(to, uint16(port)))
-	nonce := rand.Uint32()
-	seen := make(map[uint32]bool)
-	buf := make([]byte, 2048)
-	for sent := 0; sent < n; {
-		for range min(burst, n-sent) {
-			payload := binary.BigEndian.AppendUint64(nil, uint64(nonce)<<32|uint64(sent))
-			if err := unix.Sendto(out, payload, 0, dest); err != nil {
-				t.Fatalf("send to %s port %d: %v", to, port, err)
-			}
-			sent++
-		}
-		p.Settle(t)
-		for in >= 0 {
-			size, _, err := unix.Recvfrom(in, buf, unix.MSG_DONTWAIT)
-			if errors.Is(err, unix.EAGAIN) {
-				break
-			} else if err != nil {
-				t.Fatalf("receive: %v", err)
-			} else if size < 8 {
-				continue
-			}
-			id := binary.BigEndian.Uint64(buf[size-8 : size])
-			if uint32(id>>32) == nonce {
-				seen[uint32(id)] = true
-			}
-		}
+	_, arrived, err := p.settler.exchange(t, out, in, to, n)
+	if err != nil {
+		t.Fatalf("send to %s: %v", to, err)
 	}
-	return len(seen)
+	return arrived
 }
 
 // Settle returns when the kernel has dealt with every packet that was sent between the namespaces of
 // the pair before the call: delivered, dropped or bounced.
-//
-// Received packets wait in queues of the CPU that sent them, and a CPU works through its queues in
-// order. So a packet sent through the loopback device on each CPU comes out after all those before
-// it. It has to go round several times: the queue of a device is as good as its own turn, and a bounced
-// packet passes through the queues of two devices.
 func (p *Pair) Settle(t testing.TB) {
 	t.Helper()
-	p.settle.Lock()
-	defer p.settle.Unlock()
-
-	runtime.LockOSThread()
-	var home unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &home); err != nil {
-		runtime.UnlockOSThread()
-		t.Fatalf("read affinity: %v", err)
-	}
-	defer func() {
-		// A thread that stays pinned stays locked, and ends with this goroutine.
-		if err := unix.SchedSetaffinity(0, &home); err != nil {
-			t.Fatalf("restore affinity: %v", err)
-		}
-		runtime.UnlockOSThread()
-	}()
-	for cpu, left := 0, home.Count(); left > 0; cpu++ {
-		if !home.IsSet(cpu) {
-			continue
-		}
-		left--
-		var only unix.CPUSet
-		only.Set(cpu)
-		if err := unix.SchedSetaffinity(0, &only); err != nil {
-			t.Fatalf("pin to CPU %d: %v", cpu, err)
-		}
-		for range 4 {
-			if err := p.roundTrip(); err != nil {
-				t.Fatalf("wait for packets on CPU %d: %v", cpu, err)
-			}
-		}
-	}
-}
-
-// roundTrip sends a datagram over loopback and waits for it. Under a flood it may be lost.
-func (p *Pair) roundTrip() error {
-	var want, got [8]byte
-	for range 100 {
-		binary.NativeEndian.PutUint64(want[:], rand.Uint64())
-		if _, err := unix.Write(p.settle.socket, want[:]); err != nil {
-			return err
-		}
-		for deadline := time.Now().Add(100 * time.Millisecond); time.Now().Before(deadline); {
-			if _, err := unix.Read(p.settle.socket, got[:]); err != nil && !again(err) {
-				return err
-			} else if got == want {
-				return nil
-			}
-		}
-	}
-	return errors.New("loopback loses everything")
-}
-
-// again reports whether a call on a socket with a timeout only has to be repeated.
-func again(err error) bool {
-	return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)
-}
-
-// selfConnected returns a UDP socket that receives what it sends, in the namespace of the thread.
-func selfConnected(t testing.TB) int {
-	t.Helper()
-	fd := socket(t, unix.AF_INET, unix.SOCK_DGRAM, 0)
-	t.Cleanup(func() { unix.Close(fd) })
-	addr := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
-	err := unix.Bind(fd, addr)
-	if err == nil {
-		var self unix.Sockaddr
-		if self, err = unix.Getsockname(fd); err == nil {
-			err = unix.Connect(fd, self)
-		}
-	}
-	if err == nil {
-		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20_000})
-	}
-	if err != nil {
-		t.Fatalf("prepare a loopback socket: %v", err)
-	}
-	return fd
-}
-
-// serverSocket returns a UDP socket in the server, bound to addr, with room for a burst.
-func (p *Pair) serverSocket(t testing.TB, addr netip.AddrPort) (fd int) {
-	t.Helper()
-	p.Server.Do(t, func() {
-		fd = socket(t, family(addr.Addr()), unix.SOCK_DGRAM, 0)
-		err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
-		if err == nil {
-			err = unix.Bind(fd, sockaddr(addr))
-		}
-		if err != nil {
-			unix.Close(fd)
-			t.Fatalf("listen on %s: %v", addr, err)
-		}
-	})
-	return fd
-}
-
-// clientSocket returns a UDP socket in the client. It is not connected: the server's answers about
-// closed ports are not errors.
-func (p *Pair) clientSocket(t testing.TB, to netip.Addr) (fd int) {
-	t.Helper()
-	p.Client.Do(t, func() { fd = socket(t, family(to), unix.SOCK_DGRAM, 0) })
-	return fd
+	p.settler.settle(t)
 }
 
 // clientTap returns a packet socket that sees the UDP frames which arrive at the client's device, those
@@ -272,27 +150,4 @@ func (p *Pair) openClientRing(t testing.TB) (undo func()) {
 		t.Fatalf("attach to %s: %v", p.ClientDev, err)
 	}
 	return func() { peer.Close() }
-}
-
-func socket(t testing.TB, domain, kind, protocol int) int {
-	t.Helper()
-	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
-	if err != nil {
-		t.Fatalf("open socket: %v", err)
-	}
-	return fd
-}
-
-func family(addr netip.Addr) int {
-	if addr.Is4() {
-		return unix.AF_INET
-	}
-	return unix.AF_INET6
-}
-
-func sockaddr(addr netip.AddrPort) unix.Sockaddr {
-	if addr.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
 }

@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync"
 	"testing"
 	"time"
 )
@@ -25,17 +24,14 @@ const (
 	discardPort = 9
 )
 
-// Pair is two namespaces joined by a veth pair. Packets go from Client to Server; programs under test
-// are attached to the device in Server.
+// Pair is two namespaces joined by a veth pair. Packets go from Client to Server, unless a method says
+// otherwise; programs under test are attached to the device in Server.
 type Pair struct {
 	Client, Server               *NetNS
 	ClientDev, ServerDev         string
 	ClientIfindex, ServerIfindex int
 
-	settle struct {
-		sync.Mutex
-		socket int
-	}
+	settler settler
 }
 
 // PairOptions are the choices for [NewPairOpts]. Zero lets the kernel choose.
@@ -74,7 +70,7 @@ func NewPairOpts(t testing.TB, opts PairOptions) *Pair {
 	p.Server.batch(t, configure(p.ServerDev, ServerIPv4, ServerIPv6, ClientIPv4, ClientIPv6, clientMAC)...)
 	p.Client.Do(t, func() {
 		p.ClientIfindex = ifindex(t, p.ClientDev)
-		p.settle.socket = selfConnected(t)
+		p.settler.open(t)
 	})
 	p.Server.Do(t, func() { p.ServerIfindex = ifindex(t, p.ServerDev) })
 	p.waitUntilReady(t)

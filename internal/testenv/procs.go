@@ -67,6 +67,11 @@ type Proc struct {
 // dies.
 func StartHelper(t testing.TB, name string, args ...string) *Proc {
 	t.Helper()
+	return startHelper(t, &syscall.SysProcAttr{}, name, args)
+}
+
+func startHelper(t testing.TB, attr *syscall.SysProcAttr, name string, args []string) *Proc {
+	t.Helper()
 	if helpers[name] == nil {
 		t.Fatalf("no helper is named %q", name)
 	}
@@ -76,7 +81,8 @@ func StartHelper(t testing.TB, name string, args ...string) *Proc {
 	p.cmd = exec.Command("/proc/self/exe", args...)
 	p.cmd.Env = append(os.Environ(), helperEnv+"="+name)
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.cmd.SysProcAttr = attr
+	p.cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	p.cmd.WaitDelay = time.Second // a grandchild may keep the output open
 	stdin, err := p.cmd.StdinPipe()
 	if err == nil {

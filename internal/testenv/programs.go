@@ -1,12 +1,18 @@
 package testenv
 
 import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // The verdicts of XDP programs.
@@ -17,10 +23,24 @@ const (
 	XDPTX
 )
 
+// The verdicts of programs of TCX and clsact (tcx_action_base and TC_ACT_*, linux/bpf.h and
+// linux/pkt_cls.h). After TCNext the next program runs; the others are final.
+const (
+	TCNext = -1
+	TCPass = 0
+	TCDrop = 2
+)
+
+// The verdicts of cgroup programs. All run, and one that denies is enough.
+const (
+	CgroupDeny = iota
+	CgroupAllow
+)
+
 const license = "Dual BSD/GPL"
 
 // ProgramOption changes how a test program is loaded. Without options it is what clang and libbpf make
-// of SEC("xdp"): expected attach type BPF_XDP, no frags.
+// of SEC("xdp"): expected attach type BPF_XDP, no frags. See [On] for programs of other hooks.
 type ProgramOption func(*ebpf.ProgramSpec)
 
 // ExpectedAttachType loads the program for another attach type, [ebpf.AttachNone] for instance.
@@ -41,13 +61,16 @@ func VerdictProgram(t testing.TB, name string, verdict int, opts ...ProgramOptio
 
 // VerdictSpec is the program of [VerdictProgram], not loaded.
 func VerdictSpec(name string, verdict int, opts ...ProgramOption) *ebpf.ProgramSpec {
-	return newSpec(name, asm.Instructions{
+	spec := newSpec(name, opts)
+	spec.Instructions = asm.Instructions{
 		asm.Mov.Imm(asm.R0, int32(verdict)),
 		asm.Return(),
-	}, opts)
+	}
+	return spec
 }
 
-// DropUDPPort loads a program that drops UDP datagrams to a port, IPv4 and IPv6, and passes the rest.
+// DropUDPPort loads a program that drops UDP datagrams to a port, IPv4 and IPv6, and passes the rest: on to
+// the next program where that is for the program to say.
 func DropUDPPort(t testing.TB, name string, port int, opts ...ProgramOption) *ebpf.Program {
 	t.Helper()
 	return Load(t, DropUDPPortSpec(name, port, opts...))
@@ -55,38 +78,68 @@ func DropUDPPort(t testing.TB, name string, port int, opts ...ProgramOption) *eb
 
 // DropUDPPortSpec is the program of [DropUDPPort], not loaded.
 func DropUDPPortSpec(name string, port int, opts ...ProgramOption) *ebpf.ProgramSpec {
-	return newSpec(name, onUDPPort(port, XDPPass, asm.Instructions{
-		asm.Mov.Imm(asm.R0, XDPDrop),
+	spec := newSpec(name, opts)
+	view := viewOf(spec)
+	spec.Instructions = onUDPPort(view, port, view.pass, asm.Instructions{
+		asm.Mov.Imm(asm.R0, view.drop),
 		asm.Return(),
-	}), opts)
+	})
+	return spec
 }
 
 // CountProgram loads a program that counts UDP datagrams to a port, IPv4 and IPv6, and a function that
 // returns the number so far. Its verdict is the same for every packet.
 func CountProgram(t testing.TB, name string, port, verdict int, opts ...ProgramOption) (*ebpf.Program, func() int) {
 	t.Helper()
-	counter := newMap(t, &ebpf.MapSpec{Name: "ldt_count", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	prog := Load(t, CountSpec(name, counter, port, verdict, opts...))
-	return prog, func() int {
-		t.Helper()
-		var n uint64
-		if err := counter.Lookup(uint32(0), &n); err != nil {
-			t.Fatalf("read counter: %v", err)
-		}
-		return int(n)
-	}
+	counter, count := newCounter(t)
+	return Load(t, CountSpec(name, counter, port, verdict, opts...)), count
 }
 
 // CountSpec is the program of [CountProgram], not loaded. It counts in the first entry of counter, an
 // array of 64-bit numbers.
 func CountSpec(name string, counter *ebpf.Map, port, verdict int, opts ...ProgramOption) *ebpf.ProgramSpec {
-	return newSpec(name, onUDPPort(port, verdict, asm.Instructions{
-		asm.LoadMapValue(asm.R1, counter.FD(), 0),
-		asm.Mov.Imm(asm.R2, 1),
-		asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0),
-		asm.Mov.Imm(asm.R0, int32(verdict)),
-		asm.Return(),
-	}), opts)
+	spec := newSpec(name, opts)
+	spec.Instructions = onUDPPort(viewOf(spec), port, int32(verdict), counting(counter, verdict))
+	return spec
+}
+
+// CgroupProgram loads a program for a hook of a cgroup, and a function that returns how often it ran so far.
+// Its verdict is always the same; not every hook takes [CgroupDeny], see
+// [CanDeny].
+func CgroupProgram(t testing.TB, name string, h hook.Hook, verdict int, opts ...ProgramOption) (*ebpf.Program, func() int) {
+	t.Helper()
+	counter, count := newCounter(t)
+	spec := VerdictSpec(name, verdict, append([]ProgramOption{On(h)}, opts...)...)
+	spec.Instructions = counting(counter, verdict)
+	return Load(t, spec), count
+}
+
+// ConnectTo loads a program that makes every connect(2) in its cgroup one to that address:
+// [hook.CgroupConnect4] for an IPv4 address, [hook.CgroupConnect6] for an IPv6 address.
+func ConnectTo(t testing.TB, name string, to netip.AddrPort) *ebpf.Program {
+	t.Helper()
+	const (
+		userIP4  = 4 // struct bpf_sock_addr, linux/bpf.h; all in network byte order
+		userIP6  = 8
+		userPort = 24
+	)
+	h, at := hook.CgroupConnect4, int16(userIP4)
+	if to.Addr().Is6() {
+		h, at = hook.CgroupConnect6, userIP6
+	}
+	spec := newSpec(name, []ProgramOption{On(h)})
+	store := func(at int16, word uint32) {
+		spec.Instructions = append(spec.Instructions,
+			asm.Mov.Imm32(asm.R2, int32(word)),
+			asm.StoreMem(asm.R1, at, asm.R2, asm.Word))
+	}
+	for word := range slices.Chunk(to.Addr().AsSlice(), 4) {
+		store(at, binary.NativeEndian.Uint32(word))
+		at += 4
+	}
+	store(userPort, uint32(binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, to.Port()))))
+	spec.Instructions = append(spec.Instructions, asm.Mov.Imm(asm.R0, CgroupAllow), asm.Return())
+	return Load(t, spec)
 }
 
 // Load loads a program for the length of the test.
@@ -113,13 +166,38 @@ func newMap(t testing.TB, spec *ebpf.MapSpec) *ebpf.Map {
 	return m
 }
 
-func newSpec(name string, insns asm.Instructions, opts []ProgramOption) *ebpf.ProgramSpec {
+// newCounter returns an array of one number, and what reads it.
+func newCounter(t testing.TB) (*ebpf.Map, func() int) {
+	t.Helper()
+	counter := newMap(t, &ebpf.MapSpec{Name: "ldt_count", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	return counter, func() int {
+		t.Helper()
+		var n uint64
+		if err := counter.Lookup(uint32(0), &n); err != nil {
+			t.Fatalf("read counter: %v", err)
+		}
+		return int(n)
+	}
+}
+
+// counting adds one to the counter and returns the verdict.
+func counting(counter *ebpf.Map, verdict int) asm.Instructions {
+	return asm.Instructions{
+		asm.LoadMapValue(asm.R1, counter.FD(), 0),
+		asm.Mov.Imm(asm.R2, 1),
+		asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0),
+		asm.Mov.Imm(asm.R0, int32(verdict)),
+		asm.Return(),
+	}
+}
+
+// newSpec returns a program without instructions.
+func newSpec(name string, opts []ProgramOption) *ebpf.ProgramSpec {
 	spec := &ebpf.ProgramSpec{
-		Name:         name,
-		Type:         ebpf.XDP,
-		AttachType:   ebpf.AttachXDP,
-		Instructions: insns,
-		License:      license,
+		Name:       name,
+		Type:       ebpf.XDP,
+		AttachType: ebpf.AttachXDP,
+		License:    license,
 	}
 	for _, opt := range opts {
 		opt(spec)
@@ -127,31 +205,63 @@ func newSpec(name string, insns asm.Instructions, opts []ProgramOption) *ebpf.Pr
 	return spec
 }
 
+// view is how a program looks at a packet.
+type view struct {
+	data, end  int16 // where its context has the bounds of the packet
+	ethernet   int32 // the bytes before the IP header
+	pass, drop int32
+}
+
+// views are the types of programs that see packets.
+var views = map[ebpf.ProgramType]view{
+	ebpf.XDP:       {0, 4, 14, XDPPass, XDPDrop},         // struct xdp_md
+	ebpf.SchedCLS:  {76, 80, 14, TCNext, TCDrop},         // struct __sk_buff
+	ebpf.CGroupSKB: {76, 80, 0, CgroupAllow, CgroupDeny}, // the same
+}
+
+func viewOf(spec *ebpf.ProgramSpec) view {
+	v, ok := views[spec.Type]
+	if !ok {
+		panic(fmt.Sprintf("testenv: programs of type %s see no packets", spec.Type))
+	}
+	return v
+}
+
 // onUDPPort is a program that runs then for UDP datagrams to a port, IPv4 and IPv6 without options, and
 // gives other packets a verdict. Then finds the UDP header at R6 and the end of the packet at R7.
-func onUDPPort(port, other int, then asm.Instructions) asm.Instructions {
+func onUDPPort(v view, port int, other int32, then asm.Instructions) asm.Instructions {
 	const (
-		ethernet = 14
-		ipv4     = 20
-		ipv6     = 40
-		udp      = 8
+		ipv4 = 20
+		ipv6 = 40
+		udp  = 8
 	)
 	insns := asm.Instructions{
-		asm.LoadMem(asm.R6, asm.R1, 0, asm.Word), // xdp_md.data
-		asm.LoadMem(asm.R7, asm.R1, 4, asm.Word), // xdp_md.data_end
+		asm.LoadMem(asm.R6, asm.R1, v.data, asm.Word),
+		asm.LoadMem(asm.R7, asm.R1, v.end, asm.Word),
 	}
-	insns = append(insns, need(ethernet+ipv4)...)
+	insns = append(insns, need(v.ethernet+ipv4)...)
+	if v.ethernet > 0 {
+		insns = append(insns,
+			asm.LoadMem(asm.R1, asm.R6, 12, asm.Half),
+			asm.HostTo(asm.BE, asm.R1, asm.Half),
+			asm.JEq.Imm(asm.R1, unix.ETH_P_IP, "ipv4"),
+			asm.JNE.Imm(asm.R1, unix.ETH_P_IPV6, "other"),
+		)
+	} else {
+		insns = append(insns,
+			asm.LoadMem(asm.R1, asm.R6, 0, asm.Byte),
+			asm.RSh.Imm(asm.R1, 4),
+			asm.JEq.Imm(asm.R1, 4, "ipv4"),
+			asm.JNE.Imm(asm.R1, 6, "other"),
+		)
+	}
 	insns = append(insns,
-		asm.LoadMem(asm.R1, asm.R6, 12, asm.Half),
-		asm.HostTo(asm.BE, asm.R1, asm.Half),
-		asm.JEq.Imm(asm.R1, unix.ETH_P_IP, "ipv4"),
-		asm.JNE.Imm(asm.R1, unix.ETH_P_IPV6, "other"),
-		asm.LoadMem(asm.R1, asm.R6, ethernet+6, asm.Byte),
-		asm.Add.Imm(asm.R6, ethernet+ipv6),
+		asm.LoadMem(asm.R1, asm.R6, int16(v.ethernet)+6, asm.Byte),
+		asm.Add.Imm(asm.R6, v.ethernet+ipv6),
 		asm.Ja.Label("transport"),
 
-		asm.LoadMem(asm.R1, asm.R6, ethernet+9, asm.Byte).WithSymbol("ipv4"),
-		asm.Add.Imm(asm.R6, ethernet+ipv4),
+		asm.LoadMem(asm.R1, asm.R6, int16(v.ethernet)+9, asm.Byte).WithSymbol("ipv4"),
+		asm.Add.Imm(asm.R6, v.ethernet+ipv4),
 
 		asm.JNE.Imm(asm.R1, unix.IPPROTO_UDP, "other").WithSymbol("transport"),
 	)
@@ -163,7 +273,7 @@ func onUDPPort(port, other int, then asm.Instructions) asm.Instructions {
 	)
 	insns = append(insns, then...)
 	return append(insns,
-		asm.Mov.Imm(asm.R0, int32(other)).WithSymbol("other"),
+		asm.Mov.Imm(asm.R0, other).WithSymbol("other"),
 		asm.Return(),
 	)
 }

@@ -1,6 +1,6 @@
 // Package testenv gives tests a small network of their own: namespaces joined by a veth pair, a
-// private bpffs, packets that really travel, programs that say what they saw, helper processes that
-// can be killed, and a check at the end that nothing was left behind.
+// private bpffs, cgroups and processes in them, packets that really travel, programs that say what they
+// saw, helper processes that can be killed, and a check at the end that nothing was left behind.
 //
 // It is for tests only. Everything it makes is named ldt-<pid>-<n> or ldt_*, belongs to one test and
 // goes with it; the root network namespace is never touched. Nothing is skipped: without the
@@ -123,17 +123,19 @@ func waitForLock(f *os.File) error {
 	}
 }
 
-// sweep removes the namespaces and mounts of test processes that no longer exist.
+// sweep removes the namespaces, mounts and cgroups of test processes that no longer exist.
 func sweep() error {
+	type place struct {
+		folder string
+		remove func(path string) error
+	}
+	places := []place{{netnsDir, removeNetNS}, {os.TempDir(), removeBPFFS}}
+	if root, err := cgroupRoot(); err == nil {
+		places = append(places, place{root, removeCgroup})
+	}
 	var errs []error
-	for _, place := range []struct {
-		pattern string
-		remove  func(path string) error
-	}{
-		{filepath.Join(netnsDir, prefix+"*"), removeNetNS},
-		{filepath.Join(os.TempDir(), prefix+"*"), removeBPFFS},
-	} {
-		found, _ := filepath.Glob(place.pattern)
+	for _, place := range places {
+		found, _ := filepath.Glob(filepath.Join(place.folder, prefix+"*"))
 		for _, path := range found {
 			var pid int
 			if _, err := fmt.Sscanf(filepath.Base(path), prefix+"%d-", &pid); err != nil {

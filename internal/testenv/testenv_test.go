@@ -19,6 +19,7 @@ import (
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -145,13 +146,18 @@ func TestRequireRemovesWhatIsLeftBehind(t *testing.T) {
 	qt.Assert(t, qt.IsNil(os.Mkdir(dir, 0o700)))
 	qt.Assert(t, qt.IsNil(unix.Mount("bpf", dir, "bpf", 0, "")))
 	mine := testenv.NewNetNS(t)
+	myCgroup := testenv.NewCgroup(t)
+	cgroup := filepath.Join(filepath.Dir(myCgroup.Path), ns.Name)
+	qt.Assert(t, qt.IsNil(os.MkdirAll(filepath.Join(cgroup, "a", "b"), 0o755)))
 
 	qt.Assert(t, qt.IsNil(testenv.Sweep()))
-	for _, path := range []string{ns.Path(), dir} {
+	for _, path := range []string{ns.Path(), dir, cgroup} {
 		_, err := os.Stat(path)
 		qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
 	}
 	mine.Do(t, func() {})
+	_, err := os.Stat(myCgroup.Path)
+	qt.Assert(t, qt.IsNil(err))
 }
 
 func TestDropUDPPort(t *testing.T) {
@@ -396,6 +402,11 @@ func TestCheckLeaksFindsLeaks(t *testing.T) {
 
 	attach(undo, pair, drop, link.XDPGenericMode)
 	testenv.NewNetNS(undo)
+	testenv.NewCgroup(undo)
+	foreign, err := ebpf.NewProgram(testenv.VerdictSpec("foreign", testenv.TCNext, testenv.On(hook.TCXIngress)))
+	qt.Assert(t, qt.IsNil(err))
+	undo.Cleanup(func() { foreign.Close() })
+	attachTCX(undo, pair.Server, pair.ServerIfindex, hook.TCXIngress, foreign)
 	helper := testenv.StartHelper(undo, "echo")
 
 	held := prog.FD()
@@ -406,10 +417,12 @@ func TestCheckLeaksFindsLeaks(t *testing.T) {
 		fmt.Sprintf(`program \d+ "ldt_leak", held by pid %d, fd %d`, os.Getpid(), held),
 		`map \d+ "ld_leak"`,
 		`link \d+ \(type 6, program \d+ "ldt_drop"\), held by .*`,
+		`link \d+ \(type 11, program \d+ "foreign"\), held by .*`,
+		`cgroup /.*/ldt-.*`,
 		`fd \d+ -> /dev/zero`,
 		`netns /run/netns/ldt-.*`,
 		fmt.Sprintf(`child process %d \(.*`, helper.Pid),
-		`created by .*/testenv\.StartHelper in .*`,
+		`created by .*/testenv\.startHelper in .*`,
 	} {
 		qt.Check(t, qt.IsTrue(regexp.MustCompile(`(?m)^\s*`+want+`$`).MatchString(sub.errors[0])), qt.Commentf("%s", want))
 	}

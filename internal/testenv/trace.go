@@ -8,7 +8,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// Trace records in which order programs saw a packet.
+// Trace records in which order programs saw a packet. Programs on hooks of a cgroup that have no packets
+// ([On]) record each of their runs.
 type Trace struct {
 	port int
 	log  *ebpf.Map
@@ -36,7 +37,7 @@ func NewTrace(t testing.TB, port int) *Trace {
 }
 
 // Program loads a program that records its number. Its verdict is for the traced datagrams; it passes
-// all others.
+// all others, as [DropUDPPort] does.
 func (tr *Trace) Program(t testing.TB, number, verdict int, opts ...ProgramOption) *ebpf.Program {
 	t.Helper()
 	return Load(t, tr.Spec(number, verdict, opts...))
@@ -50,15 +51,8 @@ func (tr *Trace) Spec(number, verdict int, opts ...ProgramOption) *ebpf.ProgramS
 		count   = 8
 		numbers = 16
 	)
-	insns := append(need(payload+8),
-		asm.LoadMem(asm.R1, asm.R6, payload, asm.DWord),
-		asm.LoadMapValue(asm.R2, tr.log.FD(), 0),
-		asm.LoadMem(asm.R3, asm.R2, packet, asm.DWord),
-		asm.JEq.Reg(asm.R1, asm.R3, "record"),
-		asm.StoreMem(asm.R2, packet, asm.R1, asm.DWord),
-		asm.Mov.Imm(asm.R3, 0),
-		asm.StoreMem(asm.R2, count, asm.R3, asm.DWord),
-
+	spec := newSpec(fmt.Sprintf("ldt_trace_%d", number), opts)
+	record := asm.Instructions{
 		asm.LoadMem(asm.R3, asm.R2, count, asm.DWord).WithSymbol("record"),
 		asm.JGE.Imm(asm.R3, 64, "verdict"),
 		asm.Mov.Reg(asm.R4, asm.R3),
@@ -70,12 +64,27 @@ func (tr *Trace) Spec(number, verdict int, opts ...ProgramOption) *ebpf.ProgramS
 
 		asm.Mov.Imm(asm.R0, int32(verdict)).WithSymbol("verdict"),
 		asm.Return(),
+	}
+	view, seesPackets := views[spec.Type]
+	if !seesPackets {
+		spec.Instructions = append(asm.Instructions{asm.LoadMapValue(asm.R2, tr.log.FD(), 0)}, record...)
+		return spec
+	}
+	insns := append(need(payload+8),
+		asm.LoadMem(asm.R1, asm.R6, payload, asm.DWord),
+		asm.LoadMapValue(asm.R2, tr.log.FD(), 0),
+		asm.LoadMem(asm.R3, asm.R2, packet, asm.DWord),
+		asm.JEq.Reg(asm.R1, asm.R3, "record"),
+		asm.StoreMem(asm.R2, packet, asm.R1, asm.DWord),
+		asm.Mov.Imm(asm.R3, 0),
+		asm.StoreMem(asm.R2, count, asm.R3, asm.DWord),
 	)
-	return newSpec(fmt.Sprintf("ldt_trace_%d", number), onUDPPort(tr.port, XDPPass, insns), opts)
+	spec.Instructions = onUDPPort(view, tr.port, view.pass, append(insns, record...))
+	return spec
 }
 
 // Last returns the numbers of the programs that saw the last traced packet, in order; nil when no
-// packet was seen since the start or [Trace.Reset].
+// packet was seen since the start or [Trace.Reset]. Runs without a packet are all there since then, up to 64.
 func (tr *Trace) Last(t testing.TB) []int {
 	t.Helper()
 	var log traceLog

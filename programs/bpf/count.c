@@ -2,7 +2,7 @@
 /*
  * count counts packets and bytes per protocol. See ../README.md.
  */
-#include "xdp.h"
+#include "skb.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -119,12 +119,29 @@ static __always_inline struct traffic *find_traffic(const struct protocol *key)
 	return bpf_map_lookup_elem(&protocols, key);
 }
 
-static __always_inline void add(struct traffic *traffic, __u64 bytes)
+static __always_inline void add(struct traffic *traffic, __u32 packets, __u64 bytes)
 {
 	if (!traffic)
 		return;
-	traffic->packets++;
+	traffic->packets += packets;
 	traffic->bytes += bytes;
+}
+
+/* Counts packets whose headers of that type are next. */
+static __always_inline void account(struct cursor *c, __u16 ethertype, __u32 packets, __u64 bytes)
+{
+	struct protocol key = { .ethertype = ethertype };
+	__u32 zero = 0;
+
+	if (key.ethertype < ETH_MIN_TYPE)
+		key.ethertype = 0;
+	else if (key.ethertype == ETH_IPV4)
+		key.protocol = ipv4_protocol(c);
+	else if (key.ethertype == ETH_IPV6)
+		key.protocol = ipv6_protocol(c);
+
+	add(find_traffic(&key), packets, bytes);
+	add(bpf_map_lookup_elem(&total, &zero), packets, bytes);
 }
 
 SEC("xdp")
@@ -132,18 +149,27 @@ int count(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);
 	__u64 bytes = c.end - c.pos;
-	struct protocol key = {};
-	__u32 zero = 0;
+	__u16 ethertype = take_ethernet(&c);
 
-	key.ethertype = take_ethernet(&c);
-	if (key.ethertype < ETH_MIN_TYPE)
-		key.ethertype = 0;
-	else if (key.ethertype == ETH_IPV4)
-		key.protocol = ipv4_protocol(&c);
-	else if (key.ethertype == ETH_IPV6)
-		key.protocol = ipv6_protocol(&c);
-
-	add(find_traffic(&key), bytes);
-	add(bpf_map_lookup_elem(&total, &zero), bytes);
+	account(&c, ethertype, 1, bytes);
 	return XDP_PASS;
+}
+
+SEC("tc")
+int count_tc(struct __sk_buff *ctx)
+{
+	struct cursor c = tc_packet(ctx);
+	__u16 ethertype = take_link(ctx, &c);
+
+	account(&c, ethertype, skb_packets(ctx), ctx->len);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("cgroup/skb")
+int count_cgroup(struct __sk_buff *ctx)
+{
+	struct cursor c = skb_packet(ctx);
+
+	account(&c, skb_protocol(ctx), skb_packets(ctx), ctx->len);
+	return CGROUP_ALLOW;
 }

@@ -2,7 +2,7 @@
 /*
  * droplist drops packets by source prefix. See ../README.md.
  */
-#include "xdp.h"
+#include "skb.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -40,48 +40,64 @@ struct {
 	__type(value, __u64);
 } droplist_v6 SEC(".maps");
 
-static __always_inline int verdict(__u64 *drops)
+static __always_inline bool hit(__u64 *drops, __u32 packets)
 {
 	if (!drops)
-		return XDP_PASS;
+		return false;
 	if (count_drops)
-		atomic_add(drops, 1);
-	return XDP_DROP;
+		atomic_add(drops, packets);
+	return true;
 }
 
-static __always_inline int from_ipv4(struct cursor *c)
+static __always_inline bool from_ipv4(struct cursor *c, __u32 packets)
 {
 	const struct ipv4 *ip = c->pos;
 	struct prefix_v4 key = { .len = 32 };
 
 	if (!take(c, sizeof(*ip)))
-		return XDP_PASS;
+		return false;
 	__builtin_memcpy(key.addr, &ip->src, sizeof(key.addr));
-	return verdict(bpf_map_lookup_elem(&droplist_v4, &key));
+	return hit(bpf_map_lookup_elem(&droplist_v4, &key), packets);
 }
 
-static __always_inline int from_ipv6(struct cursor *c)
+static __always_inline bool from_ipv6(struct cursor *c, __u32 packets)
 {
 	const struct ipv6 *ip = c->pos;
 	struct prefix_v6 key = { .len = 128 };
 
 	if (!take(c, sizeof(*ip)))
-		return XDP_PASS;
+		return false;
 	__builtin_memcpy(key.addr, &ip->src, sizeof(key.addr));
-	return verdict(bpf_map_lookup_elem(&droplist_v6, &key));
+	return hit(bpf_map_lookup_elem(&droplist_v6, &key), packets);
+}
+
+/* Whether packets, whose headers of that type are next, are from a prefix on the list. */
+static __always_inline bool listed(struct cursor *c, __u16 ethertype, __u32 packets)
+{
+	switch (ethertype) {
+	case ETH_IPV4:
+		return from_ipv4(c, packets);
+	case ETH_IPV6:
+		return from_ipv6(c, packets);
+	default:
+		return false;
+	}
 }
 
 SEC("xdp")
 int droplist(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);
+	__u16 ethertype = take_ethernet(&c);
 
-	switch (take_ethernet(&c)) {
-	case ETH_IPV4:
-		return from_ipv4(&c);
-	case ETH_IPV6:
-		return from_ipv6(&c);
-	default:
-		return XDP_PASS;
-	}
+	return listed(&c, ethertype, 1) ? XDP_DROP : XDP_PASS;
+}
+
+SEC("tc")
+int droplist_tc(struct __sk_buff *ctx)
+{
+	struct cursor c = tc_packet(ctx);
+	__u16 ethertype = take_link(ctx, &c);
+
+	return listed(&c, ethertype, skb_packets(ctx)) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Everything that the programs in this folder need from the kernel's ABI, and
- * a bounds-checked parser for Ethernet, VLAN tags, IPv4 and IPv6.
+ * What XDP programs, and in part all in this folder, need from the kernel's ABI,
+ * and a bounds-checked parser for Ethernet, VLAN tags, IPv4 and IPv6.
  *
  * The kernel's and libbpf's headers are left out on purpose: they differ from
  * machine to machine, and the objects must not.

@@ -16,9 +16,11 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	CountMapProtocols = "protocols"
-	CountMapTotal     = "total"
-	CountProgCount    = "count"
+	CountMapProtocols    = "protocols"
+	CountMapTotal        = "total"
+	CountProgCount       = "count"
+	CountProgCountCgroup = "count_cgroup"
+	CountProgCountTc     = "count_tc"
 )
 
 // LoadCount returns the embedded CollectionSpec for Count.
@@ -63,7 +65,9 @@ type CountSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CountProgramSpecs struct {
-	Count *ebpf.ProgramSpec `ebpf:"count"`
+	Count       *ebpf.ProgramSpec `ebpf:"count"`
+	CountCgroup *ebpf.ProgramSpec `ebpf:"count_cgroup"`
+	CountTc     *ebpf.ProgramSpec `ebpf:"count_tc"`
 }
 
 // CountMapSpecs contains maps before they are loaded into the kernel.
@@ -121,12 +125,16 @@ type CountVariables struct {
 //
 // It can be passed to LoadCountObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CountPrograms struct {
-	Count *ebpf.Program `ebpf:"count"`
+	Count       *ebpf.Program `ebpf:"count"`
+	CountCgroup *ebpf.Program `ebpf:"count_cgroup"`
+	CountTc     *ebpf.Program `ebpf:"count_tc"`
 }
 
 func (p *CountPrograms) Close() error {
 	return _CountClose(
 		p.Count,
+		p.CountCgroup,
+		p.CountTc,
 	)
 }
 

@@ -16,10 +16,11 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DroplistMapDroplistV4 = "droplist_v4"
-	DroplistMapDroplistV6 = "droplist_v6"
-	DroplistProgDroplist  = "droplist"
-	DroplistVarCountDrops = "count_drops"
+	DroplistMapDroplistV4  = "droplist_v4"
+	DroplistMapDroplistV6  = "droplist_v6"
+	DroplistProgDroplist   = "droplist"
+	DroplistProgDroplistTc = "droplist_tc"
+	DroplistVarCountDrops  = "count_drops"
 )
 
 // LoadDroplist returns the embedded CollectionSpec for Droplist.
@@ -64,7 +65,8 @@ type DroplistSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DroplistProgramSpecs struct {
-	Droplist *ebpf.ProgramSpec `ebpf:"droplist"`
+	Droplist   *ebpf.ProgramSpec `ebpf:"droplist"`
+	DroplistTc *ebpf.ProgramSpec `ebpf:"droplist_tc"`
 }
 
 // DroplistMapSpecs contains maps before they are loaded into the kernel.
@@ -124,12 +126,14 @@ type DroplistVariables struct {
 //
 // It can be passed to LoadDroplistObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DroplistPrograms struct {
-	Droplist *ebpf.Program `ebpf:"droplist"`
+	Droplist   *ebpf.Program `ebpf:"droplist"`
+	DroplistTc *ebpf.Program `ebpf:"droplist_tc"`
 }
 
 func (p *DroplistPrograms) Close() error {
 	return _DroplistClose(
 		p.Droplist,
+		p.DroplistTc,
 	)
 }
 

@@ -11,3 +11,4 @@ package object
 //go:generate bpf Ratelimit ../../bpf/ratelimit.c
 //go:generate bpf Count ../../bpf/count.c
 //go:generate bpf Sample ../../bpf/sample.c
+//go:generate bpf Redirect ../../bpf/redirect.c

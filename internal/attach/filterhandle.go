@@ -1,0 +1,223 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// A filterHandle refers to a member on a clsact hook, by its name. It owns
+// nothing: the filter stays when it is closed.
+type filterHandle struct {
+	mu     sync.Mutex
+	site   *site
+	name   string
+	loaded *load.Loaded
+	closed bool
+}
+
+// Close releases what was loaded for the member.
+func (h *filterHandle) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	h.closed = true
+	if h.loaded != nil {
+		h.loaded.Close()
+	}
+	h.site.close()
+	return nil
+}
+
+// do runs fn with the lane as it is and the index of the member, until it
+// succeeds.
+func (h *filterHandle) do(ctx context.Context, fn func(conn *rtnl.Conn, ln *lane, i int) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return fmt.Errorf("the link: %w", os.ErrClosed)
+	}
+	return retry(ctx, func() error {
+		err := h.site.onLane(func(conn *rtnl.Conn, ln *lane) error {
+			i, err := ln.find(hook.Ref(h.name))
+			if err != nil {
+				return errDetached
+			}
+			return fn(conn, ln, i)
+		})
+		if errors.Is(err, kernel.ErrNetNSGone) {
+			return hook.Because(hook.ErrDefunct, "%w", err)
+		}
+		return err
+	})
+}
+
+// Update exchanges the program, atomically for packets.
+func (h *filterHandle) Update(ctx context.Context, src load.Source) error {
+	src = load.PinningIn(src, h.site.BPFFS)
+	var prog *load.Loaded
+	err := h.do(ctx, func(_ *rtnl.Conn, ln *lane, i int) error {
+		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(ln.list[i].Program))
+		if err != nil {
+			return again(kernel.Errno("the program to be replaced", err))
+		}
+		defer old.Close()
+		from, release, err := load.Inherit(src, old)
+		if err != nil {
+			return err
+		}
+		defer release()
+		prog, err = from.Load(load.Want{Hook: h.site.Hook})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = h.do(ctx, func(conn *rtnl.Conn, ln *lane, i int) error {
+		state.Step("replace: before")
+		err := conn.ReplaceFilter(ln.dev.Index, ln.list[i].Filter.Filter, prog.Program.FD(), ln.list[i].Filter.Name)
+		state.Step("replace: after")
+		return again(err)
+	})
+	if err != nil {
+		prog.Discard()
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.loaded != nil {
+		h.loaded.Close()
+	}
+	h.loaded = prog
+	return nil
+}
+
+// Set changes the priority, and the place with it where need be.
+func (h *filterHandle) Set(ctx context.Context, settings hook.Settings) error {
+	for _, err := range []error{settings.Check(), settings.CheckFor(h.site.Hook)} {
+		if err != nil {
+			return hook.Because(hook.ErrUsage, "%w", err)
+		}
+	}
+	if settings.Priority == 0 {
+		return nil
+	}
+	return h.place(ctx, hook.Position{}, settings.Priority)
+}
+
+// Move gives the member another place.
+func (h *filterHandle) Move(ctx context.Context, to hook.Position) error {
+	if err := to.Check(); err != nil {
+		return hook.Because(hook.ErrUsage, "%w", err)
+	}
+	if to.IsZero() {
+		return nil
+	}
+	return h.place(ctx, to, 0)
+}
+
+// place moves the member: a filter with another preference is another filter,
+// so for a moment the program is in both places, and packets meet it twice.
+func (h *filterHandle) place(ctx context.Context, to hook.Position, priority int) error {
+	return h.do(ctx, func(conn *rtnl.Conn, ln *lane, i int) error {
+		e := ln.list[i]
+		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(e.Program))
+		if err != nil {
+			return again(kernel.Errno("the member's program", err))
+		}
+		defer prog.Close()
+		lb := e.label
+		if to.IsZero() && dispatch.Stays(ln.ranks(), i, priority) {
+			lb.Priority = priority
+			return again(conn.ReplaceFilter(ln.dev.Index, e.Filter.Filter, prog.FD(), lb.String()))
+		}
+		others := ln.without(i)
+		j, priority, err := dispatch.Settle(others.ranks(), to, others.find, priority, hook.DefaultPriority)
+		if err != nil {
+			return err
+		}
+		lb.Priority = priority
+		if j == i {
+			return again(conn.ReplaceFilter(ln.dev.Index, e.Filter.Filter, prog.FD(), lb.String()))
+		}
+		f, err := others.free(j, priority)
+		if err != nil {
+			return err
+		}
+		state.Step("move: before")
+		if err := addFilter(conn, ln.dev.Index, f, prog, lb); err != nil {
+			return err
+		}
+		state.Step("move: at both places")
+		if err := conn.DeleteFilter(ln.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
+}
+
+// Pin does nothing: a filter stays anyway.
+func (h *filterHandle) Pin(ctx context.Context) error {
+	return h.do(ctx, func(*rtnl.Conn, *lane, int) error { return nil })
+}
+
+// Unpin is refused.
+func (h *filterHandle) Unpin(context.Context) error {
+	return hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays until it is detached")
+}
+
+// Detach removes the filter.
+func (h *filterHandle) Detach(ctx context.Context) error {
+	err := h.do(ctx, func(conn *rtnl.Conn, ln *lane, i int) error {
+		return conn.DeleteFilter(ln.dev.Index, ln.list[i].Filter.Filter)
+	})
+	if gone(err) {
+		return nil
+	}
+	return err
+}
+
+// Info describes the member.
+func (h *filterHandle) Info(ctx context.Context) (*hook.Member, error) {
+	var m hook.Member
+	err := h.do(ctx, func(_ *rtnl.Conn, ln *lane, i int) error {
+		m = ln.list[i].view()
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+// Chain describes what is on the hook.
+func (h *filterHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
+	err = h.do(ctx, func(_ *rtnl.Conn, ln *lane, _ int) error {
+		c = ln.view()
+		return nil
+	})
+	return c, err
+}
+
+// Program opens the member's program.
+func (h *filterHandle) Program() (prog *ebpf.Program, err error) {
+	err = h.do(context.Background(), func(_ *rtnl.Conn, ln *lane, i int) error {
+		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(ln.list[i].Program))
+		return again(kernel.Errno("the member's program", err))
+	})
+	return prog, err
+}

@@ -1,0 +1,526 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// filters is the family of the clsact hooks: each member is a direct-action
+// filter. Nobody owns a filter, so that a member stays until somebody removes
+// it. What is known about it is in the filter's name.
+type filters struct{}
+
+// label is the name of a member's filter.
+type label struct {
+	Name, Owner string
+	Priority    int
+}
+
+// labelFormat is how a label reads: a name has no spaces, and comes last. An
+// owner that is not known is a dash, with which no name starts.
+const labelFormat = "libdispatcher priority=%d owner=%s name=%s"
+
+func (l label) String() string {
+	owner := l.Owner
+	if owner == "" {
+		owner = "-"
+	}
+	return fmt.Sprintf(labelFormat, l.Priority, owner, l.Name)
+}
+
+// parseLabel reads the name of a filter; false when it is not a member's.
+func parseLabel(s string) (l label, ok bool) {
+	if n, err := fmt.Sscanf(s, labelFormat, &l.Priority, &l.Owner, &l.Name); n != 3 || err != nil {
+		return label{}, false
+	}
+	if l.Owner == "-" {
+		l.Owner = ""
+	}
+	ok = l.String() == s && hook.CheckName(l.Name) == nil && (l.Owner == "" || hook.CheckName(l.Owner) == nil) &&
+		l.Priority >= hook.MinPriority && l.Priority <= hook.MaxPriority
+	return l, ok
+}
+
+// A lane is one side of the clsact qdisc of a device.
+type lane struct {
+	site *site
+	dev  *rtnl.Device
+	list []laneEntry
+}
+
+type laneEntry struct {
+	rtnl.Filter
+	label
+	ours bool
+}
+
+// onLane runs fn with what is on the hook, in the namespace of the site.
+func (s *site) onLane(fn func(conn *rtnl.Conn, ln *lane) error) error {
+	return s.ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		dev, err := conn.Device(s.Target)
+		if err != nil {
+			return err
+		}
+		all, err := conn.Filters(dev.Index)
+		if err != nil {
+			return err
+		}
+		return fn(conn, newLane(s, s.Hook, dev, all))
+	})
+}
+
+func newLane(s *site, h hook.Hook, dev *rtnl.Device, all []rtnl.Filter) *lane {
+	ln := &lane{site: s, dev: dev}
+	for _, f := range all {
+		if f.Hook() != h {
+			continue
+		}
+		e := laneEntry{Filter: f}
+		e.label, e.ours = parseLabel(f.Name)
+		e.ours = e.ours && f.DirectAction
+		ln.list = append(ln.list, e)
+	}
+	return ln
+}
+
+func (ln *lane) ranks() []dispatch.Entry {
+	ranks := make([]dispatch.Entry, len(ln.list))
+	for i, e := range ln.list {
+		ranks[i] = dispatch.Entry{Ranked: e.ours, Priority: e.Priority}
+	}
+	return ranks
+}
+
+func (ln *lane) find(ref hook.Ref) (int, error) {
+	i := slices.IndexFunc(ln.list, func(e laneEntry) bool {
+		if ref.Program() != 0 {
+			return e.Program == ref.Program()
+		}
+		return e.ours && e.label.Name == string(ref)
+	})
+	if i >= 0 {
+		return i, nil
+	}
+	var there []string
+	for _, e := range ln.list {
+		there = append(there, e.String())
+	}
+	if len(there) == 0 {
+		return -1, hook.Because(fs.ErrNotExist, "there is no %q: nothing is attached", ref)
+	}
+	return -1, hook.Because(fs.ErrNotExist, "there is no %q (there are: %s)", ref, strings.Join(there, ", "))
+}
+
+// String is how a user can refer to the filter.
+func (e laneEntry) String() string {
+	if e.ours {
+		return e.label.Name
+	}
+	return string(hook.ProgramRef(e.Program))
+}
+
+// without returns the lane less the filter at i.
+func (ln *lane) without(i int) *lane {
+	less := *ln
+	less.list = slices.Delete(slices.Clone(ln.list), i, i+1)
+	return &less
+}
+
+// free returns where a filter can go to be number i: a preference between those
+// of its neighbours, the one that is the priority if it can be.
+func (ln *lane) free(i, priority int) (hook.Filter, error) {
+	f := hook.Filter{Parent: rtnl.ClsactIngress, Protocol: unix.ETH_P_ALL, Handle: 1, DirectAction: true}
+	if ln.site.Hook == hook.TCEgress {
+		f.Parent = rtnl.ClsactEgress
+	}
+	above, below := 0, hook.MaxPriority+1
+	if i > 0 {
+		above = int(ln.list[i-1].Pref)
+	}
+	if i < len(ln.list) {
+		below = int(ln.list[i].Pref)
+	}
+	pref := min(max(priority, above+1), below-1)
+	if pref <= above {
+		return f, &hook.Error{
+			Err:  hook.Because(hook.ErrBusy, "there is no preference (pref) left between %d and %d, the filters that are to run before and after it", above, below),
+			Hint: "choose another priority",
+		}
+	}
+	f.Pref = uint16(pref)
+	return f, nil
+}
+
+// settle returns where a new member goes, and its label.
+func (ln *lane) settle(prog *load.Loaded, req Request) (int, hook.Filter, label, error) {
+	lb := label{Name: req.Name, Owner: req.Owner}
+	if lb.Name == "" {
+		lb.Name = prog.Name
+		if err := hook.CheckName(lb.Name); err != nil {
+			return 0, hook.Filter{}, lb, hook.Because(hook.ErrUsage, "the program's name will not do for the member: %w; choose one", err)
+		}
+	}
+	if _, err := ln.find(hook.Ref(lb.Name)); err == nil {
+		return 0, hook.Filter{}, lb, &hook.Error{
+			Err:  hook.Because(fs.ErrExist, "there is a member %q already", lb.Name),
+			Hint: "choose another name, or replace its program",
+		}
+	}
+	byDefault := req.Settings.Or(prog.Defaults).WithDefaults().Priority
+	i, priority, err := dispatch.Settle(ln.ranks(), req.Position, ln.find, req.Priority, byDefault)
+	if err != nil {
+		return 0, hook.Filter{}, lb, err
+	}
+	lb.Priority = priority
+	f, err := ln.free(i, priority)
+	return i, f, lb, err
+}
+
+func (filters) attach(ctx context.Context, s *site, src load.Source, req Request) (Handle, error) {
+	if !req.Persistent {
+		return nil, &hook.Error{
+			Err:  hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays when its process ends, and so it can only be persistent"),
+			Hint: fmt.Sprintf("ask for that (Persistent; without --hold), or use %s, where a link owns a member (Linux 6.6)", s.owned()),
+		}
+	}
+	prog, err := load.PinningIn(src, s.BPFFS).Load(load.Want{Hook: s.Hook})
+	if err != nil {
+		return nil, err
+	}
+	h := &filterHandle{site: s, loaded: prog}
+	err = retry(ctx, func() error {
+		return s.locked(ctx, func(*state.Locked) error {
+			return s.onLane(func(conn *rtnl.Conn, ln *lane) error {
+				_, f, lb, err := ln.settle(prog, req)
+				if err != nil {
+					return err
+				}
+				h.name = lb.Name
+				if err := conn.EnsureClsact(ln.dev.Index); err != nil {
+					return err
+				}
+				state.Step("attach: qdisc")
+				err = addFilter(conn, ln.dev.Index, f, prog.Program, lb)
+				state.Step("attach: attached")
+				return err
+			})
+		})
+	})
+	if err != nil {
+		prog.Discard()
+		return nil, err
+	}
+	return h, nil
+}
+
+// addFilter adds a member; errAgain when somebody else has taken the place.
+func addFilter(conn *rtnl.Conn, index int, f hook.Filter, prog *ebpf.Program, lb label) error {
+	err := conn.AddFilter(index, f, prog.FD(), lb.String())
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%w: %w", errAgain, err)
+	}
+	return err
+}
+
+// owned is the hook at the same side whose members have links.
+func (s *site) owned() hook.Hook {
+	if s.Hook == hook.TCEgress {
+		return hook.TCXEgress
+	}
+	return hook.TCXIngress
+}
+
+func (filters) plan(ctx context.Context, s *site, src load.Source, req Request) (c *hook.Chain, err error) {
+	prog, err := load.PinningIn(src, s.BPFFS).Load(load.Want{Hook: s.Hook})
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Discard()
+	err = s.onLane(func(_ *rtnl.Conn, ln *lane) error {
+		i, f, lb, err := ln.settle(prog, req)
+		if err != nil {
+			return err
+		}
+		e := laneEntry{Filter: rtnl.Filter{Filter: f, Name: lb.String(), Program: programID(prog.Program)}, label: lb, ours: true}
+		ln.list = slices.Insert(ln.list, i, e)
+		c = ln.view()
+		return nil
+	})
+	return c, err
+}
+
+func (filters) open(ctx context.Context, s *site, ref hook.Ref) (Handle, error) {
+	h := &filterHandle{site: s}
+	err := s.onLane(func(_ *rtnl.Conn, ln *lane) error {
+		i, err := ln.find(ref)
+		if err != nil {
+			return err
+		}
+		if !ln.list[i].ours {
+			return ln.legacy(ln.list[i])
+		}
+		h.name = ln.list[i].label.Name
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// legacy is the refusal of a filter that is not ours.
+func (ln *lane) legacy(e laneEntry) error {
+	return &hook.Error{
+		Err:      hook.ErrBusy,
+		Occupant: &hook.Occupant{Kind: hook.KindLegacy, Program: programOf(e.Program)},
+		Hint: fmt.Sprintf("make it a member with \"dispatcher adopt %s %s id:%d\", or detach it with --force",
+			ln.site.Hook, ln.dev.Name, e.Program),
+	}
+}
+
+func (filters) detach(ctx context.Context, s *site, ref hook.Ref, force bool) error {
+	return retry(ctx, func() error {
+		return s.locked(ctx, func(*state.Locked) error {
+			return s.onLane(func(conn *rtnl.Conn, ln *lane) error {
+				leaving := ln.list
+				if ref != "" {
+					i, err := ln.find(ref)
+					if err != nil {
+						return err
+					}
+					leaving = leaving[i : i+1]
+				} else if len(leaving) == 0 {
+					return hook.Because(fs.ErrNotExist, "nothing is attached")
+				}
+				ours := 0
+				for _, e := range leaving {
+					if !e.ours && (ref == "" || !force) {
+						continue
+					}
+					ours++
+					if err := conn.DeleteFilter(ln.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
+						return err
+					}
+					state.Step("detach: detached")
+				}
+				if ours == 0 {
+					return ln.legacy(leaving[0])
+				}
+				return nil
+			})
+		})
+	})
+}
+
+func (filters) read(ctx context.Context, s *site) (c *hook.Chain, err error) {
+	err = s.onLane(func(_ *rtnl.Conn, ln *lane) error {
+		c = ln.view()
+		return nil
+	})
+	return c, err
+}
+
+// view describes the lane for users.
+func (ln *lane) view() *hook.Chain {
+	c := &hook.Chain{
+		Hook: ln.site.Hook, Target: ln.dev.Name, Ifindex: ln.dev.Index, NetNS: ln.site.ns.ID(),
+		Pins: []string{}, Members: []hook.Member{},
+	}
+	for _, e := range ln.list {
+		c.Members = append(c.Members, e.view())
+	}
+	return c
+}
+
+func (e laneEntry) view() hook.Member {
+	m := viewEntry(entry{prog: e.Program, name: e.label.Name})
+	m.Kind = hook.KindLegacy
+	if e.ours {
+		m.Kind, m.Priority, m.Owner, m.Persistent = hook.KindMember, e.Priority, e.Owner, true
+	}
+	if !e.ours && e.Filter.Name != "" {
+		m.Name = e.Filter.Name
+	}
+	f := e.Filter.Filter
+	m.Filter = &f
+	m.Detail = fmt.Sprintf("pref %d handle %#x", f.Pref, f.Handle)
+	if !f.DirectAction {
+		m.Detail += ", no direct action"
+	}
+	return m
+}
+
+// adopt makes a filter that somebody else made a member: on a kernel with TCX
+// one with a link, which runs where the first filter did, just before all of
+// them; else the same filter with our name.
+func (filters) adopt(ctx context.Context, s *site, req AdoptRequest) (Handle, error) {
+	var h Handle
+	err := retry(ctx, func() error {
+		return s.locked(ctx, func(l *state.Locked) error {
+			return s.onLane(func(conn *rtnl.Conn, ln *lane) (err error) {
+				i, err := ln.adoptable(req.Entry)
+				if err != nil {
+					return err
+				}
+				prog, err := real(ln.list[i].Program)
+				if err != nil {
+					return err
+				}
+				defer prog.Close()
+				if h, err = s.adoptFilter(l, conn, ln, i, prog, req); unsupported(err) {
+					h, err = ln.rename(conn, i, prog, req)
+				}
+				return err
+			})
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// adoptable finds the filter to adopt.
+func (ln *lane) adoptable(ref hook.Ref) (int, error) {
+	i := -1
+	if ref != "" {
+		var err error
+		if i, err = ln.find(ref); err != nil {
+			return 0, err
+		}
+	} else {
+		for j, e := range ln.list {
+			if e.ours {
+				continue
+			}
+			if i >= 0 {
+				return 0, hook.Because(hook.ErrUsage, "there are several filters: choose one, id:%d or id:%d", ln.list[i].Program, e.Program)
+			}
+			i = j
+		}
+		if i < 0 {
+			return 0, hook.Because(fs.ErrNotExist, "there is no filter that could be adopted")
+		}
+	}
+	if !ln.list[i].DirectAction {
+		return 0, hook.Because(hook.ErrIncompatible, "the filter is not in direct-action mode (da): what its program returns is a class, not a verdict")
+	}
+	return i, nil
+}
+
+// rename makes the filter at i a member by giving it a label.
+func (ln *lane) rename(conn *rtnl.Conn, i int, prog *ebpf.Program, req AdoptRequest) (Handle, error) {
+	if ln.list[i].ours {
+		return nil, hook.Because(fs.ErrExist, "%q is a member already", ln.list[i].label.Name)
+	}
+	others := ln.without(i)
+	loaded, err := load.Program{Program: prog}.Load(load.Want{Hook: ln.site.Hook})
+	if err != nil {
+		return nil, err
+	}
+	_, _, lb, err := others.settle(loaded, req.Request)
+	if err != nil {
+		return nil, err
+	}
+	if lb.Priority, err = dispatch.Fit(others.ranks(), i, req.Priority); err != nil {
+		return nil, err
+	}
+	f := ln.list[i].Filter.Filter
+	if err := conn.ReplaceFilter(ln.dev.Index, f, prog.FD(), lb.String()); err != nil {
+		return nil, again(err)
+	}
+	return &filterHandle{site: ln.site, name: lb.Name}, nil
+}
+
+// filterIncumbent is a filter whose place a link takes.
+type filterIncumbent struct {
+	conn  *rtnl.Conn
+	index int
+	rtnl.Filter
+}
+
+func (f filterIncumbent) exchange(next, _ *ebpf.Program) error {
+	return again(f.conn.ReplaceFilter(f.index, f.Filter.Filter, next.FD(), f.Name))
+}
+
+func (f filterIncumbent) remove(*ebpf.Program) error {
+	return f.conn.DeleteFilter(f.index, f.Filter.Filter)
+}
+
+// adoptFilter puts a TCX link in the place of the filter at i.
+func (s *site) adoptFilter(l *state.Locked, conn *rtnl.Conn, ln *lane, i int, prog *ebpf.Program, req AdoptRequest) (Handle, error) {
+	to := *s
+	to.Hook = s.owned()
+	names, err := to.namesToWrite(l)
+	if err != nil {
+		return nil, err
+	}
+	defer names.close()
+	sp := &spot{hook: to.Hook, kind: kernel.KindOf(to.Hook), name: ln.dev.Name, index: ln.dev.Index, ns: s.ns}
+	list, err := sp.list(names, nil)
+	if err != nil {
+		return nil, err
+	}
+	if i > 0 {
+		return nil, &hook.Error{
+			Err:  hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and filter id:%d would be passed over", ln.list[i-1].Program),
+			Hint: fmt.Sprintf("adopt that one first (id:%d)", ln.list[0].Program),
+		}
+	}
+	loaded, err := load.Program{Program: prog}.Load(load.Want{Hook: to.Hook})
+	if err != nil {
+		return nil, err
+	}
+	req.Position = hook.Position{Last: true}
+	if req.Name == "" && ln.list[i].ours {
+		req.Name = ln.list[i].label.Name
+	}
+	_, rec, err := list.place(&to, loaded, req.Request)
+	if err != nil {
+		return nil, err
+	}
+	var h *linkHandle
+	create := func(p *ebpf.Program) (rawLink, error) { return sp.create(p, kernel.Anchor{}, list) }
+	keep := func(link rawLink) (err error) {
+		kept := to
+		if h, err = kept.newLinkHandle(link, rec); err != nil {
+			return err
+		}
+		h.made = true
+		if err := names.reg.Put(h.id, rec); err != nil {
+			return err
+		}
+		if req.Persistent {
+			return h.pin(l, nil)
+		}
+		return nil
+	}
+	link, err := sp.takePlace(l, filterIncumbent{conn, ln.dev.Index, ln.list[i].Filter}, prog, true, create, keep)
+	if err != nil {
+		if link != nil && h != nil {
+			err = errors.Join(err, h.link.Close())
+		}
+		return nil, err
+	}
+	s.ns.Release()
+	return h, nil
+}

@@ -1,0 +1,506 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// A linkHandle owns a member by its link.
+type linkHandle struct {
+	mu     sync.Mutex
+	site   *site
+	link   rawLink
+	id     uint32
+	rec    state.Record // as it was last seen, for when there is no registry
+	loaded *load.Loaded // nil when the handle was opened
+	made   bool         // the present link was made here, not opened
+	left   bool         // the member was detached
+	closed bool
+}
+
+// newLinkHandle takes over the link, on an error too.
+func (s *site) newLinkHandle(link rawLink, rec *state.Record) (*linkHandle, error) {
+	info, err := describeLink(link)
+	if err != nil {
+		link.Close()
+		return nil, err
+	}
+	return &linkHandle{site: s, link: link, id: info.ID, rec: *rec}, nil
+}
+
+func (h *linkHandle) folder() string { return state.LinkFolder(h.site.Hook, h.id) }
+
+// Close gives up ownership.
+func (h *linkHandle) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	h.closed = true
+	if h.loaded != nil {
+		h.loaded.Close()
+	}
+	h.site.close()
+	return h.link.Close()
+}
+
+// A grip is what an operation on a member needs to know.
+type grip struct {
+	names *names
+	info  *LinkInfo
+	rec   *state.Record // with the name, whether the registry has it or not
+}
+
+// do runs fn with the handle locked, and with what is known about the member.
+func (h *linkHandle) do(ctx context.Context, l *state.Locked, fn func(g *grip) error) error {
+	if h.closed {
+		return fmt.Errorf("the link: %w", os.ErrClosed)
+	}
+	if h.left {
+		return errDetached
+	}
+	names, err := h.site.namesOf(l)
+	if err != nil {
+		return err
+	}
+	defer names.close()
+	info, err := describeLink(h.link)
+	if err != nil {
+		return err
+	}
+	if info.Gone() {
+		if info, err = h.follow(names); err != nil {
+			return err
+		}
+	}
+	if rec := names.record(info.Attach, h.id); rec != nil {
+		h.rec = *rec
+	}
+	return fn(&grip{names, info, &h.rec})
+}
+
+// namesOf is names or namesToWrite.
+func (s *site) namesOf(l *state.Locked) (*names, error) {
+	if l == nil {
+		return s.names(), nil
+	}
+	return s.namesToWrite(l)
+}
+
+// follow takes hold of the link that has taken the place of this one. errGone
+// when there is none: the target has gone, or the member was detached.
+func (h *linkHandle) follow(names *names) (*LinkInfo, error) {
+	for id := h.id; ; {
+		rec := names.record(kernel.KindOf(h.site.Hook).Attach, id)
+		if rec == nil || rec.MovedTo == 0 {
+			return nil, errGone
+		}
+		id = rec.MovedTo
+		next, err := openLink(id)
+		if err != nil {
+			return nil, errGone
+		}
+		info, err := describeLink(next)
+		if err != nil || info.Gone() {
+			next.Close()
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		h.link.Close()
+		h.link, h.id = next, id
+		return info, nil
+	}
+}
+
+// change runs fn under the locks until it succeeds.
+func (h *linkHandle) change(ctx context.Context, fn func(l *state.Locked, g *grip) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return retry(ctx, func() error {
+		return h.site.locked(ctx, func(l *state.Locked) error {
+			return h.do(ctx, l, func(g *grip) error { return fn(l, g) })
+		})
+	})
+}
+
+// look runs fn without the lock of the pins.
+func (h *linkHandle) look(ctx context.Context, fn func(g *grip) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return retry(ctx, func() error { return h.do(ctx, nil, fn) })
+}
+
+// Update exchanges the program.
+func (h *linkHandle) Update(ctx context.Context, src load.Source) error {
+	prog, err := h.successor(ctx, load.PinningIn(src, h.site.BPFFS))
+	if err != nil {
+		return err
+	}
+	used := false
+	err = h.change(ctx, func(l *state.Locked, g *grip) error {
+		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+		if err != nil {
+			return again(kernel.Errno("the program to be replaced", err))
+		}
+		defer old.Close()
+		state.Step("replace: before")
+		if err := exchange(h.link, prog.Program, old); err != nil {
+			if errors.Is(err, fs.ErrExist) {
+				return (&spot{hook: h.site.Hook}).twice(prog.Program)
+			}
+			return err
+		}
+		used = true
+		state.Step("replace: after")
+		if l != nil && l.Has(h.folder(), g.rec.Name) {
+			return l.SetMaps(h.folder(), g.rec.Name, prog.Maps)
+		}
+		return nil
+	})
+	if !used {
+		prog.Discard()
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.loaded != nil {
+		h.loaded.Close()
+	}
+	h.loaded = prog
+	return err
+}
+
+// successor loads the program that is to replace the present one.
+func (h *linkHandle) successor(ctx context.Context, src load.Source) (prog *load.Loaded, err error) {
+	err = h.look(ctx, func(g *grip) error {
+		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+		if err != nil {
+			return again(kernel.Errno("the program to be replaced", err))
+		}
+		defer old.Close()
+		src, release, err := load.Inherit(src, old)
+		if err != nil {
+			return err
+		}
+		defer release()
+		prog, err = src.Load(load.Want{Hook: h.site.Hook})
+		return err
+	})
+	return prog, err
+}
+
+// Set changes the priority, and the place with it where need be.
+func (h *linkHandle) Set(ctx context.Context, settings hook.Settings) error {
+	for _, err := range []error{settings.Check(), settings.CheckFor(h.site.Hook)} {
+		if err != nil {
+			return hook.Because(hook.ErrUsage, "%w", err)
+		}
+	}
+	if settings.Priority == 0 {
+		return nil
+	}
+	return h.place(ctx, hook.Position{}, settings.Priority)
+}
+
+// Move gives the member another place.
+func (h *linkHandle) Move(ctx context.Context, to hook.Position) error {
+	if err := to.Check(); err != nil {
+		return hook.Because(hook.ErrUsage, "%w", err)
+	}
+	if to.IsZero() {
+		return nil
+	}
+	return h.place(ctx, to, 0)
+}
+
+func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) error {
+	return h.change(ctx, func(l *state.Locked, g *grip) error {
+		if g.rec.Name == "" {
+			return hook.Because(hook.ErrUsage, "link %d is not a member: it has no priority, and its place is up to whoever holds it", h.id)
+		}
+		sp, err := h.spot(g.info)
+		if err != nil {
+			return err
+		}
+		defer sp.close()
+		list, err := sp.list(g.names, nil)
+		if err != nil {
+			return err
+		}
+		i := list.withLink(h.id)
+		if i < 0 {
+			return errAgain
+		}
+		rec := *g.rec
+		rec.Attach, rec.MovedTo = g.info.Attach, 0
+		if to.IsZero() && dispatch.Stays(list.ranks(), i, priority) {
+			rec.Priority = priority
+			return h.record(g, &rec)
+		}
+		others := list.without(i)
+		j, priority, err := dispatch.Settle(others.ranks(), to, others.find, priority, hook.DefaultPriority)
+		if err != nil {
+			return err
+		}
+		rec.Priority = priority
+		if j == i {
+			return h.record(g, &rec)
+		}
+		if !h.made && !list.entries[i].pinned {
+			return &hook.Error{
+				Err:  hook.Because(hook.ErrBusy, "the kernel cannot move a link, only its owner can put a new one in its place, and member %q is held by a process that is not this one", g.rec.Name),
+				Hint: "have its owner do it, or pin it first",
+			}
+		}
+		if _, err := sp.anchor(others, j); err != nil {
+			return err
+		}
+		return h.relocate(l, g, sp, list, i, j, &rec)
+	})
+}
+
+// record writes what is known about the member.
+func (h *linkHandle) record(g *grip, rec *state.Record) error {
+	if err := g.names.reg.Put(h.id, rec); err != nil {
+		return err
+	}
+	h.rec = *rec
+	return nil
+}
+
+// relocate puts a new link at index j of the others and lets the present one go.
+func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing, i, j int, rec *state.Record) error {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+	if err != nil {
+		return again(kernel.Errno("the member's program", err))
+	}
+	defer prog.Close()
+	oldID := h.id
+	create := func(p *ebpf.Program) (rawLink, error) {
+		now, err := sp.list(g.names, nil)
+		if err != nil {
+			return nil, err
+		}
+		if !sameLinks(list, now) {
+			return nil, errAgain
+		}
+		if j > i { // the old one is still there, before the new place
+			j++
+		}
+		at, err := sp.anchor(now, j)
+		if err != nil {
+			return nil, err
+		}
+		return sp.create(p, at, now)
+	}
+	keep := func(link rawLink) error {
+		info, err := describeLink(link)
+		if err != nil {
+			return err
+		}
+		if err := g.names.reg.Put(info.ID, rec); err != nil {
+			return err
+		}
+		left := *g.rec
+		left.Attach, left.MovedTo = g.info.Attach, info.ID
+		if err := g.names.reg.Put(oldID, &left); err != nil {
+			return err
+		}
+		if !list.entries[i].pinned {
+			return nil
+		}
+		twin, err := openLink(info.ID) // what is pinned must not be the handle's own: it would be moved with its pin
+		if err != nil {
+			return err
+		}
+		defer twin.Close()
+		return l.Succeed(h.folder(), state.LinkFolder(h.site.Hook, info.ID), rec.Name, twin)
+	}
+	link, err := sp.takePlace(l, oldLink{h.link}, prog, j < i, create, keep)
+	if link == nil {
+		return err
+	}
+	// From here on the new link is the member, whatever else went wrong.
+	info, infoErr := describeLink(link)
+	if infoErr != nil {
+		return errors.Join(err, infoErr)
+	}
+	h.link.Close()
+	h.link, h.id, h.rec, h.made = link, info.ID, *rec, true
+	if l != nil {
+		err = errors.Join(err, l.RemoveChain(state.LinkFolder(h.site.Hook, oldID)))
+	}
+	return err
+}
+
+// sameLinks tells whether two listings have the same entries at the same places.
+func sameLinks(a, b *listing) bool {
+	if len(a.entries) != len(b.entries) {
+		return false
+	}
+	for i := range a.entries {
+		if a.entries[i].link != b.entries[i].link {
+			return false
+		}
+	}
+	return true
+}
+
+// spot opens the place where the link is by now.
+func (h *linkHandle) spot(info *LinkInfo) (*spot, error) {
+	sp := &spot{hook: h.site.Hook, kind: kernel.KindOf(h.site.Hook)}
+	if sp.hook.OnCgroup() {
+		var err error
+		sp.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.site.Target)
+		return sp, err
+	}
+	here := func(ns *kernel.NetNS) bool {
+		return ns.Do(func() error {
+			q, err := kernel.QueryPrograms(info.Ifindex, info.Attach, 0)
+			if err != nil {
+				return err
+			}
+			for _, id := range q.Links {
+				if id == h.id {
+					sp.name, err = deviceName(info.Ifindex)
+					return err
+				}
+			}
+			return fs.ErrNotExist
+		}) == nil
+	}
+	sp.index = info.Ifindex
+	if here(h.site.ns) {
+		sp.ns = h.site.ns
+		return sp, nil
+	}
+	ns, err := kernel.FindNetNS(here)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, hook.Because(fs.ErrNotExist, "the device of link %d is in a network namespace that cannot be found", h.id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	sp.ns, sp.owned = ns, true
+	return sp, nil
+}
+
+// Pin makes the member persistent.
+func (h *linkHandle) Pin(ctx context.Context) error {
+	return h.change(ctx, func(l *state.Locked, g *grip) error {
+		if l == nil {
+			return h.site.noBPFFS()
+		}
+		if l.Has(h.folder(), g.rec.Name) {
+			return nil
+		}
+		var maps map[string]*ebpf.Map
+		if h.loaded != nil {
+			maps = h.loaded.Maps
+		}
+		return h.pin(l, maps)
+	})
+}
+
+func (h *linkHandle) pin(l *state.Locked, maps map[string]*ebpf.Map) error {
+	twin, err := openLink(h.id)
+	if err != nil {
+		return err
+	}
+	defer twin.Close()
+	return l.Add(h.folder(), nil, state.MemberPins{Name: h.rec.Name, Link: twin, Maps: maps})
+}
+
+// Unpin removes the pins.
+func (h *linkHandle) Unpin(ctx context.Context) error {
+	return h.change(ctx, func(l *state.Locked, g *grip) error {
+		if l == nil {
+			return nil
+		}
+		return l.RemoveChain(h.folder())
+	})
+}
+
+// Detach takes the member out. Gone already is fine, its pins go all the same.
+func (h *linkHandle) Detach(ctx context.Context) error {
+	err := h.change(ctx, func(l *state.Locked, g *grip) error {
+		if err := h.link.Detach(); err != nil {
+			return kernel.Errno("detach the link", err)
+		}
+		state.Step("detach: detached")
+		return forget(l, g.names, h.site.Hook, h.id)
+	})
+	if err != nil && !gone(err) {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.left || h.closed {
+		return nil
+	}
+	if err != nil {
+		err = h.site.locked(ctx, func(l *state.Locked) error {
+			names := h.site.names()
+			defer names.close()
+			return forget(l, names, h.site.Hook, h.id)
+		})
+	}
+	h.left = true
+	return err
+}
+
+// Info describes the member.
+func (h *linkHandle) Info(ctx context.Context) (*hook.Member, error) {
+	var m hook.Member
+	err := h.look(ctx, func(g *grip) error {
+		_, pinned := g.names.pin(h.site.Hook, h.id)
+		m = viewEntry(entry{prog: g.info.Program, link: h.id, name: g.rec.Name, rec: g.rec, pinned: pinned})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+// Chain describes what is on the hook that the member is on by now.
+func (h *linkHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
+	err = h.look(ctx, func(g *grip) error {
+		sp, err := h.spot(g.info)
+		if err != nil {
+			return err
+		}
+		defer sp.close()
+		list, err := sp.list(g.names, nil)
+		if err != nil {
+			return err
+		}
+		c = sp.view(list, g.names)
+		return nil
+	})
+	return c, err
+}
+
+// Program opens the member's program.
+func (h *linkHandle) Program() (prog *ebpf.Program, err error) {
+	err = h.look(context.Background(), func(g *grip) error {
+		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+		return again(kernel.Errno("the member's program", err))
+	})
+	return prog, err
+}

@@ -1,0 +1,122 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// A LinkInfo is what the kernel says of a link on a hook of the network.
+type LinkInfo struct {
+	ID      uint32
+	Type    link.Type
+	Program uint32
+	Attach  ebpf.AttachType
+	// Where it is: of these those that belong to the type; zero once that is gone.
+	Ifindex  int
+	CgroupID uint64
+	NetNS    uint64 // inode
+	// Of netfilter.
+	Netfilter *link.NetfilterInfo
+}
+
+// Gone tells whether the device or cgroup of the link is gone. Of netfilter the
+// kernel does not tell.
+func (l *LinkInfo) Gone() bool {
+	switch l.Type {
+	case link.XDPType, link.TCXType, link.NetkitType:
+		return l.Ifindex == 0
+	case link.CgroupType:
+		return l.CgroupID == 0
+	case link.NetNsType:
+		return l.NetNS == 0
+	}
+	return false
+}
+
+// describeLink asks the kernel about a link.
+func describeLink(l link.Link) (*LinkInfo, error) {
+	info, err := l.Info()
+	if err != nil {
+		return nil, kernel.Errno("link", err)
+	}
+	li := &LinkInfo{ID: uint32(info.ID), Type: info.Type, Program: uint32(info.Program)}
+	switch info.Type {
+	case link.XDPType:
+		li.Ifindex, li.Attach = int(info.XDP().Ifindex), ebpf.AttachXDP
+	case link.TCXType:
+		li.Ifindex, li.Attach = int(info.TCX().Ifindex), ebpf.AttachType(info.TCX().AttachType)
+	case link.NetkitType:
+		li.Ifindex, li.Attach = int(info.Netkit().Ifindex), ebpf.AttachType(info.Netkit().AttachType)
+	case link.CgroupType:
+		li.CgroupID, li.Attach = info.Cgroup().CgroupId, ebpf.AttachType(info.Cgroup().AttachType)
+	case link.NetNsType:
+		li.NetNS, li.Attach = uint64(info.NetNs().NetnsInode), ebpf.AttachType(info.NetNs().AttachType)
+	case link.NetfilterType:
+		li.Netfilter, li.Attach = info.Netfilter(), ebpf.AttachNetfilter
+	}
+	return li, nil
+}
+
+// AllLinks returns the links on hooks of the network. Those that come and go
+// meanwhile may be missing.
+func AllLinks() ([]LinkInfo, error) {
+	var list []LinkInfo
+	var it link.Iterator
+	defer it.Close()
+	for it.Next() {
+		li, err := describeLink(it.Link)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		switch li.Type {
+		case link.XDPType, link.TCXType, link.NetkitType, link.CgroupType, link.NetNsType, link.NetfilterType:
+			list = append(list, *li)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return nil, again(kernel.Errno("list links", err))
+	}
+	return list, nil
+}
+
+// rawLink is what the links of cilium/ebpf can do.
+type rawLink interface {
+	link.Link
+	UpdateArgs(link.RawLinkUpdateOptions) error
+}
+
+// openLink opens a link by its id.
+func openLink(id uint32) (rawLink, error) {
+	l, err := link.NewFromID(link.ID(id))
+	if err != nil {
+		return nil, kernel.Errno(fmt.Sprintf("link %d", id), err)
+	}
+	return asRaw(l)
+}
+
+func asRaw(l link.Link) (rawLink, error) {
+	raw, ok := l.(rawLink)
+	if !ok {
+		l.Close()
+		return nil, fmt.Errorf("link of type %T cannot be updated", l)
+	}
+	return raw, nil
+}
+
+// linkExists tells whether there is a link of that id, without touching it.
+func linkExists(id uint32) bool {
+	exists, err := kernel.LinkExists(id)
+	return exists || err != nil
+}
+
+// gone marks an error of an object that is not there any more.
+func gone(err error) bool {
+	return errors.Is(err, hook.ErrDefunct) || errors.Is(err, fs.ErrNotExist)
+}

@@ -1,0 +1,82 @@
+package attach
+
+import (
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// names tells whose the links are: from the registry, and where that has
+// nothing to say from the pins. Both may be missing; then links are foreign.
+type names struct {
+	reg    *state.Registry
+	pins   *state.Pins
+	pinned map[string]string // folder to member, once it is needed
+}
+
+// names opens what there is of them.
+func (s *site) names() *names {
+	n := &names{pins: s.pins}
+	if s.pins != nil {
+		n.reg, _ = s.pins.OpenRegistry()
+	}
+	return n
+}
+
+// namesToWrite is names for an operation that adds to the registry, under the
+// lock. A registry of a later version is left alone: the member has no name then.
+func (s *site) namesToWrite(l *state.Locked) (*names, error) {
+	if l == nil {
+		return s.names(), nil
+	}
+	n := &names{pins: s.pins}
+	var err error
+	if n.reg, err = l.Registry(); err != nil && !unsupported(err) {
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *names) close() { n.reg.Close() }
+
+// entry tells whose a program on the spot is.
+func (n *names) entry(sp *spot, prog, link uint32) entry {
+	e := entry{prog: prog, link: link}
+	if link == 0 {
+		return e
+	}
+	e.rec = n.record(sp.kind.Attach, link)
+	member, pinned := n.pin(sp.hook, link)
+	e.pinned = pinned
+	switch {
+	case e.rec != nil:
+		e.name = e.rec.Name
+	case pinned:
+		e.name = member
+	}
+	return e
+}
+
+// record is what the registry has of a link with that attach type.
+func (n *names) record(attach attachType, link uint32) *state.Record {
+	if rec := n.reg.Get(link); rec != nil && rec.Attach == attach {
+		return rec
+	}
+	return nil
+}
+
+// pin returns the name under which a link is pinned.
+func (n *names) pin(h hook.Hook, link uint32) (member string, ok bool) {
+	if n.pins == nil {
+		return "", false
+	}
+	if n.pinned == nil {
+		n.pinned = map[string]string{}
+		for _, folder := range n.pins.Links() {
+			for _, member := range n.pins.Members(folder) {
+				n.pinned[folder] = member
+			}
+		}
+	}
+	member, ok = n.pinned[state.LinkFolder(h, link)]
+	return member, ok && n.pins.Has(state.LinkFolder(h, link), member)
+}

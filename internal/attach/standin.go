@@ -1,0 +1,223 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// An incumbent is what a new link takes the place of: a link, or a program
+// without one.
+type incumbent interface {
+	// exchange puts next in the place of the program that is there.
+	exchange(next, old *ebpf.Program) error
+	// remove takes out the incumbent, which has that program.
+	remove(prog *ebpf.Program) error
+}
+
+type oldLink struct{ rawLink }
+
+func (o oldLink) exchange(next, old *ebpf.Program) error {
+	return exchange(o.rawLink, next, old)
+}
+
+func (o oldLink) remove(*ebpf.Program) error { return kernel.Errno("detach the link", o.Detach()) }
+
+// exchange updates a link, if it still has the old program.
+func exchange(l rawLink, next, old *ebpf.Program) error {
+	err := l.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE})
+	switch {
+	case errors.Is(err, unix.EPERM): // bpf_mprog_attach, cgroup_bpf_replace
+		return errAgain
+	case errors.Is(err, unix.ENOLINK):
+		return errGone
+	}
+	return kernel.Errno("update the link", err)
+}
+
+// bare is a program that was attached to a spot without a link.
+type bare struct{ *spot }
+
+func (b bare) exchange(next, old *ebpf.Program) error {
+	err := b.do(func(target int) error { return kernel.AttachProgram(next, target, b.kind.Attach, 0, old) })
+	if errors.Is(err, unix.ENOENT) {
+		return errAgain
+	}
+	return kernel.Errno("exchange the program", err)
+}
+
+func (b bare) remove(prog *ebpf.Program) error {
+	return kernel.Errno("detach the program", b.do(func(target int) error { return kernel.DetachProgram(prog, target, b.kind.Attach) }))
+}
+
+// A standIn runs a program of TC at two places as if it were at one.
+type standIn struct {
+	slot, mark *ebpf.Map
+	progs      map[string]*ebpf.Program // by the names of package dispatch
+	pin        string
+}
+
+// newStandIn makes stand-ins for the program. Where there is a bpffs they go on
+// when this process is killed, until finish.
+func newStandIn(l *state.Locked, prog *ebpf.Program) (*standIn, error) {
+	s := &standIn{progs: map[string]*ebpf.Program{}}
+	err := s.make(prog)
+	if err == nil && l != nil {
+		s.pin, err = l.PinMove(s.slot)
+	}
+	if err != nil {
+		s.close(l)
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *standIn) make(prog *ebpf.Program) (err error) {
+	if s.slot, err = state.NewSlot("move"); err != nil {
+		return err
+	}
+	if s.mark, err = ebpf.NewMap(&ebpf.MapSpec{Name: "ld_mark", Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: 1}); err != nil {
+		return kernel.Errno("stand-in", err)
+	}
+	if err := state.Fill(s.slot, prog); err != nil {
+		return cannotMove(err)
+	}
+	// The kernel wants the attach type of the program, and does not tell it.
+	for _, t := range []ebpf.AttachType{ebpf.AttachNone, ebpf.AttachTCXIngress, ebpf.AttachTCXEgress, ebpf.AttachNetkitPrimary, ebpf.AttachNetkitPeer} {
+		if err = s.load(t); err == nil || !errors.Is(err, unix.EINVAL) {
+			break
+		}
+	}
+	if errors.Is(err, unix.EINVAL) {
+		return cannotMove(err)
+	}
+	return err
+}
+
+func (s *standIn) load(t ebpf.AttachType) error {
+	for _, name := range []string{dispatch.StandInFirst, dispatch.StandInSecond, dispatch.StandInAway} {
+		insns := dispatch.StandIn(name)
+		for ref, m := range map[string]*ebpf.Map{dispatch.StandInSlot: s.slot, dispatch.StandInMark: s.mark} {
+			if err := insns.AssociateMap(ref, m); err != nil {
+				return err
+			}
+		}
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, AttachType: t, Instructions: insns, License: "Dual BSD/GPL"})
+		if err != nil {
+			return kernel.Errno("load stand-in", err)
+		}
+		s.progs[name] = p
+	}
+	return nil
+}
+
+func cannotMove(err error) error {
+	return &hook.Error{
+		Err:  hook.Because(hook.ErrIncompatible, "the program cannot be moved without missing packets, because the kernel does not let another one call it: %w", err),
+		Hint: "detach it, and attach it at the place where it shall be",
+	}
+}
+
+// close removes the stand-ins, which are nowhere attached any more.
+func (s *standIn) close(l *state.Locked) {
+	for _, p := range s.progs {
+		p.Close()
+	}
+	if s.pin != "" {
+		l.RemoveMove(s.pin)
+	}
+	for _, m := range []*ebpf.Map{s.slot, s.mark} {
+		if m != nil {
+			m.Close()
+		}
+	}
+}
+
+// settledWait is how long a program may run, where the kernel does not say
+// when the last one is done.
+const settledWait = 100 * time.Millisecond
+
+func settled() {
+	if kernel.Settled() != nil {
+		time.Sleep(settledWait)
+	}
+}
+
+// takePlace makes a link with the program of the incumbent, which goes: every
+// packet is seen once, by the program at the old place or at the new one. up
+// tells whether packets come to the new place first. create attaches a program
+// at the new place; keep makes the link last, where it shall.
+//
+// On a cgroup the program may be in two places, and for a moment it is.
+func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up bool, create func(*ebpf.Program) (rawLink, error), keep func(rawLink) error) (rawLink, error) {
+	if sp.cgroup != nil {
+		link, err := create(prog)
+		if err != nil {
+			return nil, err
+		}
+		if err := keep(link); err != nil {
+			link.Close()
+			return nil, err
+		}
+		state.Step("move: at both places")
+		return link, old.remove(prog)
+	}
+	s, err := newStandIn(l, prog)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close(l)
+	before, after := s.progs[dispatch.StandInFirst], s.progs[dispatch.StandInSecond]
+	if up {
+		before, after = after, before
+	}
+	state.Step("move: before")
+	if err := old.exchange(before, prog); err != nil {
+		return nil, err
+	}
+	state.Step("move: stand-in")
+	link, err := create(after)
+	if err == nil {
+		if err = keep(link); err != nil {
+			defer link.Close()
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, undo(old.exchange(prog, before)))
+	}
+	state.Step("move: at both places")
+	if !up {
+		// Whoever comes to the old place now is seen at the new one.
+		away := s.progs[dispatch.StandInAway]
+		if err := old.exchange(away, before); err != nil {
+			return link, err
+		}
+		settled()
+		if err := exchange(link, prog, after); err != nil {
+			return link, err
+		}
+		state.Step("move: at the new place")
+		return link, old.remove(away)
+	}
+	if err := old.remove(before); err != nil {
+		return link, err
+	}
+	state.Step("move: at the new place")
+	return link, exchange(link, prog, after)
+}
+
+func undo(err error) error {
+	if err != nil {
+		return fmt.Errorf("and it could not be undone: %w", err)
+	}
+	return nil
+}

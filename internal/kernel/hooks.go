@@ -1,0 +1,100 @@
+package kernel
+
+import (
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// A Kind is what the kernel calls a hook.
+type Kind struct {
+	Program ebpf.ProgramType
+	Attach  ebpf.AttachType
+	// Needs is the first Linux that has the hook with links, for messages.
+	Needs string
+}
+
+var kinds = map[hook.Hook]Kind{
+	hook.XDP:        {ebpf.XDP, ebpf.AttachXDP, "5.9"},
+	hook.TCXIngress: {ebpf.SchedCLS, ebpf.AttachTCXIngress, "6.6"},
+	hook.TCXEgress:  {ebpf.SchedCLS, ebpf.AttachTCXEgress, "6.6"},
+	hook.TCIngress:  {ebpf.SchedCLS, ebpf.AttachTCXIngress, "4.5"},
+	hook.TCEgress:   {ebpf.SchedCLS, ebpf.AttachTCXEgress, "4.5"},
+
+	hook.CgroupSKBIngress:      {ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress, "5.7"},
+	hook.CgroupSKBEgress:       {ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, "5.7"},
+	hook.CgroupSockCreate:      {ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, "5.7"},
+	hook.CgroupSockRelease:     {ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease, "5.9"},
+	hook.CgroupPostBind4:       {ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind, "5.7"},
+	hook.CgroupPostBind6:       {ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind, "5.7"},
+	hook.CgroupBind4:           {ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Bind, "5.7"},
+	hook.CgroupBind6:           {ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Bind, "5.7"},
+	hook.CgroupConnect4:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, "5.7"},
+	hook.CgroupConnect6:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, "5.7"},
+	hook.CgroupConnectUnix:     {ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixConnect, "6.7"},
+	hook.CgroupSendmsg4:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, "5.7"},
+	hook.CgroupSendmsg6:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, "5.7"},
+	hook.CgroupSendmsgUnix:     {ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixSendmsg, "6.7"},
+	hook.CgroupRecvmsg4:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Recvmsg, "5.7"},
+	hook.CgroupRecvmsg6:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Recvmsg, "5.7"},
+	hook.CgroupRecvmsgUnix:     {ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixRecvmsg, "6.7"},
+	hook.CgroupGetpeername4:    {ebpf.CGroupSockAddr, ebpf.AttachCgroupInet4GetPeername, "5.8"},
+	hook.CgroupGetpeername6:    {ebpf.CGroupSockAddr, ebpf.AttachCgroupInet6GetPeername, "5.8"},
+	hook.CgroupGetpeernameUnix: {ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixGetpeername, "6.7"},
+	hook.CgroupGetsockname4:    {ebpf.CGroupSockAddr, ebpf.AttachCgroupInet4GetSockname, "5.8"},
+	hook.CgroupGetsockname6:    {ebpf.CGroupSockAddr, ebpf.AttachCgroupInet6GetSockname, "5.8"},
+	hook.CgroupGetsocknameUnix: {ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixGetsockname, "6.7"},
+	hook.CgroupSysctl:          {ebpf.CGroupSysctl, ebpf.AttachCGroupSysctl, "5.7"},
+	hook.CgroupGetsockopt:      {ebpf.CGroupSockopt, ebpf.AttachCGroupGetsockopt, "5.7"},
+	hook.CgroupSetsockopt:      {ebpf.CGroupSockopt, ebpf.AttachCGroupSetsockopt, "5.7"},
+	hook.CgroupDev:             {ebpf.CGroupDevice, ebpf.AttachCGroupDevice, "5.7"},
+	hook.CgroupSockOps:         {ebpf.SockOps, ebpf.AttachCGroupSockOps, "5.7"},
+
+	hook.NetkitPrimary: {ebpf.SchedCLS, ebpf.AttachNetkitPrimary, "6.7"},
+	hook.NetkitPeer:    {ebpf.SchedCLS, ebpf.AttachNetkitPeer, "6.7"},
+	hook.FlowDissector: {ebpf.FlowDissector, ebpf.AttachFlowDissector, "5.7"},
+	hook.SKLookup:      {ebpf.SkLookup, ebpf.AttachSkLookup, "5.9"},
+	hook.Netfilter:     {ebpf.Netfilter, ebpf.AttachNetfilter, "6.4"},
+	hook.LSMCgroup:     {ebpf.LSM, ebpf.AttachLSMCgroup, "6.0"},
+}
+
+// KindOf returns what the kernel calls a hook.
+func KindOf(h hook.Hook) Kind { return kinds[h] }
+
+// LinkHook returns the hook of a link with that attach type; "" when there is none.
+func LinkHook(t ebpf.AttachType) hook.Hook {
+	for h, k := range kinds {
+		if k.Attach == t && h.Family() != "tc" { // whose filters have no links
+			return h
+		}
+	}
+	return ""
+}
+
+// Takes tells whether a program that is still to be loaded is meant for the hook.
+func (k Kind) Takes(p *ebpf.ProgramSpec) bool {
+	switch {
+	case p.Type != k.Program:
+		return false
+	case k.Program == ebpf.XDP:
+		return true // what does not fit has an error of its own
+	case k.Program == ebpf.SchedCLS, k.either(p):
+		return p.AttachType == ebpf.AttachNone || p.AttachType == k.Attach
+	}
+	return p.AttachType == k.Attach
+}
+
+// either tells whether the program is for both directions of cgroup_skb.
+func (k Kind) either(p *ebpf.ProgramSpec) bool {
+	// In a section cgroup_skb/ingress it has an attach type of the same value.
+	return k.Program == ebpf.CGroupSKB && (p.SectionName == "" || p.SectionName == "cgroup/skb")
+}
+
+// Load returns the attach type to load such a program with. Programs of TC are
+// loaded as they were written: the kernel takes any, and SEC("tc") sets none.
+func (k Kind) Load(p *ebpf.ProgramSpec) ebpf.AttachType {
+	if k.Program == ebpf.SchedCLS {
+		return p.AttachType
+	}
+	return k.Attach
+}

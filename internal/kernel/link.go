@@ -1,0 +1,167 @@
+package kernel
+
+import (
+	"runtime"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// An Anchor is a place among the links of a hook, as BPF_LINK_CREATE takes it.
+type Anchor struct {
+	Flags uint32 // BPF_F_BEFORE, BPF_F_AFTER, with BPF_F_ID and BPF_F_LINK
+	ID    uint32 // of the link or the program; 0: of all there are
+}
+
+// Before is the place before a link (isLink) or a program; of all for id 0.
+func Before(id uint32, isLink bool) Anchor { return anchor(unix.BPF_F_BEFORE, id, isLink) }
+
+// After is the place after a link (isLink) or a program; of all for id 0.
+func After(id uint32, isLink bool) Anchor { return anchor(unix.BPF_F_AFTER, id, isLink) }
+
+func anchor(side, id uint32, isLink bool) Anchor {
+	if id != 0 {
+		side |= unix.BPF_F_ID
+		if isLink {
+			side |= unix.BPF_F_LINK
+		}
+	}
+	return Anchor{side, id}
+}
+
+// linkCreate is the part of union bpf_attr that TCX and cgroup links use. Zero
+// at the end is what kernels without anchors expect.
+type linkCreate struct {
+	prog, target, attach, flags uint32
+	relative                    uint32
+	_                           uint32
+	revision                    uint64
+	_                           [32]byte
+}
+
+// CreateLink attaches a program by BPF_LINK_CREATE, with nothing legacy to fall
+// back to. target is an ifindex in the thread's namespace or the descriptor of
+// a cgroup. revision, if not 0, is the one that the hook must have: else ESTALE.
+func CreateLink(prog *ebpf.Program, target int, attach ebpf.AttachType, at Anchor, revision uint64) (link.Link, error) {
+	attr := linkCreate{
+		prog: uint32(prog.FD()), target: uint32(target), attach: uint32(attach),
+		flags: at.Flags, relative: at.ID, revision: revision,
+	}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_LINK_CREATE, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(prog)
+	if errno != 0 {
+		return nil, errno
+	}
+	return link.NewFromFD(int(fd))
+}
+
+// A Query is the answer to BPF_PROG_QUERY.
+type Query struct {
+	Programs []uint32
+	Links    []uint32 // 0 for a program without one; only of TCX and netkit
+	Revision uint64   // 0 where the kernel does not count
+	Flags    uint32   // BPF_F_ALLOW_* of a cgroup
+}
+
+type progQuery struct {
+	target, attach, query, flags uint32
+	ids                          uint64
+	count                        uint32
+	_                            uint32
+	progFlags                    uint64
+	links                        uint64
+	_                            uint64
+	revision                     uint64
+}
+
+// QueryPrograms asks what is attached, in run order. target is as for
+// CreateLink, or the descriptor of a network namespace.
+func QueryPrograms(target int, attach ebpf.AttachType, flags uint32) (*Query, error) {
+	for room := uint32(64); ; room *= 2 {
+		ids, links := make([]uint32, room), make([]uint32, room)
+		attr := progQuery{
+			target: uint32(target), attach: uint32(attach), query: flags, count: room,
+			ids: uint64(uintptr(unsafe.Pointer(&ids[0]))),
+		}
+		if withLinks(attach) {
+			attr.links = uint64(uintptr(unsafe.Pointer(&links[0])))
+		}
+		_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_QUERY, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		runtime.KeepAlive(ids)
+		runtime.KeepAlive(links)
+		switch {
+		case errno == unix.ENOSPC && room < 1<<16:
+			continue
+		case errno != 0:
+			return nil, errno
+		}
+		n := min(attr.count, room)
+		return &Query{ids[:n], links[:n], attr.revision, attr.flags}, nil
+	}
+}
+
+// withLinks tells whether the kernel fills in link ids for an attach type.
+func withLinks(t ebpf.AttachType) bool {
+	switch t {
+	case ebpf.AttachTCXIngress, ebpf.AttachTCXEgress, ebpf.AttachNetkitPrimary, ebpf.AttachNetkitPeer:
+		return true
+	}
+	return false
+}
+
+// Settled waits until no program runs any more that was running when it was
+// called: each runs within an RCU read-side section, and MEMBARRIER_CMD_GLOBAL
+// waits for those (synchronize_rcu, kernel/sched/membarrier.c).
+func Settled() error {
+	const global = 1
+	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// LinkExists tells whether there is a link of that id, without opening it.
+func LinkExists(id uint32) (bool, error) {
+	attr := struct{ start, next, flags uint32 }{start: id - 1}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_LINK_GET_NEXT_ID, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	switch errno {
+	case 0:
+		return attr.next == id, nil
+	case unix.ENOENT:
+		return false, nil
+	}
+	return false, errno
+}
+
+// AttachProgram attaches a program without a link. flags are BPF_F_*; with
+// BPF_F_REPLACE it takes the place of old.
+func AttachProgram(prog *ebpf.Program, target int, attach ebpf.AttachType, flags uint32, old *ebpf.Program) error {
+	attr := struct{ target, prog, attach, flags, replace, relative, _, _ uint32 }{
+		target: uint32(target), prog: uint32(prog.FD()), attach: uint32(attach), flags: flags,
+	}
+	if old != nil {
+		attr.flags |= unix.BPF_F_REPLACE
+		attr.replace = uint32(old.FD())
+	}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_ATTACH, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(prog)
+	runtime.KeepAlive(old)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// DetachProgram takes out a program that was attached without a link.
+func DetachProgram(prog *ebpf.Program, target int, attach ebpf.AttachType) error {
+	attr := struct{ target, prog, attach, flags uint32 }{target: uint32(target), prog: uint32(prog.FD()), attach: uint32(attach)}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_DETACH, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(prog)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

@@ -1,0 +1,120 @@
+package rtnl
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// Of linux/pkt_sched.h.
+const (
+	rootQdisc    uint32 = 0xffffffff // TC_H_ROOT
+	ingressQdisc uint32 = 0xfffffff1 // TC_H_INGRESS and TC_H_CLSACT, which have one place
+	ingressMajor uint32 = 0xffff0000 // the handle of what is there
+	majorMask    uint32 = 0xffff0000 // TC_H_MAJ_MASK
+)
+
+// Kinds of qdiscs.
+const (
+	clsact  = "clsact"
+	ingress = "ingress"
+)
+
+// tcmsg is struct tcmsg (linux/rtnetlink.h), the header of all messages of tc.
+type tcmsg struct {
+	index                int
+	handle, parent, info uint32
+}
+
+const (
+	sizeofTcmsg = 20
+	blockIndex  = -1 // TCM_IFINDEX_MAGIC_BLOCK, for the filters of a shared block
+)
+
+// tc sends one message of tc and returns the answer.
+func (c *Conn) tc(kind netlink.HeaderType, flags netlink.HeaderFlags, m tcmsg, ae *netlink.AttributeEncoder) ([]netlink.Message, error) {
+	attrs, err := ae.Encode()
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, sizeofTcmsg, sizeofTcmsg+len(attrs))
+	binary.NativeEndian.PutUint32(data[4:], uint32(m.index))
+	binary.NativeEndian.PutUint32(data[8:], m.handle)
+	binary.NativeEndian.PutUint32(data[12:], m.parent)
+	binary.NativeEndian.PutUint32(data[16:], m.info)
+	return c.nl.Execute(netlink.Message{
+		Header: netlink.Header{Type: kind, Flags: netlink.Request | flags},
+		Data:   append(data, attrs...),
+	})
+}
+
+// tries bounds how often something is begun again because others were quicker.
+const tries = 10
+
+// dump asks for all objects of a kind.
+func (c *Conn) dump(kind netlink.HeaderType, m tcmsg) ([]netlink.Message, error) {
+	for range tries {
+		msgs, err := c.tc(kind, netlink.Dump, m, netlink.NewAttributeEncoder())
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(msgs, func(m netlink.Message) bool { return m.Header.Flags&netlink.DumpInterrupted != 0 }) {
+			return msgs, nil
+		}
+	}
+	return nil, hook.ErrChanged
+}
+
+// widen makes the kernel send dumps in pieces of 32 KiB, not 4: it goes by the
+// largest buffer that was ever read into (netlink_dump, net/netlink/af_netlink.c).
+//
+// A piece is true, but when others add or remove something between two pieces
+// the kernel, which counts where it was, skips or repeats what was there all the
+// time, and tc does not set NLM_F_DUMP_INTR (seen on Linux 6.18). One piece has
+// room for more than 100 filters, unless their names are very long.
+func (c *Conn) widen() error {
+	raw, err := c.nl.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// No device has the index 0: the answer is empty.
+	none := netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETTFILTER, Flags: netlink.Request | netlink.Dump},
+		Data:   make([]byte, sizeofTcmsg),
+	}
+	if _, err := c.nl.Send(none); err != nil {
+		return err
+	}
+	var peek error
+	err = raw.Read(func(fd uintptr) bool {
+		_, _, peek = unix.Recvfrom(int(fd), make([]byte, 32<<10), unix.MSG_PEEK)
+		return peek != unix.EAGAIN
+	})
+	if err := errors.Join(err, peek); err != nil {
+		return err
+	}
+	_, err = c.nl.Receive()
+	return err
+}
+
+func parseTC(b []byte) (tcmsg, *netlink.AttributeDecoder, error) {
+	if len(b) < sizeofTcmsg {
+		return tcmsg{}, nil, errors.New("rtnetlink: short message")
+	}
+	ad, err := netlink.NewAttributeDecoder(b[sizeofTcmsg:])
+	if err != nil {
+		return tcmsg{}, nil, fmt.Errorf("rtnetlink: %w", err)
+	}
+	return tcmsg{
+		index:  int(int32(binary.NativeEndian.Uint32(b[4:]))),
+		handle: binary.NativeEndian.Uint32(b[8:]),
+		parent: binary.NativeEndian.Uint32(b[12:]),
+		info:   binary.NativeEndian.Uint32(b[16:]),
+	}, ad, nil
+}

@@ -1,0 +1,163 @@
+package scan
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// Options say what is looked for. The zero value is everything.
+type Options struct {
+	// NetNS is one network namespace, as for kernel.OpenNetNS, to which no
+	// cgroups belong. Empty: all, and all cgroups.
+	NetNS string
+	// BPFFS is the bpffs whose pins and registry are looked at; there need not
+	// be one.
+	BPFFS string
+	// Hooks tells which hooks are wanted. Nil: all.
+	Hooks func(hook.Hook) bool
+}
+
+// All returns what is attached. Hooks without a program are left out.
+//
+// The caller's network namespace comes first, then the others by name; in each
+// what belongs to the namespace itself, then its devices by index, and on a
+// device its hooks in the order of hook.Hooks. Next come links whose place was
+// not found, and last the cgroups, each before those in it.
+//
+// An entry whose Err is set says what could not be read: a hook, or, with an
+// empty Hook, a whole namespace or cgroup. A link whose place was not found has
+// an Err, too: it is on a device of a namespace, or on a cgroup, that cannot be
+// seen from here. Only of netfilter links the place is not always known, as the
+// kernel may not tell; then NetNS is zero.
+//
+// The error is that nothing could be read at all, or the end of ctx.
+func All(ctx context.Context, o Options) ([]hook.Chain, error) {
+	s := &scan{Options: o, shown: map[uint32]bool{}, places: map[place]bool{}}
+	if s.Hooks == nil {
+		s.Hooks = func(hook.Hook) bool { return true }
+	}
+	if err := s.readLinks(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.netNamespaces(ctx); err != nil {
+		return nil, err
+	}
+	devices := len(s.chains)
+	if o.NetNS == "" {
+		if err := s.cgroups(ctx); err != nil {
+			return nil, err
+		}
+	}
+	lost, err := s.lost(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Insert(s.chains, devices, lost...), nil
+}
+
+// A scan is one look at the machine.
+type scan struct {
+	Options
+	chains []hook.Chain
+	links  []attach.LinkInfo // in the order of their ids
+	// What lost need not look for: links by their id, and where only that is
+	// known, by their place.
+	shown  map[uint32]bool
+	places map[place]bool
+	// blind: the kernel does not tell in which namespace a netfilter link is.
+	blind bool
+}
+
+func (s *scan) wantsAny(pred func(hook.Hook) bool) bool {
+	all := append(hook.Hooks(), hook.Shown()...)
+	return slices.ContainsFunc(all, func(h hook.Hook) bool { return pred(h) && s.Hooks(h) })
+}
+
+// add takes the chains of one namespace or cgroup.
+func (s *scan) add(chains []hook.Chain) {
+	order := append(hook.Hooks(), hook.Shown()...)
+	slices.SortStableFunc(chains, func(a, b hook.Chain) int {
+		return cmp.Or(
+			cmp.Compare(a.Ifindex, b.Ifindex),
+			cmp.Compare(slices.Index(order, a.Hook), slices.Index(order, b.Hook)),
+		)
+	})
+	for i := range chains {
+		c := &chains[i]
+		if len(c.Members) == 0 && c.DispatcherID == 0 && c.Err == nil {
+			continue
+		}
+		s.note(c)
+		s.chains = append(s.chains, *c)
+	}
+}
+
+// netNamespaces reads the hooks of devices and namespaces.
+func (s *scan) netNamespaces(ctx context.Context) error {
+	if !s.wantsAny(func(h hook.Hook) bool { return !h.OnCgroup() }) {
+		return nil
+	}
+	var all []*kernel.NetNS
+	if s.NetNS != "" {
+		ns, err := kernel.OpenNetNS(s.NetNS)
+		if err != nil {
+			return err
+		}
+		all = append(all, ns)
+	} else {
+		var err error
+		if all, err = kernel.NetNamespaces(); err != nil {
+			return err
+		}
+		slices.SortFunc(all[1:], func(a, b *kernel.NetNS) int { return cmp.Compare(a.ID().Name, b.ID().Name) })
+	}
+	for _, ns := range all {
+		if ctx.Err() == nil {
+			s.add(s.netNS(ctx, ns))
+		}
+		ns.Close()
+	}
+	return ctx.Err()
+}
+
+func (s *scan) netNS(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
+	if err := ns.Do(func() error { return nil }); err != nil {
+		return []hook.Chain{{NetNS: ns.ID(), Err: err}}
+	}
+	chains := readNetNS(ctx, ns, s.BPFFS, s.Hooks)
+	for _, read := range []func(context.Context, *kernel.NetNS) []hook.Chain{s.netkit, s.netfilter, s.ofNetNS} {
+		chains = append(chains, read(ctx, ns)...)
+	}
+	return chains
+}
+
+// cgroups reads the hooks of all cgroups.
+func (s *scan) cgroups(ctx context.Context) error {
+	if !s.wantsAny(hook.Hook.OnCgroup) {
+		return nil
+	}
+	paths, err := kernel.CgroupPaths()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil // not mounted
+	case err != nil:
+		s.add([]hook.Chain{{Err: err}})
+		return nil
+	}
+	for _, p := range paths {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		chains := readCgroup(ctx, p.Path, s.BPFFS, s.Hooks)
+		chains = slices.DeleteFunc(chains, func(c hook.Chain) bool { return errors.Is(c.Err, fs.ErrNotExist) }) // removed
+		s.add(append(chains, s.lsmCgroup(p)...))
+	}
+	return nil
+}

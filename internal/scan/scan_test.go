@@ -1,0 +1,256 @@
+package scan
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+)
+
+func TestMain(m *testing.M) {
+	testenv.Main(m)
+}
+
+// all scans for the hooks.
+func all(t *testing.T, o Options, hooks ...hook.Hook) []hook.Chain {
+	t.Helper()
+	o.Hooks = func(h hook.Hook) bool { return slices.Contains(hooks, h) }
+	chains, err := All(t.Context(), o)
+	qt.Assert(t, qt.IsNil(err))
+	return chains
+}
+
+// in returns those of a namespace.
+func in(chains []hook.Chain, ns string) []hook.Chain {
+	return slices.DeleteFunc(chains, func(c hook.Chain) bool { return c.NetNS.Name != ns })
+}
+
+// program loads one that returns a number.
+func program(t *testing.T, name string, typ ebpf.ProgramType, at ebpf.AttachType, ret int32) *ebpf.Program {
+	t.Helper()
+	return testenv.Load(t, &ebpf.ProgramSpec{
+		Name: name, Type: typ, AttachType: at, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, ret), asm.Return()},
+	})
+}
+
+// own attaches by a link that goes with the test and returns its id.
+func own(t *testing.T, l link.Link, err error) uint32 {
+	t.Helper()
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { l.Close() })
+	info, err := l.Info()
+	qt.Assert(t, qt.IsNil(err))
+	return uint32(info.ID)
+}
+
+// open opens a file for the length of the test.
+func open(t *testing.T, path string) int {
+	t.Helper()
+	f, err := os.Open(path)
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { f.Close() })
+	return int(f.Fd())
+}
+
+// wantMember checks what is said of a program.
+func wantMember(t *testing.T, m hook.Member, prog *ebpf.Program, kind hook.Kind, linkID uint32) {
+	t.Helper()
+	info, err := prog.Info()
+	qt.Assert(t, qt.IsNil(err))
+	id, _ := info.ID()
+	qt.Check(t, qt.Equals(m.Program.ID, uint32(id)))
+	qt.Check(t, qt.Equals(m.Program.Name, info.Name))
+	qt.Check(t, qt.Equals(m.Name, info.Name))
+	qt.Check(t, qt.Equals(m.Program.Tag, info.Tag))
+	qt.Check(t, qt.Equals(m.Program.LoadedBy, uint32(os.Getuid())))
+	qt.Check(t, qt.IsFalse(m.Program.LoadedAt.IsZero()))
+	qt.Check(t, qt.Equals(m.Kind, kind))
+	qt.Check(t, qt.Equals(m.State, hook.StateRunning))
+	qt.Check(t, qt.Equals(m.LinkID, linkID))
+}
+
+func TestSKLookup(t *testing.T) {
+	testenv.CheckLeaks(t)
+	ns := testenv.NewNetNS(t)
+	fd := open(t, ns.Path())
+	one := program(t, "ldt_one", ebpf.SkLookup, ebpf.AttachSkLookup, 1)
+	two := program(t, "ldt_two", ebpf.SkLookup, ebpf.AttachSkLookup, 1)
+	var ids []uint32
+	progs := []*ebpf.Program{two, one, two}
+	for _, p := range progs {
+		l, err := link.AttachNetNs(fd, p)
+		ids = append(ids, own(t, l, err))
+	}
+	for _, o := range []Options{{}, {NetNS: ns.Name}} {
+		chains := all(t, o, hook.SKLookup)
+		if o.NetNS == "" {
+			chains = in(chains, ns.Name)
+		}
+		qt.Assert(t, qt.HasLen(chains, 1))
+		c := chains[0]
+		qt.Check(t, qt.IsNil(c.Err))
+		qt.Check(t, qt.Equals(c.Hook, hook.SKLookup))
+		qt.Check(t, qt.Equals(c.Target, ""))
+		qt.Check(t, qt.Not(qt.Equals(c.NetNS.Cookie, 0)))
+		qt.Check(t, qt.IsTrue(c.Protected()))
+		qt.Assert(t, qt.HasLen(c.Members, 3))
+		for i, m := range c.Members {
+			wantMember(t, m, progs[i], hook.KindForeign, ids[i])
+		}
+	}
+}
+
+func TestFlowDissector(t *testing.T) {
+	testenv.CheckLeaks(t)
+	byLink, legacy := testenv.NewNetNS(t), testenv.NewNetNS(t)
+	prog := program(t, "ldt_dissect", ebpf.FlowDissector, ebpf.AttachFlowDissector, 0)
+	l, err := link.AttachNetNs(open(t, byLink.Path()), prog)
+	id := own(t, l, err)
+	legacy.Do(t, func() {
+		err := link.RawAttachProgram(link.RawAttachProgramOptions{Program: prog, Attach: ebpf.AttachFlowDissector})
+		qt.Assert(t, qt.IsNil(err))
+	})
+	defer legacy.Do(t, func() {
+		err := link.RawDetachProgram(link.RawDetachProgramOptions{Program: prog, Attach: ebpf.AttachFlowDissector})
+		qt.Check(t, qt.IsNil(err))
+	})
+
+	chains := all(t, Options{}, hook.FlowDissector)
+	mine := in(slices.Clone(chains), byLink.Name)
+	qt.Assert(t, qt.HasLen(mine, 1))
+	qt.Assert(t, qt.HasLen(mine[0].Members, 1))
+	wantMember(t, mine[0].Members[0], prog, hook.KindForeign, id)
+
+	mine = in(chains, legacy.Name)
+	qt.Assert(t, qt.HasLen(mine, 1))
+	qt.Assert(t, qt.HasLen(mine[0].Members, 1))
+	wantMember(t, mine[0].Members[0], prog, hook.KindLegacy, 0)
+	qt.Check(t, qt.IsFalse(mine[0].Protected()))
+}
+
+// A link is shown although its namespace is not to be found: only a socket
+// keeps it.
+func TestLost(t *testing.T) {
+	testenv.CheckLeaks(t)
+	ns := testenv.NewNetNS(t)
+	prog := program(t, "ldt_lookup", ebpf.SkLookup, ebpf.AttachSkLookup, 1)
+	file, err := os.Open(ns.Path())
+	qt.Assert(t, qt.IsNil(err))
+	defer file.Close()
+	l, err := link.AttachNetNs(int(file.Fd()), prog)
+	id := own(t, l, err)
+	var st unix.Stat_t
+	qt.Assert(t, qt.IsNil(unix.Fstat(int(file.Fd()), &st)))
+	socket := -1
+	ns.Do(t, func() {
+		socket, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		qt.Assert(t, qt.IsNil(err))
+	})
+	defer unix.Close(socket)
+	file.Close()
+	qt.Assert(t, qt.IsNil(ns.Delete()))
+
+	chains := all(t, Options{}, hook.SKLookup)
+	chains = slices.DeleteFunc(chains, func(c hook.Chain) bool { return c.NetNS.Inode != st.Ino })
+	qt.Assert(t, qt.HasLen(chains, 1))
+	qt.Check(t, qt.ErrorIs(chains[0].Err, errNoPlace))
+	wantMember(t, chains[0].Members[0], prog, hook.KindForeign, id)
+}
+
+func TestOrder(t *testing.T) {
+	testenv.CheckLeaks(t)
+	first, second := testenv.NewNetNS(t), testenv.NewNetNS(t)
+	defer func(was func(context.Context, *kernel.NetNS, string, func(hook.Hook) bool) []hook.Chain) {
+		readNetNS = was
+	}(readNetNS)
+	defer func(was func(context.Context, string, string, func(hook.Hook) bool) []hook.Chain) { readCgroup = was }(readCgroup)
+	member := []hook.Member{{}}
+	readNetNS = func(_ context.Context, ns *kernel.NetNS, bpffs string, want func(hook.Hook) bool) []hook.Chain {
+		qt.Check(t, qt.Equals(bpffs, "/pins"))
+		return []hook.Chain{
+			{Hook: hook.TCXIngress, Ifindex: 2, NetNS: ns.ID(), Members: member},
+			{Hook: hook.XDP, Ifindex: 2, NetNS: ns.ID(), Members: member},
+			{Hook: hook.XDP, Ifindex: 3, NetNS: ns.ID()}, // nothing there
+			{Hook: hook.TCEgress, Ifindex: 1, NetNS: ns.ID(), Err: errors.New("bad device")},
+		}
+	}
+	root, err := kernel.CgroupRoot()
+	qt.Assert(t, qt.IsNil(err))
+	readCgroup = func(_ context.Context, dir, _ string, want func(hook.Hook) bool) []hook.Chain {
+		if dir != root {
+			return []hook.Chain{{Hook: hook.CgroupSysctl, Target: dir, Err: fs.ErrNotExist}} // removed
+		}
+		return []hook.Chain{{Hook: hook.CgroupSysctl, Target: dir, Members: member}}
+	}
+	everything := func(hook.Hook) bool { return true }
+	chains, err := All(t.Context(), Options{BPFFS: "/pins", Hooks: everything})
+	qt.Assert(t, qt.IsNil(err))
+
+	// Namespaces as a whole, then each by device and hook, then cgroups.
+	type entry struct {
+		hook    hook.Hook
+		ifindex int
+	}
+	for _, ns := range []string{"", first.Name, second.Name} {
+		var got []entry
+		for _, c := range chains {
+			if c.NetNS.Name == ns && c.NetNS.Inode != 0 && c.Ifindex != 0 {
+				got = append(got, entry{c.Hook, c.Ifindex})
+			}
+		}
+		want := []entry{{hook.TCEgress, 1}, {hook.XDP, 2}, {hook.TCXIngress, 2}}
+		qt.Check(t, qt.IsTrue(slices.Equal(got, want)), qt.Commentf("%q: %v", ns, got))
+	}
+	var names []string
+	for _, c := range chains {
+		if c.Target == "" && c.NetNS.Inode != 0 && !errors.Is(c.Err, errNoPlace) {
+			names = append(names, c.NetNS.Name)
+		}
+	}
+	qt.Check(t, qt.IsTrue(slices.IsSorted(names)), qt.Commentf("%q", names))
+	last := chains[len(chains)-1]
+	qt.Check(t, qt.Equals(last.Target, root))
+	qt.Check(t, qt.Equals(last.Hook, hook.CgroupSysctl))
+
+	// One namespace has no cgroups.
+	chains, err = All(t.Context(), Options{BPFFS: "/pins", NetNS: first.Name})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.HasLen(slices.DeleteFunc(chains, func(c hook.Chain) bool { return !c.Hook.OnCgroup() }), 0))
+}
+
+func TestEnd(t *testing.T) {
+	testenv.CheckLeaks(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := All(ctx, Options{})
+	qt.Check(t, qt.ErrorIs(err, context.Canceled))
+	_, err = All(t.Context(), Options{NetNS: "ldt-none"})
+	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
+}
+
+// A namespace that cannot be entered does not spoil the rest.
+func TestBadNamespace(t *testing.T) {
+	testenv.CheckLeaks(t)
+	ns := testenv.NewNetNS(t)
+	gone, err := kernel.OpenNetNS(ns.Name)
+	qt.Assert(t, qt.IsNil(err))
+	gone.Release()
+	qt.Assert(t, qt.IsNil(ns.Delete()))
+	chains := new(scan).netNS(t.Context(), gone)
+	qt.Assert(t, qt.HasLen(chains, 1))
+	qt.Check(t, qt.Equals(chains[0].NetNS, gone.ID()))
+	qt.Check(t, qt.ErrorIs(chains[0].Err, kernel.ErrNetNSGone))
+}

@@ -1,0 +1,165 @@
+package scan
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+)
+
+// settle calls read again while programs vanish between the listing of a hook
+// and the look at them.
+func settle(read func() error) error {
+	for range 10 {
+		if err := read(); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return errors.New("it changes faster than it can be read")
+}
+
+// netkit reads what is attached to the netkit devices of a namespace.
+func (s *scan) netkit(_ context.Context, ns *kernel.NetNS) []hook.Chain {
+	var want []hook.Hook
+	for _, h := range []hook.Hook{hook.NetkitPrimary, hook.NetkitPeer} {
+		if s.Hooks(h) {
+			want = append(want, h)
+		}
+	}
+	if want == nil {
+		return nil
+	}
+	var chains []hook.Chain
+	err := ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		devices, err := conn.Devices()
+		if err != nil {
+			return err
+		}
+		for _, d := range devices {
+			for _, h := range want {
+				c := hook.Chain{Hook: h, Target: d.Name, Ifindex: d.Index, NetNS: ns.ID()}
+				c.Err = settle(func() error { return queryNetkit(&c) })
+				// The kernel knows best which device is one (netkit_dev_fetch,
+				// drivers/net/netkit.c): others are ENXIO; a peer, whose hook
+				// belongs to its primary device, is EACCES; EINVAL: it knows none.
+				if errors.Is(c.Err, unix.EINVAL) {
+					return nil
+				}
+				if errors.Is(c.Err, unix.ENXIO) || errors.Is(c.Err, unix.EACCES) || errors.Is(c.Err, unix.ENODEV) {
+					break
+				}
+				chains = append(chains, c)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		chains = append(chains, hook.Chain{Hook: want[0], NetNS: ns.ID(), Err: err})
+	}
+	return chains
+}
+
+// queryNetkit fills in what is on a device of the thread's namespace.
+func queryNetkit(c *hook.Chain) error {
+	q, err := kernel.QueryPrograms(c.Ifindex, kernel.KindOf(c.Hook).Attach, 0)
+	if err != nil {
+		return kernel.Errno("query", err)
+	}
+	c.Revision, c.Members = q.Revision, nil
+	for i, id := range q.Programs {
+		m, err := member(id, q.Links[i])
+		if err != nil {
+			return err
+		}
+		c.Members = append(c.Members, m)
+	}
+	return nil
+}
+
+// ofNetNS reads the hooks of the namespace as a whole but netfilter.
+func (s *scan) ofNetNS(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
+	var chains []hook.Chain
+	for _, h := range []hook.Hook{hook.FlowDissector, hook.SKLookup} {
+		if s.Hooks(h) {
+			c := hook.Chain{Hook: h, NetNS: ns.ID()}
+			c.Err = settle(func() error { return s.queryNetNS(ctx, ns, &c) })
+			chains = append(chains, c)
+		}
+	}
+	return chains
+}
+
+func (s *scan) queryNetNS(ctx context.Context, ns *kernel.NetNS, c *hook.Chain) error {
+	at := kernel.KindOf(c.Hook).Attach
+	q, err := kernel.QueryPrograms(ns.FD(), at, 0)
+	if errors.Is(err, unix.EINVAL) {
+		return nil // a kernel without that hook
+	}
+	if err != nil {
+		return kernel.Errno("query", err)
+	}
+	links, complete := s.linksOn(ns, q, at)
+	if !complete {
+		// Attached without a link, as only flow dissectors can be, or just now.
+		if err := s.readLinks(ctx); err != nil {
+			return err
+		}
+		links, _ = s.linksOn(ns, q, at)
+	}
+	c.Members = nil
+	for i, id := range q.Programs {
+		m, err := member(id, links[i])
+		if err != nil {
+			return err
+		}
+		c.Members = append(c.Members, m)
+	}
+	return nil
+}
+
+// linksOn finds the links by which the programs were attached to a namespace,
+// and tells whether each has one. The kernel tells no link ids here; but it
+// runs the programs in the order of their links.
+func (s *scan) linksOn(ns *kernel.NetNS, q *kernel.Query, at ebpf.AttachType) (ids []uint32, complete bool) {
+	complete = true
+	taken := map[uint32]bool{}
+	for _, program := range q.Programs {
+		id := s.link(taken, func(l *attach.LinkInfo) bool {
+			return l.NetNS == ns.ID().Inode && l.Attach == at && l.Program == program
+		})
+		ids = append(ids, id)
+		complete = complete && id != 0
+	}
+	return ids, complete
+}
+
+// lsmCgroup shows the LSM programs that links attach to a cgroup. The order is
+// that in which they were attached.
+func (s *scan) lsmCgroup(at kernel.CgroupPath) []hook.Chain {
+	if !s.Hooks(hook.LSMCgroup) {
+		return nil
+	}
+	c := hook.Chain{Hook: hook.LSMCgroup, Target: at.Path, CgroupID: at.ID}
+	for i := range s.links {
+		l := &s.links[i]
+		if l.CgroupID != at.ID || kernel.LinkHook(l.Attach) != hook.LSMCgroup {
+			continue
+		}
+		if m, err := member(l.Program, l.ID); err == nil { // else it is gone
+			c.Members = append(c.Members, m)
+		}
+	}
+	return []hook.Chain{c}
+}

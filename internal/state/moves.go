@@ -1,0 +1,58 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+const movePrefix = "move_"
+
+// PinMove pins the slot that stand-ins run a program from, so that they go on
+// doing that when this process is killed. It returns the name of the pin.
+func (l *Locked) PinMove(slot *ebpf.Map) (string, error) {
+	name := fmt.Sprintf("%s%d_%d", movePrefix, os.Getpid(), time.Now().UnixNano())
+	return name, pinClone(slot, l.Path(name))
+}
+
+// RemoveMove removes such a pin.
+func (l *Locked) RemoveMove(name string) { _ = os.Remove(l.Path(name)) }
+
+// Moves returns the names of those pins: moves that were not finished.
+func (l *Locked) Moves() []string {
+	entries, _ := os.ReadDir(l.dir)
+	var names []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), movePrefix) {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// Succeed pins the link that takes the place of a member's pinned one, and
+// gives it the pins of the member's maps.
+func (l *Locked) Succeed(from, to, member string, link Pinner) error {
+	if err := l.Add(to, nil, MemberPins{Name: member, Link: link}); err != nil {
+		return err
+	}
+	dir := l.Path(from, memberPrefix+escape(member))
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if err == nil && strings.HasPrefix(e.Name(), mapPrefix) {
+			err = os.Rename(filepath.Join(dir, e.Name()), l.Path(to, memberPrefix+escape(member), e.Name()))
+		}
+	}
+	return kernel.Errno("move pins", err)
+}

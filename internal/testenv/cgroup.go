@@ -1,0 +1,132 @@
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Cgroup is a cgroup (v2) of a test. It begins empty; see [Cgroup.Enter] and [Cgroup.StartHelper].
+type Cgroup struct {
+	Path string
+	ID   uint64 // the folder's inode, which the kernel calls the cgroup by
+
+	parent *Cgroup
+	procs  []*Proc // in it and below
+}
+
+// NewCgroup creates a cgroup below the root. It goes with the test, and what is below it as well.
+func NewCgroup(t testing.TB) *Cgroup {
+	t.Helper()
+	Require(t)
+	root, err := cgroupRoot()
+	if err != nil {
+		t.Fatalf("this test needs cgroups v2: %v", err)
+	}
+	return newCgroup(t, filepath.Join(root, uniqueName()), nil)
+}
+
+// Child creates a cgroup inside.
+func (c *Cgroup) Child(t testing.TB, name string) *Cgroup {
+	t.Helper()
+	return newCgroup(t, filepath.Join(c.Path, name), c)
+}
+
+func newCgroup(t testing.TB, path string, parent *Cgroup) *Cgroup {
+	t.Helper()
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := &Cgroup{Path: path, parent: parent}
+	t.Cleanup(func() { c.Remove(t) })
+	var stat unix.Stat_t
+	if err := unix.Stat(path, &stat); err != nil {
+		t.Fatalf("stat %s: %v", path, err)
+	}
+	c.ID = stat.Ino
+	return c
+}
+
+// Remove takes the cgroup away, with what is below it. Helpers in it are killed. To remove it again does nothing.
+func (c *Cgroup) Remove(t testing.TB) {
+	t.Helper()
+	for _, p := range c.procs {
+		p.Kill()
+	}
+	c.procs = nil
+	if err := removeCgroup(c.Path); err != nil {
+		t.Errorf("remove cgroup: %v", err)
+	}
+}
+
+// removeCgroup removes the folders from the leaves up. The files in them go along.
+func removeCgroup(path string) error {
+	var folders []string
+	err := filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			folders = append(folders, path)
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, folder := range slices.Backward(folders) {
+		err := unix.Rmdir(folder)
+		// A process that was just killed may still be letting go.
+		for start := time.Now(); err == unix.EBUSY && time.Since(start) < time.Second; {
+			time.Sleep(time.Millisecond)
+			err = unix.Rmdir(folder)
+		}
+		if err != nil && err != unix.ENOENT {
+			procs, _ := os.ReadFile(folder + "/cgroup.procs")
+			return fmt.Errorf("rmdir %s: %w (processes in it: %v)", folder, err, strings.Fields(string(procs)))
+		}
+	}
+	return nil
+}
+
+// StartHelper is [StartHelper] for a process that is in the cgroup from its beginning (Linux 5.7).
+func (c *Cgroup) StartHelper(t testing.TB, name string, args ...string) *Proc {
+	t.Helper()
+	folder, err := os.Open(c.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer folder.Close()
+	p := startHelper(t, &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(folder.Fd())}, name, args)
+	for in := c; in != nil; in = in.parent {
+		in.procs = append(in.procs, p)
+	}
+	return p
+}
+
+// cgroupRoot finds where cgroups v2 are mounted: there is no place that all systems agree on.
+var cgroupRoot = sync.OnceValues(func() (string, error) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		// 41 31 0:38 / /mount/point options [optional fields] - type source options
+		mount, fsType, _ := strings.Cut(line, " - ")
+		fields := strings.Fields(mount)
+		if len(fields) > 4 && fields[3] == "/" && strings.HasPrefix(fsType, "cgroup2 ") {
+			return unescape.Replace(fields[4]), nil
+		}
+	}
+	return "", errors.New("cgroup2 is not mounted")
+})
+
+// unescape undoes what the kernel does to paths in mountinfo (seq_path, fs/seq_file.c).
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

@@ -1,0 +1,91 @@
+package testenv
+
+import (
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// kinds are the type of the programs that a hook takes, and how the hook is called on attaching.
+var kinds = map[hook.Hook]struct {
+	program ebpf.ProgramType
+	attach  ebpf.AttachType
+}{
+	hook.XDP:        {ebpf.XDP, ebpf.AttachXDP},
+	hook.TCXIngress: {ebpf.SchedCLS, ebpf.AttachTCXIngress},
+	hook.TCXEgress:  {ebpf.SchedCLS, ebpf.AttachTCXEgress},
+	hook.TCIngress:  {ebpf.SchedCLS, ebpf.AttachNone},
+	hook.TCEgress:   {ebpf.SchedCLS, ebpf.AttachNone},
+
+	hook.CgroupSKBIngress:      {ebpf.CGroupSKB, ebpf.AttachCGroupInetIngress},
+	hook.CgroupSKBEgress:       {ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress},
+	hook.CgroupSockCreate:      {ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate},
+	hook.CgroupSockRelease:     {ebpf.CGroupSock, ebpf.AttachCgroupInetSockRelease},
+	hook.CgroupPostBind4:       {ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind},
+	hook.CgroupPostBind6:       {ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind},
+	hook.CgroupBind4:           {ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Bind},
+	hook.CgroupBind6:           {ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Bind},
+	hook.CgroupConnect4:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect},
+	hook.CgroupConnect6:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect},
+	hook.CgroupConnectUnix:     {ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixConnect},
+	hook.CgroupSendmsg4:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg},
+	hook.CgroupSendmsg6:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg},
+	hook.CgroupSendmsgUnix:     {ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixSendmsg},
+	hook.CgroupRecvmsg4:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Recvmsg},
+	hook.CgroupRecvmsg6:        {ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Recvmsg},
+	hook.CgroupRecvmsgUnix:     {ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixRecvmsg},
+	hook.CgroupGetpeername4:    {ebpf.CGroupSockAddr, ebpf.AttachCgroupInet4GetPeername},
+	hook.CgroupGetpeername6:    {ebpf.CGroupSockAddr, ebpf.AttachCgroupInet6GetPeername},
+	hook.CgroupGetpeernameUnix: {ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixGetpeername},
+	hook.CgroupGetsockname4:    {ebpf.CGroupSockAddr, ebpf.AttachCgroupInet4GetSockname},
+	hook.CgroupGetsockname6:    {ebpf.CGroupSockAddr, ebpf.AttachCgroupInet6GetSockname},
+	hook.CgroupGetsocknameUnix: {ebpf.CGroupSockAddr, ebpf.AttachCgroupUnixGetsockname},
+	hook.CgroupSysctl:          {ebpf.CGroupSysctl, ebpf.AttachCGroupSysctl},
+	hook.CgroupGetsockopt:      {ebpf.CGroupSockopt, ebpf.AttachCGroupGetsockopt},
+	hook.CgroupSetsockopt:      {ebpf.CGroupSockopt, ebpf.AttachCGroupSetsockopt},
+	hook.CgroupDev:             {ebpf.CGroupDevice, ebpf.AttachCGroupDevice},
+	hook.CgroupSockOps:         {ebpf.SockOps, ebpf.AttachCGroupSockOps},
+}
+
+// AttachType is how the kernel calls a hook when a program is attached; 0 for those of clsact, to which
+// programs are not attached by bpf(2).
+func AttachType(h hook.Hook) ebpf.AttachType { return kinds[h].attach }
+
+// On makes the program one for a hook. Those of TCX and clsact have no expected attach type, as those of
+// SEC("tc"), so that they fit all four.
+func On(h hook.Hook) ProgramOption {
+	kind, known := kinds[h]
+	if !known {
+		panic("testenv: no programs for hook " + h)
+	}
+	return func(spec *ebpf.ProgramSpec) {
+		spec.Type, spec.AttachType = kind.program, kind.attach
+		if spec.Type == ebpf.SchedCLS {
+			spec.AttachType = ebpf.AttachNone
+		}
+	}
+}
+
+// CanDeny tells whether the kernel loads a program with [CgroupDeny] for a hook of a cgroup
+// (check_return_code, kernel/bpf/verifier.c).
+func CanDeny(h hook.Hook) bool {
+	switch h {
+	case hook.CgroupRecvmsg4, hook.CgroupRecvmsg6, hook.CgroupRecvmsgUnix,
+		hook.CgroupGetpeername4, hook.CgroupGetpeername6, hook.CgroupGetpeernameUnix,
+		hook.CgroupGetsockname4, hook.CgroupGetsockname6, hook.CgroupGetsocknameUnix:
+		return false
+	}
+	return true
+}
+
+// Denied is what [Resident.Exercise] returns when a program denies: nil where nobody heeds that.
+func Denied(h hook.Hook) error {
+	switch h {
+	case hook.CgroupSockRelease, hook.CgroupSockOps:
+		return nil
+	case hook.CgroupSKBIngress:
+		return unix.EAGAIN
+	}
+	return unix.EPERM
+}

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * redirect has connect(2) go to another address and port. See ../README.md.
+ */
+#include "xdp.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Only connections of this IP protocol; 0: of all that connect to a port, TCP and UDP among them. */
+volatile const __u8 protocol = 0;
+
+/*
+ * One destination more than those in the maps, for who has only one. Addresses are written as
+ * numbers: 192.0.2.1 is 0xc0000201. Zero is any address or port, or the same as before.
+ */
+volatile const __u32 from_ip = 0;
+volatile const __u32 to_ip = 0;
+volatile const __u16 from_port = 0;
+volatile const __u16 to_port = 0;
+/* Two halves of four groups each. */
+volatile const __u64 from_ip6_hi = 0;
+volatile const __u64 from_ip6_lo = 0;
+volatile const __u64 to_ip6_hi = 0;
+volatile const __u64 to_ip6_lo = 0;
+
+#define MAX_DESTINATIONS (1 << 14)
+
+enum {
+	BPF_MAP_TYPE_HASH = 1,
+};
+
+/* The only verdict: whether to connect at all is not asked here. */
+#define CONNECT 1
+
+/* As with xdp_md, the kernel rewrites each access. All are in the order of the wire. */
+struct bpf_sock_addr {
+	__u32 user_family;
+	__u32 user_ip4;
+	__u32 user_ip6[4];
+	__u32 user_port;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+};
+
+struct destination_v4 {
+	__u8 addr[4]; /* 0.0.0.0: any */
+	__u16 port;   /* 0: any */
+};
+
+struct destination_v6 {
+	__u8 addr[16]; /* ::: any */
+	__u16 port;    /* 0: any */
+};
+
+struct target_v4 {
+	__u8 addr[4]; /* 0.0.0.0: the same */
+	__u16 port;   /* 0: the same */
+	__u16 pad;
+	__u64 connects;
+};
+
+struct target_v6 {
+	__u8 addr[16]; /* ::: the same */
+	__u16 port;    /* 0: the same */
+	__u16 pad[3];
+	__u64 connects;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_DESTINATIONS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct destination_v4);
+	__type(value, struct target_v4);
+} redirect_v4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_DESTINATIONS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct destination_v6);
+	__type(value, struct target_v6);
+} redirect_v6 SEC(".maps");
+
+struct ipv6_addr {
+	__be32 words[4];
+};
+
+static __always_inline __be32 high(__u64 half)
+{
+	return htonl((__u32)(half >> 32));
+}
+
+static __always_inline __be32 low(__u64 half)
+{
+	return htonl((__u32)half);
+}
+
+static __always_inline bool is_any(const struct ipv6_addr *a)
+{
+	return !(a->words[0] | a->words[1] | a->words[2] | a->words[3]);
+}
+
+static __always_inline bool same(const struct ipv6_addr *a, const struct ipv6_addr *b)
+{
+	return a->words[0] == b->words[0] && a->words[1] == b->words[1] && a->words[2] == b->words[2] &&
+	       a->words[3] == b->words[3];
+}
+
+/* Whether the constants are about one of the two. If they are about none, their ports are for both. */
+static __always_inline bool constants_v4(void)
+{
+	return from_ip || to_ip;
+}
+
+static __always_inline bool constants_v6(void)
+{
+	return from_ip6_hi || from_ip6_lo || to_ip6_hi || to_ip6_lo;
+}
+
+/* The entry that says most: of several that fit, an address goes before a port. */
+static __always_inline struct target_v4 *find_v4(__be32 addr, __u16 port)
+{
+	for (int any = 0; any < 4; any++) {
+		struct destination_v4 key = {};
+		struct target_v4 *target;
+
+		if (!(any & 2))
+			__builtin_memcpy(key.addr, &addr, sizeof(key.addr));
+		if (!(any & 1))
+			key.port = port;
+		target = bpf_map_lookup_elem(&redirect_v4, &key);
+		if (target)
+			return target;
+	}
+	return NULL;
+}
+
+static __always_inline struct target_v6 *find_v6(const struct ipv6_addr *addr, __u16 port)
+{
+	for (int any = 0; any < 4; any++) {
+		struct destination_v6 key = {};
+		struct target_v6 *target;
+
+		if (!(any & 2))
+			__builtin_memcpy(key.addr, addr, sizeof(key.addr));
+		if (!(any & 1))
+			key.port = port;
+		target = bpf_map_lookup_elem(&redirect_v6, &key);
+		if (target)
+			return target;
+	}
+	return NULL;
+}
+
+/* Changes the destination, if it is to be changed. */
+static __always_inline bool translate_v4(__be32 *addr, __u16 *port)
+{
+	struct target_v4 *target = find_v4(*addr, *port);
+	__be32 new_addr;
+	__u16 new_port;
+
+	if (target) {
+		atomic_add(&target->connects, 1);
+		__builtin_memcpy(&new_addr, target->addr, sizeof(new_addr));
+		new_port = target->port;
+	} else {
+		if (constants_v6() && !constants_v4())
+			return false;
+		if (from_ip && *addr != htonl(from_ip))
+			return false;
+		if (from_port && *port != from_port)
+			return false;
+		new_addr = htonl(to_ip);
+		new_port = to_port;
+	}
+	if (new_addr)
+		*addr = new_addr;
+	if (new_port)
+		*port = new_port;
+	return new_addr || new_port;
+}
+
+static __always_inline bool translate_v6(struct ipv6_addr *addr, __u16 *port)
+{
+	const struct ipv6_addr from = { { high(from_ip6_hi), low(from_ip6_hi), high(from_ip6_lo), low(from_ip6_lo) } };
+	struct target_v6 *target = find_v6(addr, *port);
+	struct ipv6_addr new_addr;
+	__u16 new_port;
+
+	if (target) {
+		atomic_add(&target->connects, 1);
+		__builtin_memcpy(&new_addr, target->addr, sizeof(new_addr));
+		new_port = target->port;
+	} else {
+		if (constants_v4() && !constants_v6())
+			return false;
+		if (!is_any(&from) && !same(addr, &from))
+			return false;
+		if (from_port && *port != from_port)
+			return false;
+		new_addr = (struct ipv6_addr){ { high(to_ip6_hi), low(to_ip6_hi), high(to_ip6_lo), low(to_ip6_lo) } };
+		new_port = to_port;
+	}
+	if (!is_any(&new_addr))
+		*addr = new_addr;
+	if (new_port)
+		*port = new_port;
+	return !is_any(&new_addr) || new_port;
+}
+
+static __always_inline bool concerned(const struct bpf_sock_addr *ctx)
+{
+	return !protocol || ctx->protocol == protocol;
+}
+
+SEC("cgroup/connect4")
+int redirect4(struct bpf_sock_addr *ctx)
+{
+	__be32 addr = ctx->user_ip4;
+	__u16 port = ntohs(READ_ONCE(ctx->user_port));
+
+	if (concerned(ctx) && translate_v4(&addr, &port)) {
+		ctx->user_ip4 = addr;
+		ctx->user_port = ntohs(port);
+	}
+	return CONNECT;
+}
+
+SEC("cgroup/connect6")
+int redirect6(struct bpf_sock_addr *ctx)
+{
+	struct ipv6_addr addr = { { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } };
+	__u16 port = ntohs(READ_ONCE(ctx->user_port));
+
+	if (!concerned(ctx))
+		return CONNECT;
+
+	/* An IPv6 socket connects to IPv4 at ::ffff:192.0.2.1, and no program of connect4 is asked. */
+	if (!addr.words[0] && !addr.words[1] && addr.words[2] == htonl(0xffff)) {
+		if (!translate_v4(&addr.words[3], &port))
+			return CONNECT;
+	} else if (!translate_v6(&addr, &port)) {
+		return CONNECT;
+	}
+	ctx->user_ip6[0] = addr.words[0];
+	ctx->user_ip6[1] = addr.words[1];
+	ctx->user_ip6[2] = addr.words[2];
+	ctx->user_ip6[3] = addr.words[3];
+	ctx->user_port = ntohs(port);
+	return CONNECT;
+}

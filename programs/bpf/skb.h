@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the programs for socket buffers, those of TC and cgroup_skb, need beyond
+ * xdp.h: the packets, and where their headers begin.
+ */
+#pragma once
+
+#include "xdp.h"
+
+enum tc_action {
+	TC_ACT_UNSPEC = -1, /* on to the next program; TCX_NEXT is the same */
+	TC_ACT_SHOT = 2,    /* drop; TCX_DROP is the same */
+};
+
+enum cgroup_verdict {
+	CGROUP_DENY,
+	CGROUP_ALLOW,
+};
+
+/* As with xdp_md, the kernel rewrites each access. */
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol; /* in the order of the wire */
+	__u32 vlan_present;
+	__u32 vlan_tci;
+	__u32 vlan_proto;
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex;
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data;
+	__u32 data_end;
+	__u32 napi_id;
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 data_meta;
+	__u64 flow_keys;
+	__u64 tstamp;
+	__u32 wire_len;
+	__u32 gso_segs;
+};
+
+enum {
+	BPF_HDR_START_NET = 1,
+};
+
+static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
+static long (*const bpf_skb_load_bytes_relative)(const void *skb, __u32 offset, void *to, __u32 len,
+						 __u32 start_header) = (void *)68;
+
+/* The part of the packet that lies in one piece: at cgroup_skb, from the IP header on. */
+static __always_inline struct cursor skb_packet(const struct __sk_buff *ctx)
+{
+	return (struct cursor){
+		.pos = (const void *)(long)ctx->data,
+		.end = (const void *)(long)ctx->data_end,
+	};
+}
+
+static __always_inline __u16 skb_protocol(const struct __sk_buff *ctx)
+{
+	return ntohs(ctx->protocol);
+}
+
+/* How many packets it is on the wire, where the kernel handles several as one (GRO, GSO). */
+static __always_inline __u32 skb_packets(const struct __sk_buff *ctx)
+{
+	return ctx->gso_segs ? ctx->gso_segs : 1;
+}
+
+/*
+ * How many bytes there can be of Ethernet header, tags and IP header. Not more than needed: to
+ * have them in one piece may mean a copy.
+ */
+static __always_inline __u32 headers_len(const struct __sk_buff *ctx)
+{
+	switch (skb_protocol(ctx)) {
+	case ETH_IPV4:
+		return sizeof(struct ethernet) + sizeof(struct ipv4);
+	case ETH_IPV6:
+		return sizeof(struct ethernet) + sizeof(struct ipv6);
+	default:
+		return sizeof(struct ethernet) + MAX_VLANS * sizeof(struct vlan) + sizeof(struct ipv6);
+	}
+}
+
+/* The packet at TC, with all of these headers that it has. */
+static __always_inline struct cursor tc_packet(struct __sk_buff *ctx)
+{
+	struct cursor c = skb_packet(ctx);
+	__u32 len = headers_len(ctx);
+
+	if (len > ctx->len)
+		len = ctx->len;
+	if (c.pos + len <= c.end)
+		return c;
+	/* If there is no memory for it, what is in one piece has to do. */
+	bpf_skb_pull_data(ctx, len);
+	return skb_packet(ctx);
+}
+
+/*
+ * Whether the packet begins with its IP header, as it does on devices like tun and
+ * WireGuard. That is so if the kernel finds the network header at the beginning.
+ */
+static __always_inline bool begins_with_ip(const struct __sk_buff *ctx, const struct cursor *c)
+{
+	const __u8 *byte = c->pos;
+	__u8 network[sizeof(struct ethernet)];
+	__u16 protocol = skb_protocol(ctx);
+	__u8 version = protocol == ETH_IPV4 ? 4 : protocol == ETH_IPV6 ? 6 : 0;
+
+	if (c->pos + sizeof(network) > c->end)
+		return false;
+	/* An Ethernet address that begins like that is rare: seldom more than this is looked at. */
+	if (!version || byte[0] >> 4 != version)
+		return false;
+	if (bpf_skb_load_bytes_relative(ctx, 0, network, sizeof(network), BPF_HDR_START_NET))
+		return false;
+	for (__u32 i = 0; i < sizeof(network); i++) {
+		if (byte[i] != network[i])
+			return false;
+	}
+	return true;
+}
+
+/* Like take_ethernet, and takes nothing from a packet of a device without Ethernet. */
+static __always_inline __u16 take_link(const struct __sk_buff *ctx, struct cursor *c)
+{
+	return begins_with_ip(ctx, c) ? skb_protocol(ctx) : take_ethernet(c);
+}
