@@ -98,7 +98,7 @@ func TestBadFiles(t *testing.T) {
 		{write("header.o", object[:64]), dispatcher.ErrUsage, `.*/header.o: (damaged ELF file|not a usable BPF object): .*`},
 		{write("half.o", object[:len(object)/2]), dispatcher.ErrUsage, `.*/half.o: damaged ELF file: .*`},
 		{write("almost.o", object[:len(object)-1]), dispatcher.ErrUsage, `.*/almost.o: damaged ELF file: .*`},
-		{"testdata/noxdp.o", dispatcher.ErrIncompatible, `testdata/noxdp.o: no XDP program in the file; .*`},
+		{"testdata/noxdp.o", dispatcher.ErrIncompatible, `testdata/noxdp.o: no program for xdp in the file; .*`},
 	} {
 		t.Run(filepath.Base(test.path), func(t *testing.T) {
 			from := dispatcher.File(test.path, dispatcher.LoadOptions{})
@@ -125,7 +125,7 @@ func TestChooseProgram(t *testing.T) {
 		s.wantDropped(t, test.dropped)
 		qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
 	}
-	s.wantRefused(t, file("several.o", ""), dispatcher.Options{}, dispatcher.ErrUsage, `testdata/several.o: the file has several XDP programs: choose one of .*ldt_first, ldt_frags, ldt_second`)
+	s.wantRefused(t, file("several.o", ""), dispatcher.Options{}, dispatcher.ErrUsage, `testdata/several.o: the file has several programs for xdp: choose one of .*ldt_first, ldt_frags, ldt_second`)
 	s.wantRefused(t, file("several.o", "xdp"), dispatcher.Options{}, dispatcher.ErrUsage, `testdata/several.o: section "xdp" has several programs: choose one of ldt_first, ldt_second`)
 	s.wantRefused(t, file("several.o", "ldt_third"), dispatcher.Options{}, fs.ErrNotExist, `testdata/several.o: .*ldt_third.*ldt_first, ldt_frags, ldt_second.*`)
 	s.wantRefused(t, file("runconfig.o", "ldt_nun"), dispatcher.Options{}, fs.ErrNotExist, `.*ldt_none.*`)

@@ -3,6 +3,8 @@ package attach
 import (
 	"context"
 	"fmt"
+	"io/fs"
+	"strings"
 
 	"github.com/cilium/ebpf"
 
@@ -85,8 +87,8 @@ func Adopt(ctx context.Context, p Place, req AdoptRequest) (Handle, error) {
 
 // Open opens a member.
 func Open(ctx context.Context, p Place, ref hook.Ref) (Handle, error) {
-	if err := ref.Check(); err != nil {
-		return nil, hook.Because(hook.ErrUsage, "%w", err)
+	if err := checkRef(ref); err != nil {
+		return nil, err
 	}
 	return p.handle(func(s *site) (Handle, error) { return p.family().open(ctx, s, ref) })
 }
@@ -112,6 +114,18 @@ func OpenPinned(ctx context.Context, path string) (h Handle, _ hook.Hook, err er
 		return nil, "", err
 	}
 	return h, s.Hook, nil
+}
+
+// checkRef refuses what names nothing. A name that no member can have is one
+// that is not there.
+func checkRef(ref hook.Ref) error {
+	switch err := ref.Check(); {
+	case ref == "":
+		return hook.Because(fs.ErrNotExist, "there is no member without a name")
+	case err != nil && strings.HasPrefix(string(ref), "id:"), err != nil && strings.HasPrefix(string(ref), "link:"):
+		return hook.Because(hook.ErrUsage, "%w", err)
+	}
+	return nil
 }
 
 // handle opens the place for fn, which makes a Handle.
@@ -152,8 +166,8 @@ func Plan(ctx context.Context, p Place, src load.Source, req Request) (c *hook.C
 
 // Detach takes an entry out; one that is not ours only with force.
 func Detach(ctx context.Context, p Place, ref hook.Ref, force bool) error {
-	if err := ref.Check(); err != nil {
-		return hook.Because(hook.ErrUsage, "%w", err)
+	if err := checkRef(ref); err != nil {
+		return err
 	}
 	return p.do(func(s *site) error { return p.family().detach(ctx, s, ref, force) })
 }

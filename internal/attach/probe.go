@@ -29,7 +29,7 @@ type Feature struct {
 }
 
 // Probe tries what works here, and asks the device at p, if one is named, what
-// it can do. Links are tried on the loopback device of a namespace made for it.
+// it can do. Links are tried on the loopback device of a namespace made for it, and none on cgroups.
 func Probe(ctx context.Context, p Place) ([]Feature, error) {
 	var list []Feature
 	add := func(name, needs string, err error) {
@@ -65,6 +65,7 @@ func Probe(ctx context.Context, p Place) ([]Feature, error) {
 		ns.Close()
 	}
 	add("netns-cookie", "Linux 5.14", err)
+	probeLinks(add)
 	add("freplace", "Linux 5.6, and no policy against it; needed for chains of libxdp only", tryFreplace())
 	add("bpffs", "a bpffs at "+p.BPFFS+"; needed for persistent members", tryBPFFS(p.BPFFS))
 
@@ -111,7 +112,6 @@ func tryLink() (create, update error) {
 			return err
 		}
 		defer next.Close()
-		const loopback = 1
 		l, err := link.AttachXDP(link.XDPOptions{Program: old, Interface: loopback})
 		if err != nil {
 			return err

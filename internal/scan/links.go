@@ -117,11 +117,11 @@ func (s *scan) lost(ctx context.Context) ([]hook.Chain, error) {
 		}
 		c := hook.Chain{
 			Hook: kernel.LinkHook(l.Attach), Ifindex: l.Ifindex, CgroupID: l.CgroupID,
-			NetNS: hook.NetNS{Inode: l.NetNS}, Members: []hook.Member{m}, Err: errNoPlace,
+			NetNS: hook.NetNS{Inode: l.NetNS}, Pins: []string{}, Members: []hook.Member{m}, Err: errNoPlace,
 		}
 		switch l.Type {
 		case link.XDPType:
-			c.LinkID, c.Members[0].LinkID = l.ID, 0
+			c.LinkID, c.Members[0].LinkID = l.ID, 0 // as everywhere on XDP
 		case link.NetfilterType:
 			c.Members[0].Detail = netfilterPlace(l.Netfilter)
 			if s.blind {

@@ -46,25 +46,19 @@ func All(ctx context.Context, o Options) ([]hook.Chain, error) {
 	if err := s.readLinks(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.netNamespaces(ctx); err != nil {
-		return nil, err
-	}
-	devices := len(s.chains)
-	if o.NetNS == "" {
-		if err := s.cgroups(ctx); err != nil {
-			return nil, err
-		}
-	}
-	lost, err := s.lost(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return slices.Insert(s.chains, devices, lost...), nil
+	reader := attach.NewReader(o.BPFFS, s.links, s.Hooks)
+	defer reader.Close()
+	s.reader = reader
+	return s.all(ctx)
 }
 
 // A scan is one look at the machine.
 type scan struct {
 	Options
+	reader interface {
+		Devices(context.Context, *kernel.NetNS) ([]hook.Chain, error)
+		Cgroup(ctx context.Context, path string) []hook.Chain
+	}
 	chains []hook.Chain
 	links  []attach.LinkInfo // in the order of their ids
 	// What lost need not look for: links by their id, and where only that is
@@ -73,6 +67,23 @@ type scan struct {
 	places map[place]bool
 	// blind: the kernel does not tell in which namespace a netfilter link is.
 	blind bool
+}
+
+func (s *scan) all(ctx context.Context) ([]hook.Chain, error) {
+	if err := s.netNamespaces(ctx); err != nil {
+		return nil, err
+	}
+	end := len(s.chains)
+	if s.NetNS == "" {
+		if err := s.cgroups(ctx); err != nil {
+			return nil, err
+		}
+	}
+	lost, err := s.lost(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Insert(s.chains, end, lost...), nil
 }
 
 func (s *scan) wantsAny(pred func(hook.Hook) bool) bool {
@@ -93,6 +104,12 @@ func (s *scan) add(chains []hook.Chain) {
 		c := &chains[i]
 		if len(c.Members) == 0 && c.DispatcherID == 0 && c.Err == nil {
 			continue
+		}
+		if c.Pins == nil {
+			c.Pins = []string{}
+		}
+		if c.Members == nil {
+			c.Members = []hook.Member{}
 		}
 		s.note(c)
 		s.chains = append(s.chains, *c)
@@ -131,7 +148,13 @@ func (s *scan) netNS(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
 	if err := ns.Do(func() error { return nil }); err != nil {
 		return []hook.Chain{{NetNS: ns.ID(), Err: err}}
 	}
-	chains := readNetNS(ctx, ns, s.BPFFS, s.Hooks)
+	var chains []hook.Chain
+	if s.wantsAny(hook.Hook.OnDevice) {
+		var err error
+		if chains, err = s.reader.Devices(ctx, ns); err != nil {
+			chains = append(chains, hook.Chain{NetNS: ns.ID(), Err: err})
+		}
+	}
 	for _, read := range []func(context.Context, *kernel.NetNS) []hook.Chain{s.netkit, s.netfilter, s.ofNetNS} {
 		chains = append(chains, read(ctx, ns)...)
 	}
@@ -155,9 +178,7 @@ func (s *scan) cgroups(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		chains := readCgroup(ctx, p.Path, s.BPFFS, s.Hooks)
-		chains = slices.DeleteFunc(chains, func(c hook.Chain) bool { return errors.Is(c.Err, fs.ErrNotExist) }) // removed
-		s.add(append(chains, s.lsmCgroup(p)...))
+		s.add(append(s.reader.Cgroup(ctx, p.Path), s.lsmCgroup(p)...))
 	}
 	return nil
 }
