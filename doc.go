@@ -1,10 +1,9 @@
 // Package dispatcher attaches BPF programs to hooks that several programs
 // share, so that each stays attached for as long as its owner wants and none
-// can be thrown out by the others.
+// can be thrown out by the others: XDP and TC of network devices, and the hooks
+// of cgroups.
 //
-// On XDP, which has room for one program, a generated dispatcher holds the
-// hook through a bpf_link and runs a chain of members in order. [Attach] puts
-// any XDP program into the chain:
+// [Attach] puts a program on a hook, beside those that are there:
 //
 //	link, err := dispatcher.Attach(ctx, dispatcher.XDP("eth0"), dispatcher.Program(prog), dispatcher.Options{})
 //	if err != nil { ... }
@@ -15,10 +14,24 @@
 // a bpffs and stays. Programs that do not use this library cannot replace what is
 // attached; a process with CAP_SYS_ADMIN can always detach it.
 //
+// XDP has room for one program only: there a generated dispatcher holds the hook
+// through a bpf_link and runs a chain of members in order. On TCX (tcx/ingress,
+// tcx/egress, Linux 6.6) and on cgroups (cgroup_skb/egress, cgroup/connect4, ...)
+// each member has a link of its own, and the kernel runs them in order:
+//
+//	dispatcher.On(hook.TCXIngress, "eth0")
+//	dispatcher.On(hook.CgroupConnect4, "/sys/fs/cgroup/system.slice")
+//
+// On tc/ingress and tc/egress, for kernels without TCX, a member is a filter of
+// the clsact qdisc, which nobody owns.
+//
+// [List] shows all that is attached on the machine, whoever did it.
+//
 // The state is in the kernel alone: there is no daemon, no database and no
 // file. See docs/architecture.md and docs/pins-and-state.md.
 //
 // Everything here needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN
-// (finding objects by id), and Linux 5.10. Before 5.11 BPF memory counts
-// towards RLIMIT_MEMLOCK: call rlimit.RemoveMemlock of cilium/ebpf there.
+// (finding objects by id), and Linux 5.10; [Features] tells what needs more. Before
+// 5.11 BPF memory counts towards RLIMIT_MEMLOCK: call rlimit.RemoveMemlock of
+// cilium/ebpf there.
 package dispatcher

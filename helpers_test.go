@@ -277,6 +277,8 @@ type command struct {
 	Settings   hook.Settings
 	Persistent bool
 	NoGap      bool
+	Entry      hook.Ref      // to adopt
+	Position   hook.Position // to attach at or move to
 
 	// DieAt makes the app end itself with SIGKILL when it comes to that step
 	// of the operation (state.OnStep), counted from 1.
@@ -406,12 +408,14 @@ func (a *appState) keep(link *dispatcher.Link, err error) error {
 }
 
 func (c command) options() dispatcher.Options {
-	return dispatcher.Options{Name: c.Member, Settings: c.Settings, Persistent: c.Persistent, BPFFS: c.BPFFS}
+	return dispatcher.Options{
+		Name: c.Member, Settings: c.Settings, Position: c.Position, Persistent: c.Persistent, BPFFS: c.BPFFS,
+	}
 }
 
 func (c command) source() dispatcher.Source {
 	if c.Maps {
-		return dispatcher.Spec(countingSpec(), dispatcher.LoadOptions{})
+		return dispatcher.Spec(countingOn(c.Target.Hook), dispatcher.LoadOptions{})
 	}
 	return dispatcher.ProgramID(c.Program)
 }
@@ -421,13 +425,14 @@ var operations = map[string]func(*appState, context.Context, command) error{
 		return a.keep(dispatcher.Attach(ctx, c.Target, c.source(), c.options()))
 	},
 	"adopt": func(a *appState, ctx context.Context, c command) error {
-		return a.keep(dispatcher.Adopt(ctx, c.Target, dispatcher.AdoptOptions{Options: c.options(), NoGap: c.NoGap}))
+		return a.keep(dispatcher.Adopt(ctx, c.Target, dispatcher.AdoptOptions{Options: c.options(), NoGap: c.NoGap, Entry: c.Entry}))
 	},
 	"open": func(a *appState, ctx context.Context, c command) error {
 		return a.keep(dispatcher.Open(ctx, c.Target, c.Member, dispatcher.ReadOptions{BPFFS: c.BPFFS}))
 	},
 	"update": func(a *appState, ctx context.Context, c command) error { return a.link.Update(ctx, c.source()) },
 	"set":    func(a *appState, ctx context.Context, c command) error { return a.link.Set(ctx, c.Settings) },
+	"move":   func(a *appState, ctx context.Context, c command) error { return a.link.Move(ctx, c.Position) },
 	"pin":    func(a *appState, ctx context.Context, _ command) error { return a.link.Pin(ctx) },
 	"unpin":  func(a *appState, ctx context.Context, _ command) error { return a.link.Unpin(ctx) },
 	"leave":  func(a *appState, ctx context.Context, _ command) error { return a.link.Detach(ctx) },
@@ -441,21 +446,22 @@ var operations = map[string]func(*appState, context.Context, command) error{
 }
 
 // countingSpec is a program with a map, which counts the packets and passes them.
-func countingSpec() *ebpf.CollectionSpec {
+func countingSpec() *ebpf.CollectionSpec { return countingOn(hook.XDP) }
+
+// countingOn is such a program for a hook.
+func countingOn(h hook.Hook) *ebpf.CollectionSpec {
+	prog := testenv.VerdictSpec("ldt_counting", 0, testenv.On(h))
+	pass := map[string]int32{"xdp": testenv.XDPPass, "tcx": testenv.TCNext, "tc": testenv.TCNext, "cgroup": testenv.CgroupAllow}[h.Family()]
+	prog.Instructions = asm.Instructions{
+		asm.LoadMapValue(asm.R1, 0, 0).WithReference("ldt_counts"),
+		asm.Mov.Imm(asm.R2, 1),
+		asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0),
+		asm.Mov.Imm(asm.R0, pass),
+		asm.Return(),
+	}
 	counts := &ebpf.MapSpec{Name: "ldt_counts", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}
 	return &ebpf.CollectionSpec{
-		Maps: map[string]*ebpf.MapSpec{"ldt_counts": counts},
-		Programs: map[string]*ebpf.ProgramSpec{
-			"ldt_counting": {
-				Name: "ldt_counting", SectionName: "xdp", Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "Dual BSD/GPL",
-				Instructions: asm.Instructions{
-					asm.LoadMapValue(asm.R1, 0, 0).WithReference("ldt_counts"),
-					asm.Mov.Imm(asm.R2, 1),
-					asm.AddAtomic.Mem(asm.R1, asm.R2, asm.DWord, 0),
-					asm.Mov.Imm(asm.R0, testenv.XDPPass),
-					asm.Return(),
-				},
-			},
-		},
+		Maps:     map[string]*ebpf.MapSpec{"ldt_counts": counts},
+		Programs: map[string]*ebpf.ProgramSpec{"ldt_counting": prog},
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 func (a *app) adoptCommand() *cobra.Command {
@@ -15,29 +16,41 @@ func (a *app) adoptCommand() *cobra.Command {
 		noGap  bool
 	)
 	cmd := &cobra.Command{
-		Use:   "adopt HOOK DEVICE",
-		Short: "Make the program that others attached without a link a member",
-		Long: `Make the program that is attached without a link ("ip link set xdp", older
-programs) the first member of a chain. It is the same program with the same
-maps, and others can then join it.
+		Use:   "adopt HOOK TARGET [id:PROG]",
+		Short: "Make a program that others attached without a link a member",
+		Long: `Make a program that others attached without a link a member at the same place.
+It is the same program with the same maps. Where there are several, id:PROG says
+which one.
 
-The kernel wants the device to be empty before a link takes it: the packets of
-that moment pass unfiltered. With --no-gap none does, but the chain is then not
-protected: it has no link, and anyone may replace it. A second "adopt", without
---no-gap, protects it later.`,
+On xdp ("ip link set xdp", older programs) it becomes the first member of a
+chain, which others can then join. The kernel wants the device to be empty
+before a link takes it: the packets of that moment pass unfiltered. With
+--no-gap none does, but the chain is then not protected: it has no link, and
+anyone may replace it. A second "adopt", without --no-gap, protects it later.
+
+On tcx and cgroups it gets a link, without a gap, but for a program that was
+attached to a cgroup for itself alone (bpftool cgroup attach without "multi").
+
+On tc/ingress and tc/egress the first filter becomes a member of tcx/ingress or
+tcx/egress, without a gap. Before Linux 6.6 it stays a filter and gets a name.`,
 		Example: `  dispatcher adopt xdp eth0 --name filter
-  dispatcher adopt xdp eth0 --no-gap`,
-		Args:              words(1, "HOOK", "DEVICE"),
-		ValidArgsFunction: completeArgs(1, offerHooks, a.offerDevices),
+  dispatcher adopt xdp eth0 --no-gap
+  dispatcher adopt tc/ingress eth0 --name filter
+  dispatcher adopt cgroup/connect4 /sys/fs/cgroup/web.slice id:41 --name proxy`,
+		Args:              words(1, "HOOK", "TARGET", "[id:PROG]"),
+		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerLegacy),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			args = withoutDev(args, 1)
 			t, err := a.target(args[0], args[1])
 			if err != nil {
 				return err
 			}
-			o, err := member.options(a, cmd.Flags())
-			if err != nil {
+			o := dispatcher.AdoptOptions{NoGap: noGap}
+			if o.Options, err = member.options(a, cmd.Flags()); err != nil {
 				return err
+			}
+			if len(args) > 2 {
+				o.Entry = hook.Ref(args[2])
 			}
 			if o.Persistent {
 				if err := a.needBPFFS(); err != nil {
@@ -45,9 +58,9 @@ protected: it has no link, and anyone may replace it. A second "adopt", without
 				}
 			}
 			if !noGap {
-				a.warnOfGap(cmd.Context(), t)
+				a.warnOfGap(cmd.Context(), t, o.Entry)
 			}
-			link, err := dispatcher.Adopt(cmd.Context(), t, dispatcher.AdoptOptions{Options: o, NoGap: noGap})
+			link, err := dispatcher.Adopt(cmd.Context(), t, o)
 			if err != nil {
 				return err
 			}
@@ -55,13 +68,13 @@ protected: it has no link, and anyone may replace it. A second "adopt", without
 		},
 	}
 	member.add(cmd, "the program's")
-	cmd.Flags().BoolVar(&noGap, "no-gap", false, "let no packet pass unfiltered; the chain is then not protected")
+	cmd.Flags().BoolVar(&noGap, "no-gap", false, "let no packet pass unfiltered; an xdp chain is then not protected")
 	return cmd
 }
 
 // adoptLine is the command to adopt what is on the target.
 func adoptLine(t dispatcher.Target) string {
-	line := fmt.Sprintf("adopt %s %s", t.Hook, t.Device)
+	line := fmt.Sprintf("adopt %s %s", t.Hook, t.Name())
 	if t.NetNS != "" {
 		line = fmt.Sprintf("-n %s %s", t.NetNS, line)
 	}
@@ -70,10 +83,21 @@ func adoptLine(t dispatcher.Target) string {
 
 // warnOfGap says what the adoption costs before it is done. When there is
 // nothing to adopt, the error to come says so.
-func (a *app) warnOfGap(ctx context.Context, t dispatcher.Target) {
+func (a *app) warnOfGap(ctx context.Context, t dispatcher.Target, entry hook.Ref) {
 	chain, err := dispatcher.Read(ctx, t, a.readOptions())
-	if err != nil || chain.Protected() || len(chain.Members) == 0 {
+	if err != nil || len(chain.Members) == 0 {
 		return
 	}
-	a.warn("packets on %s pass unfiltered for the short moment in which a link takes the device; --no-gap avoids that, and does not protect the chain", t.Device)
+	if t.Hook == hook.XDP {
+		if !chain.Protected() {
+			a.warn("packets on %s pass unfiltered for the short moment in which a link takes the device; --no-gap avoids that, and does not protect the chain", t.Name())
+		}
+		return
+	}
+	// Such a program has the cgroup for itself.
+	m := &chain.Members[0]
+	if t.Hook.OnCgroup() && (m.Detail == "exclusive" || m.Detail == "allow-override") && (entry == "" || entry.Names(m)) {
+		a.warn("no program runs on %s %s for the short moment in which a link takes its place: %s was attached for itself alone (%s)",
+			t.Hook, t.Name(), hook.ProgramRef(m.Program.ID), m.Detail)
+	}
 }

@@ -14,13 +14,23 @@ import (
 )
 
 // withoutDev drops the word "dev" before a device, which people who write "ip"
-// and "tc" all day type without thinking. A device of that name is written
-// "dev dev", as there. before is how many words come before the device.
+// and "tc" all day type without thinking, and "cgroup" before a cgroup. A device
+// of that name is written "dev dev", as there. before is how many words come
+// before the target.
 func withoutDev(args []string, before int) []string {
-	if len(args) > before+1 && args[before] == "dev" {
+	if len(args) > before+1 && announces(args, before) {
 		return slices.Delete(slices.Clone(args), before, before+1)
 	}
 	return args
+}
+
+// announces tells whether the word at i only says what the next one is: a
+// target of the hook before it.
+func announces(args []string, i int) bool {
+	if i > 0 && hook.Hook(args[i-1]).OnCgroup() {
+		return args[i] == "cgroup"
+	}
+	return args[i] == "dev"
 }
 
 // words is the check of a verb's arguments: names are those of the usage line,
@@ -49,10 +59,26 @@ func words(before int, names ...string) cobra.PositionalArgs {
 
 func parseHook(name string) (hook.Hook, error) {
 	h, err := hook.Parse(name)
-	if err != nil {
-		return "", usage(`a hook comes before the device, as in "dispatcher list xdp eth0"`, "%v", err)
+	if err == nil {
+		return h, nil
 	}
-	return h, nil
+	// The list of all hooks is long, and of no use for a slip of the finger.
+	if _, unknown := parseHooks(name); unknown != nil {
+		if guess := didYouMean(name, wordsOf(hook.Hooks()), "", ""); guess != "" {
+			return "", usage(guess, "unknown hook %q", name)
+		}
+	}
+	return "", usage(hookFirst, "%v", err)
+}
+
+const hookFirst = `a hook comes before its target, as in "dispatcher list xdp eth0"`
+
+func wordsOf(hooks []hook.Hook) []string {
+	list := make([]string, len(hooks))
+	for i, h := range hooks {
+		list[i] = string(h)
+	}
+	return list
 }
 
 // settingsFlags are the flags that set how a member takes part in its chain.
@@ -60,12 +86,12 @@ type settingsFlags struct{ hook.Settings }
 
 func (s *settingsFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.Func("priority", fmt.Sprintf("where in the chain to run: `N` from %d (first) to %d (last); of equals, the one that came first is first", hook.MinPriority, hook.MaxPriority), s.setPriority)
-	flags.Func("continue-on", "go on to the next member after these `VERDICTS`: pass,tx for example, none or any", func(text string) (err error) {
+	flags.Func("priority", fmt.Sprintf("where among the members to run: `N` from %d (first) to %d (last); of equals, the one that came first is first", hook.MinPriority, hook.MaxPriority), s.setPriority)
+	flags.Func("continue-on", "xdp: go on to the next member after these `VERDICTS`: pass,tx for example, none or any", func(text string) (err error) {
 		s.ContinueOn, err = hook.ParseVerdictSet(text)
 		return err
 	})
-	flags.Func("on-missing", "what happens while the member's slot is empty because its owner died: `POLICY` is continue, drop or aborted", func(text string) (err error) {
+	flags.Func("on-missing", "xdp: what happens while the member's slot is empty because its owner died: `POLICY` is continue, drop or aborted", func(text string) (err error) {
 		s.OnMissing, err = hook.ParseOnMissing(text)
 		return err
 	})
@@ -83,6 +109,25 @@ func (s *settingsFlags) setPriority(text string) error {
 	return nil
 }
 
+// positionFlags are the flags that ask for a place.
+type positionFlags struct{ hook.Position }
+
+func (p *positionFlags) add(a *app, cmd *cobra.Command) {
+	flags := cmd.Flags()
+	ref := func(to *hook.Ref) func(string) error {
+		return func(text string) error {
+			*to = hook.Ref(text)
+			return to.Check()
+		}
+	}
+	flags.Func("before", "run just before `REF`: a member, link:ID or id:PROG; the priority follows from that", ref(&p.Before))
+	flags.Func("after", "run just after `REF`", ref(&p.After))
+	flags.BoolVar(&p.First, "first", false, "run before all others, those of other tools too")
+	flags.BoolVar(&p.Last, "last", false, "run after all others")
+	completeFlag(cmd, "before", a.completeRef)
+	completeFlag(cmd, "after", a.completeRef)
+}
+
 // memberFlags are the flags of a new member.
 type memberFlags struct {
 	settingsFlags
@@ -92,7 +137,7 @@ type memberFlags struct {
 
 func (m *memberFlags) add(cmd *cobra.Command, nameDefault string) {
 	flags := cmd.Flags()
-	flags.StringVar(&m.name, "name", "", "`NAME` of the member in the chain (default: "+nameDefault+")")
+	flags.StringVar(&m.name, "name", "", "`NAME` of the member (default: "+nameDefault+")")
 	m.settingsFlags.add(cmd)
 	flags.StringVar(&m.owner, "owner", "dispatcher", "`LABEL` that tells others whose it is")
 	flags.BoolVar(&m.hold, "hold", false, "own the member in the foreground: it leaves when the command ends, however it ends")

@@ -25,7 +25,7 @@ type offer func(ctx context.Context, given []string, word string) ([]string, cob
 // before is as for withoutDev.
 func completeArgs(before int, offers ...offer) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, given []string, word string) ([]string, cobra.ShellCompDirective) {
-		if len(given) > before && given[before] == "dev" {
+		if len(given) > before && announces(given, before) {
 			given = append(given[:before:before], given[before+1:]...)
 		}
 		if len(given) >= len(offers) {
@@ -36,23 +36,54 @@ func completeArgs(before int, offers ...offer) cobra.CompletionFunc {
 }
 
 // completeFlag offers words for a flag.
-func completeFlag(cmd *cobra.Command, flag string, words func() []string) {
-	err := cmd.RegisterFlagCompletionFunc(flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return words(), noFiles
-	})
-	if err != nil {
+func completeFlag(cmd *cobra.Command, flag string, words cobra.CompletionFunc) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, words); err != nil {
 		panic(err) // there is no such flag: a slip in this program
 	}
 }
 
-func fixed(words ...string) func() []string { return func() []string { return words } }
+func fixed(words ...string) cobra.CompletionFunc { return cobra.FixedCompletions(words, noFiles) }
 
 func offerHooks(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
-	var names []string
-	for _, h := range hook.Hooks() {
-		names = append(names, string(h))
+	return wordsOf(hook.Hooks()), noFiles
+}
+
+// offerListed offers hooks and families.
+func offerListed(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
+	return listedWords(), noFiles
+}
+
+// offerTargets offers cgroups or devices, by the hook.
+func (a *app) offerTargets(ctx context.Context, given []string, word string) ([]string, cobra.ShellCompDirective) {
+	if hook.Hook(given[0]).OnCgroup() {
+		return offerCgroups(word)
 	}
-	return names, noFiles
+	return a.offerDevices(ctx, given, word)
+}
+
+// offerCgroups offers the cgroups at the level of the path that was begun, which
+// may also be relative to the mount.
+func offerCgroups(word string) ([]string, cobra.ShellCompDirective) {
+	root, err := kernel.CgroupRoot()
+	if err != nil {
+		return nil, noFiles
+	}
+	if word != root && strings.HasPrefix(root, word) {
+		return []string{root + "/"}, noFiles | cobra.ShellCompDirectiveNoSpace
+	}
+	dir, base := filepath.Split(word)
+	at := dir
+	if !strings.HasPrefix(dir, root) {
+		at = filepath.Join(root, dir)
+	}
+	entries, _ := os.ReadDir(at)
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && strings.HasPrefix(e.Name(), base) {
+			names = append(names, dir+e.Name())
+		}
+	}
+	return names, noFiles | cobra.ShellCompDirectiveNoSpace
 }
 
 // offerDevices offers those of the network namespace of --netns.
@@ -74,6 +105,24 @@ func (a *app) offerDevices(context.Context, []string, string) ([]string, cobra.S
 }
 
 func (a *app) offerMembers(ctx context.Context, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return a.offerEntries(ctx, given, func(m *hook.Member) bool { return m.Kind == hook.KindMember })
+}
+
+// offerLegacy offers what can be adopted.
+func (a *app) offerLegacy(ctx context.Context, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return a.offerEntries(ctx, given, func(m *hook.Member) bool { return m.Kind == hook.KindLegacy })
+}
+
+// completeRef offers what --before and --after can refer to.
+func (a *app) completeRef(cmd *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if given = withoutDev(given, 1); len(given) < 2 {
+		return nil, noFiles
+	}
+	return a.offerEntries(cmd.Context(), given, func(*hook.Member) bool { return true })
+}
+
+// offerEntries offers those of the entries on a hook that are wanted.
+func (a *app) offerEntries(ctx context.Context, given []string, wanted func(*hook.Member) bool) ([]string, cobra.ShellCompDirective) {
 	t, err := a.target(given[0], given[1])
 	if err != nil {
 		return nil, noFiles
@@ -83,16 +132,17 @@ func (a *app) offerMembers(ctx context.Context, given []string, _ string) ([]str
 		return nil, noFiles
 	}
 	var names []string
-	for _, m := range chain.Members {
-		if m.Kind == hook.KindMember {
-			names = append(names, cobra.CompletionWithDesc(m.Name, m.Program.Name))
+	for i := range chain.Members {
+		if m := &chain.Members[i]; wanted(m) {
+			names = append(names, cobra.CompletionWithDesc(string(refOf(m)), m.Program.Name))
 		}
 	}
 	return names, noFiles
 }
 
-// offerPrograms offers built-in programs and pins; files are up to the shell.
-func offerPrograms(_ context.Context, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+// offerPrograms offers the hook's built-in programs, and pins; files are up to
+// the shell.
+func offerPrograms(_ context.Context, given []string, word string) ([]string, cobra.ShellCompDirective) {
 	if path, ok := strings.CutPrefix(word, fromPin+":"); ok {
 		return offerPins(path)
 	}
@@ -101,7 +151,9 @@ func offerPrograms(_ context.Context, _ []string, word string) ([]string, cobra.
 	}
 	var names []string
 	for _, name := range programs.Names() {
-		names = append(names, cobra.CompletionWithDesc(fromBuiltin+":"+name, programs.Describe(name)))
+		if programs.Function(name, hook.Hook(given[0])) != "" {
+			names = append(names, cobra.CompletionWithDesc(fromBuiltin+":"+name, programs.Describe(name)))
+		}
 	}
 	return names, noFiles
 }
@@ -124,11 +176,11 @@ func offerPins(path string) ([]string, cobra.ShellCompDirective) {
 }
 
 // netnsNames lists the namespaces that have a name, as "ip netns" does.
-func netnsNames() []string {
+func netnsNames(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	entries, _ := os.ReadDir("/run/netns")
 	var names []string
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	return names
+	return names, noFiles
 }

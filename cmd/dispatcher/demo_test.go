@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-quicktest/qt"
 
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -26,12 +27,12 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, transcript)
 	}
-	for act := 1; act <= 7; act++ {
+	for act := 1; act <= 13; act++ {
 		qt.Check(t, qt.StringContains(transcript, fmt.Sprintf("== %d. ", act)))
 	}
 	qt.Check(t, qt.IsFalse(strings.Contains(transcript, "FAILED")))
 	qt.Check(t, qt.StringContains(transcript, "Can't replace active BPF XDP link"))
-	qt.Check(t, qt.StringContains(transcript, "All 7 acts went as they should"))
+	qt.Check(t, qt.StringContains(transcript, "All 13 acts went as they should"))
 	qt.Check(t, qt.IsFalse(strings.Contains(transcript, "\x1b")), qt.Commentf("no colour but on a terminal"))
 	demoGone(t, cmd.Process.Pid)
 }
@@ -43,6 +44,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}{
 		"while members are held": {"== 3.", "dispatcher: the demo was interrupted in act 3\n"},
 		"in the flood":           {"# for i in", "dispatcher: the demo was interrupted in act 5\n"},
+		"with a cgroup":          {"you have reached 10.66.0.3", "dispatcher: the demo was interrupted in act 10\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testenv.CheckLeaks(t)
@@ -99,6 +101,10 @@ func TestDemoNotReady(t *testing.T) {
 			[]string{"setpriv", "--bounding-set=-all", "dispatcher", "demo"},
 			"dispatcher: missing CAP_NET_ADMIN and CAP_SYS_ADMIN; run the demo as root\n",
 		},
+		"no tc": {
+			[]string{"env", "PATH=" + only(t, "ip"), dispatcherPath(t), "demo"},
+			"dispatcher: the demo needs the command tc of iproute2; install the package iproute2 (Debian, Alpine, Arch) or iproute-tc (Fedora, RHEL)\n",
+		},
 		"no ip": {
 			[]string{"env", "PATH=/nonexistent", dispatcherPath(t), "demo"},
 			"dispatcher: the demo needs the command ip of iproute2; install the package iproute2 (Debian, Alpine, Arch) or iproute (Fedora, RHEL)\n",
@@ -114,6 +120,16 @@ func TestDemoNotReady(t *testing.T) {
 	}
 }
 
+// only returns a folder with one command in it.
+func only(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	qt.Assert(t, qt.IsNil(err))
+	dir := t.TempDir()
+	qt.Assert(t, qt.IsNil(os.Symlink(path, filepath.Join(dir, name))))
+	return dir
+}
+
 func dispatcherPath(t *testing.T) string {
 	t.Helper()
 	path, err := exec.LookPath("dispatcher")
@@ -125,7 +141,11 @@ func dispatcherPath(t *testing.T) string {
 func demoGone(t *testing.T, pid int) {
 	t.Helper()
 	name := fmt.Sprintf("ld-demo-%d", pid)
-	for _, path := range []string{"/run/netns/" + name + "-client", "/run/netns/" + name + "-server", filepath.Join(os.TempDir(), name)} {
+	paths := []string{"/run/netns/" + name + "-client", "/run/netns/" + name + "-server", filepath.Join(os.TempDir(), name)}
+	if root, err := kernel.CgroupRoot(); err == nil {
+		paths = append(paths, filepath.Join(root, name))
+	}
+	for _, path := range paths {
 		_, err := os.Lstat(path)
 		qt.Check(t, qt.ErrorIs(err, os.ErrNotExist), qt.Commentf(path))
 	}

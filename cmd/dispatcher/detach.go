@@ -9,17 +9,21 @@ import (
 )
 
 func (a *app) detachCommand() *cobra.Command {
-	all := false
+	var all, force bool
 	cmd := &cobra.Command{
-		Use:   "detach HOOK DEVICE {MEMBER | --all}",
-		Short: "Take a member, or all of them, off a device",
-		Long: `Take a member, or all of them, off a device, whoever owns them, and remove their
-pins. With the last member the device becomes free. Programs that are not
-members of a chain are left alone.`,
+		Use:   "detach HOOK TARGET {MEMBER | link:ID | id:PROG | --all}",
+		Short: "Take a member, or all of them, off a hook",
+		Long: `Take a member, or all of them, off a hook, whoever owns them, and remove their
+pins. With the last member of an xdp chain the device becomes free.
+
+What is not a member is left alone. On other hooks than xdp, --force takes out
+what other tools have attached too: link:ID is an entry by its link, id:PROG by
+its program, as "list" shows them.`,
 		Example: `  dispatcher detach xdp eth0 filter
-  dispatcher detach xdp eth0 --all`,
+  dispatcher detach xdp eth0 --all
+  dispatcher detach tcx/ingress eth0 link:12 --force`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if err := words(1, "HOOK", "DEVICE", "[MEMBER]")(cmd, args); err != nil {
+			if err := words(1, "HOOK", "TARGET", "[MEMBER]")(cmd, args); err != nil {
 				return err
 			}
 			switch n := len(withoutDev(args, 1)); {
@@ -27,29 +31,33 @@ members of a chain are left alone.`,
 				return usage(seeHelp(cmd), "one MEMBER or --all, not both")
 			case n == 2 && !all:
 				return usage(seeHelp(cmd), "which one? Give a MEMBER or --all")
+			case all && force:
+				return usage("name what is not a member by link:ID or id:PROG", "--all takes out members only, and they need no --force")
 			}
 			return nil
 		},
-		ValidArgsFunction: completeArgs(1, offerHooks, a.offerDevices, a.offerMembers),
+		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			args = withoutDev(args, 1)
 			t, err := a.target(args[0], args[1])
 			if err != nil {
 				return err
 			}
+			o := dispatcher.DetachOptions{BPFFS: a.bpffs, Force: force}
 			what := "all members"
 			if all {
-				err = dispatcher.DetachAll(cmd.Context(), t, dispatcher.DetachOptions{BPFFS: a.bpffs})
+				err = dispatcher.DetachAll(cmd.Context(), t, o)
 			} else {
 				what = strconv.Quote(args[2])
-				err = dispatcher.Detach(cmd.Context(), t, args[2], dispatcher.DetachOptions{BPFFS: a.bpffs})
+				err = dispatcher.Detach(cmd.Context(), t, args[2], o)
 			}
 			if err == nil && a.verbose {
-				a.note("detached %s from %s %s", what, t.Hook, t.Device)
+				a.note("detached %s from %s %s", what, t.Hook, t.Name())
 			}
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "all members; the device becomes free")
+	cmd.Flags().BoolVar(&all, "all", false, "all members; an xdp device becomes free")
+	cmd.Flags().BoolVar(&force, "force", false, "take it out even if another tool has attached it (not on xdp)")
 	return cmd
 }

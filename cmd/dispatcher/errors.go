@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // Exit statuses, for scripts. They are a contract.
@@ -33,7 +34,7 @@ var statuses = []struct {
 	{statusFailed, "the kernel refused, or something failed", nil},
 	{statusBusy, "busy: others hold the hook, the name is taken, the chain is full or kept changing",
 		[]error{dispatcher.ErrBusy, dispatcher.ErrChainFull, dispatcher.ErrChanged, fs.ErrExist}},
-	{statusNotFound, "no such device, member, program or file, or it is gone",
+	{statusNotFound, "no such device, cgroup, member, program or file, or it is gone",
 		[]error{dispatcher.ErrDefunct, fs.ErrNotExist}},
 	{statusUnsupported, "not supported by this kernel, driver or chain",
 		[]error{dispatcher.ErrIncompatible, ebpf.ErrNotSupported}},
@@ -93,7 +94,7 @@ type jsonError struct {
 type jsonOccupant struct {
 	Kind    string       `json:"kind"`
 	LinkID  uint32       `json:"link_id,omitempty"`
-	Mode    string       `json:"mode"`
+	Mode    string       `json:"mode,omitempty"` // of XDP
 	Program *jsonProgram `json:"program"`
 }
 
@@ -134,7 +135,10 @@ func describeError(err error) jsonError {
 			j.Cause = e.Err.Error()
 		}
 		if o := e.Occupant; o != nil {
-			j.Occupant = &jsonOccupant{string(o.Kind), o.LinkID, o.Mode.String(), describeProgram(o.Program)}
+			j.Occupant = &jsonOccupant{Kind: string(o.Kind), LinkID: o.LinkID, Program: describeProgram(o.Program)}
+			if e.Hook == hook.XDP {
+				j.Occupant.Mode = o.Mode.String()
+			}
 		}
 		return j
 	}

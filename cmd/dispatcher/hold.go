@@ -28,7 +28,7 @@ func (a *app) hold(ctx context.Context, t dispatcher.Target, link *dispatcher.Li
 		case <-ctx.Done():
 			err := link.Close()
 			if m.OnMissing > hook.MissingContinue && a.stays(context.WithoutCancel(ctx), t, m.Name) {
-				a.warn("the door of %q on %s %s stays closed: packets are dropped there until it is attached again or detached", m.Name, t.Hook, t.Device)
+				a.warn("the door of %q on %s %s stays closed: packets are dropped there until it is attached again or detached", m.Name, t.Hook, t.Name())
 			}
 			return err
 		case <-tick.C:
@@ -59,11 +59,11 @@ func (a *app) printHolding(t dispatcher.Target, name string) error {
 		return encodeLine(a.stdout, struct {
 			Version int         `json:"version"`
 			Holding jsonHolding `json:"holding"`
-		}{schema, jsonHolding{string(t.Hook), t.Device, name}})
+		}{schema, jsonHolding{string(t.Hook), t.Name(), name}})
 	case a.quiet:
 		return nil
 	}
-	return a.print(fmt.Sprintf("holding member %q on %s %s; Ctrl-C lets it go\n", name, t.Hook, t.Device))
+	return a.print(fmt.Sprintf("holding member %q on %s %s; Ctrl-C lets it go\n", name, t.Hook, t.Name()))
 }
 
 type jsonHolding struct {

@@ -1,4 +1,4 @@
-// Command dispatcher attaches XDP programs to network devices that several
+// Command dispatcher attaches BPF programs to hooks of the network that several
 // programs share, and shows and changes what is attached there.
 //
 // See "dispatcher --help" and, for all of it on one page, "dispatcher man".

@@ -2,123 +2,25 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// The JSON of a chain is a contract: fields are added and never change. Lists
-// are never null; what does not apply is left out.
-type jsonChains struct {
-	Version int         `json:"version"`
-	DryRun  bool        `json:"dry_run,omitempty"`
-	Hooks   []jsonChain `json:"hooks"`
-}
-
-type jsonChain struct {
-	Hook    string    `json:"hook"`
-	Target  string    `json:"target"`
-	Ifindex int       `json:"ifindex"`
-	NetNS   jsonNetNS `json:"netns"`
-	Mode    string    `json:"mode,omitempty"` // left out when nothing is attached
-	// LinkID is left out when no link holds the hook, DispatcherID when what
-	// is attached is not a chain of libdispatcher's.
-	LinkID       uint32       `json:"link_id,omitempty"`
-	DispatcherID uint32       `json:"dispatcher_id,omitempty"`
-	Protected    bool         `json:"protected"`
-	Frags        bool         `json:"frags"`
-	Pins         []string     `json:"pins"`
-	Members      []jsonMember `json:"members"`
-}
-
-type jsonNetNS struct {
-	Inode  uint64 `json:"inode"`
-	Cookie uint64 `json:"cookie"`
-}
-
-type jsonMember struct {
-	Name string `json:"name"`
-	// Priority and OnMissing are left out for what is not a member.
-	Priority   int          `json:"priority,omitempty"`
-	ContinueOn []string     `json:"continue_on"`
-	OnMissing  string       `json:"on_missing,omitempty"`
-	Program    *jsonProgram `json:"program"` // null for an empty slot
-	Persistent bool         `json:"persistent"`
-	Kind       string       `json:"kind"`
-	State      string       `json:"state"`
-	Owner      string       `json:"owner,omitempty"`
-	SlotID     uint32       `json:"slot_id,omitempty"`
-	TailCalls  bool         `json:"tail_calls"`
-}
-
-type jsonProgram struct {
-	ID       uint32     `json:"id"`
-	Name     string     `json:"name"`
-	Tag      string     `json:"tag"`
-	LoadedAt *time.Time `json:"loaded_at,omitempty"`
-}
-
-func describeChain(c *hook.Chain, dryRun bool) jsonChain {
-	j := jsonChain{
-		Hook:         string(c.Hook),
-		Target:       c.Target,
-		Ifindex:      c.Ifindex,
-		NetNS:        jsonNetNS{c.NetNS.Inode, c.NetNS.Cookie},
-		LinkID:       c.LinkID,
-		DispatcherID: c.DispatcherID,
-		Protected:    protected(c, dryRun),
-		Frags:        c.Frags,
-		Pins:         append([]string{}, c.Pins...),
-		Members:      []jsonMember{},
-	}
-	if len(c.Members) > 0 {
-		j.Mode = c.Mode.String()
-	}
-	for _, m := range c.Members {
-		j.Members = append(j.Members, describeMember(m))
-	}
-	return j
-}
-
-func describeMember(m hook.Member) jsonMember {
-	j := jsonMember{
-		Name:       m.Name,
-		Priority:   m.Priority,
-		ContinueOn: []string{},
-		Program:    describeProgram(m.Program),
-		Persistent: m.Persistent,
-		Kind:       string(m.Kind),
-		State:      string(m.State),
-		Owner:      m.Owner,
-		SlotID:     m.SlotID,
-		TailCalls:  m.TailCalls,
-	}
-	for _, v := range m.ContinueOn.List() {
-		j.ContinueOn = append(j.ContinueOn, v.String())
-	}
-	if m.OnMissing != 0 {
-		j.OnMissing = m.OnMissing.String()
-	}
-	return j
-}
-
-func describeProgram(p hook.Program) *jsonProgram {
-	if p.ID == 0 {
-		return nil
-	}
-	j := &jsonProgram{ID: p.ID, Name: p.Name, Tag: p.Tag}
-	if !p.LoadedAt.IsZero() {
-		at := p.LoadedAt.UTC().Truncate(time.Second)
-		j.LoadedAt = &at
-	}
-	return j
-}
-
 // printChains prints what is attached, or would be after a dry run.
 func (a *app) printChains(chains []hook.Chain, dryRun bool) error {
+	unread := 0
+	for i := range chains {
+		if chains[i].Err != nil && len(chains[i].Members) == 0 {
+			unread++
+		}
+	}
+	if unread > 0 {
+		a.warn("not all could be read: see the errors in the list (%d)", unread)
+	}
 	if a.format == formatJSON {
 		out := jsonChains{Version: schema, DryRun: dryRun, Hooks: []jsonChain{}}
 		for i := range chains {
@@ -132,7 +34,7 @@ func (a *app) printChains(chains []hook.Chain, dryRun bool) error {
 	var b strings.Builder
 	for i := range chains {
 		c := &chains[i]
-		if len(c.Members) == 0 {
+		if len(c.Members) == 0 && c.Err == nil {
 			a.note("nothing is attached to %s %s", c.Hook, c.Target)
 			continue
 		}
@@ -144,18 +46,28 @@ func (a *app) printChains(chains []hook.Chain, dryRun bool) error {
 	return a.print(b.String())
 }
 
-// chain writes a chain that has members: a line about the hook, and one for each.
+// chain writes what is on a hook: a line about the hook, and one for each entry.
 func (a *app) chain(b *strings.Builder, c *hook.Chain, dryRun bool) {
 	wide := a.format == formatWide
 	b.WriteString(strings.Join(headline(c, wide, dryRun), "  ") + "\n")
-
-	header := heads("PRIO", "NAME", "PROGRAM", "ID", "CONTINUE", "MISSING", "STATE", "OWNER")
-	if wide {
-		header = append(header, heads("TAG", "LOADED", "SLOT", "PERSISTENT", "TAILCALLS")...)
+	switch {
+	case c.Err != nil && len(c.Members) == 0:
+		b.WriteString("  " + a.paint(a.stdout, "cannot be read: "+oneLine(c.Err.Error()), red) + "\n")
+		return
+	case c.Err != nil:
+		b.WriteString("  " + a.paint(a.stdout, oneLine(c.Err.Error()), yellow) + "\n")
 	}
-	rows := [][]cell{header}
+	columns := columnsOf(c, wide)
+	rows := make([][]cell, 1, len(c.Members)+1)
+	for _, col := range columns {
+		rows[0] = append(rows[0], cell{text: col.head})
+	}
 	for i := range c.Members {
-		rows = append(rows, row(&c.Members[i], wide))
+		var row []cell
+		for _, col := range columns {
+			row = append(row, col.cell(&c.Members[i]))
+		}
+		rows = append(rows, row)
 	}
 	a.table(b, "  ", rows)
 	if wide {
@@ -166,11 +78,71 @@ func (a *app) chain(b *strings.Builder, c *hook.Chain, dryRun bool) {
 }
 
 func headline(c *hook.Chain, wide, dryRun bool) []string {
-	where := fmt.Sprintf("%s %s (ifindex %d)", c.Hook, c.Target, c.Ifindex)
-	if c.Ifindex == 0 {
-		where = fmt.Sprintf("%s (the device is gone)", c.Hook)
+	var parts []string
+	if at := where(c); at != "" {
+		parts = append(parts, at)
 	}
-	parts := []string{where, c.Mode.String()}
+	netns := netnsPart(c, wide)
+	if netns != "" && !wide {
+		parts = append(parts, netns)
+	}
+	switch {
+	case len(c.Members) == 0: // could not be read
+	case c.Hook == hook.XDP:
+		parts = append(parts, chainParts(c, wide, dryRun)...)
+	default:
+		parts = append(parts, "verdicts are the programs' own")
+		if wide && c.Revision != 0 {
+			parts = append(parts, fmt.Sprintf("revision %d", c.Revision))
+		}
+	}
+	if dryRun {
+		parts = append(parts, "dry run")
+	}
+	if netns != "" && wide {
+		parts = append(parts, netns)
+	}
+	return parts
+}
+
+// where names the place of a hook. A network namespace as a whole has no hook.
+func where(c *hook.Chain) string {
+	switch h := c.Hook; {
+	case h == "" && c.NetNS.Inode != 0:
+		return ""
+	case h == "":
+		return strings.TrimSpace("cgroups " + c.Target)
+	case h.OnNetNS(), c.Target == "" && c.Err != nil && c.Ifindex == 0 && c.CgroupID == 0:
+		return string(h)
+	case h.OnCgroup() && c.Target != "":
+		return fmt.Sprintf("%s %s", h, c.Target)
+	case h.OnCgroup() && c.CgroupID != 0:
+		return fmt.Sprintf("%s (cgroup id %d)", h, c.CgroupID)
+	case h.OnCgroup():
+		return fmt.Sprintf("%s (the cgroup is gone)", h)
+	case c.Ifindex == 0:
+		return fmt.Sprintf("%s (the device is gone)", h)
+	}
+	return strings.TrimSpace(fmt.Sprintf("%s %s", c.Hook, c.Target)) + fmt.Sprintf(" (ifindex %d)", c.Ifindex)
+}
+
+// netnsPart names the network namespace where that says something: the library
+// gives a name when it has looked at several and it is not the caller's own.
+func netnsPart(c *hook.Chain, wide bool) string {
+	switch ns := c.NetNS; {
+	case ns.Name != "" && wide:
+		return fmt.Sprintf("netns %s (%d)", ns.Name, ns.Inode)
+	case ns.Name != "":
+		return "netns " + ns.Name
+	case ns.Inode != 0 && (wide || c.Err != nil):
+		return fmt.Sprintf("netns %d", ns.Inode)
+	}
+	return ""
+}
+
+// chainParts are what the headline says of XDP.
+func chainParts(c *hook.Chain, wide, dryRun bool) []string {
+	parts := []string{c.Mode.String()}
 	if c.LinkID != 0 {
 		parts = append(parts, fmt.Sprintf("link %d", c.LinkID))
 	}
@@ -188,36 +160,106 @@ func headline(c *hook.Chain, wide, dryRun bool) []string {
 	default:
 		parts = append(parts, "not protected, may be adopted")
 	}
-	if dryRun {
-		parts = append(parts, "dry run")
-	}
-	if wide {
-		parts = append(parts, fmt.Sprintf("netns %d", c.NetNS.Inode))
-	}
 	return parts
 }
 
 // protected tells whether others cannot replace what is attached. In a dry run
 // a chain's first member would bring the link that is not there yet.
 func protected(c *hook.Chain, dryRun bool) bool {
-	return c.Protected() || dryRun && len(c.Members) == 1
+	if c.Hook == hook.XDP {
+		return c.Protected() || dryRun && len(c.Members) == 1
+	}
+	exposed := func(m hook.Member) bool { return !entryProtected(c, &m, dryRun) }
+	return len(c.Members) > 0 && !slices.ContainsFunc(c.Members, exposed)
 }
 
-func row(m *hook.Member, wide bool) []cell {
-	prio, continueOn, missing := "-", "-", "-"
-	if m.Kind == hook.KindMember {
-		prio, continueOn, missing = strconv.Itoa(m.Priority), m.ContinueOn.String(), m.OnMissing.String()
+// entryProtected tells it of one entry. In a dry run a member would have a link,
+// but for a filter.
+func entryProtected(c *hook.Chain, m *hook.Member, dryRun bool) bool {
+	if c.Hook == hook.XDP {
+		return protected(c, dryRun)
 	}
-	cells := []cell{{text: prio}, {text: orDash(m.Name)}, {text: orDash(m.Program.Name)}, number(m.Program.ID),
-		{text: continueOn}, {text: missing}, stateCell(m), {text: orDash(m.Owner)}}
+	return m.Protected() || dryRun && m.Kind == hook.KindMember && m.Filter == nil
+}
+
+// A column of the table of a hook.
+type column struct {
+	head string
+	cell func(*hook.Member) cell
+}
+
+// columnsOf chooses the columns for a hook: on XDP those of a chain, elsewhere
+// the links, and what else there is to say.
+func columnsOf(c *hook.Chain, wide bool) []column {
+	has := func(value func(*hook.Member) string) bool {
+		return slices.ContainsFunc(c.Members, func(m hook.Member) bool { return value(&m) != "" })
+	}
+	detail := func(m *hook.Member) string { return m.Detail }
+	from := func(m *hook.Member) string { return m.From }
+	xdp := c.Hook == hook.XDP
+
+	columns := []column{
+		{"PRIO", priorityCell},
+		{"NAME", textCell(func(m *hook.Member) string { return m.Name })},
+		{"PROGRAM", textCell(func(m *hook.Member) string { return m.Program.Name })},
+		{"ID", func(m *hook.Member) cell { return number(m.Program.ID) }},
+	}
+	if xdp {
+		columns = append(columns,
+			column{"CONTINUE", ofMember(func(m *hook.Member) string { return m.ContinueOn.String() })},
+			column{"MISSING", ofMember(func(m *hook.Member) string { return m.OnMissing.String() })})
+	} else {
+		columns = append(columns, column{"LINK", linkCell})
+	}
+	columns = append(columns, column{"STATE", stateCell}, column{"OWNER", textCell(func(m *hook.Member) string { return m.Owner })})
+	if has(from) {
+		columns = append(columns, column{"FROM", textCell(from)})
+	}
 	if wide {
-		loaded := "-"
-		if !m.Program.LoadedAt.IsZero() {
-			loaded = m.Program.LoadedAt.Local().Format(time.RFC3339)
+		columns = append(columns,
+			column{"TAG", textCell(func(m *hook.Member) string { return m.Program.Tag })},
+			column{"LOADED", textCell(loaded)},
+			column{"UID", textCell(loader)})
+		if xdp {
+			columns = append(columns, column{"SLOT", func(m *hook.Member) cell { return number(m.SlotID) }})
 		}
-		cells = append(cells, cell{text: orDash(m.Program.Tag)}, cell{text: loaded}, number(m.SlotID), yes(m.Persistent), yes(m.TailCalls))
+		columns = append(columns,
+			column{"PERSISTENT", func(m *hook.Member) cell { return yes(m.Persistent) }},
+			column{"TAILCALLS", func(m *hook.Member) cell { return yes(m.TailCalls) }})
 	}
-	return cells
+	if has(detail) || wide && !xdp {
+		columns = append(columns, column{"DETAIL", textCell(detail)})
+	}
+	return columns
+}
+
+func textCell(value func(*hook.Member) string) func(*hook.Member) cell {
+	return func(m *hook.Member) cell { return cell{text: orDash(value(m))} }
+}
+
+// ofMember is a column that means nothing for what is not a member.
+func ofMember(value func(*hook.Member) string) func(*hook.Member) cell {
+	return func(m *hook.Member) cell {
+		if m.Kind != hook.KindMember {
+			return cell{text: "-"}
+		}
+		return cell{text: value(m)}
+	}
+}
+
+func priorityCell(m *hook.Member) cell { return number(uint32(m.Priority)) }
+
+// linkCell is the link that attaches an entry, or why there is none.
+func linkCell(m *hook.Member) cell {
+	switch {
+	case m.LinkID != 0:
+		return number(m.LinkID)
+	case m.Kind == hook.KindLegacy:
+		return cell{text: string(hook.KindLegacy)}
+	case m.Filter != nil:
+		return cell{text: "not protected"}
+	}
+	return cell{text: "-"} // a dry run
 }
 
 // stateCell is the state, and for what is not a member the kind.
@@ -231,58 +273,17 @@ func stateCell(m *hook.Member) cell {
 	return cell{string(m.State), red}
 }
 
-// A cell of a table; color may be empty.
-type cell struct{ text, color string }
-
-func heads(texts ...string) []cell {
-	cells := make([]cell, 0, len(texts))
-	for _, t := range texts {
-		cells = append(cells, cell{text: t})
+func loaded(m *hook.Member) string {
+	if m.Program.LoadedAt.IsZero() {
+		return ""
 	}
-	return cells
+	return m.Program.LoadedAt.Local().Format(time.RFC3339)
 }
 
-func number(n uint32) cell {
-	if n == 0 {
-		return cell{text: "-"}
+// loader is the user who loaded the program.
+func loader(m *hook.Member) string {
+	if m.Program.ID == 0 {
+		return ""
 	}
-	return cell{text: strconv.FormatUint(uint64(n), 10)}
-}
-
-func yes(b bool) cell {
-	if b {
-		return cell{text: "yes"}
-	}
-	return cell{text: "no"}
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-// table writes rows with columns as wide as need be, and nothing after the
-// last one of a line.
-func (a *app) table(b *strings.Builder, indent string, rows [][]cell) {
-	var widths []int
-	for _, r := range rows {
-		for i, c := range r {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], utf8.RuneCountInString(c.text))
-		}
-	}
-	for _, r := range rows {
-		b.WriteString(indent)
-		for i, c := range r {
-			b.WriteString(a.paint(a.stdout, c.text, c.color))
-			if i < len(r)-1 {
-				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+2))
-			}
-		}
-		b.WriteByte('\n')
-	}
+	return strconv.FormatUint(uint64(m.Program.LoadedBy), 10)
 }

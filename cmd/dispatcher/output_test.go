@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -12,12 +13,13 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// chains are one of each kind.
-func chains() []hook.Chain {
+func program(id uint32, name string) hook.Program {
 	at := time.Date(2026, 3, 1, 12, 30, 0, 500, time.UTC)
-	program := func(id uint32, name string) hook.Program {
-		return hook.Program{ID: id, Name: name, Tag: "2cdaa4a309ea9ba2", LoadedAt: at}
-	}
+	return hook.Program{ID: id, Name: name, Tag: "2cdaa4a309ea9ba2", LoadedAt: at}
+}
+
+// chains are one of each kind that there is on XDP.
+func chains() []hook.Chain {
 	ns := hook.NetNS{Inode: 4026531840, Cookie: 1}
 	return []hook.Chain{
 		{
@@ -56,6 +58,59 @@ func chains() []hook.Chain {
 	}
 }
 
+// otherHooks are what there is on other hooks than XDP.
+func otherHooks() []hook.Chain {
+	blue := hook.NetNS{Inode: 4026531999, Cookie: 7, Name: "blue"}
+	mine := hook.Member{
+		Name: "mine", Settings: hook.Settings{Priority: 50}, Program: program(41, "filter"), Persistent: true,
+		Kind: hook.KindMember, State: hook.StateRunning, Owner: "dispatcher", LinkID: 12,
+	}
+	theirs := hook.Member{Name: "cil_from_netdev", Program: program(60, "cil_from_netdev"), Kind: hook.KindForeign, State: hook.StateRunning, LinkID: 9}
+	theirs.Program.LoadedBy = 1000
+	bare := hook.Member{Name: "bare", Program: program(61, "bare"), Kind: hook.KindLegacy, State: hook.StateRunning}
+	exclusive := bare
+	exclusive.Detail = "exclusive"
+	filter := func(m hook.Member, pref uint16, detail string) hook.Member {
+		m.LinkID, m.Detail = 0, detail
+		m.Filter = &hook.Filter{Parent: 0xfffffff2, Pref: pref, Protocol: 3, Handle: 1, DirectAction: true}
+		return m
+	}
+	from := func(m hook.Member, cgroup string) hook.Member {
+		m.From = cgroup
+		return m
+	}
+	return []hook.Chain{
+		{
+			Hook: hook.TCXIngress, Target: "eth0", Ifindex: 2, NetNS: blue, Revision: 5,
+			Pins:    []string{"/sys/fs/bpf/libdispatcher/tcx_12/member_mine/link"},
+			Members: []hook.Member{theirs, mine, bare},
+		},
+		{
+			Hook: hook.TCIngress, Target: "eth0", Ifindex: 2, NetNS: blue,
+			Members: []hook.Member{filter(bare, 1, "pref 1 handle 0x1"), filter(mine, 50, "pref 50 handle 0x1")},
+		},
+		{Hook: hook.CgroupConnect4, Target: "/sys/fs/cgroup/web.slice", CgroupID: 321, Members: []hook.Member{exclusive}},
+		{
+			Hook: hook.CgroupSKBEgress, Target: "/sys/fs/cgroup/web.slice", CgroupID: 321,
+			Members: []hook.Member{from(mine, "/sys/fs/cgroup/web.slice"), from(theirs, "/sys/fs/cgroup")},
+		},
+		{Hook: hook.Netfilter, NetNS: blue, Members: []hook.Member{{
+			Name: "nf", Program: program(62, "nf"), Kind: hook.KindForeign, State: hook.StateRunning, LinkID: 13, Detail: "ipv4 prerouting, priority -128",
+		}}},
+		// What could not be read, and what is known of a link whose place is not.
+		{Hook: hook.XDP, Target: "eth1", Ifindex: 3, NetNS: blue, Err: errors.New("no permission\nat all")},
+		{NetNS: blue, Err: errors.New("it is gone")},
+		{Hook: "cgroup", Target: "/sys/fs/cgroup/x", Err: errors.New("no permission")},
+		{Err: errors.New("no permission")},
+		{Hook: hook.TCXEgress, Ifindex: 7, Err: errors.New("its place was not found"), Members: []hook.Member{theirs}},
+		{Hook: hook.CgroupSockOps, CgroupID: 99, Err: errors.New("its place was not found"), Members: []hook.Member{theirs}},
+		{Hook: hook.SKLookup, NetNS: hook.NetNS{Inode: 4026532001}, Err: errors.New("its place was not found"), Members: []hook.Member{theirs}},
+		// After a link's target has gone.
+		{Hook: hook.TCXEgress, Members: []hook.Member{theirs}},
+		{Hook: hook.CgroupSockOps, Members: []hook.Member{theirs}},
+	}
+}
+
 func TestPrintChains(t *testing.T) {
 	local := time.Local
 	time.Local = time.UTC
@@ -64,25 +119,31 @@ func TestPrintChains(t *testing.T) {
 	for _, test := range []struct {
 		file string
 		app
+		list   []hook.Chain
 		dryRun bool
 	}{
-		{"list.txt", app{format: formatTable}, false},
-		{"list-wide.txt", app{format: formatWide}, false},
-		{"list-color.txt", app{format: formatTable, color: "always"}, false},
-		{"list.json", app{format: formatJSON}, false},
-		{"dry-run.txt", app{format: formatTable}, true},
-		{"dry-run.json", app{format: formatJSON}, true},
+		{"list.txt", app{format: formatTable}, chains(), false},
+		{"list-wide.txt", app{format: formatWide}, chains(), false},
+		{"list-color.txt", app{format: formatTable, color: "always"}, chains(), false},
+		{"list.json", app{format: formatJSON}, chains(), false},
+		{"hooks.txt", app{format: formatTable}, otherHooks(), false},
+		{"hooks-wide.txt", app{format: formatWide}, otherHooks(), false},
+		{"hooks.json", app{format: formatJSON}, otherHooks(), false},
+		{"dry-run.txt", app{format: formatTable}, chains()[:1], true},
+		{"dry-run.json", app{format: formatJSON}, chains()[:1], true},
+		{"dry-run-tcx.json", app{format: formatJSON}, otherHooks()[:1], true},
 	} {
 		t.Run(test.file, func(t *testing.T) {
 			var out bytes.Buffer
 			a := test.app
 			a.stdout, a.stderr = &out, &out
-			list := chains()
-			if test.dryRun {
-				list[0].LinkID, list[0].Members = 0, list[0].Members[:1]
-				list = list[:1]
+			if c := &test.list[0]; test.dryRun {
+				c.LinkID, c.Members = 0, c.Members[:len(c.Members)-2]
+				for i := range c.Members {
+					c.Members[i].Kind, c.Members[i].LinkID = hook.KindMember, 0
+				}
 			}
-			qt.Assert(t, qt.IsNil(a.printChains(list, test.dryRun)))
+			qt.Assert(t, qt.IsNil(a.printChains(test.list, test.dryRun)))
 			golden(t, test.file, out.String())
 			for line := range strings.Lines(out.String()) {
 				qt.Check(t, qt.IsFalse(strings.HasSuffix(line, " \n")), qt.Commentf("%q", line))

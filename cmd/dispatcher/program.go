@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/programs"
 )
@@ -22,7 +24,27 @@ const programHelp = `PROGRAM is one of
                 a function or a section, chooses one of several programs
   id:N          a program that is loaded, by its id ("bpftool prog" lists them)
   pin:PATH      a program that is pinned in a bpffs
-  builtin:NAME  a program that comes with this tool: `
+  builtin:NAME  a program that comes with this tool:
+`
+
+// builtinHelp lists the built-in programs, and what they are for.
+func builtinHelp() string {
+	var lines []string
+	for _, name := range programs.Names() {
+		var families []string
+		for _, h := range programs.Hooks(name) {
+			family, _, _ := strings.Cut(string(h), "/")
+			if family == "cgroup" { // has 28 hooks that differ
+				family = string(h)
+			}
+			if !slices.Contains(families, family) {
+				families = append(families, family)
+			}
+		}
+		lines = append(lines, fmt.Sprintf("                %-10s %s", name, strings.Join(families, ", ")))
+	}
+	return strings.Join(lines, "\n")
+}
 
 // Kinds of PROGRAM.
 const (
@@ -110,45 +132,71 @@ func (p *programFlags) pinsIn(bpffs string) bool {
 	return err == nil && filepath.IsLocal(rel)
 }
 
-// source makes what the library loads of the word PROGRAM and the flags. The
-// caller calls release when it has been loaded.
-func (p *programFlags) source(a *app, word string) (from dispatcher.Source, release func(), err error) {
-	release = func() {}
+// A programSource is what the library loads.
+type programSource struct {
+	dispatcher.Source
+	name    string // of the member, by default; empty for the program's own
+	release func() // is to be called when it has been loaded
+}
+
+// source makes of the word PROGRAM and the flags what the library loads for a
+// hook.
+func (p *programFlags) source(a *app, h hook.Hook, word string) (programSource, error) {
+	from := programSource{release: func() {}}
 	w, err := parseProgram(word, isFile)
 	if err != nil {
-		return from, release, err
+		return from, err
 	}
 	switch w.kind {
 	case fromID, fromPin:
 		if p.given() {
-			return from, release, usage("they are for programs from a file, or built-in ones", "--map, --global, --map-pins and --new-maps: %q is loaded already", word)
+			return from, usage("they are for programs from a file, or built-in ones", "--map, --global, --map-pins and --new-maps: %q is loaded already", word)
 		}
 		if w.kind == fromID {
-			return dispatcher.ProgramID(ebpf.ProgramID(w.id)), release, nil
+			from.Source = dispatcher.ProgramID(ebpf.ProgramID(w.id))
+		} else {
+			from.Source = dispatcher.ProgramPin(w.path)
 		}
-		return dispatcher.ProgramPin(w.path), release, nil
+		return from, nil
 	}
 
 	o := dispatcher.LoadOptions{Program: w.name, MapPins: p.mapPins, BPFFS: a.bpffs, NewMaps: p.newMaps}
+	var spec *ebpf.CollectionSpec
+	if w.kind == fromBuiltin {
+		if spec, o.Program, err = builtin(w.name, h); err != nil {
+			return from, err
+		}
+		from.name = w.name
+	}
 	if o.Globals, err = pairs("global", p.globals); err != nil {
-		return from, release, err
+		return from, err
 	}
 	mapWords, err := pairs("map", p.maps)
 	if err != nil {
-		return from, release, err
+		return from, err
 	}
-	if o.Maps, release, err = openMaps(mapWords); err != nil {
-		return from, release, err
+	if o.Maps, from.release, err = openMaps(mapWords); err != nil {
+		return from, err
 	}
-	if w.kind == fromFile {
-		return dispatcher.File(w.path, o), release, nil
+	if spec != nil {
+		from.Source = dispatcher.Spec(spec, o)
+	} else {
+		from.Source = dispatcher.File(w.path, o)
 	}
-	spec, err := programs.Spec(w.name)
+	return from, nil
+}
+
+// builtin returns a built-in program and its function for a hook.
+func builtin(name string, h hook.Hook) (*ebpf.CollectionSpec, string, error) {
+	spec, err := programs.Spec(name)
 	if err != nil {
-		release()
-		return from, func() {}, err
+		return nil, "", err
 	}
-	return dispatcher.Spec(spec, o), release, nil
+	function := programs.Function(name, h)
+	if function == "" {
+		return nil, "", hook.Because(hook.ErrIncompatible, "builtin:%s is not for %s; it is for %s", name, h, strings.Join(wordsOf(programs.Hooks(name)), ", "))
+	}
+	return spec, function, nil
 }
 
 // pairs reads the values NAME=VALUE of a flag.

@@ -1,18 +1,15 @@
 package main
 
 import (
-	"strings"
-
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
-	"github.com/libdispatcher/dispatcher/programs"
 )
 
 func (a *app) replaceCommand() *cobra.Command {
 	var program programFlags
 	cmd := &cobra.Command{
-		Use:   "replace HOOK DEVICE MEMBER PROGRAM",
+		Use:   "replace HOOK TARGET MEMBER PROGRAM",
 		Short: "Give a member another program",
 		Long: `Give a member another program. Each packet sees the old one or the new one,
 and no other member notices. Name, priority and all settings stay.
@@ -21,24 +18,26 @@ A program from a file, or a built-in one, goes on with the maps of the old one
 where they have the same names: counters and lists stay. Its constants are those
 of the new file. --new-maps starts with empty maps.
 
-` + programHelp + strings.Join(programs.Names(), ", "),
+` + programHelp + builtinHelp(),
 		Example: `  dispatcher replace xdp eth0 filter filter-v2.o
 
   # forget all counters
-  dispatcher replace xdp eth0 filter filter-v2.o --new-maps`,
-		Args:              words(1, "HOOK", "DEVICE", "MEMBER", "PROGRAM"),
-		ValidArgsFunction: completeArgs(1, offerHooks, a.offerDevices, a.offerMembers, offerPrograms),
+  dispatcher replace xdp eth0 filter filter-v2.o --new-maps
+
+  dispatcher replace cgroup/connect4 /sys/fs/cgroup/web.slice proxy proxy-v2.o`,
+		Args:              words(1, "HOOK", "TARGET", "MEMBER", "PROGRAM"),
+		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers, offerPrograms),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			args = withoutDev(args, 1)
 			t, err := a.target(args[0], args[1])
 			if err != nil {
 				return err
 			}
-			from, release, err := program.source(a, args[3])
+			from, err := program.source(a, t.Hook, args[3])
 			if err != nil {
 				return err
 			}
-			defer release()
+			defer from.release()
 			if program.pinsIn(a.bpffs) {
 				if err := a.needBPFFS(); err != nil {
 					return err
@@ -49,14 +48,14 @@ of the new file. --new-maps starts with empty maps.
 				return err
 			}
 			defer link.Close()
-			if err := link.Update(cmd.Context(), from); err != nil {
+			if err := link.Update(cmd.Context(), from.Source); err != nil {
 				return err
 			}
 			if info, err := link.Info(cmd.Context()); err == nil {
 				if a.verbose {
-					a.note("%q on %s %s now has program %s, id %d", info.Name, t.Hook, t.Device, info.Program.Name, info.Program.ID)
+					a.note("%q on %s %s now has program %s, id %d", info.Name, t.Hook, t.Name(), info.Program.Name, info.Program.ID)
 				}
-				a.warnTailCalls(info)
+				a.warnTailCalls(t, info)
 			}
 			return nil
 		},

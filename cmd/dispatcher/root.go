@@ -8,32 +8,67 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
-const rootLong = `Attach XDP programs to network devices that several programs share.
+const rootLong = `Attach BPF programs to hooks of the network that several programs share: XDP and
+TC on devices, packets and sockets of cgroups. Show what is attached, whoever
+did it.
 
 XDP has room for one program on a device. dispatcher puts a chain there that
 runs many, in order of priority, and holds the device through a bpf_link, so
 that no "ip link set xdp", and no other program, throws them out.
 
+On tcx and cgroups the kernel itself runs many programs. There each member has a
+bpf_link of its own, at the place that its priority gives it. On kernels without
+tcx there is tc: filters, in the same order, which others can remove.
+
 Everything needs root. Programs attached with "attach" and "adopt" stay until
 "detach" or a reboot: they are pinned in a bpffs. With --hold they are owned by
-the command instead, and leave with it.`
+the command instead, and leave with it.
 
-const rootExample = `  dispatcher attach xdp eth0 filter.o --name filter --priority 10
+HOOK and TARGET are
+  xdp                      a device
+  tcx/ingress tcx/egress   a device (Linux 6.6)
+  tc/ingress tc/egress     a device; filters of the clsact qdisc
+and, with the path of a cgroup (/sys/fs/cgroup/system.slice, or /system.slice),
+`
+
+const rootExample = `  dispatcher list
+  dispatcher attach xdp eth0 filter.o --name filter --priority 10
   dispatcher attach xdp eth0 builtin:count
-  dispatcher list
   dispatcher set xdp eth0 filter --continue-on pass,tx
   dispatcher replace xdp eth0 filter filter-v2.o
-  dispatcher detach xdp eth0 filter`
+  dispatcher detach xdp eth0 filter
+
+  dispatcher attach tcx/egress eth0 builtin:count --first
+  dispatcher attach cgroup_skb/egress /sys/fs/cgroup/system.slice builtin:count
+  dispatcher list cgroup /sys/fs/cgroup/system.slice --effective`
+
+// cgroupHelp lists the hooks of cgroups, which are many.
+func cgroupHelp() string {
+	var b strings.Builder
+	width := 0
+	for _, h := range hook.CgroupHooks() {
+		if width += 1 + len(h); width > 78 {
+			b.WriteString("\n ")
+			width = 1 + len(h)
+		} else if b.Len() == 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(" " + string(h))
+	}
+	return b.String()
+}
 
 // rootCommand wires the verbs and the global flags. args are those of the run.
 func (a *app) rootCommand(args []string) *cobra.Command {
 	showVersion := false
 	root := &cobra.Command{
 		Use:               "dispatcher",
-		Short:             "Attach XDP programs to devices that several programs share",
-		Long:              rootLong + "\n\nExit status:\n" + describeStatuses("  "),
+		Short:             "Attach BPF programs to network hooks that several programs share",
+		Long:              rootLong + cgroupHelp() + "\n\nExit status:\n" + describeStatuses("  "),
 		Example:           rootExample,
 		SilenceErrors:     true, // fail prints them
 		SilenceUsage:      true,

@@ -8,6 +8,9 @@ import (
 	"github.com/go-quicktest/qt"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // Whatever there is has words for its help, and for the manual page.
@@ -69,7 +72,39 @@ func TestWithoutDev(t *testing.T) {
 		{"xdp dev dev x.o", "xdp dev x.o"},
 		{"xdp dev", "xdp dev"},
 		{"xdp eth0 dev", "xdp eth0 dev"},
+		{"xdp cgroup x.o", "xdp cgroup x.o"},
+		{"cgroup/connect4 cgroup /a x.o", "cgroup/connect4 /a x.o"},
+		{"cgroup/connect4 cgroup cgroup x.o", "cgroup/connect4 cgroup x.o"},
+		{"cgroup/connect4 dev x.o", "cgroup/connect4 dev x.o"},
+		{"cgroup cgroup /a", "cgroup /a"},
+		{"sockops cgroup /a", "sockops /a"},
 	} {
 		qt.Check(t, qt.Equals(strings.Join(withoutDev(strings.Fields(test.args), 1), " "), test.want))
+	}
+}
+
+func TestParseHooks(t *testing.T) {
+	for name, want := range map[string]string{
+		"xdp":            "xdp",
+		"tcx":            "tcx/ingress tcx/egress",
+		"tc":             "tc/ingress tc/egress tc/qdisc",
+		"netkit":         "netkit/primary netkit/peer",
+		"tcx/egress":     "tcx/egress",
+		"netfilter":      "netfilter",
+		"lsm_cgroup":     "lsm_cgroup",
+		"sockops":        "sockops",
+		"cgroup/sysctl":  "cgroup/sysctl",
+		"flow_dissector": "flow_dissector",
+	} {
+		hooks, err := parseHooks(name)
+		qt.Check(t, qt.IsNil(err))
+		qt.Check(t, qt.Equals(strings.Join(wordsOf(hooks), " "), want))
+	}
+	hooks, err := parseHooks("cgroup")
+	qt.Check(t, qt.IsNil(err))
+	qt.Check(t, qt.HasLen(hooks, len(hook.CgroupHooks())+1)) // and lsm_cgroup
+	for _, name := range []string{"", "eth0", "cgroup/", "TCX"} {
+		_, err := parseHooks(name)
+		qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage))
 	}
 }

@@ -2,22 +2,18 @@ package main
 
 import (
 	"errors"
-	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -39,6 +35,8 @@ func TestMain(m *testing.M) {
 //
 //	$NS, $DEV    a namespace with a veth device, up
 //	$PEER        the namespace of the other end
+//	$PEERDEV     its device
+//	$CGROUP      a cgroup, empty, and $CHILD one in it
 //	$BPFFS       a bpffs, empty
 //	$BPF         the folder of object files (testdata/bpf)
 //
@@ -63,6 +61,7 @@ func TestScripts(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(script), ".txt"), func(t *testing.T) {
 			testenv.CheckLeaks(t)
 			pair, bpffs := testenv.NewPair(t), testenv.BPFFS(t)
+			cgroup := testenv.NewCgroup(t)
 			testscript.RunT(scriptT{t}, testscript.Params{
 				Files:              []string{script},
 				RequireUniqueNames: true,
@@ -72,6 +71,9 @@ func TestScripts(t *testing.T) {
 					env.Setenv("NSPATH", pair.Server.Path())
 					env.Setenv("DEV", pair.ServerDev)
 					env.Setenv("PEER", pair.Client.Name)
+					env.Setenv("PEERDEV", pair.ClientDev)
+					env.Setenv("CGROUP", cgroup.Path)
+					env.Setenv("CHILD", cgroup.Child(t, "child").Path)
 					env.Setenv("BPFFS", bpffs)
 					env.Setenv("BPF", objects)
 					return nil
@@ -139,22 +141,27 @@ func getenv(ts *testscript.TestScript, neg bool, args []string) {
 // masks are what differs from run to run, in JSON and in tables, whose columns
 // are as wide as what is in them.
 var masks = []struct{ pattern, word string }{
-	{`("(?:ifindex|inode|cookie|link_id|dispatcher_id|slot_id|id)": )[0-9]+`, "${1}0"},
+	{`("(?:ifindex|inode|cookie|link_id|dispatcher_id|slot_id|id|cgroup_id|revision)": )[0-9]+`, "${1}0"},
 	{`("tag": )"[0-9a-f]{16}"`, `${1}"TAG"`},
 	{`("loaded_at": )"[-0-9T:]+Z"`, `${1}"TIME"`},
-	{`/xdp_[0-9]+/`, "/xdp_0/"},
+	{`/(xdp|tcx|cgroup)_[0-9]+/`, "/${1}_0/"},
 	{`\(ifindex [0-9]+\)`, "(ifindex 0)"},
-	{`\b(link|dispatcher|netns) [0-9]+`, "$1 0"},
+	{`\b(link|dispatcher|netns|revision) [0-9]+`, "$1 0"},
 	{`(\S)   +`, "$1  "},
-	{`(?m)^(  [0-9]+  \S+  \S+  )[0-9]+  `, "${1}ID  "},
-	{`  [0-9a-f]{16}  [0-9]{4}-[-+Z0-9:T]+  [0-9]+  `, "  TAG  TIME  ID  "},
+	{`(?m)^(  [-0-9]+  \S+  \S+  )[0-9]+  `, "${1}ID  "},
+	{`  ID  [0-9]+  `, "  ID  LINK  "},
+	{`  [0-9a-f]{16}  [0-9]{4}-[-+Z0-9:T]+  `, "  TAG  TIME  "},
+	{`  TIME  ([0-9]+)  [0-9]+  `, "  TIME  $1  ID  "},
 }
 
 func mask(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: mask FILE")
 	}
-	text := strings.ReplaceAll(ts.ReadFile(args[0]), ts.Getenv("BPFFS"), "$BPFFS")
+	text := ts.ReadFile(args[0])
+	for _, name := range []string{"BPFFS", "CGROUP", "PEER", "NS"} {
+		text = regexp.MustCompile(regexp.QuoteMeta(ts.Getenv(name))+`\b`).ReplaceAllLiteralString(text, "$"+name)
+	}
 	for _, m := range masks {
 		text = regexp.MustCompile(m.pattern).ReplaceAllString(text, m.word)
 	}
@@ -171,66 +178,16 @@ func clean(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("left attached:\n%s", out)
 		}
 	}
+	for _, cgroup := range []string{ts.Getenv("CGROUP"), ts.Getenv("CHILD")} {
+		ts.Check(ts.Exec("dispatcher", "-q", "list", "cgroup", cgroup))
+		if out := ts.ReadFile("stdout"); out != "" {
+			ts.Fatalf("left attached:\n%s", out)
+		}
+	}
 	pins, err := os.ReadDir(filepath.Join(ts.Getenv("BPFFS"), "libdispatcher"))
+	// The registry of names stays.
+	pins = slices.DeleteFunc(pins, func(e os.DirEntry) bool { return e.Name() == "registry" })
 	if err == nil && len(pins) > 0 {
 		ts.Fatalf("left pinned: %v", pins)
 	}
-}
-
-// otherTool stands for programs that know nothing of chains:
-//
-//	othertool link NETNS DEVICE PIN   attach a program by a link, and pin the link
-//	othertool pin ID PIN              pin a program
-func otherTool() {
-	var err error
-	switch args := os.Args[1:]; {
-	case len(args) == 4 && args[0] == "link":
-		err = linkOther(args[1], args[2], args[3])
-	case len(args) == 3 && args[0] == "pin":
-		err = pinProgram(args[1], args[2])
-	default:
-		err = fmt.Errorf("bad arguments %q", args)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "othertool:", err)
-		os.Exit(1)
-	}
-}
-
-func linkOther(netns, device, pin string) error {
-	ns, err := kernel.OpenNetNS(netns)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	prog, err := ebpf.NewProgram(testenv.VerdictSpec("ldt_other", testenv.XDPPass))
-	if err != nil {
-		return err
-	}
-	defer prog.Close()
-	return ns.Do(func() error {
-		dev, err := net.InterfaceByName(device)
-		if err != nil {
-			return err
-		}
-		l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: dev.Index})
-		if err != nil {
-			return err
-		}
-		defer l.Close()
-		return l.Pin(pin)
-	})
-}
-
-func pinProgram(id, pin string) error {
-	n, err := strconv.ParseUint(id, 10, 32)
-	if err != nil {
-		return err
-	}
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(n))
-	if err != nil {
-		return err
-	}
-	defer prog.Close()
-	return prog.Pin(pin)
 }

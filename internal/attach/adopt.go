@@ -46,6 +46,8 @@ func (s *site) adopt(l *state.Locked, req AdoptRequest) (*slotHandle, error) {
 	switch {
 	case snap.free():
 		return nil, hook.Because(fs.ErrNotExist, "nothing is attached that could be adopted")
+	case req.Entry != "" && (snap.chain != nil || req.Entry.Program() != programID(snap.prog)):
+		return nil, hook.Because(fs.ErrNotExist, "there is no %q without a link", req.Entry)
 	case snap.chain == nil && len(snap.links) > 0:
 		return nil, s.occupied(snap)
 	case snap.chain == nil:

@@ -23,7 +23,7 @@ func (filters) adopt(ctx context.Context, s *site, req AdoptRequest) (Handle, er
 	var h Handle
 	err := retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) error {
-			return s.onLane(func(conn *rtnl.Conn, ln *lane) (err error) {
+			return s.lane(s.byName, func(conn *rtnl.Conn, ln *lane) (err error) {
 				i, err := ln.adoptable(req.Entry)
 				if err != nil {
 					return err
@@ -43,6 +43,7 @@ func (filters) adopt(ctx context.Context, s *site, req AdoptRequest) (Handle, er
 	if err != nil {
 		return nil, err
 	}
+	s.ns.Release()
 	return h, nil
 }
 
@@ -95,7 +96,7 @@ func (ln *lane) rename(conn *rtnl.Conn, i int, prog *ebpf.Program, req AdoptRequ
 	if err := conn.ReplaceFilter(ln.dev.Index, f, prog.FD(), lb.String()); err != nil {
 		return nil, again(err)
 	}
-	return &filterHandle{site: ln.site, name: lb.Name}, nil
+	return &filterHandle{site: ln.site, name: lb.Name, index: ln.dev.Index}, nil
 }
 
 // filterIncumbent is a filter whose place a link takes.
@@ -104,6 +105,10 @@ type filterIncumbent struct {
 	index int
 	rtnl.Filter
 }
+
+func (filterIncumbent) id() uint32 { return 0 }
+
+func (filterIncumbent) carries(*ebpf.Program) *ebpf.Program { return nil }
 
 func (f filterIncumbent) exchange(next, _ *ebpf.Program) error {
 	return again(f.conn.ReplaceFilter(f.index, f.Filter.Filter, next.FD(), f.Name))
@@ -168,6 +173,5 @@ func (s *site) adoptFilter(l *state.Locked, conn *rtnl.Conn, ln *lane, i int, pr
 		}
 		return nil, err
 	}
-	s.ns.Release()
 	return h, nil
 }

@@ -51,12 +51,12 @@ func (s *site) adoptBare(l *state.Locked, req AdoptRequest) (*linkHandle, error)
 	if err != nil {
 		return nil, err
 	}
-	prog, err := real(list.entries[i].prog)
+	prog, err := real(list.entries[i].carried)
 	if err != nil {
 		return nil, err
 	}
 	defer prog.Close()
-	carried, err := ebpf.NewProgramFromID(ebpf.ProgramID(list.entries[i].prog))
+	carried, err := ebpf.NewProgramFromID(ebpf.ProgramID(list.entries[i].carried))
 	if err != nil {
 		return nil, again(kernel.Errno("the program", err))
 	}

@@ -65,6 +65,14 @@ func (p Place) open() (*site, error) {
 
 func (s *site) close() { s.ns.Close() }
 
+// command is how the dispatcher command is called for the site, for hints.
+func (s *site) command() string {
+	if s.NetNS != "" {
+		return "dispatcher -n " + s.NetNS
+	}
+	return "dispatcher"
+}
+
 // noBPFFS is the refusal to pin where that is not possible.
 func (s *site) noBPFFS() error {
 	return &hook.Error{
@@ -96,7 +104,7 @@ func (r *Request) check(s *site) error {
 	if r.Mode > hook.ModeGeneric {
 		return hook.Because(hook.ErrUsage, "mode %v: a chain cannot be attached that way", r.Mode)
 	}
-	if r.Persistent && s.pins == nil {
+	if r.Persistent && s.pins == nil && s.Hook.Family() != "tc" { // filters are not pinned
 		return s.noBPFFS()
 	}
 	return nil

@@ -18,12 +18,13 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// A filterHandle refers to a member on a clsact hook, by its name. It owns
-// nothing: the filter stays when it is closed.
+// A filterHandle refers to a member on a clsact hook, by its device and name. It
+// owns nothing: the filter stays when it is closed.
 type filterHandle struct {
 	mu     sync.Mutex
 	site   *site
 	name   string
+	index  int // of the device, which may have another name by now
 	loaded *load.Loaded
 	closed bool
 }
@@ -43,34 +44,51 @@ func (h *filterHandle) Close() error {
 	return nil
 }
 
-// do runs fn with the lane as it is and the index of the member, until it
-// succeeds.
-func (h *filterHandle) do(ctx context.Context, fn func(conn *rtnl.Conn, ln *lane, i int) error) error {
+// byIndex finds the device of the member.
+func (h *filterHandle) byIndex(conn *rtnl.Conn) (*rtnl.Device, error) {
+	d, err := conn.DeviceByIndex(h.index)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, hook.Because(hook.ErrDefunct, "the device is gone, or in another network namespace: %w", err)
+	}
+	return d, err
+}
+
+type onLane func(ctx context.Context, find func(*rtnl.Conn) (*rtnl.Device, error), fn func(conn *rtnl.Conn, ln *lane) error) error
+
+// look runs fn with the lane as it is and the index of the member.
+func (h *filterHandle) look(ctx context.Context, fn func(conn *rtnl.Conn, ln *lane, i int) error) error {
+	return h.do(ctx, h.site.onLane, fn)
+}
+
+// change is look under the lock.
+func (h *filterHandle) change(ctx context.Context, fn func(conn *rtnl.Conn, ln *lane, i int) error) error {
+	return h.do(ctx, h.site.changeLane, fn)
+}
+
+func (h *filterHandle) do(ctx context.Context, on onLane, fn func(conn *rtnl.Conn, ln *lane, i int) error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
 		return fmt.Errorf("the link: %w", os.ErrClosed)
 	}
-	return retry(ctx, func() error {
-		err := h.site.onLane(func(conn *rtnl.Conn, ln *lane) error {
-			i, err := ln.find(hook.Ref(h.name))
-			if err != nil {
-				return errDetached
-			}
-			return fn(conn, ln, i)
-		})
-		if errors.Is(err, kernel.ErrNetNSGone) {
-			return hook.Because(hook.ErrDefunct, "%w", err)
+	err := on(ctx, h.byIndex, func(conn *rtnl.Conn, ln *lane) error {
+		i, err := ln.find(hook.Ref(h.name))
+		if err != nil {
+			return errDetached
 		}
-		return err
+		return fn(conn, ln, i)
 	})
+	if errors.Is(err, kernel.ErrNetNSGone) {
+		return hook.Because(hook.ErrDefunct, "%w", err)
+	}
+	return err
 }
 
 // Update exchanges the program, atomically for packets.
 func (h *filterHandle) Update(ctx context.Context, src load.Source) error {
 	src = load.PinningIn(src, h.site.BPFFS)
 	var prog *load.Loaded
-	err := h.do(ctx, func(_ *rtnl.Conn, ln *lane, i int) error {
+	err := h.look(ctx, func(_ *rtnl.Conn, ln *lane, i int) error {
 		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(ln.list[i].Program))
 		if err != nil {
 			return again(kernel.Errno("the program to be replaced", err))
@@ -87,7 +105,7 @@ func (h *filterHandle) Update(ctx context.Context, src load.Source) error {
 	if err != nil {
 		return err
 	}
-	err = h.do(ctx, func(conn *rtnl.Conn, ln *lane, i int) error {
+	err = h.change(ctx, func(conn *rtnl.Conn, ln *lane, i int) error {
 		state.Step("replace: before")
 		err := conn.ReplaceFilter(ln.dev.Index, ln.list[i].Filter.Filter, prog.Program.FD(), ln.list[i].Filter.Name)
 		state.Step("replace: after")
@@ -133,7 +151,7 @@ func (h *filterHandle) Move(ctx context.Context, to hook.Position) error {
 // place moves the member: a filter with another preference is another filter,
 // so for a moment the program is in both places, and packets meet it twice.
 func (h *filterHandle) place(ctx context.Context, to hook.Position, priority int) error {
-	return h.do(ctx, func(conn *rtnl.Conn, ln *lane, i int) error {
+	return h.change(ctx, func(conn *rtnl.Conn, ln *lane, i int) error {
 		e := ln.list[i]
 		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(e.Program))
 		if err != nil {
@@ -172,7 +190,7 @@ func (h *filterHandle) place(ctx context.Context, to hook.Position, priority int
 
 // Pin does nothing: a filter stays anyway.
 func (h *filterHandle) Pin(ctx context.Context) error {
-	return h.do(ctx, func(*rtnl.Conn, *lane, int) error { return nil })
+	return h.look(ctx, func(*rtnl.Conn, *lane, int) error { return nil })
 }
 
 // Unpin is refused.
@@ -182,7 +200,7 @@ func (h *filterHandle) Unpin(context.Context) error {
 
 // Detach removes the filter.
 func (h *filterHandle) Detach(ctx context.Context) error {
-	err := h.do(ctx, func(conn *rtnl.Conn, ln *lane, i int) error {
+	err := h.change(ctx, func(conn *rtnl.Conn, ln *lane, i int) error {
 		return conn.DeleteFilter(ln.dev.Index, ln.list[i].Filter.Filter)
 	})
 	if gone(err) {
@@ -194,7 +212,7 @@ func (h *filterHandle) Detach(ctx context.Context) error {
 // Info describes the member.
 func (h *filterHandle) Info(ctx context.Context) (*hook.Member, error) {
 	var m hook.Member
-	err := h.do(ctx, func(_ *rtnl.Conn, ln *lane, i int) error {
+	err := h.look(ctx, func(_ *rtnl.Conn, ln *lane, i int) error {
 		m = ln.list[i].view()
 		return nil
 	})
@@ -206,7 +224,7 @@ func (h *filterHandle) Info(ctx context.Context) (*hook.Member, error) {
 
 // Chain describes what is on the hook.
 func (h *filterHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
-	err = h.do(ctx, func(_ *rtnl.Conn, ln *lane, _ int) error {
+	err = h.look(ctx, func(_ *rtnl.Conn, ln *lane, _ int) error {
 		c = ln.view()
 		return nil
 	})
@@ -215,7 +233,7 @@ func (h *filterHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 
 // Program opens the member's program.
 func (h *filterHandle) Program() (prog *ebpf.Program, err error) {
-	err = h.do(context.Background(), func(_ *rtnl.Conn, ln *lane, i int) error {
+	err = h.look(context.Background(), func(_ *rtnl.Conn, ln *lane, i int) error {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(ln.list[i].Program))
 		return again(kernel.Errno("the member's program", err))
 	})

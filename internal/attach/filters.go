@@ -67,15 +67,58 @@ type laneEntry struct {
 	ours bool
 }
 
-// onLane runs fn with what is on the hook, in the namespace of the site.
-func (s *site) onLane(fn func(conn *rtnl.Conn, ln *lane) error) error {
+// byName finds the device of the site.
+func (s *site) byName(conn *rtnl.Conn) (*rtnl.Device, error) { return conn.Device(s.Target) }
+
+// onLane runs fn with what is on the hook, in the namespace of the site, until
+// it succeeds.
+func (s *site) onLane(ctx context.Context, find func(*rtnl.Conn) (*rtnl.Device, error), fn func(conn *rtnl.Conn, ln *lane) error) error {
+	return retry(ctx, func() error { return s.lane(find, fn) })
+}
+
+// changeLane is onLane under the lock, with what a process that died in a move
+// has left removed: one of two filters of the same member.
+func (s *site) changeLane(ctx context.Context, find func(*rtnl.Conn) (*rtnl.Device, error), fn func(conn *rtnl.Conn, ln *lane) error) error {
+	return retry(ctx, func() error {
+		return s.locked(ctx, func(l *state.Locked) error {
+			return s.lane(find, func(conn *rtnl.Conn, ln *lane) error {
+				if l != nil && l.Alone {
+					if err := ln.dropTwins(conn); err != nil {
+						return err
+					}
+				}
+				return fn(conn, ln)
+			})
+		})
+	})
+}
+
+// dropTwins removes all filters of a member but the first.
+func (ln *lane) dropTwins(conn *rtnl.Conn) error {
+	seen := map[string]bool{}
+	var left []laneEntry
+	for _, e := range ln.list {
+		if e.ours && seen[e.label.Name] {
+			if err := conn.DeleteFilter(ln.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			continue
+		}
+		seen[e.label.Name] = e.ours || seen[e.label.Name]
+		left = append(left, e)
+	}
+	ln.list = left
+	return nil
+}
+
+func (s *site) lane(find func(*rtnl.Conn) (*rtnl.Device, error), fn func(conn *rtnl.Conn, ln *lane) error) error {
 	return s.ns.Do(func() error {
 		conn, err := rtnl.Dial()
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		dev, err := conn.Device(s.Target)
+		dev, err := find(conn)
 		if err != nil {
 			return err
 		}
@@ -145,7 +188,9 @@ func (ln *lane) without(i int) *lane {
 }
 
 // free returns where a filter can go to be number i: a preference between those
-// of its neighbours, the one that is the priority if it can be.
+// of its neighbours, the one that is the priority if it can be. Where none is
+// left, that of the member after it will do, since of equals the newest runs
+// first; not that of a filter of others, who may delete all of a preference.
 func (ln *lane) free(i, priority int) (hook.Filter, error) {
 	f := hook.Filter{Parent: rtnl.ClsactIngress, Protocol: unix.ETH_P_ALL, Handle: 1, DirectAction: true}
 	if ln.site.Hook == hook.TCEgress {
@@ -159,14 +204,36 @@ func (ln *lane) free(i, priority int) (hook.Filter, error) {
 		below = int(ln.list[i].Pref)
 	}
 	pref := min(max(priority, above+1), below-1)
-	if pref <= above {
+	if pref <= above && (above == below || !ln.allOurs(below)) {
 		return f, &hook.Error{
 			Err:  hook.Because(hook.ErrBusy, "there is no preference (pref) left between %d and %d, the filters that are to run before and after it", above, below),
 			Hint: "choose another priority",
 		}
 	}
+	if pref <= above {
+		pref = below
+		for _, e := range ln.list {
+			if int(e.Pref) == pref {
+				f.Handle = max(f.Handle, e.Handle+1)
+			}
+		}
+	}
 	f.Pref = uint16(pref)
 	return f, nil
+}
+
+// allOurs tells whether there are filters with that preference, all of members.
+func (ln *lane) allOurs(pref int) bool {
+	found := false
+	for _, e := range ln.list {
+		if int(e.Pref) == pref {
+			if !e.ours || e.Chain != 0 || e.Protocol != unix.ETH_P_ALL {
+				return false
+			}
+			found = true
+		}
+	}
+	return found
 }
 
 // settle returns where a new member goes, and its label.
@@ -206,28 +273,25 @@ func (filters) attach(ctx context.Context, s *site, src load.Source, req Request
 		return nil, err
 	}
 	h := &filterHandle{site: s, loaded: prog}
-	err = retry(ctx, func() error {
-		return s.locked(ctx, func(*state.Locked) error {
-			return s.onLane(func(conn *rtnl.Conn, ln *lane) error {
-				_, f, lb, err := ln.settle(prog, req)
-				if err != nil {
-					return err
-				}
-				h.name = lb.Name
-				if err := conn.EnsureClsact(ln.dev.Index); err != nil {
-					return err
-				}
-				state.Step("attach: qdisc")
-				err = addFilter(conn, ln.dev.Index, f, prog.Program, lb)
-				state.Step("attach: attached")
-				return err
-			})
-		})
+	err = s.changeLane(ctx, s.byName, func(conn *rtnl.Conn, ln *lane) error {
+		_, f, lb, err := ln.settle(prog, req)
+		if err != nil {
+			return err
+		}
+		h.name, h.index = lb.Name, ln.dev.Index
+		if err := conn.EnsureClsact(ln.dev.Index); err != nil {
+			return err
+		}
+		state.Step("attach: qdisc")
+		err = addFilter(conn, ln.dev.Index, f, prog.Program, lb)
+		state.Step("attach: attached")
+		return err
 	})
 	if err != nil {
 		prog.Discard()
 		return nil, err
 	}
+	s.ns.Release()
 	return h, nil
 }
 
@@ -254,7 +318,7 @@ func (filters) plan(ctx context.Context, s *site, src load.Source, req Request) 
 		return nil, err
 	}
 	defer prog.Discard()
-	err = s.onLane(func(_ *rtnl.Conn, ln *lane) error {
+	err = s.onLane(ctx, s.byName, func(_ *rtnl.Conn, ln *lane) error {
 		i, f, lb, err := ln.settle(prog, req)
 		if err != nil {
 			return err
@@ -269,7 +333,7 @@ func (filters) plan(ctx context.Context, s *site, src load.Source, req Request) 
 
 func (filters) open(ctx context.Context, s *site, ref hook.Ref) (Handle, error) {
 	h := &filterHandle{site: s}
-	err := s.onLane(func(_ *rtnl.Conn, ln *lane) error {
+	err := s.onLane(ctx, s.byName, func(_ *rtnl.Conn, ln *lane) error {
 		i, err := ln.find(ref)
 		if err != nil {
 			return err
@@ -277,61 +341,62 @@ func (filters) open(ctx context.Context, s *site, ref hook.Ref) (Handle, error) 
 		if !ln.list[i].ours {
 			return ln.legacy(ln.list[i])
 		}
-		h.name = ln.list[i].label.Name
+		h.name, h.index = ln.list[i].label.Name, ln.dev.Index
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.ns.Release()
 	return h, nil
 }
 
 // legacy is the refusal of a filter that is not ours.
 func (ln *lane) legacy(e laneEntry) error {
+	hint := "it is not a member; --force detaches it all the same"
+	if e.DirectAction {
+		hint = fmt.Sprintf("make it a member with \"%s adopt %s %s id:%d\", or detach it with --force",
+			ln.site.command(), ln.site.Hook, ln.dev.Name, e.Program)
+	}
 	return &hook.Error{
 		Err:      hook.ErrBusy,
 		Occupant: &hook.Occupant{Kind: hook.KindLegacy, Program: programOf(e.Program)},
-		Hint: fmt.Sprintf("make it a member with \"dispatcher adopt %s %s id:%d\", or detach it with --force",
-			ln.site.Hook, ln.dev.Name, e.Program),
+		Hint:     hint,
 	}
 }
 
 func (filters) detach(ctx context.Context, s *site, ref hook.Ref, force bool) error {
-	return retry(ctx, func() error {
-		return s.locked(ctx, func(*state.Locked) error {
-			return s.onLane(func(conn *rtnl.Conn, ln *lane) error {
-				leaving := ln.list
-				if ref != "" {
-					i, err := ln.find(ref)
-					if err != nil {
-						return err
-					}
-					leaving = leaving[i : i+1]
-				} else if len(leaving) == 0 {
-					return hook.Because(fs.ErrNotExist, "nothing is attached")
-				}
-				ours := 0
-				for _, e := range leaving {
-					if !e.ours && (ref == "" || !force) {
-						continue
-					}
-					ours++
-					if err := conn.DeleteFilter(ln.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
-						return err
-					}
-					state.Step("detach: detached")
-				}
-				if ours == 0 {
-					return ln.legacy(leaving[0])
-				}
-				return nil
-			})
-		})
+	return s.changeLane(ctx, s.byName, func(conn *rtnl.Conn, ln *lane) error {
+		leaving := ln.list
+		if ref != "" {
+			i, err := ln.find(ref)
+			if err != nil {
+				return err
+			}
+			leaving = leaving[i : i+1]
+		} else if len(leaving) == 0 {
+			return hook.Because(fs.ErrNotExist, "nothing is attached")
+		}
+		ours := 0
+		for _, e := range leaving {
+			if !e.ours && (ref == "" || !force) {
+				continue
+			}
+			ours++
+			if err := conn.DeleteFilter(ln.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			state.Step("detach: detached")
+		}
+		if ours == 0 {
+			return ln.legacy(leaving[0])
+		}
+		return nil
 	})
 }
 
 func (filters) read(ctx context.Context, s *site) (c *hook.Chain, err error) {
-	err = s.onLane(func(_ *rtnl.Conn, ln *lane) error {
+	err = s.onLane(ctx, s.byName, func(_ *rtnl.Conn, ln *lane) error {
 		c = ln.view()
 		return nil
 	})

@@ -26,7 +26,7 @@ func unsupported(err error) bool { return errors.Is(err, ebpf.ErrNotSupported) }
 type linked struct{}
 
 func (linked) attach(ctx context.Context, s *site, src load.Source, req Request) (Handle, error) {
-	prog, err := load.PinningIn(src, s.BPFFS).Load(load.Want{Hook: s.Hook})
+	prog, err := s.load(src)
 	if err != nil {
 		return nil, err
 	}
@@ -50,8 +50,21 @@ func (linked) attach(ctx context.Context, s *site, src load.Source, req Request)
 	return h, nil
 }
 
+// load loads a program for the hook, if this kernel has that, and the target.
+func (s *site) load(src load.Source) (*load.Loaded, error) {
+	sp, err := s.spot()
+	if err != nil {
+		return nil, err
+	}
+	defer sp.close()
+	if _, err := sp.query(0); err != nil {
+		return nil, err
+	}
+	return load.PinningIn(src, s.BPFFS).Load(load.Want{Hook: s.Hook})
+}
+
 func (linked) plan(ctx context.Context, s *site, src load.Source, req Request) (*hook.Chain, error) {
-	prog, err := load.PinningIn(src, s.BPFFS).Load(load.Want{Hook: s.Hook})
+	prog, err := s.load(src)
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +253,7 @@ func (sp *spot) legacy(e entry) error {
 	return &hook.Error{
 		Err:      hook.ErrBusy,
 		Occupant: &hook.Occupant{Kind: hook.KindLegacy, Program: programOf(e.prog)},
-		Hint:     fmt.Sprintf("make it a member with \"dispatcher adopt %s %s id:%d\", or detach it with --force", sp.hook, sp.target(), e.prog),
+		Hint:     fmt.Sprintf("make it a member with \"%s adopt %s %s id:%d\", or detach it with --force", sp.command, sp.hook, sp.target(), e.prog),
 	}
 }
 
@@ -315,30 +328,33 @@ func (sp *spot) takeOut(l *state.Locked, names *names, e entry, force bool) erro
 	case e.name == "" && !force:
 		return sp.refuse(e)
 	case e.link == 0:
-		return sp.removeLegacy(e.prog)
+		return sp.removeLegacy(e.carried)
 	}
 	link, err := openLink(e.link)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = nil // it has just left by itself
-	} else if err == nil {
-		err = kernel.Errno("detach the link", link.Detach())
-		link.Close()
+		return nil // it has just left by itself
 	}
 	if err != nil {
 		return err
 	}
-	state.Step("detach: detached")
-	return forget(l, names, sp.hook, e.link)
+	defer link.Close()
+	return leave(l, names, sp.hook, e.link, link)
 }
 
-// forget removes the pins and the record of a member that has left.
-func forget(l *state.Locked, names *names, h hook.Hook, link uint32) error {
+// leave takes a member out: its pins, its link, its record. In this order, so
+// that when the process dies on the way the link is held by its owner or gone.
+func leave(l *state.Locked, names *names, h hook.Hook, id uint32, link rawLink) error {
 	if l != nil {
-		if err := l.RemoveChain(state.LinkFolder(h, link)); err != nil {
+		if err := l.RemoveChain(state.LinkFolder(h, id)); err != nil {
 			return err
 		}
 	}
-	return names.reg.Delete(link)
+	state.Step("detach: unpinned")
+	if err := link.Detach(); err != nil {
+		return kernel.Errno("detach the link", err)
+	}
+	state.Step("detach: detached")
+	return names.reg.Delete(id)
 }
 
 // removeLegacy takes out a program that has no link.
@@ -389,6 +405,9 @@ func (sp *spot) view(list *listing, names *names) *hook.Chain {
 		c.NetNS = sp.ns.ID()
 	}
 	for _, e := range list.entries {
+		if e.leaving {
+			continue
+		}
 		m := viewEntry(e)
 		if sp.cgroup != nil {
 			m.Detail = cgroupFlags(list.flags, e)

@@ -85,6 +85,7 @@ func (h *linkHandle) do(ctx context.Context, l *state.Locked, fn func(g *grip) e
 			return err
 		}
 	}
+	info.Program = names.resolve(info.Program)
 	if rec := names.record(info.Attach, h.id); rec != nil {
 		h.rec = *rec
 	}
@@ -242,11 +243,7 @@ func (h *linkHandle) Unpin(ctx context.Context) error {
 // Detach takes the member out. Gone already is fine, its pins go all the same.
 func (h *linkHandle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, g *grip) error {
-		if err := h.link.Detach(); err != nil {
-			return kernel.Errno("detach the link", err)
-		}
-		state.Step("detach: detached")
-		return forget(l, g.names, h.site.Hook, h.id)
+		return leave(l, g.names, h.site.Hook, h.id, h.link)
 	})
 	if err != nil && !gone(err) {
 		return err
@@ -260,7 +257,7 @@ func (h *linkHandle) Detach(ctx context.Context) error {
 		err = h.site.locked(ctx, func(l *state.Locked) error {
 			names := h.site.names()
 			defer names.close()
-			return forget(l, names, h.site.Hook, h.id)
+			return leave(l, names, h.site.Hook, h.id, h.link)
 		})
 	}
 	h.left = true

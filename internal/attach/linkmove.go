@@ -56,7 +56,7 @@ func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) 
 			return errAgain
 		}
 		rec := *g.rec
-		rec.Attach, rec.MovedTo = g.info.Attach, 0
+		rec.Attach, rec.MovedTo, rec.MovedFrom = g.info.Attach, 0, 0
 		if to.IsZero() && dispatch.Stays(list.ranks(), i, priority) {
 			rec.Priority = priority
 			return h.record(g, &rec)
@@ -72,7 +72,7 @@ func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) 
 		}
 		if !h.made && !list.entries[i].pinned {
 			return &hook.Error{
-				Err:  hook.Because(hook.ErrBusy, "the kernel cannot move a link, only its owner can put a new one in its place, and member %q is held by a process that is not this one", g.rec.Name),
+				Err:  hook.Because(hook.ErrBusy, "the kernel cannot move a link, only its owner can put a new one in its place: member %q is not pinned, and this Link has not attached it", g.rec.Name),
 				Hint: "have its owner do it, or pin it first",
 			}
 		}
@@ -122,25 +122,25 @@ func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing,
 		if err != nil {
 			return err
 		}
+		rec.MovedFrom = oldID
 		if err := g.names.reg.Put(info.ID, rec); err != nil {
 			return err
 		}
+		if list.entries[i].pinned {
+			twin, err := openLink(info.ID) // what is pinned must not be the handle's own: it would be moved with its pin
+			if err != nil {
+				return err
+			}
+			defer twin.Close()
+			if err := l.Succeed(h.folder(), state.LinkFolder(h.site.Hook, info.ID), rec.Name, twin); err != nil {
+				return err
+			}
+		}
 		left := *g.rec
 		left.Attach, left.MovedTo = g.info.Attach, info.ID
-		if err := g.names.reg.Put(oldID, &left); err != nil {
-			return err
-		}
-		if !list.entries[i].pinned {
-			return nil
-		}
-		twin, err := openLink(info.ID) // what is pinned must not be the handle's own: it would be moved with its pin
-		if err != nil {
-			return err
-		}
-		defer twin.Close()
-		return l.Succeed(h.folder(), state.LinkFolder(h.site.Hook, info.ID), rec.Name, twin)
+		return g.names.reg.Put(oldID, &left)
 	}
-	link, err := sp.takePlace(l, oldLink{h.link}, prog, j < i, create, keep)
+	link, err := sp.takePlace(l, oldLink{h.link, oldID}, prog, j < i, create, keep)
 	if link == nil {
 		return err
 	}

@@ -11,11 +11,13 @@ type names struct {
 	reg    *state.Registry
 	pins   *state.Pins
 	pinned map[string]string // folder to member, once it is needed
+	// moving: stand-ins may be attached. Where there is a bpffs, a pin says so.
+	moving bool
 }
 
 // names opens what there is of them.
 func (s *site) names() *names {
-	n := &names{pins: s.pins}
+	n := newNames(s.pins)
 	if s.pins != nil {
 		n.reg, _ = s.pins.OpenRegistry()
 	}
@@ -28,7 +30,7 @@ func (s *site) namesToWrite(l *state.Locked) (*names, error) {
 	if l == nil {
 		return s.names(), nil
 	}
-	n := &names{pins: s.pins}
+	n := newNames(s.pins)
 	var err error
 	if n.reg, err = l.Registry(); err != nil && !unsupported(err) {
 		return nil, err
@@ -36,11 +38,28 @@ func (s *site) namesToWrite(l *state.Locked) (*names, error) {
 	return n, nil
 }
 
+func newNames(pins *state.Pins) *names {
+	return &names{pins: pins, moving: pins == nil || len(pins.Moves()) > 0}
+}
+
 func (n *names) close() { n.reg.Close() }
+
+// resolve returns the program that a stand-in runs, and any other as it is.
+func (n *names) resolve(prog uint32) uint32 {
+	if !n.moving {
+		return prog
+	}
+	p, err := real(prog)
+	if err != nil {
+		return prog
+	}
+	defer p.Close()
+	return programID(p)
+}
 
 // entry tells whose a program on the spot is.
 func (n *names) entry(sp *spot, prog, link uint32) entry {
-	e := entry{prog: prog, link: link}
+	e := entry{prog: n.resolve(prog), carried: prog, link: link}
 	if link == 0 {
 		return e
 	}

@@ -68,7 +68,7 @@ func tryMove(tcx error) error {
 		return err
 	}
 	defer prog.Close()
-	s, err := newStandIn(nil, prog)
+	s, err := newStandIn(nil, prog, 0)
 	if err != nil {
 		return err
 	}

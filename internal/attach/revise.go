@@ -144,8 +144,8 @@ func sweep(l *state.Locked) {
 	if !l.Alone {
 		return
 	}
-	l.RemoveLeftovers()
 	sweepLinks(l)
+	l.RemoveLeftovers()
 	for _, folder := range l.Chains() {
 		r, err := openPinnedRoot(l.Pins, folder)
 		switch {

@@ -28,11 +28,13 @@ type spot struct {
 	cgroup *kernel.Cgroup // nil for a device
 	owned  bool           // ns is to be closed with the spot
 	here   bool           // the thread is in ns
+
+	command string // that of the site, for hints
 }
 
 // spot opens what the site is about.
 func (s *site) spot() (*spot, error) {
-	sp := &spot{hook: s.Hook, kind: kernel.KindOf(s.Hook), ns: s.ns}
+	sp := &spot{hook: s.Hook, kind: kernel.KindOf(s.Hook), ns: s.ns, command: s.command()}
 	var err error
 	if s.Hook.OnCgroup() {
 		sp.cgroup, err = kernel.OpenCgroup(s.Target)
@@ -80,11 +82,14 @@ func (sp *spot) do(fn func(target int) error) error {
 
 // An entry is one program on the spot.
 type entry struct {
-	prog   uint32
-	link   uint32 // 0 for one without
-	name   string // of a member; empty for what is not ours
-	rec    *state.Record
-	pinned bool
+	prog    uint32
+	carried uint32 // the same, or the stand-in that runs it
+	link    uint32 // 0 for one without
+	name    string // of a member; empty for what is not ours
+	rec     *state.Record
+	pinned  bool
+	// leaving: another entry has taken its place, and it is about to go.
+	leaving bool
 }
 
 // A listing is what was on a spot at one moment, in run order.
@@ -117,6 +122,10 @@ func (sp *spot) list(names *names, links []LinkInfo) (*listing, error) {
 	for i, prog := range q.Programs {
 		list.entries = append(list.entries, names.entry(sp, prog, q.Links[i]))
 	}
+	for i := range list.entries {
+		rec := list.entries[i].rec
+		list.entries[i].leaving = rec != nil && rec.MovedTo != 0 && list.withLink(rec.MovedTo) >= 0
+	}
 	return list, nil
 }
 
@@ -126,7 +135,7 @@ func (sp *spot) query(flags uint32) (q *kernel.Query, err error) {
 		return err
 	})
 	switch {
-	case errors.Is(err, unix.EINVAL):
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.E2BIG): // before there were links to ask for
 		return nil, needs(sp.hook, err)
 	case errors.Is(err, unix.ENODEV):
 		return nil, hook.Because(fs.ErrNotExist, "device %q does not exist any more", sp.name)
@@ -168,7 +177,7 @@ func (sp *spot) matchLinks(programs []uint32, links []LinkInfo) ([]uint32, error
 func (l *listing) ranks() []dispatch.Entry {
 	ranks := make([]dispatch.Entry, len(l.entries))
 	for i, e := range l.entries {
-		if e.rec != nil {
+		if e.rec != nil && !e.leaving {
 			ranks[i] = dispatch.Entry{Ranked: true, Priority: e.rec.Priority}
 		}
 	}
@@ -177,7 +186,7 @@ func (l *listing) ranks() []dispatch.Entry {
 
 // named returns the index of the member of that name, or -1.
 func (l *listing) named(name string) int {
-	return slices.IndexFunc(l.entries, func(e entry) bool { return e.name == name && name != "" })
+	return slices.IndexFunc(l.entries, func(e entry) bool { return e.name == name && name != "" && !e.leaving })
 }
 
 // withLink returns the index of the entry of that link, or -1.
@@ -255,7 +264,7 @@ func (sp *spot) anchor(l *listing, i int) (kernel.Anchor, error) {
 			Hint: fmt.Sprintf("adopt one of them first (id:%d), or choose another place", l.entries[i-1].prog),
 		}
 	}
-	return kernel.Before(l.entries[i].prog, false), nil
+	return kernel.Before(l.entries[i].carried, false), nil
 }
 
 // highest is the highest priority of the members.
@@ -340,7 +349,7 @@ func (sp *spot) closed(l *listing) error {
 	e := &hook.Error{
 		Err:      hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where),
 		Occupant: &hook.Occupant{Kind: hook.KindLegacy, Program: programOf(at.entries[0].prog)},
-		Hint:     fmt.Sprintf("make it a member with \"dispatcher adopt %s %s\", or detach it", sp.hook, where),
+		Hint:     fmt.Sprintf("make it a member with \"%s adopt %s %s\", or detach it", sp.command, sp.hook, where),
 	}
 	return e
 }

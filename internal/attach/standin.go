@@ -18,13 +18,35 @@ import (
 // An incumbent is what a new link takes the place of: a link, or a program
 // without one.
 type incumbent interface {
+	// id is that of the link, or 0.
+	id() uint32
+	// carries returns the program that is there if it is not the stand-in; the
+	// caller closes it. Nil where that cannot be told.
+	carries(standIn *ebpf.Program) *ebpf.Program
 	// exchange puts next in the place of the program that is there.
 	exchange(next, old *ebpf.Program) error
 	// remove takes out the incumbent, which has that program.
 	remove(prog *ebpf.Program) error
 }
 
-type oldLink struct{ rawLink }
+type oldLink struct {
+	rawLink
+	linkID uint32
+}
+
+func (o oldLink) id() uint32 { return o.linkID }
+
+func (o oldLink) carries(standIn *ebpf.Program) *ebpf.Program {
+	info, err := o.Info()
+	if err != nil || uint32(info.Program) == programID(standIn) {
+		return nil
+	}
+	prog, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return nil
+	}
+	return prog
+}
 
 func (o oldLink) exchange(next, old *ebpf.Program) error {
 	return exchange(o.rawLink, next, old)
@@ -47,6 +69,10 @@ func exchange(l rawLink, next, old *ebpf.Program) error {
 // bare is a program that was attached to a spot without a link.
 type bare struct{ *spot }
 
+func (bare) id() uint32 { return 0 }
+
+func (bare) carries(*ebpf.Program) *ebpf.Program { return nil }
+
 func (b bare) exchange(next, old *ebpf.Program) error {
 	err := b.do(func(target int) error { return kernel.AttachProgram(next, target, b.kind.Attach, 0, old) })
 	if errors.Is(err, unix.ENOENT) {
@@ -67,12 +93,13 @@ type standIn struct {
 }
 
 // newStandIn makes stand-ins for the program. Where there is a bpffs they go on
-// when this process is killed, until finish.
-func newStandIn(l *state.Locked, prog *ebpf.Program) (*standIn, error) {
-	s := &standIn{progs: map[string]*ebpf.Program{}}
+// when this process is killed, until somebody finishes the move; old is the link
+// that is moved, 0 for a program without one.
+func newStandIn(l *state.Locked, prog *ebpf.Program, old uint32) (*standIn, error) {
+	s := &standIn{}
 	err := s.make(prog)
 	if err == nil && l != nil {
-		s.pin, err = l.PinMove(s.slot)
+		s.pin, err = l.PinMove(s.slot, old)
 	}
 	if err != nil {
 		s.close(l)
@@ -91,16 +118,19 @@ func (s *standIn) make(prog *ebpf.Program) (err error) {
 	if err := state.Fill(s.slot, prog); err != nil {
 		return cannotMove(err)
 	}
+	return s.loadAll()
+}
+
+// loadAll loads the stand-ins for what is in the slot.
+func (s *standIn) loadAll() (err error) {
 	// The kernel wants the attach type of the program, and does not tell it.
 	for _, t := range []ebpf.AttachType{ebpf.AttachNone, ebpf.AttachTCXIngress, ebpf.AttachTCXEgress, ebpf.AttachNetkitPrimary, ebpf.AttachNetkitPeer} {
+		s.progs = map[string]*ebpf.Program{}
 		if err = s.load(t); err == nil || !errors.Is(err, unix.EINVAL) {
-			break
+			return err
 		}
 	}
-	if errors.Is(err, unix.EINVAL) {
-		return cannotMove(err)
-	}
-	return err
+	return cannotMove(err)
 }
 
 func (s *standIn) load(t ebpf.AttachType) error {
@@ -155,7 +185,8 @@ func settled() {
 // takePlace makes a link with the program of the incumbent, which goes: every
 // packet is seen once, by the program at the old place or at the new one. up
 // tells whether packets come to the new place first. create attaches a program
-// at the new place; keep makes the link last, where it shall.
+// at the new place; keep makes the link last, where it shall. A link that is
+// returned together with an error is there all the same.
 //
 // On a cgroup the program may be in two places, and for a moment it is.
 func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up bool, create func(*ebpf.Program) (rawLink, error), keep func(rawLink) error) (rawLink, error) {
@@ -171,14 +202,17 @@ func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up
 		state.Step("move: at both places")
 		return link, old.remove(prog)
 	}
-	s, err := newStandIn(l, prog)
+	s, err := newStandIn(l, prog, old.id())
 	if err != nil {
 		return nil, err
 	}
 	defer s.close(l)
-	before, after := s.progs[dispatch.StandInFirst], s.progs[dispatch.StandInSecond]
+	first, second, away := s.progs[dispatch.StandInFirst], s.progs[dispatch.StandInSecond], s.progs[dispatch.StandInAway]
+	// A mark must not stay behind that nothing takes away: so what may vanish with
+	// this process, the new link until it is kept, never sets one.
+	before, after := first, second
 	if up {
-		before, after = after, before
+		before, after = second, away
 	}
 	state.Step("move: before")
 	if err := old.exchange(before, prog); err != nil {
@@ -188,31 +222,67 @@ func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up
 	link, err := create(after)
 	if err == nil {
 		if err = keep(link); err != nil {
-			defer link.Close()
+			_ = link.Detach()
+			link.Close()
 		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, undo(old.exchange(prog, before)))
 	}
 	state.Step("move: at both places")
-	if !up {
-		// Whoever comes to the old place now is seen at the new one.
-		away := s.progs[dispatch.StandInAway]
-		if err := old.exchange(away, before); err != nil {
-			return link, err
+	return link, s.finish(old, before, link, prog, up)
+}
+
+// finish ends a move both of whose places have stand-ins: at the old one there,
+// at the new one the one that belongs to it, or one that comes later.
+//
+// Somebody who does not wait for the lock may have updated the member meanwhile:
+// then that is its program.
+func (s *standIn) finish(old incumbent, there *ebpf.Program, link rawLink, prog *ebpf.Program, up bool) error {
+	first, away := s.progs[dispatch.StandInFirst], s.progs[dispatch.StandInAway]
+	if up {
+		err := swap(link, first, dispatch.StandInAway)
+		state.Step("move: seen at the new place")
+		if now := old.carries(there); now != nil {
+			defer now.Close()
+			prog = now
 		}
-		settled()
-		if err := exchange(link, prog, after); err != nil {
-			return link, err
-		}
+		err = errors.Join(err, old.remove(there))
 		state.Step("move: at the new place")
-		return link, old.remove(away)
+		return errors.Join(err, swap(link, prog, dispatch.StandInFirst))
 	}
-	if err := old.remove(before); err != nil {
-		return link, err
+	// Whoever comes to the old place now is seen at the new one.
+	err := old.exchange(away, there)
+	if errors.Is(err, errAgain) {
+		if now := old.carries(there); now != nil {
+			defer now.Close()
+			prog = now
+			err = old.exchange(away, now)
+		}
 	}
+	settled()
+	state.Step("move: seen at the new place")
+	err = errors.Join(err, swap(link, prog, dispatch.StandInSecond))
 	state.Step("move: at the new place")
-	return link, exchange(link, prog, after)
+	return errors.Join(err, old.remove(away))
+}
+
+// swap puts a program into a link that has the stand-in of that name. Another
+// program is what somebody has put there meanwhile, and stays.
+func swap(l rawLink, next *ebpf.Program, standIn string) error {
+	info, err := l.Info()
+	if err != nil {
+		return kernel.Errno("link", err)
+	}
+	now, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return kernel.Errno("stand-in", err)
+	}
+	defer now.Close()
+	if p, _ := describe(now); p.Name != standIn {
+		return nil
+	}
+	return exchange(l, next, now)
 }
 
 func undo(err error) error {

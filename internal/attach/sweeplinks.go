@@ -7,6 +7,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
@@ -20,74 +21,91 @@ func sweepLinks(l *state.Locked) {
 	}
 	defer reg.Close()
 	for _, name := range l.Moves() {
-		finishMove(l, reg, name)
+		finishMove(l, name)
 	}
 	for _, folder := range l.Links() {
 		if !linkExists(state.ParseLinkFolder(folder)) {
 			_ = l.RemoveChain(folder) // somebody removed the pin that mattered
 		}
 	}
+	moving := len(l.Moves()) > 0
 	for _, id := range reg.Links() {
 		if !linkExists(id) {
 			_ = reg.Delete(id)
+		} else if rec := reg.Get(id); !moving && rec != nil && rec.MovedFrom != 0 {
+			finishLeaving(l, reg, rec.MovedFrom, id)
 		}
 	}
 }
 
-// finishMove puts the program back into the links that stand-ins are in. Where
-// the new link was made to last before the process died it is the member now.
-func finishMove(l *state.Locked, reg *state.Registry, name string) {
-	slot, err := ebpf.LoadPinnedMap(l.Path(name), nil)
+// finishLeaving detaches a link whose place another one has taken, if both are
+// pinned: only then is it sure that the other one stays. The record of the old
+// one stays, for those who hold it.
+func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
+	link, err := openLink(old)
 	if err != nil {
 		return
 	}
-	defer slot.Close()
-	slotID, err := mapID(slot)
+	defer link.Close()
+	info, err := describeLink(link)
 	if err != nil {
 		return
 	}
-	id, err := state.Occupant(slot)
-	if err != nil || id == 0 {
+	h := hookOf(*info)
+	if !pinnedLink(l, h, old) || !pinnedLink(l, h, by) {
+		return
+	}
+	if rec := reg.Get(old); rec != nil {
+		rec.MovedTo = by
+		if reg.Put(old, rec) != nil {
+			return
+		}
+	}
+	if link.Detach() == nil {
+		_ = l.RemoveChain(state.LinkFolder(h, old))
+	}
+}
+
+// pinnedLink tells whether a link is pinned as a member.
+func pinnedLink(l *state.Locked, h hook.Hook, id uint32) bool {
+	folder := state.LinkFolder(h, id)
+	members := l.Members(folder)
+	return len(members) == 1 && l.Has(folder, members[0])
+}
+
+// finishMove ends a move on TCX that a process died at: forwards if the new link
+// is pinned, back if not. Until then stand-ins do the member's work; what cannot
+// be finished goes on that way.
+func finishMove(l *state.Locked, name string) {
+	m, err := openMove(l, name)
+	if err != nil {
+		return
+	}
+	defer m.close()
+	if m.prog == nil { // died before the slot was filled, or emptied by hand
 		l.RemoveMove(name)
 		return
 	}
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
-	if err != nil {
+	switch {
+	case m.next == nil:
+	case !m.kept:
+		_ = m.next.Detach() // at once, where it might go by itself later
+	case m.old == nil:
+		if !m.finishAdoption() {
+			return
+		}
+	default:
+		if m.standIn.finish(oldLink{m.old, m.oldID}, m.there, m.next, m.prog, m.up) != nil {
+			return
+		}
+		_ = l.RemoveChain(state.LinkFolder(m.hook, m.oldID))
+	}
+	if m.old != nil && !m.kept && m.old.Update(m.prog) != nil {
 		return
 	}
-	defer prog.Close()
-	links, err := AllLinks()
-	if err != nil {
-		return
-	}
-	var at []LinkInfo
-	for _, li := range links {
-		if runsFrom(li.Program, slotID) {
-			at = append(at, li)
-		}
-	}
-	for _, li := range at {
-		rec := reg.Get(li.ID)
-		moved := rec != nil && rec.MovedTo != 0 && slices.ContainsFunc(links, func(o LinkInfo) bool { return o.ID == rec.MovedTo })
-		link, err := openLink(li.ID)
-		if err != nil {
-			continue
-		}
-		if moved {
-			if link.Detach() == nil {
-				_ = l.RemoveChain(state.LinkFolder(hookOf(li), li.ID))
-			}
-		}
-		link.Close()
-	}
-	for _, li := range at {
-		if link, err := openLink(li.ID); err == nil {
-			_ = link.Update(prog) // refused where it was detached
-			link.Close()
-		}
-	}
-	// Stand-ins of programs without links go on running until those are detached.
-	if !anyRunsFrom(slotID) {
+	// A stand-in of a program without a link goes on running until somebody
+	// adopts or detaches that.
+	if !anyRunsFrom(m.slotID) {
 		l.RemoveMove(name)
 	}
 }

@@ -1,7 +1,7 @@
-// Package demo plays what libdispatcher does in seven acts, on packets that
+// Package demo plays what libdispatcher does, act by act, on packets that
 // really travel, and writes a transcript of it. Everything happens in network
-// namespaces and in a bpffs of the demo's own, through the commands that a user
-// would type; every claim is checked, and in the end that nothing is left.
+// namespaces, a cgroup and a bpffs of the demo's own, through the commands that a
+// user would type; every claim is checked, and in the end that nothing is left.
 package demo
 
 import (
@@ -57,17 +57,35 @@ func perform(ctx context.Context, t *transcript, acts []act) error {
 	if err = errors.Join(err, s.strike()); err != nil {
 		return err
 	}
-	s.say("\nAll %d acts went as they should, in %.1f s.", len(acts), time.Since(start).Seconds())
+	s.say("\n%s went as they should, in %.1f s.", s.played(len(acts)), time.Since(start).Seconds())
 	return s.failed
 }
+
+// played tells how many acts there were.
+func (s *stage) played(all int) string {
+	if s.missed == 0 {
+		return fmt.Sprintf("All %d acts", all)
+	}
+	return fmt.Sprintf("%d of %d acts could not be played on this machine; the others", s.missed, all)
+}
+
+// A notHere is what an act needs that this machine does not have.
+type notHere string
+
+func (what notHere) Error() string { return string(what) }
 
 func (s *stage) play(ctx context.Context, acts []act) error {
 	for i, a := range acts {
 		s.heading(i+1, a.title)
 		err := a.play(s, ctx)
+		var what notHere
 		switch {
 		case ctx.Err() != nil:
 			return fmt.Errorf("the demo was interrupted in act %d", i+1)
+		case errors.As(err, &what):
+			s.notHere(string(what))
+			s.missed++
+			err = s.failed
 		case err == nil:
 			err = s.failed
 		}
@@ -83,10 +101,12 @@ func ready(ctx context.Context) error {
 	if missing := kernel.MissingCapabilities(); len(missing) > 0 {
 		return hook.Because(hook.ErrPermission, "missing %s; run the demo as root", strings.Join(missing, " and "))
 	}
-	// That of busybox has the name only.
-	version, err := exec.CommandContext(ctx, "ip", "-V").CombinedOutput()
-	if err != nil || !strings.Contains(string(version), "iproute2") {
-		return errors.New("the demo needs the command ip of iproute2; install the package iproute2 (Debian, Alpine, Arch) or iproute (Fedora, RHEL)")
+	for _, tool := range []struct{ name, fedora string }{{"ip", "iproute"}, {"tc", "iproute-tc"}} {
+		// Those of busybox have the name only.
+		version, err := exec.CommandContext(ctx, tool.name, "-V").CombinedOutput()
+		if err != nil || !strings.Contains(string(version), "iproute2") {
+			return fmt.Errorf("the demo needs the command %s of iproute2; install the package iproute2 (Debian, Alpine, Arch) or %s (Fedora, RHEL)", tool.name, tool.fedora)
+		}
 	}
 	return nil
 }

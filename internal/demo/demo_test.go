@@ -3,7 +3,11 @@ package demo
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -12,8 +16,130 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// The command is tested whole in cmd/dispatcher: here, what happens when an act
-// does not go as it should.
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// inBrief has the demo run the command of this source tree, which in a test is
+// another executable, and keeps the floods short.
+func inBrief(t *testing.T) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "dispatcher")
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", path, "../../cmd/dispatcher").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	set(t, &executable, path)
+	set(t, &replacements, 3)
+	set(t, &rounds, 2)
+}
+
+// set changes a variable for a test.
+func set[T any](t *testing.T, v *T, to T) {
+	was := *v
+	*v = to
+	t.Cleanup(func() { *v = was })
+}
+
+// A lines is a transcript as it comes: see is called with each line.
+type lines struct{ see func(line string) }
+
+func (l lines) Write(b []byte) (int, error) {
+	for line := range strings.Lines(string(b)) {
+		l.see(line)
+	}
+	return len(b), nil
+}
+
+// Wherever it is interrupted, all that was made goes.
+func TestInterrupted(t *testing.T) {
+	testenv.Require(t)
+	inBrief(t)
+	var lengths []int // of the acts, in lines
+	var whole strings.Builder
+	err := perform(t.Context(), &transcript{out: lines{func(line string) {
+		if strings.HasPrefix(line, "== ") {
+			lengths = append(lengths, 0)
+		}
+		lengths[len(lengths)-1]++
+		whole.WriteString(line)
+	}}}, acts)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &whole)
+	}
+	qt.Assert(t, qt.StringContains(whole.String(), "\nAll 13 acts went as they should"))
+
+	for i := range acts {
+		t.Run(acts[i].title, func(t *testing.T) {
+			testenv.CheckLeaks(t)
+			ctx, interrupt := context.WithCancel(t.Context())
+			defer interrupt()
+			act, left := 0, 1+lengths[i]/2
+			var out strings.Builder
+			err := perform(ctx, &transcript{out: lines{func(line string) {
+				out.WriteString(line)
+				if strings.HasPrefix(line, "== ") {
+					act++
+				}
+				if act == i+1 {
+					if left--; left == 0 {
+						interrupt()
+					}
+				}
+			}}}, acts)
+			qt.Assert(t, qt.ErrorMatches(err, fmt.Sprintf("the demo was interrupted in act %d", i+1)), qt.Commentf("%s", &out))
+			qt.Assert(t, qt.StringContains(out.String(), "ok  nothing is left"))
+			root, err := cgroupRoot()
+			qt.Assert(t, qt.IsNil(err))
+			for _, dir := range []string{netnsDir, os.TempDir(), root} {
+				left, err := filepath.Glob(filepath.Join(dir, fmt.Sprintf("%s%d*", prefix, os.Getpid())))
+				qt.Assert(t, qt.IsNil(err))
+				qt.Assert(t, qt.HasLen(left, 0))
+			}
+		})
+	}
+}
+
+// What a machine does not have is named, and the rest is played.
+func TestNotHere(t *testing.T) {
+	testenv.CheckLeaks(t)
+	inBrief(t)
+	set(t, &withoutTCX, true)
+	set(t, &cgroupRoot, func() (string, error) { return "", fs.ErrNotExist })
+	var out strings.Builder
+	if err := perform(t.Context(), &transcript{out: &out}, acts); err != nil {
+		t.Fatalf("%v\n%s", err, &out)
+	}
+	for _, want := range []string{
+		"NOT HERE  TCX, which came with Linux 6.6",
+		"NOT HERE  cgroup v2 is not mounted",
+		"attach tc/ingress veth1 builtin:count",
+		"3 of 13 acts could not be played on this machine; the others went as they should",
+		"ok  nothing is left",
+	} {
+		qt.Check(t, qt.StringContains(out.String(), want))
+	}
+}
+
+// What a demo has left that was killed goes with the next one; what belongs to
+// one that runs stays.
+func TestSweep(t *testing.T) {
+	testenv.CheckLeaks(t)
+	root, err := cgroupRoot()
+	qt.Assert(t, qt.IsNil(err))
+	ended := exec.Command("true")
+	qt.Assert(t, qt.IsNil(ended.Run()))
+	dead := filepath.Join(root, fmt.Sprintf("%s%d", prefix, ended.Process.Pid))
+	alive := filepath.Join(root, fmt.Sprintf("%s%d", prefix, os.Getpid()))
+	for _, path := range []string{dead, alive} {
+		qt.Assert(t, qt.IsNil(os.MkdirAll(filepath.Join(path, "child"), 0o755)))
+		t.Cleanup(func() { qt.Check(t, qt.IsNil(removeCgroup(path))) })
+	}
+	sweep()
+	_, err = os.Lstat(dead)
+	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
+	_, err = os.Lstat(filepath.Join(alive, "child"))
+	qt.Check(t, qt.IsNil(err))
+}
+
+// What happens when an act does not go as it should.
 func TestFailure(t *testing.T) {
 	refusal := errors.New("refused")
 	for name, test := range map[string]struct {

@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/programs"
 )
 
@@ -22,6 +23,7 @@ const (
 	count    = "count"
 	droplist = "droplist"
 	sample   = "sample"
+	redirect = "redirect"
 )
 
 // seen is what the members have to say of packets, from their maps.
@@ -31,26 +33,36 @@ type seen struct {
 	sampled map[netip.Addr]uint64 // by source, since it was last asked
 }
 
-// look reads the maps of the members.
-func (s *stage) look(ctx context.Context) (seen, error) {
-	now := seen{sampled: map[netip.Addr]uint64{}}
-	err := s.readMap(ctx, count, "protocols", func(m *ebpf.Map) error {
+// look reads the maps of the members on XDP.
+func (s *stage) look(ctx context.Context) (now seen, err error) {
+	if now.counted, now.dropped, err = s.tally(ctx, hook.XDP); err != nil {
+		return now, err
+	}
+	now.sampled = map[netip.Addr]uint64{}
+	return now, s.readMap(ctx, hook.XDP, sample, "samples", func(m *ebpf.Map) error { return drain(m, now.sampled) })
+}
+
+// tally reads what count and droplist on a hook have to say of UDP.
+func (s *stage) tally(ctx context.Context, h hook.Hook) (counted, dropped uint64, err error) {
+	if counted, err = s.counted(ctx, h, unix.IPPROTO_UDP); err != nil {
+		return 0, 0, err
+	}
+	name, key := badPrefix()
+	err = s.readMap(ctx, h, droplist, name, func(m *ebpf.Map) error { return m.Lookup(key, &dropped) })
+	return counted, dropped, err
+}
+
+// counted reads how many packets of a protocol count has seen on a hook.
+func (s *stage) counted(ctx context.Context, h hook.Hook, protocol uint8) (packets uint64, err error) {
+	err = s.readMap(ctx, h, count, "protocols", func(m *ebpf.Map) error {
 		var perCPU []programs.Traffic
-		err := m.Lookup(programs.Protocol{EtherType: unix.ETH_P_IP, Protocol: unix.IPPROTO_UDP}, &perCPU)
+		err := m.Lookup(programs.Protocol{EtherType: unix.ETH_P_IP, Protocol: protocol}, &perCPU)
 		for _, cpu := range perCPU {
-			now.counted += cpu.Packets
+			packets += cpu.Packets
 		}
 		return err
 	})
-	if err != nil {
-		return now, err
-	}
-	name, key := badPrefix()
-	err = s.readMap(ctx, droplist, name, func(m *ebpf.Map) error { return m.Lookup(key, &now.dropped) })
-	if err != nil {
-		return now, err
-	}
-	return now, s.readMap(ctx, sample, "samples", func(m *ebpf.Map) error { return drain(m, now.sampled) })
+	return packets, err
 }
 
 // badPrefix is the entry of droplist for the bad address.
@@ -59,30 +71,27 @@ func badPrefix() (mapName string, key any) {
 }
 
 // readMap reads a map of a member. The way there is that of everybody who did
-// not make it: the device, the chain, the member's program, its maps.
-func (s *stage) readMap(ctx context.Context, member, name string, read func(*ebpf.Map) error) error {
-	err := func() error {
-		chain, err := s.chain(ctx)
-		if err != nil {
-			return err
-		}
-		m := chain.Member(member)
-		if m == nil {
-			return errors.New("there is no such member")
-		}
-		opened, err := mapOf(ebpf.ProgramID(m.Program.ID), name)
-		if err != nil {
-			return err
-		}
-		defer opened.Close()
-		// A map that has no such entry yet has counted nothing.
-		if err := read(opened); !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return err
-		}
-		return nil
-	}()
+// not make it: the hook, the member on it, its program, the program's maps.
+func (s *stage) readMap(ctx context.Context, h hook.Hook, member, name string, read func(*ebpf.Map) error) error {
+	chain, err := s.chain(ctx, h)
 	if err != nil {
+		return err
+	}
+	if err := readMapOf(programID(chain, member), name, read); err != nil {
 		return fmt.Errorf("map %s of %s: %w", name, member, err)
+	}
+	return nil
+}
+
+func readMapOf(program uint32, name string, read func(*ebpf.Map) error) error {
+	m, err := mapOf(ebpf.ProgramID(program), name)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	// A map that has no such entry yet has counted nothing.
+	if err := read(m); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return err
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func (l ledger) String() string {
 	return fmt.Sprintf("links: %d, programs: %d, maps: %d, pins: %d", len(l.links), len(l.programs), len(l.maps), len(l.pins))
 }
 
-// addChain enters what is on the device.
+// addChain enters what is on a hook.
 func (l ledger) addChain(c *hook.Chain) {
 	if c.LinkID != 0 {
 		l.links[c.LinkID] = true
@@ -43,6 +43,27 @@ func (l ledger) addChain(c *hook.Chain) {
 	l.addProgram(c.DispatcherID)
 	for _, m := range c.Members {
 		l.addProgram(m.Program.ID)
+		if m.LinkID != 0 {
+			l.links[m.LinkID] = true
+		}
+	}
+}
+
+// addMap enters a pinned map, once there is one.
+func (l ledger) addMap(pin string) {
+	if l.pins[pin] {
+		return
+	}
+	m, err := ebpf.LoadPinnedMap(pin, nil)
+	if err != nil {
+		return
+	}
+	defer m.Close()
+	l.pins[pin] = true
+	if info, err := m.Info(); err == nil {
+		if id, ok := info.ID(); ok {
+			l.maps[uint32(id)] = true
+		}
 	}
 }
 
@@ -106,8 +127,10 @@ func (s *stage) remains() []string {
 				left = append(left, "network namespace "+name)
 			}
 		}
-		if _, err := os.Lstat(s.bpffs); err == nil {
-			left = append(left, s.bpffs)
+		for _, path := range []string{s.bpffs, s.cgroup} {
+			if _, err := os.Lstat(path); err == nil {
+				left = append(left, path)
+			}
 		}
 		return append(left, processes(s.name)...)
 	})
@@ -149,21 +172,22 @@ func pinned(dir string) []string {
 
 // sweep removes what a demo has left that was killed with SIGKILL.
 func sweep() {
-	for _, place := range []struct {
-		pattern string
-		remove  func(path string) error
-	}{
-		{filepath.Join(netnsDir, prefix+"*"), removeNetNS},
-		{filepath.Join(os.TempDir(), prefix+"*"), func(path string) error {
-			return errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path))
-		}},
-	} {
-		paths, _ := filepath.Glob(place.pattern)
-		for _, path := range paths {
-			var pid int
-			if n, _ := fmt.Sscanf(filepath.Base(path), prefix+"%d", &pid); n == 1 && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
-				_ = place.remove(path)
-			}
+	sweepIn(netnsDir, removeNetNS)
+	sweepIn(os.TempDir(), func(path string) error {
+		return errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path))
+	})
+	if root, err := cgroupRoot(); err == nil {
+		sweepIn(root, removeCgroup)
+	}
+}
+
+// sweepIn removes what has the name of a demo whose process is no more.
+func sweepIn(dir string, remove func(path string) error) {
+	paths, _ := filepath.Glob(filepath.Join(dir, prefix+"*"))
+	for _, path := range paths {
+		var pid int
+		if n, _ := fmt.Sscanf(filepath.Base(path), prefix+"%d", &pid); n == 1 && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			_ = remove(path)
 		}
 	}
 }

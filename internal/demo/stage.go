@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,17 +32,25 @@ const (
 	patience = 10 * time.Second
 )
 
-// A stage is where the demo plays: two network namespaces, a bpffs, the
-// processes that run, and what undoes all that.
+// executable is what runs as the command "dispatcher": this process's own.
+var executable = "/proc/self/exe"
+
+// A stage is where the demo plays: two network namespaces, a cgroup, a bpffs,
+// the processes that run, and what undoes all that.
 type stage struct {
 	*transcript
-	name   string            // what all names here begin with
-	vars   map[string]string // in the commands
-	bpffs  string
-	net    *network
-	made   ledger
-	undo   []func() error
-	owners map[string]*owner // by member
+	name    string            // what all names here begin with
+	vars    map[string]string // in the commands
+	bpffs   string
+	net     *network
+	tc      hook.Hook // the side of TC where packets come in: of TCX, or of clsact
+	cgroup  string    // empty while there is none
+	watcher uint32    // id of the program that others attach with tc
+	other   io.Closer // the link of another tool
+	missed  int       // acts that could not be played
+	made    ledger
+	undo    []func() error
+	owners  map[string]*owner // by member
 }
 
 func newStage(t *transcript) *stage {
@@ -51,6 +60,7 @@ func newStage(t *transcript) *stage {
 		transcript: t,
 		name:       name,
 		bpffs:      bpffs,
+		tc:         hook.TCXIngress,
 		made:       newLedger(),
 		owners:     map[string]*owner{},
 		vars:       map[string]string{"CLIENT": name + "-client", "NS": name + "-server", "BPFFS": bpffs},
@@ -68,7 +78,7 @@ func (s *stage) strike() error {
 		errs = append(errs, undo())
 	}
 	s.undo = nil
-	err := s.check(true, "nothing is left: no link, program, map, pin, namespace or process of the demo's")
+	err := s.check(true, "nothing is left: no link, program, map, pin, namespace, cgroup or process of the demo's")
 	if left := s.remains(); len(left) > 0 {
 		err = s.check(false, "still there: %s", strings.Join(left, ", "))
 	}
@@ -85,7 +95,7 @@ func (s *stage) command(ctx context.Context, line string) *exec.Cmd {
 	words := strings.Fields(s.expand(line))
 	path := words[0]
 	if path == "dispatcher" {
-		path = "/proc/self/exe"
+		path = executable
 	}
 	cmd := exec.CommandContext(ctx, path, words[1:]...)
 	cmd.Args[0] = words[0]
@@ -123,20 +133,28 @@ func (s *stage) run(ctx context.Context, lines ...string) error {
 	return nil
 }
 
-// list shows what is on the device.
-func (s *stage) list(ctx context.Context) (*hook.Chain, error) {
-	if err := s.run(ctx, cli+"list xdp veth1"); err != nil {
-		return nil, err
+// target is the hook on veth1, or on the demo's cgroup.
+func (s *stage) target(h hook.Hook) dispatcher.Target {
+	if h.OnCgroup() {
+		return dispatcher.On(h, s.cgroup)
 	}
-	return s.chain(ctx)
+	return dispatcher.On(h, device).In(s.vars["NS"])
 }
 
-// chain reads what is on the device, and enters it in the ledger.
-func (s *stage) chain(ctx context.Context) (*hook.Chain, error) {
-	target := dispatcher.XDP(device).In(s.vars["NS"])
-	c, err := dispatcher.Read(ctx, target, dispatcher.ReadOptions{BPFFS: s.bpffs})
+// list shows what is on a hook of veth1.
+func (s *stage) list(ctx context.Context, h hook.Hook) (*hook.Chain, error) {
+	if err := s.run(ctx, fmt.Sprintf(cli+"list %s veth1", h)); err != nil {
+		return nil, err
+	}
+	return s.chain(ctx, h)
+}
+
+// chain reads what is on a hook, and enters it in the ledger.
+func (s *stage) chain(ctx context.Context, h hook.Hook) (*hook.Chain, error) {
+	c, err := dispatcher.Read(ctx, s.target(h), dispatcher.ReadOptions{BPFFS: s.bpffs})
 	if err == nil {
 		s.made.addChain(c)
+		s.made.addMap(s.expand(registry))
 	}
 	return c, err
 }

@@ -8,11 +8,12 @@ import (
 )
 
 const (
-	bold  = "\x1b[1m"
-	red   = "\x1b[31m"
-	green = "\x1b[32m"
-	cyan  = "\x1b[36m"
-	plain = "\x1b[0m"
+	bold   = "\x1b[1m"
+	red    = "\x1b[31m"
+	green  = "\x1b[32m"
+	yellow = "\x1b[33m"
+	cyan   = "\x1b[36m"
+	plain  = "\x1b[0m"
 )
 
 // A transcript is what the reader sees.
@@ -50,6 +51,9 @@ func (t *transcript) answer(text string) {
 		t.line("", strings.TrimSuffix(line, "\n"))
 	}
 }
+
+// notHere tells what this machine does not have.
+func (t *transcript) notHere(what string) { t.line(yellow, "NOT HERE  "+what) }
 
 // check shows what was expected and came true, or fails with it.
 func (t *transcript) check(ok bool, format string, args ...any) error {

@@ -1,7 +1,10 @@
 package kernel
 
 import (
+	"errors"
+
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 )
@@ -88,6 +91,15 @@ func (k Kind) Takes(p *ebpf.ProgramSpec) bool {
 func (k Kind) either(p *ebpf.ProgramSpec) bool {
 	// In a section cgroup_skb/ingress it has an attach type of the same value.
 	return k.Program == ebpf.CGroupSKB && (p.SectionName == "" || p.SectionName == "cgroup/skb")
+}
+
+// Fits asks the kernel whether a loaded program may be on a cgroup hook. To
+// update a link it checks the type alone (cgroup_bpf_replace,
+// kernel/bpf/cgroup.c), though the program was verified for another hook. To make
+// a link it checks the attach type, before it finds that there is no cgroup -1.
+func (k Kind) Fits(prog *ebpf.Program) bool {
+	_, err := CreateLink(prog, -1, k.Attach, Anchor{}, 0)
+	return !errors.Is(err, unix.EINVAL)
 }
 
 // Load returns the attach type to load such a program with. Programs of TC are

@@ -122,6 +122,9 @@ func existing(prog *ebpf.Program, want Want) (*Loaded, error) {
 	if kind := kernel.KindOf(want.Hook); prog.Type() != kind.Program {
 		return nil, hook.Because(hook.ErrIncompatible, "program %q is a %v program; %s takes %v programs", info.Name, prog.Type(), want.Hook, kind.Program)
 	}
+	if want.Hook.OnCgroup() && !kernel.KindOf(want.Hook).Fits(prog) {
+		return nil, hook.Because(hook.ErrIncompatible, "program %q was loaded for another hook than %s (expected attach type); load it from SEC(%q)", info.Name, want.Hook, want.Hook)
+	}
 	if want.Hook != hook.XDP {
 		return l, nil
 	}

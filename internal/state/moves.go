@@ -17,18 +17,25 @@ import (
 const movePrefix = "move_"
 
 // PinMove pins the slot that stand-ins run a program from, so that they go on
-// doing that when this process is killed. It returns the name of the pin.
-func (l *Locked) PinMove(slot *ebpf.Map) (string, error) {
-	name := fmt.Sprintf("%s%d_%d", movePrefix, os.Getpid(), time.Now().UnixNano())
+// doing that when this process is killed. old is the link that is moved, or 0.
+// It returns the name of the pin.
+func (l *Locked) PinMove(slot *ebpf.Map, old uint32) (string, error) {
+	name := fmt.Sprintf("%s%d_%d_%d", movePrefix, old, os.Getpid(), time.Now().UnixNano())
 	return name, pinClone(slot, l.Path(name))
+}
+
+// ParseMove returns the link in the name of such a pin.
+func ParseMove(name string) (old uint32) {
+	_, _ = fmt.Sscanf(name, movePrefix+"%d_", &old)
+	return old
 }
 
 // RemoveMove removes such a pin.
 func (l *Locked) RemoveMove(name string) { _ = os.Remove(l.Path(name)) }
 
 // Moves returns the names of those pins: moves that were not finished.
-func (l *Locked) Moves() []string {
-	entries, _ := os.ReadDir(l.dir)
+func (p *Pins) Moves() []string {
+	entries, _ := os.ReadDir(p.dir)
 	var names []string
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), movePrefix) {

@@ -34,26 +34,27 @@ type Record struct {
 	// Attach is the attach type of the link, lest an id that is used again
 	// gives a name to something else.
 	Attach ebpf.AttachType
-	// MovedTo is the link that has taken the place of this one; 0 for none.
-	MovedTo uint32
+	// MovedTo is the link that has taken the place of this one, and MovedFrom the
+	// one whose place this one has taken; 0 for none.
+	MovedTo, MovedFrom uint32
 }
 
 type rawRecord struct {
-	Magic    uint32
-	Version  uint32
-	Priority uint32
-	Attach   uint32
-	MovedTo  uint32
-	_        uint32
-	Name     [nameSize]byte
-	Owner    [nameSize]byte
+	Magic     uint32
+	Version   uint32
+	Priority  uint32
+	Attach    uint32
+	MovedTo   uint32
+	MovedFrom uint32
+	Name      [nameSize]byte
+	Owner     [nameSize]byte
 }
 
 // MarshalBinary returns the record as it stands in the map.
 func (r *Record) MarshalBinary() ([]byte, error) {
 	raw := rawRecord{
 		Magic: recordMagic, Version: recordVersion,
-		Priority: uint32(r.Priority), Attach: uint32(r.Attach), MovedTo: r.MovedTo,
+		Priority: uint32(r.Priority), Attach: uint32(r.Attach), MovedTo: r.MovedTo, MovedFrom: r.MovedFrom,
 	}
 	copy(raw.Name[:nameSize-1], r.Name)
 	copy(raw.Owner[:nameSize-1], r.Owner)
@@ -75,7 +76,7 @@ func (r *Record) UnmarshalBinary(b []byte) error {
 		raw.Priority < hook.MinPriority || raw.Priority > hook.MaxPriority {
 		return fmt.Errorf("registry record with a name or priority that cannot be: %w", ErrNotOurs)
 	}
-	*r = Record{Name: name, Owner: owner, Priority: int(raw.Priority), Attach: ebpf.AttachType(raw.Attach), MovedTo: raw.MovedTo}
+	*r = Record{Name: name, Owner: owner, Priority: int(raw.Priority), Attach: ebpf.AttachType(raw.Attach), MovedTo: raw.MovedTo, MovedFrom: raw.MovedFrom}
 	return nil
 }
 
@@ -133,7 +134,7 @@ func (l *Locked) Registry() (*Registry, error) {
 
 var recordType = structType("ld_record",
 	field{"magic", u32}, field{"version", u32}, field{"priority", u32}, field{"attach_type", u32},
-	field{"moved_to", u32}, field{"reserved", u32}, field{"name", string64}, field{"owner", string64})
+	field{"moved_to", u32}, field{"moved_from", u32}, field{"name", string64}, field{"owner", string64})
 
 // Close releases the registry.
 func (r *Registry) Close() {

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// attached ends a verb that has put a member on a hook: it tells what the user
+// should know about it, and owns the member until ctx ends if it is held.
+func (a *app) attached(ctx context.Context, t dispatcher.Target, link *dispatcher.Link, hold bool) error {
+	defer link.Close()
+	chain, err := link.Chain(ctx)
+	var member *hook.Member
+	if err == nil {
+		member, err = link.Info(ctx)
+	}
+	switch {
+	case err == nil:
+	case hold && ctx.Err() != nil:
+		return nil // Ctrl-C came early
+	case hold:
+		return err
+	default:
+		a.warn("attached, but it cannot be read back: %v", err)
+		return nil
+	}
+	if chain.Hook != t.Hook { // a filter of tc was adopted
+		t.Hook = chain.Hook
+		a.note("%q is a member of %s %s now: it has a link, and runs before all filters", member.Name, t.Hook, t.Name())
+	}
+	if t.Hook == hook.XDP {
+		a.tellChained(t, chain, member)
+	} else {
+		a.tellAttached(t, chain, member)
+	}
+	if hold {
+		return a.hold(ctx, t, link, member)
+	}
+	return nil
+}
+
+func (a *app) tellChained(t dispatcher.Target, chain *hook.Chain, member *hook.Member) {
+	if a.verbose {
+		a.note("attached %q to %s %s: priority %d, number %d of %d, %v mode", member.Name, t.Hook, t.Name(),
+			member.Priority, 1+position(chain, member), len(chain.Members), chain.Mode)
+	}
+	a.warnTailCalls(t, member)
+	if !chain.Protected() {
+		a.warn("the chain on %s %s is not protected: anyone may replace it; \"%s\" protects it", t.Hook, t.Name(), adoptLine(t))
+	}
+}
+
+func (a *app) tellAttached(t dispatcher.Target, chain *hook.Chain, member *hook.Member) {
+	if a.verbose {
+		a.note("attached %q to %s %s: priority %d", member.Name, t.Hook, t.Name(), member.Priority)
+	}
+	a.tellPlace(chain, member)
+	if member.Filter != nil {
+		a.note("the filter is not protected: \"tc filter del\" and others can remove it; on tcx/%s (Linux 6.6) a link owns a member",
+			strings.TrimPrefix(string(t.Hook), "tc/"))
+	}
+}
+
+// tellPlace says where a member ended up among what is not ours, which has no
+// priority to compare. On XDP there are only members.
+func (a *app) tellPlace(chain *hook.Chain, member *hook.Member) {
+	i := position(chain, member)
+	alone := !slices.ContainsFunc(chain.Members, func(m hook.Member) bool { return m.Kind != hook.KindMember })
+	if i < 0 || chain.Hook == hook.XDP || alone && !a.verbose {
+		return
+	}
+	var beside []string
+	if i > 0 {
+		beside = append(beside, "after "+neighbour(&chain.Members[i-1]))
+	}
+	if i+1 < len(chain.Members) {
+		beside = append(beside, "before "+neighbour(&chain.Members[i+1]))
+	}
+	text := fmt.Sprintf("%q runs as number %d of %d", member.Name, i+1, len(chain.Members))
+	if len(beside) > 0 {
+		text += ": " + strings.Join(beside, ", ")
+	}
+	a.note("%s", text)
+}
+
+// neighbour names an entry as --before and --after take it.
+func neighbour(m *hook.Member) string {
+	if m.Kind == hook.KindMember {
+		return strconv.Quote(m.Name)
+	}
+	text := fmt.Sprintf("%s (%s", refOf(m), m.Kind)
+	if m.Program.Name != "" {
+		text += ", program " + m.Program.Name
+	}
+	return text + ")"
+}
+
+// refOf returns how to refer to an entry.
+func refOf(m *hook.Member) hook.Ref {
+	switch {
+	case m.Kind == hook.KindMember:
+		return hook.Ref(m.Name)
+	case m.LinkID != 0:
+		return hook.LinkRef(m.LinkID)
+	}
+	return hook.ProgramRef(m.Program.ID)
+}
+
+// position returns where in the run order a member is, or -1.
+func position(chain *hook.Chain, member *hook.Member) int {
+	return slices.IndexFunc(chain.Members, func(m hook.Member) bool {
+		return m.SlotID == member.SlotID && m.LinkID == member.LinkID && m.Kind == member.Kind && m.Name == member.Name
+	})
+}
+
+// warnTailCalls warns on XDP, where a chain takes tail calls of its own.
+func (a *app) warnTailCalls(t dispatcher.Target, member *hook.Member) {
+	if !member.TailCalls || t.Hook != hook.XDP {
+		return
+	}
+	a.warn("the program of %q makes tail calls of its own, which count towards the kernel's limit of 33 for a packet", member.Name)
+	if a.verbose {
+		a.note("a chain takes one tail call for each member; when the limit is reached, the kernel skips the call and the caller runs on")
+	}
+}

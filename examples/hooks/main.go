@@ -1,0 +1,70 @@
+// Command hooks attaches the same counter to a device, as packets come in and
+// as they go out, and to a cgroup, and owns all three until Ctrl-C: one way to
+// attach for all hooks.
+//
+//	hooks eth0 /sys/fs/cgroup/system.slice
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/programs"
+)
+
+func main() {
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: hooks DEVICE CGROUP")
+		os.Exit(1)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1], os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, device, cgroup string) error {
+	spec, err := programs.Spec("count")
+	if err != nil {
+		return err
+	}
+	// The file has a program for each kind of hook; the one that fits is loaded.
+	counter := dispatcher.Spec(spec, dispatcher.LoadOptions{})
+	for _, t := range []dispatcher.Target{
+		dispatcher.XDP(device),
+		dispatcher.On(hook.TCXEgress, device),
+		dispatcher.On(hook.CgroupSKBEgress, cgroup),
+	} {
+		link, err := dispatcher.Attach(ctx, t, counter, dispatcher.Options{Name: "example-count"})
+		if err != nil {
+			return err // names the hook and the target, and what to do
+		}
+		defer link.Close()
+		if err := show(ctx, link); err != nil {
+			return err
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// show prints what runs on the hook, in order.
+func show(ctx context.Context, link *dispatcher.Link) error {
+	chain, err := link.Chain(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s %s:", chain.Hook, chain.Target)
+	for _, m := range chain.Members {
+		fmt.Printf(" %s (%s)", m.Name, m.Kind)
+	}
+	fmt.Println()
+	return nil
+}

@@ -1,0 +1,196 @@
+package attach
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// A halfMove is a move on TCX that was not finished.
+type halfMove struct {
+	hook    hook.Hook
+	slotID  uint32
+	prog    *ebpf.Program // the member's; nil when the slot is empty
+	oldID   uint32
+	old     rawLink       // nil when it had none, or when it is gone
+	there   *ebpf.Program // the stand-in at the old place
+	next    rawLink       // nil when there is none
+	nextID  uint32
+	info    LinkInfo // of next
+	kept    bool     // next is pinned
+	up      bool
+	standIn standIn // loaded anew
+}
+
+// openMove finds out how far a move has come.
+func openMove(l *state.Locked, name string) (*halfMove, error) {
+	m := &halfMove{oldID: state.ParseMove(name)}
+	var err error
+	if m.standIn.slot, err = ebpf.LoadPinnedMap(l.Path(name), nil); err != nil {
+		return nil, err
+	}
+	if err = m.look(l); err != nil {
+		m.close()
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *halfMove) look(l *state.Locked) (err error) {
+	if m.slotID, err = mapID(m.standIn.slot); err != nil {
+		return err
+	}
+	id, err := state.Occupant(m.standIn.slot)
+	if err != nil || id == 0 {
+		return err
+	}
+	if m.prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(id)); err != nil {
+		return err
+	}
+	links, err := AllLinks()
+	if err != nil {
+		return err
+	}
+	for _, li := range links {
+		if p, name := m.standInOf(li.Program); p != nil {
+			if err := m.found(l, li, p, name); err != nil {
+				return err
+			}
+		}
+	}
+	if m.next != nil && m.kept {
+		return m.standIn.loadAll()
+	}
+	return nil
+}
+
+// found notes a link that runs a stand-in, and takes over that.
+func (m *halfMove) found(l *state.Locked, li LinkInfo, there *ebpf.Program, name string) error {
+	link, err := openLink(li.ID)
+	if err == nil && li.ID == m.oldID {
+		m.hook = hookOf(li)
+		m.old, m.there, m.up = link, there, name == dispatch.StandInSecond
+		return nil
+	}
+	there.Close()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m.hook = hookOf(li)
+	switch {
+	case m.next == nil:
+		m.next, m.nextID, m.info = link, li.ID, li
+		m.kept = pinnedLink(l, m.hook, li.ID)
+	default:
+		link.Close()
+		return errors.New("more links than a move has")
+	}
+	return nil
+}
+
+// standInOf opens a program if it runs what is in the slot, and its mark; the
+// caller closes it. Its name tells which stand-in it is.
+func (m *halfMove) standInOf(progID uint32) (*ebpf.Program, string) {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(progID))
+	if err != nil {
+		return nil, ""
+	}
+	info, err := prog.Info()
+	if err != nil || standInFor(prog) != m.slotID {
+		prog.Close()
+		return nil, ""
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range ids {
+		if m.standIn.mark == nil && uint32(id) != m.slotID {
+			m.standIn.mark, _ = ebpf.NewMapFromID(id)
+		}
+	}
+	return prog, info.Name
+}
+
+func (m *halfMove) close() {
+	m.standIn.close(nil)
+	if m.prog != nil {
+		m.prog.Close()
+	}
+	if m.there != nil {
+		m.there.Close()
+	}
+	for _, l := range []rawLink{m.old, m.next} {
+		if l != nil {
+			l.Close()
+		}
+	}
+}
+
+// finishAdoption takes out what a link has taken the place of: a program without
+// a link, or a filter, on the same device. False when it is not to be found.
+func (m *halfMove) finishAdoption() bool {
+	if m.info.Gone() {
+		return true
+	}
+	done := false
+	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) bool {
+		return ns.Do(func() error {
+			q, err := kernel.QueryPrograms(m.info.Ifindex, m.info.Attach, 0)
+			if err != nil {
+				return err
+			}
+			here := false
+			for _, id := range q.Links {
+				here = here || id == m.nextID
+			}
+			if !here {
+				return fs.ErrNotExist
+			}
+			done = m.adoptionOn(ns, q)
+			return nil
+		}) == nil
+	})
+	if err != nil {
+		return false
+	}
+	ns.Close()
+	return done
+}
+
+// adoptionOn finishes an adoption in the thread's namespace.
+func (m *halfMove) adoptionOn(ns *kernel.NetNS, q *kernel.Query) bool {
+	sp := &spot{hook: m.hook, kind: kernel.KindOf(m.hook), index: m.info.Ifindex, ns: ns, here: true}
+	for i, id := range q.Programs {
+		if q.Links[i] != 0 {
+			continue
+		}
+		if there, _ := m.standInOf(id); there != nil {
+			defer there.Close()
+			return m.standIn.finish(bare{sp}, there, m.next, m.prog, true) == nil
+		}
+	}
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	filters, err := conn.Filters(m.info.Ifindex)
+	if err != nil {
+		return false
+	}
+	for _, f := range filters {
+		if there, _ := m.standInOf(f.Program); there != nil {
+			defer there.Close()
+			return m.standIn.finish(filterIncumbent{conn, m.info.Ifindex, f}, there, m.next, m.prog, true) == nil
+		}
+	}
+	return m.next.Update(m.prog) == nil
+}

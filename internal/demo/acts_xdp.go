@@ -1,0 +1,212 @@
+package demo
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+const (
+	// cli begins the commands for devices of the server.
+	cli = "dispatcher -n $NS --bpffs $BPFFS "
+
+	// With --map-pins the list outlives the program, and the next one has it.
+	attachDroplist  = cli + "attach xdp veth1 builtin:droplist --priority 20 --map-pins $BPFFS/maps"
+	replaceDroplist = cli + "replace xdp veth1 droplist builtin:droplist --map-pins $BPFFS/maps"
+
+	// replacementTime is what a slow machine may take for them.
+	replacementTime = 10 * time.Second
+)
+
+// replacements are how often a member is replaced under the flood.
+var replacements uint64 = 100
+
+func (s *stage) attachThree(ctx context.Context) error {
+	s.say("Each is owned by its process, --hold. They run by priority, not in the order in which they came.")
+	attach := []struct{ name, line string }{
+		{sample, cli + "attach xdp veth1 builtin:sample --priority 50 --global every=1 --hold"},
+		{droplist, attachDroplist + " --hold"},
+		{count, cli + "attach xdp veth1 builtin:count --priority 10 --hold"},
+	}
+	for _, a := range attach {
+		o, err := s.hold(ctx, a.line)
+		if err != nil {
+			return err
+		}
+		s.owners[a.name] = o
+	}
+	s.say("%s is put on the droplist, through its pinned map:", badAddr)
+	if err := s.drop(); err != nil {
+		return err
+	}
+	c, err := s.list(ctx, hook.XDP)
+	if err != nil {
+		return err
+	}
+	if err := s.equal(order(c), "count, droplist, sample", "they run in the order %s", order(c)); err != nil {
+		return err
+	}
+	return s.sees(ctx, 2*packets)
+}
+
+// drop puts the bad address on the droplist.
+func (s *stage) drop() error {
+	name, key := badPrefix()
+	s.show("bpftool map update pinned $BPFFS/maps/droplist_v4 key 32 0 0 0 10 66 0 66 value 0 0 0 0 0 0 0 0")
+	for _, pin := range pinned(s.expand("$BPFFS/maps")) {
+		s.made.pins[pin] = true
+	}
+	m, err := ebpf.LoadPinnedMap(s.expand("$BPFFS/maps/")+name, nil)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	return m.Put(key, uint64(0))
+}
+
+func (s *stage) refuse(ctx context.Context) error {
+	s.say("The device is held by a link now. What worked in act 1 does not any more, not even with -force.")
+	for _, line := range []string{
+		"ip -n $NS link set dev veth1 xdp off",
+		"ip -n $NS link set dev veth1 xdp pinned $BPFFS/rival",
+		"ip -force -n $NS link set dev veth1 xdp pinned $BPFFS/rival",
+	} {
+		out, err := s.try(ctx, line)
+		// The second is what the first says where ip was built without libmnl.
+		busy := strings.Contains(out, "Can't replace active BPF XDP link") || strings.Contains(out, "Device or resource busy")
+		if err == nil || !busy {
+			return s.check(false, "the kernel refuses %q (%v)", s.expand(line), err)
+		}
+	}
+	if err := s.check(true, "the kernel refused all of them (EBUSY)"); err != nil {
+		return err
+	}
+	return s.arrive(packets, 0)
+}
+
+func (s *stage) killOwner(ctx context.Context) error {
+	o := s.owners[droplist]
+	s.say("Process %d holds droplist. It gets no chance to clean up.", o.cmd.Process.Pid)
+	s.show(fmt.Sprintf("kill -9 %d", o.cmd.Process.Pid))
+	_ = o.kill()
+	// The kernel empties the slot in its own time, which is milliseconds.
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		c, err := s.chain(ctx, hook.XDP)
+		if err != nil {
+			return err
+		}
+		if m := c.Member(droplist); m == nil || m.State == hook.StateEmpty || time.Since(start) > patience {
+			break
+		}
+	}
+	c, err := s.list(ctx, hook.XDP)
+	if err != nil {
+		return err
+	}
+	states := map[string]hook.State{}
+	for _, m := range c.Members {
+		states[m.Name] = m.State
+	}
+	want := [...]hook.State{hook.StateRunning, hook.StateEmpty, hook.StateRunning}
+	if err := s.equal([...]hook.State{states[count], states[droplist], states[sample]}, want,
+		"count is %s, droplist is %s, sample is %s", states[count], states[droplist], states[sample]); err != nil {
+		return err
+	}
+	return s.arrive(packets, packets)
+}
+
+func (s *stage) replaceUnderFlood(ctx context.Context) error {
+	s.say("droplist comes back, pinned this time: no process holds it. The new program shares the map of the")
+	s.say("old one, so the list is what it was.")
+	if err := s.run(ctx, attachDroplist); err != nil {
+		return err
+	}
+	before, err := s.chain(ctx, hook.XDP)
+	if err != nil {
+		return err
+	}
+	if err := s.arrive(packets, 0); err != nil {
+		return err
+	}
+
+	s.say("Now %s sends as fast as it can, while the program is exchanged for a new copy %d times.", badAddr, replacements)
+	s.show(fmt.Sprintf("for i in $(seq %d); do %s; done", replacements, replaceDroplist))
+	done := uint64(0)
+	bad, good, err := s.underFlood(func() error {
+		for start := time.Now(); done < replacements && time.Since(start) < replacementTime; done++ {
+			if _, err := s.quietly(ctx, replaceDroplist); err != nil {
+				return err
+			}
+			if _, err := s.chain(ctx, hook.XDP); err != nil { // for the ledger
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	after, err := s.chain(ctx, hook.XDP)
+	if err != nil {
+		return err
+	}
+	was, is := programID(before, droplist), programID(after, droplist)
+	if err := s.check(was != 0 && is != 0 && was != is, "after %d replacements the program that was id %d is id %d", done, was, is); err != nil {
+		return err
+	}
+	if err := s.check(bad.sent > done && bad.arrived == 0 && good.arrived > 0,
+		"meanwhile, of %s packets from %s %s arrived; of %s from %s, %s", grouped(bad.sent), badAddr, grouped(bad.arrived),
+		grouped(good.sent), goodAddr, grouped(good.arrived)); err != nil {
+		return err
+	}
+
+	s.say("Would it show if one slipped through? The same flood, and droplist leaves for a moment.")
+	bad, _, err = s.underFlood(func() error { return s.run(ctx, cli+"detach xdp veth1 droplist", attachDroplist) })
+	if err != nil {
+		return err
+	}
+	return s.check(bad.arrived > 0, "of %s packets from %s, %s arrived in that moment", grouped(bad.sent), badAddr, grouped(bad.arrived))
+}
+
+func (s *stage) reorder(ctx context.Context) error {
+	s.say("count runs before droplist and sees everything, until it moves behind it.")
+	if err := s.sees(ctx, 2*packets); err != nil {
+		return err
+	}
+	if err := s.run(ctx, cli+"set xdp veth1 count --priority 30"); err != nil {
+		return err
+	}
+	c, err := s.list(ctx, hook.XDP)
+	if err != nil {
+		return err
+	}
+	if err := s.equal(order(c), "droplist, count, sample", "they run in the order %s", order(c)); err != nil {
+		return err
+	}
+	return s.sees(ctx, packets)
+}
+
+// sees sends packets while the bad ones are dropped, and checks what the
+// members saw of them. How many count sees depends on where it is.
+func (s *stage) sees(ctx context.Context, counted uint64) error {
+	before, err := s.look(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.arrive(packets, 0); err != nil {
+		return err
+	}
+	after, err := s.look(ctx)
+	if err != nil {
+		return err
+	}
+	saw, dropped := after.counted-before.counted, after.dropped-before.dropped
+	good, bad := after.sampled[goodAddr], after.sampled[badAddr]
+	return s.equal([...]uint64{saw, dropped, good, bad}, [...]uint64{counted, packets, packets, 0},
+		"their maps tell: count saw %d, droplist dropped %d, sample got %d from %s and %d from %s", saw, dropped, good, goodAddr, bad, badAddr)
+}
