@@ -1,23 +1,10 @@
 package dispatcher_test
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
-	"github.com/go-quicktest/qt"
-
-	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/state"
-	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
 // A promise is something that the library promises on every hook.
@@ -42,9 +29,16 @@ var wholly = []hook.Hook{
 const (
 	noOwners   = "nobody owns a filter of tc: it stays until it is detached"
 	haveOwners = "a member is owned here: it leaves with its owner"
+	oneProgram = "one dispatcher holds all of XDP: others have no place beside it, and its members no links"
+	noMoves    = "the dispatcher is exchanged as a whole, by whoever asks for it"
+	noDevice   = "a cgroup is on no device, and in no network namespace"
+	noneBelow  = "devices are not in each other: nothing is inherited"
+	leftBehind = "the kernel takes all filters off a device that leaves its namespace"
+	takenAlong = "a device takes its links along to another namespace"
 )
 
-var promises = slices.Concat([]promise{
+// promises are the table of all that is promised.
+var promises = []promise{
 	{name: "attach", check: checkAttach},
 	{name: "order", check: checkOrder},
 	{name: "update", check: checkUpdate},
@@ -53,17 +47,54 @@ var promises = slices.Concat([]promise{
 	{name: "die", check: checkDie, cannot: map[string]string{"tc": noOwners}},
 	{name: "stay", check: checkStay, cannot: map[string]string{"xdp": haveOwners, "tcx": haveOwners, "cgroup": haveOwners}},
 	{name: "gone", check: checkGone, ends: true},
-}, wholePromises)
+
+	// On some hooks of each kind.
+	{name: "position", whole: true, check: checkPosition},
+	{name: "refer", whole: true, check: checkRefer, cannot: map[string]string{"xdp": oneProgram}},
+	{name: "beside others", whole: true, check: checkBeside, cannot: map[string]string{"xdp": oneProgram}},
+	{name: "no room", whole: true, check: checkNoRoom, cannot: map[string]string{
+		"xdp": oneProgram, "tcx": "the kernel has an order, not numbers", "cgroup": "the kernel has an order, not numbers",
+	}},
+	{name: "list", whole: true, check: checkList},
+	{name: "refuse", whole: true, check: checkRefuse},
+	{name: "cancel", whole: true, check: checkCancel},
+	{name: "close", whole: true, check: checkClosed},
+	{name: "full", whole: true, check: checkFull, cannot: map[string]string{"tc": "filters are limited by their preferences only"}},
+	{name: "exclusive", whole: true, check: checkExclusive, cannot: map[string]string{
+		"xdp": oneProgram, "tcx": "the kernel knows it on cgroups only", "tc": "the kernel knows it on cgroups only",
+	}},
+	{name: "held elsewhere", whole: true, check: checkHeldElsewhere, cannot: map[string]string{"xdp": noMoves, "tc": noOwners}},
+	{name: "taken out", whole: true, check: checkTakenOut},
+	{name: "folder removed", whole: true, check: checkFolderRemoved},
+	{name: "without a bpffs", whole: true, check: checkWithoutBPFFS, cannot: map[string]string{"tc": "filters need no bpffs"}},
+	{name: "inherited", whole: true, check: checkInherited, cannot: map[string]string{
+		"xdp": noneBelow, "tcx": noneBelow, "tc": noneBelow,
+	}},
+	{name: "replaced", whole: true, ends: true, check: checkReplaced},
+	{name: "renamed", whole: true, ends: true, check: checkRenamed, cannot: map[string]string{"cgroup": "the kernel renames no cgroup of v2 (EPERM)"}},
+	{name: "moved", whole: true, ends: true, check: checkMoved, cannot: map[string]string{
+		"cgroup": noDevice, "tc": leftBehind,
+	}},
+	{name: "left behind", whole: true, ends: true, check: checkLeftBehind, cannot: map[string]string{
+		"cgroup": noDevice, "xdp": takenAlong, "tcx": takenAlong,
+	}},
+	{name: "legacy", whole: true, check: checkLegacy},
+	{name: "peer gone", whole: true, ends: true, check: checkPeerGone, cannot: map[string]string{"cgroup": noDevice}},
+	{name: "namespace gone", whole: true, ends: true, check: checkNetNSGone, cannot: map[string]string{"cgroup": noDevice}},
+}
 
 // Whoever knows one hook knows them all: what is promised is the same everywhere, and where it is not the
 // table says why.
 func TestContract(t *testing.T) {
 	for _, h := range hook.Hooks() {
 		t.Run(string(h), func(t *testing.T) {
-			shared := newPlace(t, h)
+			var shared *place
 			for _, what := range promises {
 				if what.whole && !slices.Contains(wholly, h) {
 					continue
+				}
+				if shared == nil && !what.whole {
+					shared = newPlace(t, h)
 				}
 				kept := t.Run(what.name, func(t *testing.T) {
 					if reason := what.cannot[h.Family()]; reason != "" {
@@ -77,634 +108,9 @@ func TestContract(t *testing.T) {
 					p.end(t, what.ends)
 				})
 				if !what.whole && (what.ends || !kept) {
-					shared = newPlace(t, h)
+					shared = nil
 				}
 			}
 		})
 	}
 }
-
-// A place is a scene on any hook. What can be done on all of them is done in the same way.
-type place struct {
-	*scene
-	hook     hook.Hook
-	above    *testenv.Cgroup // which cgroup is in
-	cgroup   *testenv.Cgroup
-	resident *testenv.Resident
-	aside    *testenv.NetNS // where nothing is attached
-	links    []*dispatcher.Link
-}
-
-// newPlace begins a test, which fails if it leaves anything behind.
-func newPlace(t testing.TB, h hook.Hook) *place {
-	t.Helper()
-	testenv.CheckLeaks(t)
-	p := &place{hook: h}
-	if h.OnDevice() {
-		p.scene = setUp(t)
-		p.target, p.aside = dispatcher.On(h, p.ServerDev).In(p.Server.Name), p.Client
-		return p
-	}
-	const discard = 9 // where Exercise sends to
-	p.above, p.aside = testenv.NewCgroup(t), testenv.NewNetNS(t)
-	p.enter(t)
-	p.scene = &scene{target: dispatcher.On(h, p.cgroup.Path), bpffs: testenv.BPFFS(t), trace: testenv.NewTrace(t, discard)}
-	return p
-}
-
-// enter makes the cgroup, with a process in it.
-func (p *place) enter(t testing.TB) {
-	t.Helper()
-	p.cgroup = p.above.Child(t, "here")
-	p.resident = p.cgroup.Enter(t, p.aside)
-}
-
-// A verdict is what a program answers.
-type verdict int
-
-const (
-	goesOn verdict = iota // the packet or call is fine, and the next program runs
-	drops                 // the packet is dropped, the call refused
-)
-
-func (p *place) verdict(v verdict) int {
-	return map[string][2]int{
-		"xdp":    {testenv.XDPPass, testenv.XDPDrop},
-		"tcx":    {testenv.TCNext, testenv.TCDrop},
-		"tc":     {testenv.TCNext, testenv.TCDrop},
-		"cgroup": {testenv.CgroupAllow, testenv.CgroupDeny},
-	}[p.hook.Family()][v]
-}
-
-// tracer is a program for the hook that writes its number down and lets everything go on.
-func (p *place) tracer(t testing.TB, number int) *ebpf.Program {
-	t.Helper()
-	return p.trace.Program(t, number, p.verdict(goesOn), testenv.On(p.hook))
-}
-
-// numbers name the members that tracers become.
-var numbers = []string{"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
-
-// join makes a tracer a member that is named by its number.
-func (p *place) join(t testing.TB, number int, o dispatcher.Options) *dispatcher.Link {
-	t.Helper()
-	link, err := p.tryJoin(t, number, o)
-	qt.Assert(t, qt.IsNil(err))
-	return link
-}
-
-func (p *place) tryJoin(t testing.TB, number int, o dispatcher.Options) (*dispatcher.Link, error) {
-	t.Helper()
-	if o.Name == "" {
-		o.Name = numbers[number]
-	}
-	return p.tryAttach(t, p.tracer(t, number), o)
-}
-
-func (p *place) tryAttach(t testing.TB, prog *ebpf.Program, o dispatcher.Options) (*dispatcher.Link, error) {
-	t.Helper()
-	o.BPFFS = p.bpffs
-	o.Persistent = o.Persistent || p.hook.Family() == "tc"
-	link, err := dispatcher.Attach(t.Context(), p.target, dispatcher.Program(prog), o)
-	return p.keep(t, link), err
-}
-
-// reopen opens an entry.
-func (p *place) reopen(t testing.TB, ref string) *dispatcher.Link {
-	t.Helper()
-	link, err := dispatcher.Open(t.Context(), p.target, ref, p.look())
-	qt.Assert(t, qt.IsNil(err))
-	return p.keep(t, link)
-}
-
-// keep remembers a link, to be closed at the end at the latest.
-func (p *place) keep(t testing.TB, link *dispatcher.Link) *dispatcher.Link {
-	if link != nil {
-		p.links = append(p.links, link)
-		t.Cleanup(func() { link.Close() })
-	}
-	return link
-}
-
-// exercise does what the hook is for, once.
-func (p *place) exercise(t testing.TB) error {
-	t.Helper()
-	switch p.hook {
-	case hook.XDP, hook.TCXIngress, hook.TCIngress:
-		if p.Passed(t, port, 1) == 0 {
-			return errDropped
-		}
-		return nil
-	case hook.TCXEgress, hook.TCEgress:
-		if p.Replied(t, port, 1) == 0 {
-			return errDropped
-		}
-		return nil
-	}
-	return p.resident.Exercise(t, p.hook)
-}
-
-var errDropped = errors.New("the packet was dropped")
-
-// ran returns the numbers of the tracers that run for one packet or call, in order. Nothing stands in its way.
-func (p *place) ran(t testing.TB) []int {
-	t.Helper()
-	p.trace.Reset(t)
-	qt.Assert(t, qt.IsNil(p.exercise(t)))
-	got := p.trace.Last(t)
-	if p.hook == hook.CgroupSockOps { // they run for several events
-		return period(t, got)
-	}
-	return got
-}
-
-// period returns what the numbers are a repetition of.
-func period(t testing.TB, numbers []int) []int {
-	t.Helper()
-	for n := 1; n < len(numbers); n++ {
-		if len(numbers)%n == 0 && slices.Equal(numbers, slices.Repeat(numbers[:n], len(numbers)/n)) {
-			return numbers[:n]
-		}
-	}
-	return numbers
-}
-
-func (p *place) wantRun(t testing.TB, numbers ...int) {
-	t.Helper()
-	qt.Assert(t, qt.DeepEquals(p.ran(t), numbers))
-}
-
-// wantRunSoon is wantRun for what the kernel does in its own time, see [scene.wantRunSoon].
-func (p *place) wantRunSoon(t testing.TB, numbers ...int) {
-	t.Helper()
-	for start := time.Now(); !slices.Equal(p.ran(t), numbers); {
-		if time.Since(start) > 5*time.Second {
-			p.wantRun(t, numbers...)
-		}
-	}
-}
-
-// wantRunning checks what runs, and that Read has the same members in the same order. On XDP, where
-// empty slots may be left, those are passed over.
-func (p *place) wantRunning(t testing.TB, numbered ...int) {
-	t.Helper()
-	p.wantRunSoon(t, numbered...)
-	var want, got []string
-	for _, n := range numbered {
-		want = append(want, numbers[n])
-	}
-	for _, m := range p.read(t).Members {
-		if m.State == hook.StateRunning {
-			got = append(got, m.Name)
-		}
-	}
-	qt.Assert(t, qt.DeepEquals(got, want))
-}
-
-// pinPaths are the paths of all pins, folders included, but for the registry.
-func (p *place) pinPaths(t testing.TB) []string {
-	t.Helper()
-	var paths []string
-	top := filepath.Join(p.bpffs, "libdispatcher")
-	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && path != top && d.Name() != "registry" {
-			paths = append(paths, path)
-		}
-		return err
-	})
-	if !errors.Is(err, fs.ErrNotExist) {
-		qt.Assert(t, qt.IsNil(err))
-	}
-	return paths
-}
-
-// records are the links that the registry knows.
-func (p *place) records(t testing.TB) []uint32 {
-	t.Helper()
-	pins, err := state.OpenPins(p.bpffs)
-	qt.Assert(t, qt.IsNil(err))
-	reg, err := pins.OpenRegistry()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	qt.Assert(t, qt.IsNil(err))
-	defer reg.Close()
-	return reg.Links()
-}
-
-// end takes everything out, and checks that nothing is left: no entry, no pin, no record.
-func (p *place) end(t testing.TB, gone bool) {
-	t.Helper()
-	for _, link := range p.links {
-		qt.Check(t, qt.IsNil(link.Close()))
-	}
-	p.links = nil
-	if !gone {
-		p.clear(t)
-		p.wantRunSoon(t)
-		soon(t, func() bool { return len(p.read(t).Members) == 0 })
-	}
-	// The records of links that were closed go with the next change.
-	soon(t, func() bool { p.sweep(t); return len(p.records(t)) == 0 })
-	qt.Check(t, qt.HasLen(p.pinPaths(t), 0))
-}
-
-// sweep is a change somewhere that changes nothing.
-func (p *place) sweep(t testing.TB) {
-	t.Helper()
-	err := dispatcher.Detach(t.Context(), dispatcher.On(hook.TCXIngress, "lo").In(p.aside.Name), "nosuch", p.leave())
-	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
-}
-
-// linkOf checks with the kernel where the link of a member is, and returns its id. 0 where members have none.
-func (p *place) linkOf(t testing.TB, m *hook.Member) uint32 {
-	t.Helper()
-	if p.hook == hook.XDP || p.hook.Family() == "tc" {
-		return 0
-	}
-	l, err := link.NewFromID(link.ID(m.LinkID))
-	qt.Assert(t, qt.IsNil(err))
-	defer l.Close()
-	info, err := l.Info()
-	qt.Assert(t, qt.IsNil(err))
-	qt.Check(t, qt.Equals(uint32(info.Program), m.Program.ID))
-	if p.cgroup != nil {
-		qt.Check(t, qt.Equals(info.Cgroup().CgroupId, p.cgroup.ID))
-		qt.Check(t, qt.Equals(ebpf.AttachType(info.Cgroup().AttachType), testenv.AttachType(p.hook)))
-	} else {
-		qt.Check(t, qt.Equals(int(info.TCX().Ifindex), p.ServerIfindex))
-		qt.Check(t, qt.Equals(ebpf.AttachType(info.TCX().AttachType), testenv.AttachType(p.hook)))
-	}
-	return m.LinkID
-}
-
-// A program that was attached runs, and everybody can see what it is and whose.
-func checkAttach(t *testing.T, p *place) {
-	p.wantRun(t)
-	first := p.tracer(t, 1)
-	one, err := p.tryAttach(t, first, dispatcher.Options{Name: "one", Owner: "me", Settings: priority(30)})
-	qt.Assert(t, qt.IsNil(err))
-	p.wantRun(t, 1)
-	second := p.tracer(t, 2)
-	two, err := p.tryAttach(t, second, dispatcher.Options{Persistent: true})
-	qt.Assert(t, qt.IsNil(err))
-	p.wantRun(t, 1, 2)
-
-	c := p.read(t)
-	qt.Check(t, qt.Equals(c.Hook, p.hook))
-	qt.Check(t, qt.IsTrue(c.Ours()))
-	qt.Check(t, qt.Equals(c.Protected(), p.hook.Family() != "tc"))
-	if p.cgroup != nil {
-		qt.Check(t, qt.Equals(c.Target, p.cgroup.Path))
-		qt.Check(t, qt.Equals(c.CgroupID, p.cgroup.ID))
-		qt.Check(t, qt.Equals(c.NetNS, hook.NetNS{}))
-	} else {
-		qt.Check(t, qt.Equals(c.Target, p.ServerDev))
-		qt.Check(t, qt.Equals(c.Ifindex, p.ServerIfindex))
-		qt.Check(t, qt.Not(qt.Equals(c.NetNS.Cookie, 0)))
-	}
-	want := []hook.Member{
-		{Name: "one", Owner: "me", Settings: priority(30), Program: programOf(t, first)},
-		{Name: "ldt_trace_2", Owner: filepath.Base(os.Args[0]), Settings: priority(hook.DefaultPriority), Persistent: true, Program: programOf(t, second)},
-	}
-	qt.Assert(t, qt.HasLen(c.Members, len(want)))
-	for i, link := range []*dispatcher.Link{one, two} {
-		m := c.Members[i]
-		info, err := link.Info(t.Context())
-		qt.Assert(t, qt.IsNil(err))
-		qt.Check(t, qt.DeepEquals(info, &m))
-		chain, err := link.Chain(t.Context())
-		qt.Assert(t, qt.IsNil(err))
-		chain.NetNS.Name = c.NetNS.Name
-		qt.Check(t, qt.DeepEquals(chain, c))
-		prog, err := link.Program()
-		qt.Assert(t, qt.IsNil(err))
-		qt.Check(t, qt.Equals(uint32(idOf(t, prog)), m.Program.ID))
-		prog.Close()
-
-		qt.Check(t, qt.IsFalse(m.Program.LoadedAt.IsZero()))
-		m.Program.LoadedAt = time.Time{}
-		want[i].Kind, want[i].State, want[i].LinkID = hook.KindMember, hook.StateRunning, p.linkOf(t, &m)
-		switch p.hook.Family() {
-		case "xdp":
-			want[i].Settings = want[i].Settings.WithDefaults()
-			want[i].SlotID = m.SlotID
-		case "tc":
-			qt.Assert(t, qt.IsNotNil(m.Filter))
-			want[i].Persistent, want[i].Filter, want[i].Detail = true, m.Filter, m.Detail
-		}
-		qt.Check(t, qt.DeepEquals(m, want[i]))
-		qt.Check(t, qt.Equals(m.Protected(), want[i].LinkID != 0))
-	}
-
-	// By name, whoever attached it; and by its link.
-	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), p.target, "one", p.leave())))
-	p.wantRun(t, 2)
-	qt.Assert(t, qt.IsNil(two.Detach(t.Context())))
-	p.wantRun(t)
-	qt.Check(t, qt.HasLen(p.read(t).Members, 0))
-	qt.Check(t, qt.IsFalse(p.read(t).Ours()))
-}
-
-// Lower priorities run first, and of equals the one that came first.
-func checkOrder(t *testing.T, p *place) {
-	for number, prio := range []int{1: 50, 2: 10, 3: 50, 4: 20, 5: 0, 6: 65535, 7: 5} {
-		if number > 0 {
-			p.join(t, number, dispatcher.Options{Settings: priority(prio)})
-		}
-	}
-	p.wantRunning(t, 7, 2, 4, 1, 3, 5, 6)
-	p.detach(t, "one")
-	p.wantRunning(t, 7, 2, 4, 3, 5, 6)
-	p.join(t, 8, dispatcher.Options{Position: hook.Position{First: true}})
-	p.join(t, 9, dispatcher.Options{Position: hook.Position{Before: "six"}})
-	p.wantRunning(t, 8, 7, 2, 4, 3, 5, 9, 6)
-	qt.Check(t, qt.Equals(p.read(t).Member("eight").Priority, 5))
-	qt.Check(t, qt.Equals(p.read(t).Member("nine").Priority, 50))
-}
-
-// The program of a member is exchanged in its place, and the old one is let go.
-func checkUpdate(t *testing.T, p *place) {
-	p.join(t, 1, dispatcher.Options{})
-	old := p.tracer(t, 2)
-	two, err := p.tryAttach(t, old, dispatcher.Options{Name: "two"})
-	qt.Assert(t, qt.IsNil(err))
-	p.join(t, 3, dispatcher.Options{})
-	before := p.read(t).Member("two")
-	qt.Assert(t, qt.IsNil(two.Update(t.Context(), dispatcher.Program(p.tracer(t, 4)))))
-	p.wantRun(t, 1, 4, 3)
-	after := p.read(t).Member("two")
-	qt.Check(t, qt.Equals(after.LinkID, before.LinkID))
-	qt.Check(t, qt.Equals(after.Settings, before.Settings))
-	qt.Check(t, qt.Equals(after.Program.Name, "ldt_trace_4"))
-	qt.Assert(t, qt.IsNil(old.Close()))
-	soon(t, func() bool {
-		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(before.Program.ID))
-		if err == nil {
-			prog.Close()
-		}
-		return errors.Is(err, fs.ErrNotExist)
-	})
-
-	chain := p.read(t)
-	for what, prog := range p.misfits(t) {
-		err := two.Update(t.Context(), dispatcher.Program(prog))
-		qt.Check(t, qt.ErrorIs(err, dispatcher.ErrIncompatible), qt.Commentf("update to %s", what))
-		_, err = p.tryAttach(t, prog, dispatcher.Options{Name: "misfit"})
-		qt.Check(t, qt.ErrorIs(err, dispatcher.ErrIncompatible), qt.Commentf("attach %s", what))
-	}
-	qt.Check(t, qt.DeepEquals(p.read(t), chain))
-	p.wantRun(t, 1, 4, 3)
-}
-
-// misfits are programs that cannot be members.
-func (p *place) misfits(t testing.TB) map[string]*ebpf.Program {
-	t.Helper()
-	other := hook.XDP
-	if p.hook == hook.XDP {
-		other = hook.TCXIngress
-	}
-	progs := map[string]*ebpf.Program{
-		"another type": testenv.VerdictProgram(t, "ldt_type", testenv.XDPPass, testenv.On(other)),
-	}
-	// Where the kernel has an attach type for each hook it is another hook's; it has none for the
-	// programs of TC, and one only for devices, sysctls and TCP events.
-	attach := map[hook.Hook]hook.Hook{
-		hook.CgroupSockCreate: hook.CgroupSockRelease, hook.CgroupSockRelease: hook.CgroupSockCreate,
-		hook.CgroupPostBind4: hook.CgroupPostBind6, hook.CgroupPostBind6: hook.CgroupPostBind4,
-		hook.CgroupBind4: hook.CgroupBind6, hook.CgroupBind6: hook.CgroupBind4,
-		hook.CgroupConnect4: hook.CgroupConnect6, hook.CgroupConnect6: hook.CgroupConnectUnix, hook.CgroupConnectUnix: hook.CgroupConnect4,
-		hook.CgroupSendmsg4: hook.CgroupConnect4, hook.CgroupSendmsg6: hook.CgroupSendmsg4, hook.CgroupSendmsgUnix: hook.CgroupSendmsg6,
-		hook.CgroupRecvmsg4: hook.CgroupSendmsg4, hook.CgroupRecvmsg6: hook.CgroupRecvmsg4, hook.CgroupRecvmsgUnix: hook.CgroupRecvmsg6,
-		hook.CgroupGetpeername4: hook.CgroupGetsockname4, hook.CgroupGetpeername6: hook.CgroupGetpeername4, hook.CgroupGetpeernameUnix: hook.CgroupGetpeername6,
-		hook.CgroupGetsockname4: hook.CgroupGetpeername4, hook.CgroupGetsockname6: hook.CgroupGetsockname4, hook.CgroupGetsocknameUnix: hook.CgroupGetsockname6,
-		hook.CgroupGetsockopt: hook.CgroupSetsockopt, hook.CgroupSetsockopt: hook.CgroupGetsockopt,
-	}
-	if other := attach[p.hook]; other != "" {
-		progs["the attach type of "+string(other)] = testenv.VerdictProgram(t, "ldt_attach", testenv.CgroupAllow, testenv.On(other))
-	}
-	switch p.hook {
-	case hook.XDP:
-		progs["no attach type"] = testenv.VerdictProgram(t, "ldt_attach", testenv.XDPPass, testenv.ExpectedAttachType(ebpf.AttachNone))
-	case hook.CgroupSKBIngress:
-		// One that says more than allow and deny, as only egress may (check_return_code, kernel/bpf/verifier.c).
-		progs["one for egress"] = testenv.VerdictProgram(t, "ldt_attach", 3, testenv.On(hook.CgroupSKBEgress))
-	}
-	return progs
-}
-
-// A member that is moved runs at its new place, and who has a Link to it does not notice.
-func checkSet(t *testing.T, p *place) {
-	links := map[int]*dispatcher.Link{}
-	for n := 1; n <= 4; n++ {
-		links[n] = p.join(t, n, dispatcher.Options{Settings: priority(10 * n), Persistent: n == 4})
-	}
-	other := p.reopen(t, "one")
-	p.wantRunning(t, 1, 2, 3, 4)
-	set := func(n, prio int) {
-		t.Helper()
-		qt.Assert(t, qt.IsNil(links[n].Set(t.Context(), priority(prio))))
-		qt.Check(t, qt.Equals(p.read(t).Member(numbers[n]).Priority, prio))
-	}
-	set(1, 35)
-	p.wantRunning(t, 2, 3, 1, 4)
-	info, err := other.Info(t.Context())
-	qt.Assert(t, qt.IsNil(err))
-	qt.Check(t, qt.DeepEquals(info, p.read(t).Member("one")))
-
-	// Another priority at the same place.
-	before := p.read(t).Member("one").LinkID
-	set(1, 38)
-	p.wantRunning(t, 2, 3, 1, 4)
-	qt.Check(t, qt.Equals(p.read(t).Member("one").LinkID, before))
-
-	// One that is pinned stays so.
-	set(4, 5)
-	p.wantRunning(t, 4, 2, 3, 1)
-	qt.Check(t, qt.IsTrue(p.read(t).Member("four").Persistent))
-	qt.Assert(t, qt.IsNil(links[4].Close()))
-	p.wantRunning(t, 4, 2, 3, 1)
-
-	// Behind all those that are equal.
-	set(1, 5)
-	p.wantRunning(t, 4, 1, 2, 3)
-	qt.Check(t, qt.IsNil(links[2].Set(t.Context(), hook.Settings{})))
-	p.wantRunning(t, 4, 1, 2, 3)
-
-	// The program is exchanged through either Link.
-	qt.Assert(t, qt.IsNil(other.Update(t.Context(), dispatcher.Program(p.tracer(t, 9)))))
-	p.wantRun(t, 4, 9, 2, 3)
-	qt.Assert(t, qt.IsNil(links[1].Update(t.Context(), dispatcher.Program(p.tracer(t, 1)))))
-	p.wantRunning(t, 4, 1, 2, 3)
-	if p.hook.Family() == "tc" {
-		return // nobody owns it
-	}
-	qt.Assert(t, qt.IsNil(links[1].Close()))
-	p.wantRunning(t, 4, 1, 2, 3)
-	qt.Assert(t, qt.IsNil(other.Close()))
-	p.wantRunning(t, 4, 2, 3)
-}
-
-// What is pinned stays, and what is not leaves with the last who has it open.
-func checkPin(t *testing.T, p *place) {
-	one, two := p.join(t, 1, dispatcher.Options{}), p.join(t, 2, dispatcher.Options{})
-	qt.Check(t, qt.HasLen(p.pinPaths(t), 0))
-	for range 2 { // pinning twice is no error
-		qt.Assert(t, qt.IsNil(one.Pin(t.Context())))
-	}
-	qt.Check(t, qt.IsTrue(p.read(t).Member("one").Persistent))
-	qt.Check(t, qt.IsFalse(p.read(t).Member("two").Persistent))
-
-	// Whoever may open a pin can take the member out.
-	paths := append(p.pinPaths(t), filepath.Join(p.bpffs, "libdispatcher"))
-	if p.hook != hook.XDP {
-		paths = append(paths, filepath.Join(p.bpffs, "libdispatcher", "registry"))
-	}
-	for _, path := range paths {
-		info, err := os.Stat(path)
-		qt.Assert(t, qt.IsNil(err))
-		want := fs.FileMode(0o600)
-		if info.IsDir() {
-			want = fs.ModeDir | 0o700
-		}
-		qt.Check(t, qt.Equals(info.Mode(), want), qt.Commentf("%s", path))
-	}
-	var held string
-	for _, path := range p.read(t).Pins {
-		qt.Check(t, qt.SliceContains(paths, path))
-		if filepath.Base(path) != "root" {
-			held = path
-		}
-	}
-
-	qt.Assert(t, qt.IsNil(two.Close()))
-	qt.Assert(t, qt.IsNil(one.Close()))
-	p.wantRunning(t, 1)
-	byName := p.reopen(t, "one")
-	byPin, err := dispatcher.OpenPinned(t.Context(), held)
-	qt.Assert(t, qt.IsNil(err))
-	p.keep(t, byPin)
-	for _, link := range []*dispatcher.Link{byName, byPin} {
-		info, err := link.Info(t.Context())
-		qt.Assert(t, qt.IsNil(err))
-		qt.Check(t, qt.DeepEquals(info, p.read(t).Member("one")))
-	}
-	for range 2 {
-		qt.Assert(t, qt.IsNil(byPin.Unpin(t.Context())))
-		qt.Check(t, qt.HasLen(p.pinPaths(t), 0))
-		qt.Check(t, qt.IsFalse(p.read(t).Member("one").Persistent))
-	}
-	qt.Assert(t, qt.IsNil(byPin.Close()))
-	p.wantRunning(t, 1)
-	qt.Assert(t, qt.IsNil(byName.Close()))
-	p.wantRunning(t)
-}
-
-// An owner that ends, or is killed, takes along its own member and nothing else; and not what is pinned.
-func checkDie(t *testing.T, p *place) {
-	victim := p.attachIn(t, p.tracer(t, 1), dispatcher.Options{Name: "one"})
-	pinner := p.attachIn(t, p.tracer(t, 2), dispatcher.Options{Name: "two", Persistent: true})
-	ending := p.attachIn(t, p.tracer(t, 3), dispatcher.Options{Name: "three"})
-	p.join(t, 4, dispatcher.Options{})
-	p.wantRunning(t, 1, 2, 3, 4)
-	victim.Kill()
-	p.wantRunning(t, 2, 3, 4)
-	pinner.Kill()
-	p.wantRunning(t, 2, 3, 4)
-	qt.Assert(t, qt.IsNil(ending.Stop()))
-	p.wantRunning(t, 2, 4)
-
-	// It comes back under its name at once.
-	p.join(t, 1, dispatcher.Options{Settings: priority(1)})
-	p.wantRunning(t, 1, 2, 4)
-}
-
-// What nobody owns says so when it is attached.
-func checkStay(t *testing.T, p *place) {
-	_, err := dispatcher.Attach(t.Context(), p.target, dispatcher.Program(p.tracer(t, 1)), dispatcher.Options{BPFFS: p.bpffs})
-	qt.Assert(t, qt.ErrorIs(err, dispatcher.ErrUsage))
-	qt.Check(t, qt.ErrorMatches(err, fmt.Sprintf(`attach %s veth1: .* belongs to nobody.*; ask for that .*`, p.hook)))
-	p.wantRunning(t)
-
-	owner := p.attachIn(t, p.tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true})
-	two := p.join(t, 2, dispatcher.Options{})
-	owner.Kill()
-	qt.Check(t, qt.IsNil(two.Pin(t.Context())))
-	qt.Check(t, qt.ErrorIs(two.Unpin(t.Context()), dispatcher.ErrUsage))
-	qt.Assert(t, qt.IsNil(two.Close()))
-	p.wantRunning(t, 1, 2)
-	qt.Check(t, qt.HasLen(p.pinPaths(t), 0))
-	p.detach(t, "one")
-	p.wantRunning(t, 2)
-	qt.Assert(t, qt.IsNil(p.reopen(t, "two").Detach(t.Context())))
-	p.wantRunning(t)
-}
-
-// Nobody is in the way of a device or cgroup that goes, and who held a member there is told.
-func checkGone(t *testing.T, p *place) {
-	one := p.join(t, 1, dispatcher.Options{})
-	two := p.join(t, 2, dispatcher.Options{Persistent: true})
-	three := p.join(t, 3, dispatcher.Options{Persistent: true})
-	p.wantRunning(t, 1, 2, 3)
-	p.remove(t)
-
-	_, err := dispatcher.Read(t.Context(), p.target, p.look())
-	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
-	_, err = p.tryJoin(t, 4, dispatcher.Options{})
-	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
-	// Of a cgroup the kernel lets its links know some time later. Until then they are as they were.
-	soon(t, func() bool {
-		for name, err := range map[string]error{
-			"set":    one.Set(t.Context(), priority(40)),
-			"move":   two.Move(t.Context(), hook.Position{First: true}),
-			"update": three.Update(t.Context(), dispatcher.Program(p.tracer(t, 5))),
-			"chain":  second(one.Chain(t.Context())),
-		} {
-			if err != nil {
-				qt.Assert(t, qt.ErrorIs(err, dispatcher.ErrDefunct), qt.Commentf("%s", name))
-			}
-		}
-		_, err := one.Info(t.Context())
-		return err != nil
-	})
-	p.wantDefunct(t, one, two, three)
-	qt.Check(t, qt.IsNil(one.Close()))
-	qt.Check(t, qt.IsNil(two.Detach(t.Context())))
-	qt.Check(t, qt.IsNil(three.Detach(t.Context())))
-	qt.Check(t, qt.HasLen(p.pinPaths(t), 0))
-}
-
-// remove takes away what the hook is on.
-func (p *place) remove(t testing.TB) {
-	t.Helper()
-	if p.cgroup != nil {
-		p.cgroup.Remove(t)
-		return
-	}
-	p.Server.IP(t, "link", "delete", p.ServerDev)
-}
-
-// wantDefunct checks that all methods of the links say that the device or cgroup is gone. Of a cgroup the kernel lets
-// its links know some time after it was removed.
-func (p *place) wantDefunct(t testing.TB, links ...*dispatcher.Link) {
-	t.Helper()
-	ctx := t.Context()
-	for _, link := range links {
-		soon(t, func() bool {
-			_, err := link.Info(ctx)
-			return err != nil
-		})
-		for name, err := range map[string]error{
-			"update": link.Update(ctx, dispatcher.Program(p.tracer(t, 9))),
-			"set":    link.Set(ctx, priority(7)),
-			"move":   link.Move(ctx, hook.Position{First: true}),
-			"pin":    link.Pin(ctx),
-			"info":   second(link.Info(ctx)),
-			"chain":  second(link.Chain(ctx)),
-		} {
-			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrDefunct), qt.Commentf("%s", name))
-		}
-	}
-}
-
-func second[T any](_ T, err error) error { return err }

@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
@@ -40,7 +39,9 @@ func (s *linkScene) entries(t testing.TB, list string) map[int]*ebpf.Program {
 	return progs
 }
 
-func adoptOptions(s *linkScene, o dispatcher.Options, entry *ebpf.Program, t testing.TB) dispatcher.AdoptOptions {
+// adoptOptions are those of the entry with that program; of the only one for nil.
+func (s *linkScene) adoptOptions(t testing.TB, o dispatcher.Options, entry *ebpf.Program) dispatcher.AdoptOptions {
+	t.Helper()
 	o.BPFFS = s.bpffs
 	if entry == nil {
 		return dispatcher.AdoptOptions{Options: o}
@@ -51,7 +52,7 @@ func adoptOptions(s *linkScene, o dispatcher.Options, entry *ebpf.Program, t tes
 // tryAdopt is Adopt for what is refused, or not.
 func (s *linkScene) tryAdopt(t testing.TB, o dispatcher.Options, entry *ebpf.Program) error {
 	t.Helper()
-	link, err := dispatcher.Adopt(t.Context(), s.target, adoptOptions(s, o, entry, t))
+	link, err := dispatcher.Adopt(t.Context(), s.target, s.adoptOptions(t, o, entry))
 	if err == nil {
 		t.Cleanup(func() { link.Close() })
 	}
@@ -84,7 +85,7 @@ func TestAdoptKeepsThePlace(t *testing.T) {
 				before := s.ran(t)
 				qt.Assert(t, qt.HasLen(before, len(progs)))
 				prog := progs[tc.adopted]
-				link := s.adopt(t, adoptOptions(s, dispatcher.Options{Name: "adopted"}, prog, t))
+				link := s.adopt(t, s.adoptOptions(t, dispatcher.Options{Name: "adopted"}, prog))
 				s.wantRun(t, before...)
 				c := s.read(t)
 				qt.Check(t, qt.DeepEquals(running(c), before))
@@ -121,7 +122,7 @@ func TestAdoptBetweenLinkless(t *testing.T) {
 	s.wantRun(t, 1, 2, 3)
 	qt.Check(t, qt.HasLen(s.registry(t), 0))
 	for _, n := range []int{1, 2, 3} { // so it is done
-		s.adopt(t, adoptOptions(s, dispatcher.Options{}, progs[n], t))
+		s.adopt(t, s.adoptOptions(t, dispatcher.Options{}, progs[n]))
 		s.wantRun(t, 1, 2, 3)
 	}
 	s.wantChain(t, "ldt_trace_1 ldt_trace_2 ldt_trace_3")
@@ -212,7 +213,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 				floods := []*testenv.Flood{s.Flood(t, port, markerPort), s.Flood(t, port+1)}
 				const rounds = 10
 				for range rounds {
-					link := s.adopt(t, adoptOptions(s, dispatcher.Options{Name: "adopted"}, adopted.Program, t))
+					link := s.adopt(t, s.adoptOptions(t, dispatcher.Options{Name: "adopted"}, adopted.Program))
 					// As it was, without a gap, for the next round; this is what is not counted once.
 					if verdict == testenv.TCDrop {
 						if s.filters() {
@@ -352,19 +353,19 @@ func TestAdoptFilter(t *testing.T) {
 // A filter that would do something else on TCX than where it is stays where it is.
 func TestAdoptFilterRefused(t *testing.T) {
 	for name, tc := range map[string]struct {
-		before  []string // other filters
+		before  string // another filter
 		how     string
 		message string
 	}{
-		"a class":             {nil, "pref 10 bpf", ".*not in direct-action mode.*"},
-		"IPv4 only":           {nil, "protocol ip pref 10 bpf da", ".*protocol.*"},
-		"in another chain":    {nil, "chain 3 pref 10 bpf da", ".*chain.*"},
-		"behind another kind": {[]string{"pref 5 matchall action pass"}, "pref 10 bpf da", ".*(pref 5|matchall).*"},
+		"a class":             {"", "pref 10 bpf", ".*not in direct-action mode.*"},
+		"IPv4 only":           {"", "protocol ip pref 10 bpf da", ".*protocol.*"},
+		"in another chain":    {"", "chain 3 pref 10 bpf da", ".*chain.*"},
+		"behind another kind": {"pref 5 u32 match u32 0 0 classid 1:1", "pref 10 bpf da", ".*(pref 5|u32).*"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newLinkScene(t, hook.TCIngress)
-			for _, how := range tc.before {
-				s.tc(t, how)
+			if tc.before != "" {
+				s.tc(t, tc.before)
 			}
 			prog := testenv.VerdictProgram(t, "ldt_tc", testenv.TCNext, s.on())
 			s.filter(t, prog, tc.how)
@@ -378,23 +379,16 @@ func TestAdoptFilterRefused(t *testing.T) {
 	}
 }
 
-// Filters of other kinds behind the one that is adopted keep their turn, and classic BPF is none that can be adopted.
+// Filters of other kinds behind the one that is adopted keep their turn.
 func TestAdoptFilterBeforeOthers(t *testing.T) {
 	s := newLinkScene(t, hook.TCIngress)
 	s.filter(t, s.tracer(t, 2), "pref 10 bpf da")
-	s.tc(t, "pref 20 matchall action drop")
+	s.tc(t, "pref 20 u32 match u32 0 0 classid 1:1")
+	s.filter(t, s.tracer(t, 3), "pref 30 bpf da") // never comes to its turn
 	s.wantRun(t, 2)
-	qt.Assert(t, qt.IsTrue(s.drops(t)))
-	link := s.adopt(t, dispatcher.AdoptOptions{})
+	s.adopt(t, dispatcher.AdoptOptions{Entry: hook.ProgramRef(s.read(t).Members[0].Program.ID)})
 	s.wantRun(t, 2)
-	qt.Check(t, qt.IsTrue(s.drops(t)))
-	qt.Assert(t, qt.IsNil(link.Close()))
-
-	s.ns.TC(t, "filter", "del", "dev", s.dev(), s.side())
-	s.tc(t, "pref 10 bpf bytecode 1,6,0,0,0 classid 1:1")
-	err := s.tryAdopt(t, dispatcher.Options{}, nil)
-	qt.Check(t, qt.IsNotNil(err))
-	qt.Check(t, qt.IsTrue(strings.Contains(s.filtersLeft(t), "pref 10")))
+	qt.Check(t, qt.StringContains(s.filtersLeft(t), "pref 20 u32"))
 }
 
 // A program that is alone on a cgroup, so that the kernel lets nothing beside it, has to be off before it gets its link.
@@ -408,7 +402,7 @@ func TestAdoptExclusive(t *testing.T) {
 			_, err := dispatcher.Attach(t.Context(), s.target, dispatcher.Program(s.tracer(t, 1)), dispatcher.Options{BPFFS: s.bpffs})
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
 
-			o := adoptOptions(s, dispatcher.Options{Name: "deny", Persistent: true}, nil, t)
+			o := s.adoptOptions(t, dispatcher.Options{Name: "deny", Persistent: true}, nil)
 			o.NoGap = true
 			_, err = dispatcher.Adopt(t.Context(), s.target, o)
 			qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
@@ -457,12 +451,11 @@ func TestAdoptExclusivePutBack(t *testing.T) {
 		}
 	})
 	qt.Assert(t, qt.IsNotNil(err))
-	s.onTarget(t, func(target int) {
-		q, err := kernel.QueryPrograms(target, ebpf.AttachCGroupInet4Connect, 0)
-		qt.Assert(t, qt.IsNil(err))
-		t.Logf("after %v: programs %v", err, q.Programs)
-		qt.Check(t, qt.HasLen(q.Programs, 1))
-	})
+	qt.Check(t, qt.IsTrue(s.refuses(t)), qt.Commentf("%v", err))
+	members := s.read(t).Members
+	qt.Assert(t, qt.HasLen(members, 1))
+	qt.Check(t, qt.Equals(members[0].Program.ID, uint32(idOf(t, deny))))
+	qt.Check(t, qt.HasLen(s.registry(t), 0))
 }
 
 // Connections meet the program all the time when it has company already.
@@ -481,5 +474,3 @@ func TestAdoptUnderConnects(t *testing.T) {
 	qt.Check(t, qt.Equals(let, 0))
 	qt.Check(t, qt.IsTrue(tried > 1000))
 }
-
-var _ = link.TCXType

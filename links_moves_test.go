@@ -591,11 +591,13 @@ func TestMoveByAnother(t *testing.T) {
 			counted := pinnedCount(t, mapPin())
 			qt.Assert(t, qt.IsTrue(counted > 0))
 
-			other := newApp(t)
-			for _, cmd := range []command{{Op: "open", Member: "3"}, {Op: "set", Settings: priority(50)}} {
-				qt.Assert(t, qt.IsNil(other.do(t, s.command(cmd))))
+			for _, prio := range []int{50, 10, 50} {
+				other := newApp(t)
+				for _, cmd := range []command{{Op: "open", Member: "3"}, {Op: "set", Settings: priority(prio)}} {
+					qt.Assert(t, qt.IsNil(other.do(t, s.command(cmd))))
+				}
+				qt.Assert(t, qt.IsNil(other.Stop()))
 			}
-			qt.Assert(t, qt.IsNil(other.Stop()))
 			s.wantChain(t, "4* 3*")
 			s.wantRun(t, 4)
 			after := s.read(t).Member("3")

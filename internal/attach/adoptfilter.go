@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
@@ -69,8 +70,13 @@ func (ln *lane) adoptable(ref hook.Ref) (int, error) {
 			return 0, hook.Because(fs.ErrNotExist, "there is no filter that could be adopted")
 		}
 	}
-	if !ln.list[i].DirectAction {
+	switch f := ln.list[i]; {
+	case !f.DirectAction:
 		return 0, hook.Because(hook.ErrIncompatible, "the filter is not in direct-action mode (da): what its program returns is a class, not a verdict")
+	case f.Protocol != unix.ETH_P_ALL:
+		return 0, hook.Because(hook.ErrIncompatible, "the filter is for one protocol (%#04x), and a member sees all packets", f.Protocol)
+	case f.Chain != 0:
+		return 0, hook.Because(hook.ErrIncompatible, "the filter is in chain %d of tc, where only some packets come", f.Chain)
 	}
 	return i, nil
 }
@@ -132,7 +138,13 @@ func (s *site) adoptFilter(l *state.Locked, conn *rtnl.Conn, ln *lane, i int, pr
 	if err != nil {
 		return nil, err
 	}
-	if i > 0 {
+	kind, err := conn.OtherBefore(ln.dev.Index, ln.list[i].Filter.Filter)
+	switch {
+	case err != nil:
+		return nil, err
+	case kind != "":
+		return nil, hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and a filter of kind %s would be passed over", kind)
+	case i > 0:
 		return nil, &hook.Error{
 			Err:  hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and filter id:%d would be passed over", ln.list[i-1].Program),
 			Hint: fmt.Sprintf("adopt that one first (id:%d)", ln.list[0].Program),

@@ -175,7 +175,10 @@ func (h *linkHandle) spot(info *LinkInfo) (*spot, error) {
 	sp := &spot{hook: h.site.Hook, kind: kernel.KindOf(h.site.Hook)}
 	if sp.hook.OnCgroup() {
 		var err error
-		sp.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.site.Target)
+		if sp.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.site.Target); errors.Is(err, fs.ErrNotExist) {
+			// The kernel takes up to half a second to say so of the link.
+			err = hook.Because(hook.ErrDefunct, "%w", err)
+		}
 		return sp, err
 	}
 	here := func(ns *kernel.NetNS) bool {

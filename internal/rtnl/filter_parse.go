@@ -168,11 +168,12 @@ func (c *Conn) filters(index int, parents []uint32) ([]Filter, error) {
 		}
 		start := len(list)
 		for _, m := range msgs {
-			f, err := parseFilter(m.Data, parent)
+			f, kind, err := parseFilter(m.Data, parent)
 			if err != nil {
 				return nil, err
 			}
-			if f != nil {
+			// The preference itself comes before its filters, with handle 0.
+			if kind == "bpf" && f.Handle != 0 {
 				list = append(list, *f)
 			}
 		}
@@ -184,12 +185,30 @@ func (c *Conn) filters(index int, parents []uint32) ([]Filter, error) {
 	return list, nil
 }
 
-// parseFilter returns nil for what is not a bpf filter: those of other kinds,
-// and the preference itself, which comes before its filters, with handle 0.
-func parseFilter(b []byte, parent uint32) (*Filter, error) {
+// OtherBefore returns the kind of a filter that is not a bpf one and that runs
+// before f: "flower", "matchall"; "" when there is none.
+func (c *Conn) OtherBefore(index int, f hook.Filter) (string, error) {
+	msgs, err := c.dump(unix.RTM_GETTFILTER, tcmsg{index: index, parent: f.Parent})
+	if err != nil {
+		return "", c.refused("list filters", index, err)
+	}
+	for _, m := range msgs {
+		other, kind, err := parseFilter(m.Data, f.Parent)
+		if err != nil {
+			return "", err
+		}
+		if kind != "bpf" && other.Chain == f.Chain && other.Pref < f.Pref {
+			return kind, nil
+		}
+	}
+	return "", nil
+}
+
+// parseFilter reads a filter and its kind; of other kinds than bpf the place only.
+func parseFilter(b []byte, parent uint32) (*Filter, string, error) {
 	m, ad, err := parseTC(b)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if m.index == blockIndex {
 		m.parent = parent // here it is the number of the block
@@ -213,10 +232,7 @@ func parseFilter(b []byte, parent uint32) (*Filter, error) {
 			}
 		}
 	}
-	if kind != "bpf" || f.Handle == 0 {
-		return nil, ad.Err()
-	}
-	return f, ad.Err()
+	return f, kind, ad.Err()
 }
 
 func (f *Filter) parseOptions(ad *netlink.AttributeDecoder) error {
