@@ -262,8 +262,15 @@ func checkInherited(t *testing.T, p *place) {
 			above = append(above, link)
 		}
 	}
-	c, err := dispatcher.Effective(t.Context(), p.target, p.look())
+	runs, err := dispatcher.Effective(t.Context(), p.target, p.look())
 	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.HasLen(runs, 1))
+	c := runs[0]
+	// Seen from above, it is what runs below.
+	fromAbove, err := dispatcher.Effective(t.Context(), dispatcher.On(p.hook, p.above.Path), p.look())
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.HasLen(fromAbove, 2))
+	qt.Check(t, qt.DeepEquals(fromAbove[1], c))
 	var order []int
 	for _, m := range c.Members {
 		n := slices.Index(numbers, m.Name)

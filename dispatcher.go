@@ -185,10 +185,11 @@ func Read(ctx context.Context, t Target, o ReadOptions) (*hook.Chain, error) {
 
 // Effective returns what runs on a hook for the sockets and processes of a
 // cgroup, in run order: what is attached to it and to those that it is in. The
-// field From of each entry says to which.
-func Effective(ctx context.Context, t Target, o ReadOptions) (*hook.Chain, error) {
-	c, err := attach.Effective(ctx, t.place(o.BPFFS))
-	return c, wrap("read", t, err)
+// field From of each entry says to which. After that come the cgroups below that
+// have something of their own, each with all that runs for it.
+func Effective(ctx context.Context, t Target, o ReadOptions) ([]hook.Chain, error) {
+	chains, err := attach.Effective(ctx, t.place(o.BPFFS))
+	return chains, wrap("read", t, err)
 }
 
 // ListOptions say what to list. The zero value lists everything.

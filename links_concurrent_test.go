@@ -18,6 +18,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -363,12 +364,14 @@ func TestUpdateInAMove(t *testing.T) {
 					stranger := s.open(t, string(hook.LinkRef(m.LinkID)))
 					steps, name := 0, ""
 					var update error
-					err = atEachStep(func() error { return links[3].Move(ctx, to) }, func(step string) {
+					state.OnStep = func(step string) {
 						if steps++; steps == at {
 							name = step
 							update = stranger.Update(ctx, dispatcher.Program(s.tracer(t, 4)))
 						}
-					})
+					}
+					err = links[3].Move(ctx, to)
+					state.OnStep = nil
 					if steps < at {
 						qt.Assert(t, qt.IsNil(err))
 						return

@@ -35,7 +35,8 @@ another tool. A member of an xdp chain is "empty" when its owner is gone; what
 happens to packets then is in the column MISSING.
 
 With --effective it shows what runs for a cgroup: its own programs and those of
-the cgroups that it is in, which are in the column FROM.`,
+the cgroups that it is in, which are in the column FROM; and then the same for
+the cgroups below that have programs of their own.`,
 		Example: `  dispatcher list
   dispatcher list xdp eth0 -o wide
   dispatcher list tcx --foreign
@@ -53,7 +54,7 @@ the cgroups that it is in, which are in the column FROM.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVar(&effective, "effective", false, "what runs for the cgroup TARGET, with what it has from those above")
+	flags.BoolVar(&effective, "effective", false, "what runs for the cgroup TARGET, with what it has from those above, and for those below")
 	flags.BoolVar(&kinds.ours, "ours", false, "only members")
 	flags.BoolVar(&kinds.foreign, "foreign", false, "only what links of other tools attach; several of these flags show either")
 	flags.BoolVar(&kinds.legacy, "legacy", false, "only what was attached without a link")
@@ -125,7 +126,7 @@ func (a *app) chains(ctx context.Context, args []string, effective bool) ([]hook
 	case len(args) < 2:
 		return dispatcher.List(ctx, dispatcher.ListOptions{NetNS: a.netns, Hooks: hooks, BPFFS: a.bpffs})
 	}
-	read := dispatcher.Read
+	read := readOne
 	if effective {
 		read = dispatcher.Effective
 		if hooks = slices.DeleteFunc(hooks, isShown); len(hooks) == 0 {
@@ -135,9 +136,17 @@ func (a *app) chains(ctx context.Context, args []string, effective bool) ([]hook
 	return a.chainsOn(ctx, hooks, args[1], read)
 }
 
+func readOne(ctx context.Context, t dispatcher.Target, o dispatcher.ReadOptions) ([]hook.Chain, error) {
+	c, err := dispatcher.Read(ctx, t, o)
+	if err != nil {
+		return nil, err
+	}
+	return []hook.Chain{*c}, nil
+}
+
 // chainsOn reads hooks of one target. Of several, those with nothing attached
 // are left out, and those that this kernel does not have.
-func (a *app) chainsOn(ctx context.Context, hooks []hook.Hook, target string, read func(context.Context, dispatcher.Target, dispatcher.ReadOptions) (*hook.Chain, error)) ([]hook.Chain, error) {
+func (a *app) chainsOn(ctx context.Context, hooks []hook.Hook, target string, read func(context.Context, dispatcher.Target, dispatcher.ReadOptions) ([]hook.Chain, error)) ([]hook.Chain, error) {
 	var (
 		chains []hook.Chain
 		shown  []hook.Hook
@@ -147,14 +156,17 @@ func (a *app) chainsOn(ctx context.Context, hooks []hook.Hook, target string, re
 			shown = append(shown, h)
 			continue
 		}
-		c, err := read(ctx, dispatcher.On(h, target).In(a.netns), a.readOptions())
+		found, err := read(ctx, dispatcher.On(h, target).In(a.netns), a.readOptions())
 		switch {
 		case errors.Is(err, ebpf.ErrNotSupported) && len(hooks) > 1:
+			continue
 		case err != nil:
 			return nil, err
-		case len(c.Members) > 0 || len(hooks) == 1:
-			chains = append(chains, *c)
 		}
+		if len(hooks) > 1 {
+			found = slices.DeleteFunc(found, func(c hook.Chain) bool { return len(c.Members) == 0 })
+		}
+		chains = append(chains, found...)
 	}
 	if len(shown) == 0 {
 		return chains, nil

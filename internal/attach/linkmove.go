@@ -137,8 +137,8 @@ func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing,
 			}
 		}
 		left := *g.rec
-		left.Attach, left.MovedTo = g.info.Attach, info.ID
-		return g.names.reg.Put(oldID, &left)
+		left.Attach = g.info.Attach
+		return g.names.reg.Moved(oldID, info.ID, &left)
 	}
 	link, err := sp.takePlace(l, oldLink{h.link, oldID}, prog, j < i, create, keep)
 	if link == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -156,20 +157,22 @@ func (r *Reader) Cgroup(ctx context.Context, path string) []hook.Chain {
 }
 
 // Effective returns what runs for a cgroup, see dispatcher.Effective.
-func Effective(ctx context.Context, p Place) (c *hook.Chain, err error) {
+func Effective(ctx context.Context, p Place) (chains []hook.Chain, err error) {
 	if !p.Hook.OnCgroup() {
 		return nil, hook.Because(hook.ErrUsage, "%s is not a hook of cgroups: nothing is inherited there", p.Hook)
 	}
 	err = p.do(func(s *site) error {
 		return retry(ctx, func() error {
-			c, err = s.effective()
+			chains, err = s.effective()
 			return err
 		})
 	})
-	return c, err
+	return chains, err
 }
 
-func (s *site) effective() (*hook.Chain, error) {
+// effective returns what runs for the cgroup of the site, and then for those
+// below that have something of their own.
+func (s *site) effective() ([]hook.Chain, error) {
 	names := s.names()
 	defer names.close()
 	sp, err := s.spot()
@@ -177,6 +180,47 @@ func (s *site) effective() (*hook.Chain, error) {
 		return nil, err
 	}
 	defer sp.close()
+	c, err := sp.effective(names)
+	if err != nil {
+		return nil, err
+	}
+	chains := []hook.Chain{*c}
+	all, err := kernel.CgroupPaths()
+	if err != nil {
+		return nil, err
+	}
+	for _, below := range all {
+		if !strings.HasPrefix(below.Path, strings.TrimSuffix(sp.cgroup.Path, "/")+"/") {
+			continue
+		}
+		c, err := sp.effectiveBelow(below.Path, names)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // gone meanwhile
+		case err != nil:
+			return nil, err
+		case c != nil:
+			chains = append(chains, *c)
+		}
+	}
+	return chains, nil
+}
+
+// effectiveBelow returns nil for a cgroup that has nothing of its own.
+func (sp *spot) effectiveBelow(path string, names *names) (*hook.Chain, error) {
+	cg, err := kernel.OpenCgroup(path)
+	if err != nil {
+		return nil, err
+	}
+	below := &spot{hook: sp.hook, kind: sp.kind, cgroup: cg}
+	defer below.close()
+	q, err := below.query(0)
+	if err != nil || len(q.Programs) == 0 {
+		return nil, err
+	}
+	return below.effective(names)
+}
+
+func (sp *spot) effective(names *names) (*hook.Chain, error) {
 	q, err := sp.query(unix.BPF_F_QUERY_EFFECTIVE)
 	if err != nil {
 		return nil, err
@@ -190,10 +234,10 @@ func (s *site) effective() (*hook.Chain, error) {
 		return nil, err
 	}
 	defer kernel.CloseCgroups(above)
-	c := &hook.Chain{Hook: s.Hook, Target: sp.cgroup.Path, CgroupID: sp.cgroup.ID, Pins: []string{}, Members: []hook.Member{}}
+	c := &hook.Chain{Hook: sp.hook, Target: sp.cgroup.Path, CgroupID: sp.cgroup.ID, Pins: []string{}, Members: []hook.Member{}}
 	var from []hook.Member
 	for _, cg := range above {
-		at := &spot{hook: s.Hook, kind: sp.kind, cgroup: cg}
+		at := &spot{hook: sp.hook, kind: sp.kind, cgroup: cg}
 		list, err := at.list(names, links)
 		if err != nil {
 			return nil, err

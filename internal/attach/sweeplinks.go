@@ -55,11 +55,8 @@ func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
 	if !pinnedLink(l, h, old) || !pinnedLink(l, h, by) {
 		return
 	}
-	if rec := reg.Get(old); rec != nil {
-		rec.MovedTo = by
-		if reg.Put(old, rec) != nil {
-			return
-		}
+	if rec := reg.Get(old); rec != nil && reg.Moved(old, by, rec) != nil {
+		return
 	}
 	if link.Detach() == nil {
 		_ = l.RemoveChain(state.LinkFolder(h, old))

@@ -63,11 +63,11 @@ func (s *stage) redirectCgroup(ctx context.Context) error {
 		return err
 	}
 	for h, name := range map[hook.Hook]string{hook.CgroupConnect4: redirect, hook.CgroupSKBEgress: count} {
-		c, err := dispatcher.Effective(ctx, dispatcher.On(h, s.cgroup+"/child"), dispatcher.ReadOptions{BPFFS: s.bpffs})
+		runs, err := dispatcher.Effective(ctx, dispatcher.On(h, s.cgroup+"/child"), dispatcher.ReadOptions{BPFFS: s.bpffs})
 		if err != nil {
 			return err
 		}
-		if m := c.Member(name); m == nil || m.From != s.cgroup {
+		if m := runs[0].Member(name); m == nil || m.From != s.cgroup {
 			return s.check(false, "%s runs for the child as well", name)
 		}
 	}

@@ -171,6 +171,22 @@ func (r *Registry) Put(link uint32, rec *Record) error {
 	return kernel.Errno("write to the registry", r.m.Put(link, b))
 }
 
+// Moved notes that a link, whose record is rec, has been moved to another one:
+// there too for those that were moved to the first, which may be no more when
+// somebody comes to ask for it.
+func (r *Registry) Moved(old, to uint32, rec *Record) error {
+	for _, id := range r.Links() {
+		if before := r.Get(id); before != nil && before.MovedTo == old {
+			before.MovedTo = to
+			if err := r.Put(id, before); err != nil {
+				return err
+			}
+		}
+	}
+	rec.MovedTo = to
+	return r.Put(old, rec)
+}
+
 // Delete removes the record of a link; none there is no error.
 func (r *Registry) Delete(link uint32) error {
 	if r == nil {
