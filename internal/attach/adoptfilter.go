@@ -91,7 +91,7 @@ func (ln *lane) rename(conn *rtnl.Conn, i int, prog *ebpf.Program, req AdoptRequ
 	if err != nil {
 		return nil, err
 	}
-	_, _, lb, err := others.settle(loaded, req.Request)
+	_, lb, err := others.settle(loaded, req.Request)
 	if err != nil {
 		return nil, err
 	}

@@ -172,12 +172,8 @@ func (h *filterHandle) place(ctx context.Context, to hook.Position, priority int
 		if j == i {
 			return again(conn.ReplaceFilter(ln.dev.Index, e.Filter.Filter, prog.FD(), lb.String()))
 		}
-		f, err := others.free(j, priority)
-		if err != nil {
-			return err
-		}
 		state.Step("move: before")
-		if err := addFilter(conn, ln.dev.Index, f, prog, lb); err != nil {
+		if err := others.put(conn, j, prog, lb); err != nil {
 			return err
 		}
 		state.Step("move: at both places")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -59,6 +60,7 @@ type lane struct {
 	site *site
 	dev  *rtnl.Device
 	list []laneEntry
+	all  []laneEntry // with those that list leaves out
 }
 
 type laneEntry struct {
@@ -141,6 +143,7 @@ func newLane(s *site, h hook.Hook, dev *rtnl.Device, all []rtnl.Filter) *lane {
 		e.ours = e.ours && f.DirectAction
 		ln.list = append(ln.list, e)
 	}
+	ln.all = ln.list
 	return ln
 }
 
@@ -187,12 +190,41 @@ func (ln *lane) without(i int) *lane {
 	return &less
 }
 
-// free returns where a filter can go to be number i: a preference between those
-// of its neighbours, the one that is the priority if it can be. Where none is
-// left, that of the member after it will do, since of equals the newest runs
-// first; not that of a filter of others, who may delete all of a preference.
-func (ln *lane) free(i, priority int) (hook.Filter, error) {
-	f := hook.Filter{Parent: rtnl.ClsactIngress, Protocol: unix.ETH_P_ALL, Handle: 1, DirectAction: true}
+// put adds a member as number i: at a preference between those of its
+// neighbours, at the one that is the priority if it can be. Where none is left it
+// shares that of the members after it, since of equals the newest runs first;
+// those of equal preference that are to run before it are added once more then,
+// and meet packets twice for a moment.
+func (ln *lane) put(conn *rtnl.Conn, i int, prog *ebpf.Program, lb label) error {
+	f, before, err := ln.free(i, lb.Priority)
+	if err != nil {
+		return err
+	}
+	if err := addFilter(conn, ln.dev.Index, f, prog, lb); err != nil {
+		return err
+	}
+	for _, e := range slices.Backward(before) {
+		f.Handle++
+		again, err := ebpf.NewProgramFromID(ebpf.ProgramID(e.Program))
+		if err != nil {
+			return kernel.Errno("the program of "+e.label.Name, err)
+		}
+		err = addFilter(conn, ln.dev.Index, f, again, e.label)
+		again.Close()
+		if err == nil {
+			err = conn.DeleteFilter(ln.dev.Index, e.Filter.Filter)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// free returns where a filter goes that is to be number i, and the members of
+// the same preference that are then to be added again.
+func (ln *lane) free(i, priority int) (f hook.Filter, before []laneEntry, err error) {
+	f = hook.Filter{Parent: rtnl.ClsactIngress, Protocol: unix.ETH_P_ALL, Handle: 1, DirectAction: true}
 	if ln.site.Hook == hook.TCEgress {
 		f.Parent = rtnl.ClsactEgress
 	}
@@ -203,29 +235,35 @@ func (ln *lane) free(i, priority int) (hook.Filter, error) {
 	if i < len(ln.list) {
 		below = int(ln.list[i].Pref)
 	}
-	pref := min(max(priority, above+1), below-1)
-	if pref <= above && (above == below || !ln.allOurs(below)) {
-		return f, &hook.Error{
+	if pref := min(max(priority, above+1), below-1); pref > above {
+		f.Pref = uint16(pref)
+		return f, nil, nil
+	}
+	// Not that of a filter of others, who may delete all of a preference.
+	if !ln.allOurs(below) {
+		return f, nil, &hook.Error{
 			Err:  hook.Because(hook.ErrBusy, "there is no preference (pref) left between %d and %d, the filters that are to run before and after it", above, below),
 			Hint: "choose another priority",
 		}
 	}
-	if pref <= above {
-		pref = below
-		for _, e := range ln.list {
-			if int(e.Pref) == pref {
-				f.Handle = max(f.Handle, e.Handle+1)
-			}
+	f.Pref = uint16(below)
+	for _, e := range ln.all {
+		if e.Pref == f.Pref {
+			f.Handle = max(f.Handle, e.Handle+1)
 		}
 	}
-	f.Pref = uint16(pref)
-	return f, nil
+	for _, e := range ln.list[:i] {
+		if e.Pref == f.Pref {
+			before = append(before, e)
+		}
+	}
+	return f, before, nil
 }
 
 // allOurs tells whether there are filters with that preference, all of members.
 func (ln *lane) allOurs(pref int) bool {
 	found := false
-	for _, e := range ln.list {
+	for _, e := range ln.all {
 		if int(e.Pref) == pref {
 			if !e.ours || e.Chain != 0 || e.Protocol != unix.ETH_P_ALL {
 				return false
@@ -237,16 +275,16 @@ func (ln *lane) allOurs(pref int) bool {
 }
 
 // settle returns where a new member goes, and its label.
-func (ln *lane) settle(prog *load.Loaded, req Request) (int, hook.Filter, label, error) {
+func (ln *lane) settle(prog *load.Loaded, req Request) (int, label, error) {
 	lb := label{Name: req.Name, Owner: req.Owner}
 	if lb.Name == "" {
 		lb.Name = prog.Name
 		if err := hook.CheckName(lb.Name); err != nil {
-			return 0, hook.Filter{}, lb, hook.Because(hook.ErrUsage, "the program's name will not do for the member: %w; choose one", err)
+			return 0, lb, hook.Because(hook.ErrUsage, "the program's name will not do for the member: %w; choose one", err)
 		}
 	}
 	if _, err := ln.find(hook.Ref(lb.Name)); err == nil {
-		return 0, hook.Filter{}, lb, &hook.Error{
+		return 0, lb, &hook.Error{
 			Err:  hook.Because(fs.ErrExist, "there is a member %q already", lb.Name),
 			Hint: "choose another name, or replace its program",
 		}
@@ -254,11 +292,10 @@ func (ln *lane) settle(prog *load.Loaded, req Request) (int, hook.Filter, label,
 	byDefault := req.Settings.Or(prog.Defaults).WithDefaults().Priority
 	i, priority, err := dispatch.Settle(ln.ranks(), req.Position, ln.find, req.Priority, byDefault)
 	if err != nil {
-		return 0, hook.Filter{}, lb, err
+		return 0, lb, err
 	}
 	lb.Priority = priority
-	f, err := ln.free(i, priority)
-	return i, f, lb, err
+	return i, lb, nil
 }
 
 func (filters) attach(ctx context.Context, s *site, src load.Source, req Request) (Handle, error) {
@@ -274,7 +311,7 @@ func (filters) attach(ctx context.Context, s *site, src load.Source, req Request
 	}
 	h := &filterHandle{site: s, loaded: prog}
 	err = s.changeLane(ctx, s.byName, func(conn *rtnl.Conn, ln *lane) error {
-		_, f, lb, err := ln.settle(prog, req)
+		i, lb, err := ln.settle(prog, req)
 		if err != nil {
 			return err
 		}
@@ -283,7 +320,7 @@ func (filters) attach(ctx context.Context, s *site, src load.Source, req Request
 			return err
 		}
 		state.Step("attach: qdisc")
-		err = addFilter(conn, ln.dev.Index, f, prog.Program, lb)
+		err = ln.put(conn, i, prog.Program, lb)
 		state.Step("attach: attached")
 		return err
 	})
@@ -319,7 +356,11 @@ func (filters) plan(ctx context.Context, s *site, src load.Source, req Request) 
 	}
 	defer prog.Discard()
 	err = s.onLane(ctx, s.byName, func(_ *rtnl.Conn, ln *lane) error {
-		i, f, lb, err := ln.settle(prog, req)
+		i, lb, err := ln.settle(prog, req)
+		if err != nil {
+			return err
+		}
+		f, _, err := ln.free(i, lb.Priority)
 		if err != nil {
 			return err
 		}

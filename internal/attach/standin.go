@@ -200,7 +200,16 @@ func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up
 			return nil, err
 		}
 		state.Step("move: at both places")
-		return link, old.remove(prog)
+		if err := old.remove(prog); err != nil {
+			return link, err
+		}
+		// Somebody who does not wait for the lock may have updated the old one; the
+		// kernel still tells.
+		if now := old.carries(prog); now != nil {
+			defer now.Close()
+			return link, exchange(link, now, prog)
+		}
+		return link, nil
 	}
 	s, err := newStandIn(l, prog, old.id())
 	if err != nil {
@@ -243,12 +252,12 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link rawLink, prog 
 	if up {
 		err := swap(link, first, dispatch.StandInAway)
 		state.Step("move: seen at the new place")
+		err = errors.Join(err, old.remove(there))
+		state.Step("move: at the new place")
 		if now := old.carries(there); now != nil {
 			defer now.Close()
 			prog = now
 		}
-		err = errors.Join(err, old.remove(there))
-		state.Step("move: at the new place")
 		return errors.Join(err, swap(link, prog, dispatch.StandInFirst))
 	}
 	// Whoever comes to the old place now is seen at the new one.

@@ -221,11 +221,15 @@ func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*slotHandl
 	state.Step("attach: slot made")
 	if snap.free() {
 		h.chainID = rand.Uint64()
-		h.root, err = s.start(snap.device.Index, req.Mode, h.chainID, prog.Shape, slot, member)
+		h.root, err = s.start(snap.device, req.Mode, h.chainID, prog.Shape, slot, member)
 	} else {
 		h.chainID = snap.chain.ID
 		h.root, snap.root = snap.root, nil
-		_, err = change(h.root, h.chainID, map[uint32]*ebpf.Map{h.slotID: slot}, insert(member, req))
+		join := insert(member, req)
+		_, err = change(h.root, h.chainID, map[uint32]*ebpf.Map{h.slotID: slot}, func(c *state.Chain, empty map[uint32]bool) error {
+			c.Home = s.home(snap.device, snap.mode)
+			return join(c, empty)
+		})
 	}
 	if err != nil {
 		h.drop()
@@ -252,14 +256,19 @@ func joinError(err error) error {
 }
 
 // start makes a chain with one member and a link that carries it.
-func (s *site) start(index int, mode hook.Mode, id uint64, shape dispatch.Shape, slot *ebpf.Map, member dispatch.Slot) (root, error) {
-	chain := &state.Chain{ID: id, Plan: dispatch.Plan{Shape: shape, Slots: []dispatch.Slot{member}}}
+func (s *site) start(dev rtnl.Device, mode hook.Mode, id uint64, shape dispatch.Shape, slot *ebpf.Map, member dispatch.Slot) (root, error) {
+	chain := &state.Chain{ID: id, Home: s.home(dev, mode), Plan: dispatch.Plan{Shape: shape, Slots: []dispatch.Slot{member}}}
 	prog, err := state.Build(chain, []*ebpf.Map{slot})
 	if err != nil {
 		return nil, err
 	}
 	defer prog.Close()
-	return s.create(index, mode, prog)
+	return s.create(dev.Index, mode, prog)
+}
+
+// home is where a chain on the device is.
+func (s *site) home(dev rtnl.Device, mode hook.Mode) state.Home {
+	return state.Home{Device: dev.Name, NetNS: s.ns.ID(), Mode: mode}
 }
 
 // create puts a dispatcher on a free device with a link of its own.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
@@ -25,6 +26,7 @@ const (
 	memberSize = 16 + 2*nameSize
 	nameSize   = hook.MaxName + 1
 	valueSize  = headerSize + hook.MaxMembers*memberSize
+	homeSize   = 40 // after that; not in descriptions that early programs wrote
 
 	flagFrags  = 1 << 0
 	flagClosed = 1 << 1
@@ -45,7 +47,25 @@ type Chain struct {
 	RootLink uint32
 	// Closed chains have no members and never get any: they are on the way out.
 	Closed bool
+	// Home is where somebody joined last.
+	Home Home
 	dispatch.Plan
+}
+
+// A Home is where something was attached, to find the place again when the
+// device is gone and one of that name is back. It may have moved since.
+type Home struct {
+	Device string // its name
+	NetNS  hook.NetNS
+	Mode   hook.Mode // of XDP
+}
+
+type rawHome struct {
+	NetNSInode  uint64
+	NetNSCookie uint64
+	Mode        uint32
+	_           uint32
+	Device      [unix.IFNAMSIZ]byte
 }
 
 // The layout: native byte order, no padding beyond what is named.
@@ -85,7 +105,7 @@ func (c *Chain) Marshal() ([]byte, error) {
 	if c.Closed {
 		h.Flags |= flagClosed
 	}
-	b := make([]byte, 0, valueSize)
+	b := make([]byte, 0, valueSize+homeSize)
 	b, err := binary.Append(b, binary.NativeEndian, h)
 	if err != nil {
 		return nil, err
@@ -104,7 +124,10 @@ func (c *Chain) Marshal() ([]byte, error) {
 			return nil, err
 		}
 	}
-	return append(b, make([]byte, valueSize-len(b))...), nil
+	b = append(b, make([]byte, valueSize-len(b))...)
+	home := rawHome{NetNSInode: c.Home.NetNS.Inode, NetNSCookie: c.Home.NetNS.Cookie, Mode: uint32(c.Home.Mode)}
+	copy(home.Device[:unix.IFNAMSIZ-1], c.Home.Device)
+	return binary.Append(b, binary.NativeEndian, home)
 }
 
 // Unmarshal reads a description. ErrNotOurs when it is none, ErrNotSupported
@@ -135,6 +158,13 @@ func Unmarshal(b []byte) (*Chain, error) {
 			return nil, fmt.Errorf("damaged chain description: member %d: %w", i, err)
 		}
 		c.Slots = append(c.Slots, s)
+	}
+	var home rawHome
+	if _, err := binary.Decode(b[valueSize:], binary.NativeEndian, &home); err == nil {
+		c.Home = Home{
+			Device: cString(home.Device[:]), Mode: hook.Mode(home.Mode),
+			NetNS: hook.NetNS{Inode: home.NetNSInode, Cookie: home.NetNSCookie},
+		}
 	}
 	return c, nil
 }
@@ -183,7 +213,7 @@ func cString(b []byte) string {
 // with a type, so that "bpftool map dump" shows it.
 func mapSpec(value []byte) *ebpf.MapSpec {
 	return &ebpf.MapSpec{
-		Name: MapName, Type: ebpf.Array, KeySize: 4, ValueSize: valueSize, MaxEntries: 1,
+		Name: MapName, Type: ebpf.Array, KeySize: 4, ValueSize: valueSize + homeSize, MaxEntries: 1,
 		Flags:    readOnlyProg,
 		Key:      u32,
 		Value:    descriptionType,
@@ -206,7 +236,9 @@ var (
 	descriptionType = structType(MapName,
 		field{"magic", u32}, field{"version", u32}, field{"chain_id", u64}, field{"root_link", u32},
 		field{"attach_type", u32}, field{"flags", u32}, field{"members", u32},
-		field{"member", &btf.Array{Index: u32, Type: memberType, Nelems: hook.MaxMembers}})
+		field{"member", &btf.Array{Index: u32, Type: memberType, Nelems: hook.MaxMembers}},
+		field{"netns_inode", u64}, field{"netns_cookie", u64}, field{"mode", u32}, field{"reserved", u32},
+		field{"device", &btf.Array{Index: u32, Type: char, Nelems: unix.IFNAMSIZ}})
 )
 
 type field struct {
