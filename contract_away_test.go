@@ -108,8 +108,8 @@ func checkMoved(t *testing.T, p *place) {
 	p.wantSame(t, one, two, old)
 }
 
-// The kernel takes a device that leaves its namespace down for good (unregister_netdevice's notifiers), and its
-// filters with it. Whoever wants members there attaches them again.
+// The kernel shuts down all qdiscs of a device that leaves its namespace (dev_shutdown, called when it does), and their
+// filters go with them. Whoever wants members there attaches them again.
 func checkLeftBehind(t *testing.T, p *place) {
 	one, two := p.join(t, 1, dispatcher.Options{}), p.join(t, 2, dispatcher.Options{})
 	elsewhere := testenv.NewNetNS(t)

@@ -192,31 +192,28 @@ func checkBeside(t *testing.T, p *place) {
 	}
 }
 
-// The preferences of filters are numbers, and between two neighbours there is none.
+// The preferences of filters are numbers, and there is none before the first and after the last.
 func checkNoRoom(t *testing.T, p *place) {
 	one := p.join(t, 1, dispatcher.Options{Settings: priority(1)})
 	p.join(t, 2, dispatcher.Options{Position: hook.Position{First: true}}) // with the same preference
 	p.join(t, 3, dispatcher.Options{Settings: priority(65535)})
-	p.wantRunning(t, 2, 1, 3)
+	p.join(t, 4, dispatcher.Options{Position: hook.Position{After: "two"}}) // also
+	p.wantRunning(t, 2, 4, 1, 3)
 	before := p.read(t)
-	for _, to := range []hook.Position{{After: "two"}, {Last: true}} {
-		_, err := p.tryJoin(t, 4, dispatcher.Options{Position: to})
-		qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy), qt.Commentf("%+v", to))
-	}
+	_, err := p.tryJoin(t, 5, dispatcher.Options{Position: hook.Position{Last: true}})
+	qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
 	qt.Check(t, qt.ErrorIs(one.Move(t.Context(), hook.Position{Last: true}), dispatcher.ErrBusy))
 	qt.Check(t, qt.DeepEquals(p.read(t), before))
+	p.wantRunning(t, 2, 4, 1, 3)
 	p.clear(t)
 
 	// A preference that somebody else uses is not shared: "tc filter del pref" takes all of it.
 	filter := []string{"dev", p.ServerDev, p.side(), "pref", "1"}
 	p.Server.TC(t, append(append([]string{"filter", "add"}, filter...), "bpf", "da", "pinned", p.pinned(t, p.tracer(t, 8)))...)
-	_, err := p.tryJoin(t, 1, dispatcher.Options{Position: hook.Position{First: true}})
+	_, err = p.tryJoin(t, 1, dispatcher.Options{Position: hook.Position{First: true}})
+	qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
+	p.wantRun(t, 8)
 	p.Server.TC(t, append([]string{"filter", "del"}, filter...)...)
-	if err == nil {
-		p.wantRunning(t, 1)
-	} else {
-		qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
-	}
 }
 
 // The list of everything says the same as a look at the one.

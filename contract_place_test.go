@@ -254,6 +254,7 @@ func (p *place) sweep(t testing.TB) {
 	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
 }
 
+// second is the error of a call that returns something besides.
 func second[T any](_ T, err error) error { return err }
 
 // outsider attaches a tracer as somebody else would who does not know of this library: before all others,

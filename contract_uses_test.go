@@ -13,7 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// What TCX is for, mostly: a member that drops what nobody should see, and nothing else.
+// What filters are for, mostly: a member that drops what nobody should see, and nothing else.
 func TestContractDropsOnePort(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress, hook.TCXEgress, hook.TCIngress, hook.TCEgress} {
 		t.Run(string(h), func(t *testing.T) {

@@ -32,7 +32,8 @@ type Options struct {
 	Owner string
 	// BPFFS is the bpffs for pins and the lock. Default: /sys/fs/bpf. When
 	// nothing is mounted there, Persistent fails (see [MountBPFFS]), and all
-	// else works without a lock.
+	// else works without a lock. On TCX and cgroups there is then no registry
+	// either: others see the member without its name and priority.
 	BPFFS string
 }
 
@@ -210,10 +211,7 @@ type ListOptions struct {
 // What cannot be read does not spoil the rest: the field Err of its entry says
 // why. The error is that of the whole.
 func List(ctx context.Context, o ListOptions) ([]hook.Chain, error) {
-	if o.BPFFS == "" {
-		o.BPFFS = kernel.DefaultBPFFS
-	}
-	so := scan.Options{NetNS: o.NetNS, BPFFS: o.BPFFS}
+	so := scan.Options{NetNS: o.NetNS, BPFFS: bpffsOf(o.BPFFS)}
 	if len(o.Hooks) > 0 {
 		so.Hooks = func(h hook.Hook) bool { return slices.Contains(o.Hooks, h) }
 	}
@@ -226,10 +224,7 @@ func List(ctx context.Context, o ListOptions) ([]hook.Chain, error) {
 func MountBPFFS(path string) (mounted bool, err error) { return kernel.MountBPFFS(path) }
 
 func (t Target) place(bpffs string) attach.Place {
-	if bpffs == "" {
-		bpffs = kernel.DefaultBPFFS
-	}
-	return attach.Place{Hook: t.Hook, Target: t.Name(), NetNS: t.NetNS, BPFFS: bpffs}
+	return attach.Place{Hook: t.Hook, Target: t.Name(), NetNS: t.NetNS, BPFFS: bpffsOf(bpffs)}
 }
 
 func (o Options) request() attach.Request {

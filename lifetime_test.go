@@ -354,7 +354,8 @@ func TestDeviceIsRenamedAndMoves(t *testing.T) {
 	moved := s.onDevice(dispatcher.XDP("renamed").In(elsewhere.Name))
 	c, err = one.Chain(t.Context())
 	qt.Assert(t, qt.IsNil(err))
-	qt.Assert(t, qt.Equals(c.NetNS, hook.NetNS{}))
+	qt.Assert(t, qt.Equals(c.NetNS.Name, elsewhere.Name))
+	qt.Assert(t, qt.Equals(c.Target, "renamed"))
 	qt.Assert(t, qt.Not(qt.Equals(c.Ifindex, 0)))
 	moved.changeAround(t, one, two)
 

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -267,7 +268,7 @@ func TestConcurrentGoroutines(t *testing.T) {
 							err = link.Update(ctx, dispatcher.Program(programs[(n+1)%2]))
 						}
 						if err == nil {
-							priorities[i] = 1 + rand.IntN(members)
+							priorities[i] = 1000 * (1 + rand.IntN(members)) // clsact wants room between them
 							err = link.Set(ctx, priority(priorities[i]))
 						}
 						if err == nil {
@@ -363,14 +364,27 @@ func TestUpdateInAMove(t *testing.T) {
 					qt.Assert(t, qt.IsNil(err))
 					stranger := s.open(t, string(hook.LinkRef(m.LinkID)))
 					steps, name := 0, ""
-					var update error
+					other := s.tracer(t, 4)
+					updated := make(chan error, 1)
 					state.OnStep = func(step string) {
+						if strings.HasPrefix(step, "replace:") {
+							return // the update's own
+						}
 						if steps++; steps == at {
 							name = step
-							update = stranger.Update(ctx, dispatcher.Program(s.tracer(t, 4)))
+							go func() { updated <- stranger.Update(ctx, dispatcher.Program(other)) }()
+							select { // it may have to wait until the move is over
+							case update := <-updated:
+								updated <- update
+							case <-time.After(20 * time.Millisecond):
+							}
 						}
 					}
 					err = links[3].Move(ctx, to)
+					var update error
+					if steps >= at {
+						update = <-updated
+					}
 					state.OnStep = nil
 					if steps < at {
 						qt.Assert(t, qt.IsNil(err))

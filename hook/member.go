@@ -136,6 +136,9 @@ const (
 	StateRunning State = "running" // packets go through its program
 	StateEmpty   State = "empty"   // its owner is gone; its OnMissing applies
 	StateDefunct State = "defunct" // the device or cgroup is gone
+	// StateDisplaced: whoever holds the chain's link has put a program in the
+	// place of the chain; the member is still pinned.
+	StateDisplaced State = "displaced"
 )
 
 // A Member is one entry on a hook, in run order.

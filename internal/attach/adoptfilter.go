@@ -162,6 +162,7 @@ func (s *site) adoptFilter(l *state.Locked, conn *rtnl.Conn, ln *lane, i int, pr
 	if err != nil {
 		return nil, err
 	}
+	rec.Home = sp.home()
 	var h *linkHandle
 	create := func(p *ebpf.Program) (rawLink, error) { return sp.create(p, kernel.Anchor{}, list) }
 	keep := func(link rawLink) (err error) {

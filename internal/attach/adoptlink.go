@@ -75,6 +75,7 @@ func (s *site) adoptBare(l *state.Locked, req AdoptRequest) (*linkHandle, error)
 	if rec.Priority, err = dispatch.Fit(others.ranks(), i, req.Priority); err != nil {
 		return nil, err
 	}
+	rec.Home = sp.home()
 	at, err := sp.besides(list, i)
 	if err != nil {
 		return nil, err

@@ -65,8 +65,34 @@ func (m *halfMove) look(l *state.Locked) (err error) {
 			}
 		}
 	}
-	if m.next != nil && m.kept {
+	if m.old != nil && m.next == nil {
+		if err := m.successor(l, links); err != nil {
+			return err
+		}
+	}
+	if m.next != nil && m.kept && m.standIn.mark != nil {
 		return m.standIn.loadAll()
+	}
+	return nil
+}
+
+// successor looks for a new link that has the program already.
+func (m *halfMove) successor(l *state.Locked, links []LinkInfo) error {
+	reg, err := l.OpenRegistry()
+	if err != nil {
+		return nil // without it that cannot be told
+	}
+	defer reg.Close()
+	for _, li := range links {
+		rec := reg.Get(li.ID)
+		if rec == nil || rec.MovedFrom != m.oldID || !pinnedLink(l, hookOf(li), li.ID) {
+			continue
+		}
+		if m.next, err = openLink(li.ID); err != nil {
+			return err
+		}
+		m.nextID, m.info, m.kept = li.ID, li, true
+		return nil
 	}
 	return nil
 }

@@ -343,8 +343,8 @@ func (h *slotHandle) Chain(ctx context.Context) (*hook.Chain, error) {
 	return c, err
 }
 
-// locate fills in where the chain is: its device by name, if it is still in
-// the namespace where the handle was made.
+// locate fills in where the chain is: its device by name, first in the namespace
+// where the handle was made, then in all that can be found.
 func (h *slotHandle) locate(c *hook.Chain, prog *ebpf.Program) error {
 	switch r := h.root.(type) {
 	case *netlinkRoot:
@@ -376,13 +376,20 @@ func (h *slotHandle) locate(c *hook.Chain, prog *ebpf.Program) error {
 				}
 			}
 		}
-		c.NetNS = hook.NetNS{} // it has moved
 		return nil
 	})
-	if errors.Is(err, kernel.ErrNetNSGone) {
-		c.NetNS, err = hook.NetNS{}, nil
+	if err != nil && !errors.Is(err, kernel.ErrNetNSGone) {
+		return err
 	}
-	return err
+	if c.Target == "" { // it has moved: look for it
+		c.NetNS = hook.NetNS{}
+		ns, err := findXDP(c.Ifindex, uint32(id), func(name string, mode hook.Mode) { c.Target, c.Mode = name, mode })
+		if err == nil {
+			c.NetNS = ns.ID()
+			ns.Close()
+		}
+	}
+	return nil
 }
 
 // Program opens the program in the slot.
@@ -508,4 +515,29 @@ func loadPinnedLink(path string) (link.Link, error) {
 		return nil, kernel.Errno("root pin", err)
 	}
 	return l, nil
+}
+
+// findXDP finds the network namespace, opened, in which the device of that index
+// carries the program, and tells what it is called there.
+func findXDP(index int, prog uint32, found func(name string, mode hook.Mode)) (*kernel.NetNS, error) {
+	return kernel.FindNetNS(func(ns *kernel.NetNS) bool {
+		return ns.Do(func() error {
+			conn, err := rtnl.Dial()
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			d, err := conn.DeviceByIndex(index)
+			if err != nil {
+				return err
+			}
+			for _, x := range d.XDP {
+				if x.Program == prog {
+					found(d.Name, x.Mode)
+					return nil
+				}
+			}
+			return fs.ErrNotExist
+		}) == nil
+	})
 }

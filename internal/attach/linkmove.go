@@ -56,7 +56,7 @@ func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) 
 			return errAgain
 		}
 		rec := *g.rec
-		rec.Attach, rec.MovedTo, rec.MovedFrom = g.info.Attach, 0, 0
+		rec.Attach, rec.MovedTo, rec.MovedFrom, rec.Home = g.info.Attach, 0, 0, sp.home()
 		if to.IsZero() && dispatch.Stays(list.ranks(), i, priority) {
 			rec.Priority = priority
 			return h.record(g, &rec)
@@ -137,7 +137,7 @@ func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing,
 			}
 		}
 		left := *g.rec
-		left.Attach = g.info.Attach
+		left.Attach, left.Priority = g.info.Attach, rec.Priority // it may have had no record
 		return g.names.reg.Moved(oldID, info.ID, &left)
 	}
 	link, err := sp.takePlace(l, oldLink{h.link, oldID}, prog, j < i, create, keep)

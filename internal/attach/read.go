@@ -224,9 +224,28 @@ func (s *site) view(snap *snapshot) (*hook.Chain, error) {
 		m.Program, m.TailCalls = describe(snap.prog)
 		m.Name = m.Program.Name
 		c.Members = append(c.Members, m)
+		if c.LinkID != 0 && s.pins != nil {
+			c.Members = append(c.Members, displaced(s.pins, state.ChainFolder(c.LinkID, 0))...)
+		}
 		return c, nil
 	}
 	return c, viewChain(c, snap.prog, snap.chain, snap.root.linkID(), s.pins)
+}
+
+// displaced returns the members that are pinned beside a link that carries
+// their chain no more.
+func displaced(pins *state.Pins, folder string) []hook.Member {
+	var members []hook.Member
+	for _, name := range pins.Members(folder) {
+		m := hook.Member{Name: name, Kind: hook.KindMember, State: hook.StateDisplaced, Persistent: true}
+		if slot, err := ebpf.LoadPinnedMap(pins.HeldPath(folder, name), nil); err == nil {
+			m.Program, m.TailCalls, _ = slotProgram(slot)
+			m.SlotID, _ = mapID(slot)
+			slot.Close()
+		}
+		members = append(members, m)
+	}
+	return members
 }
 
 // viewChain describes a chain of ours.

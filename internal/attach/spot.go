@@ -69,6 +69,14 @@ func (sp *spot) close() {
 	}
 }
 
+// home is where a member on the spot is.
+func (sp *spot) home() state.Home {
+	if sp.cgroup != nil {
+		return state.Home{Target: sp.cgroup.Path}
+	}
+	return state.Home{Target: sp.name, NetNS: sp.ns.ID()}
+}
+
 // do runs fn where the target is known by a number: an index or a descriptor.
 func (sp *spot) do(fn func(target int) error) error {
 	switch {
@@ -122,9 +130,17 @@ func (sp *spot) list(names *names, links []LinkInfo) (*listing, error) {
 	for i, prog := range q.Programs {
 		list.entries = append(list.entries, names.entry(sp, prog, q.Links[i]))
 	}
-	for i := range list.entries {
-		rec := list.entries[i].rec
-		list.entries[i].leaving = rec != nil && rec.MovedTo != 0 && list.withLink(rec.MovedTo) >= 0
+	for i, e := range list.entries {
+		if e.rec == nil {
+			continue
+		}
+		if e.rec.MovedTo != 0 && list.withLink(e.rec.MovedTo) >= 0 {
+			list.entries[i].leaving = true
+		}
+		// The new one's record is written first.
+		if j := list.withLink(e.rec.MovedFrom); e.rec.MovedFrom != 0 && j >= 0 {
+			list.entries[j].leaving = true
+		}
 	}
 	return list, nil
 }

@@ -123,17 +123,13 @@ func standInFor(prog *ebpf.Program) uint32 {
 	if err != nil || !slices.Contains([]string{dispatch.StandInFirst, dispatch.StandInSecond, dispatch.StandInAway}, info.Name) {
 		return 0
 	}
+	// The kernel lists maps as the code comes to them: the mark, then the slot. A
+	// slot that may have no owner had better not be opened, see state.Slots.
 	ids, _ := info.MapIDs()
-	for _, id := range ids {
-		if m, err := ebpf.NewMapFromID(id); err == nil {
-			isSlot := m.Type() == ebpf.ProgramArray
-			m.Close()
-			if isSlot {
-				return uint32(id)
-			}
-		}
+	if len(ids) != 2 {
+		return 0
 	}
-	return 0
+	return uint32(ids[1])
 }
 
 func anyRunsFrom(slotID uint32) bool {

@@ -268,7 +268,7 @@ func (s *site) start(dev rtnl.Device, mode hook.Mode, id uint64, shape dispatch.
 
 // home is where a chain on the device is.
 func (s *site) home(dev rtnl.Device, mode hook.Mode) state.Home {
-	return state.Home{Device: dev.Name, NetNS: s.ns.ID(), Mode: mode}
+	return state.Home{Target: dev.Name, NetNS: s.ns.ID(), Mode: mode}
 }
 
 // create puts a dispatcher on a free device with a link of its own.

@@ -29,7 +29,8 @@ type Options struct {
 // The caller's network namespace comes first, then the others by name; in each
 // what belongs to the namespace itself, then its devices by index, and on a
 // device its hooks in the order of hook.Hooks. Next come links whose place was
-// not found, and last the cgroups, each before those in it.
+// not found, then the cgroups, each before those in it, and last the members
+// whose device or cgroup is gone, with an empty Target.
 //
 // An entry whose Err is set says what could not be read: a hook, or, with an
 // empty Hook, a whole namespace or cgroup. A link whose place was not found has
@@ -58,6 +59,7 @@ type scan struct {
 	reader interface {
 		Devices(context.Context, *kernel.NetNS) ([]hook.Chain, error)
 		Cgroup(ctx context.Context, path string) []hook.Chain
+		Defunct(ctx context.Context) []hook.Chain
 	}
 	chains []hook.Chain
 	links  []attach.LinkInfo // in the order of their ids
@@ -83,7 +85,11 @@ func (s *scan) all(ctx context.Context) ([]hook.Chain, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Insert(s.chains, end, lost...), nil
+	s.chains = slices.Insert(s.chains, end, lost...)
+	if s.NetNS == "" {
+		s.add(s.reader.Defunct(ctx))
+	}
+	return s.chains, nil
 }
 
 func (s *scan) wantsAny(pred func(hook.Hook) bool) bool {

@@ -162,6 +162,10 @@ func (f fake) Cgroup(_ context.Context, path string) []hook.Chain {
 	return []hook.Chain{{Hook: hook.CgroupSysctl, Target: path, Members: []hook.Member{{}}}}
 }
 
+func (fake) Defunct(context.Context) []hook.Chain {
+	return []hook.Chain{{Hook: hook.TCXEgress, Members: []hook.Member{{}}}}
+}
+
 func TestOrder(t *testing.T) {
 	testenv.CheckLeaks(t)
 	first, second := testenv.NewNetNS(t), testenv.NewNetNS(t)
@@ -198,7 +202,9 @@ func TestOrder(t *testing.T) {
 		}
 	}
 	qt.Check(t, qt.IsTrue(slices.IsSorted(names)), qt.Commentf("%q", names))
-	last := chains[len(chains)-1]
+	gone := chains[len(chains)-1]
+	qt.Check(t, qt.Equals(gone.Hook, hook.TCXEgress))
+	last := chains[len(chains)-2]
 	qt.Check(t, qt.Equals(last.Target, root))
 	qt.Check(t, qt.Equals(last.Hook, hook.CgroupSysctl))
 

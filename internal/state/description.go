@@ -55,9 +55,9 @@ type Chain struct {
 // A Home is where something was attached, to find the place again when the
 // device is gone and one of that name is back. It may have moved since.
 type Home struct {
-	Device string // its name
-	NetNS  hook.NetNS
-	Mode   hook.Mode // of XDP
+	Target string     // name of the device, or path of the cgroup
+	NetNS  hook.NetNS // of the device
+	Mode   hook.Mode  // of XDP
 }
 
 type rawHome struct {
@@ -126,7 +126,7 @@ func (c *Chain) Marshal() ([]byte, error) {
 	}
 	b = append(b, make([]byte, valueSize-len(b))...)
 	home := rawHome{NetNSInode: c.Home.NetNS.Inode, NetNSCookie: c.Home.NetNS.Cookie, Mode: uint32(c.Home.Mode)}
-	copy(home.Device[:unix.IFNAMSIZ-1], c.Home.Device)
+	copy(home.Device[:unix.IFNAMSIZ-1], c.Home.Target)
 	return binary.Append(b, binary.NativeEndian, home)
 }
 
@@ -162,7 +162,7 @@ func Unmarshal(b []byte) (*Chain, error) {
 	var home rawHome
 	if _, err := binary.Decode(b[valueSize:], binary.NativeEndian, &home); err == nil {
 		c.Home = Home{
-			Device: cString(home.Device[:]), Mode: hook.Mode(home.Mode),
+			Target: cString(home.Device[:]), Mode: hook.Mode(home.Mode),
 			NetNS: hook.NetNS{Inode: home.NetNSInode, Cookie: home.NetNSCookie},
 		}
 	}

@@ -349,16 +349,41 @@ func (l *Locked) Move(from, to string, root Pinner) error {
 	return kernel.Errno("move pins", os.Rename(l.Path(from), l.Path(to)))
 }
 
+// Succession gives the folder of a chain the root that takes the place of the one
+// that is pinned in it, and the name to go with that.
+func (l *Locked) Succession(from, to string, root Pinner) error {
+	tmp := l.Path(from, tmpPrefix+rootName)
+	_ = os.Remove(tmp)
+	if err := root.Pin(tmp); err != nil {
+		return kernel.Errno("pin the root link", err)
+	}
+	err := os.Rename(tmp, l.RootPath(from))
+	Step("recover: pinned")
+	if err == nil {
+		err = os.Rename(l.Path(from), l.Path(to))
+	}
+	return kernel.Errno("pin the root link", err)
+}
+
+// Leftovers returns the paths of what RemoveLeftovers removes.
+func (p *Pins) Leftovers() []string {
+	entries, _ := os.ReadDir(p.dir)
+	var paths []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), tmpPrefix) {
+			paths = append(paths, filepath.Join(p.dir, e.Name()))
+		}
+	}
+	return paths
+}
+
 // RemoveLeftovers removes what processes that died were about to pin or to unpin.
 func (l *Locked) RemoveLeftovers() {
 	if !l.Alone {
 		return
 	}
-	entries, _ := os.ReadDir(l.dir)
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), tmpPrefix) {
-			_ = os.RemoveAll(filepath.Join(l.dir, e.Name()))
-		}
+	for _, path := range l.Leftovers() {
+		_ = os.RemoveAll(path)
 	}
 }
 

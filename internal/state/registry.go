@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -22,7 +23,8 @@ const (
 
 	recordMagic   = 0x6c647231 // "ldr1"
 	recordVersion = 1
-	recordSize    = 24 + 2*nameSize
+	recordSize    = 40 + 2*nameSize + targetSize
+	targetSize    = 256
 	registryRoom  = 1 << 16 // entries; memory is taken for those in use
 )
 
@@ -37,6 +39,8 @@ type Record struct {
 	// MovedTo is the link that has taken the place of this one, and MovedFrom the
 	// one whose place this one has taken; 0 for none.
 	MovedTo, MovedFrom uint32
+	// Home is where it was attached; a longer path than fits is left out.
+	Home Home
 }
 
 type rawRecord struct {
@@ -48,6 +52,10 @@ type rawRecord struct {
 	MovedFrom uint32
 	Name      [nameSize]byte
 	Owner     [nameSize]byte
+
+	NetNSInode  uint64
+	NetNSCookie uint64
+	Target      [targetSize]byte
 }
 
 // MarshalBinary returns the record as it stands in the map.
@@ -58,6 +66,10 @@ func (r *Record) MarshalBinary() ([]byte, error) {
 	}
 	copy(raw.Name[:nameSize-1], r.Name)
 	copy(raw.Owner[:nameSize-1], r.Owner)
+	raw.NetNSInode, raw.NetNSCookie = r.Home.NetNS.Inode, r.Home.NetNS.Cookie
+	if len(r.Home.Target) < targetSize {
+		copy(raw.Target[:], r.Home.Target)
+	}
 	return binary.Append(nil, binary.NativeEndian, raw)
 }
 
@@ -77,12 +89,16 @@ func (r *Record) UnmarshalBinary(b []byte) error {
 		return fmt.Errorf("registry record with a name or priority that cannot be: %w", ErrNotOurs)
 	}
 	*r = Record{Name: name, Owner: owner, Priority: int(raw.Priority), Attach: ebpf.AttachType(raw.Attach), MovedTo: raw.MovedTo, MovedFrom: raw.MovedFrom}
+	r.Home = Home{Target: cString(raw.Target[:]), NetNS: hook.NetNS{Inode: raw.NetNSInode, Cookie: raw.NetNSCookie}}
 	return nil
 }
 
 // A Registry has the names and priorities of members with links of their own,
 // by link id. All methods of a nil Registry work, as if it were empty.
 type Registry struct{ m *ebpf.Map }
+
+// RegistryPath is where the registry is pinned.
+func (p *Pins) RegistryPath() string { return p.Path(registryPin) }
 
 // OpenRegistry opens the registry of the bpffs; fs.ErrNotExist when there is
 // none, ErrNotSupported when it is not one that this version can read.
@@ -92,7 +108,7 @@ func (p *Pins) OpenRegistry() (*Registry, error) {
 		return nil, hook.Because(fs.ErrNotExist, "there is no registry at %s", p.Path(registryPin))
 	}
 	if err != nil {
-		return nil, kernel.Errno("registry", err)
+		return nil, fmt.Errorf("registry at %s: %w: %w", p.RegistryPath(), ebpf.ErrNotSupported, err)
 	}
 	if m.Type() != ebpf.Hash || m.KeySize() != 4 || m.ValueSize() != recordSize {
 		m.Close()
@@ -134,7 +150,9 @@ func (l *Locked) Registry() (*Registry, error) {
 
 var recordType = structType("ld_record",
 	field{"magic", u32}, field{"version", u32}, field{"priority", u32}, field{"attach_type", u32},
-	field{"moved_to", u32}, field{"moved_from", u32}, field{"name", string64}, field{"owner", string64})
+	field{"moved_to", u32}, field{"moved_from", u32}, field{"name", string64}, field{"owner", string64},
+	field{"netns_inode", u64}, field{"netns_cookie", u64},
+	field{"target", &btf.Array{Index: u32, Type: char, Nelems: targetSize}})
 
 // Close releases the registry.
 func (r *Registry) Close() {

@@ -1,0 +1,293 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// ofLink opens a link by its id, and a site for the hook that it is on.
+func ofLink(id uint32, bpffs string) (*site, rawLink, *LinkInfo, error) {
+	l, err := link.NewFromID(link.ID(id))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, nil, hook.Because(fs.ErrNotExist, "there is no link with id %d", id)
+	case err != nil:
+		return nil, nil, nil, again(kernel.Errno(fmt.Sprintf("link %d", id), err))
+	}
+	info, err := describeLink(l)
+	if err != nil {
+		l.Close()
+		return nil, nil, nil, err
+	}
+	raw, err := asRaw(l)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	s, err := Place{Hook: hook.XDP, BPFFS: bpffs}.open()
+	if err != nil {
+		raw.Close()
+		return nil, nil, nil, err
+	}
+	s.Hook = hookOf(*info)
+	return s, raw, info, nil
+}
+
+// DetachLink detaches a link, whoever holds it: it stays in the hands of its
+// holders and does nothing any more. One that is not ours only with force.
+func DetachLink(ctx context.Context, id uint32, bpffs string, force bool) error {
+	return retry(ctx, func() error {
+		s, l, info, err := ofLink(id, bpffs)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		defer l.Close()
+		return s.locked(ctx, func(locked *state.Locked) error { return s.detachLink(locked, l, info, force) })
+	})
+}
+
+func (s *site) detachLink(locked *state.Locked, l rawLink, info *LinkInfo, force bool) error {
+	names := s.names()
+	defer names.close()
+	folder, ours := "", false
+	switch info.Type {
+	case link.XDPType:
+		folder = state.ChainFolder(info.ID, 0)
+		chain, err := chainOf(info.Program)
+		if err != nil {
+			return err
+		}
+		ours = chain != nil
+	case link.TCXType, link.CgroupType:
+		folder = state.LinkFolder(s.Hook, info.ID)
+		_, pinned := names.pin(s.Hook, info.ID)
+		ours = pinned || names.record(info.Attach, info.ID) != nil
+	}
+	if !ours && !force {
+		return &hook.Error{
+			Err:      hook.ErrBusy,
+			Occupant: &hook.Occupant{Kind: hook.KindForeign, Program: programOf(info.Program), LinkID: info.ID},
+			Hint:     "--force detaches it all the same; whoever holds it keeps a link that does nothing",
+		}
+	}
+	if locked != nil && ours {
+		if err := locked.RemoveChain(folder); err != nil {
+			return err
+		}
+	}
+	state.Step("detach: unpinned")
+	err := l.Detach()
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		// bpf_link_ops.detach is missing (kernel/bpf/syscall.c).
+		return &hook.Error{
+			Err:  hook.Because(ebpf.ErrNotSupported, "the kernel cannot detach a link of type %v", typeName(info.Type)),
+			Hint: fmt.Sprintf("whoever holds it has to close it: \"dispatcher holders --link %d\" tells who that is", info.ID),
+		}
+	}
+	if err != nil {
+		return kernel.Errno("detach the link", err)
+	}
+	return names.reg.Delete(info.ID)
+}
+
+func typeName(t link.Type) string {
+	names := map[link.Type]string{
+		link.RawTracepointType: "raw tracepoint", link.TracingType: "tracing", link.IterType: "iterator",
+		link.PerfEventType: "perf event", link.KprobeMultiType: "kprobe multi", link.UprobeMultiType: "uprobe multi",
+	}
+	if n := names[t]; n != "" {
+		return n
+	}
+	return fmt.Sprint(t)
+}
+
+// chainOf returns the chain that a program runs, nil when it is not a dispatcher.
+func chainOf(prog uint32) (*state.Chain, error) {
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(prog))
+	if err != nil {
+		return nil, again(kernel.Errno("the program of the link", err))
+	}
+	defer p.Close()
+	chain, err := state.Find(p)
+	if errors.Is(err, state.ErrNotOurs) {
+		return nil, nil
+	}
+	return chain, err
+}
+
+// AdoptLink makes what a link of another tool attaches a member. On XDP a chain
+// takes the place of its program by updating the link; on TCX and cgroups the
+// link gets a name. Whoever holds the link can update it again.
+func AdoptLink(ctx context.Context, id uint32, bpffs string, req Request) (h Handle, on hook.Hook, err error) {
+	err = retry(ctx, func() error {
+		s, l, info, err := ofLink(id, bpffs)
+		if err != nil {
+			return err
+		}
+		if s.Hook == "" {
+			err = hook.Because(ebpf.ErrNotSupported, "link %d is of type %v, on no hook that members can be on", id, typeName(info.Type))
+		} else {
+			err = req.check(s)
+		}
+		if err == nil {
+			on = s.Hook
+			err = s.locked(ctx, func(locked *state.Locked) (err error) {
+				h, err = s.adoptLink(locked, l, info, req)
+				return err
+			})
+		}
+		if err != nil {
+			l.Close()
+			s.close()
+		}
+		return err
+	})
+	return h, on, err
+}
+
+func (s *site) adoptLink(locked *state.Locked, l rawLink, info *LinkInfo, req Request) (Handle, error) {
+	switch {
+	case info.Gone():
+		return nil, errGone
+	case s.Hook == hook.XDP:
+		return s.adoptRoot(locked, &linkRoot{l, info.ID}, req)
+	case info.Type == link.TCXType || info.Type == link.CgroupType && s.Hook != hook.LSMCgroup:
+		return s.adoptMember(locked, l, info, req)
+	}
+	return nil, hook.Because(ebpf.ErrNotSupported, "%s is only shown: there are no members on it", s.Hook)
+}
+
+// adoptRoot puts a chain into an XDP link, with its program as the first member.
+func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle, error) {
+	old, err := r.program()
+	if err != nil {
+		return nil, err
+	}
+	defer old.Close()
+	if _, err := state.Find(old); err == nil {
+		return nil, &hook.Error{Err: hook.Because(fs.ErrExist, "link %d carries a chain of libdispatcher already", r.id), Hint: "attach adds members to it"}
+	}
+	prog, err := load.Program{Program: old}.Load(load.Want{Hook: hook.XDP})
+	if err != nil {
+		return nil, err
+	}
+	slot, err := newSlot(prog)
+	if err != nil {
+		return nil, err
+	}
+	member, err := req.member(slot, prog)
+	if err != nil {
+		slot.Close()
+		return nil, err
+	}
+	h := &slotHandle{site: s, root: r, slot: slot, slotID: member.MapID, chainID: rand.Uint64()}
+	chain := &state.Chain{
+		ID: h.chainID, RootLink: r.id, Home: s.homeOf(r, old),
+		Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}},
+	}
+	dispatcher, err := state.Build(chain, []*ebpf.Map{slot})
+	if err == nil {
+		defer dispatcher.Close()
+		state.Step("swap: before")
+		err = r.swap(dispatcher, old)
+		state.Step("swap: after")
+	}
+	if err != nil {
+		slot.Close() // the link is the caller's
+		return nil, err
+	}
+	if req.Persistent {
+		if err := s.pinAdopted(locked, h, member.Name); err != nil {
+			undo := r.swap(old, dispatcher)
+			slot.Close()
+			return nil, errors.Join(err, undo)
+		}
+	}
+	h.releaseNetNS()
+	return h, nil
+}
+
+// pinAdopted pins a chain whose link its maker may have pinned elsewhere.
+func (s *site) pinAdopted(locked *state.Locked, h *slotHandle, name string) error {
+	twin, err := openLink(h.root.linkID())
+	if err != nil {
+		return err
+	}
+	defer twin.Close()
+	return locked.Add(h.folder(), twin, state.MemberPins{Name: name, Slot: h.slot})
+}
+
+// homeOf finds where an XDP link is, as far as that can be told.
+func (s *site) homeOf(r *linkRoot, prog *ebpf.Program) state.Home {
+	var home state.Home
+	_, index, err := r.state()
+	if err != nil {
+		return home
+	}
+	ns, err := findXDP(int(index), programID(prog), func(name string, mode hook.Mode) { home.Target, home.Mode = name, mode })
+	if err != nil {
+		return state.Home{}
+	}
+	home.NetNS = ns.ID()
+	ns.Close()
+	return home
+}
+
+// adoptMember gives a link of TCX or of a cgroup a name.
+func (s *site) adoptMember(locked *state.Locked, l rawLink, info *LinkInfo, req Request) (Handle, error) {
+	names, err := s.namesToWrite(locked)
+	if err != nil {
+		return nil, err
+	}
+	defer names.close()
+	if names.record(info.Attach, info.ID) != nil {
+		return nil, hook.Because(fs.ErrExist, "link %d is a member already", info.ID)
+	}
+	h := &linkHandle{site: s, link: l, id: info.ID}
+	sp, err := h.spot(info)
+	if err != nil {
+		return nil, err
+	}
+	defer sp.close()
+	list, err := sp.list(names, nil)
+	if err != nil {
+		return nil, err
+	}
+	i := list.withLink(info.ID)
+	if i < 0 {
+		return nil, errAgain
+	}
+	others := list.without(i)
+	_, rec, err := others.place(s, &load.Loaded{Name: programOf(info.Program).Name}, req)
+	if err != nil {
+		return nil, err
+	}
+	if rec.Priority, err = dispatch.Fit(others.ranks(), i, req.Priority); err != nil {
+		return nil, err
+	}
+	rec.Home = sp.home()
+	h.rec = *rec
+	if err := names.reg.Put(h.id, rec); err != nil {
+		return nil, err
+	}
+	if req.Persistent {
+		if err := h.pin(locked, nil); err != nil {
+			return nil, errors.Join(err, names.reg.Delete(h.id))
+		}
+	}
+	s.ns.Release()
+	return h, nil
+}

@@ -1,0 +1,89 @@
+package attach
+
+import (
+	"context"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// Defunct returns the members whose device or cgroup is gone, and that somebody
+// still holds: a process or a pin.
+func (r *Reader) Defunct(ctx context.Context) []hook.Chain {
+	var chains []hook.Chain
+	for _, li := range r.links {
+		if !li.Gone() || !r.want(hookOf(li)) {
+			continue
+		}
+		var c *hook.Chain
+		_ = retry(ctx, func() (err error) { // what cannot be read has gone meanwhile
+			switch li.Type {
+			case link.XDPType:
+				c, err = r.defunctChain(li)
+			case link.TCXType, link.CgroupType:
+				c = r.defunctMember(li)
+			}
+			return err
+		})
+		if c != nil && len(c.Members) > 0 {
+			chains = append(chains, *c)
+		}
+	}
+	return chains
+}
+
+// defunctChain returns nil for a link that carries no chain.
+func (r *Reader) defunctChain(li LinkInfo) (*hook.Chain, error) {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(li.Program))
+	if err != nil {
+		return nil, nil
+	}
+	defer prog.Close()
+	chain, err := state.Find(prog)
+	if err != nil || chain.Closed || chain.RootLink != 0 && chain.RootLink != li.ID {
+		return nil, nil // or it was attached again
+	}
+	c := &hook.Chain{Hook: hook.XDP, Mode: chain.Home.Mode, Pins: []string{}, Members: []hook.Member{}}
+	if err := viewChain(c, prog, chain, li.ID, r.pins); err != nil {
+		return nil, err
+	}
+	for i := range c.Members {
+		c.Members[i].Detail = wasOn(chain.Home)
+	}
+	return c, nil
+}
+
+// defunctMember returns nil for a link that is no member.
+func (r *Reader) defunctMember(li LinkInfo) *hook.Chain {
+	h := hookOf(li)
+	rec := r.names.record(li.Attach, li.ID)
+	name, pinned := r.names.pin(h, li.ID)
+	if rec == nil && !pinned || rec != nil && rec.MovedTo != 0 {
+		return nil
+	}
+	e := entry{prog: li.Program, link: li.ID, name: name, rec: rec, pinned: pinned}
+	c := &hook.Chain{Hook: h, Pins: []string{}}
+	if rec != nil {
+		e.name = rec.Name
+	}
+	m := viewEntry(e)
+	m.State = hook.StateDefunct
+	if rec != nil {
+		m.Detail = wasOn(rec.Home)
+	}
+	if pinned {
+		c.Pins = append(c.Pins, r.pins.List(state.LinkFolder(h, li.ID))...)
+	}
+	c.Members = []hook.Member{m}
+	return c
+}
+
+func wasOn(home state.Home) string {
+	if home.Target == "" {
+		return ""
+	}
+	return "was on " + home.Target
+}

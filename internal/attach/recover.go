@@ -1,0 +1,336 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// A Leftover is something that recover found.
+type Leftover struct {
+	Hook    hook.Hook
+	Target  string // where it was
+	LinkID  uint32
+	Members []string
+	Path    string
+	What    string // in words
+	// Reattached tells that it is attached again, and not collected.
+	Reattached bool
+	Err        error // why it is still there
+}
+
+// A Recovery is one run of recover.
+type Recovery struct {
+	DryRun   bool
+	Reattach bool
+}
+
+// Recover collects what is left of members whose device or cgroup is gone, and
+// of processes that died.
+func Recover(ctx context.Context, bpffs string, o Recovery) ([]Leftover, error) {
+	pins, err := state.OpenPins(bpffs)
+	if err != nil {
+		return nil, err
+	}
+	var found []Leftover
+	s := &site{Place: Place{BPFFS: bpffs}, pins: pins}
+	err = s.lockedUnswept(ctx, func(l *state.Locked) error {
+		r := &recovery{Recovery: o, ctx: ctx, l: l, pins: pins}
+		r.abandoned()
+		if !o.DryRun {
+			sweep(l)
+		}
+		r.registry()
+		for _, folder := range pins.Chains() {
+			r.chain(folder)
+		}
+		for _, folder := range pins.Links() {
+			r.link(folder)
+		}
+		found = r.found
+		return nil
+	})
+	return found, err
+}
+
+// lockedUnswept is locked without the sweeping, which recover reports.
+func (s *site) lockedUnswept(ctx context.Context, fn func(*state.Locked) error) error {
+	l, err := s.pins.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.Unlock()
+	if !l.Alone {
+		return hook.Because(hook.ErrChanged, "another process has the lock of the pins in %s; try again", s.BPFFS)
+	}
+	return fn(l)
+}
+
+type recovery struct {
+	Recovery
+	ctx   context.Context
+	l     *state.Locked
+	pins  *state.Pins
+	found []Leftover
+}
+
+func (r *recovery) add(f Leftover) { r.found = append(r.found, f) }
+
+// abandoned reports what the sweep is about to remove.
+func (r *recovery) abandoned() {
+	for _, path := range r.l.Leftovers() {
+		r.add(Leftover{Path: path, What: "pins that a process was about to make or to remove when it died"})
+	}
+	for _, name := range r.l.Moves() {
+		r.add(Leftover{LinkID: state.ParseMove(name), Path: r.pins.Path(name), What: "a move that a process died at"})
+	}
+	for _, folder := range append(r.pins.Chains(), r.pins.Links()...) {
+		id, chain := state.ParseChainFolder(folder)
+		if link := state.ParseLinkFolder(folder); link != 0 {
+			id = link
+		}
+		if id != 0 && !linkExists(id) || id == 0 && chain != 0 && !alive(folder) {
+			r.add(Leftover{LinkID: id, Members: r.pins.Members(folder), Path: r.pins.Path(folder), What: "pins of what is not attached any more"})
+		}
+	}
+}
+
+// registry takes away a registry that this version cannot read.
+func (r *recovery) registry() {
+	reg, err := r.pins.OpenRegistry()
+	reg.Close()
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	f := Leftover{Path: r.pins.RegistryPath(), What: "a registry of another version: members have no names", Err: nil}
+	if !r.DryRun {
+		f.Err = os.Remove(f.Path)
+	}
+	r.add(f)
+}
+
+// chain deals with the pins of an XDP chain whose device is gone.
+func (r *recovery) chain(folder string) {
+	root, err := openPinnedRoot(r.pins, folder)
+	if err != nil {
+		return // not defunct, or what the sweep reports
+	}
+	defer root.close()
+	prog, index, err := root.state()
+	if err != nil || index != 0 {
+		return
+	}
+	f := Leftover{
+		Hook: hook.XDP, LinkID: root.id, Members: r.pins.Members(folder), Path: r.pins.Path(folder),
+		What: "a chain whose device is gone",
+	}
+	chain, err := chainOf(prog)
+	if err == nil && chain == nil {
+		err = hook.Because(fs.ErrNotExist, "its dispatcher was replaced by whoever holds the link")
+	}
+	if err == nil {
+		f.Target = chain.Home.Target
+	}
+	if r.Reattach && err == nil {
+		if err = r.reattachChain(folder, root, prog, chain); err == nil {
+			f.Reattached = true
+		}
+	}
+	r.settle(f, folder, err)
+}
+
+// settle collects what was not attached again, or says what kept it from that.
+func (r *recovery) settle(f Leftover, folder string, err error) {
+	switch {
+	case r.Reattach && err != nil:
+		f.Err = err
+	case !f.Reattached && !r.DryRun:
+		f.Err = r.l.RemoveChain(folder)
+	}
+	r.add(f)
+}
+
+// nowhere is that nothing of the old name is there to be attached to.
+func nowhere(what string) error {
+	return &hook.Error{
+		Err:  hook.Because(fs.ErrNotExist, "there is no %s to attach it to", what),
+		Hint: "make it and recover again, or recover without --reattach to let it go",
+	}
+}
+
+// homeNS finds the namespace of old, or the one that has its place: the one that
+// it was in if that is still there, else the caller's.
+func homeNS(home state.Home) (*kernel.NetNS, error) {
+	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) bool {
+		id := ns.ID()
+		return id.Cookie == home.NetNS.Cookie && (id.Cookie != 0 || id.Inode == home.NetNS.Inode)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nowhere(fmt.Sprintf("network namespace (cookie %d), which was its own,", home.NetNS.Cookie))
+	}
+	return ns, err
+}
+
+// reattachChain puts the chain on a device of the old name, with a link of its own.
+func (r *recovery) reattachChain(folder string, root *linkRoot, progID uint32, chain *state.Chain) error {
+	if chain.Home.Target == "" {
+		return nowhere("name known of a device")
+	}
+	ns, err := homeNS(chain.Home)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	s := &site{Place: Place{Hook: hook.XDP, Target: chain.Home.Target, BPFFS: r.pins.BPFFS()}, ns: ns, pins: r.pins}
+	snap, err := s.read()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nowhere("device " + chain.Home.Target)
+	}
+	if err != nil {
+		return err
+	}
+	defer snap.close()
+	if !snap.free() {
+		if snap.chain == nil {
+			return s.occupied(snap)
+		}
+		return hook.Because(hook.ErrBusy, "device %s has another chain by now", chain.Home.Target)
+	}
+	if r.DryRun {
+		return nil
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(progID))
+	if err != nil {
+		return kernel.Errno("dispatcher", err)
+	}
+	defer prog.Close()
+	mode := chain.Home.Mode
+	next, err := s.create(snap.device.Index, mode, prog)
+	if err != nil {
+		return err
+	}
+	defer next.close()
+	to := state.ChainFolder(next.linkID(), 0)
+	state.Step("recover: attached")
+	if err := r.l.Succession(folder, to, next.pinner()); err != nil {
+		return errors.Join(err, next.release(prog))
+	}
+	return nil
+}
+
+// link deals with the pin of a member of TCX or of a cgroup.
+func (r *recovery) link(folder string) {
+	members := r.pins.Members(folder)
+	if len(members) != 1 {
+		return
+	}
+	pinned, err := loadPinnedLink(r.pins.HeldPath(folder, members[0]))
+	if err != nil {
+		return
+	}
+	defer pinned.Close()
+	info, err := describeLink(pinned)
+	if err != nil || !info.Gone() {
+		return
+	}
+	f := Leftover{
+		Hook: hookOf(*info), LinkID: info.ID, Members: members, Path: r.pins.Path(folder),
+		What: "a member whose device is gone",
+	}
+	if info.Type == link.CgroupType {
+		f.What = "a member whose cgroup is gone"
+	}
+	reg, _ := r.pins.OpenRegistry()
+	defer reg.Close()
+	rec := reg.Get(info.ID)
+	if rec != nil {
+		f.Target = rec.Home.Target
+	}
+	if r.Reattach {
+		if err = r.reattachLink(folder, members[0], info, rec); err == nil {
+			f.Reattached = true
+		}
+	}
+	r.settle(f, folder, err)
+	if !r.DryRun && f.Err == nil {
+		_ = reg.Delete(info.ID)
+	}
+}
+
+// reattachLink makes a link with the program of the old one where that was.
+func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.Record) error {
+	if rec == nil || rec.Home.Target == "" {
+		return nowhere("place known")
+	}
+	s := &site{Place: Place{Hook: hookOf(*info), Target: rec.Home.Target, BPFFS: r.pins.BPFFS()}, pins: r.pins}
+	var err error
+	if s.Hook.OnCgroup() {
+		s.ns, err = kernel.OpenNetNS("")
+	} else {
+		s.ns, err = homeNS(rec.Home)
+	}
+	if err != nil {
+		return err
+	}
+	defer s.ns.Close()
+	sp, err := s.spot()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nowhere(strings.TrimPrefix(rec.Home.Target, "/") + " any more")
+	}
+	if err != nil {
+		return err
+	}
+	defer sp.close()
+	names, err := s.namesToWrite(r.l)
+	if err != nil {
+		return err
+	}
+	defer names.close()
+	list, err := sp.list(names, nil)
+	if err != nil {
+		return err
+	}
+	if list.named(name) >= 0 {
+		return hook.Because(fs.ErrExist, "there is another member %q by now", name)
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(info.Program))
+	if err != nil {
+		return kernel.Errno("the member's program", err)
+	}
+	defer prog.Close()
+	i := dispatch.Place(list.ranks(), rec.Priority)
+	at, err := sp.anchor(list, i)
+	if err != nil || r.DryRun {
+		return err
+	}
+	next, err := sp.create(prog, at, list)
+	if err != nil {
+		return err
+	}
+	defer next.Close()
+	made, err := describeLink(next)
+	if err != nil {
+		return err
+	}
+	state.Step("recover: attached")
+	again := *rec
+	again.Home = sp.home()
+	if err := names.reg.Put(made.ID, &again); err != nil {
+		return err
+	}
+	if err := r.l.Succeed(folder, state.LinkFolder(s.Hook, made.ID), name, next); err != nil {
+		return err
+	}
+	return r.l.RemoveChain(folder)
+}
