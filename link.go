@@ -106,6 +106,9 @@ func wrap(op string, t Target, err error) error {
 	var e *Error
 	if errors.As(err, &e) && e.Op == "" {
 		e.Op, e.Hook, e.Target = op, t.Hook, t.Name()
+		if e.Occupant != nil {
+			nameHolders(e.Occupant)
+		}
 		return err
 	}
 	return &Error{Op: op, Hook: t.Hook, Target: t.Name(), Err: err}

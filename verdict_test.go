@@ -58,11 +58,12 @@ func newExits(t *testing.T, s *scene) *exits {
 }
 
 // hold attaches a program in native mode for the length of the test.
-func hold(t *testing.T, prog *ebpf.Program, index int) {
+func hold(t *testing.T, prog *ebpf.Program, index int) link.Link {
 	t.Helper()
 	l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: index, Flags: link.XDPDriverMode})
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { l.Close() })
+	return l
 }
 
 // program gives every packet that verdict, and does what belongs to it.

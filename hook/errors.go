@@ -48,6 +48,8 @@ type Occupant struct {
 	Program Program
 	LinkID  uint32 // 0 for KindLegacy, and when several links qualify
 	Mode    Mode
+	// HeldBy is who keeps the link: processes and pins, in words.
+	HeldBy []string
 }
 
 func (o *Occupant) String() string {
@@ -66,7 +68,11 @@ func (o *Occupant) String() string {
 	if o.Mode != ModeAuto { // only XDP has modes
 		mode = fmt.Sprintf(", %s mode", o.Mode)
 	}
-	return fmt.Sprintf("%s (program %s, id %d, tag %s%s)", by, name, o.Program.ID, o.Program.Tag, mode)
+	held := ""
+	for _, h := range o.HeldBy {
+		held += ", " + printable(h)
+	}
+	return fmt.Sprintf("%s (program %s, id %d, tag %s%s%s)", by, name, o.Program.ID, o.Program.Tag, mode, held)
 }
 
 func (e *Error) Error() string {

@@ -20,6 +20,7 @@ const (
 	statusBusy
 	statusNotFound
 	statusUnsupported
+	statusDrift
 )
 
 // statuses tells what each exit status means, and which errors end in it: the
@@ -38,6 +39,7 @@ var statuses = []struct {
 		[]error{dispatcher.ErrDefunct, fs.ErrNotExist}},
 	{statusUnsupported, "not supported by this kernel, driver or chain",
 		[]error{dispatcher.ErrIncompatible, ebpf.ErrNotSupported}},
+	{statusDrift, "doctor found something to mend", []error{errDrift}},
 }
 
 func exitStatus(err error) int {
@@ -96,6 +98,7 @@ type jsonOccupant struct {
 	LinkID  uint32       `json:"link_id,omitempty"`
 	Mode    string       `json:"mode,omitempty"` // of XDP
 	Program *jsonProgram `json:"program"`
+	HeldBy  []string     `json:"held_by,omitempty"`
 }
 
 // fail prints the error and returns the exit status.
@@ -135,7 +138,7 @@ func describeError(err error) jsonError {
 			j.Cause = e.Err.Error()
 		}
 		if o := e.Occupant; o != nil {
-			j.Occupant = &jsonOccupant{Kind: string(o.Kind), LinkID: o.LinkID, Program: describeProgram(o.Program)}
+			j.Occupant = &jsonOccupant{Kind: string(o.Kind), LinkID: o.LinkID, Program: describeProgram(o.Program), HeldBy: o.HeldBy}
 			if e.Hook == hook.XDP {
 				j.Occupant.Mode = o.Mode.String()
 			}

@@ -32,6 +32,7 @@ type jsonChain struct {
 	Pins         []string     `json:"pins"`
 	Members      []jsonMember `json:"members"`
 	Error        string       `json:"error,omitempty"`
+	Held         []jsonHeld   `json:"held,omitempty"` // with --holders
 }
 
 type jsonNetNS struct {

@@ -15,6 +15,7 @@ import (
 func (a *app) listCommand() *cobra.Command {
 	var (
 		effective bool
+		holders   bool
 		kinds     kindFlags
 	)
 	cmd := &cobra.Command{
@@ -49,12 +50,20 @@ the cgroups below that have programs of their own.`,
 			if err != nil && len(chains) == 0 {
 				return err
 			}
+			chains = kinds.filter(chains)
+			var held [][]dispatcher.Held
+			if holders || a.format == formatWide {
+				var heldErr error
+				held, heldErr = dispatcher.HoldersIn(cmd.Context(), chains, dispatcher.HoldersOptions{BPFFS: a.bpffs})
+				err = errors.Join(err, heldErr)
+			}
 			// What could be read is shown, whatever is wrong with the rest.
-			return errors.Join(a.printChains(kinds.filter(chains), false), err)
+			return errors.Join(a.printList(chains, held), err)
 		},
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&effective, "effective", false, "what runs for the cgroup TARGET, with what it has from those above, and for those below")
+	flags.BoolVar(&holders, "holders", false, "show who holds each entry too, as \"holders\" does; so does -o wide")
 	flags.BoolVar(&kinds.ours, "ours", false, "only members")
 	flags.BoolVar(&kinds.foreign, "foreign", false, "only what links of other tools attach; several of these flags show either")
 	flags.BoolVar(&kinds.legacy, "legacy", false, "only what was attached without a link")

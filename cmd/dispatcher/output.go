@@ -7,11 +7,21 @@ import (
 	"strings"
 	"time"
 
+	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // printChains prints what is attached, or would be after a dry run.
 func (a *app) printChains(chains []hook.Chain, dryRun bool) error {
+	return a.printAll(chains, nil, dryRun)
+}
+
+// printList prints what is attached, with who holds it where that was asked for.
+func (a *app) printList(chains []hook.Chain, held [][]dispatcher.Held) error {
+	return a.printAll(chains, held, false)
+}
+
+func (a *app) printAll(chains []hook.Chain, held [][]dispatcher.Held, dryRun bool) error {
 	unread := 0
 	for i := range chains {
 		if chains[i].Err != nil && len(chains[i].Members) == 0 {
@@ -24,7 +34,11 @@ func (a *app) printChains(chains []hook.Chain, dryRun bool) error {
 	if a.format == formatJSON {
 		out := jsonChains{Version: schema, DryRun: dryRun, Hooks: []jsonChain{}}
 		for i := range chains {
-			out.Hooks = append(out.Hooks, describeChain(&chains[i], dryRun))
+			j := describeChain(&chains[i], dryRun)
+			if held != nil {
+				j.Held = describeHeld(held[i])
+			}
+			out.Hooks = append(out.Hooks, j)
 		}
 		return a.printJSON(out)
 	}
@@ -42,6 +56,12 @@ func (a *app) printChains(chains []hook.Chain, dryRun bool) error {
 			b.WriteByte('\n')
 		}
 		a.chain(&b, c, dryRun)
+		if held != nil {
+			for _, h := range held[i] {
+				b.WriteString("  " + heldLine(h) + "\n")
+				a.holders(&b, "    ", h.Holders)
+			}
+		}
 	}
 	return a.print(b.String())
 }

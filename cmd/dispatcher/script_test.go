@@ -146,7 +146,7 @@ var masks = []struct{ pattern, word string }{
 	{`("loaded_at": )"[-0-9T:]+Z"`, `${1}"TIME"`},
 	{`/(xdp|tcx|cgroup)_[0-9]+/`, "/${1}_0/"},
 	{`\(ifindex [0-9]+\)`, "(ifindex 0)"},
-	{`\b(link|dispatcher|netns|revision) [0-9]+`, "$1 0"},
+	{`\b(link|dispatcher|netns|revision|map|program|pid) [0-9]+`, "$1 0"},
 	{`(\S)   +`, "$1  "},
 	{`(?m)^(  [-0-9]+  \S+  \S+  )[0-9]+  `, "${1}ID  "},
 	{`  ID  [0-9]+  `, "  ID  LINK  "},

@@ -263,7 +263,7 @@ func (sp *spot) foreign(e entry) error {
 	return &hook.Error{
 		Err:      hook.ErrBusy,
 		Occupant: &hook.Occupant{Kind: hook.KindForeign, Program: programOf(e.prog), LinkID: e.link},
-		Hint:     "it is not a member; --force detaches it all the same",
+		Hint:     fmt.Sprintf("it is not a member; --force detaches it all the same, \"dispatcher adopt --link %d\" makes it one", e.link),
 	}
 }
 

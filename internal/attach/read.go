@@ -170,7 +170,10 @@ func (s *site) occupied(snap *snapshot) error {
 		e.Occupant.LinkID = snap.links[0]
 	}
 	e.Occupant.Kind = hook.KindForeign
-	e.Hint = "it stays until whoever holds the link lets it go; \"bpftool link\" shows its pins and holders"
+	e.Hint = fmt.Sprintf("\"%s holders xdp %s\" tells more", s.command(), snap.device.Name)
+	if id := e.Occupant.LinkID; id != 0 {
+		e.Hint += fmt.Sprintf("; \"dispatcher adopt --link %d\" makes it a member, \"dispatcher detach --link %d --force\" frees the hook", id, id)
+	}
 	return e
 }
 

@@ -21,7 +21,7 @@ func sweepLinks(l *state.Locked) {
 	}
 	defer reg.Close()
 	for _, name := range l.Moves() {
-		finishMove(l, name)
+		finishMove(l, reg, name)
 	}
 	for _, folder := range l.Links() {
 		if !linkExists(state.ParseLinkFolder(folder)) {
@@ -73,7 +73,7 @@ func pinnedLink(l *state.Locked, h hook.Hook, id uint32) bool {
 // finishMove ends a move on TCX that a process died at: forwards if the new link
 // is pinned, back if not. Until then stand-ins do the member's work; what cannot
 // be finished goes on that way.
-func finishMove(l *state.Locked, name string) {
+func finishMove(l *state.Locked, reg *state.Registry, name string) {
 	m, err := openMove(l, name)
 	if err != nil {
 		return
@@ -92,6 +92,15 @@ func finishMove(l *state.Locked, name string) {
 			return
 		}
 	default:
+		rec := reg.Get(m.oldID)
+		if rec == nil {
+			if rec = reg.Get(m.nextID); rec != nil {
+				rec.MovedFrom = 0
+			}
+		}
+		if rec != nil && reg.Moved(m.oldID, m.nextID, rec) != nil {
+			return
+		}
 		if m.standIn.finish(oldLink{m.old, m.oldID}, m.there, m.next, m.prog, m.up) != nil {
 			return
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
 )
@@ -25,6 +24,7 @@ var acts = []act{
 	{"A cgroup: its connections go elsewhere, and its packets are counted", (*stage).redirectCgroup},
 	{"The owner is killed: connections go where they went before", (*stage).killRedirect},
 	{"Everything in one view: members, and what others attached", (*stage).view},
+	{"A random app came first and keeps its link", (*stage).adoptKept},
 	{"All of it is detached", (*stage).detachAll},
 }
 
@@ -50,11 +50,7 @@ func (s *stage) setUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.net, err = openNetwork(s.vars["CLIENT"], s.vars["NS"]); err != nil {
-		return err
-	}
-	s.later(s.net.close)
-	if err := s.net.warmUp(); err != nil {
+	if s.net, err = s.openNetwork(ends{goodAddr, badAddr, serverAddr}); err != nil {
 		return err
 	}
 	if err := s.arrive(packets, packets); err != nil {
@@ -80,26 +76,26 @@ func (s *stage) setUp(ctx context.Context) error {
 		"a program without a link is \"legacy\" and not protected")
 }
 
-// underFlood does something while packets come as fast as one thread can send
-// them, and returns what became of the packets.
-func (s *stage) underFlood(do func() error) (bad, good traffic, err error) {
-	f := s.net.flood()
-	// A moment before and after, so that there is traffic all the time.
-	time.Sleep(50 * time.Millisecond)
-	err = do()
-	time.Sleep(50 * time.Millisecond)
-	bad, good = f.stop()
-	return bad, good, err
+// openNetwork opens a network and waits until packets travel on it.
+func (s *stage) openNetwork(at ends) (*network, error) {
+	n, err := openNetwork(s.vars["CLIENT"], s.vars["NS"], at)
+	if err != nil {
+		return nil, err
+	}
+	s.later(n.close)
+	return n, n.warmUp()
 }
 
 // arrive sends packets of both addresses and checks how many arrive.
-func (s *stage) arrive(wantGood, wantBad int) error {
-	good, bad, err := s.net.exchange(packets)
+func (s *stage) arrive(wantGood, wantBad int) error { return s.arriveOn(s.net, wantGood, wantBad) }
+
+func (s *stage) arriveOn(n *network, wantGood, wantBad int) error {
+	good, bad, err := n.exchange(packets)
 	if err != nil {
 		return err
 	}
 	return s.equal([...]int{good, bad}, [...]int{wantGood, wantBad},
-		"of %d packets from each address, %d arrive from %s and %d from %s", packets, good, goodAddr, bad, badAddr)
+		"of %d packets from each address, %d arrive from %s and %d from %s", packets, good, n.at.good, bad, n.at.bad)
 }
 
 // order is the members' names as they run.

@@ -138,7 +138,7 @@ func (s *stage) moveUnderFlood(ctx context.Context) error {
 		return err
 	}
 	moves := uint64(0)
-	bad, good, err := s.underFlood(func() error {
+	bad, good, err := s.net.underFlood(func() error {
 		for start := time.Now(); moves < uint64(2*rounds) && time.Since(start) < movingTime; {
 			for _, to := range []struct {
 				place string

@@ -137,7 +137,7 @@ func (s *stage) replaceUnderFlood(ctx context.Context) error {
 	s.say("Now %s sends as fast as it can, while the program is exchanged for a new copy %d times.", badAddr, replacements)
 	s.show(fmt.Sprintf("for i in $(seq %d); do %s; done", replacements, replaceDroplist))
 	done := uint64(0)
-	bad, good, err := s.underFlood(func() error {
+	bad, good, err := s.net.underFlood(func() error {
 		for start := time.Now(); done < replacements && time.Since(start) < replacementTime; done++ {
 			if _, err := s.quietly(ctx, replaceDroplist); err != nil {
 				return err
@@ -166,7 +166,7 @@ func (s *stage) replaceUnderFlood(ctx context.Context) error {
 	}
 
 	s.say("Would it show if one slipped through? The same flood, and droplist leaves for a moment.")
-	bad, _, err = s.underFlood(func() error { return s.run(ctx, cli+"detach xdp veth1 droplist", attachDroplist) })
+	bad, _, err = s.net.underFlood(func() error { return s.run(ctx, cli+"detach xdp veth1 droplist", attachDroplist) })
 	if err != nil {
 		return err
 	}

@@ -55,13 +55,19 @@ func (s *stage) tally(ctx context.Context, h hook.Hook) (counted, dropped uint64
 // counted reads how many packets of a protocol count has seen on a hook.
 func (s *stage) counted(ctx context.Context, h hook.Hook, protocol uint8) (packets uint64, err error) {
 	err = s.readMap(ctx, h, count, "protocols", func(m *ebpf.Map) error {
-		var perCPU []programs.Traffic
-		err := m.Lookup(programs.Protocol{EtherType: unix.ETH_P_IP, Protocol: protocol}, &perCPU)
-		for _, cpu := range perCPU {
-			packets += cpu.Packets
-		}
+		packets, err = sum(m, protocol)
 		return err
 	})
+	return packets, err
+}
+
+// sum adds up what the map of count has of a protocol.
+func sum(protocols *ebpf.Map, protocol uint8) (packets uint64, err error) {
+	var perCPU []programs.Traffic
+	err = protocols.Lookup(programs.Protocol{EtherType: unix.ETH_P_IP, Protocol: protocol}, &perCPU)
+	for _, cpu := range perCPU {
+		packets += cpu.Packets
+	}
 	return packets, err
 }
 

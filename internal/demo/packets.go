@@ -30,9 +30,13 @@ const port = 7000
 // A network sends UDP from the client's two addresses to the server, through
 // ordinary sockets.
 type network struct {
+	at        ends
 	good, bad *flow
 	serial    uint64 // of the next datagram, so that late ones are told apart
 }
+
+// Ends are the addresses of a network.
+type ends struct{ good, bad, server netip.Addr }
 
 // A flow is one source: a socket in the client, and the one in the server that
 // takes its datagrams and no others.
@@ -41,17 +45,17 @@ type flow struct {
 	sent, arrived atomic.Uint64 // in a flood
 }
 
-func openNetwork(client, server string) (*network, error) {
-	n := &network{good: &flow{}, bad: &flow{}}
+func openNetwork(client, server string, at ends) (*network, error) {
+	n := &network{at: at, good: &flow{}, bad: &flow{}}
 	for _, end := range []struct {
 		netns         string
 		local, remote netip.Addr
 		socket        *net.Conn
 	}{
-		{server, serverAddr, goodAddr, &n.good.in},
-		{server, serverAddr, badAddr, &n.bad.in},
-		{client, goodAddr, serverAddr, &n.good.out},
-		{client, badAddr, serverAddr, &n.bad.out},
+		{server, at.server, at.good, &n.good.in},
+		{server, at.server, at.bad, &n.bad.in},
+		{client, at.good, at.server, &n.good.out},
+		{client, at.bad, at.server, &n.bad.out},
 	} {
 		ns, err := kernel.OpenNetNS(end.netns)
 		if err == nil {
@@ -215,6 +219,18 @@ func (n *network) flood() *flood {
 	}
 	f.sender = onOneCPU(f.send)
 	return f
+}
+
+// underFlood does something while packets come as fast as one thread can send
+// them, and returns what became of the packets.
+func (n *network) underFlood(do func() error) (bad, good traffic, err error) {
+	f := n.flood()
+	// A moment before and after, so that there is traffic all the time.
+	time.Sleep(50 * time.Millisecond)
+	err = do()
+	time.Sleep(50 * time.Millisecond)
+	bad, good = f.stop()
+	return bad, good, err
 }
 
 // A traffic is how many datagrams were sent and how many of them arrived.

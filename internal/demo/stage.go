@@ -151,7 +151,11 @@ func (s *stage) list(ctx context.Context, h hook.Hook) (*hook.Chain, error) {
 
 // chain reads what is on a hook, and enters it in the ledger.
 func (s *stage) chain(ctx context.Context, h hook.Hook) (*hook.Chain, error) {
-	c, err := dispatcher.Read(ctx, s.target(h), dispatcher.ReadOptions{BPFFS: s.bpffs})
+	return s.chainOn(ctx, s.target(h))
+}
+
+func (s *stage) chainOn(ctx context.Context, t dispatcher.Target) (*hook.Chain, error) {
+	c, err := dispatcher.Read(ctx, t, dispatcher.ReadOptions{BPFFS: s.bpffs})
 	if err == nil {
 		s.made.addChain(c)
 		s.made.addMap(s.expand(registry))

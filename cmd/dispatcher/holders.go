@@ -1,0 +1,279 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/libdispatcher/dispatcher"
+)
+
+func (a *app) holdersCommand() *cobra.Command {
+	var (
+		ref         dispatcher.HolderRef
+		noIterators bool
+	)
+	cmd := &cobra.Command{
+		Use:   "holders {HOOK TARGET [MEMBER] | --link ID | --program ID | --map ID}",
+		Short: "Show who holds what is attached, and where it is pinned",
+		Long: `Show who keeps an attachment alive: the processes that have it open and the
+pins, in all pid, mount and network namespaces and in every bpffs, and what in
+the kernel refers to it. This command does not count.
+
+It tells how complete that is: the references that were found, of those that the
+kernel counts. What is missing is a descriptor on its way through a unix socket
+or in an io_uring, and the processes that may have it are named. Without BPF
+iterators (Linux 5.8) that is not known, and said so.`,
+		Example: `  dispatcher holders xdp eth0
+  dispatcher holders tcx/ingress eth0 filter
+  dispatcher holders --link 12 -j`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case ref.ID != 0 && len(args) > 0:
+				return usage(seeHelp(cmd), "a hook and a target, or one of --link, --program and --map, not both")
+			case ref.ID != 0:
+				return nil
+			}
+			return words(1, "HOOK", "TARGET", "[MEMBER]")(cmd, args)
+		},
+		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o := dispatcher.HoldersOptions{BPFFS: a.bpffs, NoIterators: noIterators}
+			if ref.ID != 0 {
+				h, err := dispatcher.HoldersOf(cmd.Context(), ref, o)
+				if err != nil {
+					return err
+				}
+				return a.printHeld([]dispatcher.Held{{What: string(ref.Kind), Holders: *h}})
+			}
+			args = withoutDev(args, 1)
+			t, err := a.target(args[0], args[1])
+			if err != nil {
+				return err
+			}
+			member := ""
+			if len(args) == 3 {
+				member = args[2]
+			}
+			held, err := dispatcher.HoldersOn(cmd.Context(), t, member, o)
+			if err != nil {
+				return err
+			}
+			if len(held) == 0 {
+				a.note("nothing is attached to %s %s", t.Hook, t.Name())
+			}
+			return a.printHeld(held)
+		},
+	}
+	for kind, text := range map[dispatcher.HolderKind]string{
+		dispatcher.HolderLink: "of the link with this `ID`", dispatcher.HolderProgram: "of the program with this `ID`",
+		dispatcher.HolderMap: "of the map with this `ID`",
+	} {
+		cmd.Flags().Func(string(kind), text, func(s string) error {
+			id, err := parseID(s)
+			if err == nil && ref.ID != 0 {
+				err = fmt.Errorf("one of --link, --program and --map")
+			}
+			ref = dispatcher.HolderRef{Kind: kind, ID: id}
+			return err
+		})
+	}
+	cmd.Flags().BoolVar(&noIterators, "no-iterators", false, "look in /proc only: slower, and it is not known whether all was found")
+	return cmd
+}
+
+// printHeld prints what holds a few things.
+func (a *app) printHeld(held []dispatcher.Held) error {
+	if a.format == formatJSON {
+		return a.printJSON(struct {
+			Version int        `json:"version"`
+			Held    []jsonHeld `json:"held"`
+		}{schema, describeHeld(held)})
+	}
+	var b strings.Builder
+	for i, h := range held {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		b.WriteString(heldLine(h) + "\n")
+		a.holders(&b, "  ", h.Holders)
+	}
+	return a.print(b.String())
+}
+
+func heldLine(h dispatcher.Held) string {
+	line := h.Ref.String()
+	switch {
+	case h.What == "slot":
+		line = fmt.Sprintf("%s, the slot of %q", line, h.Member)
+	case h.What == "link" && h.Member == "" && h.Kind != "":
+		line += ", of the hook"
+	case h.Member != "":
+		line = fmt.Sprintf("%s, of %q (%s)", line, h.Member, h.Kind)
+	}
+	return line + ": " + complete(h.Holders)
+}
+
+// complete tells how complete an answer is.
+func complete(h dispatcher.Holders) string {
+	switch {
+	case h.Verified:
+		return fmt.Sprintf("%d of %d references found", h.Found, h.Counted)
+	case h.Counted == 0:
+		return fmt.Sprintf("%d references found, not verifiable: %s", h.Found, oneLine(h.Missing))
+	}
+	return fmt.Sprintf("%d of %d references found: %s", h.Found, h.Counted, oneLine(h.Missing))
+}
+
+// holders writes a line for each holder.
+func (a *app) holders(b *strings.Builder, indent string, h dispatcher.Holders) {
+	var rows [][]cell
+	add := func(kind cell, name, where string) {
+		row := []cell{kind, {text: name}}
+		if where != "" {
+			row = append(row, cell{text: where})
+		}
+		rows = append(rows, row)
+	}
+	for _, p := range h.Processes {
+		add(cell{text: "process"}, processName(p), processWhere(p))
+	}
+	for _, p := range h.Pins {
+		add(cell{text: "pin"}, pinName(p), pinWhere(p))
+	}
+	for _, o := range h.Objects {
+		name := o.How
+		if o.ID != 0 {
+			name = o.Ref.String() + " " + o.How
+		}
+		add(cell{text: "kernel"}, name, "")
+	}
+	for _, s := range h.Suspects {
+		add(cell{text: "maybe", color: yellow}, fmt.Sprintf("pid %d %s", s.PID, s.Comm), s.Why)
+	}
+	a.table(b, indent, rows)
+}
+
+func processName(p dispatcher.HolderProcess) string {
+	fds := make([]string, len(p.FDs))
+	for i, fd := range p.FDs {
+		fds[i] = strconv.Itoa(fd)
+	}
+	name := fmt.Sprintf("pid %d %s", p.PID, p.Comm)
+	if p.TID != 0 {
+		name += fmt.Sprintf(" (thread %d)", p.TID)
+	}
+	return name + ", fd " + strings.Join(fds, ",")
+}
+
+func processWhere(p dispatcher.HolderProcess) string {
+	parts := []string{orDash(p.Exe)}
+	switch {
+	case p.Container != "":
+		parts = append(parts, "container "+p.Container)
+	case p.Unit != "":
+		parts = append(parts, p.Unit)
+	case p.Cgroup != "":
+		parts = append(parts, "cgroup "+p.Cgroup)
+	}
+	return strings.Join(parts, "  ")
+}
+
+func pinName(p dispatcher.HolderPin) string {
+	if p.Path != "" {
+		return p.Path
+	}
+	return strings.Join(p.Names, " = ")
+}
+
+// pinWhere says how to get at a pin that no path leads to.
+func pinWhere(p dispatcher.HolderPin) string {
+	switch {
+	case p.Path != "" && len(p.Names) < 2:
+		return ""
+	case p.Path != "":
+		return "the same as " + strings.Join(p.Names[1:], ", ")
+	case len(p.Mounts) == 0:
+		return "in a bpffs that is mounted nowhere"
+	case p.Mounts[0].Enter != "":
+		return fmt.Sprintf("at %s in the mount namespace %s", p.Mounts[0].Point, p.Mounts[0].Enter)
+	}
+	return fmt.Sprintf("at %s in the mount namespace %d", p.Mounts[0].Point, p.Mounts[0].NS)
+}
+
+type jsonHeld struct {
+	What       string          `json:"what"`
+	Member     string          `json:"member,omitempty"`
+	Kind       string          `json:"kind,omitempty"`
+	ID         uint32          `json:"id"`
+	Holders    []jsonHolder    `json:"holders"`
+	References jsonReferences  `json:"references"`
+	Suspects   []jsonProcessID `json:"suspects"`
+}
+
+type jsonReferences struct {
+	Found    int    `json:"found"`
+	Counted  int    `json:"counted"` // 0 when it is not known
+	Verified bool   `json:"verified"`
+	Missing  string `json:"missing,omitempty"`
+}
+
+type jsonHolder struct {
+	Kind      string   `json:"kind"` // process, pin, object
+	PID       int      `json:"pid,omitempty"`
+	TID       int      `json:"tid,omitempty"`
+	Comm      string   `json:"comm,omitempty"`
+	Exe       string   `json:"exe,omitempty"`
+	FD        []int    `json:"fd,omitempty"`
+	PIDNS     uint64   `json:"pid_ns,omitempty"`
+	Cgroup    string   `json:"cgroup,omitempty"`
+	Unit      string   `json:"unit,omitempty"`
+	Container string   `json:"container,omitempty"`
+	Path      string   `json:"path,omitempty"`
+	Names     []string `json:"names,omitempty"`
+	MountNS   uint64   `json:"mount_ns,omitempty"`
+	Object    string   `json:"object,omitempty"` // link, program or map
+	ID        uint32   `json:"id,omitempty"`
+	How       string   `json:"how,omitempty"`
+	Count     int      `json:"references,omitempty"`
+}
+
+type jsonProcessID struct {
+	PID  int    `json:"pid"`
+	Comm string `json:"comm"`
+	Why  string `json:"why"`
+}
+
+func describeHeld(held []dispatcher.Held) []jsonHeld {
+	list := make([]jsonHeld, 0, len(held))
+	for _, h := range held {
+		j := jsonHeld{
+			What: h.What, Member: h.Member, Kind: string(h.Kind), ID: h.ID,
+			Holders: []jsonHolder{}, Suspects: []jsonProcessID{},
+			References: jsonReferences{h.Found, h.Counted, h.Verified, h.Missing},
+		}
+		for _, p := range h.Processes {
+			j.Holders = append(j.Holders, jsonHolder{
+				Kind: "process", PID: p.PID, TID: p.TID, Comm: p.Comm, Exe: p.Exe, FD: p.FDs, PIDNS: p.PIDNS, MountNS: p.MountNS,
+				Cgroup: p.Cgroup, Unit: p.Unit, Container: p.Container,
+			})
+		}
+		for _, p := range h.Pins {
+			pin := jsonHolder{Kind: "pin", Path: p.Path, Names: p.Names}
+			if len(p.Mounts) > 0 {
+				pin.MountNS = p.Mounts[0].NS
+			}
+			j.Holders = append(j.Holders, pin)
+		}
+		for _, o := range h.Objects {
+			j.Holders = append(j.Holders, jsonHolder{Kind: "object", Object: string(o.Kind), ID: o.ID, How: o.How, Count: o.References})
+		}
+		for _, s := range h.Suspects {
+			j.Suspects = append(j.Suspects, jsonProcessID(s))
+		}
+		list = append(list, j)
+	}
+	return list
+}

@@ -1,0 +1,313 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+func (a *app) watchCommand() *cobra.Command {
+	o := dispatcher.WatchOptions{Interval: time.Second}
+	cmd := &cobra.Command{
+		Use:   "watch [HOOK|FAMILY [TARGET]]",
+		Short: "Show what changes, one line for each change",
+		Long: `Show what changes on the hooks that "list" shows, whoever does it: one line for
+each change, until Ctrl-C.
+
+A member is attached, left, updated (another program), reordered, set (other
+settings), pinned, unpinned; emptied, when the owner of its slot died; defunct,
+when its device or cgroup is gone; adopted or named, when it became a member; or
+overtaken, when a program of another tool runs before it now and did not before.
+For programs of others it is the same. A device that has another name, or is in
+another network namespace, has moved.
+
+The kernel tells some changes at once and others not at all, so that it also
+looks by itself at every --interval. What comes and goes between two looks is not
+shown. "by pid" is there when it is certain who it was.`,
+		Example: `  dispatcher watch
+  dispatcher watch xdp eth0
+  dispatcher -n blue watch tcx --first
+  dispatcher watch -j | jq -r 'select(.event == "overtaken") | .target'`,
+		Args:              words(1, "[HOOK]", "[TARGET]"),
+		ValidArgsFunction: completeArgs(1, offerListed, a.offerTargets),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.watch(cmd.Context(), withoutDev(args, 1), o)
+		},
+	}
+	flags := cmd.Flags()
+	flags.DurationVar(&o.Interval, "interval", o.Interval, "look every `D`, as 200ms or 5s, if no sign of a change comes before")
+	flags.BoolVar(&o.First, "first", false, "begin with what is attached")
+	return cmd
+}
+
+// watch prints what changes until ctx ends, which is how it is meant to end.
+func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOptions) error {
+	if o.Interval < 10*time.Millisecond {
+		return usage("", "--interval %v: at least 10ms", o.Interval)
+	}
+	o.NetNS, o.BPFFS = a.netns, a.bpffs
+	if len(args) > 0 {
+		var err error
+		if o.Hooks, err = parseHooks(args[0]); err != nil {
+			return err
+		}
+		if o.Hooks[0].OnCgroup() && a.netns != "" {
+			return usage("leave -n out", "a cgroup is in no network namespace")
+		}
+	}
+	var only *onTarget
+	if len(args) > 1 {
+		var err error
+		if only, err = a.onTarget(ctx, o.Hooks[0], args[1]); err != nil {
+			return err
+		}
+	}
+	o.Started = func(s dispatcher.WatchSources) { a.noteSources(s, o.Interval) }
+	for e, err := range dispatcher.Watch(ctx, o) {
+		if err != nil {
+			return err
+		}
+		if only != nil && !only.takes(&e) {
+			continue
+		}
+		if err := a.printEvent(&e); err != nil {
+			if errors.Is(err, syscall.EPIPE) {
+				return nil // nobody listens any more
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// noteSources says what the watching relies on.
+func (a *app) noteSources(s dispatcher.WatchSources, interval time.Duration) {
+	var heard, deaf []string
+	for _, source := range []struct {
+		name string
+		err  error
+	}{{"netlink", s.Netlink}, {"pins", s.Pins}, {"programs that come and go", s.Programs}, {"calls of bpf(2)", s.Calls}} {
+		if source.err == nil {
+			heard = append(heard, source.name)
+		} else {
+			deaf = append(deaf, fmt.Sprintf("%s (%v)", source.name, source.err))
+		}
+	}
+	text := fmt.Sprintf("looking every %v", interval)
+	if len(heard) > 0 {
+		text += ", and at signs from " + strings.Join(heard, ", ")
+	}
+	if len(deaf) > 0 {
+		text += "; not heard: " + strings.Join(deaf, ", ")
+	}
+	a.note("%s", text)
+}
+
+// onTarget chooses the events of one device or cgroup, wherever it goes.
+type onTarget struct{ dispatcher.EventPlace }
+
+func (a *app) onTarget(ctx context.Context, h hook.Hook, name string) (*onTarget, error) {
+	if h.OnNetNS() {
+		return nil, usage("-n chooses one", "%s is on a whole network namespace, and has no other target", h)
+	}
+	known := hook.XDP // a hook that all have
+	if h.OnCgroup() {
+		known = hook.CgroupSKBIngress
+	}
+	c, err := dispatcher.Read(ctx, dispatcher.On(known, name).In(a.netns), a.readOptions())
+	if err != nil {
+		return nil, err
+	}
+	return &onTarget{dispatcher.EventPlace{NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}}, nil
+}
+
+func (t *onTarget) takes(e *dispatcher.Event) bool {
+	if e.From != nil && t.is(e.From) {
+		t.EventPlace = e.EventPlace
+		return true
+	}
+	return e.Kind == dispatcher.EventMissed || t.is(&e.EventPlace)
+}
+
+func (t *onTarget) is(p *dispatcher.EventPlace) bool {
+	return t.NetNS.Inode == p.NetNS.Inode && t.NetNS.Cookie == p.NetNS.Cookie && t.Ifindex == p.Ifindex && t.CgroupID == p.CgroupID
+}
+
+// printEvent writes one event, on one line.
+func (a *app) printEvent(e *dispatcher.Event) error {
+	if a.format == formatJSON {
+		return encodeLine(a.stdout, describeEvent(e))
+	}
+	return a.print(a.eventLine(e) + "\n")
+}
+
+// eventLine is an event in words:
+//
+//	15:04:05.123 tcx/ingress eth0: "count" attached, number 2 of 3, program count_tc 41 (by pid 812 dispatcher, BPF_LINK_CREATE)
+func (a *app) eventLine(e *dispatcher.Event) string {
+	parts := []string{what(e)}
+	switch e.Kind {
+	case dispatcher.EventMoved:
+		parts = append(parts, "was "+placeWords(e.From))
+	case dispatcher.EventReordered:
+		parts = append(parts, fmt.Sprintf("number %d of %d, was %d", e.PositionAfter, e.Entries, e.PositionBefore))
+	case dispatcher.EventOvertaken:
+		parts = append(parts, fmt.Sprintf("by %s (%s)", refOf(e.By), e.By.Kind), fmt.Sprintf("number %d of %d", e.PositionAfter, e.Entries))
+	case dispatcher.EventLeft, dispatcher.EventDefunct, dispatcher.EventEmptied:
+		parts = append(parts, "was number "+fmt.Sprint(e.PositionBefore))
+	case dispatcher.EventPresent, dispatcher.EventAttached, dispatcher.EventAdopted:
+		parts = append(parts, fmt.Sprintf("number %d of %d", e.PositionAfter, e.Entries))
+	}
+	if e.Before != nil && e.After != nil {
+		parts = append(parts, settingsChanges(e.Before, e.After)...)
+	}
+	parts = append(parts, programWords(e)...)
+	if e.Err != "" {
+		parts = append(parts, e.Err)
+	}
+	line := fmt.Sprintf("%s %s: %s", e.Time.Local().Format("15:04:05.000"), placeWords(&e.EventPlace), strings.Join(parts, ", "))
+	if e.Who != nil {
+		line += fmt.Sprintf(" (by pid %d %s, %s)", e.Who.PID, e.Who.Comm, e.Who.Call)
+	}
+	return oneLine(line)
+}
+
+// what is whom it is about, and what happened.
+func what(e *dispatcher.Event) string {
+	switch {
+	case e.Entry == "":
+		return string(e.Kind)
+	case e.Entry != hook.KindMember:
+		return fmt.Sprintf("%q (%s) %s", e.Name, e.Entry, e.Kind)
+	}
+	return fmt.Sprintf("%q %s", e.Name, e.Kind)
+}
+
+func placeWords(p *dispatcher.EventPlace) string {
+	words := where(&hook.Chain{Hook: p.Hook, Target: p.Target, Ifindex: p.Ifindex, CgroupID: p.CgroupID})
+	switch {
+	case p.Hook == "" && p.NetNS.Inode == 0:
+		return "watch"
+	case p.Hook.OnDevice() && p.Hook != "":
+		words = strings.TrimSpace(fmt.Sprintf("%s %s", p.Hook, p.Target))
+		if p.Ifindex == 0 {
+			words += " elsewhere"
+		}
+	}
+	if p.NetNS.Name != "" {
+		words += " netns " + p.NetNS.Name
+	}
+	return strings.TrimSpace(words)
+}
+
+// settingsChanges are the settings that differ.
+func settingsChanges(before, after *hook.Member) (list []string) {
+	add := func(name string, was, is any) {
+		if was != is {
+			list = append(list, fmt.Sprintf("%s %v, was %v", name, is, was))
+		}
+	}
+	if before.Name != after.Name {
+		add("name", before.Name, after.Name)
+	}
+	if before.Kind == after.Kind {
+		add("priority", before.Priority, after.Priority)
+		add("continue-on", before.ContinueOn, after.ContinueOn)
+		add("on-missing", before.OnMissing, after.OnMissing)
+	}
+	return list
+}
+
+// programWords name the program that runs, or ran.
+func programWords(e *dispatcher.Event) []string {
+	words := func(p hook.Program) string { return fmt.Sprintf("%s %d", orDash(p.Name), p.ID) }
+	var was, is hook.Program
+	if e.Before != nil {
+		was = e.Before.Program
+	}
+	if e.After != nil {
+		is = e.After.Program
+	}
+	switch {
+	case e.Kind == dispatcher.EventUpdated && was.ID != 0:
+		return []string{"program " + words(is) + ", was " + words(was)}
+	case is.ID != 0:
+		return []string{"program " + words(is)}
+	case was.ID != 0:
+		return []string{"program " + words(was)}
+	}
+	return nil
+}
+
+// The JSON of an event is a contract, as that of a chain.
+type jsonEvent struct {
+	Version        int          `json:"version"`
+	Time           time.Time    `json:"time"`
+	Event          string       `json:"event"`
+	jsonPlace                   // where
+	From           *jsonPlace   `json:"from,omitempty"`
+	Kind           string       `json:"kind,omitempty"`
+	Name           string       `json:"name"`
+	LinkID         uint32       `json:"link_id,omitempty"`
+	Before         *jsonMember  `json:"before"`
+	After          *jsonMember  `json:"after"`
+	PositionBefore int          `json:"position_before,omitempty"`
+	PositionAfter  int          `json:"position_after,omitempty"`
+	Entries        int          `json:"entries"`
+	By             *jsonMember  `json:"by,omitempty"`
+	Who            *jsonProcess `json:"who,omitempty"`
+	Error          string       `json:"error,omitempty"`
+}
+
+type jsonPlace struct {
+	Hook     string    `json:"hook"`
+	Target   string    `json:"target"`
+	Ifindex  int       `json:"ifindex"`
+	CgroupID uint64    `json:"cgroup_id,omitempty"`
+	NetNS    jsonNetNS `json:"netns"`
+}
+
+type jsonProcess struct {
+	PID  int    `json:"pid"`
+	Comm string `json:"comm"`
+	Call string `json:"call"`
+}
+
+func describeEvent(e *dispatcher.Event) jsonEvent {
+	j := jsonEvent{
+		Version: schema, Time: e.Time.UTC(), Event: string(e.Kind), jsonPlace: describePlace(&e.EventPlace),
+		Kind: string(e.Entry), Name: e.Name, LinkID: e.LinkID,
+		PositionBefore: e.PositionBefore, PositionAfter: e.PositionAfter, Entries: e.Entries,
+		Who: (*jsonProcess)(e.Who), Error: oneLine(e.Err),
+	}
+	if e.From != nil {
+		from := describePlace(e.From)
+		j.From = &from
+	}
+	entry := func(m *hook.Member) *jsonMember {
+		if m == nil {
+			return nil
+		}
+		d := describeMember(m)
+		d.ContinueBy = "program"
+		d.Protected = m.Protected()
+		if e.Hook == hook.XDP {
+			d.ContinueBy, d.Protected = "chain", e.LinkID != 0
+		}
+		return &d
+	}
+	j.Before, j.After, j.By = entry(e.Before), entry(e.After), entry(e.By)
+	return j
+}
+
+func describePlace(p *dispatcher.EventPlace) jsonPlace {
+	return jsonPlace{string(p.Hook), p.Target, p.Ifindex, p.CgroupID, jsonNetNS(p.NetNS)}
+}

@@ -1,0 +1,251 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// chain looks at what is on one hook.
+func (e *exam) chain(c *hook.Chain) {
+	if c.Err != nil {
+		e.unreadable(c)
+	}
+	if isDefunct(c) {
+		e.heldDefunct(c)
+		return
+	}
+	for i := range c.Members {
+		e.displaced(c, &c.Members[i])
+	}
+	if !c.Ours() {
+		return
+	}
+	if c.Hook == hook.XDP {
+		e.unprotected(c)
+		for i := range c.Members {
+			e.slot(c, &c.Members[i])
+		}
+		e.tailCalls(c)
+		return
+	}
+	e.order(c)
+	e.inFront(c)
+}
+
+// isDefunct tells whether the device or cgroup is gone.
+func isDefunct(c *hook.Chain) bool {
+	return slices.ContainsFunc(c.Members, func(m hook.Member) bool { return m.State == hook.StateDefunct })
+}
+
+// heldDefunct is what a process holds whose device or cgroup is gone. If it is
+// pinned, the pins tell of it.
+func (e *exam) heldDefunct(c *hook.Chain) {
+	if len(c.Pins) > 0 {
+		return
+	}
+	var names []string
+	for _, m := range c.Members {
+		names = append(names, m.Name)
+	}
+	f := at(c, "defunct", Note)
+	f.Text = fmt.Sprintf("the %s is gone%s, or it was detached; a process still holds: %s", kindOfTarget(c.Hook), was(c), list(names))
+	e.add(f)
+}
+
+func kindOfTarget(h hook.Hook) string {
+	if h.OnCgroup() {
+		return "cgroup"
+	}
+	return "device"
+}
+
+// was is where a defunct chain was, as far as known.
+func was(c *hook.Chain) string {
+	if c.Members[0].Detail == "" {
+		return ""
+	}
+	return " (it " + c.Members[0].Detail + ")"
+}
+
+// displaced is a member of a chain that somebody has put another program in the
+// place of who may update its link.
+func (e *exam) displaced(c *hook.Chain, m *hook.Member) {
+	if m.State != hook.StateDisplaced {
+		return
+	}
+	f := at(c, "displaced", Broken)
+	f.Member = m.Name
+	f.Text = "packets do not meet it: whoever made the link that holds the chain has put another program in its place"
+	e.add(f)
+}
+
+// unreadable says what could not be read.
+func (e *exam) unreadable(c *hook.Chain) {
+	f := at(c, "unreadable", Drift)
+	f.Text = oneLine(c.Err)
+	switch {
+	case len(c.Members) > 0: // a link of which only the place was not found
+		f.Level = Note
+		f.Text = fmt.Sprintf("program %s (id %d): %s", c.Members[0].Program.Name, c.Members[0].Program.ID, f.Text)
+	case errors.Is(c.Err, hook.ErrPermission):
+		f.Level = Note
+	case errors.Is(c.Err, ebpf.ErrNotSupported):
+		f.Text += "; use that version, this one leaves the hook alone"
+	}
+	e.add(f)
+}
+
+// unprotected is a chain that netlink carries.
+func (e *exam) unprotected(c *hook.Chain) {
+	if c.Protected() || len(c.Members) == 0 {
+		return
+	}
+	f := at(c, "unprotected", Drift)
+	f.Text = "no link holds the chain: whoever attaches a program by netlink throws it out; packets pass unfiltered for the moment that the mending takes"
+	f.Mend = e.on(c, "adopt")
+	e.add(f)
+}
+
+// slot looks at a member of a chain.
+func (e *exam) slot(c *hook.Chain, m *hook.Member) {
+	f := at(c, "empty", Drift)
+	f.Member = m.Name
+	switch {
+	case m.State == hook.StateEmpty && m.OnMissing == hook.MissingContinue:
+		f.Text = "its owner is gone: packets pass it by, and the next change of the chain leaves it out"
+		f.Mend = e.on(c, "detach", m.Name)
+	case m.State == hook.StateEmpty:
+		f.Level = Broken
+		f.Text = fmt.Sprintf("its owner is gone, and it asked for %v: packets that come to it are dropped until it is detached, or attached again", m.OnMissing)
+		f.Mend = e.on(c, "detach", m.Name)
+	case m.Persistent && !pinned(c, m):
+		f.Check, f.Level = "unpinned", Note
+		f.Text = "it shall outlive its process, and is not pinned in " + e.bpffs + ": it may be in another bpffs, or somebody removed the pin"
+	default:
+		return
+	}
+	e.add(f)
+}
+
+// pinned tells whether the pins that were read are the member's, too.
+func pinned(c *hook.Chain, m *hook.Member) bool {
+	return slices.ContainsFunc(c.Pins, func(path string) bool {
+		_, _, member, err := state.ParseHeldPath(path)
+		return err == nil && member == m.Name && strings.HasSuffix(path, "/slot")
+	})
+}
+
+// maxTailCalls is how many tail calls a packet may make (MAX_TAIL_CALL_CNT,
+// linux/bpf.h). On Linux 6.1 those of a member and those of the chain are counted
+// each for themselves.
+const maxTailCalls = 33
+
+// tailCalls looks for members that may be skipped, because one before them uses
+// up what a packet may do. How many it uses nobody knows but itself.
+func (e *exam) tailCalls(c *hook.Chain) {
+	greedy := slices.IndexFunc(c.Members, func(m hook.Member) bool { return m.TailCalls })
+	if greedy < 0 || greedy == len(c.Members)-1 || before(kernelRelease(), 6, 2) {
+		return
+	}
+	var after []string
+	for _, m := range c.Members[greedy+1:] {
+		after = append(after, fmt.Sprintf("%s (%v)", m.Name, m.OnMissing))
+	}
+	f := at(c, "tail-calls", Note)
+	f.Member = c.Members[greedy].Name
+	f.Text = fmt.Sprintf("it makes tail calls of its own: %d are allowed for a packet and the chain needs %d, so when its own are more than %d, members after it are skipped, as if they were missing: %s",
+		maxTailCalls, len(c.Members), maxTailCalls-len(c.Members), list(after))
+	e.add(f)
+}
+
+// order looks for members that are not where their priority says, and for those
+// whose priority is not known.
+func (e *exam) order(c *hook.Chain) {
+	var ranked []*hook.Member
+	if slices.ContainsFunc(c.Members, func(m hook.Member) bool { return e.unsettled[m.LinkID] }) {
+		return // once the move is finished
+	}
+	for i := range c.Members {
+		m := &c.Members[i]
+		switch {
+		case m.Kind != hook.KindMember:
+		case m.Priority == 0:
+			f := at(c, "priority", Note)
+			f.Member = m.Name
+			f.Text = "its priority is not known: the registry of names has no record of it"
+			f.Mend = e.on(c, "set", m.Name, "--priority", fmt.Sprint(hook.DefaultPriority))
+			e.add(f)
+		default:
+			ranked = append(ranked, m)
+		}
+	}
+	for _, m := range strays(ranked) {
+		f := at(c, "order", Drift)
+		f.Member = m.Name
+		f.Text = fmt.Sprintf("it is not where its priority, %d, says: the order is %s", m.Priority, places(ranked))
+		if c.Hook.OnCgroup() && c.Revision == 0 {
+			f.Level = Note
+			f.Text += "; this kernel attaches behind all others"
+		} else {
+			f.Mend = e.on(c, "set", m.Name, "--priority", fmt.Sprint(m.Priority))
+		}
+		e.add(f)
+	}
+}
+
+// strays returns the fewest members that are to be moved so that all are in order:
+// those outside of the longest run of priorities that do not fall.
+func strays(members []*hook.Member) []*hook.Member {
+	length, before := make([]int, len(members)), make([]int, len(members))
+	last := -1
+	for i, m := range members {
+		length[i], before[i] = 1, -1
+		for j := range i {
+			if members[j].Priority <= m.Priority && length[j]+1 > length[i] {
+				length[i], before[i] = length[j]+1, j
+			}
+		}
+		if last < 0 || length[i] > length[last] {
+			last = i
+		}
+	}
+	stray := slices.Clone(members)
+	for i := last; i >= 0; i = before[i] {
+		stray[i] = nil
+	}
+	return slices.DeleteFunc(stray, func(m *hook.Member) bool { return m == nil })
+}
+
+func places(members []*hook.Member) string {
+	var words []string
+	for _, m := range members {
+		words = append(words, fmt.Sprintf("%s (%d)", m.Name, m.Priority))
+	}
+	return strings.Join(words, ", ")
+}
+
+// inFront tells of programs of others that see packets before all members.
+func (e *exam) inFront(c *hook.Chain) {
+	first := slices.IndexFunc(c.Members, func(m hook.Member) bool { return m.Kind == hook.KindMember })
+	if first == 0 {
+		return
+	}
+	var words []string
+	for _, m := range c.Members[:first] {
+		ref := hook.ProgramRef(m.Program.ID)
+		if m.LinkID != 0 {
+			ref = hook.LinkRef(m.LinkID)
+		}
+		words = append(words, fmt.Sprintf("%s (%s, program %s)", ref, m.Kind, m.Program.Name))
+	}
+	f := at(c, "in-front", Note)
+	f.Text = "run before the first member, and are not ours: " + list(words)
+	e.add(f)
+}

@@ -1,0 +1,145 @@
+package doctor
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/scan"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// A Level says how bad a finding is.
+type Level string
+
+const (
+	OK     Level = "ok"
+	Note   Level = "note"   // worth knowing
+	Drift  Level = "drift"  // not as it was meant to be
+	Broken Level = "broken" // does not work, or harms
+)
+
+// A Finding is what one check has found.
+type Finding struct {
+	Check string
+	Level Level
+	// Where it is, if it is on a hook.
+	Hook   hook.Hook
+	Target string
+	NetNS  hook.NetNS
+	Member string
+	Text   string
+	Mend   string
+}
+
+// again is when the state is looked at for the second time.
+const again = 100 * time.Millisecond
+
+// Look does all checks, with the pins of the bpffs at that path. The error is the
+// end of ctx.
+func Look(ctx context.Context, bpffs string) ([]Finding, error) {
+	found := machine{bpffs: bpffs, read: readFile}.look(ctx)
+	drifts, err := lookAtState(ctx, bpffs)
+	if err == nil && len(drifts) > 0 {
+		// Others may be at work: what they are in the middle of is gone soon, or is
+		// not the same any more.
+		var still []Finding
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(again):
+			still, err = lookAtState(ctx, bpffs)
+		}
+		drifts = slices.DeleteFunc(drifts, func(f Finding) bool { return !slices.Contains(still, f) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	found = append(found, drifts...)
+	for _, c := range stateChecks {
+		if !slices.ContainsFunc(drifts, func(f Finding) bool { return f.Check == c.name }) {
+			found = append(found, Finding{Check: c.name, Level: OK, Text: c.good})
+		}
+	}
+	return found, nil
+}
+
+// stateChecks are the checks of the state, and what is said when there is nothing
+// to say.
+var stateChecks = []struct{ name, good string }{
+	{"leftover", "no process died while it made or removed pins"},
+	{"move", "no move was left unfinished"},
+	{"defunct", "no pins and links of a device or cgroup that is gone"},
+	{"orphan", "all pins belong to something that is attached"},
+	{"incomplete", "no pins were removed by hand"},
+	{"access", "only root may use the pins"},
+	{"registry", "the names of links can be read, or there are none"},
+	{"record", "all names belong to links"},
+	{"unreadable", "all could be read"},
+	{"closed", "no chain without members was left on a device"},
+	{"displaced", "the chains run where they were attached"},
+	{"unprotected", "links hold all chains"},
+	{"empty", "no slot has lost its owner"},
+	{"unpinned", "the members that shall outlive their process are pinned"},
+	{"order", "the members are in the order of their priorities"},
+	{"priority", "the priorities of all members are known"},
+	{"in-front", "nothing of others runs before the members"},
+	{"tail-calls", "no member can use up the tail calls of those after it"},
+}
+
+// exam is one look at the state.
+type exam struct {
+	bpffs  string
+	pins   *state.Pins     // nil without a bpffs
+	reg    *state.Registry // nil when there is none that can be read
+	chains []hook.Chain
+	links  map[uint32]attach.LinkInfo
+	loaded map[uint32]*state.Chain // by the id of the dispatcher
+	later  map[uint32]error        // why not, of those of later versions
+	// unsettled are links of moves that were not finished.
+	unsettled map[uint32]bool
+	found     []Finding
+}
+
+// add takes a finding, unless it was found in another way before.
+func (e *exam) add(f Finding) {
+	if !slices.Contains(e.found, f) {
+		e.found = append(e.found, f)
+	}
+}
+
+func lookAtState(ctx context.Context, bpffs string) ([]Finding, error) {
+	e := &exam{bpffs: bpffs, links: map[uint32]attach.LinkInfo{}, unsettled: map[uint32]bool{}}
+	e.pins, _ = state.OpenPins(bpffs)
+	if err := e.read(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		// Without that nothing can be said about the pins either.
+		e.add(Finding{Check: "unreadable", Level: Broken, Text: "what is attached cannot be read: " + oneLine(err)})
+		return e.found, nil
+	}
+	e.lookAtPins()
+	e.unlisted()
+	for i := range e.chains {
+		e.chain(&e.chains[i])
+	}
+	return e.found, nil
+}
+
+func (e *exam) read(ctx context.Context) (err error) {
+	if e.chains, err = scan.All(ctx, scan.Options{BPFFS: e.bpffs}); err != nil {
+		return err
+	}
+	links, err := attach.AllLinks()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		e.links[l.ID] = l
+	}
+	e.loaded, e.later, err = loadedChains()
+	return err
+}

@@ -1,0 +1,133 @@
+package doctor
+
+import (
+	"io/fs"
+	"strings"
+	"testing"
+
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// with is a machine whose files are these.
+func with(files map[string]string) machine {
+	return machine{bpffs: "/sys/fs/bpf", read: func(path string) (string, error) {
+		text, ok := files[path]
+		if !ok {
+			return "", fs.ErrNotExist
+		}
+		return text, nil
+	}}
+}
+
+// What a kernel may be set to, and how bad that is.
+func TestMachine(t *testing.T) {
+	const jit, status = "/proc/sys/net/core/bpf_jit_", "/proc/thread-self/status"
+	for _, test := range []struct {
+		check func(machine) []Finding
+		files map[string]string
+		want  string // levels, and the beginning of the last mending
+	}{
+		{machine.jit, nil, "ok"},
+		{machine.jit, map[string]string{jit + "enable": "1", jit + "kallsyms": "1", jit + "harden": "0"}, "ok"},
+		{machine.jit, map[string]string{jit + "enable": "0"}, "broken sysctl -w net.core.bpf_jit_enable=1"},
+		{machine.jit, map[string]string{jit + "enable": "1", jit + "kallsyms": "0", jit + "harden": "2"}, "note note"},
+		{machine.jit, map[string]string{jit + "enable": "2", jit + "kallsyms": "1", jit + "harden": "1"}, "note sysctl -w net.core.bpf_jit_enable=1"},
+		{machine.unprivileged, nil, "ok"},
+		{machine.unprivileged, map[string]string{"/proc/sys/kernel/unprivileged_bpf_disabled": "2"}, "ok"},
+		{machine.unprivileged, map[string]string{"/proc/sys/kernel/unprivileged_bpf_disabled": "0"}, "note sysctl -w kernel.unprivileged_bpf_disabled=2"},
+		{machine.lockdown, nil, "ok"},
+		{machine.lockdown, map[string]string{"/sys/kernel/security/lockdown": "[none] integrity confidentiality"}, "ok"},
+		{machine.lockdown, map[string]string{"/sys/kernel/security/lockdown": "none [integrity] confidentiality"}, "ok"},
+		{machine.lockdown, map[string]string{"/sys/kernel/security/lockdown": "none integrity [confidentiality]"}, "note"},
+		{machine.modules, map[string]string{"/sys/kernel/security/lsm": "capability,apparmor"}, "ok"},
+		{machine.seccomp, map[string]string{status: "Name:\tx\nSeccomp:\t2\n"}, "note"},
+		{machine.seccomp, map[string]string{status: "Name:\tx\nSeccomp:\t0\nSeccomp_filters:\t0\n"}, "ok"},
+		{func(machine) []Finding { return release("5.9.1") }, nil, "broken"},
+		{func(machine) []Finding { return release("5.10.0-8-amd64") }, nil, "ok"},
+		{func(machine) []Finding { return release("") }, nil, "ok"},
+	} {
+		var words []string
+		mend := ""
+		for _, f := range test.check(with(test.files)) {
+			qt.Check(t, qt.Not(qt.Equals(f.Text, "")))
+			words = append(words, string(f.Level))
+			mend = f.Mend
+		}
+		got := strings.TrimSpace(strings.Join(words, " ") + " " + mend)
+		qt.Check(t, qt.Equals(got, test.want), qt.Commentf("%v", test.files))
+	}
+}
+
+func TestBefore(t *testing.T) {
+	for release, want := range map[string]bool{"6.1.0": true, "5.15": true, "6.2.0-rc1": false, "6.18.44": false, "10.0": false, "x": false} {
+		qt.Check(t, qt.Equals(before(release, 6, 2), want), qt.Commentf("%s", release))
+	}
+}
+
+func TestHas(t *testing.T) {
+	qt.Check(t, qt.IsTrue(has("000001fffeffffff", unix.CAP_SYS_PTRACE)))
+	qt.Check(t, qt.IsFalse(has("000001fffeffffff", unix.CAP_SYS_RESOURCE)))
+	qt.Check(t, qt.IsFalse(has("", unix.CAP_SYS_PTRACE)))
+}
+
+// Who may have refused what capabilities allow.
+func TestSuspects(t *testing.T) {
+	const status, lsm, lockdown = "/proc/thread-self/status", "/sys/kernel/security/lsm", "/sys/kernel/security/lockdown"
+	for _, test := range []struct {
+		files map[string]string
+		want  string
+	}{
+		{nil, "it is the kernel's own policy, or a security module, .*"},
+		{map[string]string{lsm: "capability,landlock,yama"}, "no seccomp filter, .* so it is the kernel's own policy"},
+		{map[string]string{lsm: "lockdown,capability,selinux,bpf", lockdown: "none [integrity] confidentiality"}, `it may be lockdown \(integrity\), or the security module selinux, or the security module bpf`},
+		{map[string]string{status: "Seccomp:\t2\n"}, "it may be a seccomp filter"},
+	} {
+		qt.Check(t, qt.Matches(with(test.files).suspects(), test.want))
+	}
+}
+
+// Mounts are found under names with spaces.
+func TestMounts(t *testing.T) {
+	m := with(map[string]string{"/proc/thread-self/mounts": "bpf /a\\040b bpf rw 0 0\ntmpfs /bpf tmpfs rw 0 0\nx\nnone /c bpf rw 0 0\n"})
+	qt.Check(t, qt.DeepEquals(m.mounts("bpf"), []string{"/a b", "/c"}))
+}
+
+// As few members are moved as will do.
+func TestStrays(t *testing.T) {
+	for _, test := range []struct {
+		order  []int
+		strays []int
+	}{
+		{nil, nil},
+		{[]int{5}, nil},
+		{[]int{1, 1, 2, 9}, nil},
+		{[]int{9, 1, 2, 3}, []int{9}},
+		{[]int{1, 2, 3, 0}, []int{0}},
+		{[]int{10, 30, 20, 40}, []int{20}},
+		{[]int{40, 30, 20}, []int{30, 20}},
+		{[]int{5, 1, 6, 2, 7, 3}, []int{1, 2, 3}},
+	} {
+		var members []*hook.Member
+		for _, p := range test.order {
+			members = append(members, &hook.Member{Settings: hook.Settings{Priority: p}})
+		}
+		var got []int
+		for _, m := range strays(members) {
+			got = append(got, m.Priority)
+		}
+		qt.Check(t, qt.DeepEquals(got, test.strays), qt.Commentf("%v", test.order))
+	}
+}
+
+// What is printed can be pasted.
+func TestCommand(t *testing.T) {
+	qt.Check(t, qt.Equals(dispatcher("", "/sys/fs/bpf", "recover"), "dispatcher recover"))
+	qt.Check(t, qt.Equals(dispatcher("/proc/7/ns/net", "/run/a b", "detach", "xdp", "eth0", "it's"),
+		`dispatcher -n /proc/7/ns/net --bpffs '/run/a b' detach xdp eth0 'it'\''s'`))
+	qt.Check(t, qt.Equals(shell("rm", ""), "rm ''"))
+	e := exam{bpffs: "/sys/fs/bpf"}
+	qt.Check(t, qt.Equals(e.on(&hook.Chain{Hook: hook.XDP}, "adopt"), "")) // nowhere
+}

@@ -1,0 +1,95 @@
+package doctor
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// loadedChains returns the chains of all dispatchers that are loaded, and why
+// others are not to be read: those of later versions.
+func loadedChains() (chains map[uint32]*state.Chain, later map[uint32]error, err error) {
+	chains, later = map[uint32]*state.Chain{}, map[uint32]error{}
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			return chains, later, nil
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		id = next
+		prog, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		switch c, err := state.Find(prog); {
+		case err == nil:
+			chains[uint32(id)] = c
+		case errors.Is(err, ebpf.ErrNotSupported):
+			later[uint32(id)] = err
+		}
+		prog.Close()
+	}
+}
+
+func (e *exam) isLoaded(chainID uint64) bool {
+	for _, c := range e.loaded {
+		if c.ID == chainID {
+			return true
+		}
+	}
+	return false
+}
+
+// unlisted looks for the devices of chains that have no members, and of those of
+// later versions: listing what is attached leaves them out.
+func (e *exam) unlisted() {
+	any := len(e.later) > 0
+	for _, c := range e.loaded {
+		any = any || c.Closed
+	}
+	if !any {
+		return
+	}
+	all, err := kernel.NetNamespaces()
+	if err != nil {
+		return
+	}
+	for _, ns := range all {
+		_ = ns.Do(func() error {
+			conn, err := rtnl.Dial()
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			devices, err := conn.Devices()
+			for _, d := range devices {
+				if on, ok := d.Software(); ok {
+					e.carries(on.Program, &hook.Chain{Hook: hook.XDP, Target: d.Name, NetNS: ns.ID()})
+				}
+			}
+			return err
+		})
+		ns.Close()
+	}
+}
+
+// carries looks at the program on a device.
+func (e *exam) carries(program uint32, c *hook.Chain) {
+	if c.Err = e.later[program]; c.Err != nil {
+		e.unreadable(c)
+	}
+	if chain := e.loaded[program]; chain != nil && chain.Closed {
+		f := at(c, "closed", Drift)
+		f.Text = "a chain without members is left on the device: whoever detached the last one died before the end; it passes everything"
+		f.Mend = e.on(c, "detach", "--all")
+		e.add(f)
+	}
+}

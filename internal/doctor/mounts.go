@@ -1,0 +1,91 @@
+package doctor
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// bpffsMount looks at the bpffs for pins.
+func (m machine) bpffsMount() []Finding {
+	f := Finding{Check: "bpffs", Level: OK, Text: "mounted at " + m.bpffs}
+	var st unix.Stat_t
+	switch err := unix.Stat(m.bpffs, &st); {
+	case err != nil:
+		f.Level, f.Mend = Note, shell("mkdir", m.bpffs)+" && "+mountBPFFS(m.bpffs)
+		f.Text = fmt.Sprintf("%s: %v; members cannot outlive their process, and there is no lock", m.bpffs, err)
+	case !kernel.IsBPFFS(m.bpffs):
+		f.Level, f.Mend = Note, mountBPFFS(m.bpffs)
+		f.Text = fmt.Sprintf("none is mounted at %s: members cannot outlive their process, and there is no lock", m.bpffs)
+	case st.Mode&0o002 != 0:
+		// The folder of libdispatcher is for root alone, unless another made it before.
+		f.Level, f.Mend = Note, shell("chmod", "0700", m.bpffs)
+		f.Text = fmt.Sprintf("everybody may make pins in %s: its mode is %04o", m.bpffs, st.Mode&0o7777)
+	}
+	return []Finding{f}
+}
+
+func mountBPFFS(path string) string {
+	return shell("mount", "-t", "bpf", "-o", "mode=0700", "bpffs", path)
+}
+
+// otherMounts looks for pins in other places than the one that was asked about.
+func (m machine) otherMounts() []Finding {
+	var found []Finding
+	var own unix.Stat_t
+	_ = unix.Stat(m.bpffs, &own)
+	seen := map[uint64]bool{own.Dev: true}
+	for _, point := range m.mounts("bpf") {
+		var st unix.Stat_t
+		if unix.Stat(point, &st) != nil || seen[st.Dev] || !kernel.IsBPFFS(point) {
+			continue
+		}
+		seen[st.Dev] = true
+		pins, err := state.OpenPins(point)
+		if err != nil {
+			continue
+		}
+		if entries, err := os.ReadDir(pins.Path("")); err == nil && len(entries) > 0 {
+			found = append(found, Finding{
+				Check: "other-bpffs", Level: Note, Mend: dispatcher("", point, "doctor"),
+				Text: fmt.Sprintf("members are pinned in another bpffs, which was not looked at: %s", filepath.Clean(point)),
+			})
+		}
+	}
+	if len(found) == 0 {
+		found = append(found, Finding{Check: "other-bpffs", Level: OK, Text: "no other one has pins of members"})
+	}
+	return found
+}
+
+// mounts returns where file systems of a type are mounted.
+func (m machine) mounts(fsType string) []string {
+	text, _ := m.read("/proc/thread-self/mounts")
+	var points []string
+	for line := range strings.Lines(text) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == fsType {
+			points = append(points, unescape.Replace(fields[1]))
+		}
+	}
+	return points
+}
+
+// unescape undoes what the kernel does to paths (mangle_path, fs/seq_file.c).
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+func cgroups() []Finding {
+	root, err := kernel.CgroupRoot()
+	if err != nil {
+		return []Finding{{
+			Check: "cgroups", Level: Note, Mend: "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+			Text: "cgroup v2 is not mounted: nothing can be attached to cgroups",
+		}}
+	}
+	return []Finding{{Check: "cgroups", Level: OK, Text: "mounted at " + root}}
+}

@@ -1,0 +1,240 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// lookAtPins goes through the folder of libdispatcher.
+func (e *exam) lookAtPins() {
+	if e.pins == nil {
+		return
+	}
+	dir := e.pins.Path("")
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		e.add(Finding{Check: "unreadable", Level: Broken, Text: oneLine(err)})
+		return
+	}
+	e.access(dir)
+	e.openRegistry()
+	defer e.reg.Close()
+	for _, entry := range entries {
+		name := entry.Name()
+		switch {
+		case strings.HasPrefix(name, "tmp_"):
+			e.add(Finding{
+				Check: "leftover", Level: Drift, Mend: e.recover(),
+				Text: fmt.Sprintf("%s was left by a process that died while it pinned or unpinned; what is in it is still held", e.pins.Path(name)),
+			})
+		case strings.HasPrefix(name, "move_"):
+			e.move(name)
+		case strings.HasPrefix(name, "xdp_"):
+			e.chainFolder(name)
+		case state.ParseLinkFolder(name) != 0:
+			e.linkFolder(name)
+		}
+	}
+	e.records()
+	e.halfMoves()
+}
+
+// move is a slot that stand-ins run a program from.
+func (e *exam) move(name string) {
+	f := Finding{Check: "move", Level: Drift, Mend: e.recover()}
+	old, path := state.ParseMove(name), e.pins.Path(name)
+	rec, li := e.reg.Get(old), e.links[old]
+	switch {
+	case old == 0:
+		f.Text = fmt.Sprintf("an adoption was not finished, its process died (%s); stand-ins run the program meanwhile", path)
+	case rec != nil && li.Gone() && e.runs(rec.MovedTo):
+		f.Level, f.Mend = Note, ""
+		f.Text = fmt.Sprintf("the move of link %d to link %d is done; %s stays as long as a process has the old link open", old, rec.MovedTo, path)
+	default:
+		f.Text = fmt.Sprintf("the move of link %d was not finished, its process died (%s); stand-ins run the program meanwhile", old, path)
+	}
+	e.add(f)
+}
+
+// runs tells whether a link runs a program of its own, and no stand-in.
+func (e *exam) runs(id uint32) bool {
+	li := e.links[id]
+	if li.ID == 0 || li.Gone() {
+		return false
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(li.Program))
+	if err != nil {
+		return false
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	return err == nil && !slices.Contains([]string{dispatch.StandInFirst, dispatch.StandInSecond, dispatch.StandInAway}, info.Name)
+}
+
+// chainFolder compares the pins of a chain with the chain.
+func (e *exam) chainFolder(folder string) {
+	linkID, chainID := state.ParseChainFolder(folder)
+	path := e.pins.Path(folder)
+	orphan := func(why string) {
+		e.add(Finding{Check: "orphan", Level: Drift, Mend: e.recover(), Text: fmt.Sprintf("%s: %s", path, why)})
+	}
+	if e.pins.HasRoot(folder) {
+		id, err := pinnedLink(e.pins.RootPath(folder))
+		switch {
+		case err != nil:
+			e.add(Finding{Check: "unreadable", Level: Drift, Text: fmt.Sprintf("%s: %s", e.pins.RootPath(folder), oneLine(err))})
+		case id != linkID:
+			orphan(fmt.Sprintf("it is of link %d, and its name says otherwise", id))
+		default:
+			e.rootedFolder(folder, id)
+		}
+		return
+	}
+	switch {
+	case linkID != 0 && e.links[linkID].ID == 0:
+		orphan("the chain is gone, its link does not exist any more")
+	case linkID != 0:
+		e.add(Finding{
+			Check: "incomplete", Level: Drift,
+			Text: fmt.Sprintf("%s was removed: the chain is gone as soon as no process has it open; attaching a persistent member pins it again", e.pins.RootPath(folder)),
+		})
+	case chainID != 0 && !e.isLoaded(chainID):
+		orphan("the chain is gone, no dispatcher is loaded for it")
+	}
+}
+
+// rootedFolder looks at a folder that holds its chain.
+func (e *exam) rootedFolder(folder string, id uint32) {
+	li := e.links[id]
+	members := e.pins.Members(folder)
+	if li.ID == 0 {
+		return // made after the links were listed
+	}
+	if li.Gone() {
+		e.defunct(folder, "device", members)
+		return
+	}
+	chain := e.loaded[li.Program]
+	if chain == nil || chain.Closed {
+		return // of which closed and chain tell
+	}
+	for _, m := range members {
+		path := filepath.Dir(e.pins.HeldPath(folder, m))
+		switch {
+		case chain.Named(m) < 0:
+			e.add(Finding{Check: "orphan", Level: Drift, Member: m, Mend: e.recover(), Text: fmt.Sprintf("%s: the member is in the chain no more", path)})
+		case !e.pins.Has(folder, m):
+			e.halfMember(folder, m, "slot")
+		}
+	}
+}
+
+// linkFolder compares the pin of a member with a link of its own with that link.
+func (e *exam) linkFolder(folder string) {
+	li := e.links[state.ParseLinkFolder(folder)]
+	members := e.pins.Members(folder)
+	rec := e.reg.Get(li.ID)
+	orphan := Finding{Check: "orphan", Level: Drift, Mend: e.recover()}
+	switch {
+	case li.ID == 0:
+		orphan.Text = fmt.Sprintf("%s: the link does not exist any more", e.pins.Path(folder))
+		e.add(orphan)
+	case li.Gone() && rec != nil && e.links[rec.MovedTo].ID != 0:
+		orphan.Text = fmt.Sprintf("%s: link %d has taken its place", e.pins.Path(folder), rec.MovedTo)
+		e.add(orphan)
+	case li.Gone() && li.Type == link.CgroupType:
+		e.defunct(folder, "cgroup", members)
+	case li.Gone():
+		e.defunct(folder, "device", members)
+	default:
+		for _, m := range members {
+			if !e.pins.Has(folder, m) {
+				e.halfMember(folder, m, "link")
+			}
+		}
+	}
+}
+
+// defunct are pins of a link that is on nothing. Whether that is because the
+// target is gone the kernel does not tell.
+func (e *exam) defunct(folder, what string, members []string) {
+	e.add(Finding{
+		Check: "defunct", Level: Drift, Mend: e.recover(),
+		Text: fmt.Sprintf("%s: the %s is gone, or the link was detached; the pins are left, of %s; with --reattach they are attached again where it is back",
+			e.pins.Path(folder), what, list(members)),
+	})
+}
+
+// halfMember is a member whose pin somebody removed who left those of its maps.
+func (e *exam) halfMember(folder, member, held string) {
+	path := filepath.Dir(e.pins.HeldPath(folder, member))
+	e.add(Finding{
+		Check: "incomplete", Level: Drift, Member: member, Mend: shell("rm", "-r", path),
+		Text: fmt.Sprintf("%s/%s was removed: nothing is left there to hold the member", path, held),
+	})
+}
+
+// access looks for pins that are not for root alone. Whoever may open the pin of a
+// link may detach it.
+func (e *exam) access(dir string) {
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err != nil || unix.Lstat(path, &st) != nil || d.Type()&fs.ModeSymlink != 0 {
+			return nil // gone meanwhile, or without a mode
+		}
+		mode := "0600"
+		if d.IsDir() {
+			mode = "0700"
+		}
+		if st.Uid != 0 {
+			e.add(Finding{
+				Check: "access", Level: Drift, Mend: shell("chown", "root:root", path),
+				Text: fmt.Sprintf("%s belongs to user %d", path, st.Uid),
+			})
+		}
+		if st.Mode&0o077 != 0 {
+			e.add(Finding{
+				Check: "access", Level: Drift, Mend: shell("chmod", mode, path),
+				Text: fmt.Sprintf("%s is open to others: its mode is %04o", path, st.Mode&0o7777),
+			})
+		}
+		return nil
+	})
+}
+
+// pinnedLink returns the id of a link that is pinned.
+func pinnedLink(path string) (uint32, error) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return 0, err
+	}
+	return uint32(info.ID), nil
+}
+
+// list is names in words.
+func list(names []string) string {
+	if len(names) == 0 {
+		return "no member"
+	}
+	return strings.Join(names, ", ")
+}

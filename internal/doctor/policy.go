@@ -1,0 +1,115 @@
+package doctor
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// memlock matters where BPF memory counts towards RLIMIT_MEMLOCK.
+func (m machine) memlock() []Finding {
+	f := Finding{Check: "memlock", Level: OK, Text: "BPF memory does not count towards RLIMIT_MEMLOCK"}
+	var limit unix.Rlimit
+	if before(kernelRelease(), 5, 11) && unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit) == nil && limit.Cur != unix.RLIM_INFINITY {
+		f.Level, f.Mend = Note, "ulimit -l unlimited"
+		f.Text = fmt.Sprintf("before Linux 5.11 BPF memory counts towards RLIMIT_MEMLOCK, which is %d bytes; the command raises it for itself, other programs have to", limit.Cur)
+	}
+	return []Finding{f}
+}
+
+func (m machine) lockdown() []Finding {
+	f := Finding{Check: "lockdown", Level: OK, Text: "cannot be told: /sys/kernel/security is not mounted, or the kernel has no lockdown"}
+	switch mode := m.lockdownMode(); mode {
+	case "":
+	case "confidentiality":
+		f.Level = Note
+		f.Text = "confidentiality: programs that read the kernel's memory are refused"
+	default:
+		f.Text = mode
+	}
+	return []Finding{f}
+}
+
+// lockdownMode is empty if it cannot be told.
+func (m machine) lockdownMode() string {
+	text, _ := m.read("/sys/kernel/security/lockdown")
+	_, rest, _ := strings.Cut(text, "[")
+	mode, _, _ := strings.Cut(rest, "]")
+	return mode
+}
+
+// modules are the security modules, one of which may refuse what capabilities
+// allow.
+func (m machine) modules() []Finding {
+	text, err := m.read("/sys/kernel/security/lsm")
+	if err != nil {
+		text = "cannot be told: /sys/kernel/security is not mounted"
+	}
+	return []Finding{{Check: "lsm", Level: OK, Text: text}}
+}
+
+func (m machine) seccomp() []Finding {
+	status, _ := m.status()
+	if status["Seccomp"] == "2" {
+		return []Finding{{Check: "seccomp", Level: Note, Text: "system calls of this process are filtered, bpf(2) may be among those refused"}}
+	}
+	return []Finding{{Check: "seccomp", Level: OK, Text: "no filter"}}
+}
+
+// guards are the security modules that may refuse bpf(2) (security_bpf and what is
+// called with it). Others, such as yama and landlock, have no say there.
+var guards = []string{"selinux", "smack", "apparmor", "tomoyo", "bpf"}
+
+// suspects are what may refuse what capabilities allow, as far as it can be seen.
+func (m machine) suspects() string {
+	var seen []string
+	if status, _ := m.status(); status["Seccomp"] == "2" {
+		seen = append(seen, "a seccomp filter")
+	}
+	if mode := m.lockdownMode(); mode != "" && mode != "none" {
+		seen = append(seen, "lockdown ("+mode+")")
+	}
+	text, err := m.read("/sys/kernel/security/lsm")
+	for name := range strings.SplitSeq(text, ",") {
+		if slices.Contains(guards, name) {
+			seen = append(seen, "the security module "+name)
+		}
+	}
+	switch {
+	case len(seen) > 0:
+		return "it may be " + strings.Join(seen, ", or ")
+	case err != nil:
+		return "it is the kernel's own policy, or a security module, which cannot be seen without /sys/kernel/security"
+	}
+	return "no seccomp filter, lockdown or security module does that, so it is the kernel's own policy"
+}
+
+// The namespaces that the kernel begins with (include/linux/proc_ns.h).
+const (
+	firstUserNS = "user:[4026531837]"
+	firstPIDNS  = "pid:[4026531836]"
+)
+
+// namespaces looks for those that hide things from this process.
+func namespaces() []Finding {
+	var found []Finding
+	note := func(text string) { found = append(found, Finding{Check: "namespaces", Level: Note, Text: text}) }
+	if ns, err := os.Readlink("/proc/thread-self/ns/user"); err == nil && ns != firstUserNS {
+		note("in a user namespace, whose capabilities do not count for BPF")
+	}
+	if ns, err := os.Readlink("/proc/thread-self/ns/pid"); err == nil && ns != firstPIDNS {
+		note("in a pid namespace: network namespaces of processes outside of it are not found")
+	}
+	own, err := os.Readlink("/proc/thread-self/ns/mnt")
+	first, err1 := os.Readlink("/proc/1/ns/mnt")
+	if err == nil && err1 == nil && own != first {
+		note("in a mount namespace of its own: a bpffs that is mounted only in here goes with it, and what is pinned there")
+	}
+	if len(found) == 0 {
+		found = append(found, Finding{Check: "namespaces", Level: OK, Text: "none that hides anything"})
+	}
+	return found
+}

@@ -1,0 +1,103 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// openRegistry opens the registry if there is one that can be read.
+func (e *exam) openRegistry() {
+	reg, err := e.pins.OpenRegistry()
+	switch {
+	case err == nil:
+		e.reg = reg
+	case !errors.Is(err, fs.ErrNotExist):
+		e.badRegistry(err)
+	}
+}
+
+// records looks at the names of members with links of their own.
+func (e *exam) records() {
+	var gone, unknown []string
+	links := e.reg.Links()
+	slices.Sort(links)
+	for _, id := range links {
+		rec := e.reg.Get(id)
+		switch {
+		case rec != nil && e.links[rec.MovedTo].ID != 0: // for those who still hold the old link
+		case e.links[id].ID == 0:
+			gone = append(gone, fmt.Sprint(id))
+		case rec == nil:
+			unknown = append(unknown, fmt.Sprint(id))
+		}
+	}
+	if len(gone) > 0 {
+		e.add(Finding{
+			Check: "record", Level: Note, Mend: e.recover(),
+			Text: "names of links that do not exist any more, which the next change removes: " + strings.Join(gone, ", "),
+		})
+	}
+	if len(unknown) > 0 {
+		e.add(Finding{
+			Check: "registry", Level: Drift,
+			Text: fmt.Sprintf("%s: the records of these links are damaged, or of a later version: %s", e.pins.RegistryPath(), strings.Join(unknown, ", ")),
+		})
+	}
+}
+
+// halfMoves looks for links that are still there although others have taken their
+// place: the last step of a move is to let them go. If both are pinned, both stay.
+func (e *exam) halfMoves() {
+	for _, id := range e.reg.Links() {
+		rec, link := e.reg.Get(id), e.links[id]
+		if rec == nil || link.ID == 0 || link.Gone() {
+			continue
+		}
+		old := e.links[rec.MovedFrom]
+		if old.ID == 0 || old.Gone() {
+			continue
+		}
+		e.unsettled[id], e.unsettled[old.ID] = true, true
+		h := kernel.LinkHook(old.Attach)
+		if len(e.pins.Moves()) > 0 || !e.pins.Has(state.LinkFolder(h, id), rec.Name) || !e.pins.Has(state.LinkFolder(h, old.ID), rec.Name) {
+			continue // the pins tell
+		}
+		e.add(Finding{
+			Check: "move", Level: Drift, Member: rec.Name, Mend: e.recover(),
+			Text: fmt.Sprintf("the move from link %d to link %d was not finished, its process died: both run", old.ID, id),
+		})
+	}
+}
+
+// badRegistry tells a registry of another version, which that version reads, from
+// something else in its place.
+func (e *exam) badRegistry(err error) {
+	path := e.pins.RegistryPath()
+	if m, err := ebpf.LoadPinnedMap(path, nil); err == nil {
+		defer m.Close()
+		if info, err := m.Info(); err == nil && info.Name == state.RegistryName {
+			e.add(Finding{
+				Check: "registry", Level: Drift,
+				Text: path + " is of another version of libdispatcher: to this one links have no names",
+			})
+			return
+		}
+	}
+	mend := e.recover()
+	if st, err := os.Lstat(path); err == nil && st.IsDir() {
+		mend = shell("rm", "-r", path)
+	}
+	e.add(Finding{
+		Check: "registry", Level: Drift, Mend: mend,
+		Text: fmt.Sprintf("%s is not a registry, and links have no names: %s", path, oneLine(err)),
+	})
+}

@@ -1,0 +1,287 @@
+package holders
+
+import (
+	"cmp"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// filesystems are all bpffs that were found, and what else is mounted.
+type filesystems struct {
+	spaces  *mountNSs
+	visited int               // namespaces
+	types   map[uint64]string // by device number
+	bpf     map[uint64]*bpffs
+}
+
+// A bpffs is one instance, however often it is mounted.
+type bpffs struct {
+	dev    uint64
+	mounts []Mount
+	roots  map[string]int      // what of it is mounted, opened
+	walked map[uint64]bool     // folders, by inode
+	files  map[uint64]*pinFile // by inode
+	hidden *Mount              // one that another mount lies on
+}
+
+// A pinFile is an inode that holds an object.
+type pinFile struct {
+	ref   Ref
+	inode uint64
+	names []string
+	door  door // that leads to it where there is no name
+}
+
+// newFilesystems looks at the mounts in all namespaces.
+func newFilesystems(spaces *mountNSs) *filesystems {
+	fs := &filesystems{spaces: spaces, types: map[uint64]string{}, bpf: map[uint64]*bpffs{}}
+	fs.visit()
+	return fs
+}
+
+// visit looks at the mounts in all namespaces that were not visited yet.
+func (fs *filesystems) visit() {
+	for ; fs.visited < len(fs.spaces.list); fs.visited++ { // which grows on the way
+		fs.look(fs.spaces.list[fs.visited])
+	}
+}
+
+// look adds the mounts of a namespace, and the namespaces that are mounted
+// there.
+func (fs *filesystems) look(ns *mountNS) {
+	var doors []string
+	fs.visitMounts(ns, func(prefix string, m mountLine) {
+		fs.types[m.dev] = m.fsType
+		switch m.fsType {
+		case "bpf":
+			fs.add(m, ns, prefix)
+		case "nsfs":
+			if namespaceInode(m.root, "mnt") != 0 {
+				doors = append(doors, m.point)
+			}
+		}
+	})
+	for i := range fs.bpf {
+		fs.bpf[i].reach(ns, ns == fs.spaces.list[0])
+	}
+	for _, point := range doors {
+		for _, prefix := range prefixes(ns, ns == fs.spaces.list[0]) {
+			if fs.spaces.add(prefix+point, "") != nil {
+				break
+			}
+		}
+	}
+}
+
+// prefixes are what may lead this process to the root of a namespace.
+func prefixes(ns *mountNS, own bool) []string {
+	var list []string
+	if own {
+		list = append(list, "")
+	}
+	for _, dir := range ns.tasks {
+		list = append(list, dir+"/root")
+	}
+	return list
+}
+
+// add takes note of a mount, and opens what is mounted unless it is open.
+func (fs *filesystems) add(m mountLine, ns *mountNS, prefix string) {
+	b := fs.instance(m.dev)
+	mount := Mount{NS: ns.inode, Point: m.point, root: m.root}
+	fd, err := unix.Open(prefix+m.point, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		b.hidden = &mount
+		return
+	}
+	if dev, _ := identity(fd); dev != m.dev {
+		unix.Close(fd)
+		b.hidden = &mount
+		return
+	}
+	b.mounts = append(b.mounts, mount)
+	if _, known := b.roots[m.root]; known {
+		unix.Close(fd)
+		return
+	}
+	b.roots[m.root] = fd
+}
+
+func (fs *filesystems) instance(dev uint64) *bpffs {
+	b := fs.bpf[dev]
+	if b == nil {
+		b = &bpffs{dev: dev, roots: map[string]int{}, walked: map[uint64]bool{}, files: map[uint64]*pinFile{}}
+		fs.bpf[dev] = b
+	}
+	return b
+}
+
+// reach finds for mounts of a namespace how this process can reach them.
+func (b *bpffs) reach(ns *mountNS, own bool) {
+	for i := range b.mounts {
+		m := &b.mounts[i]
+		if m.NS != ns.inode || m.Path != "" {
+			continue
+		}
+		_, ino := identity(b.roots[m.root])
+		for _, prefix := range prefixes(ns, own) {
+			var st unix.Stat_t
+			if unix.Lstat(prefix+m.Point, &st) == nil && st.Dev == b.dev && st.Ino == ino {
+				m.Path = prefix + m.Point
+				break
+			}
+		}
+	}
+}
+
+// identity returns the device and inode of an open file; 0 if that fails.
+func identity(fd int) (dev, ino uint64) {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return 0, 0
+	}
+	return st.Dev, st.Ino
+}
+
+// leads tells whether the file, a magic link of /proc, may be of a bpffs or a
+// namespace. No file is waited for, as on a server that is gone.
+func (fs *filesystems) leads(dir int, name string) bool {
+	var st unix.Statx_t
+	if unix.Statx(dir, name, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st) != nil {
+		return false
+	}
+	dev := unix.Mkdev(st.Dev_major, st.Dev_minor)
+	kind, known := fs.types[dev]
+	if dev == fs.spaces.nsfs {
+		kind = "nsfs"
+	} else if !known {
+		// Of a file system that is mounted nowhere. Only what looks like a bpffs
+		// is asked, since a server may have to answer.
+		if st.Dev_major != 0 || st.Size != 0 || st.Blocks != 0 {
+			return false
+		}
+		kind = "?"
+		fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return false
+		}
+		defer unix.Close(fd)
+		var sfs unix.Statfs_t
+		if unix.Fstatfs(fd, &sfs) == nil && sfs.Type == unix.BPF_FS_MAGIC {
+			kind = "bpf"
+		}
+		fs.types[dev] = kind
+	}
+	return kind == "bpf" || kind == "nsfs"
+}
+
+// sortMounts puts those first that are best to use: in the own namespace, then
+// by the length of the path.
+func (b *bpffs) sortMounts(own uint64) {
+	rank := func(m Mount) int {
+		switch {
+		case m.NS == own && m.Path != "":
+			return 0
+		case m.Path != "":
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(b.mounts, func(x, y Mount) int {
+		return cmp.Or(cmp.Compare(rank(x), rank(y)), cmp.Compare(len(x.root), len(y.root)))
+	})
+}
+
+// pin completes what is known of a pin.
+func (b *bpffs) pin(p *pinFile) Pin {
+	slices.Sort(p.names)
+	pin := Pin{Names: p.names, FS: b.dev, Inode: p.inode}
+	if p.door != "" {
+		pin.Path = string(p.door)
+		pin.Mounts = []Mount{{Path: pin.Path}}
+	}
+	for _, m := range b.mounts {
+		for _, name := range p.names {
+			rest, ok := below(name, m.root)
+			if !ok {
+				continue
+			}
+			pin.Mounts = append(pin.Mounts, m)
+			if pin.Path == "" && m.Path != "" {
+				pin.Path = path.Join(m.Path, rest)
+				// A working directory is left by its parent.
+				if strings.Contains(m.Path, "..") {
+					pin.Path = m.Path + rest
+				}
+			}
+			break
+		}
+	}
+	return pin
+}
+
+// pins returns all pins, and bpffs that are hidden by other mounts.
+func (fs *filesystems) pins() (map[Ref][]Pin, []Mount) {
+	pins := map[Ref][]Pin{}
+	var hidden []Mount
+	own := fs.spaces.list[0].inode
+	for _, b := range fs.bpf {
+		b.sortMounts(own)
+		for i := range b.mounts {
+			if ns := fs.spaces.known[b.mounts[i].NS]; ns != nil {
+				b.mounts[i].Enter = ns.enter
+			}
+		}
+		for _, p := range b.files {
+			pins[p.ref] = append(pins[p.ref], b.pin(p))
+		}
+		if b.hidden != nil && len(b.walked) == 0 {
+			hidden = append(hidden, *b.hidden)
+		}
+	}
+	for _, list := range pins {
+		slices.SortFunc(list, func(x, y Pin) int {
+			return cmp.Or(cmp.Compare(x.FS, y.FS), cmp.Compare(x.Inode, y.Inode))
+		})
+	}
+	return pins, hidden
+}
+
+// below returns the part of name below root.
+func below(name, root string) (string, bool) {
+	if root == "/" {
+		return name, true
+	}
+	rest, ok := strings.CutPrefix(name, root)
+	return rest, ok && (rest == "" || rest[0] == '/')
+}
+
+// directories are the working directories and roots of tasks that may lead to
+// a bpffs.
+func (fs *filesystems) directories(all []task) []door {
+	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(proc)
+	var list []door
+	for _, t := range all {
+		for _, name := range []string{"/cwd", "/root"} {
+			if fs.leads(proc, t.dir[len("/proc/"):]+name) {
+				list = append(list, door(t.dir+name))
+			}
+		}
+	}
+	return list
+}
+
+func (fs *filesystems) close() {
+	for _, b := range fs.bpf {
+		for _, fd := range b.roots {
+			unix.Close(fd)
+		}
+	}
+}

@@ -1,0 +1,179 @@
+package holders
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// iterators are the programs of bpf/holders.c, as far as this kernel has them.
+type iterators struct {
+	colls  []*ebpf.Collection
+	links  map[string]*link.Iter
+	failed map[string]error
+}
+
+// iterated says what a program iterates over, and since when the kernel can.
+var iterated = map[string]struct{ over, since string }{
+	"ld_files":    {"task_file", "5.8"},
+	"ld_maps":     {"bpf_map", "5.8"},
+	"ld_programs": {"bpf_prog", "5.9"},
+	"ld_links":    {"bpf_link", "5.19"},
+}
+
+// loadAll loads all programs at once, since most of the time goes into reading
+// the kernel's BTF. Where one is refused each is tried on its own.
+func loadAll() *iterators {
+	its := &iterators{links: map[string]*link.Iter{}, failed: map[string]error{}}
+	spec, err := loadIterators()
+	if err == nil {
+		err = its.load(spec)
+	}
+	if err == nil {
+		return its
+	}
+	for name, what := range iterated {
+		if spec == nil {
+			its.failed[name] = err
+			continue
+		}
+		one := spec.Copy()
+		one.Programs = map[string]*ebpf.ProgramSpec{name: one.Programs[name]}
+		if err := its.load(one); errors.Is(err, ebpf.ErrNotSupported) {
+			its.failed[name] = fmt.Errorf("this kernel has no BPF iterator %s (Linux %s, with BTF)", what.over, what.since)
+		} else if err != nil {
+			its.failed[name] = fmt.Errorf("BPF iterator %s: %w", what.over, kernel.Explain(err))
+		}
+	}
+	return its
+}
+
+func (its *iterators) load(spec *ebpf.CollectionSpec) error {
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		Programs: ebpf.ProgramOptions{LogDisabled: true},
+	})
+	if err != nil {
+		return err
+	}
+	links := map[string]*link.Iter{}
+	for name, prog := range coll.Programs {
+		if links[name], err = link.AttachIter(link.IterOptions{Program: prog}); err != nil {
+			break
+		}
+	}
+	if files := links["ld_files"]; err == nil && files != nil {
+		err = learn(coll, files)
+	}
+	if err != nil {
+		for _, l := range links {
+			if l != nil {
+				l.Close()
+			}
+		}
+		coll.Close()
+		return err
+	}
+	its.colls = append(its.colls, coll)
+	for name, l := range links {
+		its.links[name] = l
+	}
+	return nil
+}
+
+// learn shows ld_files a link, a program and a map, see there.
+func learn(coll *ebpf.Collection, files *link.Iter) error {
+	fds := [3]int32{
+		int32(files.FD()),
+		int32(coll.Programs["ld_files"].FD()),
+		int32(coll.Maps[".bss"].FD()),
+	}
+	if err := coll.Variables["own_fds"].Set(fds); err != nil {
+		return err
+	}
+	if _, err := run(files); err != nil {
+		return err
+	}
+	var operations [3]uint64
+	if err := coll.Variables["operations"].Get(&operations); err != nil {
+		return err
+	}
+	for _, op := range operations {
+		if op == 0 {
+			return errors.New("it does not see the files of this process")
+		}
+	}
+	return nil
+}
+
+// run returns what the program writes.
+func run(l *link.Iter) ([]byte, error) {
+	r, err := l.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	var out bytes.Buffer
+	out.Grow(1 << 16)
+	_, err = out.ReadFrom(r)
+	return out.Bytes(), err
+}
+
+// read runs the program of that name and hands each record to fn: a T, and as
+// many pointers after it as more says.
+func read[T any](its *iterators, name string, more func(*T) uint32, fn func(*T, []uint64)) error {
+	if err := its.failed[name]; err != nil {
+		return err
+	}
+	out, err := run(its.links[name])
+	if err != nil {
+		return fmt.Errorf("BPF iterator %s: %w", iterated[name].over, kernel.Explain(err))
+	}
+	for size := int(unsafe.Sizeof(*new(T))); len(out) >= size; {
+		head := (*T)(unsafe.Pointer(&out[0])) // a multiple of 8 bytes from the beginning
+		out = out[size:]
+		n := min(int(more(head)), len(out)/8)
+		var pointers []uint64
+		if n > 0 {
+			pointers = unsafe.Slice((*uint64)(unsafe.Pointer(&out[0])), n)
+		}
+		out = out[8*n:]
+		fn(head, pointers)
+	}
+	return nil
+}
+
+// own returns the objects that the iterators consist of.
+func (its *iterators) own() map[Ref]bool {
+	own := map[Ref]bool{}
+	for _, l := range its.links {
+		if info, err := l.Info(); err == nil {
+			own[Ref{Link, uint32(info.ID)}] = true
+			own[Ref{Program, uint32(info.Program)}] = true
+		}
+	}
+	for _, coll := range its.colls {
+		for _, m := range coll.Maps {
+			if info, err := m.Info(); err == nil {
+				if id, ok := info.ID(); ok {
+					own[Ref{Map, uint32(id)}] = true
+				}
+			}
+		}
+	}
+	return own
+}
+
+func (its *iterators) close() {
+	for _, l := range its.links {
+		l.Close()
+	}
+	for _, coll := range its.colls {
+		coll.Close()
+	}
+}

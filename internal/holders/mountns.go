@@ -1,0 +1,133 @@
+package holders
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A mountNS is a mount namespace.
+type mountNS struct {
+	inode uint64
+	fd    int      // of its file; -1 if it could not be opened
+	tasks []string // folders in /proc of some that live in it
+	enter string   // a file that it can be entered by
+}
+
+// mountNSs are the mount namespaces that were found, the caller's first.
+type mountNSs struct {
+	list  []*mountNS
+	known map[uint64]*mountNS // nil for a namespace of another type
+	nsfs  uint64              // device number
+}
+
+// someTasks is how many tasks of a namespace are remembered: the first may have
+// another root than the namespace, or be gone.
+const someTasks = 4
+
+// findMountNSs finds the namespaces that tasks live in, and on Linux 6.12 and
+// newer all others. The caller closes what it returns.
+func findMountNSs(all []task) *mountNSs {
+	found := &mountNSs{known: map[uint64]*mountNS{}}
+	if found.add("/proc/thread-self/ns/mnt", "/proc/self") == nil {
+		found.list = []*mountNS{{fd: -1, tasks: []string{"/proc/self"}}}
+	}
+	for _, t := range all {
+		path := t.dir + "/ns/mnt"
+		ino := namespaceOf(t.dir, "mnt")
+		ns := found.known[ino]
+		switch {
+		case ino == 0: // not to be read, or gone
+		case ns == nil:
+			found.add(path, t.dir)
+		case len(ns.tasks) < someTasks:
+			ns.tasks = append(ns.tasks, t.dir)
+		}
+	}
+	found.next(nsMntGetPrev)
+	found.next(nsMntGetNext)
+	return found
+}
+
+// add opens the namespace at path. Task is the folder of one that lives in it,
+// or empty. It returns nil if it is not a mount namespace.
+func (f *mountNSs) add(path, task string) *mountNS {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		if ino := namespaceOf(task, "mnt"); task != "" && ino != 0 { // may be looked at all the same
+			ns := &mountNS{inode: ino, fd: -1, tasks: []string{task}, enter: path}
+			f.known[ino] = ns
+			f.list = append(f.list, ns)
+			return ns
+		}
+		return nil
+	}
+	ns := f.take(fd)
+	if ns != nil && ns.enter == "" {
+		ns.enter = path
+	}
+	if ns != nil && task != "" {
+		ns.tasks = append(ns.tasks, task)
+	}
+	return ns
+}
+
+// take adds an open namespace, or closes it.
+func (f *mountNSs) take(fd int) *mountNS {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || f.nsfs != 0 && st.Dev != f.nsfs {
+		unix.Close(fd)
+		return nil
+	}
+	if ns, known := f.known[st.Ino]; known {
+		unix.Close(fd)
+		return ns
+	}
+	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNS {
+		f.known[st.Ino] = nil
+		unix.Close(fd)
+		return nil
+	}
+	ns := &mountNS{inode: st.Ino, fd: fd}
+	f.nsfs = st.Dev
+	f.known[ns.inode] = ns
+	f.list = append(f.list, ns)
+	return ns
+}
+
+// mntNSInfo is struct mnt_ns_info, linux/nsfs.h.
+type mntNSInfo struct {
+	size, mounts uint32
+	id           uint64
+}
+
+const (
+	nsMntGetNext = 2<<30 | 16<<16 | 0xb7<<8 | 11 // _IOR(NSIO, 11, struct mnt_ns_info)
+	nsMntGetPrev = 2<<30 | 16<<16 | 0xb7<<8 | 12
+)
+
+// next adds all namespaces after the caller's, or before it: also those that
+// no process lives in.
+func (f *mountNSs) next(direction uintptr) {
+	fd := f.list[0].fd
+	for fd >= 0 {
+		info := mntNSInfo{size: uint32(unsafe.Sizeof(mntNSInfo{}))}
+		next, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), direction, uintptr(unsafe.Pointer(&info)))
+		if errno != 0 { // ENOENT: the last; ENOTTY: an older kernel
+			return
+		}
+		ns := f.take(int(next))
+		if ns == nil {
+			return
+		}
+		fd = ns.fd
+	}
+}
+
+func (f *mountNSs) close() {
+	for _, ns := range f.list {
+		if ns.fd >= 0 {
+			unix.Close(ns.fd)
+		}
+	}
+}

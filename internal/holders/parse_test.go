@@ -1,0 +1,75 @@
+package holders
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/go-quicktest/qt"
+)
+
+func TestOwner(t *testing.T) {
+	id := strings.Repeat("0123456789abcdef", 4)
+	for _, test := range []struct{ cgroup, unit, container string }{
+		{"/", "", ""},
+		{"/system.slice/ssh.service", "ssh.service", ""},
+		{"/user.slice/user-0.slice/session-1.scope", "session-1.scope", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/app.slice/a.service", "a.service", ""},
+		{"/system.slice/docker-" + id + ".scope", "docker-" + id + ".scope", id},
+		{"/system.slice/docker-" + id + ".scope/init/inner", "docker-" + id + ".scope", id},
+		{"/docker/" + id, "", id},
+		{"/kubepods/burstable/pod1/" + id, "", id},
+		{"/kubepods.slice/kubepods-pod1.slice/cri-containerd-" + id + ".scope", "cri-containerd-" + id + ".scope", id},
+		{"/machine.slice/libpod-" + id + ".scope/container", "libpod-" + id + ".scope", id},
+		{"/lxc.payload.web", "", "web"},
+		{"/machine.slice/machine-db.scope", "machine-db.scope", "db"},
+	} {
+		unit, container := owner(test.cgroup)
+		qt.Check(t, qt.Equals(unit, test.unit), qt.Commentf("%s", test.cgroup))
+		qt.Check(t, qt.Equals(container, test.container), qt.Commentf("%s", test.cgroup))
+	}
+}
+
+func TestCgroupPath(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                       "",
+		"0::/system.slice/a:b\n": "/system.slice/a:b",
+		"4:memory:/m\n1:name=systemd:/s.service\n0::/\n":         "/s.service",
+		"1:name=systemd:/s.service\n":                            "/s.service",
+		"1:name=systemd:/\n0::/system.slice/docker.service\nx\n": "/system.slice/docker.service",
+	} {
+		qt.Check(t, qt.Equals(cgroupPath(text), want), qt.Commentf("%q", text))
+	}
+}
+
+func TestParseMounts(t *testing.T) {
+	text := `22 27 0:20 / /sys/fs/bpf rw,relatime shared:8 - bpf bpf rw,mode=700
+36 35 8:1 /a\040b /mnt\134x rw master:1 propagate_from:2 - ext4 /dev/sda1 rw
+50 35 0:4 mnt:[4026532177] /run/ns rw - nsfs nsfs rw
+nonsense
+1 2 x:y / / rw - tmpfs t rw
+`
+	qt.Check(t, qt.IsTrue(slices.Equal(parseMounts(text), []mountLine{
+		{20, "/", "/sys/fs/bpf", "bpf"},
+		{0x801, "/a b", `/mnt\x`, "ext4"},
+		{4, "mnt:[4026532177]", "/run/ns", "nsfs"},
+	})))
+}
+
+func TestBelow(t *testing.T) {
+	for _, test := range []struct {
+		name, root, rest string
+		ok               bool
+	}{
+		{"/a/b", "/", "/a/b", true},
+		{"/a/b", "/a", "/b", true},
+		{"/a", "/a", "", true},
+		{"/ab", "/a", "", false},
+	} {
+		rest, ok := below(test.name, test.root)
+		qt.Check(t, qt.Equals(ok, test.ok))
+		if ok {
+			qt.Check(t, qt.Equals(rest, test.rest))
+		}
+	}
+}

@@ -1,0 +1,208 @@
+package holders
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"path"
+	"runtime"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// walkAll reads every bpffs. Doors lead to those, and to parts of those, that
+// are mounted nowhere.
+func (fs *filesystems) walkAll(doors []door) {
+	for _, d := range doors {
+		fs.spaces.add(string(d), "") // if it is a namespace
+	}
+	fs.visit()
+	for _, b := range fs.bpf {
+		if fd, ok := b.roots["/"]; ok {
+			b.walk(fd, "/")
+			continue
+		}
+		for root, fd := range b.roots {
+			b.walk(fd, root)
+		}
+	}
+	for _, d := range doors {
+		fs.enter(d)
+	}
+}
+
+// enter walks what a door leads to, unless that is known.
+func (fs *filesystems) enter(d door) {
+	fd, err := unix.Open(string(d), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer func() { unix.Close(fd) }()
+	var st unix.Stat_t
+	var sfs unix.Statfs_t
+	if unix.Fstat(fd, &st) != nil || unix.Fstatfs(fd, &sfs) != nil || sfs.Type != unix.BPF_FS_MAGIC {
+		return
+	}
+	b := fs.instance(st.Dev)
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		if b.files[st.Ino] == nil { // it was removed, or its folder cannot be found
+			if ref, ok := pinned(string(d)); ok {
+				b.files[st.Ino] = &pinFile{ref: ref, inode: st.Ino, door: d}
+			}
+		}
+		return
+	}
+	if _, whole := b.roots["/"]; whole || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return
+	}
+	// Up to the root of what is or was mounted.
+	way := string(d)
+	for {
+		up, err := unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			break
+		}
+		if dev, ino := identity(up); dev != st.Dev || ino == st.Ino {
+			unix.Close(up)
+			break
+		} else {
+			st.Ino = ino
+		}
+		unix.Close(fd)
+		fd = up
+		way += "/.."
+	}
+	if b.walked[st.Ino] {
+		return
+	}
+	b.mounts = append(b.mounts, Mount{Path: way, root: "/"})
+	b.walk(fd, "/")
+}
+
+// walk reads a folder and those below, or a single pin that is mounted.
+func (b *bpffs) walk(fd int, name string) {
+	_, ino := identity(fd)
+	dir, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOTDIR {
+		b.found("/proc/self/fd/"+strconv.Itoa(fd), name, ino)
+	}
+	if err != nil || b.walked[ino] {
+		return
+	}
+	defer unix.Close(dir)
+	b.walked[ino] = true
+	at := "/proc/self/fd/" + strconv.Itoa(dir) + "/"
+	buf := make([]byte, 1<<15)
+	for {
+		n, err := unix.Getdents(dir, buf)
+		if err != nil || n == 0 {
+			return
+		}
+		for rest := buf[:n]; len(rest) > 0; {
+			var e dirent
+			e, rest = nextDirent(rest)
+			switch {
+			case e.name == "." || e.name == "..":
+			case e.kind == unix.DT_REG:
+				b.found(at+e.name, path.Join(name, e.name), e.ino)
+			case e.kind == unix.DT_DIR:
+				sub, err := unix.Openat(dir, e.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+				if err != nil {
+					continue
+				}
+				if dev, _ := identity(sub); dev == b.dev { // another one may be mounted on it
+					b.walk(sub, path.Join(name, e.name))
+				}
+				unix.Close(sub)
+			}
+		}
+	}
+}
+
+// found adds a pin, or another name of one.
+func (b *bpffs) found(at, name string, ino uint64) {
+	p := b.files[ino]
+	if p == nil {
+		ref, ok := pinned(at)
+		if !ok {
+			return
+		}
+		p = &pinFile{ref: ref, inode: ino}
+		b.files[ino] = p
+	}
+	p.names = append(p.names, name)
+}
+
+// dirent is struct linux_dirent64, as far as it is of use.
+type dirent struct {
+	ino  uint64
+	kind byte
+	name string
+}
+
+func nextDirent(buf []byte) (dirent, []byte) {
+	e := dirent{ino: binary.NativeEndian.Uint64(buf), kind: buf[18]}
+	size := binary.NativeEndian.Uint16(buf[16:])
+	name, _, _ := bytes.Cut(buf[19:size], []byte{0})
+	e.name = string(name)
+	return e, buf[size:]
+}
+
+// pinned tells which object the file is a pin of, if it is one.
+func pinned(path string) (Ref, bool) {
+	name, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return Ref{}, false
+	}
+	attr := struct {
+		path      uint64
+		fd, flags uint32
+		_         uint64
+	}{path: uint64(uintptr(unsafe.Pointer(name)))}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	if errno != 0 { // a map may be for reading only
+		attr.flags = unix.BPF_F_RDONLY
+		fd, _, errno = unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	}
+	runtime.KeepAlive(name)
+	if errno != 0 {
+		return Ref{}, false
+	}
+	defer unix.Close(int(fd))
+	target, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(fd)))
+	if err != nil {
+		return Ref{}, false
+	}
+	kind, ok := anonymous[strings.TrimPrefix(target, "anon_inode:")]
+	var info [2]uint32
+	if !ok || objInfo(int(fd), info[:]) != nil {
+		return Ref{}, false
+	}
+	return Ref{kind, info[1]}, true
+}
+
+// anonymous is how the kernel calls files of objects.
+var anonymous = map[string]Kind{
+	"bpf_link": Link, // opened by who created it
+	"bpf-link": Link, // opened later
+	"bpf-prog": Program,
+	"bpf-map":  Map,
+}
+
+// objInfo reads the beginning of struct bpf_{link,prog,map}_info. All three
+// have first the type and then the id.
+func objInfo(fd int, info []uint32) error {
+	attr := struct {
+		fd, size uint32
+		info     uint64
+	}{uint32(fd), uint32(len(info) * 4), uint64(uintptr(unsafe.Pointer(&info[0])))}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(info)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

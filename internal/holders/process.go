@@ -1,0 +1,99 @@
+package holders
+
+import (
+	"cmp"
+	"os"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// describe says which process it is. What cannot be read stays empty.
+func describe(pid, tid int) Process {
+	p := Process{PID: pid, TID: tid, Comm: comm(pid)}
+	at := newTask(pid, cmp.Or(tid, pid)).dir // namespaces and cgroups are those of a thread
+	p.Exe, _ = os.Readlink(at + "/exe")
+	p.PIDNS = namespaceOf(at, "pid")
+	p.MountNS = namespaceOf(at, "mnt")
+	cgroups, _ := os.ReadFile(at + "/cgroup")
+	p.Cgroup = cgroupPath(string(cgroups))
+	p.Unit, p.Container = owner(p.Cgroup)
+	return p
+}
+
+func comm(pid int) string {
+	name, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	return strings.TrimSuffix(string(name), "\n")
+}
+
+// namespaceOf returns the inode of a namespace of the task at dir; 0 if it
+// cannot be read.
+func namespaceOf(dir, kind string) uint64 {
+	target, _ := os.Readlink(dir + "/ns/" + kind)
+	return namespaceInode(target, kind)
+}
+
+// namespaceInode returns N of "mnt:[N]".
+func namespaceInode(s, kind string) uint64 {
+	s, ok := strings.CutPrefix(s, kind+":[")
+	if !ok {
+		return 0
+	}
+	ino, _ := strconv.ParseUint(strings.TrimSuffix(s, "]"), 10, 64)
+	return ino
+}
+
+// cgroupPath picks from /proc/PID/cgroup the path of version 2, or where
+// version 1 is in use that of systemd.
+func cgroupPath(text string) string {
+	var v1, v2 string
+	for line := range strings.Lines(text) {
+		// hierarchy:controllers:path
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(fields) < 3 {
+			continue
+		}
+		switch fields[1] {
+		case "":
+			v2 = fields[2]
+		case "name=systemd":
+			v1 = fields[2]
+		}
+	}
+	if v1 != "" && (v2 == "" || v2 == "/") {
+		return v1
+	}
+	return v2
+}
+
+var (
+	// A container's cgroup is named by its id, with the runtime before it
+	// where systemd made it: docker-<id>.scope, cri-containerd-<id>.scope,
+	// crio-<id>.scope, libpod-<id>.scope. Plain ids have 64 digits.
+	containerID = regexp.MustCompile(`^(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?$`)
+	// lxc.payload.<name>, machine-<name>.scope
+	containerName = regexp.MustCompile(`^(?:lxc\.payload\.(.+)|machine-(.+)\.scope)$`)
+)
+
+// owner recognises in a cgroup's path the innermost unit of systemd and the
+// innermost container.
+func owner(cgroup string) (unit, container string) {
+	for dir := cgroup; len(dir) > 1 && (unit == "" || container == ""); dir = path.Dir(dir) {
+		name := path.Base(dir)
+		if container == "" {
+			if m := containerID.FindStringSubmatch(name); m != nil {
+				container = m[1]
+			} else if m := containerName.FindStringSubmatch(name); m != nil {
+				container = m[1] + m[2]
+			}
+		}
+		if unit == "" {
+			switch path.Ext(name) {
+			case ".service", ".scope", ".socket", ".mount", ".swap":
+				unit = name
+			}
+		}
+	}
+	return unit, container
+}

@@ -1,0 +1,64 @@
+package holders
+
+import "slices"
+
+// A count is what the kernel counts for an object.
+type count struct {
+	references int // without that of the iterator
+	users      int // of a map: open files, pins, and links that count as one
+}
+
+// records are what the iterators tell of all objects.
+type records struct {
+	links    []linkRecord
+	programs []programRecord
+	used     [][]uint64 // for each program the addresses of its maps
+	maps     []mapRecord
+	slots    [][]uint64 // for each map the addresses of the programs in it
+	counts   map[Ref]count
+	failed   map[Kind]error // why there are no records of a kind
+}
+
+// linkRecord is struct link_record, bpf/holders.c.
+type linkRecord struct {
+	ID, Type, Program, Attached uint32
+	Target, References          uint64
+}
+
+// programRecord is struct program_record.
+type programRecord struct {
+	ID, Maps                   uint32
+	Object, Target, References uint64
+}
+
+// mapRecord is struct map_record.
+type mapRecord struct {
+	ID, Type, Entries, Slots  uint32
+	Object, References, Users uint64
+}
+
+// iterate runs the iterators that are needed for some kinds: to know what
+// refers to programs or maps takes all of them.
+func (its *iterators) iterate(kinds map[Kind]bool) *records {
+	r := &records{counts: map[Ref]count{}, failed: map[Kind]error{}}
+	r.failed[Link] = read(its, "ld_links", func(*linkRecord) uint32 { return 0 }, func(l *linkRecord, _ []uint64) {
+		if l.ID != 0 { // else it is being made or unmade
+			r.links = append(r.links, *l)
+			r.counts[Ref{Link, l.ID}] = count{references: int(l.References) - 1}
+		}
+	})
+	if !kinds[Program] && !kinds[Map] {
+		return r
+	}
+	r.failed[Program] = read(its, "ld_programs", func(p *programRecord) uint32 { return p.Maps }, func(p *programRecord, used []uint64) {
+		r.programs = append(r.programs, *p)
+		r.used = append(r.used, slices.Clone(used))
+		r.counts[Ref{Program, p.ID}] = count{references: int(p.References) - 1}
+	})
+	r.failed[Map] = read(its, "ld_maps", func(m *mapRecord) uint32 { return m.Slots }, func(m *mapRecord, slots []uint64) {
+		r.maps = append(r.maps, *m)
+		r.slots = append(r.slots, slices.Clone(slots))
+		r.counts[Ref{Map, m.ID}] = count{int(m.References) - 1, int(m.Users)}
+	})
+	return r
+}

@@ -1,0 +1,189 @@
+package holders
+
+import (
+	"encoding/binary"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// commands are those of bpf(2) that find and open objects of a kind.
+var commands = map[Kind]struct{ next, open uintptr }{
+	Link:    {unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID},
+	Program: {unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID},
+	Map:     {unix.BPF_MAP_GET_NEXT_ID, unix.BPF_MAP_GET_FD_BY_ID},
+}
+
+// ids lists the objects of a kind.
+func ids(kind Kind) ([]uint32, error) {
+	var list []uint32
+	attr := struct{ id, next, flags uint32 }{}
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_BPF, commands[kind].next, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		if errno == unix.ENOENT {
+			return list, nil
+		} else if errno != 0 {
+			return list, kernel.Errno("list "+string(kind)+"s", errno)
+		}
+		list = append(list, attr.next)
+		attr.id = attr.next
+	}
+}
+
+// openID opens an object.
+func openID(ref Ref) (int, error) {
+	attr := struct{ id, next, flags uint32 }{id: ref.ID}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, commands[ref.Kind].open, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(fd), nil
+}
+
+// openAll opens links, so that the iterator of files meets them, as far as this
+// process may have so many files.
+func openAll(known map[Ref]bool) (fds []int) {
+	for ref := range known {
+		if ref.Kind != Link {
+			continue
+		}
+		fd, err := openID(ref)
+		if err == unix.EMFILE || err == unix.ENFILE {
+			break
+		}
+		if err == nil {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// linkInfo reads words of struct bpf_link_info.
+func linkInfo(id uint32) (info [16]uint32, ok bool) {
+	fd, err := openID(Ref{Link, id})
+	if err != nil {
+		return info, false
+	}
+	defer unix.Close(fd)
+	return info, objInfo(fd, info[:]) == nil
+}
+
+// linkToMap takes note of the map of a link that has one. The kernel tells it
+// only of an open link.
+func (o *objects) linkToMap(link Ref, kind uint32) {
+	var word int
+	var how string
+	switch kind {
+	case linkIter:
+		word, how = 7, "iterates over it"
+	case linkStructOps:
+		word, how = 4, "registers it"
+	case linkSockMap:
+		word, how = 4, "attached to it"
+	default:
+		return
+	}
+	if info, ok := linkInfo(link.ID); ok && info[word] != 0 {
+		o.refer(Ref{Map, info[word]}, link, how, 1)
+	}
+}
+
+// enumerate lists the objects of a kind, and if it is to look wide what they
+// refer to.
+func (o *objects) enumerate(kind Kind, wide bool) {
+	list, err := ids(kind)
+	o.unlisted[kind] = err
+	for _, id := range list {
+		o.known[Ref{kind, id}] = true
+		if wide {
+			o.look(Ref{kind, id})
+		}
+	}
+}
+
+// look takes note of what an object refers to.
+func (o *objects) look(ref Ref) {
+	switch ref.Kind {
+	case Link:
+		info, ok := linkInfo(ref.ID)
+		if ok && info[2] != 0 {
+			o.carry(ref, info[0], info[2], info[4] != 0)
+		}
+		if ok {
+			o.linkToMap(ref, info[0])
+		}
+	case Program:
+		for _, m := range programMaps(ref.ID) {
+			o.refer(Ref{Map, uint32(m)}, ref, "uses it", 1)
+		}
+	case Map:
+		fd, err := openID(ref)
+		if err != nil {
+			return
+		}
+		var info [2]uint32
+		err = objInfo(fd, info[:])
+		unix.Close(fd)
+		if err == nil {
+			o.readMap(ref.ID, info[0])
+		}
+	}
+}
+
+func programMaps(id uint32) []ebpf.MapID {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return nil
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return nil
+	}
+	maps, _ := info.MapIDs()
+	return maps
+}
+
+// readMap takes note of what the entries of a map refer to, if it is of a type
+// that has such.
+func (o *objects) readMap(id, kind uint32) {
+	at, to, how := 0, Program, "slot"
+	switch kind {
+	case mapProgArray:
+	case mapArrayOfMaps, mapHashOfMaps:
+		to, how = Map, "has it as inner map"
+	case mapDevMap, mapDevMapHash, mapCPUMap:
+		at, how = 4, "runs it for an entry" // struct bpf_devmap_val, bpf_cpumap_val
+	default:
+		return
+	}
+	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+	if err != nil {
+		return
+	}
+	defer m.Close()
+	if int(m.ValueSize()) < at+4 {
+		return // entries without programs
+	}
+	for key, err := m.NextKeyBytes(nil); key != nil && err == nil; key, err = m.NextKeyBytes(key) {
+		value, err := m.LookupBytes(key)
+		if err != nil {
+			return
+		}
+		if value == nil {
+			continue // empty
+		}
+		if held := binary.NativeEndian.Uint32(value[at:]); held != 0 {
+			o.refer(Ref{to, held}, Ref{Map, id}, how, 1)
+		}
+	}
+}

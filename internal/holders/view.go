@@ -1,0 +1,200 @@
+package holders
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// A View is the answer of one look. It is not for several goroutines at once.
+type View struct {
+	kinds   map[Kind]bool
+	own     map[Ref]bool // the Finder's
+	objects *objects
+	before  *records
+	after   *records
+	why     error // why open files are not known for certain
+
+	open map[Ref][]descriptor
+	mine map[Ref][]descriptor // of this process, not counted
+	pins map[Ref][]Pin
+
+	processes map[[2]int]Process // described so far, by pid and tid
+	hidden    []Mount            // of bpffs, that cannot be looked at
+	suspects  []suspect          // nil until they are looked for
+}
+
+// errNoIterators is why there are no counts if the user wants none.
+var errNoIterators = errors.New("only /proc was looked at, which has no counts of the kernel's")
+
+// Look looks for what holds the objects of some kinds, of all without any.
+// What vanishes meanwhile, and what may not be looked at, is left out. An error
+// means that there is no /proc.
+func (f *Finder) Look(kinds ...Kind) (*View, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(kinds) == 0 {
+		kinds = []Kind{Link, Program, Map}
+	}
+	v := &View{
+		kinds: map[Kind]bool{}, own: f.own,
+		open: map[Ref][]descriptor{}, mine: map[Ref][]descriptor{}, pins: map[Ref][]Pin{},
+		processes: map[[2]int]Process{},
+	}
+	for _, k := range kinds {
+		v.kinds[k] = true
+	}
+	v.before = f.count(v.kinds)
+	v.objects = lookAtObjects(v.before, v.kinds)
+
+	all, err := tasks()
+	if err != nil {
+		return nil, fmt.Errorf("look for holders: %w", err)
+	}
+	spaces := findMountNSs(all)
+	defer spaces.close()
+	mounted := newFilesystems(spaces)
+	defer mounted.close()
+
+	opened := f.files(v, all, mounted)
+	for _, d := range opened.open {
+		v.open[d.ref] = append(v.open[d.ref], d)
+	}
+	for _, d := range opened.own {
+		list := v.mine
+		if f.opts.Self && !f.own[d.ref] {
+			list = v.open
+		}
+		list[d.ref] = append(list[d.ref], d)
+	}
+	mounted.walkAll(append(opened.doors, mounted.directories(all)...))
+	v.pins, v.hidden = mounted.pins()
+	v.after = f.count(v.kinds)
+	return v, nil
+}
+
+// count reads what the kernel counts.
+func (f *Finder) count(kinds map[Kind]bool) *records {
+	if f.its != nil {
+		return f.its.iterate(kinds)
+	}
+	return &records{failed: map[Kind]error{Link: errNoIterators, Program: errNoIterators, Map: errNoIterators}}
+}
+
+// files finds open files in the best way there is. v.why says why it was not the
+// iterator.
+func (f *Finder) files(v *View, all []task, mounted *filesystems) *files {
+	v.why = errNoIterators
+	if f.its == nil {
+		return procFiles(all, mounted)
+	}
+	var own []int
+	uncounted := v.kinds[Link] && v.before.failed[Link] != nil
+	if uncounted {
+		own = openAll(v.objects.known)
+		defer closeAll(own)
+	}
+	found, err := iterateFiles(f.its)
+	if v.why = err; err != nil {
+		return procFiles(all, mounted)
+	}
+	if uncounted {
+		for ref, n := range found.references {
+			v.before.counts[ref] = count{references: n}
+		}
+		found.own = slices.DeleteFunc(found.own, func(d descriptor) bool {
+			if slices.Contains(own, d.fd) {
+				v.mine[d.ref] = append(v.mine[d.ref], d)
+				return true
+			}
+			return false
+		})
+	}
+	return found
+}
+
+// Add tells of references that are not looked for: by something that is no BPF
+// object, as a tc filter, so that by has no Ref.
+func (v *View) Add(to Ref, by Object) {
+	v.objects.refer(to, by.Ref, by.How, by.References)
+}
+
+// All returns the holders of every object of the kinds that were looked for,
+// by kind and id. Those of the Finder itself are left out.
+func (v *View) All() []*Holders {
+	refs := map[Ref]bool{}
+	maps.Copy(refs, v.objects.known)
+	for ref := range v.open { // when objects may not be listed
+		refs[ref] = true
+	}
+	for ref := range v.pins {
+		refs[ref] = true
+	}
+	maps.DeleteFunc(refs, func(ref Ref, _ bool) bool { return !v.kinds[ref.Kind] || v.own[ref] })
+	order := slices.SortedFunc(maps.Keys(refs), func(a, b Ref) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID))
+	})
+	all := make([]*Holders, len(order))
+	for i, ref := range order {
+		all[i] = v.of(ref)
+	}
+	return all
+}
+
+// Of returns what holds one object, of a kind that was looked for.
+// fs.ErrNotExist when there is no such object.
+func (v *View) Of(ref Ref) (*Holders, error) {
+	if !v.kinds[ref.Kind] {
+		return nil, hook.Because(hook.ErrUsage, "holders of %s: %ss were not looked for", ref, ref.Kind)
+	}
+	h := v.of(ref)
+	if !v.objects.known[ref] && v.objects.unlisted[ref.Kind] == nil && h.Found == 0 {
+		return nil, hook.Because(fs.ErrNotExist, "there is no %s", ref)
+	}
+	return h, nil
+}
+
+func (v *View) of(ref Ref) *Holders {
+	h := &Holders{Ref: ref, Pins: v.pins[ref], Objects: slices.Clone(v.objects.refers[ref])}
+	slices.SortFunc(h.Objects, func(a, b Object) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID), cmp.Compare(a.How, b.How))
+	})
+	open := map[uint64]bool{}
+	byTask := map[[2]int]*Process{}
+	for _, d := range v.open[ref] {
+		open[d.file] = true
+		key := [2]int{d.pid, d.tid}
+		p := byTask[key]
+		if p == nil {
+			described := v.describe(d.pid, d.tid)
+			p = &described
+			byTask[key] = p
+		}
+		p.FDs = append(p.FDs, d.fd)
+	}
+	for _, p := range byTask {
+		slices.Sort(p.FDs)
+		h.Processes = append(h.Processes, *p)
+	}
+	slices.SortFunc(h.Processes, func(a, b Process) int {
+		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.TID, b.TID))
+	})
+	h.Files = len(open)
+	v.account(h, open)
+	return h
+}
+
+func (v *View) describe(pid, tid int) Process {
+	key := [2]int{pid, tid}
+	p, known := v.processes[key]
+	if !known {
+		p = describe(pid, tid)
+		v.processes[key] = p
+	}
+	return p
+}

@@ -1,0 +1,103 @@
+package holders
+
+import (
+	"io"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// The visitor is a thread that goes into other mount namespaces. For that it
+// must have a root and a working directory of its own, and can never share those
+// of the process again. It waits for the next visit instead of ending: children
+// that were started on it may be killed when it ends (PR_SET_PDEATHSIG).
+var visitor struct {
+	sync.Mutex
+	jobs chan func()
+	err  error // why it cannot go anywhere
+}
+
+// visit calls fn on a thread in the mount namespace of fd there, and brings the
+// thread back to that of home. An error means that fn was not called.
+func visit(there, home int, fn func()) error {
+	if there < 0 || home < 0 {
+		return unix.EBADF
+	}
+	visitor.Lock()
+	defer visitor.Unlock()
+	if visitor.jobs == nil {
+		visitor.jobs = make(chan func())
+		ready := make(chan struct{})
+		go receiveVisits(ready)
+		<-ready
+	}
+	done := make(chan error)
+	visitor.jobs <- func() {
+		err := visitor.err
+		if err == nil {
+			err = unix.Setns(there, unix.CLONE_NEWNS)
+		}
+		if err == nil {
+			fn()
+			_ = unix.Setns(home, unix.CLONE_NEWNS) // the next visit leaves it as well
+		}
+		done <- err
+	}
+	return <-done
+}
+
+func receiveVisits(ready chan struct{}) {
+	runtime.LockOSThread()
+	if unix.Gettid() == os.Getpid() {
+		// The first thread stands for the process in /proc. While this one is
+		// locked to it the next one gets another.
+		defer runtime.UnlockOSThread()
+		other := make(chan struct{})
+		go receiveVisits(other)
+		<-other
+		close(ready)
+		return
+	}
+	visitor.err = unix.Unshare(unix.CLONE_FS)
+	close(ready)
+	for job := range visitor.jobs {
+		job()
+	}
+}
+
+// visitMounts hands each mount of a namespace to fn while paths are those of
+// the namespace; prefix is empty then. Where the namespace cannot be entered the
+// mounts are those that one of its tasks sees, with a prefix for this process.
+func (fs *filesystems) visitMounts(ns *mountNS, fn func(prefix string, m mountLine)) {
+	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(proc)
+	err = visit(ns.fd, fs.spaces.list[0].fd, func() {
+		text, _ := readAt(proc, "thread-self/mountinfo")
+		for _, m := range parseMounts(text) {
+			fn("", m)
+		}
+	})
+	for i := 0; err != nil && i < len(ns.tasks); i++ {
+		var text []byte
+		text, err = os.ReadFile(ns.tasks[i] + "/mountinfo")
+		for _, m := range parseMounts(string(text)) {
+			fn(ns.tasks[i]+"/root", m)
+		}
+	}
+}
+
+func readAt(dir int, name string) (string, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	text, err := io.ReadAll(f)
+	return string(text), err
+}

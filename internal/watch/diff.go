@@ -1,0 +1,234 @@
+package watch
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// Diff tells what changed between two looks, in this order: what moved; what
+// went; what changed; what came, oldest first; who was overtaken. The second look
+// is one that [Settle] has been over.
+func Diff(before, after *Look) []Event {
+	d := &diff{before: entries(before.Chains), after: entries(after.Chains), look: after}
+	match(d.before, d.after)
+	d.unreadable(before, after)
+	d.moved()
+	d.gone()
+	stayed := d.stayed()
+	for i := range d.after {
+		if d.after[i].is >= 0 {
+			d.changed(&d.before[d.after[i].is], &d.after[i], stayed[i])
+		}
+	}
+	d.came()
+	d.overtaken(stayed)
+	return d.events
+}
+
+// Initial tells what could not be read in the first look, and if present is set
+// what is there.
+func Initial(now *Look, present bool) []Event {
+	d := &diff{after: entries(now.Chains), look: now}
+	d.unreadable(&Look{}, now)
+	for i := range d.after {
+		if present {
+			d.add(Present, nil, &d.after[i])
+		}
+	}
+	return d.events
+}
+
+type diff struct {
+	before, after []entry
+	look          *Look
+	events        []Event
+}
+
+// add reports an event of an entry; either of b and a may be nil.
+func (d *diff) add(kind Kind, b, a *entry) *Event {
+	now := a
+	if now == nil {
+		now = b
+	}
+	e := Event{Kind: kind, Place: placeOf(now.c), Entry: now.m.Kind, Name: now.m.Name, LinkID: now.link(), slot: now.m.SlotID}
+	if b != nil {
+		e.Before, e.PositionBefore = b.m, b.pos
+	}
+	if a != nil {
+		e.After, e.PositionAfter, e.Entries = a.m, a.pos, len(a.c.Members)
+	}
+	d.events = append(d.events, e)
+	return &d.events[len(d.events)-1]
+}
+
+// unreadable reports what could not be read and could before.
+func (d *diff) unreadable(before, after *Look) {
+	for _, u := range after.unread {
+		same := func(v unread) bool { return v.Place == u.Place }
+		if !slices.ContainsFunc(before.unread, same) {
+			d.events = append(d.events, Event{Kind: Unreadable, Place: u.Place, Err: u.err})
+		}
+	}
+}
+
+// moved reports once for each hook that its device has another name or namespace.
+func (d *diff) moved() {
+	done := map[*hook.Chain]bool{}
+	for i := range d.after {
+		a := &d.after[i]
+		if a.is < 0 || done[a.c] {
+			continue
+		}
+		from, to := placeOf(d.before[a.is].c), placeOf(a.c)
+		gone := to.target() == target{} // what is left of it is defunct
+		if gone || from.Hook != to.Hook || from.Target == to.Target && from.target() == to.target() {
+			continue
+		}
+		done[a.c] = true
+		d.events = append(d.events, Event{Kind: Moved, Place: to, From: &from, Entries: len(a.c.Members)})
+	}
+	// Out of the one namespace that is watched.
+	for i := range d.before {
+		b := &d.before[i]
+		if b.is >= 0 || done[b.c] || d.look.Links[b.link()] != LinkElsewhere {
+			continue
+		}
+		done[b.c] = true
+		from := placeOf(b.c)
+		d.events = append(d.events, Event{Kind: Moved, Place: Place{Hook: b.c.Hook}, From: &from, Entries: len(b.c.Members)})
+	}
+}
+
+func (d *diff) gone() {
+	for i := range d.before {
+		b := &d.before[i]
+		// A link that attaches nothing may still be there, and be shown as defunct.
+		if b.m.State != hook.StateDefunct && (b.is < 0 || d.after[b.is].m.State == hook.StateDefunct) {
+			d.left(b)
+		}
+	}
+}
+
+func (d *diff) left(b *entry) {
+	switch d.look.Links[b.link()] {
+	case LinkElsewhere:
+	case LinkDefunct:
+		d.add(Defunct, b, nil)
+	default:
+		e := d.add(Left, b, nil)
+		if c := d.look.chainAt(placeOf(b.c)); c != nil {
+			e.Entries = len(c.Members)
+		}
+	}
+}
+
+// stayed tells of each entry that is in both looks whether it is at the same
+// place among the others that are.
+func (d *diff) stayed() []bool {
+	stay := make([]bool, len(d.after))
+	for from := 0; from < len(d.after); {
+		to := from
+		var list, order []int
+		for ; to < len(d.after) && d.after[to].c == d.after[from].c; to++ {
+			a := &d.after[to]
+			if a.is < 0 {
+				continue
+			}
+			if b := &d.before[a.is]; b.c.Hook == a.c.Hook {
+				list, order = append(list, to), append(order, b.pos)
+			}
+		}
+		suspect := func(i int) bool {
+			a := &d.after[list[i]]
+			b := &d.before[a.is]
+			return a.m.Priority != b.m.Priority || a.m.LinkID != b.m.LinkID
+		}
+		for i, stays := range unmoved(order, suspect) {
+			stay[list[i]] = stays
+		}
+		from = to
+	}
+	return stay
+}
+
+// changed reports what became of an entry that is in both looks.
+func (d *diff) changed(b, a *entry, stays bool) {
+	was, is := b.m, a.m
+	switch {
+	case is.State == hook.StateDefunct:
+		return // it left
+	case was.Kind == hook.KindLegacy && is.Kind == hook.KindMember:
+		d.add(Adopted, b, a)
+		return
+	case was.Kind != is.Kind || is.Kind == hook.KindMember && was.Name != is.Name:
+		d.add(Named, b, a)
+		return
+	case was.State == hook.StateEmpty && was.SlotID == is.SlotID && is.State == hook.StateRunning:
+		d.add(Updated, b, a)
+	case was.State != is.State && is.State == hook.StateRunning:
+		d.add(Attached, b, a)
+		return
+	case was.State != is.State && is.State == hook.StateEmpty:
+		d.add(Emptied, b, a)
+	case was.State != is.State:
+		d.add(Displaced, b, a)
+		return
+	case was.Program.ID != is.Program.ID:
+		d.add(Updated, b, a)
+	}
+	switch {
+	case !stays:
+		d.add(Reordered, b, a)
+	case was.Settings != is.Settings:
+		d.add(Set, b, a)
+	case was.LinkID != is.LinkID:
+		// The same program again, at the same place.
+		d.add(Attached, b, a)
+	}
+	if was.Persistent != is.Persistent {
+		kind := Unpinned
+		if is.Persistent {
+			kind = Pinned
+		}
+		d.add(kind, b, a)
+	}
+}
+
+// came reports the new ones. The kernel counts ids up.
+func (d *diff) came() {
+	first := len(d.events)
+	for i := range d.after {
+		// What is defunct was attached long ago.
+		if a := &d.after[i]; a.is < 0 && a.m.State != hook.StateDefunct {
+			d.add(Attached, nil, a)
+		}
+	}
+	slices.SortStableFunc(d.events[first:], func(x, y Event) int {
+		return cmp.Or(cmp.Compare(x.After.SlotID, y.After.SlotID), cmp.Compare(x.After.LinkID, y.After.LinkID))
+	})
+}
+
+// overtaken reports members that an entry without a priority runs before and did
+// not: for each such entry the first one behind it.
+func (d *diff) overtaken(stayed []bool) {
+	for i := range d.after {
+		by := &d.after[i]
+		if by.m.Kind == hook.KindMember || by.is >= 0 && stayed[i] || by.c.Hook == hook.XDP {
+			continue
+		}
+		for j := i + 1; j < len(d.after) && d.after[j].c == by.c; j++ {
+			a := &d.after[j]
+			if a.m.Kind != hook.KindMember || a.is < 0 {
+				continue
+			}
+			b := &d.before[a.is]
+			if by.is >= 0 && d.before[by.is].pos < b.pos {
+				continue
+			}
+			d.add(Overtaken, b, a).By = by.m
+			break
+		}
+	}
+}

@@ -1,0 +1,74 @@
+package watch
+
+import (
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// programEvents tells when programs are loaded and freed (PERF_RECORD_BPF_EVENT,
+// Linux 5.1): most that attach bring a program, and when the owner of a link or a
+// slot has gone its program goes too, as a rule. Nothing runs for it but when a
+// program comes or goes.
+type programEvents struct{ rings []*ring }
+
+// A ring is where the kernel writes records of one CPU.
+type ring struct {
+	fd  int
+	mem []byte
+}
+
+// bpfEvent is the bit bpf_event of struct perf_event_attr.
+const bpfEvent = unix.CBitFieldMaskBit30
+
+func newProgramEvents() (*programEvents, error) {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, err
+	}
+	p := &programEvents{}
+	for cpu := range cpus {
+		attr := unix.PerfEventAttr{
+			Type: unix.PERF_TYPE_SOFTWARE, Size: unix.PERF_ATTR_SIZE_VER6, Config: unix.PERF_COUNT_SW_DUMMY,
+			Bits: unix.PerfBitWatermark | bpfEvent, Wakeup: 1,
+		}
+		fd, err := unix.PerfEventOpen(&attr, -1, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC)
+		if err == unix.ENODEV {
+			continue // offline
+		}
+		if err != nil {
+			p.close()
+			return nil, fmt.Errorf("perf_event_open: %w", kernel.Explain(err))
+		}
+		r := &ring{fd: fd}
+		p.rings = append(p.rings, r)
+		if r.mem, err = unix.Mmap(fd, 0, 2*unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+			p.close()
+			return nil, fmt.Errorf("perf ring: %w", kernel.Explain(err))
+		}
+	}
+	return p, nil
+}
+
+// read skips what there is: that something came is enough.
+func (r *ring) read() (sign bool, lost string) {
+	page := (*unix.PerfEventMmapPage)(unsafe.Pointer(&r.mem[0]))
+	head := atomic.LoadUint64(&page.Data_head)
+	sign = head != atomic.LoadUint64(&page.Data_tail)
+	atomic.StoreUint64(&page.Data_tail, head)
+	return sign, ""
+}
+
+func (p *programEvents) close() {
+	for _, r := range p.rings {
+		if r.mem != nil {
+			_ = unix.Munmap(r.mem)
+		}
+		unix.Close(r.fd)
+	}
+}

@@ -1,0 +1,173 @@
+package watch
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sources are what wakes the watcher between two looks. The errors say why one
+// does not; nil where it does.
+type Sources struct {
+	Netlink  error // devices and filters
+	Pins     error // files in the bpffs
+	Calls    error // bpf(2), and the end of processes that have made something
+	Programs error // programs that are loaded and freed
+}
+
+// errQuiet is why there are none.
+var errQuiet = errors.New("not asked for")
+
+// sources waits for signs of a change.
+type sources struct {
+	wake chan struct{}
+	stop int // eventfd
+	done sync.WaitGroup
+
+	netlink  *listener
+	pins     *pinWatch
+	programs *programEvents
+	tracer   *tracer
+	said     Sources
+
+	mu   sync.Mutex
+	lost []string // what overflowed
+}
+
+func newSources(o *Options) *sources {
+	s := &sources{wake: make(chan struct{}, 1), stop: -1}
+	s.said = Sources{errQuiet, errQuiet, errQuiet, errQuiet}
+	if o.Quiet {
+		return s
+	}
+	var err error
+	if s.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		s.said = Sources{err, err, err, err}
+		return s
+	}
+	s.netlink, s.said.Netlink = newListener(o.NetNS)
+	s.pins, s.said.Pins = newPinWatch(o.BPFFS)
+	s.programs, s.said.Programs = newProgramEvents()
+	s.tracer, s.said.Calls = newTracer(s.sign)
+	s.done.Go(s.poll)
+	return s
+}
+
+func (s *sources) say() Sources { return s.said }
+
+// sign wakes the watcher.
+func (s *sources) sign() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *sources) lose(what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lost = append(s.lost, what)
+}
+
+// poll waits for all that is a descriptor.
+func (s *sources) poll() {
+	type source struct {
+		fd   int
+		read func() (sign bool, lost string)
+	}
+	var all []source
+	if s.netlink != nil {
+		all = append(all, source{s.netlink.fd, s.netlink.read})
+	}
+	if s.pins != nil {
+		all = append(all, source{s.pins.fd, s.pins.read})
+	}
+	if s.programs != nil {
+		for _, r := range s.programs.rings {
+			all = append(all, source{r.fd, r.read})
+		}
+	}
+	fds := []unix.PollFd{{Fd: int32(s.stop), Events: unix.POLLIN}}
+	for _, src := range all {
+		fds = append(fds, unix.PollFd{Fd: int32(src.fd), Events: unix.POLLIN})
+	}
+	for {
+		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			s.lose("poll: " + err.Error())
+			return
+		}
+		if fds[0].Revents != 0 {
+			return
+		}
+		for i, src := range all {
+			switch revents := fds[i+1].Revents; {
+			case revents&unix.POLLIN != 0:
+			case revents != 0:
+				fds[i+1].Fd = -1 // nothing more will come
+				continue
+			default:
+				continue
+			}
+			sign, lost := src.read()
+			if lost != "" {
+				s.lose(lost)
+			}
+			if sign || lost != "" {
+				s.sign()
+			}
+		}
+	}
+}
+
+// follow finds what is to be listened to since the last time.
+func (s *sources) follow() {
+	if s.netlink != nil {
+		s.netlink.follow()
+	}
+	if s.pins != nil {
+		s.pins.follow()
+	}
+}
+
+// taken returns what was traced, and what was lost.
+func (s *sources) taken() (list []call, lost []string) {
+	if s.tracer != nil {
+		list, lost = s.tracer.take()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lost = append(lost, s.lost...)
+	s.lost = nil
+	return list, lost
+}
+
+func (s *sources) close() {
+	if s.stop < 0 {
+		return
+	}
+	if s.tracer != nil {
+		s.tracer.close()
+	}
+	for {
+		if _, err := unix.Write(s.stop, []byte{1, 0, 0, 0, 0, 0, 0, 1}); err == nil || !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	s.done.Wait()
+	unix.Close(s.stop)
+	if s.netlink != nil {
+		s.netlink.close()
+	}
+	if s.pins != nil {
+		s.pins.close()
+	}
+	if s.programs != nil {
+		s.programs.close()
+	}
+}
+
+// recent is how long after the end of a process the kernel may take to free what
+// it had.
+const recent = 300 * time.Millisecond

@@ -1,0 +1,290 @@
+package watch
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/scan"
+)
+
+// Options say what is watched.
+type Options struct {
+	scan.Options
+	// Interval is how often it looks when nothing wakes it.
+	Interval time.Duration
+	// First reports what is there at the start.
+	First bool
+	// Ready is called after the first look; may be nil.
+	Ready func(Sources)
+	// Quiet goes without what could wake it, for tests and measurements.
+	Quiet bool
+}
+
+const (
+	// settle is from the first sign of a change to the look at it: an attachment
+	// is several calls, of which the last gives it its name and its pins.
+	settle = 20 * time.Millisecond
+	// later is when to look again after a sign: the kernel empties slots and
+	// frees links a while after their owner has gone.
+	later = 60 * time.Millisecond
+	// patience is how many looks may fail in a row before that is said: while much
+	// changes, links that are in the making cannot be read.
+	patience = 10
+)
+
+// Run looks until ctx ends, or emit returns false. The error is that nothing
+// could be read at the start.
+func Run(ctx context.Context, o Options, emit func(Event) bool) error {
+	w := &watcher{Options: o}
+	w.sources = newSources(&w.Options)
+	defer w.sources.close()
+	if err := w.first(ctx, emit); err != nil || w.stopped {
+		return err
+	}
+	for w.wait(ctx) && w.step(ctx, emit) {
+	}
+	return nil
+}
+
+type watcher struct {
+	Options
+	sources *sources
+	last    *Look
+	began   time.Time // the last look
+	now     uint64    // the same by the clock of the kernel
+	clock   uint64    // the same, of the last look whose events were reported
+	took    time.Duration
+	again   time.Time // when to look once more; zero for never
+	calls   calls
+	failed  int // looks in a row
+	stopped bool
+}
+
+func (w *watcher) first(ctx context.Context, emit func(Event) bool) error {
+	now, err := w.look(ctx)
+	if ctx.Err() != nil {
+		w.stopped = true
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	none := &Look{}
+	Settle(none, now)
+	w.last, w.clock = now, w.now
+	w.sources.follow()
+	if w.Ready != nil {
+		w.Ready(w.sources.say())
+	}
+	for _, e := range Initial(now, w.First) {
+		e.Time = time.Now()
+		if !emit(e) {
+			w.stopped = true
+			return nil
+		}
+	}
+	return nil
+}
+
+// wait returns when it is time for a look; false at the end of ctx.
+func (w *watcher) wait(ctx context.Context) bool {
+	next := w.began.Add(w.Interval)
+	if !w.again.IsZero() && w.again.Before(next) {
+		next = w.again
+	}
+	timer := time.NewTimer(time.Until(next))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		w.again = time.Time{}
+		return ctx.Err() == nil
+	case <-w.sources.wake:
+	}
+	// Half of the time at most is spent on looking.
+	pause := max(settle, time.Until(w.began.Add(2*w.took)))
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(pause):
+	}
+	w.again = time.Now().Add(later)
+	return true
+}
+
+// errTorn: too much changed while it was looked at.
+var errTorn = errors.New("torn")
+
+// step looks, and reports what is new.
+func (w *watcher) step(ctx context.Context, emit func(Event) bool) bool {
+	since := w.began
+	now, err := w.look(ctx)
+	if ctx.Err() != nil {
+		return false
+	}
+	var events []Event
+	switch {
+	case err == nil:
+		w.failed = 0
+		events = w.compare(ctx, now)
+	case w.failed < patience:
+		w.failed++
+		w.began, w.again = since, time.Now().Add(settle)
+		return true
+	case w.failed == patience:
+		w.failed++ // and say so once
+		events = append(events, Event{Kind: Unreadable, Err: err.Error()})
+	}
+	news, lost := w.sources.taken()
+	w.calls.add(news, len(lost) > 0, w.clock)
+	w.clock = w.now
+	for _, what := range lost {
+		events = append(events, Event{Kind: Missed, Err: what})
+	}
+	w.calls.explain(events)
+	for _, e := range events {
+		e.Time = time.Now()
+		if !emit(e) {
+			return false
+		}
+	}
+	return true
+}
+
+// compare returns what is new, and makes the look the last one.
+func (w *watcher) compare(ctx context.Context, now *Look) []Event {
+	Settle(w.last, now)
+	events := Diff(w.last, now)
+	if slices.ContainsFunc(events, unsure) {
+		time.Sleep(settle)
+		if next, err := w.look(ctx); err == nil {
+			Settle(w.last, next)
+			now, events = next, Diff(w.last, next)
+		}
+	}
+	w.last = now
+	w.sources.follow()
+	return events
+}
+
+// unsure tells whether an event calls for a second look: a foreign link may be a
+// member in the making, whose name is not yet written down; and what cannot be
+// read may only have changed too fast.
+func unsure(e Event) bool {
+	return e.Kind == Attached && e.Entry == hook.KindForeign && e.After.LinkID != 0 || e.Kind == Unreadable
+}
+
+// look looks at everything that is watched.
+func (w *watcher) look(ctx context.Context) (*Look, error) {
+	w.began, w.now = time.Now(), kernelClock()
+	defer func() { w.took = time.Since(w.began) }()
+	chains, err := scan.All(ctx, w.Options.Options)
+	if err != nil {
+		return nil, err
+	}
+	now := &Look{Chains: chains}
+	if w.last == nil {
+		return now, nil
+	}
+	missing, bare := w.last.Missing(now), w.last.newlyBare(now)
+	if len(missing) == 0 && len(bare) == 0 {
+		return now, nil
+	}
+	links, err := attach.AllLinks()
+	if err != nil {
+		return nil, err
+	}
+	torn := func(c *hook.Chain) bool { return isTorn(c, links) }
+	if slices.ContainsFunc(bare, torn) && w.failed < patience {
+		return nil, errTorn
+	}
+	for _, c := range bare {
+		if isTorn(c, links) {
+			now.Doubtful = append(now.Doubtful, placeOf(c))
+		}
+	}
+	w.follow(now, missing, links)
+	return now, nil
+}
+
+// follow finds out what became of links that attach nothing where they did.
+func (w *watcher) follow(now *Look, missing []uint32, links []attach.LinkInfo) {
+	now.Links = map[uint32]LinkState{}
+	for _, l := range links {
+		switch {
+		case !slices.Contains(missing, l.ID):
+		case l.Gone() && w.isThere(w.last.chainOf(l.ID)):
+			// Somebody detached it, and somebody still holds it.
+		case l.Gone():
+			now.Links[l.ID] = LinkDefunct
+		case w.NetNS != "":
+			now.Links[l.ID] = LinkElsewhere
+		default:
+			now.Links[l.ID] = LinkUnsettled
+			w.again = time.Now().Add(later)
+		}
+	}
+}
+
+// isThere tells whether the device or cgroup of a hook is where it was.
+func (w *watcher) isThere(c *hook.Chain) bool {
+	if c.Hook.OnCgroup() {
+		cg, err := kernel.OpenCgroup(c.Target)
+		if err != nil {
+			return false
+		}
+		defer cg.Close()
+		return cg.ID == c.CgroupID
+	}
+	ns, err := kernel.OpenNetNS(cmp.Or(w.NetNS, c.NetNS.Name))
+	if err != nil {
+		return false
+	}
+	defer ns.Close()
+	return netnsOf(ns.ID()) == netnsOf(c.NetNS) && ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = conn.DeviceByIndex(c.Ifindex)
+		return err
+	}) == nil
+}
+
+// newlyBare returns the chains on cgroups in the next look that have an entry
+// without a link which was not there.
+func (l *Look) newlyBare(next *Look) (list []*hook.Chain) {
+	known := map[key]bool{}
+	for _, e := range entries(l.Chains) {
+		known[e.key()] = true
+	}
+	for _, e := range entries(next.Chains) {
+		isNew := e.c.Hook.OnCgroup() && e.m.Kind == hook.KindLegacy && !known[e.key()]
+		if isNew && !slices.Contains(list, e.c) {
+			list = append(list, e.c)
+		}
+	}
+	return list
+}
+
+// isTorn tells whether an entry that seems to have no link has one that was made
+// while the hook was read. The kernel does not tell the links of a cgroup.
+func isTorn(c *hook.Chain, links []attach.LinkInfo) bool {
+	return slices.ContainsFunc(c.Members, func(m hook.Member) bool {
+		if m.Kind != hook.KindLegacy {
+			return false
+		}
+		return slices.ContainsFunc(links, func(l attach.LinkInfo) bool {
+			return l.CgroupID == c.CgroupID && l.Program == m.Program.ID && kernel.LinkHook(l.Attach) == c.Hook && !carries(c, l.ID)
+		})
+	})
+}

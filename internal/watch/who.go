@@ -1,0 +1,206 @@
+package watch
+
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// A call is one of bpf(2) that succeeded, or the end of a process.
+type call struct {
+	pid    int
+	comm   string
+	cmd    uint32
+	id     uint32 // of the link or slot that it was about
+	attach uint32 // of those that name a hook
+	at     uint64 // by the clock of the kernel
+	used   bool   // it explains an event
+}
+
+// A subject is what a call was about.
+type subject struct{ link, slot uint32 }
+
+// kernelClock is what bpf_ktime_get_ns returns.
+func kernelClock() uint64 {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+	return uint64(now.Nano())
+}
+
+// calls are those that may explain the events of a look.
+type calls struct {
+	list   []call
+	makers map[subject]int // processes that made a link or filled a slot first
+	since  uint64          // the beginning of the last look
+}
+
+// add takes what was traced since the last time. What was before the last look
+// began, since, that look has shown; but the ends of processes take effect later.
+// When some were lost, none of those that are left is certainly the one.
+func (c *calls) add(news []call, lost bool, since uint64) {
+	c.since = since
+	c.list = slices.DeleteFunc(c.list, func(x call) bool { return x.used || x.at+uint64(recent) < since })
+	c.list = append(c.list, news...)
+	if lost {
+		c.list, c.makers = nil, nil
+	}
+	if c.makers == nil || len(c.makers) > most {
+		c.makers = map[subject]int{}
+	}
+	for _, x := range news {
+		s := subject{slot: x.id}
+		switch x.cmd {
+		case unix.BPF_LINK_CREATE:
+			c.makers[subject{link: x.id}] = x.pid
+		case unix.BPF_MAP_UPDATE_ELEM:
+			if _, known := c.makers[s]; !known {
+				c.makers[s] = x.pid
+			}
+		}
+	}
+}
+
+// explain fills in who did it, where that is certain.
+func (c *calls) explain(events []Event) {
+	for i := range events {
+		e := &events[i]
+		e.Who = c.who(e, events)
+	}
+	// A link or slot that is gone does not come again.
+	for _, e := range events {
+		if e.Kind == Left || e.Kind == Emptied || e.Kind == Defunct {
+			delete(c.makers, subject{slot: e.slot})
+			if e.Place.Hook != hook.XDP {
+				delete(c.makers, subject{link: e.LinkID})
+			}
+		}
+	}
+}
+
+func (c *calls) who(e *Event, all []Event) *Process {
+	const create, update, detach = unix.BPF_LINK_CREATE, unix.BPF_LINK_UPDATE, unix.BPF_LINK_DETACH
+	link, xdp := e.LinkID, e.Hook == hook.XDP
+	switch e.Kind {
+	case Attached, Adopted, Set, Reordered:
+		switch {
+		case link != 0 && xdp:
+			return c.one(c.about(link, create, update))
+		case link != 0:
+			return c.one(c.about(link, create))
+		}
+		return c.bare(e, all, unix.BPF_PROG_ATTACH)
+	case Updated:
+		switch {
+		case e.slot != 0:
+			return c.one(c.about(e.slot, unix.BPF_MAP_UPDATE_ELEM))
+		case link != 0:
+			return c.one(c.about(link, update))
+		}
+		return c.bare(e, all, unix.BPF_PROG_ATTACH)
+	case Overtaken:
+		if e.By.LinkID != 0 {
+			return c.one(c.about(e.By.LinkID, create))
+		}
+	case Pinned:
+		// Which object it was about is not known: so only if there is one at all.
+		return c.one(c.matching(func(x call) bool { return x.cmd == unix.BPF_OBJ_PIN }))
+	case Emptied:
+		return c.ended(e)
+	case Left:
+		by := c.about(link, detach)
+		if xdp {
+			by = c.about(link, update, detach)
+		}
+		switch {
+		case link == 0:
+			return c.bare(e, all, unix.BPF_PROG_DETACH)
+		case len(by) > 0:
+			return c.one(by)
+		}
+		return c.ended(e)
+	}
+	return nil
+}
+
+func (c *calls) matching(fits func(call) bool) (list []*call) {
+	for i := range c.list {
+		x := &c.list[i]
+		if fits(*x) && x.at >= c.since {
+			list = append(list, x)
+		}
+	}
+	return list
+}
+
+// about returns the calls about a link or slot.
+func (c *calls) about(id uint32, cmds ...uint32) []*call {
+	return c.matching(func(x call) bool { return id != 0 && x.id == id && slices.Contains(cmds, x.cmd) })
+}
+
+// bare finds who attached or detached a program without a link: there must be
+// one such call, and one such event. Through netlink there is no call at all.
+func (c *calls) bare(e *Event, all []Event, cmd uint32) *Process {
+	at := kernel.KindOf(e.Hook).Attach
+	if e.Hook == hook.XDP || e.Hook.Family() == "tc" {
+		return nil
+	}
+	for i := range all {
+		if o := &all[i]; o != e && o.Hook == e.Hook && o.LinkID == 0 {
+			return nil
+		}
+	}
+	list := c.matching(func(x call) bool { return x.cmd == cmd && x.attach == uint32(at) })
+	if len(list) != 1 {
+		return nil
+	}
+	return c.one(list)
+}
+
+// ended finds whether the process that made it has ended just now. What was
+// pinned does not go with its maker.
+func (c *calls) ended(e *Event) *Process {
+	s := subject{link: e.LinkID}
+	if e.slot != 0 {
+		s = subject{slot: e.slot}
+	}
+	pid, known := c.makers[s]
+	if !known || e.Before == nil || e.Before.Persistent {
+		return nil
+	}
+	for _, x := range c.list {
+		if x.cmd == exit && x.pid == pid {
+			return &Process{x.pid, x.comm, "exit"}
+		}
+	}
+	return nil
+}
+
+// one returns the process of the calls, if all are by the same.
+func (c *calls) one(list []*call) *Process {
+	if len(list) == 0 {
+		return nil
+	}
+	for _, x := range list {
+		if x.pid != list[0].pid {
+			return nil
+		}
+	}
+	for _, x := range list {
+		x.used = true
+	}
+	last := list[len(list)-1]
+	return &Process{last.pid, last.comm, commandNames[last.cmd]}
+}
+
+var commandNames = map[uint32]string{
+	unix.BPF_MAP_UPDATE_ELEM: "BPF_MAP_UPDATE_ELEM",
+	unix.BPF_OBJ_PIN:         "BPF_OBJ_PIN",
+	unix.BPF_PROG_ATTACH:     "BPF_PROG_ATTACH",
+	unix.BPF_PROG_DETACH:     "BPF_PROG_DETACH",
+	unix.BPF_LINK_CREATE:     "BPF_LINK_CREATE",
+	unix.BPF_LINK_UPDATE:     "BPF_LINK_UPDATE",
+	unix.BPF_LINK_DETACH:     "BPF_LINK_DETACH",
+}

@@ -1,0 +1,431 @@
+package dispatcher_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+)
+
+// A watching is a Watch that runs beside the test.
+type watching struct {
+	events  chan dispatcher.Event
+	sources dispatcher.WatchSources
+}
+
+// watch begins to watch, what concerns the devices and cgroups of the test only.
+func (s *scene) watch(t testing.TB, o dispatcher.WatchOptions) *watching {
+	t.Helper()
+	o.BPFFS = s.bpffs
+	w := &watching{events: make(chan dispatcher.Event, 1000)}
+	started, ended := make(chan struct{}), make(chan struct{})
+	o.Started = func(sources dispatcher.WatchSources) {
+		w.sources = sources
+		close(started)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		defer close(ended)
+		for e, err := range dispatcher.Watch(ctx, o) {
+			if err != nil {
+				t.Error(err)
+				break
+			}
+			w.events <- e
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+	<-started
+	return w
+}
+
+// next waits for the next event.
+func (w *watching) next(t testing.TB) dispatcher.Event {
+	t.Helper()
+	select {
+	case e := <-w.events:
+		return e
+	case <-time.After(10 * time.Second):
+		t.Fatal("no event")
+		panic("unreachable")
+	}
+}
+
+// want waits for events, in that order: see words.
+func (w *watching) want(t testing.TB, want ...string) (got []dispatcher.Event) {
+	t.Helper()
+	for _, text := range want {
+		e := w.next(t)
+		qt.Assert(t, qt.Equals(words(&e), text), qt.Commentf("%+v", e))
+		got = append(got, e)
+	}
+	return got
+}
+
+// wantNone waits a while, in which nothing may come.
+func (w *watching) wantNone(t testing.TB) {
+	t.Helper()
+	select {
+	case e := <-w.events:
+		t.Fatalf("unexpected: %s\n%+v", words(&e), e)
+	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+// words is an event as "updated count 2>2/3": the place before, after, and how many
+// there are. Others than members have their kind behind the name.
+func words(e *dispatcher.Event) string {
+	if e.Entry == "" {
+		return strings.TrimSpace(fmt.Sprintf("%s %s %s", e.Kind, e.Hook, e.Target))
+	}
+	name := e.Name
+	if e.Entry != hook.KindMember {
+		name += "(" + string(e.Entry) + ")"
+	}
+	place := fmt.Sprintf("%d>%d/%d", e.PositionBefore, e.PositionAfter, e.Entries)
+	return fmt.Sprintf("%s %s %s", e.Kind, name, place)
+}
+
+// by checks who did it.
+func by(t testing.TB, e dispatcher.Event, pid int, call string) {
+	t.Helper()
+	qt.Assert(t, qt.IsNotNil(e.Who), qt.Commentf("%+v", e))
+	qt.Check(t, qt.Equals(e.Who.PID, pid))
+	qt.Check(t, qt.Equals(e.Who.Call, call))
+	qt.Check(t, qt.Not(qt.Equals(e.Who.Comm, "")))
+}
+
+func (s *scene) watchHere() dispatcher.WatchOptions {
+	return dispatcher.WatchOptions{ListOptions: dispatcher.ListOptions{NetNS: s.Server.Name}}
+}
+
+// What members of a chain do is told, and by whom.
+func TestWatchChain(t *testing.T) {
+	s := newScene(t)
+	w := s.watch(t, s.watchHere())
+	t.Logf("relies on %+v", w.sources)
+
+	a := s.attachIn(t, s.tracer(t, 1, testenv.XDPPass), dispatcher.Options{Name: "a"})
+	by(t, w.want(t, "attached a 0>1/1")[0], a.Pid, "BPF_LINK_CREATE")
+	b := s.attachIn(t, s.tracer(t, 2, testenv.XDPPass), dispatcher.Options{Name: "b", Settings: priority(60)})
+	by(t, w.want(t, "attached b 0>2/2")[0], b.Pid, "BPF_LINK_UPDATE")
+
+	qt.Assert(t, qt.IsNil(b.do(t, s.command(command{Op: "update", Program: idOf(t, s.tracer(t, 3, testenv.XDPPass))}))))
+	e := w.want(t, "updated b 2>2/2")[0]
+	by(t, e, b.Pid, "BPF_MAP_UPDATE_ELEM")
+	qt.Check(t, qt.Equals(e.Before.Program.Name, "ldt_trace_2"))
+	qt.Check(t, qt.Equals(e.After.Program.Name, "ldt_trace_3"))
+
+	qt.Assert(t, qt.IsNil(b.do(t, s.command(command{Op: "set", Settings: priority(70)}))))
+	by(t, w.want(t, "set b 2>2/2")[0], b.Pid, "BPF_LINK_UPDATE")
+	qt.Assert(t, qt.IsNil(b.do(t, s.command(command{Op: "set", Settings: priority(5)}))))
+	e = w.want(t, "reordered b 2>1/2")[0]
+	by(t, e, b.Pid, "BPF_LINK_UPDATE")
+	qt.Check(t, qt.Equals(e.Before.Priority, 70))
+	qt.Check(t, qt.Equals(e.After.Priority, 5))
+
+	qt.Assert(t, qt.IsNil(a.do(t, s.command(command{Op: "pin"}))))
+	w.want(t, "pinned a 2>2/2")
+	qt.Assert(t, qt.IsNil(a.do(t, s.command(command{Op: "unpin"}))))
+	w.want(t, "unpinned a 2>2/2")
+
+	b.Kill()
+	by(t, w.want(t, "emptied b 1>1/2")[0], b.Pid, "exit")
+	s.detach(t, "b")
+	w.want(t, "left b 1>0/1")
+	a.Kill()
+	by(t, w.want(t, "left a 1>0/0")[0], a.Pid, "exit")
+	w.wantNone(t)
+}
+
+// Members with links of their own, and who else is there.
+func TestWatchLinks(t *testing.T) {
+	s := newScene(t)
+	cg := testenv.NewCgroup(t)
+	for h, target := range map[hook.Hook]dispatcher.Target{
+		hook.TCXIngress:       dispatcher.On(hook.TCXIngress, s.ServerDev).In(s.Server.Name),
+		hook.CgroupSKBIngress: dispatcher.On(hook.CgroupSKBIngress, cg.Path),
+	} {
+		t.Run(strings.ReplaceAll(string(h), "/", "_"), func(t *testing.T) {
+			s := s.onDevice(target)
+			o := dispatcher.WatchOptions{}
+			o.Hooks = []hook.Hook{h}
+			w := s.watch(t, o)
+			pass := testenv.TCNext
+			if h.OnCgroup() {
+				pass = testenv.CgroupAllow
+			}
+			prog := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, pass, testenv.On(h)) }
+
+			a := s.attachIn(t, prog("ldt_a"), dispatcher.Options{Name: "a"})
+			by(t, w.want(t, "attached a 0>1/1")[0], a.Pid, "BPF_LINK_CREATE")
+			b := s.attachIn(t, prog("ldt_b"), dispatcher.Options{Name: "b", Settings: priority(60)})
+			by(t, w.want(t, "attached b 0>2/2")[0], b.Pid, "BPF_LINK_CREATE")
+			qt.Assert(t, qt.IsNil(b.do(t, s.command(command{Op: "set", Settings: priority(5)}))))
+			e := w.want(t, "reordered b 2>1/2")[0]
+			by(t, e, b.Pid, "BPF_LINK_CREATE")
+			qt.Check(t, qt.Not(qt.Equals(e.Before.LinkID, e.After.LinkID)))
+			qt.Assert(t, qt.IsNil(b.do(t, s.command(command{Op: "update", Program: idOf(t, prog("ldt_c"))}))))
+			by(t, w.want(t, "updated b 1>1/2")[0], b.Pid, "BPF_LINK_UPDATE")
+			qt.Assert(t, qt.IsNil(a.do(t, s.command(command{Op: "pin"}))))
+			by(t, w.want(t, "pinned a 2>2/2")[0], a.Pid, "BPF_OBJ_PIN")
+			qt.Assert(t, qt.IsNil(a.do(t, s.command(command{Op: "unpin"}))))
+			w.want(t, "unpinned a 2>2/2")
+
+			// Of others: a link before ours, and a program without one.
+			foreign := s.foreignFirst(t, prog("ldt_foreign"), cg.Path)
+			es := w.want(t, "attached ldt_foreign(foreign) 0>1/3", "overtaken b 1>2/3")
+			by(t, es[0], os.Getpid(), "BPF_LINK_CREATE")
+			qt.Check(t, qt.Equals(es[1].By.Name, "ldt_foreign"))
+			by(t, es[1], os.Getpid(), "BPF_LINK_CREATE")
+			foreign.Close()
+			w.want(t, "left ldt_foreign(foreign) 1>0/2")
+
+			bare := prog("ldt_bare")
+			s.onTarget(t, cg.Path, func(at int) error {
+				return kernel.AttachProgram(bare, at, testenv.AttachType(h), map[bool]uint32{true: unix.BPF_F_ALLOW_MULTI}[h.OnCgroup()], nil)
+			})
+			by(t, w.want(t, "attached ldt_bare(legacy) 0>3/3")[0], os.Getpid(), "BPF_PROG_ATTACH")
+			s.onTarget(t, cg.Path, func(at int) error {
+				return link.RawDetachProgram(link.RawDetachProgramOptions{Target: at, Program: bare, Attach: testenv.AttachType(h)})
+			})
+			by(t, w.want(t, "left ldt_bare(legacy) 3>0/2")[0], os.Getpid(), "BPF_PROG_DETACH")
+
+			b.Kill()
+			by(t, w.want(t, "left b 1>0/1")[0], b.Pid, "exit")
+			s.detach(t, "a")
+			by(t, w.want(t, "left a 1>0/0")[0], os.Getpid(), "BPF_LINK_DETACH")
+			w.wantNone(t)
+		})
+	}
+}
+
+// onTarget runs fn with what bpf(2) calls the target.
+func (s *scene) onTarget(t testing.TB, cgroup string, fn func(at int) error) {
+	t.Helper()
+	if !s.target.Hook.OnCgroup() {
+		s.Server.Do(t, func() { qt.Assert(t, qt.IsNil(fn(s.ServerIfindex))) })
+		return
+	}
+	dir, err := os.Open(cgroup)
+	qt.Assert(t, qt.IsNil(err))
+	defer dir.Close()
+	qt.Assert(t, qt.IsNil(fn(int(dir.Fd()))))
+}
+
+// foreignFirst attaches a program before all others, as another tool does.
+func (s *scene) foreignFirst(t testing.TB, prog *ebpf.Program, cgroup string) link.Link {
+	t.Helper()
+	var l link.Link
+	s.onTarget(t, cgroup, func(at int) (err error) {
+		l, err = link.AttachRawLink(link.RawLinkOptions{
+			Target: at, Program: prog, Attach: testenv.AttachType(s.target.Hook), Flags: unix.BPF_F_BEFORE,
+		})
+		return err
+	})
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// What comes through netlink: programs without a link, filters, adoption.
+func TestWatchLegacy(t *testing.T) {
+	s := newScene(t)
+	w := s.watch(t, s.watchHere())
+	one := testenv.VerdictProgram(t, "ldt_one", testenv.XDPPass)
+	s.attachLegacy(t, one)
+	e := w.want(t, "attached ldt_one(legacy) 0>1/1")[0]
+	qt.Check(t, qt.IsNil(e.Who))
+	two := testenv.VerdictProgram(t, "ldt_two", testenv.XDPPass)
+	s.Server.Do(t, func() {
+		c, err := rtnl.Dial()
+		qt.Assert(t, qt.IsNil(err))
+		defer c.Close()
+		qt.Assert(t, qt.IsNil(c.ReplaceXDP(s.ServerIfindex, two.FD(), one.FD(), hook.ModeNative)))
+	})
+	w.want(t, "updated ldt_two(legacy) 1>1/1")
+	l, err := dispatcher.Adopt(t.Context(), s.target, dispatcher.AdoptOptions{Options: dispatcher.Options{BPFFS: s.bpffs, Name: "two"}})
+	qt.Assert(t, qt.IsNil(err))
+	by(t, w.want(t, "adopted two 1>1/1")[0], os.Getpid(), "BPF_LINK_CREATE")
+	qt.Assert(t, qt.IsNil(l.Close()))
+	w.want(t, "left two 1>0/0")
+
+	s.Server.TC(t, "qdisc", "add", "dev", s.ServerDev, "clsact")
+	pinned := s.bpffs + "/filter"
+	qt.Assert(t, qt.IsNil(testenv.VerdictProgram(t, "ldt_filter", testenv.TCNext, testenv.On(hook.TCIngress)).Pin(pinned)))
+	s.Server.TC(t, "filter", "add", "dev", s.ServerDev, "ingress", "pref", "7", "bpf", "da", "object-pinned", pinned)
+	e = w.next(t)
+	qt.Check(t, qt.Equals(e.Kind, dispatcher.EventAttached))
+	qt.Check(t, qt.Equals(e.Hook, hook.TCIngress))
+	s.Server.TC(t, "qdisc", "del", "dev", s.ServerDev, "clsact")
+	e = w.next(t)
+	qt.Check(t, qt.Equals(e.Kind, dispatcher.EventLeft))
+	w.wantNone(t)
+}
+
+// A device that is renamed, or goes to another namespace, moved; when it is gone
+// its members are defunct.
+func TestWatchDevice(t *testing.T) {
+	s := newScene(t)
+	other := testenv.NewNetNS(t)
+	xdp := s.attach(t, s.tracer(t, 1, testenv.XDPPass), dispatcher.Options{Name: "a"})
+	tcx := s.onDevice(dispatcher.On(hook.TCXIngress, s.ServerDev).In(s.Server.Name))
+	tcx.attach(t, testenv.VerdictProgram(t, "ldt_b", testenv.TCNext, testenv.On(hook.TCXIngress)), dispatcher.Options{Name: "b", Persistent: true})
+	one := s.watch(t, s.watchHere())
+	all := s.watch(t, dispatcher.WatchOptions{First: true})
+	all.want(t, "present a 0>1/1", "present b 0>1/1")
+
+	s.Server.IP(t, "link", "set", s.ServerDev, "down")
+	s.Server.IP(t, "link", "set", s.ServerDev, "name", "renamed")
+	e := all.want(t, "moved xdp renamed", "moved tcx/ingress renamed")[0]
+	qt.Check(t, qt.Equals(e.From.Target, s.ServerDev))
+	one.want(t, "moved xdp renamed", "moved tcx/ingress renamed")
+
+	s.Server.IP(t, "link", "set", "renamed", "netns", other.Name)
+	e = all.want(t, "moved xdp renamed", "moved tcx/ingress renamed")[0]
+	qt.Check(t, qt.Equals(e.From.NetNS.Name, s.Server.Name))
+	qt.Check(t, qt.Equals(e.NetNS.Name, other.Name))
+	e = one.want(t, "moved xdp", "moved tcx/ingress")[0]
+	qt.Check(t, qt.Equals(e.From.Target, "renamed"))
+
+	other.IP(t, "link", "del", "renamed")
+	all.want(t, "defunct a 1>0/0", "defunct b 1>0/0")
+	all.wantNone(t)
+	one.wantNone(t)
+	xdp.Close()
+	qt.Assert(t, qt.IsNil(os.RemoveAll(s.bpffs+"/libdispatcher")))
+}
+
+// A namespace that goes is not held, and neither is a cgroup.
+func TestWatchTargetsGone(t *testing.T) {
+	s := newScene(t)
+	cg := testenv.NewCgroup(t)
+	on := s.onDevice(dispatcher.On(hook.CgroupSKBIngress, cg.Path))
+	on.attach(t, testenv.VerdictProgram(t, "ldt_c", testenv.CgroupAllow, testenv.On(hook.CgroupSKBIngress)), dispatcher.Options{Name: "c"})
+	s.attach(t, s.tracer(t, 1, testenv.XDPPass), dispatcher.Options{Name: "a"})
+	w := s.watch(t, dispatcher.WatchOptions{})
+	cg.Remove(t)
+	w.want(t, "defunct c 1>0/0")
+	qt.Assert(t, qt.IsNil(s.Server.Delete()))
+	w.want(t, "defunct a 1>0/0")
+	// The peer goes with it, in the other namespace.
+	soon(t, func() bool { _, err := s.Client.TryIP("link", "show", s.ClientDev); return err != nil })
+	w.wantNone(t)
+}
+
+// Many in quick succession are all told of, in the order in which they came.
+func TestWatchMany(t *testing.T) {
+	s := newScene(t)
+	const targets, each = 5, 40
+	var cgroups []*testenv.Cgroup
+	for range targets {
+		cgroups = append(cgroups, testenv.NewCgroup(t))
+	}
+	o := dispatcher.WatchOptions{}
+	o.Hooks = []hook.Hook{hook.CgroupSKBEgress}
+	w := s.watch(t, o)
+	prog := testenv.VerdictProgram(t, "ldt_many", testenv.CgroupAllow, testenv.On(hook.CgroupSKBEgress))
+	var want, got []string
+	for i := range targets * each {
+		name := fmt.Sprint("m", i)
+		want = append(want, name)
+		on := s.onDevice(dispatcher.On(hook.CgroupSKBEgress, cgroups[i%targets].Path))
+		on.attach(t, prog, dispatcher.Options{Name: name})
+	}
+	for range want {
+		e := w.next(t)
+		qt.Assert(t, qt.Equals(e.Kind, dispatcher.EventAttached), qt.Commentf("%s", words(&e)))
+		got = append(got, e.Name)
+	}
+	qt.Assert(t, qt.DeepEquals(got, want))
+	w.wantNone(t)
+}
+
+// How late events are, by what brings them, the median and the most.
+func BenchmarkWatchLate(b *testing.B) {
+	for _, intervalOnly := range []bool{false, true} {
+		name := map[bool]string{false: "signs", true: "interval-only"}[intervalOnly]
+		b.Run(name, func(b *testing.B) { benchmarkLate(b, intervalOnly) })
+	}
+}
+
+func benchmarkLate(b *testing.B, intervalOnly bool) {
+	s := newScene(b)
+	o := s.watchHere()
+	o.IntervalOnly = intervalOnly
+	w := s.watch(b, o)
+	tcx := s.onDevice(dispatcher.On(hook.TCXIngress, s.ServerDev).In(s.Server.Name))
+	prog := testenv.VerdictProgram(b, "ldt_late", testenv.TCNext, testenv.On(hook.TCXIngress))
+	legacy := testenv.VerdictProgram(b, "ldt_netlink", testenv.XDPPass)
+	late := map[string][]time.Duration{}
+	measure := func(what string, kind dispatcher.EventKind, do func()) {
+		time.Sleep(100*time.Millisecond + rand.N(time.Second)) // any time between two looks
+		do()
+		done := time.Now()
+		e := w.next(b)
+		qt.Assert(b, qt.Equals(e.Kind, kind), qt.Commentf("%s", words(&e)))
+		late[what] = append(late[what], e.Time.Sub(done))
+	}
+	for b.Loop() {
+		var l *dispatcher.Link
+		measure("attach", dispatcher.EventAttached, func() { l = tcx.attach(b, prog, dispatcher.Options{Name: "late"}) })
+		measure("pin", dispatcher.EventPinned, func() { qt.Assert(b, qt.IsNil(l.Pin(b.Context()))) })
+		measure("unpin", dispatcher.EventUnpinned, func() { qt.Assert(b, qt.IsNil(l.Unpin(b.Context()))) })
+		// The program stays: the kernel gives no sign.
+		measure("close", dispatcher.EventLeft, func() { l.Close() })
+		measure("netlink", dispatcher.EventAttached, func() { s.attachLegacy(b, legacy) })
+		measure("netlink-off", dispatcher.EventLeft, func() { s.Server.IP(b, "link", "set", s.ServerDev, "xdp", "off") })
+		var a *app
+		measure("attach-xdp", dispatcher.EventAttached, func() { a = s.attachIn(b, legacy, dispatcher.Options{Name: "held"}) })
+		measure("kill", dispatcher.EventLeft, func() { a.Kill() })
+	}
+	for what, d := range late {
+		slices.Sort(d)
+		b.ReportMetric(float64(d[len(d)/2].Microseconds())/1000, what+"-ms")
+		b.ReportMetric(float64(d[len(d)-1].Microseconds())/1000, what+"-max-ms")
+	}
+}
+
+// The loop may end whenever it likes, and a context that has ended is no error.
+func TestWatchEnds(t *testing.T) {
+	s := newScene(t)
+	s.attach(t, s.tracer(t, 1, testenv.XDPPass), dispatcher.Options{Name: "a"})
+	o := s.watchHere()
+	o.First, o.BPFFS = true, s.bpffs
+	n := 0
+	for e, err := range dispatcher.Watch(t.Context(), o) {
+		qt.Assert(t, qt.IsNil(err))
+		qt.Check(t, qt.Equals(words(&e), "present a 0>1/1"))
+		n++
+		break
+	}
+	qt.Check(t, qt.Equals(n, 1))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range dispatcher.Watch(ctx, o) {
+		t.Error("an event after the end")
+	}
+	o.NetNS = "ldt-none"
+	for _, err := range dispatcher.Watch(t.Context(), o) {
+		qt.Check(t, qt.ErrorMatches(err, "watch: there is no network namespace .*"))
+		n++
+	}
+	qt.Check(t, qt.Equals(n, 2))
+}
