@@ -73,7 +73,7 @@ func (r *Reader) device(ctx context.Context, conn *rtnl.Conn, ns *kernel.NetNS, 
 			return err
 		})
 		switch {
-		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, ebpf.ErrNotSupported):
+		case errors.Is(err, fs.ErrNotExist) || h != hook.XDP && errors.Is(err, ebpf.ErrNotSupported):
 			return // gone meanwhile, or a hook that this kernel does not have
 		case err != nil:
 			c = &hook.Chain{Hook: h, Target: d.Name, Ifindex: d.Index, NetNS: ns.ID(), Pins: []string{}, Members: []hook.Member{}, Err: err}
