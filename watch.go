@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/watch"
 )
 
@@ -123,7 +122,7 @@ type WatchOptions struct {
 	// Started is called when the first look is done: what changes from then on is
 	// reported. It gets what the watching relies on.
 	Started func(WatchSources)
-	// IntervalOnly looks at intervals only.
+	// IntervalOnly looks at intervals only, and listens to nothing.
 	IntervalOnly bool
 }
 
@@ -141,6 +140,12 @@ type WatchSources struct {
 // So an event is late, but what is reported is true, and each state that lasts
 // as long as an interval is reported. What came and went between two looks is not.
 //
+// Events with a sign were 11 to 28 ms late (the medians, by what happened), and 36
+// ms at most; those without, as when a link is closed whose program stays loaded,
+// up to an interval (BenchmarkWatchLate, Linux 6.18, 2 CPUs). To hear calls of
+// bpf(2) costs every system call of the machine 0.05 µs, see
+// WatchOptions.IntervalOnly.
+//
 // The only error is that nothing could be read at the start, and it ends the
 // loop; the end of ctx is none.
 //
@@ -149,10 +154,7 @@ type WatchSources struct {
 func Watch(ctx context.Context, o WatchOptions) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		wo := watch.Options{Interval: o.Interval, First: o.First, Quiet: o.IntervalOnly}
-		wo.NetNS, wo.BPFFS = o.NetNS, o.BPFFS
-		if wo.BPFFS == "" {
-			wo.BPFFS = kernel.DefaultBPFFS
-		}
+		wo.NetNS, wo.BPFFS = o.NetNS, bpffsOf(o.BPFFS)
 		if wo.Interval <= 0 {
 			wo.Interval = time.Second
 		}

@@ -125,7 +125,6 @@ var errTorn = errors.New("torn")
 
 // step looks, and reports what is new.
 func (w *watcher) step(ctx context.Context, emit func(Event) bool) bool {
-	since := w.began
 	now, err := w.look(ctx)
 	if ctx.Err() != nil {
 		return false
@@ -137,7 +136,7 @@ func (w *watcher) step(ctx context.Context, emit func(Event) bool) bool {
 		events = w.compare(ctx, now)
 	case w.failed < patience:
 		w.failed++
-		w.began, w.again = since, time.Now().Add(settle)
+		w.again = time.Now().Add(settle)
 		return true
 	case w.failed == patience:
 		w.failed++ // and say so once

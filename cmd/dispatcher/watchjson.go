@@ -1,0 +1,73 @@
+package main
+
+import (
+	"time"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// The JSON of an event is a contract, as that of a chain.
+type jsonEvent struct {
+	Version        int          `json:"version"`
+	Time           time.Time    `json:"time"`
+	Event          string       `json:"event"`
+	jsonPlace                   // where
+	From           *jsonPlace   `json:"from,omitempty"`
+	Kind           string       `json:"kind,omitempty"`
+	Name           string       `json:"name"`
+	LinkID         uint32       `json:"link_id,omitempty"`
+	Before         *jsonMember  `json:"before"`
+	After          *jsonMember  `json:"after"`
+	PositionBefore int          `json:"position_before,omitempty"`
+	PositionAfter  int          `json:"position_after,omitempty"`
+	Entries        int          `json:"entries"`
+	By             *jsonMember  `json:"by,omitempty"`
+	Who            *jsonProcess `json:"who,omitempty"`
+	Error          string       `json:"error,omitempty"`
+}
+
+type jsonPlace struct {
+	Hook     string    `json:"hook"`
+	Target   string    `json:"target"`
+	Ifindex  int       `json:"ifindex"`
+	CgroupID uint64    `json:"cgroup_id,omitempty"`
+	NetNS    jsonNetNS `json:"netns"`
+}
+
+type jsonProcess struct {
+	PID  int    `json:"pid"`
+	Comm string `json:"comm"`
+	Call string `json:"call"`
+}
+
+func describeEvent(e *dispatcher.Event) jsonEvent {
+	j := jsonEvent{
+		Version: schema, Time: e.Time.UTC(), Event: string(e.Kind), jsonPlace: describePlace(&e.EventPlace),
+		Kind: string(e.Entry), Name: e.Name, LinkID: e.LinkID,
+		PositionBefore: e.PositionBefore, PositionAfter: e.PositionAfter, Entries: e.Entries,
+		Who: (*jsonProcess)(e.Who), Error: oneLine(e.Err),
+	}
+	if e.From != nil {
+		from := describePlace(e.From)
+		j.From = &from
+	}
+	entry := func(m *hook.Member) *jsonMember {
+		if m == nil {
+			return nil
+		}
+		d := describeMember(m)
+		d.ContinueBy = "program"
+		d.Protected = m.Protected()
+		if e.Hook == hook.XDP {
+			d.ContinueBy, d.Protected = "chain", e.LinkID != 0
+		}
+		return &d
+	}
+	j.Before, j.After, j.By = entry(e.Before), entry(e.After), entry(e.By)
+	return j
+}
+
+func describePlace(p *dispatcher.EventPlace) jsonPlace {
+	return jsonPlace{string(p.Hook), p.Target, p.Ifindex, p.CgroupID, jsonNetNS(p.NetNS)}
+}
