@@ -181,8 +181,8 @@ func TestForeignRegistry(t *testing.T) {
 		}
 	}
 	for name, put := range map[string]func(*testing.T, string){
-		"larger records": asMap(ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 160, MaxEntries: 4}),
-		"an array":       asMap(ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 152, MaxEntries: 4}),
+		"larger records": asMap(ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 432, MaxEntries: 4}),
+		"an array":       asMap(ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 424, MaxEntries: 4}),
 		"a program": func(t *testing.T, path string) {
 			prog := testenv.VerdictProgram(t, "ldt_registry", testenv.TCNext, testenv.On(hook.TCXIngress))
 			qt.Assert(t, qt.IsNil(prog.Pin(path)))

@@ -14,10 +14,11 @@ func (a *app) adoptCommand() *cobra.Command {
 	var (
 		member memberFlags
 		noGap  bool
+		linkID uint32
 	)
 	cmd := &cobra.Command{
-		Use:   "adopt HOOK TARGET [id:PROG]",
-		Short: "Make a program that others attached without a link a member",
+		Use:   "adopt {HOOK TARGET [id:PROG] | --link ID}",
+		Short: "Make a program that others attached a member",
 		Long: `Make a program that others attached without a link a member at the same place.
 It is the same program with the same maps. Where there are several, id:PROG says
 which one.
@@ -32,14 +33,28 @@ On tcx and cgroups it gets a link, without a gap, but for a program that was
 attached to a cgroup for itself alone (bpftool cgroup attach without "multi").
 
 On tc/ingress and tc/egress the first filter becomes a member of tcx/ingress or
-tcx/egress, without a gap. Before Linux 6.6 it stays a filter and gets a name.`,
+tcx/egress, without a gap. Before Linux 6.6 it stays a filter and gets a name.
+
+--link ID is a link of another tool, on xdp, tcx or a cgroup, or a member whose name
+is lost: it goes on running, without a gap. On xdp the link gets a chain with its
+program as the first member. Whoever made that link and holds it can put a
+program back into it.`,
 		Example: `  dispatcher adopt xdp eth0 --name filter
   dispatcher adopt xdp eth0 --no-gap
   dispatcher adopt tc/ingress eth0 --name filter
-  dispatcher adopt cgroup/connect4 /sys/fs/cgroup/web.slice id:41 --name proxy`,
-		Args:              words(1, "HOOK", "TARGET", "[id:PROG]"),
+  dispatcher adopt cgroup/connect4 /sys/fs/cgroup/web.slice id:41 --name proxy
+  dispatcher adopt --link 12 --name filter`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if linkID != 0 {
+				return alone(cmd, args, noGap)
+			}
+			return words(1, "HOOK", "TARGET", "[id:PROG]")(cmd, args)
+		},
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerLegacy),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if linkID != 0 {
+				return a.adoptLink(cmd, linkID, &member)
+			}
 			args = withoutDev(args, 1)
 			t, err := a.target(args[0], args[1])
 			if err != nil {
@@ -69,7 +84,30 @@ tcx/egress, without a gap. Before Linux 6.6 it stays a filter and gets a name.`,
 	}
 	member.add(cmd, "the program's")
 	cmd.Flags().BoolVar(&noGap, "no-gap", false, "let no packet pass unfiltered; an xdp chain is then not protected")
+	linkFlag(cmd, &linkID, "make what the link with this `ID` attaches a member")
 	return cmd
+}
+
+func (a *app) adoptLink(cmd *cobra.Command, id uint32, member *memberFlags) error {
+	o, err := member.options(a, cmd.Flags())
+	if err != nil {
+		return err
+	}
+	if o.Persistent {
+		if err := a.needBPFFS(); err != nil {
+			return err
+		}
+	}
+	link, err := dispatcher.AdoptLink(cmd.Context(), id, dispatcher.AdoptOptions{Options: o})
+	if err != nil {
+		return err
+	}
+	a.warn("whoever made link %d and holds it can put a program back into it; \"dispatcher holders --link %d\" tells who that is", id, id)
+	t := dispatcher.Target{}
+	if c, err := link.Chain(cmd.Context()); err == nil {
+		t = dispatcher.On(c.Hook, c.Target).In(c.NetNS.Name)
+	}
+	return a.attached(cmd.Context(), t, link, member.hold)
 }
 
 // adoptLine is the command to adopt what is on the target.

@@ -9,20 +9,31 @@ import (
 )
 
 func (a *app) detachCommand() *cobra.Command {
-	var all, force bool
+	var (
+		all, force bool
+		linkID     uint32
+	)
 	cmd := &cobra.Command{
-		Use:   "detach HOOK TARGET {MEMBER | link:ID | id:PROG | --all}",
+		Use:   "detach {HOOK TARGET {MEMBER | link:ID | id:PROG | --all} | --link ID}",
 		Short: "Take a member, or all of them, off a hook",
 		Long: `Take a member, or all of them, off a hook, whoever owns them, and remove their
 pins. With the last member of an xdp chain the device becomes free.
 
 What is not a member is left alone. On other hooks than xdp, --force takes out
 what other tools have attached too: link:ID is an entry by its link, id:PROG by
-its program, as "list" shows them.`,
+its program, as "list" shows them.
+
+--link ID is a link of any hook, wherever its target is: that of a whole xdp chain,
+of one member, or with --force of another tool. Nobody is killed: whoever holds it
+keeps a link that does nothing. "dispatcher holders --link ID" tells who that is.`,
 		Example: `  dispatcher detach xdp eth0 filter
   dispatcher detach xdp eth0 --all
-  dispatcher detach tcx/ingress eth0 link:12 --force`,
+  dispatcher detach tcx/ingress eth0 link:12 --force
+  dispatcher detach --link 12 --force`,
 		Args: func(cmd *cobra.Command, args []string) error {
+			if linkID != 0 {
+				return alone(cmd, args, all)
+			}
 			if err := words(1, "HOOK", "TARGET", "[MEMBER]")(cmd, args); err != nil {
 				return err
 			}
@@ -38,12 +49,19 @@ its program, as "list" shows them.`,
 		},
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			o := dispatcher.DetachOptions{BPFFS: a.bpffs, Force: force}
+			if linkID != 0 {
+				err := dispatcher.DetachLink(cmd.Context(), linkID, o)
+				if err == nil && a.verbose {
+					a.note("detached link %d", linkID)
+				}
+				return err
+			}
 			args = withoutDev(args, 1)
 			t, err := a.target(args[0], args[1])
 			if err != nil {
 				return err
 			}
-			o := dispatcher.DetachOptions{BPFFS: a.bpffs, Force: force}
 			what := "all members"
 			if all {
 				err = dispatcher.DetachAll(cmd.Context(), t, o)
@@ -58,6 +76,23 @@ its program, as "list" shows them.`,
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "all members; an xdp device becomes free")
-	cmd.Flags().BoolVar(&force, "force", false, "take it out even if another tool has attached it (not on xdp)")
+	cmd.Flags().BoolVar(&force, "force", false, "take it out even if another tool has attached it (on xdp with --link only)")
+	linkFlag(cmd, &linkID, "detach the link with this `ID`, on whatever hook")
 	return cmd
+}
+
+// linkFlag adds --link, which stands for hook and target.
+func linkFlag(cmd *cobra.Command, id *uint32, text string) {
+	cmd.Flags().Func("link", text, func(s string) (err error) {
+		*id, err = parseID(s)
+		return err
+	})
+}
+
+// alone is the check of a verb's arguments beside --link.
+func alone(cmd *cobra.Command, args []string, others bool) error {
+	if len(args) > 0 || others {
+		return usage(seeHelp(cmd), "a hook and a target, or --link, not both")
+	}
+	return nil
 }

@@ -90,7 +90,7 @@ func (s *site) detachLink(locked *state.Locked, l rawLink, info *LinkInfo, force
 	}
 	state.Step("detach: unpinned")
 	err := l.Detach()
-	if errors.Is(err, unix.EOPNOTSUPP) {
+	if errors.Is(err, unix.EOPNOTSUPP) || unsupported(err) {
 		// bpf_link_ops.detach is missing (kernel/bpf/syscall.c).
 		return &hook.Error{
 			Err:  hook.Because(ebpf.ErrNotSupported, "the kernel cannot detach a link of type %v", typeName(info.Type)),

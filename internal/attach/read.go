@@ -190,6 +190,9 @@ func describe(prog *ebpf.Program) (hook.Program, bool) {
 	if since, ok := info.LoadTime(); ok {
 		p.LoadedAt = kernel.BootTime(since)
 	}
+	if info.Name == dispatch.ProgramName || isStandIn(info.Name) {
+		return p, false // theirs are slots, which had better not be opened, see state.Slots
+	}
 	ids, _ := info.MapIDs()
 	return p, tailCalls(ids)
 }

@@ -151,7 +151,7 @@ func (r *recovery) chain(folder string) {
 }
 
 // settle collects what was not attached again, or says what kept it from that.
-func (r *recovery) settle(f Leftover, folder string, err error) {
+func (r *recovery) settle(f Leftover, folder string, err error) (done bool) {
 	switch {
 	case r.Reattach && err != nil:
 		f.Err = err
@@ -159,6 +159,7 @@ func (r *recovery) settle(f Leftover, folder string, err error) {
 		f.Err = r.l.RemoveChain(folder)
 	}
 	r.add(f)
+	return !r.DryRun && f.Err == nil
 }
 
 // nowhere is that nothing of the old name is there to be attached to.
@@ -262,8 +263,7 @@ func (r *recovery) link(folder string) {
 			f.Reattached = true
 		}
 	}
-	r.settle(f, folder, err)
-	if !r.DryRun && f.Err == nil {
+	if r.settle(f, folder, err) {
 		_ = reg.Delete(info.ID)
 	}
 }

@@ -129,7 +129,7 @@ func runsFrom(progID, slotID uint32) bool {
 // standInFor returns the slot of a stand-in, 0 for another program.
 func standInFor(prog *ebpf.Program) uint32 {
 	info, err := prog.Info()
-	if err != nil || !slices.Contains([]string{dispatch.StandInFirst, dispatch.StandInSecond, dispatch.StandInAway}, info.Name) {
+	if err != nil || !isStandIn(info.Name) {
 		return 0
 	}
 	// The kernel lists maps as the code comes to them: the mark, then the slot. A
@@ -139,6 +139,10 @@ func standInFor(prog *ebpf.Program) uint32 {
 		return 0
 	}
 	return uint32(ids[1])
+}
+
+func isStandIn(name string) bool {
+	return slices.Contains([]string{dispatch.StandInFirst, dispatch.StandInSecond, dispatch.StandInAway}, name)
 }
 
 func anyRunsFrom(slotID uint32) bool {

@@ -28,12 +28,16 @@ const (
 	offRecordFrom     = 20
 	offRecordName     = 24
 	offRecordOwner    = 88
-	recordBytes       = 152
+	offRecordInode    = 152
+	offRecordCookie   = 160
+	offRecordTarget   = 168
+	recordBytes       = 424
 )
 
 func record() *state.Record {
 	return &state.Record{
 		Name: "guard", Owner: "ddos-filter", Priority: 65535, Attach: ebpf.AttachTCXEgress, MovedTo: 1<<32 - 1, MovedFrom: 7,
+		Home: state.Home{Target: "eth0.100", NetNS: hook.NetNS{Inode: 0x1122334455667788, Cookie: 1<<64 - 1}},
 	}
 }
 
@@ -49,7 +53,8 @@ func TestRecordRoundTrip(t *testing.T) {
 	for _, want := range []*state.Record{
 		record(),
 		{Name: "x", Priority: 1},
-		{Name: strings.Repeat("ü", 31) + "x", Owner: strings.Repeat("y", hook.MaxName), Priority: 50, Attach: ebpf.AttachCGroupInet4Connect},
+		{Name: strings.Repeat("ü", 31) + "x", Owner: strings.Repeat("y", hook.MaxName), Priority: 50, Attach: ebpf.AttachCGroupInet4Connect,
+			Home: state.Home{Target: "/" + strings.Repeat("z", 254)}},
 	} {
 		var got state.Record
 		qt.Assert(t, qt.IsNil(got.UnmarshalBinary(marshalRecord(t, want))))
@@ -69,6 +74,23 @@ func TestRecordLayout(t *testing.T) {
 	}
 	qt.Check(t, qt.Equals(string(b[offRecordName:][:6]), "guard\x00"))
 	qt.Check(t, qt.Equals(string(b[offRecordOwner:][:12]), "ddos-filter\x00"))
+	qt.Check(t, qt.Equals(string(b[offRecordTarget:][:9]), "eth0.100\x00"))
+	qt.Check(t, qt.Equals(binary.NativeEndian.Uint64(b[offRecordInode:]), 0x1122334455667788))
+	qt.Check(t, qt.Equals(binary.NativeEndian.Uint64(b[offRecordCookie:]), 1<<64-1))
+}
+
+// A path that is too long is left out: half of one would be another cgroup's. So is one that has no end.
+func TestRecordOfLongPath(t *testing.T) {
+	long := record()
+	long.Home.Target = "/" + strings.Repeat("z", 255)
+	endless := marshalRecord(t, record())
+	copy(endless[offRecordTarget:], strings.Repeat("z", 256))
+	for name, b := range map[string][]byte{"long": marshalRecord(t, long), "endless": endless} {
+		var got state.Record
+		qt.Assert(t, qt.IsNil(got.UnmarshalBinary(b)))
+		qt.Check(t, qt.Equals(got.Home.Target, ""), qt.Commentf("%s", name))
+		qt.Check(t, qt.Equals(got.Name, "guard"))
+	}
 }
 
 // A record that one cannot trust is none: a member without a name is better than one with a wrong one.

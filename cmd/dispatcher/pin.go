@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/libdispatcher/dispatcher"
+)
+
+func (a *app) pinCommand() *cobra.Command {
+	return a.pinVerb("pin", "Pin a member, so that it stays without its owner",
+		`Pin a member in the bpffs, so that it stays when its owner closes it or dies. A
+member whose pins are gone, or in a bpffs that cannot be reached, is pinned again
+in that of --bpffs. On tcx and cgroups one whose name is lost with its registry is
+link:ID here; "adopt --link" gives it a name.`,
+		func(ctx context.Context, link *dispatcher.Link) error {
+			if err := a.needBPFFS(); err != nil {
+				return err
+			}
+			return link.Pin(ctx)
+		})
+}
+
+func (a *app) unpinCommand() *cobra.Command {
+	return a.pinVerb("unpin", "Unpin a member, which leaves with its owner then",
+		`Unpin a member: its pins in the bpffs go, and it stays as long as a process holds it.
+One that no process holds leaves; "holders" tells.`,
+		func(ctx context.Context, link *dispatcher.Link) error { return link.Unpin(ctx) })
+}
+
+func (a *app) pinVerb(verb, short, long string, do func(context.Context, *dispatcher.Link) error) *cobra.Command {
+	return &cobra.Command{
+		Use:               verb + " HOOK TARGET MEMBER",
+		Short:             short,
+		Long:              long,
+		Example:           "  dispatcher " + verb + " xdp eth0 filter",
+		Args:              words(1, "HOOK", "TARGET", "MEMBER"),
+		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			args = withoutDev(args, 1)
+			t, err := a.target(args[0], args[1])
+			if err != nil {
+				return err
+			}
+			link, err := dispatcher.Open(cmd.Context(), t, args[2], a.readOptions())
+			if err != nil {
+				return err
+			}
+			defer link.Close()
+			return do(cmd.Context(), link)
+		},
+	}
+}

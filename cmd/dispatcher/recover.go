@@ -1,0 +1,99 @@
+package main
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/libdispatcher/dispatcher"
+)
+
+func (a *app) recoverCommand() *cobra.Command {
+	o := dispatcher.RecoverOptions{}
+	cmd := &cobra.Command{
+		Use:   "recover",
+		Short: "Collect what is left of devices and processes that are gone",
+		Long: `Collect what is left in the bpffs: members whose device or cgroup is gone, what
+killed processes left half done, and a registry that this version cannot read.
+Nothing that runs is touched.
+
+With --reattach persistent members are attached again, with their names, order and
+options, where a device of the name that theirs had is back in the same network
+namespace, or the cgroup at its path. What has no place to go to stays.`,
+		Example: `  dispatcher recover --dry-run
+  dispatcher recover --reattach`,
+		Args: words(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.BPFFS = a.bpffs
+			found, err := dispatcher.Recover(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			return a.printRecovered(found, o.DryRun)
+		},
+	}
+	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only show what there is to do")
+	cmd.Flags().BoolVar(&o.Reattach, "reattach", false, "attach persistent members again where their place is back")
+	return cmd
+}
+
+type jsonRecovered struct {
+	Hook       string   `json:"hook,omitempty"`
+	Target     string   `json:"target,omitempty"`
+	LinkID     uint32   `json:"link_id,omitempty"`
+	Members    []string `json:"members"`
+	Path       string   `json:"path"`
+	What       string   `json:"what"`
+	Reattached bool     `json:"reattached"`
+	Error      string   `json:"error,omitempty"`
+}
+
+// printRecovered prints what was found. The error is that of what is still there.
+func (a *app) printRecovered(found []dispatcher.Leftover, dryRun bool) error {
+	var left []error
+	for _, f := range found {
+		left = append(left, f.Err)
+	}
+	err := errors.Join(left...)
+	if a.format == formatJSON {
+		list := []jsonRecovered{}
+		for _, f := range found {
+			j := jsonRecovered{string(f.Hook), f.Target, f.LinkID, append([]string{}, f.Members...), f.Path, f.What, f.Reattached, ""}
+			if f.Err != nil {
+				j.Error = oneLine(f.Err.Error())
+			}
+			list = append(list, j)
+		}
+		return errors.Join(a.printJSON(struct {
+			Version   int             `json:"version"`
+			DryRun    bool            `json:"dry_run"`
+			Recovered []jsonRecovered `json:"recovered"`
+		}{schema, dryRun, list}), err)
+	}
+	if len(found) == 0 {
+		a.note("nothing to recover")
+		return nil
+	}
+	rows := [][]cell{heads("HOOK", "TARGET", "MEMBERS", "DONE", "WHAT")}
+	for _, f := range found {
+		rows = append(rows, []cell{{text: orDash(string(f.Hook))}, {text: orDash(f.Target)}, {text: orDash(strings.Join(f.Members, ","))}, done(f, dryRun), {text: f.What + ": " + f.Path}})
+	}
+	var b strings.Builder
+	a.table(&b, "", rows)
+	return errors.Join(a.print(b.String()), err)
+}
+
+func done(f dispatcher.Leftover, dryRun bool) cell {
+	switch {
+	case f.Err != nil:
+		return cell{"no", red}
+	case dryRun && f.Reattached:
+		return cell{"would be attached", yellow}
+	case dryRun:
+		return cell{"would be removed", yellow}
+	case f.Reattached:
+		return cell{"attached", green}
+	}
+	return cell{"removed", green}
+}
