@@ -242,9 +242,18 @@ func TestAdoptLinkOnXDP(t *testing.T) {
 	_, err = adopted.Info(t.Context())
 	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 
+	// Adopted again: nobody is lost.
+	again, err := dispatcher.AdoptLink(t.Context(), id, dispatcher.AdoptOptions{Options: dispatcher.Options{Name: "theirs", Persistent: true, BPFFS: s.bpffs}})
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { again.Close() })
+	s.wantChain(t, "theirs* ours*")
+	qt.Check(t, qt.IsTrue(s.drops(t)))
+	s.detach(t, "theirs")
+	s.wantRun(t, 2)
+
+	qt.Assert(t, qt.IsNil(theirs.Update(drop)))
 	qt.Assert(t, qt.IsNil(dispatcher.DetachLink(t.Context(), id, dispatcher.DetachOptions{BPFFS: s.bpffs, Force: true})))
 	qt.Check(t, qt.IsFalse(s.drops(t)))
-	s.recover(t, dispatcher.RecoverOptions{})
 	s.wantNoPins(t)
 }
 

@@ -27,12 +27,12 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, transcript)
 	}
-	for act := 1; act <= 13; act++ {
+	for act := 1; act <= 14; act++ {
 		qt.Check(t, qt.StringContains(transcript, fmt.Sprintf("== %d. ", act)))
 	}
 	qt.Check(t, qt.IsFalse(strings.Contains(transcript, "FAILED")))
 	qt.Check(t, qt.StringContains(transcript, "Can't replace active BPF XDP link"))
-	qt.Check(t, qt.StringContains(transcript, "All 13 acts went as they should"))
+	qt.Check(t, qt.StringContains(transcript, "All 14 acts went as they should"))
 	qt.Check(t, qt.IsFalse(strings.Contains(transcript, "\x1b")), qt.Commentf("no colour but on a terminal"))
 	demoGone(t, cmd.Process.Pid)
 }

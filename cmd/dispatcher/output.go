@@ -108,6 +108,8 @@ func headline(c *hook.Chain, wide, dryRun bool) []string {
 	}
 	switch {
 	case len(c.Members) == 0: // could not be read
+	case c.Hook == hook.XDP && c.Ifindex == 0: // nothing to protect
+		parts = append(parts, fmt.Sprintf("link %d", c.LinkID))
 	case c.Hook == hook.XDP:
 		parts = append(parts, chainParts(c, wide, dryRun)...)
 	default:

@@ -83,7 +83,7 @@ func (s *site) detachLink(locked *state.Locked, l rawLink, info *LinkInfo, force
 			Hint:     "--force detaches it all the same; whoever holds it keeps a link that does nothing",
 		}
 	}
-	if locked != nil && ours {
+	if locked != nil && folder != "" { // of a chain that was displaced, too
 		if err := locked.RemoveChain(folder); err != nil {
 			return err
 		}
@@ -198,7 +198,14 @@ func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle
 		ID: h.chainID, RootLink: r.id, Home: s.homeOf(r, old),
 		Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}},
 	}
-	dispatcher, err := state.Build(chain, []*ebpf.Map{slot})
+	slots, err := s.takeBack(locked, chain, slot)
+	for _, m := range slots[1:] {
+		defer m.Close()
+	}
+	var dispatcher *ebpf.Program
+	if err == nil {
+		dispatcher, err = state.Build(chain, inOrder(chain, slots))
+	}
 	if err == nil {
 		defer dispatcher.Close()
 		state.Step("swap: before")
@@ -218,6 +225,47 @@ func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle
 	}
 	h.releaseNetNS()
 	return h, nil
+}
+
+// takeBack adds the members that are pinned beside the link from before somebody
+// put another program into it. Their settings went with their chain. It returns
+// the slots of all members, the one that is given first, the others opened.
+func (s *site) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Map) ([]*ebpf.Map, error) {
+	slots := []*ebpf.Map{slot}
+	if locked == nil {
+		return slots, nil
+	}
+	folder := state.ChainFolder(chain.RootLink, 0)
+	for _, name := range locked.Members(folder) {
+		if name == chain.Slots[0].Name || chain.Named(name) >= 0 {
+			continue // it has come back
+		}
+		m, err := ebpf.LoadPinnedMap(locked.HeldPath(folder, name), nil)
+		if err != nil {
+			return slots, kernel.Errno("the slot of "+name, err)
+		}
+		slots = append(slots, m)
+		id, err := mapID(m)
+		if err != nil {
+			return slots, err
+		}
+		back := dispatch.Slot{MapID: id, Name: name, Persistent: true, Settings: hook.Settings{}.WithDefaults()}
+		if err := chain.Insert(back, hook.Position{}, 0); err != nil {
+			return slots, err
+		}
+	}
+	return slots, nil
+}
+
+// inOrder returns the slots in the order of the chain's members.
+func inOrder(chain *state.Chain, slots []*ebpf.Map) []*ebpf.Map {
+	ordered := make([]*ebpf.Map, len(chain.Slots))
+	for _, m := range slots {
+		if id, err := mapID(m); err == nil {
+			ordered[chain.Index(id)] = m
+		}
+	}
+	return ordered
 }
 
 // pinAdopted pins a chain whose link its maker may have pinned elsewhere.
