@@ -268,7 +268,7 @@ func TestConcurrentGoroutines(t *testing.T) {
 							err = link.Update(ctx, dispatcher.Program(programs[(n+1)%2]))
 						}
 						if err == nil {
-							priorities[i] = 1000 * (1 + rand.IntN(members)) // clsact wants room between them
+							priorities[i] = 1 + rand.IntN(members)
 							err = link.Set(ctx, priority(priorities[i]))
 						}
 						if err == nil {

@@ -369,24 +369,17 @@ func (c floodCrash) dies(t *testing.T, s *linkScene, n int) bool {
 	}
 
 	floods := []*testenv.Flood{s.Flood(t, port, markerPort), s.Flood(t, port+1)}
-	flows := func() {
-		t.Helper()
-		for _, f := range floods {
-			sent := f.Sent()
-			soon(t, func() bool { return f.Sent() > sent+500 })
-		}
-	}
-	flows()
+	flow(t, floods...)
 	fatal := s.command(c.fatal)
 	fatal.DieAt = n
 	got := victim.try(t, fatal)
 	qt.Assert(t, qt.IsNil(got.err()))
 	victim.Kill()
-	flows()
+	flow(t, floods...)
 	for range 2 { // the next ones
 		err := dispatcher.Detach(t.Context(), onTCX.target, "nobody", s.leave())
 		qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
-		flows()
+		flow(t, floods...)
 	}
 	_, received := floods[0].Stop()
 	floods[1].Stop()

@@ -320,6 +320,15 @@ func (r *recorder) wantOnce(t testing.TB, witness *recorder) {
 	qt.Check(t, qt.Equals(doubled, 0), qt.Commentf("met twice"))
 }
 
+// flow waits until some more packets of each flood have been sent.
+func flow(t testing.TB, floods ...*testenv.Flood) {
+	t.Helper()
+	for _, f := range floods {
+		sent := f.Sent()
+		soon(t, func() bool { return f.Sent() > sent+500 })
+	}
+}
+
 // places are those that a member is moved to and fro between.
 var places = []func(*dispatcher.Link, *testing.T) error{
 	func(l *dispatcher.Link, t *testing.T) error { return l.Set(t.Context(), priority(90)) },
@@ -331,34 +340,49 @@ var places = []func(*dispatcher.Link, *testing.T) error{
 	func(l *dispatcher.Link, t *testing.T) error { return l.Move(t.Context(), hook.Position{Before: "a"}) },
 }
 
-// company puts members, foreign links and programs without links on the hook, behind a witness that comes first.
-func (s *linkScene) company(t *testing.T) (witness *recorder) {
+// company puts members, a foreign link and a program without a link between each other on the hook, behind a witness that
+// comes first. The foreign program goes that many times through a loop: when it is slow, packets are on the way from one
+// place to another all the time.
+func (s *linkScene) company(t *testing.T, loops int32) (witness *recorder) {
 	t.Helper()
 	witness = newRecorder(t, "ldt_witness", testenv.TCNext, ebpf.AttachNone)
 	pass := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, testenv.TCNext, s.on()) }
+	join := func(name string, prio int, persistent bool) {
+		s.attach(t, pass("ldt_"+name), dispatcher.Options{
+			Name: name, Settings: priority(prio), Position: hook.Position{Last: true}, Persistent: persistent,
+		})
+	}
 	s.foreign(t, witness.Program, kernel.Anchor{})
-	s.attach(t, pass("ldt_a"), dispatcher.Options{Name: "a", Settings: priority(10)})
+	join("a", 10, false)
 	s.linkless(t, pass("ldt_bare"), 0)
-	s.attach(t, pass("ldt_b"), dispatcher.Options{Name: "b", Settings: priority(40), Persistent: true})
-	s.foreign(t, pass("ldt_foreign"), kernel.Anchor{})
-	s.attach(t, pass("ldt_c"), dispatcher.Options{Name: "c", Settings: priority(70)})
+	join("b", 40, true)
+	slow := testenv.VerdictSpec("ldt_slow", testenv.TCNext, s.on())
+	slow.Instructions = append(asm.Instructions{
+		asm.Mov.Imm(asm.R1, loops),
+		asm.Sub.Imm(asm.R1, 1).WithSymbol("again"),
+		asm.JNE.Imm(asm.R1, 0, "again"),
+	}, slow.Instructions...)
+	s.foreign(t, testenv.Load(t, slow), kernel.Anchor{})
+	join("c", 70, false)
 	return witness
 }
 
 // The kernel cannot move a link, and yet a program that counts packets for a bill must count each one once, while its
 // place changes and both CPUs send.
 func TestMoveMeetsEachPacketOnce(t *testing.T) {
+	const slow = 400_000
 	for _, tc := range []struct {
-		hook hook.Hook
-		as   ebpf.AttachType
+		hook  hook.Hook
+		as    ebpf.AttachType
+		loops int32
 	}{
-		{hook.TCXIngress, ebpf.AttachNone},
-		{hook.TCXIngress, ebpf.AttachTCXIngress},
-		{hook.TCXEgress, ebpf.AttachTCXIngress}, // the kernel takes any
+		{hook.TCXIngress, ebpf.AttachNone, 1},
+		{hook.TCXIngress, ebpf.AttachTCXIngress, slow},
+		{hook.TCXEgress, ebpf.AttachTCXIngress, slow}, // the kernel takes any
 	} {
 		t.Run(fmt.Sprintf("%s as %v", tc.hook, tc.as), func(t *testing.T) {
 			s := newBusyLinkScene(t, tc.hook)
-			witness := s.company(t)
+			witness := s.company(t, tc.loops)
 			moved := newRecorder(t, "ldt_moved", testenv.TCNext, tc.as)
 			link := s.attach(t, moved.Program, dispatcher.Options{Name: "moved"})
 			floods := []*testenv.Flood{s.Flood(t, port), s.Flood(t, port+1)}
@@ -388,7 +412,7 @@ func TestMovesUnderFlood(t *testing.T) {
 					s.attach(t, pass, dispatcher.Options{Name: name, Settings: priority(10 + 30*i), Persistent: true})
 				}
 			} else {
-				s.company(t)
+				s.company(t, 1)
 			}
 			drop := testenv.DropUDPPort(t, "ldt_drop", port, s.on())
 			link := s.attach(t, drop, dispatcher.Options{Name: "drop", Persistent: s.filters()})
@@ -443,8 +467,7 @@ func TestRecorderSeesDoubles(t *testing.T) {
 	again := s.sameOn(hook.TCIngress)
 	flood := s.Flood(t, port)
 	link := again.attach(t, twice.Program, dispatcher.Options{Persistent: true})
-	sent := flood.Sent()
-	soon(t, func() bool { return flood.Sent() > sent+100 })
+	flow(t, flood)
 	qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
 	flood.Stop()
 	missed, doubled := twice.compare(t, witness, 1)
@@ -452,34 +475,36 @@ func TestRecorderSeesDoubles(t *testing.T) {
 	qt.Check(t, qt.IsTrue(doubled > 0))
 }
 
-// knock calls connect(2) from the cgroup, from as many threads as there may be CPUs, until it is stopped. It returns how often
-// it was let in.
-func (s *linkScene) knock(t *testing.T) (stop func() (tried, let int64)) {
+// knocks are calls of connect(2) from the cgroup, by two threads, until they are stopped.
+type knocks struct {
+	tried, let atomic.Int64 // let in, that is
+	stopping   atomic.Bool
+	all        sync.WaitGroup
+}
+
+func (s *linkScene) knock(t *testing.T) *knocks {
 	t.Helper()
-	const threads = 2
-	var tried, let atomic.Int64
-	var stopping atomic.Bool
-	var all sync.WaitGroup
-	for range threads {
+	k := new(knocks)
+	for range 2 {
 		fd, err := s.resident.Socket(t, unix.AF_INET, unix.SOCK_DGRAM, 0)
 		qt.Assert(t, qt.IsNil(err))
-		all.Go(func() {
+		k.all.Go(func() {
 			defer unix.Close(fd)
-			for to := (&unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); !stopping.Load(); {
+			for to := (&unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); !k.stopping.Load(); {
 				if unix.Connect(fd, to) == nil {
-					let.Add(1)
+					k.let.Add(1)
 				}
-				tried.Add(1)
+				k.tried.Add(1)
 			}
 		})
 	}
-	end := func() (int64, int64) {
-		stopping.Store(true)
-		all.Wait()
-		return tried.Load(), let.Load()
-	}
-	t.Cleanup(func() { end() })
-	return end
+	t.Cleanup(k.stop)
+	return k
+}
+
+func (k *knocks) stop() {
+	k.stopping.Store(true)
+	k.all.Wait()
 }
 
 // The same on a cgroup: who may not connect cannot at any time.
@@ -495,26 +520,25 @@ func TestMovesUnderConnects(t *testing.T) {
 	link := s.attach(t, deny, dispatcher.Options{Name: "deny"})
 
 	const moves = 210
-	stop := s.knock(t)
+	k := s.knock(t)
 	start := time.Now()
 	for i := range moves {
 		qt.Assert(t, qt.IsNil(places[i%len(places)](link, t)))
 	}
 	took := time.Since(start)
-	tried, let := stop()
-	t.Logf("%d moves, %v each, %d calls of connect", moves, took/moves, tried)
-	qt.Check(t, qt.Equals(let, 0))
-	qt.Check(t, qt.IsTrue(tried > 10_000))
+	soon(t, func() bool { return k.tried.Load() > 10_000 })
+	k.stop()
+	t.Logf("%d moves, %v each, %d calls of connect", moves, took/moves, k.tried.Load())
+	qt.Check(t, qt.Equals(k.let.Load(), 0))
 
 	// The control.
-	stop = s.knock(t)
-	for range 5 {
+	k = s.knock(t)
+	soon(t, func() bool {
 		qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
 		qt.Assert(t, qt.IsNil(link.Close()))
 		link = s.attach(t, deny, dispatcher.Options{Name: "deny"})
-	}
-	_, let = stop()
-	qt.Check(t, qt.IsTrue(let > 0))
+		return k.let.Load() > 0
+	})
 }
 
 // ownLinkHooks are one of each kind of hook where members have links of their own.

@@ -80,7 +80,7 @@ func Recover(ctx context.Context, o RecoverOptions) ([]Leftover, error) {
 	left := make([]Leftover, len(found))
 	for i, f := range found {
 		left[i] = Leftover(f)
-		left[i].Err = wrap("recover", Target{Hook: f.Hook, Device: f.Target}, f.Err)
+		left[i].Err = wrap("recover", On(f.Hook, f.Target), f.Err)
 	}
 	return left, wrap("recover", Target{}, err)
 }

@@ -67,7 +67,7 @@ func (s *site) detachLink(locked *state.Locked, l rawLink, info *LinkInfo, force
 	case link.XDPType:
 		folder = state.ChainFolder(info.ID, 0)
 		chain, err := chainOf(info.Program)
-		if err != nil {
+		if err != nil && !force { // force takes one of a later version as well
 			return err
 		}
 		ours = chain != nil
@@ -177,8 +177,11 @@ func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle
 		return nil, err
 	}
 	defer old.Close()
-	if _, err := state.Find(old); err == nil {
+	switch _, err := state.Find(old); {
+	case err == nil:
 		return nil, &hook.Error{Err: hook.Because(fs.ErrExist, "link %d carries a chain of libdispatcher already", r.id), Hint: "attach adds members to it"}
+	case !errors.Is(err, state.ErrNotOurs):
+		return nil, again(err) // of a later version, it may be
 	}
 	prog, err := load.Program{Program: old}.Load(load.Want{Hook: hook.XDP})
 	if err != nil {
@@ -216,12 +219,16 @@ func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle
 		slot.Close() // the link is the caller's
 		return nil, err
 	}
-	if req.Persistent {
-		if err := s.pinAdopted(locked, h, member.Name); err != nil {
-			undo := r.swap(old, dispatcher)
-			slot.Close()
-			return nil, errors.Join(err, undo)
-		}
+	switch {
+	case req.Persistent:
+		err = s.pinAdopted(locked, h, member.Name)
+	case locked != nil: // a pin of the name is of a member that was displaced
+		err = locked.Remove(h.folder(), member.Name)
+	}
+	if err != nil {
+		undo := r.swap(old, dispatcher)
+		slot.Close()
+		return nil, errors.Join(err, undo)
 	}
 	h.releaseNetNS()
 	return h, nil
@@ -242,9 +249,12 @@ func (s *site) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Map
 		}
 		m, err := ebpf.LoadPinnedMap(locked.HeldPath(folder, name), nil)
 		if err != nil {
-			return slots, kernel.Errno("the slot of "+name, err)
+			continue // not a member's
 		}
 		slots = append(slots, m)
+		if m.Type() != ebpf.ProgramArray || m.MaxEntries() != 1 {
+			continue
+		}
 		id, err := mapID(m)
 		if err != nil {
 			return slots, err
@@ -261,7 +271,7 @@ func (s *site) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Map
 func inOrder(chain *state.Chain, slots []*ebpf.Map) []*ebpf.Map {
 	ordered := make([]*ebpf.Map, len(chain.Slots))
 	for _, m := range slots {
-		if id, err := mapID(m); err == nil {
+		if id, err := mapID(m); err == nil && chain.Index(id) >= 0 {
 			ordered[chain.Index(id)] = m
 		}
 	}
@@ -304,6 +314,16 @@ func (s *site) adoptMember(locked *state.Locked, l rawLink, info *LinkInfo, req 
 	if names.record(info.Attach, info.ID) != nil {
 		return nil, hook.Because(fs.ErrExist, "link %d is a member already", info.ID)
 	}
+	if names.reg == nil && !req.Persistent {
+		return nil, &hook.Error{
+			Err:  hook.Because(ebpf.ErrNotSupported, "there is no registry in %s that could take its name", s.BPFFS),
+			Hint: "pinned (Persistent) it has one without that",
+		}
+	}
+	called, pinned := names.pin(s.Hook, info.ID)
+	if req.Name == "" {
+		req.Name = called
+	}
 	h := &linkHandle{site: s, link: l, id: info.ID}
 	sp, err := h.spot(info)
 	if err != nil {
@@ -332,10 +352,21 @@ func (s *site) adoptMember(locked *state.Locked, l rawLink, info *LinkInfo, req 
 		return nil, err
 	}
 	if req.Persistent {
-		if err := h.pin(locked, nil); err != nil {
+		if err := s.pinNamed(locked, h, called, pinned); err != nil {
 			return nil, errors.Join(err, names.reg.Delete(h.id))
 		}
 	}
 	s.ns.Release()
 	return h, nil
+}
+
+// pinNamed pins a member, which may be pinned under another name.
+func (s *site) pinNamed(locked *state.Locked, h *linkHandle, called string, pinned bool) error {
+	if pinned && called == h.rec.Name {
+		return nil
+	}
+	if err := h.pin(locked, nil); err != nil || !pinned {
+		return err
+	}
+	return errors.Join(locked.MoveMaps(h.folder(), called, h.folder(), h.rec.Name), locked.Remove(h.folder(), called))
 }

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"errors"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -43,8 +44,11 @@ func (r *Reader) defunctChain(li LinkInfo) (*hook.Chain, error) {
 	}
 	defer prog.Close()
 	chain, err := state.Find(prog)
-	if err != nil || chain.Closed || chain.RootLink != 0 && chain.RootLink != li.ID {
-		return nil, nil // or it was attached again
+	if errors.Is(err, state.ErrNotOurs) && r.pins != nil {
+		return r.displacedAndGone(li), nil
+	}
+	if err != nil || chain.Closed || r.runs(chain.ID) {
+		return nil, nil
 	}
 	c := &hook.Chain{Hook: hook.XDP, Mode: chain.Home.Mode, Pins: []string{}, Members: []hook.Member{}}
 	if err := viewChain(c, prog, chain, li.ID, r.pins); err != nil {
@@ -54,6 +58,31 @@ func (r *Reader) defunctChain(li LinkInfo) (*hook.Chain, error) {
 		c.Members[i].Detail = wasOn(chain.Home)
 	}
 	return c, nil
+}
+
+// runs tells whether a chain was attached again. Who held its members before may
+// still have the old link.
+func (r *Reader) runs(chainID uint64) bool {
+	for _, li := range r.links {
+		if li.Type != link.XDPType || li.Gone() {
+			continue
+		}
+		if chain, err := chainOf(li.Program); err == nil && chain != nil && chain.ID == chainID {
+			return true
+		}
+	}
+	return false
+}
+
+// displacedAndGone returns the members that are pinned beside a link that does
+// not carry their chain any more, on no device any more.
+func (r *Reader) displacedAndGone(li LinkInfo) *hook.Chain {
+	folder := state.ChainFolder(li.ID, 0)
+	c := &hook.Chain{Hook: hook.XDP, LinkID: li.ID, Pins: r.pins.List(folder), Members: displaced(r.pins, folder)}
+	for i := range c.Members {
+		c.Members[i].State = hook.StateDefunct
+	}
+	return c
 }
 
 // defunctMember returns nil for a link that is no member.

@@ -1,12 +1,13 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -52,10 +53,12 @@ func Recover(ctx context.Context, bpffs string, o Recovery) ([]Leftover, error) 
 			sweep(l)
 		}
 		r.registry()
-		for _, folder := range pins.Chains() {
+		// Of two that were on one device, the newer one has it.
+		for _, folder := range slices.Backward(byAge(pins.Chains())) {
 			r.chain(folder)
 		}
-		for _, folder := range pins.Links() {
+		// Of equal priority, the one that came first is first.
+		for _, folder := range byAge(pins.Links()) {
 			r.link(folder)
 		}
 		found = r.found
@@ -75,6 +78,16 @@ func (s *site) lockedUnswept(ctx context.Context, fn func(*state.Locked) error) 
 		return hook.Because(hook.ErrChanged, "another process has the lock of the pins in %s; try again", s.BPFFS)
 	}
 	return fn(l)
+}
+
+// byAge sorts folders by their links, whose ids rise.
+func byAge(folders []string) []string {
+	id := func(folder string) uint32 {
+		chain, _ := state.ParseChainFolder(folder)
+		return max(chain, state.ParseLinkFolder(folder))
+	}
+	slices.SortFunc(folders, func(a, b string) int { return cmp.Compare(id(a), id(b)) })
+	return folders
 }
 
 type recovery struct {
@@ -113,9 +126,9 @@ func (r *recovery) registry() {
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	f := Leftover{Path: r.pins.RegistryPath(), What: "a registry of another version: members have no names", Err: nil}
+	f := Leftover{Path: r.pins.RegistryPath(), What: "a registry of another version: members have no names"}
 	if !r.DryRun {
-		f.Err = os.Remove(f.Path)
+		f.Err = os.RemoveAll(f.Path)
 	}
 	r.add(f)
 }
@@ -143,7 +156,8 @@ func (r *recovery) chain(folder string) {
 		f.Target = chain.Home.Target
 	}
 	if r.Reattach && err == nil {
-		if err = r.reattachChain(folder, root, prog, chain); err == nil {
+		err = retry(r.ctx, func() error { return r.reattachChain(folder, root, prog, chain) })
+		if err == nil {
 			f.Reattached = true
 		}
 	}
@@ -259,7 +273,8 @@ func (r *recovery) link(folder string) {
 		f.Target = rec.Home.Target
 	}
 	if r.Reattach {
-		if err = r.reattachLink(folder, members[0], info, rec); err == nil {
+		err = retry(r.ctx, func() error { return r.reattachLink(folder, members[0], info, rec) })
+		if err == nil {
 			f.Reattached = true
 		}
 	}
@@ -285,8 +300,11 @@ func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.
 	}
 	defer s.ns.Close()
 	sp, err := s.spot()
+	if errors.Is(err, fs.ErrNotExist) && s.Hook.OnCgroup() {
+		return nowhere("cgroup " + rec.Home.Target)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nowhere(strings.TrimPrefix(rec.Home.Target, "/") + " any more")
+		return nowhere("device " + rec.Home.Target)
 	}
 	if err != nil {
 		return err
@@ -301,7 +319,10 @@ func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.
 	if err != nil {
 		return err
 	}
-	if list.named(name) >= 0 {
+	if i := list.named(name); i >= 0 {
+		if e := list.entries[i]; e.prog == info.Program && e.pinned {
+			return r.succeeded(folder, state.LinkFolder(s.Hook, e.link), name) // and died before the end
+		}
 		return hook.Because(fs.ErrExist, "there is another member %q by now", name)
 	}
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(info.Program))
@@ -325,12 +346,27 @@ func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.
 	}
 	state.Step("recover: attached")
 	again := *rec
-	again.Home = sp.home()
+	again.Home, again.MovedFrom, again.MovedTo = sp.home(), 0, 0
 	if err := names.reg.Put(made.ID, &again); err != nil {
 		return err
 	}
-	if err := r.l.Succeed(folder, state.LinkFolder(s.Hook, made.ID), name, next); err != nil {
+	state.Step("recover: named")
+	to := state.LinkFolder(s.Hook, made.ID)
+	if err := r.l.Add(to, nil, state.MemberPins{Name: name, Link: next}); err != nil {
 		return err
 	}
-	return r.l.RemoveChain(folder)
+	return r.succeeded(folder, to, name)
+}
+
+// succeeded gives a member that is attached and pinned again the pins of its
+// maps, and removes the old ones.
+func (r *recovery) succeeded(from, to, name string) error {
+	if r.DryRun {
+		return nil
+	}
+	if err := r.l.MoveMaps(from, name, to, name); err != nil {
+		return err
+	}
+	state.Step("recover: pinned")
+	return r.l.RemoveChain(from)
 }

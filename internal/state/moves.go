@@ -51,14 +51,20 @@ func (l *Locked) Succeed(from, to, member string, link Pinner) error {
 	if err := l.Add(to, nil, MemberPins{Name: member, Link: link}); err != nil {
 		return err
 	}
-	dir := l.Path(from, memberPrefix+escape(member))
+	return l.MoveMaps(from, member, to, member)
+}
+
+// MoveMaps gives the folder of a member, to and name, the pins of the maps in
+// that of another, which may have no such folder any more.
+func (l *Locked) MoveMaps(from, was, to, name string) error {
+	dir := l.Path(from, memberPrefix+escape(was))
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	for _, e := range entries {
 		if err == nil && strings.HasPrefix(e.Name(), mapPrefix) {
-			err = os.Rename(filepath.Join(dir, e.Name()), l.Path(to, memberPrefix+escape(member), e.Name()))
+			err = os.Rename(filepath.Join(dir, e.Name()), l.Path(to, memberPrefix+escape(name), e.Name()))
 		}
 	}
 	return kernel.Errno("move pins", err)

@@ -352,11 +352,12 @@ func (l *Locked) Move(from, to string, root Pinner) error {
 // Succession gives the folder of a chain the root that takes the place of the one
 // that is pinned in it, and the name to go with that.
 func (l *Locked) Succession(from, to string, root Pinner) error {
-	tmp := l.Path(from, tmpPrefix+rootName)
-	_ = os.Remove(tmp)
+	// Where it counts as a leftover, should this process die.
+	tmp := filepath.Join(l.dir, fmt.Sprintf("%sroot_%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
 	if err := root.Pin(tmp); err != nil {
 		return kernel.Errno("pin the root link", err)
 	}
+	Step("recover: before the rename")
 	err := os.Rename(tmp, l.RootPath(from))
 	Step("recover: pinned")
 	if err == nil {
