@@ -169,7 +169,7 @@ func checkBeside(t *testing.T, p *place) {
 		var e *dispatcher.Error
 		qt.Assert(t, qt.ErrorAs(err, &e))
 		qt.Assert(t, qt.IsNotNil(e.Occupant))
-		qt.Check(t, qt.Equals(*e.Occupant, hook.Occupant{Kind: kind, Program: m.Program, LinkID: id}))
+		qt.Check(t, qt.DeepEquals(*e.Occupant, hook.Occupant{Kind: kind, Program: m.Program, LinkID: id}))
 		_, err = dispatcher.Open(t.Context(), p.target, m.Name, p.look())
 		qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist)) // it is no member, whatever it is called
 	}

@@ -175,7 +175,7 @@ func TestLegacyWorksWhereNothingIsOwned(t *testing.T) {
 // What to do about an occupant. The second command of the first is one to be typed.
 const (
 	legacyHint  = `make it a member with "dispatcher .*adopt xdp veth1", or remove it with "(ip .*)"`
-	foreignHint = `it stays until whoever holds the link lets it go; .*`
+	foreignHint = `"dispatcher .*holders xdp veth1" tells more; .*`
 )
 
 // occupations are the ways in which others hold a device.
@@ -259,7 +259,7 @@ func TestOccupiedDevice(t *testing.T) {
 				got := *e.Occupant
 				qt.Check(t, qt.IsFalse(got.Program.LoadedAt.IsZero()))
 				got.Program.LoadedAt = want.Program.LoadedAt
-				qt.Check(t, qt.Equals(got, want))
+				qt.Check(t, qt.DeepEquals(got, want))
 
 				by := fmt.Sprintf("link %d", linkID)
 				if linkID == 0 {

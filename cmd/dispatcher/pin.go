@@ -12,8 +12,8 @@ func (a *app) pinCommand() *cobra.Command {
 	return a.pinVerb("pin", "Pin a member, so that it stays without its owner",
 		`Pin a member in the bpffs, so that it stays when its owner closes it or dies. A
 member whose pins are gone, or in a bpffs that cannot be reached, is pinned again
-in that of --bpffs. On tcx and cgroups one whose name is lost with its registry is
-link:ID here; "adopt --link" gives it a name.`,
+in that of --bpffs. On tcx and cgroups one whose name is lost with its registry needs
+a name first: "adopt --link" gives it one, and pins it.`,
 		func(ctx context.Context, link *dispatcher.Link) error {
 			if err := a.needBPFFS(); err != nil {
 				return err

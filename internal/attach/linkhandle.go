@@ -207,10 +207,15 @@ func (h *linkHandle) successor(ctx context.Context, src load.Source) (prog *load
 // Pin makes the member persistent.
 func (h *linkHandle) Pin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, g *grip) error {
-		if l == nil {
+		switch {
+		case l == nil:
 			return h.site.noBPFFS()
-		}
-		if l.Has(h.folder(), g.rec.Name) {
+		case g.rec.Name == "":
+			return &hook.Error{
+				Err:  hook.Because(hook.ErrUsage, "link %d has no name that it could be pinned under", h.id),
+				Hint: fmt.Sprintf("\"dispatcher adopt --link %d\" gives it one, and pins it", h.id),
+			}
+		case l.Has(h.folder(), g.rec.Name):
 			return nil
 		}
 		var maps map[string]*ebpf.Map

@@ -92,7 +92,7 @@ func TestRoundTrip(t *testing.T) {
 func TestLayout(t *testing.T) {
 	b := marshal(t, chain())
 	u32 := func(off int) uint32 { return binary.NativeEndian.Uint32(b[off:]) }
-	qt.Assert(t, qt.Equals(len(b), 32+32*144))
+	qt.Assert(t, qt.Equals(len(b), 32+32*144+40))
 	qt.Check(t, qt.Equals(u32(offMagic), 0x6c646331))
 	qt.Check(t, qt.Equals(u32(offVersion), 1))
 	qt.Check(t, qt.Equals(binary.NativeEndian.Uint64(b[offChainID:]), 0x1122334455667788))

@@ -89,6 +89,9 @@ func (r *Record) UnmarshalBinary(b []byte) error {
 		return fmt.Errorf("registry record with a name or priority that cannot be: %w", ErrNotOurs)
 	}
 	*r = Record{Name: name, Owner: owner, Priority: int(raw.Priority), Attach: ebpf.AttachType(raw.Attach), MovedTo: raw.MovedTo, MovedFrom: raw.MovedFrom}
+	if raw.Target[targetSize-1] != 0 { // cut off: it could not be written back
+		raw.Target = [targetSize]byte{}
+	}
 	r.Home = Home{Target: cString(raw.Target[:]), NetNS: hook.NetNS{Inode: raw.NetNSInode, Cookie: raw.NetNSCookie}}
 	return nil
 }
