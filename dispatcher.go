@@ -30,6 +30,15 @@ type Options struct {
 	Persistent bool
 	// Owner is a label for others to read. Default: the executable's name.
 	Owner string
+	// Style of the XDP chain. Default: that of the chain on the device, and on a
+	// free one an owned chain. hook.StyleLibxdp starts a chain of libxdp, which C
+	// programs can join and which nobody owns. A chain of the other style than the
+	// one that is asked for is an error; see [Convert].
+	Style hook.Style
+	// ConfigVersion is that of a chain of libxdp that is started: 1, 2 or 3. A
+	// libxdp of another age cannot change it: up to 1.2 they write 1, up to 1.5
+	// 2, from 1.6 on 3. Default: see libxdp.AttachOptions.
+	ConfigVersion uint8
 	// BPFFS is the bpffs for pins and the lock. Default: /sys/fs/bpf. When
 	// nothing is mounted there, Persistent fails (see [MountBPFFS]), and all
 	// else works without a lock. On TCX and cgroups there is then no registry
@@ -44,6 +53,10 @@ type Options struct {
 //
 // It runs behind all members of lower or equal priority. What others attached
 // without libdispatcher keeps its place; [Link.Chain] tells where the member is.
+//
+// Where a device has a chain of libxdp (xdp-loader), the program joins that, in
+// libxdp's own way: it must be Persistent, is called as its function, and is not
+// protected. Package libxdp says more.
 //
 // The returned Link belongs to the caller, who closes it. ctx bounds the
 // waiting, for the lock and for others who change the chain at the same time.
@@ -95,8 +108,8 @@ type AdoptOptions struct {
 // of tcx/ingress or tcx/egress, without a gap; before Linux 6.6 it stays a
 // filter and gets a name.
 //
-// On XDP, where netlink attached it ("ip link set xdp", xdp-loader), it becomes
-// the first member of a new chain.
+// On XDP, where netlink attached it ("ip link set xdp"), it becomes the first
+// member of a new chain. The members of a chain of libxdp are moved with [Convert].
 //
 // A chain that is not protected becomes protected by adopting it without
 // NoGap; the result is then a Link to its first member.
@@ -228,5 +241,5 @@ func (t Target) place(bpffs string) attach.Place {
 }
 
 func (o Options) request() attach.Request {
-	return attach.Request{Name: o.Name, Settings: o.Settings, Position: o.Position, Mode: o.Mode, Persistent: o.Persistent, Owner: o.Owner}
+	return attach.Request{Name: o.Name, Settings: o.Settings, Position: o.Position, Mode: o.Mode, Persistent: o.Persistent, Owner: o.Owner, Style: o.Style, ConfigVersion: o.ConfigVersion}
 }

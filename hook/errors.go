@@ -57,6 +57,8 @@ func (o *Occupant) String() string {
 	switch {
 	case o.Kind == KindLegacy:
 		by = "a program without a link"
+	case o.Kind == KindLibxdp:
+		by = "a dispatcher of libxdp"
 	case o.LinkID == 0:
 		by = "a link"
 	}

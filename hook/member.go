@@ -127,7 +127,32 @@ const (
 	KindMember  Kind = "member"  // ours: of a dispatcher, or in the registry
 	KindLegacy  Kind = "legacy"  // attached without a link: anyone may replace it
 	KindForeign Kind = "foreign" // attached by a link that is not ours
+	// KindLibxdp: behind a dispatcher of libxdp, which netlink attached. It can
+	// be joined and left, and nobody owns it: anyone may replace the dispatcher.
+	KindLibxdp Kind = "libxdp"
 )
+
+// Style tells who keeps a chain of XDP, and so who can share it.
+type Style string
+
+const (
+	// StyleOwned is a dispatcher of ours: members in slots, which belong to those
+	// who hold them, behind a link.
+	StyleOwned Style = "owned"
+	// StyleLibxdp is a dispatcher as libxdp has it: up to 10 members, attached with
+	// freplace and pinned, behind netlink. All that use libxdp can join, and
+	// nothing protects it.
+	StyleLibxdp Style = "libxdp"
+)
+
+// ParseStyle returns the style of that name.
+func ParseStyle(s string) (Style, error) {
+	switch style := Style(s); style {
+	case StyleOwned, StyleLibxdp:
+		return style, nil
+	}
+	return "", fmt.Errorf("unknown style %q (known: %s, %s)", s, StyleOwned, StyleLibxdp)
+}
 
 // State tells whether an entry does its work.
 type State string
@@ -144,7 +169,8 @@ const (
 // A Member is one entry on a hook, in run order.
 type Member struct {
 	Name string
-	// Settings are the member's own; zero for KindLegacy and KindForeign.
+	// Settings are the member's own; zero for KindLegacy and KindForeign. For
+	// KindLibxdp the priority may be any number, and OnMissing is zero.
 	// ContinueOn and OnMissing are zero on every hook but XDP: there the
 	// program itself says whether the next one runs, and there are no slots.
 	Settings
@@ -174,6 +200,9 @@ type Member struct {
 	// cgroup attachment, the place of a netfilter hook.
 	Detail string
 }
+
+// Named tells whether the entry can be referred to by its name.
+func (m *Member) Named() bool { return m.Kind == KindMember || m.Kind == KindLibxdp }
 
 // Protected tells whether the legacy calls (netlink, tc, PROG_ATTACH) cannot
 // remove or replace the entry by itself. For XDP see [Chain.Protected].
@@ -216,8 +245,13 @@ type Chain struct {
 	// that anyone may replace what is attached. On other hooks each entry has a
 	// link of its own, see [Member].
 	LinkID uint32
-	// DispatcherID is the program id of the dispatcher; 0 when what is
-	// attached is not a chain of ours.
+	// Style of a chain of XDP; empty when what is attached is none.
+	Style Style
+	// ConfigVersion is that of libxdp's dispatcher, which says what versions of
+	// libxdp can change it; 0 for all else.
+	ConfigVersion uint8
+	// DispatcherID is the program id of the dispatcher, of ours or of libxdp's; 0
+	// when what is attached is no chain.
 	DispatcherID uint32
 	// Frags tells whether the chain takes multi-buffer packets, and with it
 	// every member (xdp.frags, Linux 5.18).
@@ -246,7 +280,7 @@ func (c *Chain) Protected() bool {
 // Ours tells whether something of libdispatcher's is attached.
 func (c *Chain) Ours() bool {
 	if c.Hook == XDP {
-		return c.DispatcherID != 0
+		return c.Style == StyleOwned
 	}
 	for i := range c.Members {
 		if c.Members[i].Kind == KindMember {
@@ -256,10 +290,11 @@ func (c *Chain) Ours() bool {
 	return false
 }
 
-// Member returns the member of that name, or nil.
+// Member returns the member of that name, or nil. Of several behind libxdp's
+// dispatcher it is the first.
 func (c *Chain) Member(name string) *Member {
 	for i := range c.Members {
-		if c.Members[i].Kind == KindMember && c.Members[i].Name == name {
+		if c.Members[i].Named() && c.Members[i].Name == name {
 			return &c.Members[i]
 		}
 	}

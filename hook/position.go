@@ -88,5 +88,5 @@ func (r Ref) Names(m *Member) bool {
 	case r.Program() != 0:
 		return m.Program.ID == r.Program()
 	}
-	return m.Kind == KindMember && m.Name == string(r)
+	return m.Named() && m.Name == string(r)
 }

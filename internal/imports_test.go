@@ -24,6 +24,7 @@ var layers = []string{
 	"internal/kernel",
 	"internal/rtnl",
 	"internal/holders",
+	"libxdp",
 	"internal/dispatch",
 	"internal/state",
 	"internal/load",
@@ -42,7 +43,7 @@ var layers = []string{
 var aside = []string{"internal/testenv", "examples/"}
 
 // library are the packages that other modules import.
-var library = []string{"", "hook", "programs"}
+var library = []string{"", "hook", "libxdp", "programs"}
 
 // dependencies are the modules that come with the library.
 var dependencies = []string{

@@ -25,6 +25,9 @@ const attachExample = `  # drops a list of sources, before anything else; stays 
   # sends connections to port 80 to port 8080, for all services of a slice
   dispatcher attach cgroup/connect4 /sys/fs/cgroup/web.slice builtin:redirect --global from_port=80 --global to_port=8080
 
+  # shares the device with xdp-loader and other programs that use libxdp
+  dispatcher attach xdp eth0 filter.o --style libxdp
+
   # counts for as long as the command runs
   dispatcher attach xdp eth0 builtin:count --hold
 
@@ -37,6 +40,7 @@ func (a *app) attachCommand() *cobra.Command {
 		place   positionFlags
 		program programFlags
 		mode    hook.Mode
+		style   styleFlags
 		dryRun  bool
 	)
 	cmd := &cobra.Command{
@@ -50,7 +54,10 @@ whatever the priority. It stays until "detach" or a reboot; with --hold it
 leaves with the command.
 
 On xdp it joins the chain that is on the device, or starts one, and the next
-member runs when its verdict is one of --continue-on. Elsewhere the programs
+member runs when its verdict is one of --continue-on. A chain of libxdp
+(xdp-loader) is joined as libxdp does it; --style libxdp starts one on a free
+device, which C programs can then join: it is shared with all that use libxdp,
+has room for 10, and is not protected. Elsewhere the programs
 themselves say with what they return whether the next one runs, and it gets a
 link of its own. On tc/ingress and tc/egress it gets a filter, which no link
 owns: it cannot be held, and others can remove it.
@@ -70,12 +77,13 @@ owns: it cannot be held, and others can remove it.
 				return err
 			}
 			o.Position, o.Mode = place.Position, mode
+			o.Style, o.ConfigVersion = style.style, style.version
 			from, err := program.source(a, t.Hook, args[2])
 			if err != nil {
 				return err
 			}
 			defer from.release()
-			if o.Name == "" {
+			if o.Name == "" && !a.isLibxdp(cmd.Context(), t, o.Style) {
 				o.Name = from.name
 			}
 			if (o.Persistent || program.pinsIn(a.bpffs)) && !dryRun {
@@ -105,6 +113,7 @@ owns: it cannot be held, and others can remove it.
 		return err
 	})
 	completeFlag(cmd, "mode", fixed("auto", "native", "generic"))
+	style.add(cmd, "xdp: `STYLE` of the chain: owned or libxdp (default: that of the chain that is there; owned on a free device)")
 	program.add(cmd)
 	flags.BoolVar(&dryRun, "dry-run", false, "load and check everything, print the chain as it would be, and change nothing")
 	return cmd

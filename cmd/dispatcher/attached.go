@@ -51,9 +51,28 @@ func (a *app) tellChained(t dispatcher.Target, chain *hook.Chain, member *hook.M
 			member.Priority, 1+position(chain, member), len(chain.Members), chain.Mode)
 	}
 	a.warnTailCalls(t, member)
-	if !chain.Protected() {
+	switch {
+	case chain.Style == hook.StyleLibxdp:
+		a.tellLibxdp(t, chain, member)
+	case !chain.Protected():
 		a.warn("the chain on %s %s is not protected: anyone may replace it; \"%s\" protects it", t.Hook, t.Name(), adoptLine(t))
 	}
+}
+
+// tellLibxdp says what it means to be in a chain of libxdp.
+func (a *app) tellLibxdp(t dispatcher.Target, chain *hook.Chain, member *hook.Member) {
+	with := "alone so far"
+	var others []string
+	for i := range chain.Members {
+		if m := &chain.Members[i]; m.Program.ID != member.Program.ID {
+			others = append(others, m.Name)
+		}
+	}
+	if len(others) > 0 {
+		with = "with " + strings.Join(others, ", ")
+	}
+	a.note("%q is in the chain of libxdp on %s (config version %d), %s: shared with all that use libxdp, and not protected: anyone may replace it",
+		member.Name, t.Name(), chain.ConfigVersion, with)
 }
 
 func (a *app) tellAttached(t dispatcher.Target, chain *hook.Chain, member *hook.Member) {

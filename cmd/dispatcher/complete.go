@@ -105,7 +105,7 @@ func (a *app) offerDevices(context.Context, []string, string) ([]string, cobra.S
 }
 
 func (a *app) offerMembers(ctx context.Context, given []string, _ string) ([]string, cobra.ShellCompDirective) {
-	return a.offerEntries(ctx, given, func(m *hook.Member) bool { return m.Kind == hook.KindMember })
+	return a.offerEntries(ctx, given, (*hook.Member).Named)
 }
 
 // offerLegacy offers what can be adopted.

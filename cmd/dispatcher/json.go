@@ -23,16 +23,18 @@ type jsonChain struct {
 	NetNS    jsonNetNS `json:"netns"`          // zero for cgroups
 	Mode     string    `json:"mode,omitempty"` // of XDP; left out when nothing is attached
 	Revision uint64    `json:"revision,omitempty"`
-	// LinkID is left out when no link holds the XDP hook, DispatcherID when what
-	// is attached is not a chain of libdispatcher's.
-	LinkID       uint32       `json:"link_id,omitempty"`
-	DispatcherID uint32       `json:"dispatcher_id,omitempty"`
-	Protected    bool         `json:"protected"`
-	Frags        bool         `json:"frags"`
-	Pins         []string     `json:"pins"`
-	Members      []jsonMember `json:"members"`
-	Error        string       `json:"error,omitempty"`
-	Held         []jsonHeld   `json:"held,omitempty"` // with --holders
+	// LinkID is left out when no link holds the XDP hook; Style and DispatcherID when
+	// what is attached is no chain.
+	Style         string       `json:"style,omitempty"`
+	ConfigVersion uint8        `json:"config_version,omitempty"` // of libxdp
+	LinkID        uint32       `json:"link_id,omitempty"`
+	DispatcherID  uint32       `json:"dispatcher_id,omitempty"`
+	Protected     bool         `json:"protected"`
+	Frags         bool         `json:"frags"`
+	Pins          []string     `json:"pins"`
+	Members       []jsonMember `json:"members"`
+	Error         string       `json:"error,omitempty"`
+	Held          []jsonHeld   `json:"held,omitempty"` // with --holders
 }
 
 type jsonNetNS struct {
@@ -81,18 +83,20 @@ type jsonProgram struct {
 
 func describeChain(c *hook.Chain, dryRun bool) jsonChain {
 	j := jsonChain{
-		Hook:         string(c.Hook),
-		Target:       c.Target,
-		Ifindex:      c.Ifindex,
-		CgroupID:     c.CgroupID,
-		NetNS:        jsonNetNS(c.NetNS),
-		Revision:     c.Revision,
-		LinkID:       c.LinkID,
-		DispatcherID: c.DispatcherID,
-		Protected:    protected(c, dryRun),
-		Frags:        c.Frags,
-		Pins:         append([]string{}, slices.Sorted(slices.Values(c.Pins))...),
-		Members:      []jsonMember{},
+		Hook:          string(c.Hook),
+		Target:        c.Target,
+		Ifindex:       c.Ifindex,
+		CgroupID:      c.CgroupID,
+		NetNS:         jsonNetNS(c.NetNS),
+		Revision:      c.Revision,
+		LinkID:        c.LinkID,
+		Style:         string(c.Style),
+		ConfigVersion: c.ConfigVersion,
+		DispatcherID:  c.DispatcherID,
+		Protected:     protected(c, dryRun),
+		Frags:         c.Frags,
+		Pins:          append([]string{}, slices.Sorted(slices.Values(c.Pins))...),
+		Members:       []jsonMember{},
 	}
 	if len(c.Members) > 0 && c.Hook == hook.XDP {
 		j.Mode = c.Mode.String()

@@ -31,8 +31,10 @@ nothing can be attached to here are shown too: tc/qdisc, netkit/primary,
 netkit/peer, netfilter, flow_dissector, sk_lookup and lsm_cgroup.
 
 Programs that others attached are "legacy", without a link, so that anyone may
-replace them and "adopt" makes them members; or "foreign", held by a link of
-another tool. A member of an xdp chain is "empty" when its owner is gone; what
+replace them and "adopt" makes them members; "foreign", held by a link of another
+tool; or "libxdp", in a chain that xdp-loader and others that use libxdp share,
+which anyone may replace: attach, set, replace and detach work on it, and
+"convert" moves it over to an owned one. A member of an xdp chain is "empty" when its owner is gone; what
 happens to packets then is in the column MISSING.
 
 With --effective it shows what runs for a cgroup: its own programs and those of
@@ -67,18 +69,19 @@ the cgroups below that have programs of their own.`,
 	flags.BoolVar(&kinds.ours, "ours", false, "only members")
 	flags.BoolVar(&kinds.foreign, "foreign", false, "only what links of other tools attach; several of these flags show either")
 	flags.BoolVar(&kinds.legacy, "legacy", false, "only what was attached without a link")
+	flags.BoolVar(&kinds.libxdp, "libxdp", false, "only what is in chains of libxdp")
 	return cmd
 }
 
 // kindFlags choose entries by their kind; none of them means all.
-type kindFlags struct{ ours, foreign, legacy bool }
+type kindFlags struct{ ours, foreign, legacy, libxdp bool }
 
 // filter leaves out the entries that were not chosen, and chains without any.
 func (k kindFlags) filter(chains []hook.Chain) []hook.Chain {
 	if k == (kindFlags{}) {
 		return chains
 	}
-	chosen := map[hook.Kind]bool{hook.KindMember: k.ours, hook.KindForeign: k.foreign, hook.KindLegacy: k.legacy}
+	chosen := map[hook.Kind]bool{hook.KindMember: k.ours, hook.KindForeign: k.foreign, hook.KindLegacy: k.legacy, hook.KindLibxdp: k.libxdp}
 	var left []hook.Chain
 	for _, c := range chains {
 		c.Members = slices.DeleteFunc(c.Members, func(m hook.Member) bool { return !chosen[m.Kind] })

@@ -175,6 +175,12 @@ func chainParts(c *hook.Chain, wide, dryRun bool) []string {
 		parts = append(parts, "frags")
 	}
 	switch {
+	case c.Style == hook.StyleLibxdp:
+		parts = append(parts, fmt.Sprintf("libxdp (config version %d)", c.ConfigVersion))
+		if len(c.Pins) == 0 && !dryRun {
+			parts = append(parts, "without its pins")
+		}
+		parts = append(parts, "not protected")
 	case c.Members[0].Kind == hook.KindForeign:
 		parts = append(parts, "held by another tool")
 	case protected(c, dryRun):
@@ -189,7 +195,7 @@ func chainParts(c *hook.Chain, wide, dryRun bool) []string {
 // a chain's first member would bring the link that is not there yet.
 func protected(c *hook.Chain, dryRun bool) bool {
 	if c.Hook == hook.XDP {
-		return c.Protected() || dryRun && len(c.Members) == 1
+		return c.Protected() || dryRun && len(c.Members) == 1 && c.Style != hook.StyleLibxdp
 	}
 	exposed := func(m hook.Member) bool { return !entryProtected(c, &m, dryRun) }
 	return len(c.Members) > 0 && !slices.ContainsFunc(c.Members, exposed)
@@ -229,7 +235,7 @@ func columnsOf(c *hook.Chain, wide bool) []column {
 	if xdp {
 		columns = append(columns,
 			column{"CONTINUE", ofMember(func(m *hook.Member) string { return m.ContinueOn.String() })},
-			column{"MISSING", ofMember(func(m *hook.Member) string { return m.OnMissing.String() })})
+			column{"MISSING", ofMember(missingText)})
 	} else {
 		columns = append(columns, column{"LINK", linkCell})
 	}
@@ -262,11 +268,19 @@ func textCell(value func(*hook.Member) string) func(*hook.Member) cell {
 // ofMember is a column that means nothing for what is not a member.
 func ofMember(value func(*hook.Member) string) func(*hook.Member) cell {
 	return func(m *hook.Member) cell {
-		if m.Kind != hook.KindMember {
+		if !m.Named() {
 			return cell{text: "-"}
 		}
 		return cell{text: value(m)}
 	}
+}
+
+// missingText is what happens while a slot is empty. libxdp's have no choice.
+func missingText(m *hook.Member) string {
+	if m.Kind == hook.KindLibxdp {
+		return hook.MissingContinue.String()
+	}
+	return m.OnMissing.String()
 }
 
 func priorityCell(m *hook.Member) cell { return number(uint32(m.Priority)) }
@@ -287,6 +301,8 @@ func linkCell(m *hook.Member) cell {
 // stateCell is the state, and for what is not a member the kind.
 func stateCell(m *hook.Member) cell {
 	switch {
+	case m.Kind == hook.KindLibxdp && m.State == hook.StateEmpty:
+		return cell{string(m.State), red}
 	case m.Kind != hook.KindMember:
 		return cell{string(m.Kind), yellow}
 	case m.State == hook.StateRunning:

@@ -105,6 +105,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 		a.holdersCommand(),
 		a.watchCommand(),
 		a.adoptCommand(),
+		a.convertCommand(),
 		a.pinCommand(),
 		a.unpinCommand(),
 		a.doctorCommand(),

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -46,6 +51,7 @@ func TestMain(m *testing.M) {
 //	mask FILE              put words in the place of what differs from run to run
 //	clean                  nothing is attached, and no chain has a pin
 //	othertool ...          do what other tools do; see below
+//	[freplace]             this kernel lets programs replace functions, as libxdp needs
 //
 // Every script ends with clean.
 func TestScripts(t *testing.T) {
@@ -66,6 +72,7 @@ func TestScripts(t *testing.T) {
 				Files:              []string{script},
 				RequireUniqueNames: true,
 				UpdateScripts:      *update,
+				Condition:          condition,
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("NS", pair.Server.Name)
 					env.Setenv("NSPATH", pair.Server.Path())
@@ -88,6 +95,17 @@ func TestScripts(t *testing.T) {
 			})
 		})
 	}
+}
+
+// condition tells what a script may depend on, for "[freplace]".
+func condition(name string) (bool, error) {
+	if name != "freplace" {
+		return false, fmt.Errorf("unknown condition %q", name)
+	}
+	kernel.RaiseMemlock() // as main does
+	features, err := dispatcher.Features(context.Background(), dispatcher.Target{Hook: hook.XDP}, dispatcher.ReadOptions{})
+	i := slices.IndexFunc(features, func(f dispatcher.Feature) bool { return f.Name == name })
+	return err == nil && features[i].Supported, err
 }
 
 // scriptT runs a script within the test that made its namespaces.
@@ -189,5 +207,9 @@ func clean(ts *testscript.TestScript, neg bool, args []string) {
 	pins = slices.DeleteFunc(pins, func(e os.DirEntry) bool { return e.Name() == "registry" })
 	if err == nil && len(pins) > 0 {
 		ts.Fatalf("left pinned: %v", pins)
+	}
+	// The folder may have others' too: ip and tc make it a link to theirs.
+	if dispatchers, _ := filepath.Glob(filepath.Join(ts.Getenv("BPFFS"), "xdp", "dispatch-*")); len(dispatchers) > 0 {
+		ts.Fatalf("left pinned by libxdp's protocol: %v", dispatchers)
 	}
 }

@@ -50,6 +50,8 @@ func (s *site) adopt(l *state.Locked, req AdoptRequest) (*slotHandle, error) {
 		return nil, hook.Because(fs.ErrNotExist, "there is no %q without a link", req.Entry)
 	case snap.chain == nil && len(snap.links) > 0:
 		return nil, s.occupied(snap)
+	case snap.isLibxdp():
+		return nil, s.occupied(snap)
 	case snap.chain == nil:
 		return s.adoptLegacy(l, snap, req)
 	case snap.chain.Closed:

@@ -15,6 +15,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 // A Place is where to attach: a hook of a device or a cgroup, and the bpffs to
@@ -34,6 +35,10 @@ type Request struct {
 	Mode       hook.Mode
 	Persistent bool
 	Owner      string
+	// Style of the chain to start on a free device, and to insist on elsewhere.
+	Style hook.Style
+	// ConfigVersion of a chain of libxdp that is started; 0 chooses.
+	ConfigVersion uint8
 }
 
 // site is an opened Place.
@@ -103,6 +108,14 @@ func (r *Request) check(s *site) error {
 	}
 	if r.Mode > hook.ModeGeneric {
 		return hook.Because(hook.ErrUsage, "mode %v: a chain cannot be attached that way", r.Mode)
+	}
+	switch {
+	case r.Style != "" && s.Hook != hook.XDP:
+		return hook.Because(hook.ErrUsage, "style %v: only XDP has styles", r.Style)
+	case r.ConfigVersion != 0 && r.Style != hook.StyleLibxdp:
+		return hook.Because(hook.ErrUsage, "config version %d: only a chain of libxdp has one", r.ConfigVersion)
+	case r.ConfigVersion > libxdp.MaxVersion:
+		return hook.Because(hook.ErrUsage, "config version %d: libxdp's are 1 to %d", r.ConfigVersion, libxdp.MaxVersion)
 	}
 	if r.Persistent && s.pins == nil && s.Hook.Family() != "tc" { // filters are not pinned
 		return s.noBPFFS()

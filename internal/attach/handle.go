@@ -422,7 +422,18 @@ func (h *slotHandle) occupant() (*ebpf.Program, error) {
 	}
 }
 
-func (xdp) open(ctx context.Context, s *site, ref hook.Ref) (Handle, error) {
+func (xdp) open(ctx context.Context, s *site, ref hook.Ref) (h Handle, err error) {
+	err = s.inStyle(ctx, "", func() error {
+		h, err = s.openOwned(ctx, ref)
+		return err
+	}, func() error {
+		h, err = s.openLibxdp(ctx, ref)
+		return err
+	})
+	return h, err
+}
+
+func (s *site) openOwned(ctx context.Context, ref hook.Ref) (Handle, error) {
 	var h *slotHandle
 	name := string(ref)
 	err := retry(ctx, func() error {
@@ -435,7 +446,7 @@ func (xdp) open(ctx context.Context, s *site, ref hook.Ref) (Handle, error) {
 		case snap.free():
 			return hook.Because(fs.ErrNotExist, "there is no member %q: nothing is attached", name)
 		case snap.chain == nil:
-			return s.occupied(snap)
+			return s.taken(snap)
 		}
 		i := snap.chain.Named(name)
 		if i < 0 {

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 // A Feature is something that may be missing.
@@ -66,7 +66,7 @@ func Probe(ctx context.Context, p Place) ([]Feature, error) {
 	}
 	add("netns-cookie", "Linux 5.14", err)
 	probeLinks(add)
-	add("freplace", "Linux 5.6, and no policy against it; needed for chains of libxdp only", tryFreplace())
+	add("freplace", "Linux 5.10, and no policy against it; needed for chains of libxdp only", libxdp.Supported())
 	add("bpffs", "a bpffs at "+p.BPFFS+"; needed for persistent members", tryBPFFS(p.BPFFS))
 
 	if p.Target == "" {
@@ -143,34 +143,6 @@ func inNewNetNS(fn func() error) error {
 		errs <- fn()
 	}()
 	return <-errs
-}
-
-// tryFreplace loads an extension of a dispatcher's slot function.
-func tryFreplace() error {
-	slot, err := state.NewSlot("probe")
-	if err != nil {
-		return err
-	}
-	defer slot.Close()
-	chain := &state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain, Slots: []dispatch.Slot{{Name: "probe", Settings: hook.Settings{}.WithDefaults()}}}}
-	target, err := state.Build(chain, []*ebpf.Map{slot})
-	if err != nil {
-		return err
-	}
-	defer target.Close()
-	insns := dispatch.Generate(nil)
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "ld_probe", Type: ebpf.Extension, AttachTo: dispatch.SlotFunc(0), AttachTarget: target,
-		Instructions: append(asm.Instructions{}, insns...), License: "Dual BSD/GPL",
-	})
-	if err == nil {
-		prog.Close()
-		return nil
-	}
-	if errors.Is(err, unix.EPERM) {
-		return kernel.Explain(unix.EPERM)
-	}
-	return err
 }
 
 func tryBPFFS(path string) error {

@@ -156,6 +156,11 @@ func (s *site) occupied(snap *snapshot) error {
 	e.Occupant.Program, _ = describe(snap.prog)
 	switch len(snap.links) {
 	case 0:
+		if snap.isLibxdp() {
+			e.Occupant.Kind = hook.KindLibxdp
+			e.Hint = fmt.Sprintf("\"%s convert xdp %s --style owned\" moves its members over to an owned chain", s.command(), snap.device.Name)
+			return e
+		}
 		in, xdp := "", "xdp"
 		if s.NetNS != "" {
 			in = "-n " + s.NetNS + " "
@@ -221,6 +226,12 @@ func (s *site) view(snap *snapshot) (*hook.Chain, error) {
 	if snap.free() {
 		return c, nil
 	}
+	if lc, err := s.libxdpOf(snap); lc != nil || err != nil {
+		if lc != nil {
+			viewLibxdp(c, lc)
+		}
+		return c, err
+	}
 	if snap.chain == nil {
 		m := hook.Member{Kind: hook.KindLegacy, State: hook.StateRunning}
 		if len(snap.links) > 0 {
@@ -261,7 +272,7 @@ func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uin
 		return kernel.Errno("dispatcher", err)
 	}
 	id, _ := info.ID()
-	c.DispatcherID, c.LinkID, c.Frags = uint32(id), linkID, chain.Shape.Frags
+	c.Style, c.DispatcherID, c.LinkID, c.Frags = hook.StyleOwned, uint32(id), linkID, chain.Shape.Frags
 	folder := state.ChainFolder(linkID, chain.ID)
 	if pins != nil {
 		if paths := pins.List(folder); paths != nil {

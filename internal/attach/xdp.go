@@ -23,7 +23,18 @@ import (
 // xdp is the family of the XDP hook: chains behind a dispatcher.
 type xdp struct{}
 
-func (xdp) attach(ctx context.Context, s *site, src load.Source, req Request) (Handle, error) {
+func (xdp) attach(ctx context.Context, s *site, src load.Source, req Request) (h Handle, err error) {
+	err = s.inStyle(ctx, req.Style, func() error {
+		h, err = s.attachOwned(ctx, src, req)
+		return err
+	}, func() error {
+		h, err = s.attachLibxdp(ctx, src, req)
+		return err
+	})
+	return h, err
+}
+
+func (s *site) attachOwned(ctx context.Context, src load.Source, req Request) (Handle, error) {
 	var h *slotHandle
 	deadline := time.Now().Add(leaveWait)
 	loaded, err := s.withProgram(ctx, src, func(prog *load.Loaded) error {
@@ -43,7 +54,18 @@ func (xdp) attach(ctx context.Context, s *site, src load.Source, req Request) (H
 	return h, nil
 }
 
-func (xdp) plan(ctx context.Context, s *site, src load.Source, req Request) (*hook.Chain, error) {
+func (xdp) plan(ctx context.Context, s *site, src load.Source, req Request) (c *hook.Chain, err error) {
+	err = s.inStyle(ctx, req.Style, func() error {
+		c, err = s.planOwned(ctx, src, req)
+		return err
+	}, func() error {
+		c, err = s.planLibxdp(ctx, src, req)
+		return err
+	})
+	return c, err
+}
+
+func (s *site) planOwned(ctx context.Context, src load.Source, req Request) (*hook.Chain, error) {
 	var c *hook.Chain
 	loaded, err := s.withProgram(ctx, src, func(prog *load.Loaded) (err error) {
 		c, err = s.plan(prog, req)
@@ -99,7 +121,7 @@ func (s *site) shape() (*dispatch.Shape, error) {
 	case snap.free(), snap.chain != nil && snap.chain.Closed:
 		return nil, nil
 	case snap.chain == nil:
-		return nil, s.occupied(snap)
+		return nil, s.taken(snap)
 	}
 	return &snap.chain.Shape, nil
 }
@@ -115,7 +137,7 @@ func (s *site) readToJoin(prog *load.Loaded, req Request) (*snapshot, error) {
 	case snap.free():
 		return snap, nil
 	case snap.chain == nil:
-		err = s.occupied(snap)
+		err = s.taken(snap)
 	case snap.chain.Closed:
 		// Whoever closed it has died before the end: finish it.
 		if err = snap.root.release(snap.prog); err == nil {
@@ -165,8 +187,9 @@ func mapID(m *ebpf.Map) (uint32, error) {
 // is started anew at once shall not be refused for that.
 var errTaken = errors.New("the name is taken")
 
-// leaveWait is how long to wait for a member to leave.
-const leaveWait = 250 * time.Millisecond
+// leaveWait is how long to wait for a member to leave: on a busy machine, with others who
+// look at the slot meanwhile and so keep it, 250 ms were seen not to do.
+const leaveWait = time.Second
 
 // insert is an edit that adds a member. It takes the place of a closed door of
 // the same name, which then was closed until now.
@@ -360,8 +383,12 @@ func (xdp) read(ctx context.Context, s *site) (c *hook.Chain, err error) {
 	return c, err
 }
 
-// detach takes out one member, or all of them for an empty ref, and their pins.
 func (xdp) detach(ctx context.Context, s *site, ref hook.Ref, _ bool) error {
+	return s.inStyle(ctx, "", func() error { return s.detachOwned(ctx, ref) }, func() error { return s.detachLibxdp(ctx, ref) })
+}
+
+// detachOwned takes out one member, or all of them for an empty ref, and their pins.
+func (s *site) detachOwned(ctx context.Context, ref hook.Ref) error {
 	return retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) error {
 			snap, err := s.read()
@@ -373,7 +400,7 @@ func (xdp) detach(ctx context.Context, s *site, ref hook.Ref, _ bool) error {
 			case snap.free():
 				return hook.Because(fs.ErrNotExist, "nothing is attached")
 			case snap.chain == nil:
-				return s.occupied(snap)
+				return s.taken(snap)
 			case snap.chain.Closed:
 				// Whoever detached its last member died before the end.
 				return snap.root.release(snap.prog)

@@ -180,6 +180,11 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 			return nil, err
 		}
 	}
+	if x := want.Extension; x != nil {
+		p := spec.Programs[name]
+		p.Type, p.AttachType, p.AttachTarget, p.AttachTo = ebpf.Extension, ebpf.AttachNone, x.Target, x.Function
+		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS // it has those of its target
+	}
 	fresh, err := s.Options.pinByName(spec)
 	if err != nil {
 		return nil, err
@@ -197,6 +202,9 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 		// Maps are made, and pinned, before the program is refused.
 		for path := range fresh {
 			_ = os.Remove(path)
+		}
+		if want.Extension != nil && errors.Is(err, unix.EPERM) {
+			return nil, kernel.Freplace("load program "+name, unix.EPERM)
 		}
 		return nil, refused(name, err)
 	}

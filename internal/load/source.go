@@ -26,6 +26,16 @@ type Want struct {
 	// Shape is that of the XDP chain it joins; nil when it starts one, and gets
 	// the shape it was written for.
 	Shape *dispatch.Shape
+	// Extension is the function whose place an XDP program takes; nil for one
+	// that is attached by itself.
+	Extension *Extension
+}
+
+// An Extension is a function of a loaded program that another one replaces
+// (BPF_PROG_TYPE_EXT, "freplace").
+type Extension struct {
+	Target   *ebpf.Program
+	Function string
 }
 
 // Loaded is a program and what is known about it.

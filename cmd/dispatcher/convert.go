@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// styleFlags choose the style of a chain.
+type styleFlags struct {
+	style   hook.Style
+	version uint8
+}
+
+func (s *styleFlags) add(cmd *cobra.Command, text string) {
+	flags := cmd.Flags()
+	flags.Func("style", text, func(word string) (err error) {
+		s.style, err = hook.ParseStyle(word)
+		return err
+	})
+	flags.Func("config-version", "libxdp: `N` is 1 (libxdp up to 1.2), 2 (up to 1.5) or 3: which ones can change the chain (default: that of the libxdp on this machine)", func(word string) error {
+		n, err := strconv.ParseUint(word, 10, 8)
+		if err != nil || n < 1 || n > libxdp.MaxVersion {
+			return fmt.Errorf("must be a number from 1 to %d", libxdp.MaxVersion)
+		}
+		s.version = uint8(n)
+		return nil
+	})
+	completeFlag(cmd, "style", fixed(string(hook.StyleOwned), string(hook.StyleLibxdp)))
+	completeFlag(cmd, "config-version", fixed("1", "2", "3"))
+}
+
+// isLibxdp tells whether a program would join a chain of libxdp, which keeps no
+// names of its own.
+func (a *app) isLibxdp(ctx context.Context, t dispatcher.Target, asked hook.Style) bool {
+	if t.Hook != hook.XDP || asked == hook.StyleLibxdp {
+		return t.Hook == hook.XDP
+	}
+	c, err := dispatcher.Read(ctx, t, a.readOptions())
+	return err == nil && c.Style == hook.StyleLibxdp
+}
+
+func (a *app) convertCommand() *cobra.Command {
+	var (
+		style    styleFlags
+		programs []string
+		noGap    bool
+		owner    string
+	)
+	cmd := &cobra.Command{
+		Use:   "convert xdp TARGET --style STYLE",
+		Short: "Move all members of a chain of libxdp over to an owned one, or back",
+		Long: `Move all members of the chain on a device over to a chain of the other style, with
+their order, continue sets and maps.
+
+--style owned takes the members of a chain of libxdp (xdp-loader), which anyone may
+replace, and makes them members of a chain that a link protects. Programs that use
+libxdp can then not join it any more.
+
+--style libxdp is the way back: for at most 10 members, all persistent.
+
+A member's program is taken as it is loaded, where the kernel lets it run behind
+the other dispatcher; if not, give its file with --program. It goes on with the maps
+that it has.
+
+For a moment nothing is attached, and packets pass unfiltered: the kernel lets
+neither a link take the place of what netlink attached, nor the reverse. With
+--no-gap an owned chain comes without that, and without a link: it is not protected
+until "adopt" gives it one.`,
+		Example: `  dispatcher convert xdp eth0 --style owned
+  dispatcher convert xdp eth0 --style owned --program xdp_filter=filter.o --program id:41=other.o:main
+  dispatcher convert xdp eth0 --style libxdp --config-version 2`,
+		Args:              words(1, "HOOK", "TARGET"),
+		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			args = withoutDev(args, 1)
+			t, err := a.target(args[0], args[1])
+			if err != nil {
+				return err
+			}
+			if style.style == "" {
+				return usage("--style owned protects the chain, --style libxdp shares it with C programs", "--style is missing")
+			}
+			o := dispatcher.ConvertOptions{NoGap: noGap, ConfigVersion: style.version, Owner: owner, BPFFS: a.bpffs, Programs: map[hook.Ref]dispatcher.Source{}}
+			var sources []programSource
+			defer func() {
+				for _, s := range sources {
+					s.release()
+				}
+			}()
+			for _, text := range programs {
+				member, word, ok := strings.Cut(text, "=")
+				ref := hook.Ref(member)
+				if err := ref.Check(); !ok || err != nil {
+					return usage("as in --program xdp_filter=filter.o", "--program %s: %v", text, errors.Join(err, errors.New("must be MEMBER=PROGRAM")))
+				}
+				from, err := (&programFlags{}).source(a, t.Hook, word)
+				if err != nil {
+					return err
+				}
+				sources = append(sources, from)
+				o.Programs[ref] = from.Source
+			}
+			if err := a.needBPFFS(); err != nil {
+				return err
+			}
+			if !noGap {
+				a.warnOfConversion(cmd.Context(), t)
+			}
+			c, err := dispatcher.Convert(cmd.Context(), t, style.style, o)
+			if err != nil {
+				return err
+			}
+			if c.Style == hook.StyleOwned && !c.Protected() {
+				a.warn("the chain on xdp %s is not protected: anyone may replace it; \"%s\" protects it", t.Name(), adoptLine(t))
+			}
+			if a.verbose {
+				a.note("%d members are in %s chain now", len(c.Members), map[hook.Style]string{hook.StyleOwned: "an owned", hook.StyleLibxdp: "a libxdp"}[c.Style])
+			}
+			return nil
+		},
+	}
+	style.add(cmd, "`STYLE` to move to: owned or libxdp")
+	flags := cmd.Flags()
+	flags.StringArrayVar(&programs, "program", nil, "take a member from a file or another program: `MEMBER=PROGRAM`, where MEMBER is a name or id:N and PROGRAM is as for \"attach\" (repeatable)")
+	flags.BoolVar(&noGap, "no-gap", false, "owned: let no packet pass unfiltered; the chain is then not protected")
+	flags.StringVar(&owner, "owner", "dispatcher", "owned: `LABEL` that tells others whose the members are")
+	return cmd
+}
+
+// warnOfConversion says what it costs before it is done.
+func (a *app) warnOfConversion(ctx context.Context, t dispatcher.Target) {
+	c, err := dispatcher.Read(ctx, t, a.readOptions())
+	if err == nil && len(c.Members) > 0 && (c.Style == hook.StyleLibxdp || c.Style == hook.StyleOwned && c.Protected()) {
+		a.warn("packets on %s pass unfiltered for the short moment in which one chain takes the place of the other", t.Name())
+	}
+}

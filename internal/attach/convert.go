@@ -1,0 +1,287 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// A ConvertRequest is how a chain of XDP goes over to the other style.
+type ConvertRequest struct {
+	To hook.Style
+	// Programs are where members are to be had from, by name or as "id:PROG".
+	// Others are taken as they are loaded.
+	Programs map[hook.Ref]load.Source
+	// NoGap leaves the owned chain without a link.
+	NoGap bool
+	// ConfigVersion is that of the chain of libxdp; 0 chooses.
+	ConfigVersion uint8
+	Owner         string
+}
+
+// Convert moves all members of the chain on a device over to a chain of the other
+// style.
+func Convert(ctx context.Context, p Place, req ConvertRequest) (c *hook.Chain, err error) {
+	err = p.do(func(s *site) error {
+		if s.Hook != hook.XDP {
+			return hook.Because(hook.ErrUsage, "%s has no styles of chains; only xdp has", s.Hook)
+		}
+		if s.pins == nil {
+			return s.noBPFFS()
+		}
+		if req.Owner == "" {
+			req.Owner = executable()
+		}
+		convert := s.toOwned
+		switch {
+		case req.To == hook.StyleLibxdp && req.NoGap:
+			return hook.Because(hook.ErrUsage, "without a gap: netlink cannot take the place of a link; there is always a gap on the way to a chain of libxdp")
+		case req.To == hook.StyleLibxdp:
+			convert = s.toLibxdp
+		case req.To != hook.StyleOwned:
+			return hook.Because(hook.ErrUsage, "style %q: must be %s or %s", req.To, hook.StyleOwned, hook.StyleLibxdp)
+		}
+		if err := retry(ctx, func() error { return convert(ctx, req) }); err != nil {
+			return err
+		}
+		c, err = p.family().read(ctx, s)
+		return err
+	})
+	return c, err
+}
+
+// source returns where a member is to be had from, and takes it out of those
+// that were given.
+func (req *ConvertRequest) source(given map[hook.Ref]load.Source, m *hook.Member) load.Source {
+	for _, ref := range []hook.Ref{hook.ProgramRef(m.Program.ID), hook.Ref(m.Name)} {
+		if src := given[ref]; src != nil {
+			delete(given, ref)
+			return src
+		}
+	}
+	return nil
+}
+
+// unknown refuses sources for members that there are not.
+func unknown(given map[hook.Ref]load.Source, c *hook.Chain) error {
+	for ref := range given {
+		return hook.Because(fs.ErrNotExist, "there is no member %q to have another program (there are: %s)", ref, memberNames(c))
+	}
+	return nil
+}
+
+func memberNames(c *hook.Chain) string {
+	names := ""
+	for i, m := range c.Members {
+		if i > 0 {
+			names += ", "
+		}
+		names += m.Name
+	}
+	return names
+}
+
+func cloneSources(from map[hook.Ref]load.Source) map[hook.Ref]load.Source {
+	clone := make(map[hook.Ref]load.Source, len(from))
+	for ref, src := range from {
+		clone[ref] = src
+	}
+	return clone
+}
+
+// anOwned is an owned chain that is not on a device yet.
+type anOwned struct {
+	chain  state.Chain
+	slots  []*ebpf.Map
+	loaded []*load.Loaded
+	prog   *ebpf.Program
+}
+
+// close lets go of what is pinned by now, or was not needed.
+func (o *anOwned) close(used bool) {
+	for _, l := range o.loaded {
+		if used {
+			l.Close()
+		} else {
+			l.Discard()
+		}
+	}
+	for _, slot := range o.slots {
+		slot.Close()
+	}
+	if o.prog != nil {
+		o.prog.Close()
+	}
+}
+
+// toOwned takes a dispatcher of libxdp off the device and puts an owned chain
+// there.
+func (s *site) toOwned(ctx context.Context, req ConvertRequest) error {
+	snap, err := s.read()
+	if err != nil {
+		return err
+	}
+	defer snap.close()
+	from, err := s.libxdpOf(snap)
+	switch {
+	case err != nil:
+		return err
+	case snap.free():
+		return hook.Because(fs.ErrNotExist, "nothing is attached")
+	case snap.chain != nil:
+		return &hook.Error{Err: hook.Because(fs.ErrExist, "the chain is an owned one already"), Hint: "attach adds members to it"}
+	case from == nil:
+		return s.occupied(snap)
+	}
+	owned, err := s.ownedOf(snap, from, req)
+	if err != nil {
+		return err
+	}
+	used := false
+	defer func() { owned.close(used) }()
+	err = s.locked(ctx, func(l *state.Locked) error {
+		// The pins come first, so that no step leaves members without an owner.
+		folder := state.ChainFolder(0, owned.chain.ID)
+		for i, slot := range owned.chain.Slots {
+			if err := l.Add(folder, nil, state.MemberPins{Name: slot.Name, Slot: owned.slots[i], Maps: owned.loaded[i].Maps}); err != nil {
+				return errors.Join(err, l.RemoveChain(folder))
+			}
+		}
+		state.Step("convert: pinned")
+		if err := s.exchangeChain(l, snap, owned, req.NoGap); err != nil {
+			return errors.Join(err, l.RemoveChain(folder))
+		}
+		used = true
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	state.Step("convert: attached")
+	return libxdp.Remove(ctx, s.BPFFS, snap.device.Index, ebpf.ProgramID(from.Dispatcher.ID))
+}
+
+// exchangeChain puts the chain, whose members are pinned, in the place of what
+// is on the device.
+func (s *site) exchangeChain(l *state.Locked, snap *snapshot, owned *anOwned, noGap bool) error {
+	if noGap {
+		n := &netlinkRoot{s.ns, snap.device.Index, snap.mode}
+		return n.swap(owned.prog, snap.prog)
+	}
+	r, err := s.exchange(snap, owned.prog)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	state.Step("convert: after the gap")
+	if err := l.Move(state.ChainFolder(0, owned.chain.ID), state.ChainFolder(r.linkID(), 0), r.pinner()); err != nil {
+		return errors.Join(err, s.restore(r, owned.prog, snap))
+	}
+	return nil
+}
+
+// ownedOf makes an owned chain of the members of one of libxdp.
+func (s *site) ownedOf(snap *snapshot, from *libxdp.Chain, req ConvertRequest) (owned *anOwned, err error) {
+	var view hook.Chain
+	viewLibxdp(&view, from)
+	shape := dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: from.Config.Frags}
+	owned = &anOwned{chain: state.Chain{ID: rand.Uint64(), Home: s.home(snap.device, snap.mode), Plan: dispatch.Plan{Shape: shape}}}
+	defer func() {
+		if err != nil {
+			owned.close(false)
+		}
+	}()
+	given := cloneSources(req.Programs)
+	last := hook.MinPriority
+	for i := range view.Members {
+		m := &view.Members[i]
+		if m.State == hook.StateEmpty {
+			continue // its program has gone, and packets pass it by
+		}
+		loaded, err := s.memberProgram(m, req.source(given, m), load.Want{Hook: hook.XDP, Shape: &shape})
+		if err != nil {
+			return nil, err
+		}
+		owned.loaded = append(owned.loaded, loaded)
+		slot, err := newSlot(loaded)
+		if err != nil {
+			return nil, s.notCallable(m, err)
+		}
+		owned.slots = append(owned.slots, slot)
+		id, err := mapID(slot)
+		if err != nil {
+			return nil, err
+		}
+		// libxdp's priorities are any numbers; the order is what counts.
+		last = max(last, min(m.Priority, hook.MaxPriority))
+		settings := hook.Settings{Priority: last, ContinueOn: m.ContinueOn, OnMissing: hook.MissingContinue}
+		owned.chain.Slots = append(owned.chain.Slots, dispatch.Slot{
+			MapID: id, Name: uniqueName(owned.chain.Slots, m.Name), Owner: req.Owner, Persistent: true, Settings: settings,
+		})
+	}
+	if err := unknown(given, &view); err != nil {
+		return nil, err
+	}
+	if len(owned.slots) == 0 {
+		return nil, &hook.Error{
+			Err:  hook.Because(fs.ErrNotExist, "the dispatcher has no members any more: their pins are gone"),
+			Hint: "detach it with --all",
+		}
+	}
+	owned.prog, err = state.Build(&owned.chain, owned.slots)
+	return owned, err
+}
+
+// memberProgram returns the program of a member, loaded anew from src, or as it
+// is where there is none. A program from a file goes on with the old one's maps.
+func (s *site) memberProgram(m *hook.Member, src load.Source, want load.Want) (*load.Loaded, error) {
+	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(m.Program.ID))
+	if err != nil {
+		return nil, again(fmt.Errorf("member %q: %w", m.Name, err))
+	}
+	defer old.Close()
+	if src == nil {
+		return load.Reuse(old, *want.Shape)
+	}
+	src, release, err := load.Inherit(load.PinningIn(src, s.BPFFS), old)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return src.Load(want)
+}
+
+// notCallable is the error for a program of libxdp's that the kernel does not
+// let be called from a slot.
+func (s *site) notCallable(m *hook.Member, err error) error {
+	return &hook.Error{
+		Err:  hook.Because(hook.ErrIncompatible, "member %q (program id %d) was loaded for libxdp's dispatcher, and this kernel does not let it run elsewhere: %w", m.Name, m.Program.ID, err),
+		Hint: fmt.Sprintf("give its file: --program %s=FILE[:NAME]", m.Name),
+	}
+}
+
+// uniqueName returns the name, with a number if it is taken.
+func uniqueName(slots []dispatch.Slot, name string) string {
+	taken := func(name string) bool {
+		return slices.ContainsFunc(slots, func(s dispatch.Slot) bool { return s.Name == name })
+	}
+	if !taken(name) {
+		return name
+	}
+	for n := 2; ; n++ {
+		if numbered := fmt.Sprintf("%s-%d", name, n); !taken(numbered) {
+			return numbered
+		}
+	}
+}

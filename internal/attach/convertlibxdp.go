@@ -1,0 +1,174 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// toLibxdp takes an owned chain off the device and puts a dispatcher of libxdp
+// there. Netlink cannot take the place of a link, so nothing is attached for a
+// moment; all else is done before.
+func (s *site) toLibxdp(ctx context.Context, req ConvertRequest) error {
+	return s.locked(ctx, func(l *state.Locked) error {
+		snap, err := s.read()
+		if err != nil {
+			return err
+		}
+		defer snap.close()
+		switch {
+		case snap.free():
+			return hook.Because(fs.ErrNotExist, "nothing is attached")
+		case snap.isLibxdp():
+			return &hook.Error{Err: hook.Because(fs.ErrExist, "the chain is one of libxdp already"), Hint: "attach adds members to it"}
+		case snap.chain == nil:
+			return s.occupied(snap)
+		}
+		view, err := s.view(snap)
+		if err != nil {
+			return err
+		}
+		members, release, err := s.incoming(view, req)
+		if err != nil {
+			return err
+		}
+		built, err := s.libxdp().Build(ctx, members, libxdp.BuildOptions{Version: req.ConfigVersion})
+		if err != nil {
+			release(false)
+			return err
+		}
+		err = s.exchangeForLibxdp(l, snap, built)
+		release(err == nil)
+		return err
+	})
+}
+
+// exchangeForLibxdp puts the dispatcher in the place of the chain.
+func (s *site) exchangeForLibxdp(l *state.Locked, snap *snapshot, built *libxdp.Built) error {
+	folder := state.ChainFolder(snap.root.linkID(), snap.chain.ID)
+	n := &netlinkRoot{s.ns, snap.device.Index, snap.mode}
+	state.Step("convert: before the gap")
+	if snap.root.linkID() == 0 {
+		if err := n.swap(built.Dispatcher, snap.prog); err != nil {
+			return errors.Join(err, built.Discard())
+		}
+	} else {
+		if err := snap.root.release(snap.prog); err != nil {
+			return errors.Join(err, built.Discard())
+		}
+		state.Step("convert: in the gap")
+		err := n.rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(n.index, built.Dispatcher.FD(), -1, n.mode) })
+		if err != nil {
+			return errors.Join(fmt.Errorf("attach libxdp's dispatcher: %w", err), s.reinstate(l, snap, folder), built.Discard())
+		}
+	}
+	state.Step("convert: after the gap")
+	if err := built.Commit(); err != nil {
+		return err
+	}
+	return l.RemoveChain(folder)
+}
+
+// reinstate puts a chain back whose link was detached: with another link.
+func (s *site) reinstate(l *state.Locked, snap *snapshot, folder string) error {
+	r, err := s.create(snap.device.Index, snap.mode, snap.prog)
+	if err == nil {
+		defer r.close()
+		err = l.Succession(folder, state.ChainFolder(r.linkID(), 0), r.pinner())
+	}
+	if err != nil {
+		return fmt.Errorf("the chain could not be put back, \"dispatcher recover --reattach\" tries it again: %w", err)
+	}
+	return nil
+}
+
+// incoming are the members of an owned chain as those of one of libxdp. release
+// is called when they are in use, or not to be used.
+func (s *site) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp.Incoming, release func(used bool), err error) {
+	var components []*component
+	release = func(used bool) {
+		for _, c := range components {
+			if c.loaded != nil && used {
+				c.loaded.Close()
+			} else {
+				c.discard()
+			}
+		}
+	}
+	given := cloneSources(req.Programs)
+	last := hook.MinPriority
+	for i := range view.Members {
+		m := &view.Members[i]
+		if err := convertible(m); err != nil {
+			return nil, nil, err
+		}
+		if m.State == hook.StateEmpty {
+			continue // passed by, as it is there
+		}
+		src := req.source(given, m)
+		if src == nil {
+			src = load.ID(m.Program.ID)
+		}
+		src, about, err := load.Describe(load.PinningIn(src, s.BPFFS))
+		if err != nil {
+			return nil, nil, err
+		}
+		c := &component{src: src, about: about, asked: m.Settings, old: m.Program.ID}
+		components = append(components, c)
+		// Of equal priorities libxdp runs the first by name first.
+		if n := len(members); n > 0 && m.Priority <= last && components[n-1].about.Name > about.Name {
+			last++
+		}
+		last = max(last, m.Priority)
+		members = append(members, libxdp.Incoming{Source: c, Priority: last, ContinueOn: m.ContinueOn})
+	}
+	switch err := unknown(given, view); {
+	case err != nil:
+		return nil, nil, err
+	case len(members) == 0:
+		return nil, nil, hook.Because(fs.ErrNotExist, "the chain has no member that runs")
+	case len(members) > libxdp.MaxMembers:
+		return nil, nil, hook.Because(hook.ErrChainFull, "the chain has %d members, and libxdp's dispatcher has room for %d", len(members), libxdp.MaxMembers)
+	}
+	return members, release, nil
+}
+
+// convertible tells why a member cannot be one of a chain of libxdp.
+func convertible(m *hook.Member) error {
+	switch {
+	case m.State != hook.StateRunning && m.OnMissing != hook.MissingContinue, m.OnMissing > hook.MissingContinue:
+		return &hook.Error{
+			Err:  hook.Because(hook.ErrIncompatible, "member %q asks for a closed door when its owner is gone (%v), which libxdp does not have", m.Name, m.OnMissing),
+			Hint: "set it to --on-missing continue first, or detach it",
+		}
+	case m.State == hook.StateRunning && !m.Persistent:
+		return &hook.Error{
+			Err:  hook.Because(hook.ErrBusy, "member %q is owned by a process, which would lose it", m.Name),
+			Hint: "pin it first (dispatcher pin), or end its owner",
+		}
+	}
+	return nil
+}
+
+// inheriting is the source of a component that takes the place of a program: it
+// goes on with that one's maps.
+func inheriting(src load.Source, id uint32) (_ load.Source, release func(), err error) {
+	if id == 0 {
+		return src, func() {}, nil
+	}
+	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return nil, nil, again(err)
+	}
+	defer old.Close()
+	return load.Inherit(src, old)
+}

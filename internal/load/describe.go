@@ -1,0 +1,78 @@
+package load
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// A Description is what is known of an XDP program before it is loaded.
+type Description struct {
+	Name     string // of the function, whole
+	Shape    dispatch.Shape
+	Defaults hook.Settings // that the program itself asks for
+	Loaded   bool          // it is loaded already
+}
+
+// Describe describes an XDP program, and returns the source to load it from:
+// a file is read once.
+func Describe(src Source) (Source, Description, error) {
+	switch s := src.(type) {
+	case File:
+		b, err := readFile(s.Path)
+		if err != nil {
+			return nil, Description{}, err
+		}
+		spec, err := Parse(b)
+		if err != nil {
+			return nil, Description{}, fmt.Errorf("%s: %w", s.Path, err)
+		}
+		of := Spec{spec, s.Options}
+		d, err := of.describe()
+		if err != nil {
+			err = fmt.Errorf("%s: %w", s.Path, err)
+		}
+		return of, d, err
+	case Spec:
+		d, err := s.describe()
+		return s, d, err
+	}
+	l, err := src.Load(Want{Hook: hook.XDP})
+	if err != nil {
+		return nil, Description{}, err
+	}
+	defer l.Close()
+	return src, Description{Name: l.Name, Shape: l.Shape, Defaults: l.Defaults, Loaded: true}, nil
+}
+
+func (s Spec) describe() (d Description, err error) {
+	if s.Collection == nil {
+		return d, hook.Because(hook.ErrUsage, "the collection spec is nil")
+	}
+	spec := s.Collection.Copy()
+	if d.Name, err = choose(spec, s.Options.Program, hook.XDP); err != nil {
+		return d, err
+	}
+	d.Shape, d.Defaults, err = prepare(spec, d.Name, Want{Hook: hook.XDP})
+	return d, err
+}
+
+// Reuse is a program that is loaded, as one of a chain of that shape, whatever it
+// was loaded for: the kernel says whether it fits when it is put in a slot. The
+// caller goes on to own prog.
+func Reuse(prog *ebpf.Program, shape dispatch.Shape) (*Loaded, error) {
+	clone, err := prog.Clone()
+	if err != nil {
+		return nil, kernel.Errno("program", err)
+	}
+	info, err := clone.Info()
+	if err != nil {
+		clone.Close()
+		return nil, kernel.Errno("program", err)
+	}
+	return &Loaded{Program: clone, Shape: shape, Name: info.Name, owned: []interface{ Close() error }{clone}}, nil
+}

@@ -1,0 +1,237 @@
+package libxdp
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// AttachOptions say how a program joins. The zero value joins the chain that is
+// there, with what the program itself asks for.
+type AttachOptions struct {
+	// Settings win over those of the source. OnMissing has no meaning here.
+	hook.Settings
+	// Mode is asked for when a chain is started. One that is there keeps its
+	// mode, and if another one is asked for that is an error.
+	Mode hook.Mode
+	// Start makes a chain on a device that has none. Else that is an error,
+	// fs.ErrNotExist.
+	Start bool
+	// Version is that of a chain that is started. libxdp joins only chains of
+	// the one version that it writes itself (1.3 to 1.5 write 2, and 1.6 writes
+	// 3), so the chain should be of the one that others here will join with. 0
+	// takes that of the dispatcher that was loaded last on this machine; else
+	// what the installed library (libxdp.so.1.N) writes; else MaxVersion. A chain
+	// that is there keeps its version.
+	Version uint8
+}
+
+// Attach adds a program to the chain on the device. It returns the new chain and
+// the program's id in it.
+func (d Device) Attach(ctx context.Context, src Source, o AttachOptions) (*Chain, ebpf.ProgramID, error) {
+	c, ids, err := d.AttachAll(ctx, []Source{src}, o)
+	if err != nil {
+		return nil, 0, err
+	}
+	return c, ids[0], nil
+}
+
+// AttachAll adds several programs in one step: all of them or none.
+func (d Device) AttachAll(ctx context.Context, sources []Source, o AttachOptions) (c *Chain, ids []ebpf.ProgramID, err error) {
+	err = d.at("attach", func(s *site) error {
+		join, begin, err := o.edit(sources)
+		if err != nil {
+			return err
+		}
+		defer join.close()
+		if c, err = s.change(ctx, join.edit, begin); err != nil {
+			return err
+		}
+		for _, l := range join {
+			ids = append(ids, ebpf.ProgramID(describe(l.prog).ID))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, ids, nil
+}
+
+// Plan tells what Attach would give and changes nothing; the program is not
+// loaded, so the kernel is not asked. The new member has no program, the chain
+// no dispatcher.
+func (d Device) Plan(ctx context.Context, src Source, o AttachOptions) (c *Chain, err error) {
+	err = d.at("attach", func(s *site) error {
+		join, begin, err := o.edit([]Source{src})
+		if err != nil {
+			return err
+		}
+		defer join.close()
+		f, err := folderToChange(s.BPFFS)
+		if err != nil {
+			return err
+		}
+		return retry(ctx, func() error {
+			snap, p, err := s.planned(join.edit, begin)
+			if err != nil {
+				return err
+			}
+			defer snap.close()
+			c, err = p.view(snap.device, nil, f)
+			return err
+		})
+	})
+	return c, err
+}
+
+// joining are programs on their way into a chain.
+type joining []*joiner
+
+// joiner is a new member and what it asks for.
+type joiner struct {
+	loader
+	config ProgramConfig
+	mode   hook.Mode
+}
+
+// edit checks the request.
+func (o AttachOptions) edit(sources []Source) (joining, *newChain, error) {
+	if len(sources) == 0 {
+		return nil, nil, hook.Because(hook.ErrUsage, "there is no program to attach")
+	}
+	if err := checkSettings(o.Settings); err != nil {
+		return nil, nil, err
+	}
+	if o.Mode > hook.ModeGeneric {
+		return nil, nil, hook.Because(hook.ErrUsage, "mode %v: a chain cannot be attached that way", o.Mode)
+	}
+	if o.Version > MaxVersion {
+		return nil, nil, hook.Because(ErrVersion, "version %d: the versions are 1 to %d", o.Version, MaxVersion)
+	}
+	var join joining
+	for _, src := range sources {
+		join = append(join, &joiner{loader{Source: src}, configFor(src, o.Settings), o.Mode})
+	}
+	if !o.Start {
+		return join, nil, nil
+	}
+	return join, &newChain{o.Mode, o.Version}, nil
+}
+
+// configFor is the configuration of a new member.
+func configFor(src Source, s hook.Settings) ProgramConfig {
+	var c ProgramConfig
+	c.configure(s.Or(src.Settings()).Or(hook.Settings{Priority: DefaultPriority, ContinueOn: hook.SetOf(hook.Pass)}))
+	if src.Frags() {
+		c.Flags = unix.BPF_F_XDP_HAS_FRAGS
+	}
+	return c
+}
+
+func (j joining) edit(p *plan) error {
+	for _, l := range j {
+		if l.mode != hook.ModeAuto && p.mode != l.mode {
+			return &hook.Error{
+				Err:  hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", p.mode),
+				Hint: fmt.Sprintf("ask for %v or auto", p.mode),
+			}
+		}
+		p.entries = append(p.entries, &entry{name: l.Name(), config: l.config, source: &l.loader})
+	}
+	return nil
+}
+
+// close lets go of what was loaded.
+func (j joining) close() {
+	for _, l := range j {
+		l.prog.Close()
+	}
+}
+
+// Detach takes a member out of the chain; the last one takes the dispatcher off
+// the device. What ref may be says [Chain.Find].
+func (d Device) Detach(ctx context.Context, ref hook.Ref) error {
+	return d.edit(ctx, "detach", func(p *plan) error {
+		e, err := p.find(ref)
+		if err == nil {
+			p.entries = slices.DeleteFunc(p.entries, func(x *entry) bool { return x == e })
+		}
+		return err
+	})
+}
+
+// DetachAll takes the dispatcher off the device with all its members, of
+// whatever version it is and wherever its pins are; those in another bpffs stay
+// there, where Clean removes them.
+func (d Device) DetachAll(ctx context.Context) error {
+	return d.at("detach", func(s *site) error {
+		f, err := folderToChange(s.BPFFS)
+		if err != nil {
+			return err
+		}
+		return retry(ctx, func() error {
+			snap, err := s.read()
+			if err != nil {
+				return err
+			}
+			defer snap.close()
+			switch {
+			case snap.free():
+				return hook.Because(fs.ErrNotExist, "nothing is attached")
+			case snap.chain == nil:
+				return s.occupied(snap)
+			}
+			return s.takeOff(ctx, f, snap)
+		})
+	})
+}
+
+// Set changes the priority of a member, and with it its place, and the verdicts
+// after which the next one runs. Zero values leave them as they are.
+func (d Device) Set(ctx context.Context, ref hook.Ref, settings hook.Settings) error {
+	if err := checkSettings(settings); err != nil {
+		return d.failed("set", err)
+	}
+	return d.edit(ctx, "set", func(p *plan) error {
+		e, err := p.find(ref)
+		if err == nil {
+			e.config.configure(settings)
+		}
+		return err
+	})
+}
+
+// Replace puts another program in the place of a member, with the settings of
+// that. Of members with the same priority the name decides the order, so that a
+// program of another name may come to another place among those.
+func (d Device) Replace(ctx context.Context, ref hook.Ref, src Source) error {
+	next := &loader{Source: src}
+	defer func() { next.prog.Close() }()
+	return d.edit(ctx, "replace", func(p *plan) error {
+		e, err := p.find(ref)
+		if err != nil {
+			return err
+		}
+		e.name, e.source, e.prog = src.Name(), next, nil
+		e.config.Flags &^= unix.BPF_F_XDP_HAS_FRAGS
+		if src.Frags() {
+			e.config.Flags |= unix.BPF_F_XDP_HAS_FRAGS
+		}
+		return nil
+	})
+}
+
+// edit changes a chain that is there.
+func (d Device) edit(ctx context.Context, op string, edit func(*plan) error) error {
+	return d.at(op, func(s *site) error {
+		_, err := s.change(ctx, edit, nil)
+		return err
+	})
+}

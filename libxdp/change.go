@@ -1,0 +1,269 @@
+package libxdp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+)
+
+// errAgain: somebody else was quicker; read again and try again.
+var errAgain = errors.New("changed meanwhile")
+
+const (
+	maxTries = 200
+	maxWait  = 32 * time.Millisecond // between two tries
+)
+
+// again marks an error of a race that was lost: the object that was read has
+// gone, or something else is there by now.
+func again(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EAGAIN) {
+		return fmt.Errorf("%w: %w", errAgain, err)
+	}
+	return err
+}
+
+// retry runs fn until it succeeds or fails for good, and waits a little more
+// each time, by chance, so that those who compete do not do it in step.
+func retry(ctx context.Context, fn func() error) error {
+	wait := time.Millisecond
+	for tries := 1; ; tries++ {
+		err := ctx.Err()
+		if err == nil {
+			err = fn()
+		}
+		if !errors.Is(err, errAgain) {
+			return err
+		}
+		if tries == maxTries {
+			return hook.Because(hook.ErrChanged, "gave up after %d tries: %w", tries, err)
+		}
+		select {
+		case <-ctx.Done():
+			return hook.Because(hook.ErrChanged, "gave up after %d tries: %w: %w", tries, ctx.Err(), err)
+		case <-time.After(rand.N(wait)):
+		}
+		wait = min(2*wait, maxWait)
+	}
+}
+
+// newChain is what a chain is started with on a device that has none; nil when
+// none shall be.
+type newChain struct {
+	mode    hook.Mode
+	version uint8
+}
+
+// planned reads the device and applies an edit to what is there.
+func (s *site) planned(edit func(*plan) error, o *newChain) (*snapshot, *plan, error) {
+	snap, err := s.read()
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := s.edited(snap, edit, o)
+	if err != nil {
+		snap.close()
+		return nil, nil, err
+	}
+	return snap, p, nil
+}
+
+func (s *site) edited(snap *snapshot, edit func(*plan) error, o *newChain) (*plan, error) {
+	var p *plan
+	switch {
+	case snap.free() && o == nil:
+		return nil, hook.Because(fs.ErrNotExist, "nothing is attached")
+	case snap.free():
+		version, err := o.choose()
+		if err != nil {
+			return nil, err
+		}
+		p = &plan{config: Config{Version: version}, mode: o.mode}
+	case snap.chain == nil:
+		return nil, s.occupied(snap)
+	case snap.refused != nil:
+		return nil, &hook.Error{Err: snap.refused, Hint: "a program that knows that version can change it; so can taking all of it off"}
+	default:
+		if err := snap.elsewhere(s.BPFFS); err != nil {
+			return nil, err
+		}
+		p = snap.plan()
+	}
+	if err := edit(p); err != nil {
+		return nil, err
+	}
+	return p, p.sort()
+}
+
+// elsewhere is the refusal to change a chain whose pins are not to be seen: the
+// old dispatcher would stay for good where they are.
+func (s *snapshot) elsewhere(bpffs string) error {
+	if s.chain.Folder != "" {
+		return nil
+	}
+	for _, m := range s.chain.Members {
+		if !m.Missing {
+			return &hook.Error{
+				Err:  hook.Because(hook.ErrBusy, "the chain runs, but its pins are not in %s", folderIn(bpffs).path),
+				Hint: "they are in another bpffs, whose path is to be given, or a process keeps the programs without pins; all of the chain can be taken off nevertheless",
+			}
+		}
+	}
+	return nil
+}
+
+// change edits the chain on the device: the new one is built and pinned, takes
+// the place of the old one in one step, and the pins of that are removed.
+func (s *site) change(ctx context.Context, edit func(*plan) error, o *newChain) (c *Chain, err error) {
+	f, err := folderToChange(s.BPFFS)
+	if err != nil {
+		return nil, err
+	}
+	busy := 0
+	err = retry(ctx, func() error {
+		snap, p, err := s.planned(edit, o)
+		if err != nil {
+			return err
+		}
+		defer snap.close()
+		if len(p.entries) == 0 {
+			return s.takeOff(ctx, f, snap)
+		}
+		b, err := s.build(p, snap.device.Index)
+		if err != nil {
+			return err
+		}
+		defer b.close()
+		if c, err = p.view(snap.device, b, f); err != nil {
+			return err
+		}
+		err = s.install(ctx, f, snap, c, b)
+		if errors.Is(err, errHeld) {
+			if busy++; busy == maxBusy || carrier(snap.chain.Dispatcher.ID, snap.device.Index) != 0 {
+				return s.occupied(snap)
+			}
+			return fmt.Errorf("%w: %w", errAgain, err)
+		}
+		c.Pins = pinsIn(c.Folder)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// errHeld: a link holds the device, or held it a moment ago.
+var errHeld = errors.New("a link holds the device")
+
+// maxBusy is how often to try where a link was in the way but is not found.
+const maxBusy = 20
+
+// install pins what was built and puts it on the device in the place of what
+// the snapshot has.
+func (s *site) install(ctx context.Context, f folder, snap *snapshot, c *Chain, b *built) error {
+	l, err := f.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.unlock()
+	if err := l.pin(c.Folder, b.links, b.progs); err != nil {
+		return err
+	}
+	step("attach: pinned")
+	if err := s.exchange(snap, b.prog, c.Mode); err != nil {
+		return errors.Join(err, l.unpin(c.Folder))
+	}
+	step("attach: attached")
+	l.tidy(snap, c.Dispatcher.ID)
+	if c.Mode == hook.ModeAuto {
+		if d, err := s.device(); err == nil {
+			on, _ := d.Software()
+			c.Mode = on.Mode
+		}
+	}
+	return nil
+}
+
+// device reads the device of the site.
+func (s *site) device() (d *rtnl.Device, err error) {
+	err = s.ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		d, err = conn.Device(s.Name)
+		return err
+	})
+	return d, err
+}
+
+// takeOff takes the dispatcher off the device, and its pins away.
+func (s *site) takeOff(ctx context.Context, f folder, snap *snapshot) error {
+	l, err := f.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.unlock()
+	step("detach: before")
+	if err := s.exchange(snap, nil, snap.mode); errors.Is(err, errHeld) {
+		return s.occupied(snap)
+	} else if err != nil {
+		return err
+	}
+	step("detach: detached")
+	l.tidy(snap, 0)
+	return nil
+}
+
+// exchange puts next on the device, or nothing, in the place of what the
+// snapshot has. errAgain when that is not there any more.
+func (s *site) exchange(snap *snapshot, next *ebpf.Program, mode hook.Mode) error {
+	fd, old := -1, -1
+	if next != nil {
+		fd = next.FD()
+	}
+	if !snap.free() {
+		old = snap.prog.FD()
+	}
+	err := s.ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return conn.ReplaceXDP(snap.device.Index, fd, old, mode)
+	})
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY) && snap.free():
+		return fmt.Errorf("%w: %w", errAgain, err)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w: %w", errHeld, err)
+	case errors.Is(err, unix.ENODEV):
+		return hook.Because(fs.ErrNotExist, "device %q does not exist any more", s.Name)
+	case errors.Is(err, unix.EOPNOTSUPP) && mode == hook.ModeNative:
+		return &hook.Error{
+			Err:  fmt.Errorf("the driver has no native XDP: %w: %w", ebpf.ErrNotSupported, err),
+			Hint: "use generic mode",
+		}
+	case errors.Is(err, unix.EPERM), next == nil:
+		return kernel.Errno("change the program of the device", err)
+	}
+	return &hook.Error{
+		Err:  fmt.Errorf("the kernel or the driver refused the dispatcher: %w", err),
+		Hint: "common reasons are an MTU above what XDP takes (a page less headers, unless all members have frags), or too few queues; generic mode has fewer demands",
+	}
+}

@@ -1,0 +1,166 @@
+package libxdp
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// linkComponent puts a component in the place of a stub, for as long as the link
+// lives. prog may be in the place of another dispatcher's stub at the same time,
+// so that a new chain is complete before it takes over from the old one.
+func linkComponent(prog, dispatcher *ebpf.Program, stub string) (link.Link, error) {
+	l, err := link.AttachFreplace(dispatcher, stub, prog)
+	if errors.Is(err, btf.ErrNotFound) {
+		return nil, hook.Because(ErrNotDispatcher, "the dispatcher has no function %s", stub)
+	}
+	if err != nil {
+		return nil, kernel.Freplace("put program in the place of "+stub, err)
+	}
+	return l, nil
+}
+
+// loadComponent loads a function of the collection so that it can take the place
+// of a stub. Programs that it tail-calls, and its maps, are loaded as they are;
+// the maps live as long as the program.
+func loadComponent(spec *ebpf.CollectionSpec, function string, dispatcher *ebpf.Program, stub string, opts ebpf.CollectionOptions) (*ebpf.Program, error) {
+	spec = spec.Copy()
+	p := spec.Programs[function]
+	if p == nil {
+		return nil, hook.Because(hook.ErrUsage, "there is no program %q", function)
+	}
+	if p.Type != ebpf.XDP && p.Type != ebpf.Extension {
+		return nil, hook.Because(hook.ErrIncompatible, "program %q is a %v program, not an XDP program", function, p.Type)
+	}
+	if len(p.Instructions) == 0 || btf.FuncMetadata(&p.Instructions[0]) == nil {
+		return nil, hook.Because(hook.ErrIncompatible, "program %q has no type information, which libxdp's way of attaching needs: compile it with clang -g", function)
+	}
+	all := maps.Clone(spec.Maps)
+	keepOnly(spec, function)
+	opts.MapReplacements = maps.Clone(opts.MapReplacements)
+	maps.DeleteFunc(opts.MapReplacements, func(n string, _ *ebpf.Map) bool { return all[n] != nil && spec.Maps[n] == nil })
+	p.Type, p.AttachType = ebpf.Extension, ebpf.AttachNone
+	p.AttachTarget, p.AttachTo = dispatcher, stub
+	// These are the dispatcher's; the kernel refuses them here.
+	p.Flags &^= hasFrags | devBoundOnly
+	p.Ifindex = 0
+
+	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
+	if err != nil {
+		return nil, loadError(function, err)
+	}
+	defer coll.Close()
+	return coll.DetachProgram(function), nil
+}
+
+// keepOnly drops what the program does not use. It keeps what comes along
+// through the initial values of maps: programs that are tail-called, and maps
+// within maps.
+func keepOnly(spec *ebpf.CollectionSpec, name string) {
+	programs, used := map[string]bool{}, map[string]bool{}
+	var useMap func(name string)
+	useProgram := func(name string) {
+		if programs[name] || spec.Programs[name] == nil {
+			return
+		}
+		programs[name] = true
+		for _, ins := range spec.Programs[name].Instructions {
+			useMap(ins.Reference())
+		}
+	}
+	useMap = func(name string) {
+		m := spec.Maps[name]
+		if used[name] || m == nil {
+			return
+		}
+		used[name] = true
+		for _, kv := range m.Contents {
+			switch value, _ := kv.Value.(string); m.Type {
+			case ebpf.ProgramArray:
+				useProgram(value)
+			case ebpf.ArrayOfMaps, ebpf.HashOfMaps:
+				useMap(value)
+			}
+		}
+	}
+	useProgram(name)
+	maps.DeleteFunc(spec.Programs, func(n string, _ *ebpf.ProgramSpec) bool { return !programs[n] })
+	maps.DeleteFunc(spec.Maps, func(n string, _ *ebpf.MapSpec) bool { return !used[n] })
+	maps.DeleteFunc(spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return !used[v.SectionName] })
+}
+
+// wrapComponent loads a component that runs callee, an XDP program that is
+// loaded already: it tail-calls it through a slot. When the last descriptor or
+// pin of the slot goes the kernel empties it, and the chain goes on as if the
+// component were not there: so the slot is to be pinned with the component.
+//
+// It needs Linux 6.1 or so, and a callee that was loaded without an expected
+// attach type: an extension has none, and the two must agree. Most programs are
+// loaded with BPF_XDP; for them, and before Linux 6.1, it is
+// hook.ErrIncompatible.
+func wrapComponent(callee, dispatcher *ebpf.Program, stub string) (wrapper *ebpf.Program, slot *ebpf.Map, err error) {
+	name, err := functionName(callee)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Whether a program was loaded with frags is not to be known, but must be
+	// the same here; what the dispatcher has does not matter.
+	for _, flags := range []uint32{0, hasFrags} {
+		wrapper, slot, err = wrap(name, callee, dispatcher, stub, flags)
+		if err == nil || !errors.Is(err, unix.EINVAL) {
+			return wrapper, slot, err
+		}
+	}
+	return nil, nil, hook.Because(hook.ErrIncompatible,
+		"program %q is loaded already, and the kernel lets a libxdp chain run only programs that were loaded for it, or without an expected attach type (since Linux 6.1); attach it from its object file: %w", name, err)
+}
+
+func wrap(name string, callee, dispatcher *ebpf.Program, stub string, flags uint32) (*ebpf.Program, *ebpf.Map, error) {
+	slot, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ld_slot", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		return nil, nil, kernel.Errno("create slot", err)
+	}
+	// As if it were not attached; alone there is no chain that could go on.
+	missing := int32(notAttached)
+	if stub == mainFunction {
+		missing = int32(hook.Pass)
+	}
+	wrapper, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: name, Type: ebpf.Extension, AttachTarget: dispatcher, AttachTo: stub, Flags: flags, License: "GPL",
+		Instructions: asm.Instructions{
+			btf.WithFuncMetadata(asm.LoadMapPtr(asm.R2, slot.FD()), function(name)).WithSymbol(name),
+			asm.Mov.Imm(asm.R3, 0),
+			asm.FnTailCall.Call(),
+			asm.Mov.Imm(asm.R0, missing),
+			asm.Return(),
+		},
+	})
+	if err != nil {
+		slot.Close()
+		return nil, nil, loadError(name, err)
+	}
+	if err := slot.Put(uint32(0), uint32(callee.FD())); err != nil {
+		wrapper.Close()
+		slot.Close()
+		return nil, nil, kernel.Errno("fill slot", err)
+	}
+	return wrapper, slot, nil
+}
+
+func loadError(name string, err error) error {
+	what := fmt.Sprintf("load program %q as a component of libxdp's dispatcher", name)
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) && len(ve.Log) > 0 {
+		return hook.Because(hook.ErrIncompatible, "%s: %w", what, err)
+	}
+	return kernel.Freplace(what, err)
+}

@@ -1,0 +1,107 @@
+package libxdp
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+const (
+	// versionSection and versionVariable are where the version is in the BTF of
+	// a dispatcher: the type of the variable is a pointer to an array whose
+	// length it is.
+	versionSection  = "xdp_metadata"
+	versionVariable = "dispatcher_version"
+)
+
+// ConfigOf reads the configuration of a loaded dispatcher. What makes a program
+// one is what libxdp looks at: its name, that it has BTF, and what its only map
+// is like; not its instructions.
+//
+// ErrNotDispatcher when prog is something else, ErrVersion when it is a
+// dispatcher of a later version.
+func ConfigOf(prog *ebpf.Program) (Config, error) {
+	info, err := prog.Info()
+	if err != nil {
+		return Config{}, kernel.Errno("program", err)
+	}
+	if prog.Type() != ebpf.XDP || info.Name != mainFunction {
+		return Config{}, ErrNotDispatcher
+	}
+	if _, ok := info.BTFID(); !ok {
+		return Config{}, hook.Because(ErrNotDispatcher, "the program is called %s, but has no BTF", mainFunction)
+	}
+	ids, ok := info.MapIDs()
+	if !ok {
+		return Config{}, fmt.Errorf("this kernel does not tell which maps a program has: %w", ebpf.ErrNotSupported)
+	}
+	if len(ids) != 1 {
+		return Config{}, hook.Because(ErrNotDispatcher, "the program is called %s, but has %d maps in the place of 1", mainFunction, len(ids))
+	}
+	data, err := configBytes(ids[0])
+	if err != nil {
+		return Config{}, err
+	}
+	version := uint8(0)
+	if len(data) > 0 && data[0] != magic {
+		if version, err = versionOf(prog); err != nil {
+			return Config{}, err
+		}
+	}
+	return ParseConfig(data, version)
+}
+
+func configBytes(id ebpf.MapID) ([]byte, error) {
+	m, err := ebpf.NewMapFromID(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, hook.Because(ErrNotDispatcher, "the configuration is gone: %w", err)
+	}
+	if err != nil {
+		return nil, kernel.Errno("configuration of libxdp's dispatcher", err)
+	}
+	defer m.Close()
+	if m.Type() != ebpf.Array || m.KeySize() != 4 || m.MaxEntries() != 1 || m.Flags()&unix.BPF_F_RDONLY_PROG == 0 {
+		return nil, hook.Because(ErrNotDispatcher, "the program is called %s, but its map is not libxdp's configuration", mainFunction)
+	}
+	data, err := m.LookupBytes(uint32(0))
+	return data, kernel.Errno("configuration of libxdp's dispatcher", err)
+}
+
+// versionOf reads the version from the BTF of a dispatcher; 0 when it is not there.
+func versionOf(prog *ebpf.Program) (uint8, error) {
+	handle, err := prog.Handle()
+	if err != nil {
+		return 0, kernel.Errno("BTF of libxdp's dispatcher", err)
+	}
+	defer handle.Close()
+	types, err := handle.Spec(nil)
+	if err != nil {
+		return 0, fmt.Errorf("BTF of libxdp's dispatcher: %w", err)
+	}
+	var section *btf.Datasec
+	if types.TypeByName(versionSection, &section) != nil {
+		return 0, nil
+	}
+	for _, v := range section.Vars {
+		variable, ok := v.Type.(*btf.Var)
+		if !ok || variable.Name != versionVariable {
+			continue
+		}
+		version, err := arrayLength(variable.Type)
+		switch {
+		case err != nil:
+			return 0, nil
+		case version > MaxVersion:
+			return 0, tooNew(uint8(min(version, 255)))
+		}
+		return uint8(version), nil
+	}
+	return 0, nil
+}

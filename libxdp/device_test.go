@@ -1,0 +1,171 @@
+package libxdp
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/go-quicktest/qt"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+)
+
+func TestFind(t *testing.T) {
+	c := &Chain{Members: []Member{
+		{Name: "one", Program: hook.Program{ID: 3}, LinkID: 7},
+		{Name: "two", Program: hook.Program{ID: 4}, LinkID: 8},
+		{Name: "two", Program: hook.Program{ID: 5}, LinkID: 9},
+		{Missing: true},
+	}}
+	for ref, want := range map[hook.Ref]uint32{"one": 3, "id:3": 3, "id:5": 5, "link:8": 4} {
+		m, err := c.Find(ref)
+		qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", ref))
+		qt.Assert(t, qt.Equals(m.Program.ID, want))
+	}
+	for ref, want := range map[hook.Ref]error{
+		"two": hook.ErrUsage, "id:0": hook.ErrUsage, "": hook.ErrUsage, "id:9": fs.ErrNotExist, "three": fs.ErrNotExist, "link:1": fs.ErrNotExist,
+	} {
+		_, err := c.Find(ref)
+		qt.Assert(t, qt.ErrorIs(err, want), qt.Commentf("%s", ref))
+	}
+	_, err := c.Find("two")
+	qt.Assert(t, qt.ErrorMatches(err, `2 members have the name "two": say which with id:4 or id:5`))
+}
+
+func TestUsage(t *testing.T) {
+	s := newScene(t)
+	for _, o := range []AttachOptions{
+		{Settings: hook.Settings{Priority: -1}},
+		{Settings: hook.Settings{OnMissing: hook.MissingDrop}},
+		{Mode: hook.ModeOffload},
+	} {
+		o.Start = true
+		_, _, err := s.Attach(t.Context(), s.source(t, 1), o)
+		qt.Assert(t, qt.ErrorIs(err, hook.ErrUsage), qt.Commentf("%+v", o))
+	}
+	_, _, err := s.Attach(t.Context(), s.source(t, 1), AttachOptions{Version: MaxVersion + 1, Start: true})
+	qt.Assert(t, qt.ErrorIs(err, ErrVersion))
+	_, _, err = s.AttachAll(t.Context(), nil, at(1))
+	qt.Assert(t, qt.ErrorIs(err, hook.ErrUsage))
+	_, err = s.Build(t.Context(), nil, BuildOptions{})
+	qt.Assert(t, qt.ErrorIs(err, hook.ErrUsage))
+	qt.Assert(t, qt.ErrorIs(s.Set(t.Context(), "x", hook.Settings{OnMissing: hook.MissingDrop}), hook.ErrUsage))
+	_, err = FromSpec(s.spec(1, pass, "one"), "two", ebpf.CollectionOptions{})
+	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
+	tc := s.spec(1, pass, "one")
+	tc.Programs["one"].Type = ebpf.SchedCLS
+	_, err = FromSpec(tc, "one", ebpf.CollectionOptions{})
+	qt.Assert(t, qt.ErrorIs(err, hook.ErrIncompatible))
+
+	// Eleven in a dispatcher that has ten slots.
+	var many []Source
+	for n := range MaxMembers + 1 {
+		many = append(many, s.source(t, n))
+	}
+	_, _, err = s.AttachAll(t.Context(), many, at(1))
+	qt.Assert(t, qt.ErrorIs(err, hook.ErrChainFull))
+	qt.Assert(t, qt.HasLen(s.pinned(t), 0))
+}
+
+// The version of a chain that is started: that of another dispatcher here.
+func TestVersionOfOthers(t *testing.T) {
+	s := newScene(t)
+	for _, version := range []uint8{2, 3, 1} {
+		prog, err := newDispatcher(two(version), 0)
+		qt.Assert(t, qt.IsNil(err))
+		c, err := s.Plan(t.Context(), s.source(t, 1), at(1))
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.Equals(c.Config.Version, version))
+		c, err = s.Plan(t.Context(), s.source(t, 1), AttachOptions{Start: true, Version: 2})
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.Equals(c.Config.Version, 2))
+		prog.Close()
+	}
+}
+
+func TestVersionOfLibrary(t *testing.T) {
+	for _, test := range []struct {
+		files []string
+		want  uint8
+	}{
+		{nil, 0},
+		{[]string{"libxdp.so", "libxdp.so.1", "libxdp.so.1.x", "libxdp.so.2.6.0"}, 0},
+		{[]string{"libxdp.so.1.2.10"}, 1},
+		{[]string{"libxdp.so.1.3.1"}, 2},
+		{[]string{"libxdp.so.1.5.4"}, 2},
+		{[]string{"libxdp.so.1.6.3"}, 3},
+		{[]string{"libxdp.so.1.10"}, 3},
+		{[]string{"libxdp.so.1.5.4", "libxdp.so.1.6.0"}, 3},
+	} {
+		dir := t.TempDir()
+		for _, name := range test.files {
+			qt.Assert(t, qt.IsNil(os.WriteFile(filepath.Join(dir, name), nil, 0o600)))
+		}
+		qt.Check(t, qt.Equals(installedVersion([]string{dir}), test.want), qt.Commentf("%v", test.files))
+	}
+}
+
+// The lock is libxdp's: flock on its folder. It is waited for, but not for ever.
+func TestLock(t *testing.T) {
+	s := newScene(t)
+	f := folderIn(s.BPFFS)
+	l, err := f.lock(t.Context())
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsTrue(l.alone))
+	st, err := os.Stat(f.path)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.Equals(st.Mode().Perm(), 0o700))
+
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	_, err = f.lock(ctx)
+	qt.Assert(t, qt.ErrorIs(err, context.DeadlineExceeded))
+
+	released := make(chan struct{})
+	go func() {
+		time.Sleep(30 * time.Millisecond)
+		close(released)
+		l.unlock()
+	}()
+	next, err := f.lock(t.Context())
+	qt.Assert(t, qt.IsNil(err))
+	<-released
+	qt.Assert(t, qt.IsTrue(next.alone))
+	// Whoever has it for so long has been stopped.
+	start := time.Now()
+	late, err := f.lock(t.Context())
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsFalse(late.alone))
+	qt.Assert(t, qt.IsTrue(time.Since(start) >= lockWait))
+	late.unlock()
+	next.unlock()
+}
+
+// A context that has ended ends the tries, and says so.
+func TestContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	tries := 0
+	err := retry(ctx, func() error {
+		if tries++; tries == 3 {
+			cancel()
+		}
+		return fmt.Errorf("%w: once more", errAgain)
+	})
+	qt.Assert(t, qt.ErrorIs(err, context.Canceled))
+	qt.Assert(t, qt.ErrorIs(err, hook.ErrChanged))
+	qt.Assert(t, qt.Equals(tries, 3))
+
+	s := newScene(t)
+	_, err = s.Read(ctx)
+	qt.Assert(t, qt.ErrorIs(err, context.Canceled))
+	err = retry(t.Context(), func() error { tries++; return errAgain })
+	qt.Assert(t, qt.ErrorIs(err, hook.ErrChanged))
+	qt.Assert(t, qt.Equals(tries, 3+maxTries))
+	_ = testenv.XDPPass
+}

@@ -1,0 +1,10 @@
+package libxdp
+
+import (
+	"fmt"
+	"os"
+)
+
+var interrupt = os.Interrupt
+
+func itoa(n uint32) string { return fmt.Sprint(n) }

@@ -1,0 +1,140 @@
+package libxdp
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// onStep, when set, is called before every step that others can see. Tests set
+// it to die there; nothing else does.
+var onStep func(step string)
+
+// step marks a place where a process may die.
+func step(name string) {
+	if onStep != nil {
+		onStep(name)
+	}
+}
+
+// folder is where libxdp pins in a bpffs.
+type folder struct{ path string }
+
+// folderIn returns the folder in a bpffs, whether it is there or not.
+func folderIn(bpffs string) folder { return folder{filepath.Join(bpffs, "xdp")} }
+
+// folderToChange is folderIn for changes, which need the bpffs.
+func folderToChange(bpffs string) (folder, error) {
+	if !kernel.IsBPFFS(bpffs) {
+		return folder{}, &hook.Error{
+			Err:  hook.Because(fs.ErrNotExist, "the programs of a chain are pinned, and there is no bpffs at %s", bpffs),
+			Hint: fmt.Sprintf("mount one with \"mount -t bpf bpffs %s\"", bpffs),
+		}
+	}
+	return folderIn(bpffs), nil
+}
+
+// of returns the folder of one dispatcher.
+func (f folder) of(ifindex int, prog uint32) string {
+	return filepath.Join(f.path, folderName(ifindex, prog))
+}
+
+// pin fills the folder of a dispatcher, or leaves nothing of it.
+func (l *locked) pin(dir string, links []link.Link, progs []*ebpf.Program) (err error) {
+	// What is there can only be of a dispatcher that had the same id before.
+	if err := l.unpin(dir); err != nil {
+		return err
+	}
+	step("pin: make the folder")
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return kernel.Errno("pin", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.unpin(dir))
+		}
+	}()
+	for n := range links {
+		step("pin: link")
+		if err := links[n].Pin(filepath.Join(dir, linkPin(n))); err != nil {
+			return kernel.Errno("pin the link", err)
+		}
+		step("pin: program")
+		if err := pinProgram(progs[n], filepath.Join(dir, progPin(n))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pinProgram pins a second descriptor of the program: cilium/ebpf would move
+// the pin of one that it has opened by a pin.
+func pinProgram(prog *ebpf.Program, path string) error {
+	c, err := prog.Clone()
+	if err != nil {
+		return fmt.Errorf("pin: %w", err)
+	}
+	defer c.Close()
+	return kernel.Errno("pin the program", c.Pin(path))
+}
+
+// unpin takes away the pins of a dispatcher, in libxdp's order, and the folder
+// unless somebody has put something else into it. What is not there is no error.
+func (l *locked) unpin(dir string) error {
+	for _, path := range pinsIn(dir) {
+		step("unpin")
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return kernel.Errno("unpin", err)
+		}
+	}
+	step("unpin: remove the folder")
+	_ = os.Remove(dir)
+	return nil
+}
+
+// pinsIn returns the pins of a dispatcher that are in its folder.
+func pinsIn(dir string) []string {
+	paths := []string{}
+	for n := range MaxMembers {
+		for _, name := range []string{linkPin(n), progPin(n)} {
+			path := filepath.Join(dir, name)
+			if _, err := os.Lstat(path); err == nil {
+				paths = append(paths, path)
+			}
+		}
+	}
+	return paths
+}
+
+// dispatchers returns the dispatchers that have a folder, by their program and
+// the index of the device that they were made for.
+func (f folder) dispatchers() (list []pinned, err error) {
+	entries, err := os.ReadDir(f.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, kernel.Errno("read the folder of libxdp", err)
+	}
+	for _, e := range entries {
+		if index, prog, ok := parseFolder(e.Name()); ok && e.IsDir() {
+			list = append(list, pinned{index, prog, filepath.Join(f.path, e.Name())})
+		}
+	}
+	return list, nil
+}
+
+// pinned is the folder of a dispatcher.
+type pinned struct {
+	ifindex int
+	prog    uint32
+	dir     string
+}

@@ -1,0 +1,230 @@
+package libxdp
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+)
+
+// plan is what a chain is to be.
+type plan struct {
+	config  Config
+	mode    hook.Mode
+	entries []*entry // in run order once it is sorted
+}
+
+// entry is one program of a plan: one that is loaded, or one that is not yet.
+type entry struct {
+	name   string
+	config ProgramConfig
+	prog   *ebpf.Program // nil when it is not loaded
+	source *loader       // nil for one that is in the chain already
+	was    Member        // when it is in the chain already
+}
+
+// loader loads a source once, however often it is tried.
+type loader struct {
+	Source
+	prog *ebpf.Program
+}
+
+func (l *loader) load(dispatcher *ebpf.Program, stub string) (err error) {
+	if l.prog == nil {
+		l.prog, err = l.Load(dispatcher, stub)
+	}
+	return err
+}
+
+// plan is the chain as it is. Programs that are pinned and whose link is gone
+// are linked again, as libxdp does; slots of which nothing is known fall away.
+func (s *snapshot) plan() *plan {
+	p := &plan{config: s.chain.Config, mode: s.mode}
+	for slot, m := range s.chain.Members {
+		if s.parts[slot].prog != nil {
+			p.entries = append(p.entries, &entry{name: m.Name, config: s.chain.Config.Programs[slot], prog: s.parts[slot].prog, was: m})
+		}
+	}
+	return p
+}
+
+// rank is what decides the entry's place.
+func (e *entry) rank() rank {
+	r := rank{Priority: e.config.Priority, Name: e.name, Loaded: e.source == nil}
+	if e.source != nil {
+		if s, ok := e.source.Source.(interface{ instructions() int }); ok {
+			r.Instructions = s.instructions()
+		}
+		return r
+	}
+	if info, err := e.prog.Info(); err == nil {
+		r.Tag = info.Tag
+		since, _ := info.LoadTime()
+		r.LoadTime = uint64(since)
+	}
+	return r
+}
+
+// sort puts the entries into libxdp's order, completes the configuration, and
+// checks what can be checked without the kernel.
+func (p *plan) sort() error {
+	if len(p.entries) > MaxMembers {
+		return hook.Because(hook.ErrChainFull, "a dispatcher of libxdp's runs %d programs at most", MaxMembers)
+	}
+	ranks := map[*entry]rank{}
+	for _, e := range p.entries {
+		ranks[e] = e.rank()
+	}
+	slices.SortStableFunc(p.entries, func(a, b *entry) int { return ranks[a].compare(ranks[b]) })
+	p.config.Programs = nil
+	p.config.Frags = p.config.Version > 1
+	for _, e := range p.entries {
+		if p.config.DevBound {
+			e.config.Flags |= unix.BPF_F_XDP_DEV_BOUND_ONLY
+		}
+		p.config.Frags = p.config.Frags && e.config.Flags&unix.BPF_F_XDP_HAS_FRAGS != 0
+		p.config.Programs = append(p.config.Programs, e.config)
+	}
+	return nil
+}
+
+// built is a dispatcher with its components that is not on the device yet. The
+// programs are not its own.
+type built struct {
+	prog  *ebpf.Program
+	links []link.Link
+	progs []*ebpf.Program
+}
+
+func (b *built) close() {
+	b.prog.Close()
+	for _, l := range b.links {
+		l.Close()
+	}
+}
+
+// build loads the dispatcher of a sorted plan and puts the components in.
+func (s *site) build(p *plan, ifindex int) (*built, error) {
+	var prog *ebpf.Program
+	load := func() (err error) {
+		prog, err = newDispatcher(p.config, ifindex)
+		if p.config.Frags && errors.Is(err, unix.EINVAL) { // before Linux 5.18
+			p.config.Frags = false
+			prog, err = newDispatcher(p.config, ifindex)
+		}
+		return err
+	}
+	var err error
+	if p.config.DevBound { // the index is looked up in the thread's namespace
+		err = s.ns.Do(load)
+	} else {
+		err = load()
+	}
+	if err != nil {
+		return nil, err
+	}
+	b := &built{prog: prog}
+	for n, e := range p.entries {
+		stub := stubName(n, len(p.entries))
+		if err := b.add(e, stub); err != nil {
+			b.close()
+			return nil, freplaceRefused(err)
+		}
+	}
+	return b, nil
+}
+
+// freplaceRefused tells what the kernel cannot or may not do from other failures
+// with a component: the dispatcher was loaded just before with the same rights.
+func freplaceRefused(err error) error {
+	refused := errors.Is(err, unix.EPERM) && len(kernel.MissingCapabilities()) == 0
+	if !refused && !errors.Is(err, ebpf.ErrNotSupported) {
+		return err
+	}
+	return &hook.Error{
+		Err:  hook.Because(ebpf.ErrNotSupported, "this kernel refuses freplace (BPF_PROG_TYPE_EXT), which libxdp's dispatchers are built on: %w", err),
+		Hint: "a chain that is not libxdp's does not need it",
+	}
+}
+
+// add puts a component in the place of a stub.
+func (b *built) add(e *entry, stub string) error {
+	prog := e.prog
+	if e.source != nil {
+		if err := e.source.load(b.prog, stub); err != nil {
+			return err
+		}
+		prog = e.source.prog
+	}
+	l, err := linkComponent(prog, b.prog, stub)
+	if err != nil {
+		return err
+	}
+	b.links, b.progs = append(b.links, l), append(b.progs, prog)
+	return nil
+}
+
+// view describes the chain that has been built.
+func (p *plan) view(dev rtnl.Device, b *built, f folder) (*Chain, error) {
+	c := &Chain{
+		Device: dev.Name, Ifindex: dev.Index, Mode: p.mode, Config: p.config, Pins: []string{}, Members: []Member{},
+	}
+	if b != nil {
+		c.Dispatcher = describe(b.prog)
+		c.Folder = f.of(dev.Index, c.Dispatcher.ID)
+	}
+	for n, e := range p.entries {
+		m := Member{Name: e.name, Slot: n, Program: e.was.Program}
+		m.configure(e.config)
+		if b != nil {
+			m.Program = describe(b.progs[n])
+			info, err := b.links[n].Info()
+			if err != nil {
+				return nil, kernel.Errno("link of a member", err)
+			}
+			m.LinkID = uint32(info.ID)
+		}
+		c.Members = append(c.Members, m)
+	}
+	return c, nil
+}
+
+// find returns the entry of the chain that ref means.
+func (p *plan) find(ref hook.Ref) (*entry, error) {
+	c := &Chain{}
+	for _, e := range p.entries {
+		c.Members = append(c.Members, e.was)
+	}
+	m, err := c.Find(ref)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(p.entries, func(e *entry) bool { return e.was.Slot == m.Slot })
+	return p.entries[i], nil
+}
+
+// configure changes what settings ask for, and leaves the rest.
+func (p *ProgramConfig) configure(s hook.Settings) {
+	p.Priority = cmp.Or(uint32(s.Priority), p.Priority)
+	if s.ContinueOn != 0 {
+		p.Actions = uint32(s.ContinueOn &^ hook.Never)
+	}
+}
+
+// checkSettings refuses what libxdp has no place for.
+func checkSettings(s hook.Settings) error {
+	if err := s.Check(); err != nil {
+		return hook.Because(hook.ErrUsage, "%w", err)
+	}
+	if s.OnMissing != 0 && s.OnMissing != hook.MissingContinue {
+		return hook.Because(hook.ErrUsage, "on-missing %v: a dispatcher of libxdp's always goes on where a program is missing", s.OnMissing)
+	}
+	return nil
+}

@@ -1,0 +1,38 @@
+package libxdp
+
+import (
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// Supported tells whether this kernel does what a chain of libxdp needs, by
+// trying it with a dispatcher that is on no device: that a program takes the place
+// of a function of another one. Nothing stays.
+func Supported() error {
+	dispatcher, err := newDispatcher(Config{Version: 1, Programs: make([]ProgramConfig, 1)}, 0)
+	if err != nil {
+		return err
+	}
+	defer dispatcher.Close()
+	const name = "ld_probe"
+	stub := stubName(0, 1)
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: name, Type: ebpf.Extension, AttachTarget: dispatcher, AttachTo: stub, License: "GPL",
+		Instructions: asm.Instructions{
+			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), function(name)).WithSymbol(name),
+			asm.Return(),
+		},
+	})
+	if err != nil {
+		return loadError(name, err)
+	}
+	defer prog.Close()
+	l, err := linkComponent(prog, dispatcher, stub)
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}

@@ -1,0 +1,364 @@
+package libxdp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+)
+
+// Read returns the chain on the device. The error is fs.ErrNotExist when
+// nothing is there, and [ErrNotDispatcher] when it is something else. With
+// [ErrVersion] what can be known of the chain is returned too.
+//
+// Members are found by their pins in BPFFS. Those that have none there are
+// found by the links that lead to the dispatcher (Linux 5.13), so that a chain
+// whose pins are in another bpffs is shown as what it is. No lock is taken.
+func (d Device) Read(ctx context.Context) (c *Chain, err error) {
+	err = d.at("read", func(s *site) error {
+		return retry(ctx, func() error {
+			snap, err := s.read()
+			if err != nil {
+				return err
+			}
+			defer snap.close()
+			switch {
+			case snap.free():
+				return hook.Because(fs.ErrNotExist, "nothing is attached")
+			case snap.chain == nil:
+				return s.occupied(snap)
+			}
+			c = snap.chain
+			return snap.refused
+		})
+	})
+	return c, err
+}
+
+// ReadProgram describes the chain of a dispatcher that was found on a device
+// with that index. Device and Mode of the chain are left out. Errors are as of
+// [Device.Read].
+func ReadProgram(prog *ebpf.Program, ifindex int, bpffs string) (*Chain, error) {
+	if bpffs == "" {
+		bpffs = kernel.DefaultBPFFS
+	}
+	snap := &snapshot{prog: prog, device: rtnl.Device{Index: ifindex}}
+	err := snap.look(bpffs)
+	snap.prog = nil // it is the caller's
+	snap.close()
+	if err != nil {
+		return nil, err
+	}
+	return snap.chain, snap.refused
+}
+
+// snapshot is what was on a device at one moment.
+type snapshot struct {
+	device rtnl.Device
+	mode   hook.Mode
+	prog   *ebpf.Program // nil when nothing is attached
+	chain  *Chain        // nil when it is not a dispatcher
+	parts  []part        // those of the chain's members
+	// refused is why the chain cannot be changed.
+	refused error
+}
+
+// part is what is known of a slot of the dispatcher.
+type part struct {
+	prog *ebpf.Program // nil when it is not known
+	link uint32        // 0 when there is none
+}
+
+func (s *snapshot) close() {
+	if s.prog != nil {
+		s.prog.Close()
+	}
+	for _, p := range s.parts {
+		p.prog.Close()
+	}
+}
+
+func (s *snapshot) free() bool { return s.prog == nil }
+
+// read looks at the device of the site. errAgain when it changed under its eyes.
+func (s *site) read() (*snapshot, error) {
+	snap := &snapshot{}
+	err := s.ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		d, err := conn.Device(s.Name)
+		if err != nil {
+			return err
+		}
+		snap.device = *d
+		on, ok := d.Software()
+		if !ok {
+			return nil
+		}
+		snap.mode = on.Mode
+		if snap.prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(on.Program)); err != nil {
+			return again(kernel.Errno("program on the device", err))
+		}
+		if err := snap.look(s.BPFFS); err == nil {
+			snap.chain.Device, snap.chain.Mode = snap.device.Name, snap.mode
+		} else if !errors.Is(err, ErrNotDispatcher) {
+			return again(err)
+		}
+		// The pins of a dispatcher that was replaced meanwhile are gone.
+		now, err := conn.DeviceByIndex(d.Index)
+		if err != nil {
+			return again(err)
+		}
+		if x, ok := now.Software(); !ok || x != on {
+			return errAgain
+		}
+		return nil
+	})
+	if err != nil {
+		snap.close()
+		return nil, err
+	}
+	return snap, nil
+}
+
+// look fills in the chain of the program.
+func (s *snapshot) look(bpffs string) error {
+	c := &Chain{Ifindex: s.device.Index, Pins: []string{}, Members: []Member{}}
+	var err error
+	c.Config, err = ConfigOf(s.prog)
+	if errors.Is(err, ErrVersion) {
+		s.refused = err
+	} else if err != nil {
+		return err
+	}
+	c.Dispatcher = describe(s.prog)
+	n := len(c.Config.Programs)
+	if s.refused != nil {
+		n = MaxMembers // as many as are found
+	}
+	s.parts = make([]part, n)
+	dir := folderIn(bpffs).of(s.device.Index, c.Dispatcher.ID)
+	if _, err := os.Stat(dir); err == nil {
+		c.Folder, c.Pins = dir, pinsIn(dir)
+		if err := s.byPins(dir, c.Dispatcher.ID); err != nil {
+			return err
+		}
+	}
+	if err := s.byLinks(c.Dispatcher.ID); err != nil {
+		return err
+	}
+	for slot, p := range s.parts {
+		if s.refused != nil && p.prog == nil {
+			continue
+		}
+		m := Member{Slot: slot, LinkID: p.link, Missing: p.link == 0, ContinueOn: hook.Never}
+		if p.prog != nil {
+			if m.Name, err = functionName(p.prog); err != nil {
+				return err
+			}
+			m.Program = describe(p.prog)
+		}
+		if s.refused == nil {
+			m.configure(c.Config.Programs[slot])
+		}
+		c.Members = append(c.Members, m)
+	}
+	s.chain = c
+	return nil
+}
+
+// configure fills in what the dispatcher's configuration says of a member.
+func (m *Member) configure(p ProgramConfig) {
+	m.Priority, m.ContinueOn = int(p.Priority), p.ContinueOn()
+	m.Frags = p.Flags&unix.BPF_F_XDP_HAS_FRAGS != 0
+	m.DevBound = p.Flags&unix.BPF_F_XDP_DEV_BOUND_ONLY != 0
+}
+
+// byPins opens what is pinned in the folder of the dispatcher.
+func (s *snapshot) byPins(dir string, dispatcher uint32) error {
+	for n := range s.parts {
+		prog, err := ebpf.LoadPinnedProgram(dir+"/"+progPin(n), nil)
+		if err == nil {
+			s.parts[n].prog = prog
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return kernel.Errno("pin of a member", err)
+		}
+		l, err := link.LoadPinnedLink(dir+"/"+linkPin(n), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return kernel.Errno("pin of a member's link", err)
+		}
+		info, err := l.Info()
+		l.Close()
+		if err != nil {
+			return kernel.Errno("link of a member", err)
+		}
+		target := info.Tracing()
+		if target == nil || target.TargetObjectId != 0 && target.TargetObjectId != dispatcher {
+			continue // not what belongs there
+		}
+		s.parts[n].link = uint32(info.ID)
+		if prog != nil && s.idOf(n) == uint32(info.Program) {
+			continue
+		}
+		// The link says what runs, whatever the other pin is.
+		runs, err := ebpf.NewProgramFromID(info.Program)
+		if err != nil {
+			return kernel.Errno("program of a member", err)
+		}
+		s.parts[n].prog.Close()
+		s.parts[n].prog = runs
+	}
+	return nil
+}
+
+// idOf returns the id of the program in a slot, 0 when it is not known.
+func (s *snapshot) idOf(slot int) uint32 {
+	if s.parts[slot].prog == nil {
+		return 0
+	}
+	info, err := s.parts[slot].prog.Info()
+	if err != nil {
+		return 0
+	}
+	id, _ := info.ID()
+	return uint32(id)
+}
+
+// byLinks looks among all links for those of slots that have no pin of theirs.
+// Before Linux 5.13 links do not tell what they are attached to.
+func (s *snapshot) byLinks(dispatcher uint32) error {
+	missing := false
+	for _, p := range s.parts {
+		missing = missing || p.link == 0
+	}
+	if !missing {
+		return nil
+	}
+	slots, err := s.slots()
+	if err != nil {
+		return err
+	}
+	var it link.Iterator
+	defer it.Close()
+	for it.Next() {
+		info, err := it.Link.Info()
+		if err != nil || info.Type != link.TracingType {
+			continue // gone meanwhile, or of no interest
+		}
+		target := info.Tracing()
+		if target == nil || target.TargetObjectId != dispatcher {
+			continue
+		}
+		slot, ok := slots[uint32(target.TargetBtfId)]
+		if !ok || slot >= len(s.parts) || s.parts[slot].link != 0 {
+			continue
+		}
+		prog, err := ebpf.NewProgramFromID(info.Program)
+		if err != nil || prog.Type() != ebpf.Extension { // who only looks on, as xdpdump does, is none
+			prog.Close()
+			continue
+		}
+		s.parts[slot].prog.Close()
+		s.parts[slot] = part{prog, uint32(info.ID)}
+	}
+	return kernel.Errno("list links", it.Err())
+}
+
+// slots returns the slots of the dispatcher by the type of their function.
+func (s *snapshot) slots() (map[uint32]int, error) {
+	handle, err := s.prog.Handle()
+	if err != nil {
+		return nil, kernel.Errno("types of the dispatcher", err)
+	}
+	defer handle.Close()
+	types, err := handle.Spec(nil)
+	if err != nil {
+		return nil, kernel.Errno("types of the dispatcher", err)
+	}
+	slots := map[uint32]int{}
+	for n := range s.parts {
+		if id, ok := functionID(types, stubName(n, len(s.parts))); ok {
+			slots[id] = n
+		}
+	}
+	if s.refused != nil { // how many there are is not known
+		if id, ok := functionID(types, mainFunction); ok {
+			slots[id] = 0
+		}
+	}
+	return slots, nil
+}
+
+// describe is what the kernel says about a program.
+func describe(prog *ebpf.Program) hook.Program {
+	info, err := prog.Info()
+	if err != nil {
+		return hook.Program{}
+	}
+	id, _ := info.ID()
+	p := hook.Program{ID: uint32(id), Name: info.Name, Tag: info.Tag}
+	p.LoadedBy, _ = info.CreatedByUID()
+	if since, ok := info.LoadTime(); ok {
+		p.LoadedAt = kernel.BootTime(since)
+	}
+	return p
+}
+
+// occupied is the error for a device that something else holds, or a link: no
+// netlink call replaces what a link carries.
+func (s *site) occupied(snap *snapshot) error {
+	e := &hook.Error{Err: hook.Because(hook.ErrBusy, "%w", ErrNotDispatcher)}
+	e.Occupant = &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode, Program: describe(snap.prog)}
+	e.Occupant.LinkID = carrier(e.Occupant.Program.ID, snap.device.Index)
+	switch {
+	case e.Occupant.LinkID != 0 && snap.chain != nil:
+		e.Err = hook.Because(hook.ErrBusy, "a dispatcher of libxdp's that a link carries is not to be changed by libxdp's protocol")
+		fallthrough
+	case e.Occupant.LinkID != 0:
+		e.Occupant.Kind = hook.KindForeign
+		e.Hint = fmt.Sprintf("the device can be had when whoever holds link %d lets it go; \"dispatcher holders --link %d\" tells who that is", e.Occupant.LinkID, e.Occupant.LinkID)
+	default:
+		e.Hint = "libxdp joins only its own dispatchers; what is there must go first"
+	}
+	return e
+}
+
+// carrier returns a link that carries the program on a device with that index,
+// or 0. It tells the index but not the namespace.
+func carrier(prog uint32, ifindex int) uint32 {
+	var it link.Iterator
+	defer it.Close()
+	for it.Next() {
+		info, err := it.Link.Info()
+		if err == nil && info.Type == link.XDPType && uint32(info.Program) == prog && info.XDP().Ifindex == uint32(ifindex) {
+			return uint32(info.ID)
+		}
+	}
+	return 0
+}
+
+// functionID returns the id of a function in BTF.
+func functionID(types *btf.Spec, name string) (uint32, bool) {
+	var f *btf.Func
+	if types.TypeByName(name, &f) != nil {
+		return 0, false
+	}
+	id, err := types.TypeID(f)
+	return uint32(id), err == nil
+}

@@ -1,0 +1,94 @@
+package libxdp
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// RunConfig reads what a program made for libxdp asks for: in the section
+// .xdp_run_config a variable _<function>, whose type is a struct of pointers to
+// arrays. The name of each member is a setting and the length of its array the
+// value (XDP_RUN_CONFIG, xdp/xdp_helpers.h of libxdp). Zero values are what the
+// program does not ask for.
+//
+// hook.ErrUsage when it asks for what there is not. libxdp counts priorities
+// from 0; here that is [hook.MinPriority].
+func RunConfig(types *btf.Spec, function string) (hook.Settings, error) {
+	var s hook.Settings
+	if types == nil {
+		return s, nil
+	}
+	var section *btf.Datasec
+	if err := types.TypeByName(".xdp_run_config", &section); err != nil {
+		if errors.Is(err, btf.ErrNotFound) {
+			return s, nil
+		}
+		return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %w", err)
+	}
+	for _, v := range section.Vars {
+		variable, ok := v.Type.(*btf.Var)
+		if !ok || variable.Name != "_"+function {
+			continue
+		}
+		config, ok := btf.UnderlyingType(variable.Type).(*btf.Struct)
+		if !ok {
+			return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %s is not a struct", variable.Name)
+		}
+		return parseRunConfig(config)
+	}
+	return s, nil
+}
+
+func parseRunConfig(config *btf.Struct) (hook.Settings, error) {
+	s := hook.Settings{}
+	continueOn := hook.SetOf(hook.Pass)
+	for _, m := range config.Members {
+		value, err := arrayLength(m.Type)
+		if err != nil {
+			return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %s: %w", m.Name, err)
+		}
+		if m.Name == "priority" {
+			// Nothing comes before 0, nor before 1.
+			s.Priority = max(int(value), hook.MinPriority)
+			if err := s.Check(); err != nil {
+				return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %w", err)
+			}
+			continue
+		}
+		v, err := hook.ParseVerdict(m.Name)
+		if err != nil {
+			return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %w", err)
+		}
+		switch value {
+		case 0:
+			continueOn &^= hook.SetOf(v)
+		case 1:
+			continueOn |= hook.SetOf(v)
+		default:
+			return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %s is %d, must be 0 or 1", m.Name, value)
+		}
+	}
+	if continueOn == 0 {
+		continueOn = hook.Never
+	}
+	s.ContinueOn = continueOn
+	return s, nil
+}
+
+// arrayLength is the length of the array that t points to: numbers in BTF are
+// written like that (__uint, bpf/bpf_helpers.h of libbpf).
+func arrayLength(t btf.Type) (uint32, error) {
+	p, ok := btf.UnderlyingType(t).(*btf.Pointer)
+	if !ok {
+		return 0, fmt.Errorf("%v is not a pointer to an array", t)
+	}
+	a, ok := btf.UnderlyingType(p.Target).(*btf.Array)
+	if !ok {
+		return 0, fmt.Errorf("%v is not a pointer to an array", t)
+	}
+	return a.Nelems, nil
+}

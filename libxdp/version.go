@@ -1,0 +1,73 @@
+package libxdp
+
+import (
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+)
+
+// choose returns the version to start a chain with, see AttachOptions.Version.
+func (o *newChain) choose() (uint8, error) {
+	if o.version != 0 {
+		return o.version, nil
+	}
+	if v := loadedVersion(); v != 0 {
+		return v, nil
+	}
+	if v := installedVersion(libraryFolders); v != 0 {
+		return v, nil
+	}
+	return MaxVersion, nil
+}
+
+// loadedVersion returns the version of the dispatcher that was loaded last, 0
+// when there is none.
+func loadedVersion() (version uint8) {
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if err != nil {
+			return version
+		}
+		id = next
+		prog, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		if c, err := ConfigOf(prog); err == nil {
+			version = c.Version
+		}
+		prog.Close()
+	}
+}
+
+// libraryFolders are where distributions put libxdp.so.1.N.
+var libraryFolders = []string{"/usr/lib/*", "/usr/lib", "/usr/lib64", "/lib64", "/usr/local/lib/*", "/usr/local/lib", "/usr/local/lib64"}
+
+// installedVersion returns the version that the newest of the installed
+// libraries writes, 0 when there is none.
+func installedVersion(folders []string) (version uint8) {
+	const library = "libxdp.so.1."
+	for _, folder := range folders {
+		paths, _ := filepath.Glob(filepath.Join(folder, library+"*"))
+		for _, path := range paths {
+			minor, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(path), library), ".")
+			if n, err := strconv.Atoi(minor); err == nil {
+				version = max(version, versionOfLibrary(n))
+			}
+		}
+	}
+	return version
+}
+
+// versionOfLibrary is what libxdp 1.minor writes.
+func versionOfLibrary(minor int) uint8 {
+	switch {
+	case minor >= 6:
+		return 3
+	case minor >= 3:
+		return 2
+	}
+	return 1
+}
