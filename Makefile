@@ -1,5 +1,7 @@
 # What a fresh Debian machine lacks for a target, the target installs with apt.
-# All targets work as root, and otherwise through sudo.
+# All targets work as root, and otherwise through sudo. Where neither is to be had,
+# or the kernel refuses, demo and test run in a virtual machine: that is also what
+# VM=7.2 asks for.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -25,15 +27,58 @@ TESTEXEC := $(if $(filter 0,$(shell id -u)),,-exec "'$(CURDIR)/scripts/as-root'"
 build: have-go
 	@go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/dispatcher ./cmd/dispatcher
 
-## demo: show what it does, in network namespaces of its own
+# The kernel of the virtual machine (5.10, 6.1, 6.12 or 7.2); empty: run here, if this machine allows it.
+VM ?=
+ELSEWHERE := $(or $(VM),7.2)
+
+## demo: show what it does, in network namespaces of its own; VM=7.2: in a virtual machine
 .PHONY: demo
-demo: have-root build
+demo: matrix
+	@if scripts/can-run-here '$(VM)'; then \
+		$(MAKE) --no-print-directory demo-here; \
+	else \
+		scripts/need $(VM_NEEDS) && bin/matrix demo -kernel $(ELSEWHERE); \
+	fi
+
+.PHONY: demo-here
+demo-here: build
 	@scripts/need ip:iproute2
 	@scripts/as-root bin/dispatcher demo
 
-## test: all tests on this kernel, those with concurrency with the race detector too
+## test: all tests on this kernel, those with concurrency with the race detector too; VM=7.2: in a virtual machine
 .PHONY: test
-test: have-root have-go
+test: matrix
+	@if scripts/can-run-here '$(VM)'; then \
+		$(MAKE) --no-print-directory test-here; \
+	else \
+		scripts/need $(VM_NEEDS) && bin/matrix test -kernel $(ELSEWHERE); \
+	fi
+
+# The kernels to test on, comma-separated; empty: all.
+KERNEL ?=
+
+## test-kernels: the tests on Debian's kernels 5.10, 6.1, 6.12 and 7.2, in virtual machines; KERNEL=6.12: on that one
+.PHONY: test-kernels
+test-kernels: matrix
+	@scripts/need $(VM_NEEDS)
+	@bin/matrix test -short -kernel '$(KERNEL)'
+	@$(if $(KERNEL),,bin/matrix doc)
+
+## kernels-doc: write docs/kernels.md from the last run of test-kernels
+.PHONY: kernels-doc
+kernels-doc: matrix
+	@bin/matrix doc
+
+# What virtual machines need: see scripts/need.
+VM_NEEDS := qemu-system-x86_64:qemu-system-x86 xz:xz-utils apt-get:apt dpkg-deb:dpkg
+
+# The tool for virtual machines. It is built each time, which is a matter of a second.
+.PHONY: matrix
+matrix: have-go
+	@go build -trimpath -buildvcs=false -o bin/matrix ./internal/matrix
+
+.PHONY: test-here
+test-here: have-go
 	@scripts/need ip:iproute2
 	@scripts/need bpftool:bpftool groff:groff-base || echo 'going on without: tests that need it will fail'
 	@if scripts/need gcc:gcc /usr/include/stdlib.h:libc6-dev; then \
@@ -83,13 +128,9 @@ clean:
 ## help: this list
 .PHONY: help
 help:
-	@sed -n 's/^## \([a-z]*\): /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^## \([a-z-]*\): /  make \1\t/p' Makefile | expand -t 21
 
 .PHONY: have-go
 have-go:
 	@command -v go >/dev/null || { echo 'Go is missing, in PATH and in /usr/local/go: install Go 1.26 or newer, see go.dev/dl'; exit 1; }
 	@[ -d "$$(go env GOMODCACHE)/cache/download" ] || scripts/need /etc/ssl/certs/ca-certificates.crt:ca-certificates
-
-.PHONY: have-root
-have-root:
-	@[ "$$(id -u)" = 0 ] || sudo true || { echo 'this needs root, and sudo does not give it: please become root'; exit 1; }

@@ -373,6 +373,9 @@ func TestAdoptOtherKinds(t *testing.T) {
 	} {
 		for way, noGap := range noGap {
 			t.Run(test.name+" "+way, func(t *testing.T) {
+				if test.frags {
+					testenv.Need(t, testenv.FeatureFrags)
+				}
 				s := newScene(t)
 				s.clearAtEnd(t)
 				s.attachLegacy(t, testenv.DropUDPPort(t, "ldt_old", port, test.opts...))

@@ -74,20 +74,23 @@ func (s *scene) wantDropped(t testing.TB, ports ...int) {
 // Whoever loaded a program, and with what, it can be a member.
 func TestOrigins(t *testing.T) {
 	eachMode(t, func(t *testing.T, s *scene, mode hook.Mode) {
-		byTool := filepath.Join(s.bpffs, "several")
-		out, err := exec.Command("bpftool", "prog", "loadall", "testdata/several.o", byTool).CombinedOutput()
+		byTool, object, first := filepath.Join(s.bpffs, "tool"), "testdata/several.o", "ldt_first"
+		if !testenv.Has(t, testenv.FeatureFrags) { // bpftool loads all that is in the file
+			object, first = "testdata/filter.o", "ldt_filter"
+		}
+		out, err := exec.Command("bpftool", "prog", "loadall", object, byTool).CombinedOutput()
 		qt.Assert(t, qt.IsNil(err), qt.Commentf("%s", out))
 		spec, err := ebpf.LoadCollectionSpec("testdata/several.o")
 		qt.Assert(t, qt.IsNil(err))
 		byID := testenv.DropUDPPort(t, "ldt_by_id", port+4)
 
-		s.join(t, dispatcher.ProgramPin(byTool+"/ldt_first"), dispatcher.Options{Mode: mode})
+		s.join(t, dispatcher.ProgramPin(byTool+"/"+first), dispatcher.Options{Mode: mode})
 		s.join(t, file("several.o", "ldt_second"), dispatcher.Options{})
 		s.join(t, dispatcher.Spec(spec, dispatcher.LoadOptions{Program: "ldt_frags"}), dispatcher.Options{})
 		s.join(t, dispatcher.Program(testenv.DropUDPPort(t, "ldt_by_fd", port+3)), dispatcher.Options{})
 		s.join(t, dispatcher.ProgramID(idOf(t, byID)), dispatcher.Options{})
 		s.join(t, file("nobtf.o", ""), dispatcher.Options{})
-		s.wantChain(t, "ldt_first ldt_second ldt_frags ldt_by_fd ldt_by_id ldt_nobtf")
+		s.wantChain(t, first+" ldt_second ldt_frags ldt_by_fd ldt_by_id ldt_nobtf")
 		s.wantDropped(t, port, port+1, port+2, port+3, port+4)
 
 		// The caller's spec is not changed: it can be used again.
@@ -136,10 +139,11 @@ func TestIncompatiblePrograms(t *testing.T) {
 		return dispatcher.Program(testenv.Load(t, &ebpf.ProgramSpec{Name: "ldt_other", Type: typ, Instructions: insns, License: "GPL"}))
 	}
 	link := s.attach(t, s.tracer(t, 1, testenv.XDPPass), dispatcher.Options{})
-	for name, test := range map[string]struct {
+	type refused struct {
 		from dispatcher.Source
 		text string
-	}{
+	}
+	tests := map[string]refused{
 		"socket filter":  {other(ebpf.SocketFilter), `program "ldt_other" is a SocketFilter program; xdp takes XDP programs`},
 		"sched_cls":      {other(ebpf.SchedCLS), `program "ldt_other" is a SchedCLS program; xdp takes XDP programs`},
 		"devmap":         {dispatcher.Program(testenv.VerdictProgram(t, "ldt_devmap", 2, testenv.ExpectedAttachType(ebpf.AttachXDPDevMap))), `program "ldt_devmap": it was loaded for a map entry .*; load it from SEC\("xdp"\)`},
@@ -148,9 +152,14 @@ func TestIncompatiblePrograms(t *testing.T) {
 		"cpumap in file": {file("several.o", "ldt_cpumap"), `testdata/several.o: program "ldt_cpumap" is for a map entry .*`},
 		"tc in file":     {file("several.o", "tc"), `testdata/several.o: program "ldt_tc" is a SchedCLS program; xdp takes XDP programs`},
 		"dispatcher":     {dispatcher.ProgramID(ebpf.ProgramID(s.read(t).DispatcherID)), `program "libdispatcher" is itself a dispatcher of libdispatcher`},
-		"attach type 0":  {dispatcher.Program(testenv.VerdictProgram(t, "ldt_none", 2, testenv.ExpectedAttachType(ebpf.AttachNone))), `program "ldt_none" has no expected attach type, without frags, the chain attach type BPF_XDP, without frags, .*`},
-		"frags":          {dispatcher.Program(testenv.VerdictProgram(t, "ldt_frags", 2, testenv.Frags())), `program "ldt_frags" has attach type BPF_XDP, with frags, the chain attach type BPF_XDP, without frags, .*load it from SEC\("xdp"\)`},
-	} {
+	}
+	if testenv.Has(t, testenv.FeatureSlotTypes) {
+		tests["attach type 0"] = refused{dispatcher.Program(testenv.VerdictProgram(t, "ldt_none", 2, testenv.ExpectedAttachType(ebpf.AttachNone))), `program "ldt_none" has no expected attach type, without frags, the chain attach type BPF_XDP, without frags, .*`}
+	}
+	if testenv.Has(t, testenv.FeatureFrags) {
+		tests["frags"] = refused{dispatcher.Program(testenv.VerdictProgram(t, "ldt_frags", 2, testenv.Frags())), `program "ldt_frags" has attach type BPF_XDP, with frags, the chain attach type BPF_XDP, without frags, .*load it from SEC\("xdp"\)`}
+	}
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			s.wantRefused(t, test.from, dispatcher.Options{}, dispatcher.ErrIncompatible, test.text)
 			err := link.Update(t.Context(), test.from)
@@ -163,7 +172,11 @@ func TestIncompatiblePrograms(t *testing.T) {
 	// On a free device they are refused as well, and the device stays free.
 	qt.Assert(t, qt.IsNil(link.Close()))
 	for _, typ := range []ebpf.AttachType{ebpf.AttachXDPDevMap, ebpf.AttachXDPCPUMap} {
-		for _, opts := range [][]testenv.ProgramOption{{testenv.ExpectedAttachType(typ)}, {testenv.ExpectedAttachType(typ), testenv.Frags()}} {
+		kinds := [][]testenv.ProgramOption{{testenv.ExpectedAttachType(typ)}, {testenv.ExpectedAttachType(typ), testenv.Frags()}}
+		if !testenv.Has(t, testenv.FeatureFrags) {
+			kinds = kinds[:1]
+		}
+		for _, opts := range kinds {
 			s.wantRefused(t, dispatcher.Program(testenv.VerdictProgram(t, "ldt_map_entry", 2, opts...)), dispatcher.Options{}, dispatcher.ErrIncompatible, `.*map entry.*`)
 		}
 	}
@@ -175,8 +188,9 @@ func TestIncompatiblePrograms(t *testing.T) {
 func TestShapes(t *testing.T) {
 	none, frags := testenv.ExpectedAttachType(ebpf.AttachNone), testenv.Frags()
 	type misfit struct {
-		opts []testenv.ProgramOption
-		why  string
+		opts  []testenv.ProgramOption
+		why   string
+		frags bool // other frags than the chain's; else only another attach type
 	}
 	for _, test := range []struct {
 		name    string
@@ -188,27 +202,30 @@ func TestShapes(t *testing.T) {
 		{
 			name: "plain", fits: []string{"ldt_second", "ldt_frags"},
 			misfits: []misfit{
-				{[]testenv.ProgramOption{none}, `.*no expected attach type.* give the file, which is then loaded to fit`},
-				{[]testenv.ProgramOption{frags}, `.*load it from SEC\("xdp"\)`},
+				{[]testenv.ProgramOption{none}, `.*no expected attach type.* give the file, which is then loaded to fit`, false},
+				{[]testenv.ProgramOption{frags}, `.*load it from SEC\("xdp"\)`, true},
 			},
 		},
 		{
 			name: "attach type 0", first: []testenv.ProgramOption{none}, fits: []string{"ldt_second", "ldt_frags"},
 			misfits: []misfit{
-				{nil, `.*has attach type BPF_XDP, without frags, the chain no expected attach type, without frags, .* give the file, which is then loaded to fit`},
-				{[]testenv.ProgramOption{frags}, `.*load it from SEC\("xdp"\)`},
+				{nil, `.*has attach type BPF_XDP, without frags, the chain no expected attach type, without frags, .* give the file, which is then loaded to fit`, false},
+				{[]testenv.ProgramOption{frags}, `.*load it from SEC\("xdp"\)`, true},
 			},
 		},
 		{
 			name: "frags", first: []testenv.ProgramOption{frags}, fits: []string{"ldt_frags"}, refused: `.*without frags, the chain .*with frags, .*SEC\("xdp.frags"\).*`,
-			misfits: []misfit{{nil, `.*would see only the first buffer of a packet; load it from SEC\("xdp.frags"\).*`}},
+			misfits: []misfit{{nil, `.*would see only the first buffer of a packet; load it from SEC\("xdp.frags"\).*`, true}},
 		},
 		{
 			name: "both", first: []testenv.ProgramOption{none, frags}, fits: []string{"ldt_frags"}, refused: `.*SEC\("xdp.frags"\).*`,
-			misfits: []misfit{{nil, `.*`}, {[]testenv.ProgramOption{frags}, `.*`}, {[]testenv.ProgramOption{none}, `.*`}},
+			misfits: []misfit{{nil, `.*`, true}, {[]testenv.ProgramOption{frags}, `.*`, false}, {[]testenv.ProgramOption{none}, `.*`, true}},
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if test.refused != "" {
+				testenv.Need(t, testenv.FeatureFrags)
+			}
 			s := newScene(t)
 			s.attach(t, testenv.DropUDPPort(t, "ldt_one", port, test.first...), dispatcher.Options{})
 			dropped := []int{port, port + 3}
@@ -221,6 +238,15 @@ func TestShapes(t *testing.T) {
 				s.wantRefused(t, file("several.o", "ldt_second"), dispatcher.Options{}, dispatcher.ErrIncompatible, test.refused)
 			}
 			for _, m := range test.misfits {
+				if m.frags && !testenv.Has(t, testenv.FeatureFrags) {
+					continue // nobody can load it
+				}
+				if !m.frags && !testenv.Has(t, testenv.FeatureSlotTypes) {
+					prog := testenv.DropUDPPort(t, "ldt_other_type", port+4, m.opts...)
+					s.join(t, dispatcher.Program(prog), dispatcher.Options{}) // what this kernel takes is a member
+					dropped = append(dropped, port+4)
+					continue
+				}
 				prog := testenv.VerdictProgram(t, "ldt_misfit", testenv.XDPDrop, m.opts...)
 				s.wantRefused(t, dispatcher.Program(prog), dispatcher.Options{}, dispatcher.ErrIncompatible, m.why)
 			}
@@ -300,9 +326,11 @@ func TestBigMTU(t *testing.T) {
 	}
 	s.wantFree(t)
 
-	frags := s.attach(t, s.trace.Program(t, 2, testenv.XDPPass, testenv.Frags()), dispatcher.Options{Mode: hook.ModeNative})
-	s.wantRun(t, 2)
-	qt.Assert(t, qt.IsNil(frags.Close()))
+	if testenv.Has(t, testenv.FeatureFrags) {
+		frags := s.attach(t, s.trace.Program(t, 2, testenv.XDPPass, testenv.Frags()), dispatcher.Options{Mode: hook.ModeNative})
+		s.wantRun(t, 2)
+		qt.Assert(t, qt.IsNil(frags.Close()))
+	}
 	s.attach(t, s.tracer(t, 3, testenv.XDPPass), dispatcher.Options{Mode: hook.ModeGeneric})
 	s.wantRun(t, 3)
 }

@@ -218,8 +218,8 @@ func checkNoRoom(t *testing.T, p *place) {
 
 // The list of everything says the same as a look at the one.
 func checkList(t *testing.T, p *place) {
-	p.join(t, 1, dispatcher.Options{})
-	p.join(t, 2, dispatcher.Options{Persistent: true, Settings: priority(7)})
+	p.join(t, 1, dispatcher.Options{Settings: priority(7)})
+	p.join(t, 2, dispatcher.Options{Persistent: true})
 	want := p.read(t)
 	mine := func(o dispatcher.ListOptions) (found []hook.Chain) {
 		t.Helper()
@@ -250,7 +250,8 @@ func checkList(t *testing.T, p *place) {
 func checkInherited(t *testing.T, p *place) {
 	from := map[int]*testenv.Cgroup{1: p.cgroup, 2: p.above, 3: p.cgroup, 4: p.above}
 	var above []*dispatcher.Link
-	for n, cg := range from {
+	for n := 1; n <= len(from); n++ {
+		cg := from[n]
 		link, err := dispatcher.Attach(t.Context(), dispatcher.On(p.hook, cg.Path), dispatcher.Program(p.tracer(t, n)),
 			dispatcher.Options{Name: numbers[n], BPFFS: p.bpffs, Settings: priority(10 * n)})
 		qt.Assert(t, qt.IsNil(err))

@@ -33,8 +33,15 @@ type place struct {
 	links    []*dispatcher.Link
 }
 
-// newPlace begins a test, which fails if it leaves anything behind.
+// newPlace begins a test, which fails if it leaves anything behind. It is left out on a kernel without the hook:
+// there TestContract checks that it is refused.
 func newPlace(t testing.TB, h hook.Hook) *place {
+	t.Helper()
+	testenv.NeedHook(t, h)
+	return placeOn(t, h)
+}
+
+func placeOn(t testing.TB, h hook.Hook) *place {
 	t.Helper()
 	testenv.CheckLeaks(t)
 	p := &place{hook: h}
@@ -176,7 +183,7 @@ func (p *place) wantRun(t testing.TB, numbers ...int) {
 func (p *place) wantRunSoon(t testing.TB, numbers ...int) {
 	t.Helper()
 	for start := time.Now(); !slices.Equal(p.ran(t), numbers); {
-		if time.Since(start) > 5*time.Second {
+		if time.Since(start) > kernelPatience {
 			p.wantRun(t, numbers...)
 		}
 	}
@@ -250,7 +257,7 @@ func (p *place) end(t testing.TB, gone bool) {
 // sweep is a change somewhere that changes nothing.
 func (p *place) sweep(t testing.TB) {
 	t.Helper()
-	err := dispatcher.Detach(t.Context(), dispatcher.On(hook.TCXIngress, "lo").In(p.aside.Name), "nosuch", p.leave())
+	err := dispatcher.Detach(t.Context(), dispatcher.XDP("lo").In(p.aside.Name), "nosuch", p.leave())
 	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
 }
 

@@ -336,7 +336,7 @@ func checkWithoutBPFFS(t *testing.T, p *place) {
 	info, err := one.Info(t.Context())
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(info.Name, "one"))
-	qt.Assert(t, qt.IsNil(two.Move(t.Context(), hook.Position{First: true})))
+	qt.Assert(t, qt.IsNil(one.Move(t.Context(), hook.Position{Last: true})))
 	p.wantRun(t, 2, 1)
 	qt.Assert(t, qt.IsNil(two.Update(t.Context(), dispatcher.Program(p.tracer(t, 3)))))
 	p.wantRun(t, 3, 1)

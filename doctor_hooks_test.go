@@ -131,6 +131,11 @@ func TestDoctorTailCalls(t *testing.T) {
 	s.join(t, file("tailcall.o", "ldt_entry"), dispatcher.Options{Name: "jumper"})
 	s.wantFindings(t) // the last one may do what it likes
 	s.attach(t, s.tracer(t, 2, testenv.XDPPass), dispatcher.Options{Name: "2", Settings: hook.Settings{OnMissing: hook.MissingDrop}})
+	if !kernel.Since(6, 2) { // each slot has all tail calls there
+		s.wantFindings(t)
+		s.clear(t)
+		return
+	}
 	found := s.wantFindings(t, "tail-calls note jumper")
 	qt.Check(t, qt.StringContains(found[0].Text, "33 are allowed for a packet and the chain needs 3, so when its own are more than 30,"))
 	qt.Check(t, qt.IsTrue(strings.HasSuffix(found[0].Text, ": 2 (drop)")))

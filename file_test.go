@@ -120,6 +120,11 @@ func TestChooseProgram(t *testing.T) {
 	}{
 		{"ldt_first", "ldt_first", port}, {"ldt_second", "ldt_second", port + 1}, {"xdp.frags", "ldt_frags", port + 2},
 	} {
+		if test.choice == "xdp.frags" && !testenv.Has(t, testenv.FeatureFrags) {
+			s.wantRefused(t, file("several.o", test.choice), dispatcher.Options{}, ebpf.ErrNotSupported,
+				`program "ldt_frags" is for packets in fragments, which needs Linux 5.18: .*; load it from SEC\("xdp"\)`)
+			continue
+		}
 		link := s.join(t, file("several.o", test.choice), dispatcher.Options{})
 		s.wantChain(t, test.name)
 		s.wantDropped(t, test.dropped)

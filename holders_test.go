@@ -28,6 +28,7 @@ func held(t testing.TB, all []dispatcher.Held, what, member string) dispatcher.H
 func TestHoldersOn(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
 		t.Run(string(h), func(t *testing.T) {
+			testenv.NeedHook(t, h)
 			s := newScene(t)
 			s.target.Hook = h
 			on := testenv.On(h)

@@ -195,6 +195,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.TCXEgress, hook.TCIngress, hook.TCEgress} {
 		for name, verdict := range map[string]int32{"drops": testenv.TCDrop, "counts": testenv.TCNext} {
 			t.Run(name+" on "+string(h), func(t *testing.T) {
+				testenv.Need(t, testenv.FeatureTCX) // where filters go, too
 				s := newBusyLinkScene(t, h)
 				onTCX := s
 				bare := func(prog *ebpf.Program) { s.linkless(t, prog, 0) }
@@ -282,6 +283,7 @@ func (s *linkScene) filtersLeft(t testing.TB) string {
 
 // A filter that tc made becomes a member of TCX, which the rest of tc cannot touch.
 func TestAdoptFilter(t *testing.T) {
+	testenv.Need(t, testenv.FeatureTCX)
 	for _, h := range []hook.Hook{hook.TCIngress, hook.TCEgress} {
 		t.Run(string(h), func(t *testing.T) {
 			s := newLinkScene(t, h)
@@ -346,6 +348,30 @@ func TestAdoptFilter(t *testing.T) {
 	}
 }
 
+// Where there is no TCX, a filter that is adopted stays what it is and gets a name.
+func TestAdoptFilterInPlace(t *testing.T) {
+	if testenv.Has(t, testenv.FeatureTCX) {
+		t.Skip("this kernel has TCX, see TestAdoptFilter")
+	}
+	s := newLinkScene(t, hook.TCIngress)
+	for n, how := range []string{2: "pref 10 handle 1 bpf da", 3: "pref 20 bpf da"} {
+		if how != "" {
+			s.filter(t, s.tracer(t, n), how)
+		}
+	}
+	link := s.adopt(t, dispatcher.AdoptOptions{
+		Options: dispatcher.Options{Name: "two", Persistent: true}, Entry: hook.ProgramRef(s.read(t).Members[0].Program.ID),
+	})
+	s.wantRun(t, 2, 3)
+	m, err := link.Info(t.Context())
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(m.Name, "two"))
+	qt.Check(t, qt.IsFalse(m.Protected()))
+	qt.Check(t, qt.Equals(m.Filter.Pref, 10))
+	qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
+	s.wantRun(t, 3)
+}
+
 // A filter that would do something else on TCX than where it is stays where it is.
 func TestAdoptFilterRefused(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -359,6 +385,9 @@ func TestAdoptFilterRefused(t *testing.T) {
 		"behind another kind": {"pref 5 u32 match u32 0 0 classid 1:1", "pref 10 bpf da", ".*(pref 5|u32).*"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if tc.before != "" {
+				testenv.Need(t, testenv.FeatureTCX) // else it stays where it is
+			}
 			s := newLinkScene(t, hook.TCIngress)
 			if tc.before != "" {
 				s.tc(t, tc.before)
@@ -370,7 +399,9 @@ func TestAdoptFilterRefused(t *testing.T) {
 			qt.Assert(t, qt.IsNotNil(err))
 			qt.Check(t, qt.ErrorMatches(err, tc.message))
 			qt.Check(t, qt.Equals(s.filtersLeft(t), before))
-			qt.Check(t, qt.HasLen(s.sameOn(hook.TCXIngress).read(t).Members, 0))
+			if testenv.Has(t, testenv.FeatureTCX) {
+				qt.Check(t, qt.HasLen(s.sameOn(hook.TCXIngress).read(t).Members, 0))
+			}
 		})
 	}
 }
@@ -391,7 +422,7 @@ func TestAdoptFilterBeforeOthers(t *testing.T) {
 func TestAdoptExclusive(t *testing.T) {
 	for name, flags := range map[string]uint32{"exclusive": 0, "override": unix.BPF_F_ALLOW_OVERRIDE} {
 		t.Run(name, func(t *testing.T) {
-			s := newLinkScene(t, hook.CgroupConnect4)
+			s := onHook(t, newScene(t), hook.CgroupConnect4)
 			deny := testenv.VerdictProgram(t, "ldt_deny", testenv.CgroupDeny, s.on())
 			s.linkless(t, deny, flags)
 			qt.Assert(t, qt.IsTrue(s.refuses(t)))
@@ -435,7 +466,7 @@ func TestAdoptExclusive(t *testing.T) {
 
 // One that cannot become a member after all, when it is off already, is put back.
 func TestAdoptExclusivePutBack(t *testing.T) {
-	s := newLinkScene(t, hook.CgroupConnect4)
+	s := onHook(t, newScene(t), hook.CgroupConnect4)
 	deny := testenv.VerdictProgram(t, "ldt_deny", testenv.CgroupDeny, s.on())
 	s.linkless(t, deny, 0)
 	intruder := testenv.VerdictProgram(t, "ldt_intruder", testenv.CgroupAllow, s.on())

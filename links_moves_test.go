@@ -35,13 +35,25 @@ type linkScene struct {
 	resident *testenv.Resident
 }
 
+// newLinkScene begins a test on a hook, which is left out on a kernel without the hook, or, on a cgroup, without places
+// among others: contract_missing_test.go has what is promised there.
 func newLinkScene(t testing.TB, h hook.Hook) *linkScene {
 	t.Helper()
+	needPlaces(t, h)
 	return onHook(t, newScene(t), h)
+}
+
+func needPlaces(t testing.TB, h hook.Hook) {
+	t.Helper()
+	testenv.NeedHook(t, h)
+	if h.OnCgroup() {
+		testenv.Need(t, testenv.FeatureCgroupOrder)
+	}
 }
 
 func newBusyLinkScene(t testing.TB, h hook.Hook) *linkScene {
 	t.Helper()
+	needPlaces(t, h)
 	return onHook(t, newBusyScene(t), h)
 }
 

@@ -43,8 +43,11 @@ func (s *scene) on() testenv.ProgramOption { return testenv.On(s.target.Hook) }
 
 // goOn is the verdict after which the next member runs.
 func (s *scene) goOn() int {
-	if s.target.Hook == hook.XDP {
+	switch {
+	case s.target.Hook == hook.XDP:
 		return testenv.XDPPass
+	case s.target.Hook.OnCgroup():
+		return testenv.CgroupAllow
 	}
 	return testenv.TCNext
 }
@@ -71,6 +74,7 @@ func (s *scene) newDevice(t testing.TB) {
 func TestReattach(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
 		t.Run(string(h), func(t *testing.T) {
+			testenv.NeedHook(t, h)
 			s := newScene(t)
 			s.target.Hook = h
 			settings := hook.Settings{Priority: 20}
@@ -123,6 +127,7 @@ func TestReattach(t *testing.T) {
 func TestRecoverCollects(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
 		t.Run(string(h), func(t *testing.T) {
+			testenv.NeedHook(t, h)
 			s := newScene(t)
 			s.target.Hook = h
 			l := s.attach(t, s.trace.Program(t, 1, s.goOn(), s.on()), dispatcher.Options{Name: "one", Persistent: true})
@@ -182,6 +187,7 @@ func (s *scene) foreignLink(t *testing.T, prog *ebpf.Program) (l link.Link, id u
 func TestDetachLink(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
 		t.Run(string(h), func(t *testing.T) {
+			testenv.NeedHook(t, h)
 			s := newScene(t)
 			s.target.Hook = h
 			prog := s.trace.Program(t, 1, s.goOn(), s.on())
@@ -259,6 +265,7 @@ func TestAdoptLinkOnXDP(t *testing.T) {
 
 // On TCX a link becomes a member as it is; one whose name was lost with the registry gets it again.
 func TestAdoptLinkOnTCX(t *testing.T) {
+	testenv.Need(t, testenv.FeatureTCX)
 	s := newScene(t)
 	s.target.Hook = hook.TCXIngress
 	ours := s.attach(t, s.trace.Program(t, 1, s.goOn(), s.on()), dispatcher.Options{Name: "ours", Settings: priority(30)})

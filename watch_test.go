@@ -173,6 +173,7 @@ func TestWatchLinks(t *testing.T) {
 		hook.CgroupSKBIngress: dispatcher.On(hook.CgroupSKBIngress, cg.Path),
 	} {
 		t.Run(strings.ReplaceAll(string(h), "/", "_"), func(t *testing.T) {
+			needPlaces(t, h)
 			s := s.onDevice(target)
 			o := dispatcher.WatchOptions{}
 			o.Hooks = []hook.Hook{h}

@@ -111,7 +111,7 @@ func CheckName(s string) error {
 // A Program identifies a loaded BPF program.
 type Program struct {
 	ID   uint32 // unique while the kernel runs
-	Name string // as the kernel has it, at most 15 bytes
+	Name string // as the kernel has it: cut after 15 bytes, but whole where there is BTF
 	Tag  string // hash of the instructions, hex
 	// LoadedAt is when it was loaded, zero when the kernel does not say.
 	LoadedAt time.Time

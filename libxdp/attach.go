@@ -2,6 +2,7 @@ package libxdp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -169,11 +170,11 @@ func (d Device) Detach(ctx context.Context, ref hook.Ref) error {
 
 // DetachAll takes the dispatcher off the device with all its members, of
 // whatever version it is and wherever its pins are; those in another bpffs stay
-// there, where Clean removes them.
+// there, where Clean removes them. It needs no bpffs.
 func (d Device) DetachAll(ctx context.Context) error {
 	return d.at("detach", func(s *site) error {
 		f, err := folderToChange(s.BPFFS)
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		return retry(ctx, func() error {

@@ -185,7 +185,8 @@ func (s *site) install(ctx context.Context, f folder, snap *snapshot, c *Chain, 
 		return errors.Join(err, l.unpin(c.Folder))
 	}
 	step("attach: attached")
-	l.tidy(snap, c.Dispatcher.ID)
+	l.giveWay()
+	l.tidy(snap, c)
 	if c.Mode == hook.ModeAuto {
 		if d, err := s.device(); err == nil {
 			on, _ := d.Software()
@@ -209,13 +210,16 @@ func (s *site) device() (d *rtnl.Device, err error) {
 	return d, err
 }
 
-// takeOff takes the dispatcher off the device, and its pins away.
+// takeOff takes the dispatcher off the device, and its pins away if there are any.
 func (s *site) takeOff(ctx context.Context, f folder, snap *snapshot) error {
-	l, err := f.lock(ctx)
-	if err != nil {
-		return err
+	var l *locked
+	if f != (folder{}) {
+		var err error
+		if l, err = f.lock(ctx); err != nil {
+			return err
+		}
+		defer l.unlock()
 	}
-	defer l.unlock()
 	step("detach: before")
 	if err := s.exchange(snap, nil, snap.mode); errors.Is(err, errHeld) {
 		return s.occupied(snap)
@@ -223,7 +227,10 @@ func (s *site) takeOff(ctx context.Context, f folder, snap *snapshot) error {
 		return err
 	}
 	step("detach: detached")
-	l.tidy(snap, 0)
+	if l != nil {
+		l.giveWay()
+		l.tidy(snap, nil)
+	}
 	return nil
 }
 

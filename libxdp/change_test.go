@@ -1,15 +1,14 @@
 package libxdp
 
 import (
+	"errors"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/link"
 	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
@@ -17,7 +16,7 @@ import (
 
 // Members join, move, are replaced and leave; packets see each chain.
 func TestChange(t *testing.T) {
-	needsFreplace(t)
+	needFreplace(t)
 	for version := uint8(1); version <= MaxVersion; version++ {
 		t.Run("version "+string('0'+rune(version)), func(t *testing.T) {
 			s := newScene(t)
@@ -67,7 +66,7 @@ func TestChange(t *testing.T) {
 
 // All of several or none.
 func TestAttachAll(t *testing.T) {
-	needsFreplace(t)
+	needFreplace(t)
 	s := newScene(t)
 	var many []Source
 	for n := range MaxMembers {
@@ -102,7 +101,7 @@ func TestAttachAll(t *testing.T) {
 // The kernel cuts names at 15 characters, where these are alike; a chain has them
 // whole.
 func TestLongNames(t *testing.T) {
-	needsFreplace(t)
+	needFreplace(t)
 	s := newScene(t)
 	for _, name := range []string{"ldt_a_long_name_that_is_cut_2", "ldt_a_long_name_that_is_cut_1"} {
 		_, _, err := s.Attach(t.Context(), s.sourceOf(t, 1, pass, name), at(50))
@@ -118,7 +117,7 @@ func TestLongNames(t *testing.T) {
 // Verdicts are libxdp's: of one program its own, of several PASS where the last
 // one's goes on.
 func TestVerdicts(t *testing.T) {
-	needsFreplace(t)
+	needFreplace(t)
 	s := newScene(t)
 	onDrop := at(10)
 	onDrop.ContinueOn = hook.SetOf(hook.Drop)
@@ -139,7 +138,7 @@ func TestVerdicts(t *testing.T) {
 
 // A mode is asked for when a chain is started, and kept.
 func TestModes(t *testing.T) {
-	needsFreplace(t)
+	needFreplace(t)
 	for _, mode := range []hook.Mode{hook.ModeNative, hook.ModeGeneric} {
 		s := newScene(t)
 		o := at(1)
@@ -159,7 +158,7 @@ func TestModes(t *testing.T) {
 
 // A dispatcher takes multi-buffer packets when all its members do.
 func TestFrags(t *testing.T) {
-	needsFreplace(t)
+	needFreplace(t)
 	s := newScene(t)
 	frags := testenv.Frags()
 	c := s.join(t, 1, at(1), frags)
@@ -183,177 +182,9 @@ func TestFrags(t *testing.T) {
 	qt.Assert(t, qt.IsNil(s.DetachAll(t.Context())))
 }
 
-// infoOfLinks tells whether links say what they are attached to (Linux 5.13).
-func infoOfLinks(t *testing.T, c *Chain) bool {
-	t.Helper()
-	l, err := link.LoadPinnedLink(filepath.Join(c.Folder, linkPin(0)), nil)
-	qt.Assert(t, qt.IsNil(err))
-	defer l.Close()
-	info, err := l.Info()
-	qt.Assert(t, qt.IsNil(err))
-	return info.Tracing().TargetObjectId != 0
-}
-
-// Members are found by their links where pins are missing.
-func TestHalfThePins(t *testing.T) {
-	needsFreplace(t)
-	s := newScene(t)
-	s.join(t, 1, at(1))
-	s.join(t, 2, at(2))
-	c := s.join(t, 3, at(3))
-	byLink := infoOfLinks(t, c)
-
-	// A program's pin is gone: its link still runs it.
-	qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(c.Folder, progPin(0)))))
-	s.wantTrace(t, 1, 2, 3)
-	qt.Assert(t, qt.DeepEquals(s.read(t).Members, c.Members))
-
-	// A link's pin is gone, and with it the link; the program is linked again by
-	// the next change.
-	qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(c.Folder, linkPin(1)))))
-	s.waitForTrace(t, 1, 3)
-	got := s.read(t)
-	qt.Assert(t, qt.IsTrue(got.Members[1].Missing))
-	qt.Assert(t, qt.Equals(got.Members[1].Program.ID, c.Members[1].Program.ID))
-	s.join(t, 4, at(4))
-	s.wantRun(t, 1, 2, 3, 4)
-
-	// Both are gone.
-	c = s.read(t)
-	qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(c.Folder, progPin(3)))))
-	held, err := link.LoadPinnedLink(filepath.Join(c.Folder, linkPin(3)), nil)
-	qt.Assert(t, qt.IsNil(err))
-	qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(c.Folder, linkPin(3)))))
-	s.wantTrace(t, 1, 2, 3, 4)
-	qt.Assert(t, qt.Equals(s.read(t).Members[3].Missing, !byLink))
-	held.Close()
-	s.waitForTrace(t, 1, 2, 3)
-	got = s.read(t)
-	qt.Assert(t, qt.IsTrue(got.Members[3].Missing))
-	qt.Assert(t, qt.Equals(got.Members[3].Name, ""))
-	qt.Assert(t, qt.Equals(got.Members[3].Priority, 4))
-	qt.Assert(t, qt.IsNil(s.Set(t.Context(), "ldt_trace_3", hook.Settings{Priority: 1})))
-	s.wantRun(t, 1, 3, 2)
-	qt.Assert(t, qt.IsNil(s.DetachAll(t.Context())))
-	s.wantRun(t)
-}
-
-// waitForTrace waits until the kernel has let go of a link.
-func (s *scene) waitForTrace(t *testing.T, numbers ...int) {
-	t.Helper()
-	for range 100 {
-		s.trace.Reset(t)
-		s.Send(t, port, 1)
-		if len(s.trace.Last(t)) == len(numbers) {
-			break
-		}
-	}
-	s.wantTrace(t, numbers...)
-}
-
-// A chain whose pins are in another bpffs is shown, but only taken off as a whole.
-func TestPinsElsewhere(t *testing.T) {
-	needsFreplace(t)
-	s := newScene(t)
-	c := s.join(t, 1, at(1))
-	byLink := infoOfLinks(t, c)
-	other := *s
-	other.BPFFS = testenv.BPFFS(t)
-	seen := other.read(t)
-	qt.Assert(t, qt.Equals(seen.Folder, ""))
-	if !byLink {
-		t.Log("links of this kernel do not say what they are attached to")
-		qt.Assert(t, qt.IsTrue(seen.Members[0].Missing))
-	} else {
-		qt.Assert(t, qt.DeepEquals(seen.Members, c.Members))
-		_, _, err := other.Attach(t.Context(), s.source(t, 2), AttachOptions{})
-		qt.Assert(t, qt.ErrorIs(err, hook.ErrBusy))
-		qt.Assert(t, qt.ErrorMatches(err, `attach xdp veth1: the chain runs, but its pins are not in .*`))
-		qt.Assert(t, qt.ErrorIs(other.Set(t.Context(), "ldt_trace_1", hook.Settings{Priority: 4}), hook.ErrBusy))
-		s.wantRun(t, 1)
-	}
-	qt.Assert(t, qt.IsNil(other.DetachAll(t.Context())))
-	s.wantTrace(t)
-
-	// What stays there is found to be on no device.
-	removed, err := s.Clean(t.Context())
-	qt.Assert(t, qt.IsNil(err))
-	qt.Assert(t, qt.DeepEquals(removed, []string{c.Folder}))
-	s.wantPins(t)
-}
-
-// Two devices of the same index in two namespaces share a bpffs: neither takes
-// the other's pins, not even to clean.
-func TestSameIndex(t *testing.T) {
-	needsFreplace(t)
-	const index = 4711
-	a := newScene(t)
-	p := testenv.NewPairOpts(t, testenv.PairOptions{ServerIfindex: index})
-	q := testenv.NewPairOpts(t, testenv.PairOptions{ServerIfindex: index})
-	b := &scene{p, Device{p.ServerDev, p.Server.Name, a.BPFFS}, testenv.NewTrace(t, port)}
-	c := &scene{q, Device{q.ServerDev, q.Server.Name, a.BPFFS}, testenv.NewTrace(t, port)}
-	b.join(t, 1, at(1))
-	c.join(t, 2, at(1))
-	b.join(t, 3, at(3))
-	c.join(t, 4, at(4))
-	b.wantTrace(t, 1, 3)
-	c.wantTrace(t, 2, 4)
-	qt.Assert(t, qt.HasLen(a.pinned(t), 2*5))
-	for _, d := range []Device{b.Device, c.Device, {NetNS: a.NetNS, BPFFS: a.BPFFS}} {
-		removed, err := d.Clean(t.Context())
-		qt.Assert(t, qt.IsNil(err))
-		qt.Assert(t, qt.HasLen(removed, 0))
-	}
-	qt.Assert(t, qt.IsNil(b.Detach(t.Context(), "ldt_trace_1")))
-	b.wantTrace(t, 3)
-	c.wantTrace(t, 2, 4)
-	qt.Assert(t, qt.IsNil(b.DetachAll(t.Context())))
-	c.wantRun(t, 2, 4)
-	qt.Assert(t, qt.IsNil(c.DetachAll(t.Context())))
-	a.wantPins(t)
-}
-
-// Of a device that is gone only the pins are left.
-func TestDeviceGone(t *testing.T) {
-	needsFreplace(t)
-	s := newScene(t)
-	c := s.join(t, 1, at(1))
-	gone := Device{NetNS: s.Client.Name, BPFFS: s.BPFFS}
-	removed, err := gone.Clean(t.Context())
-	qt.Assert(t, qt.IsNil(err))
-	qt.Assert(t, qt.HasLen(removed, 0))
-	s.Server.IP(t, "link", "del", s.ServerDev)
-	removed = nil
-	for try := 0; len(removed) == 0 && try < 100; try++ { // the kernel frees the device in its own time
-		removed, err = gone.Clean(t.Context())
-		qt.Assert(t, qt.IsNil(err))
-	}
-	qt.Assert(t, qt.DeepEquals(removed, []string{c.Folder}))
-	qt.Assert(t, qt.HasLen(s.pinned(t), 0))
-}
-
-// A dispatcher that somebody has open may be on its way to a device.
-func TestCleanLeavesWhatIsOpen(t *testing.T) {
-	needsFreplace(t)
-	s := newScene(t)
-	b, err := s.Build(t.Context(), []Incoming{{Source: s.source(t, 1), Priority: 3}, {Source: s.source(t, 2)}}, BuildOptions{Version: 2})
-	qt.Assert(t, qt.IsNil(err))
-	b.locked.unlock() // as libxdp does
-	removed, err := s.Clean(t.Context())
-	qt.Assert(t, qt.IsNil(err))
-	qt.Assert(t, qt.HasLen(removed, 0))
-	// What is forgotten is not.
-	b.parts.close()
-	b.join.close()
-	removed, err = s.Clean(t.Context())
-	qt.Assert(t, qt.IsNil(err))
-	qt.Assert(t, qt.DeepEquals(removed, []string{b.Chain.Folder}))
-	qt.Assert(t, qt.HasLen(s.pinned(t), 0))
-}
-
 // A chain is built for somebody else to attach.
 func TestBuild(t *testing.T) {
-	needsFreplace(t)
+	needFreplace(t)
 	s := newScene(t)
 	incoming := func() []Incoming {
 		return []Incoming{{Source: s.source(t, 1), Priority: 60}, {Source: s.source(t, 2), ContinueOn: hook.SetOf(hook.Drop)}}
@@ -387,7 +218,7 @@ func TestBuild(t *testing.T) {
 
 // What Plan says is what Attach does.
 func TestPlan(t *testing.T) {
-	needsFreplace(t)
+	needFreplace(t)
 	s := newScene(t)
 	s.join(t, 1, at(10))
 	s.join(t, 3, at(30))
@@ -399,5 +230,33 @@ func TestPlan(t *testing.T) {
 	qt.Assert(t, qt.DeepEquals(plan.Config, c.Config))
 	qt.Assert(t, qt.Equals(plan.Members[1].Program.ID, 0))
 	qt.Assert(t, qt.Equals(plan.Members[2].Program.ID, c.Members[2].Program.ID))
+	qt.Assert(t, qt.IsNil(s.DetachAll(t.Context())))
+}
+
+// A dispatcher that is bound to its device stays so, and its members with it.
+func TestDevBound(t *testing.T) {
+	needFreplace(t)
+	s := newScene(t)
+	c := two(3)
+	c.DevBound = true
+	var prog *ebpf.Program
+	var err error
+	s.Server.Do(t, func() { prog, err = newDispatcher(c, s.ServerIfindex) })
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skipf("needs programs that are bound to a veth, which this kernel has not (Linux 6.3): %v", err)
+	}
+	qt.Assert(t, qt.IsNil(err))
+	s.replace(t, prog, nil, hook.ModeNative)
+	prog.Close()
+	s.join(t, 1, at(1))
+	got := s.join(t, 2, at(2))
+	qt.Assert(t, qt.IsTrue(got.Config.DevBound))
+	for _, m := range got.Members {
+		qt.Assert(t, qt.IsTrue(m.DevBound))
+	}
+	s.wantRun(t, 1, 2)
+	qt.Assert(t, qt.IsNil(s.Detach(t.Context(), "ldt_trace_1")))
+	qt.Assert(t, qt.IsTrue(s.read(t).Config.DevBound))
+	s.wantRun(t, 2)
 	qt.Assert(t, qt.IsNil(s.DetachAll(t.Context())))
 }

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
+	"path/filepath"
 
 	"github.com/cilium/ebpf"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/holders"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
@@ -24,6 +27,15 @@ import (
 // Where the kernel has no BPF iterators to tell them, all network namespaces are
 // looked at that can be found.
 func (d Device) Clean(ctx context.Context) (removed []string, err error) {
+	return d.clean(ctx, true)
+}
+
+// Leftovers returns what Clean would remove.
+func (d Device) Leftovers(ctx context.Context) ([]string, error) {
+	return d.clean(ctx, false)
+}
+
+func (d Device) clean(ctx context.Context, remove bool) (found []string, err error) {
 	err = d.at("clean", func(s *site) error {
 		index := 0
 		if s.Name != "" {
@@ -37,18 +49,21 @@ func (d Device) Clean(ctx context.Context) (removed []string, err error) {
 		if err != nil {
 			return err
 		}
-		if list, err := f.dispatchers(); err != nil || len(list) == 0 {
-			return err
+		if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
 		l, err := f.lock(ctx)
 		if err != nil {
 			return err
 		}
 		defer l.unlock()
-		removed, err = l.sweep(func(p pinned) bool { return index == 0 || p.ifindex == index })
+		if !l.alone {
+			return hook.Because(hook.ErrBusy, "another process has had the lock of %s for %v", f.path, lockWait)
+		}
+		found, err = l.sweep(func(p pinned) bool { return index == 0 || p.ifindex == index }, remove)
 		return err
 	})
-	return removed, err
+	return found, err
 }
 
 // Remove takes away the pins of a dispatcher that is on the device no more.
@@ -66,21 +81,32 @@ func Remove(ctx context.Context, bpffs string, ifindex int, dispatcher ebpf.Prog
 		return err
 	}
 	defer l.unlock()
-	return l.unpin(f.of(ifindex, uint32(dispatcher)))
+	dir := f.of(ifindex, uint32(dispatcher))
+	for n := range MaxMembers {
+		if prog, err := ebpf.LoadPinnedProgram(filepath.Join(dir, progPin(n)), nil); err == nil {
+			_ = os.Remove(l.slotOf(describe(prog).ID))
+			prog.Close()
+		}
+	}
+	return l.unpin(dir)
 }
 
 // tidy takes away the pins of the dispatcher that was on the device, and of
 // those that processes left behind which died before they came to that. A
-// failure leaves it to the next one.
-func (l *locked) tidy(was *snapshot, next uint32) {
+// failure leaves it to the next one. next is what is there now; nil for nothing.
+func (l *locked) tidy(was *snapshot, next *Chain) {
 	if was.chain != nil && was.chain.Folder != "" {
 		_ = l.unpin(was.chain.Folder)
+		l.dropSlots(was.chain, next)
 	}
-	_, _ = l.sweep(func(p pinned) bool { return p.ifindex == was.device.Index && p.prog != next })
+	_, _ = l.sweep(func(p pinned) bool {
+		return p.ifindex == was.device.Index && (next == nil || p.prog != next.Dispatcher.ID)
+	}, true)
 }
 
-// sweep takes away the pins of those dispatchers that are on no device.
-func (l *locked) sweep(which func(pinned) bool) (removed []string, err error) {
+// sweep finds the pins of those dispatchers that are on no device, and takes
+// them away.
+func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, err error) {
 	list, err := l.dispatchers()
 	if err != nil || !l.alone {
 		return nil, err
@@ -94,7 +120,7 @@ func (l *locked) sweep(which func(pinned) bool) (removed []string, err error) {
 			if idle == nil { // it takes some 30 ms to find out
 				var done func()
 				if idle, done, err = idleDispatchers(); err != nil {
-					return removed, err
+					return found, err
 				}
 				defer done()
 			}
@@ -102,12 +128,15 @@ func (l *locked) sweep(which func(pinned) bool) (removed []string, err error) {
 				continue
 			}
 		}
-		if err := l.unpin(p.dir); err != nil {
-			return removed, err
+		if remove {
+			if err := l.unpin(p.dir); err != nil {
+				return found, err
+			}
 		}
-		removed = append(removed, p.dir)
+		found = append(found, p.dir)
 	}
-	return removed, nil
+	slots, err := l.sweepSlots(remove)
+	return append(found, slots...), err
 }
 
 // idleDispatchers looks at what holds programs. idle tells that nothing holds a

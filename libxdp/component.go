@@ -45,7 +45,7 @@ func loadComponent(spec *ebpf.CollectionSpec, function string, dispatcher *ebpf.
 		return nil, hook.Because(hook.ErrIncompatible, "program %q has no type information, which libxdp's way of attaching needs: compile it with clang -g", function)
 	}
 	all := maps.Clone(spec.Maps)
-	keepOnly(spec, function)
+	kernel.KeepOnly(spec, function)
 	opts.MapReplacements = maps.Clone(opts.MapReplacements)
 	maps.DeleteFunc(opts.MapReplacements, func(n string, _ *ebpf.Map) bool { return all[n] != nil && spec.Maps[n] == nil })
 	p.Type, p.AttachType = ebpf.Extension, ebpf.AttachNone
@@ -60,42 +60,6 @@ func loadComponent(spec *ebpf.CollectionSpec, function string, dispatcher *ebpf.
 	}
 	defer coll.Close()
 	return coll.DetachProgram(function), nil
-}
-
-// keepOnly drops what the program does not use. It keeps what comes along
-// through the initial values of maps: programs that are tail-called, and maps
-// within maps.
-func keepOnly(spec *ebpf.CollectionSpec, name string) {
-	programs, used := map[string]bool{}, map[string]bool{}
-	var useMap func(name string)
-	useProgram := func(name string) {
-		if programs[name] || spec.Programs[name] == nil {
-			return
-		}
-		programs[name] = true
-		for _, ins := range spec.Programs[name].Instructions {
-			useMap(ins.Reference())
-		}
-	}
-	useMap = func(name string) {
-		m := spec.Maps[name]
-		if used[name] || m == nil {
-			return
-		}
-		used[name] = true
-		for _, kv := range m.Contents {
-			switch value, _ := kv.Value.(string); m.Type {
-			case ebpf.ProgramArray:
-				useProgram(value)
-			case ebpf.ArrayOfMaps, ebpf.HashOfMaps:
-				useMap(value)
-			}
-		}
-	}
-	useProgram(name)
-	maps.DeleteFunc(spec.Programs, func(n string, _ *ebpf.ProgramSpec) bool { return !programs[n] })
-	maps.DeleteFunc(spec.Maps, func(n string, _ *ebpf.MapSpec) bool { return !used[n] })
-	maps.DeleteFunc(spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return !used[v.SectionName] })
 }
 
 // wrapComponent loads a component that runs callee, an XDP program that is

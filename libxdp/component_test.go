@@ -1,8 +1,6 @@
 package libxdp
 
 import (
-	"maps"
-	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -10,25 +8,6 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 )
-
-func TestKeepOnly(t *testing.T) {
-	for _, test := range []struct {
-		object, program string
-		programs, maps  []string
-	}{
-		{"several.o", "ldt_second", []string{"ldt_second"}, nil},
-		{"filter.o", "ldt_filter", []string{"ldt_filter"}, []string{".bss", ".data", ".rodata", "ldt_dropped"}},
-		{"tailcall.o", "ldt_entry", []string{"ldt_entry", "ldt_tail"}, []string{"ldt_jumps"}},
-		{"tailcall.o", "ldt_tail", []string{"ldt_tail"}, nil},
-		{"mapinmap.o", "ldt_nested", []string{"ldt_nested"}, []string{"ldt_inner", "ldt_outer"}},
-	} {
-		spec, err := ebpf.LoadCollectionSpec("../testdata/" + test.object)
-		qt.Assert(t, qt.IsNil(err))
-		keepOnly(spec, test.program)
-		qt.Check(t, qt.DeepEquals(slices.Sorted(maps.Keys(spec.Programs)), test.programs), qt.Commentf("%s", test.program))
-		qt.Check(t, qt.DeepEquals(slices.Sorted(maps.Keys(spec.Maps)), test.maps), qt.Commentf("%s", test.program))
-	}
-}
 
 // What cannot be a component is refused before the kernel is asked.
 func TestLoadComponentOfOther(t *testing.T) {

@@ -79,10 +79,15 @@ func (c *Chain) Find(ref hook.Ref) (*Member, error) {
 			found = append(found, m)
 			ids = append(ids, fmt.Sprintf("id:%d", m.Program.ID))
 		}
-		there = append(there, fmt.Sprintf("%s (id:%d)", m.Name, m.Program.ID))
+		if m.Program.ID != 0 {
+			there = append(there, fmt.Sprintf("%s (id:%d)", m.Name, m.Program.ID))
+		}
 	}
 	switch len(found) {
 	case 0:
+		if len(there) == 0 {
+			there = []string{"none"}
+		}
 		return nil, hook.Because(fs.ErrNotExist, "there is no member %q; there is %s", string(ref), strings.Join(there, ", "))
 	case 1:
 		return found[0], nil

@@ -13,7 +13,6 @@ import (
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
 func TestFind(t *testing.T) {
@@ -36,6 +35,10 @@ func TestFind(t *testing.T) {
 	}
 	_, err := c.Find("two")
 	qt.Assert(t, qt.ErrorMatches(err, `2 members have the name "two": say which with id:4 or id:5`))
+	_, err = c.Find("three")
+	qt.Assert(t, qt.ErrorMatches(err, `there is no member "three"; there is one \(id:3\), two \(id:4\), two \(id:5\)`))
+	_, err = (&Chain{}).Find("three")
+	qt.Assert(t, qt.ErrorMatches(err, `there is no member "three"; there is none`))
 }
 
 func TestUsage(t *testing.T) {
@@ -167,5 +170,4 @@ func TestContext(t *testing.T) {
 	err = retry(t.Context(), func() error { tries++; return errAgain })
 	qt.Assert(t, qt.ErrorIs(err, hook.ErrChanged))
 	qt.Assert(t, qt.Equals(tries, 3+maxTries))
-	_ = testenv.XDPPass
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -26,31 +25,6 @@ const (
 	pass = testenv.XDPPass
 	drop = testenv.XDPDrop
 )
-
-// needsFreplace skips what this kernel cannot do. Where it can, a failure to do
-// it is one of the test.
-func needsFreplace(t *testing.T) {
-	t.Helper()
-	testenv.Require(t)
-	if err := canFreplace(); err != nil {
-		t.Skip("needs freplace, which this kernel refuses: runs in the kernel matrix")
-	}
-}
-
-var canFreplace = sync.OnceValue(func() error {
-	target, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "ldt_target", Type: ebpf.XDP, License: "GPL", Instructions: typed("ldt_target", asm.Instructions{
-		asm.Mov.Imm(asm.R0, pass), asm.Return(),
-	})})
-	if err != nil {
-		return err
-	}
-	defer target.Close()
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "ldt_ext", Type: ebpf.Extension, License: "GPL", AttachTarget: target, AttachTo: "ldt_target", Instructions: typed("ldt_ext", asm.Instructions{
-		asm.Mov.Imm(asm.R0, pass), asm.Return(),
-	})})
-	p.Close()
-	return err
-})
 
 // typed gives a function the type that components need.
 func typed(name string, insns asm.Instructions) asm.Instructions {

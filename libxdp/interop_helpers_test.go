@@ -16,6 +16,7 @@ import (
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -29,7 +30,7 @@ type tools struct {
 // xdp-loader-1.5.4, or xdp-loader alone.
 func withTools(t *testing.T, test func(*testing.T, *theirs)) {
 	t.Helper()
-	needsFreplace(t)
+	needFreplace(t)
 	found := map[string]bool{}
 	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
 		paths, _ := filepath.Glob(filepath.Join(dir, "xdp-loader*"))
@@ -60,7 +61,7 @@ type theirs struct {
 	tools
 }
 
-// start makes one of the tools ready to run in the namespace of a scene.
+// command makes one of the tools ready to run in the namespace of a scene.
 func (x *theirs) command(tool string, args ...string) *exec.Cmd {
 	if x.version != "" {
 		tool += "-" + x.version
@@ -124,7 +125,7 @@ func (x *theirs) unload(t *testing.T, name string) {
 
 func (s *scene) member(t *testing.T, name string) *Member {
 	t.Helper()
-	m, err := s.read(t).Find(refOf(name))
+	m, err := s.read(t).Find(hook.Ref(name))
 	qt.Assert(t, qt.IsNil(err))
 	return m
 }

@@ -2,11 +2,7 @@ package libxdp
 
 import (
 	"fmt"
-	"math/rand"
-	"slices"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/go-quicktest/qt"
@@ -14,8 +10,6 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
-
-func refOf(name string) hook.Ref { return hook.Ref(name) }
 
 // They start a chain, we join: they list us, and take out their own.
 func TestInteropJoinTheirs(t *testing.T) {
@@ -100,155 +94,8 @@ func TestInteropSeveral(t *testing.T) {
 		_, _, err = x.AttachAll(t.Context(), []Source{x.source(t, 4), x.source(t, 5), x.source(t, 6)}, AttachOptions{})
 		qt.Assert(t, qt.IsNil(err))
 		x.wantTrace(t, 1, 3, 2, 4, 5, 6)
-		x.refused(t, "Not enough free slots", x.loadArgs(t, "count")...)
+		x.refused(t, "Argument list too long", x.loadArgs(t, "count")...)
 		qt.Assert(t, qt.HasLen(x.status(t), MaxMembers))
-		x.run(t, "unload", x.Name, "--all")
-		x.wantSame(t)
-	})
-}
-
-// Turn by turn, in any order: after each step both see the same chain.
-func TestInteropInterleaved(t *testing.T) {
-	withTools(t, func(t *testing.T, x *theirs) {
-		seed := time.Now().UnixNano()
-		t.Logf("seed %d", seed)
-		random := rand.New(rand.NewSource(seed))
-		type entry struct {
-			prio int
-			name string
-		}
-		var want []entry
-		order := func() (list []string) {
-			slices.SortFunc(want, func(a, b entry) int {
-				return rank{Priority: uint32(a.prio), Name: a.name}.compare(rank{Priority: uint32(b.prio), Name: b.name})
-			})
-			for _, e := range want {
-				list = append(list, e.name)
-			}
-			return list
-		}
-		theirPrograms := []string{"count", "droplist", "ratelimit", "sample"}
-		for step := range 24 {
-			prio := 1 + random.Intn(5)
-			switch i := 0; {
-			case random.Intn(3) > 0 && len(want) < 6:
-				name := theirPrograms[random.Intn(4)]
-				if random.Intn(2) == 0 {
-					name = tracerName(random.Intn(4))
-				}
-				if slices.ContainsFunc(want, func(e entry) bool { return e.name == name }) {
-					continue
-				}
-				if slices.Contains(theirPrograms, name) {
-					x.load(t, name, "-P", fmt.Sprint(prio))
-				} else {
-					o := at(prio)
-					o.Version = x.config
-					x.join(t, int(name[len(name)-1]-'0'), o)
-				}
-				want = append(want, entry{prio, name})
-			case len(want) > 0 && random.Intn(3) == 0:
-				i = random.Intn(len(want))
-				qt.Assert(t, qt.IsNil(x.Set(t.Context(), refOf(want[i].name), hook.Settings{Priority: prio})))
-				want[i].prio = prio
-			case len(want) > 0:
-				i = random.Intn(len(want))
-				if random.Intn(2) == 0 {
-					x.unload(t, want[i].name)
-				} else {
-					qt.Assert(t, qt.IsNil(x.Detach(t.Context(), refOf(want[i].name))))
-				}
-				want = slices.Delete(want, i, i+1)
-			}
-			var tracers []int
-			for _, name := range order() {
-				if !slices.Contains(theirPrograms, name) {
-					tracers = append(tracers, int(name[len(name)-1]-'0'))
-				}
-			}
-			t.Logf("step %d: %v", step, order())
-			x.wantSame(t, order()...)
-			x.wantTrace(t, tracers...)
-		}
-		if len(want) > 0 {
-			x.run(t, "unload", x.Name, "--all")
-		}
-		x.wantSame(t)
-	})
-}
-
-// All at once. Whoever says that it is done has done it, and nothing is left over.
-func TestInteropConcurrent(t *testing.T) {
-	withTools(t, func(t *testing.T, x *theirs) {
-		const rounds = 4
-		o := at(1)
-		o.Version = x.config
-		x.join(t, 9, o) // so that the chain is never gone
-		var all sync.WaitGroup
-		for n := range 3 {
-			all.Go(func() {
-				src := x.source(t, n)
-				for round := range rounds {
-					if _, _, err := x.Attach(t.Context(), src, at(10+n)); err != nil {
-						t.Errorf("attach %d, round %d: %v", n, round, err)
-						return
-					}
-					if round == rounds-1 {
-						return
-					}
-					if err := x.Detach(t.Context(), refOf(tracerName(n))); err != nil {
-						t.Errorf("detach %d, round %d: %v", n, round, err)
-						return
-					}
-				}
-			})
-		}
-		var refusals [2]int
-		for n, name := range []string{"count", "droplist"} {
-			all.Go(func() {
-				// libxdp gives up after some tries; and it takes a chain that it read
-				// just before others replaced it for something else.
-				until := func(args ...string) bool {
-					var out string
-					for try := range 200 {
-						var err error
-						if out, err = x.try(args...); err == nil {
-							return true
-						}
-						refusals[n]++
-						time.Sleep(time.Duration(try) * time.Millisecond)
-					}
-					t.Errorf("xdp-loader %v: %s", args, out)
-					return false
-				}
-				for round := range rounds {
-					if !until(x.loadArgs(t, name)...) {
-						return
-					}
-					if round == rounds-1 {
-						return
-					}
-					c, err := x.Read(t.Context())
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					m, err := c.Find(refOf(name))
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					if !until("unload", x.Name, "-i", fmt.Sprint(m.Program.ID)) {
-						return
-					}
-				}
-			})
-		}
-		all.Wait()
-		t.Logf("xdp-loader was refused %d and %d times", refusals[0], refusals[1])
-		x.wantSame(t, "ldt_trace_9", "ldt_trace_0", "ldt_trace_1", "ldt_trace_2", "count", "droplist")
-		x.wantTrace(t, 9, 0, 1, 2)
-		x.wantCounted(t)
 		x.run(t, "unload", x.Name, "--all")
 		x.wantSame(t)
 	})
@@ -273,6 +120,148 @@ func TestInteropFrags(t *testing.T) {
 		x.wantSame(t, "ldt_trace_1")
 		qt.Assert(t, qt.IsTrue(x.read(t).Config.Frags))
 		x.run(t, "unload", x.Name, "--all")
+		x.wantSame(t)
+	})
+}
+
+// Chains of other versions than theirs: xdp-loader lists older ones and takes
+// them off, no more; it does not know later ones.
+func TestInteropVersions(t *testing.T) {
+	withTools(t, func(t *testing.T, x *theirs) {
+		for version := uint8(1); version <= MaxVersion; version++ {
+			if version == x.config {
+				continue
+			}
+			o := at(10)
+			o.Version = version
+			x.join(t, 1, o)
+			x.join(t, 2, o)
+			id := fmt.Sprint(x.member(t, "ldt_trace_1").Program.ID)
+			if version < x.config {
+				words := fmt.Sprintf("Existing dispatcher version %d is older than our version %d", version, x.config)
+				x.refused(t, words, x.loadArgs(t, "count")...)
+				x.refused(t, words, "unload", x.Name, "-i", id)
+				var listed []string
+				for _, r := range x.status(t) {
+					listed = append(listed, r.Name)
+				}
+				qt.Assert(t, qt.DeepEquals(listed, tracerNames([]int{1, 2})))
+			} else {
+				words := fmt.Sprintf("dispatcher version %d higher than supported %d", version, x.config)
+				x.refused(t, words, x.loadArgs(t, "count")...)
+				x.refused(t, words, "unload", x.Name, "-i", id)
+				x.refused(t, words, "unload", x.Name, "--all")
+				x.refused(t, words, "status", x.Name)
+			}
+			// We go on, in their version of it.
+			x.join(t, 3, o)
+			x.wantRun(t, 1, 2, 3)
+			qt.Assert(t, qt.Equals(x.read(t).Config.Version, version))
+			if version < x.config {
+				x.run(t, "unload", x.Name, "--all")
+			} else {
+				qt.Assert(t, qt.IsNil(x.DetachAll(t.Context())))
+			}
+			x.wantRun(t)
+		}
+	})
+}
+
+// Each cleans up after the other.
+func TestInteropClean(t *testing.T) {
+	withTools(t, func(t *testing.T, x *theirs) {
+		// Theirs: the device was taken from them.
+		x.load(t, "count")
+		left := x.read(t).Folder
+		removed, err := x.Clean(t.Context())
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.HasLen(removed, 0))
+		x.Server.IP(t, "link", "set", "dev", x.Name, "xdp", "off")
+		qt.Assert(t, qt.HasLen(x.pinned(t), 3))
+		removed, err = x.Clean(t.Context())
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.DeepEquals(removed, []string{left}))
+		x.wantSame(t)
+
+		// Ours.
+		o := at(10)
+		o.Version = x.config
+		x.join(t, 1, o)
+		x.Server.IP(t, "link", "set", "dev", x.Name, "xdp", "off")
+		qt.Assert(t, qt.HasLen(x.pinned(t), 3))
+		x.run(t, "clean", x.Name)
+		x.wantSame(t)
+
+		// A chain that is live is left alone.
+		x.join(t, 1, o)
+		x.load(t, "count")
+		x.run(t, "clean")
+		x.wantSame(t, "ldt_trace_1", "count")
+		x.run(t, "unload", x.Name, "--all")
+		x.wantSame(t)
+	})
+}
+
+// Two devices of the same index in two namespaces share a bpffs. Changes of one
+// leave the other alone; but "xdp-loader clean" does not, and ours does.
+func TestInteropNamespaces(t *testing.T) {
+	withTools(t, func(t *testing.T, x *theirs) {
+		const index = 4711
+		o := at(10)
+		o.Version = x.config
+		var both []*theirs
+		for n := range 2 {
+			p := testenv.NewPairOpts(t, testenv.PairOptions{ServerIfindex: index})
+			y := &theirs{&scene{p, Device{p.ServerDev, p.Server.Name, x.BPFFS}, testenv.NewTrace(t, port)}, x.tools}
+			y.join(t, 1+n, o)
+			y.load(t, "count", "-P", "20")
+			both = append(both, y)
+		}
+		a, b := both[0], both[1]
+		qt.Assert(t, qt.HasLen(x.pinned(t), 2*5))
+		a.wantTrace(t, 1)
+		b.wantTrace(t, 2)
+		a.unload(t, "count")
+		a.wantTrace(t, 1)
+		b.wantTrace(t, 2)
+		b.wantCounted(t)
+		for _, y := range both {
+			removed, err := y.Clean(t.Context())
+			qt.Assert(t, qt.IsNil(err))
+			qt.Assert(t, qt.HasLen(removed, 0))
+		}
+		b.wantTrace(t, 2)
+
+		a.run(t, "clean")
+		a.wantTrace(t, 1)
+		qt.Assert(t, qt.IsNil(a.DetachAll(t.Context())))
+		c := b.read(t)
+		qt.Assert(t, qt.Equals(c.Folder, ""))
+		for _, m := range c.Members {
+			qt.Assert(t, qt.IsTrue(m.Missing))
+		}
+		qt.Assert(t, qt.IsNil(b.DetachAll(t.Context())))
+		x.wantPins(t)
+	})
+}
+
+// A chain keeps its mode, whoever started it.
+func TestInteropModes(t *testing.T) {
+	withTools(t, func(t *testing.T, x *theirs) {
+		x.load(t, "count", "-m", "skb")
+		qt.Assert(t, qt.Equals(x.join(t, 1, at(1)).Mode, hook.ModeGeneric))
+		x.wantSame(t, "ldt_trace_1", "count")
+		x.run(t, "unload", x.Name, "--all")
+
+		o := at(1)
+		o.Version, o.Mode = x.config, hook.ModeGeneric
+		x.join(t, 1, o)
+		x.load(t, "count", "-m", "skb")
+		x.wantSame(t, "ldt_trace_1", "count")
+		qt.Assert(t, qt.Equals(x.read(t).Mode, hook.ModeGeneric))
+		x.unload(t, "count")
+		x.wantSame(t, "ldt_trace_1")
+		qt.Assert(t, qt.IsNil(x.DetachAll(t.Context())))
 		x.wantSame(t)
 	})
 }

@@ -31,8 +31,7 @@ type locked struct {
 // lock makes the folder if need be and takes its lock as libxdp does.
 //
 // libxdp lets go of it between pinning and attaching; here it is held until the
-// new dispatcher is on the device and the pins of the old one are gone, so that
-// nobody cleans up in between.
+// new dispatcher is on the device, so that nobody cleans up in between.
 func (f folder) lock(ctx context.Context) (*locked, error) {
 	if err := os.Mkdir(f.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, kernel.Errno("make the folder of libxdp", err)
@@ -41,26 +40,53 @@ func (f folder) lock(ctx context.Context) (*locked, error) {
 	if err != nil {
 		return nil, kernel.Errno("lock", err)
 	}
+	l := &locked{folder: f, file: file}
+	if err := l.wait(ctx); err != nil {
+		file.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// wait waits for the lock for at most lockWait.
+func (l *locked) wait(ctx context.Context) error {
 	deadline := time.Now().Add(lockWait)
 	for wait := time.Millisecond; ; wait = min(2*wait, 5*time.Millisecond) {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return &locked{f, file, true}, nil
+		err := unix.Flock(int(l.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		l.alone = err == nil
+		if l.alone {
+			return nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			file.Close()
-			return nil, kernel.Errno("lock "+f.path, err)
+			return kernel.Errno("lock "+l.path, err)
 		}
 		if time.Now().After(deadline) {
-			return &locked{f, file, false}, nil
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			file.Close()
-			return nil, fmt.Errorf("waiting for the lock of %s: %w", f.path, ctx.Err())
+			return fmt.Errorf("waiting for the lock of %s: %w", l.path, ctx.Err())
 		case <-time.After(wait):
 		}
 	}
+}
+
+// moment is enough for a process that waits for the lock to take it.
+const moment = 2 * time.Millisecond
+
+// giveWay lets those have the lock who wait for it, and takes it again. libxdp
+// first asks what is on the device, and then waits for the lock to read the
+// pins. Who asked before the device changed finds those of the old dispatcher
+// now, and learns of the change from the kernel; without them it would take the
+// chain for something else.
+func (l *locked) giveWay() {
+	if !l.alone {
+		return
+	}
+	_ = unix.Flock(int(l.file.Fd()), unix.LOCK_UN)
+	time.Sleep(moment)
+	// The device has changed: there is no way back, with the lock or without.
+	_ = l.wait(context.Background())
 }
 
 func (l *locked) unlock() { l.file.Close() }

@@ -6,6 +6,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
 // An Incoming is a member of a chain that is to be built.
@@ -105,8 +106,8 @@ func (s *site) prepare(ctx context.Context, f folder, join joining, o *newChain)
 // what was left by others that died is tidied up.
 func (b *Built) Commit() error {
 	defer b.close()
-	_, err := b.locked.sweep(func(p pinned) bool { return p.ifindex == b.Chain.Ifindex && p.prog != b.Chain.Dispatcher.ID })
-	return err
+	b.locked.tidy(&snapshot{device: rtnl.Device{Index: b.Chain.Ifindex}}, b.Chain)
+	return nil
 }
 
 // Discard removes the pins, and with them the chain.

@@ -323,18 +323,18 @@ func describe(prog *ebpf.Program) hook.Program {
 // occupied is the error for a device that something else holds, or a link: no
 // netlink call replaces what a link carries.
 func (s *site) occupied(snap *snapshot) error {
-	e := &hook.Error{Err: hook.Because(hook.ErrBusy, "%w", ErrNotDispatcher)}
-	e.Occupant = &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode, Program: describe(snap.prog)}
-	e.Occupant.LinkID = carrier(e.Occupant.Program.ID, snap.device.Index)
-	switch {
-	case e.Occupant.LinkID != 0 && snap.chain != nil:
+	on := &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode, Program: describe(snap.prog)}
+	on.LinkID = carrier(on.Program.ID, snap.device.Index)
+	e := &hook.Error{Err: hook.Because(hook.ErrBusy, "%w", ErrNotDispatcher), Occupant: on}
+	e.Hint = "libxdp joins its own dispatchers only; what is there must go first"
+	if snap.chain != nil { // so that it is a link that stands in the way
+		on.Kind = hook.KindForeign
 		e.Err = hook.Because(hook.ErrBusy, "a dispatcher of libxdp's that a link carries is not to be changed by libxdp's protocol")
-		fallthrough
-	case e.Occupant.LinkID != 0:
-		e.Occupant.Kind = hook.KindForeign
-		e.Hint = fmt.Sprintf("the device can be had when whoever holds link %d lets it go; \"dispatcher holders --link %d\" tells who that is", e.Occupant.LinkID, e.Occupant.LinkID)
-	default:
-		e.Hint = "libxdp joins only its own dispatchers; what is there must go first"
+		e.Hint = ""
+	}
+	if on.LinkID != 0 {
+		on.Kind = hook.KindForeign
+		e.Hint = fmt.Sprintf("the device can be had when whoever holds link %d lets it go; \"dispatcher holders --link %d\" tells who that is", on.LinkID, on.LinkID)
 	}
 	return e
 }

@@ -203,10 +203,10 @@ func laterDispatcher(t *testing.T) *ebpf.Program {
 // Where the kernel refuses freplace it is said, with what does not need it, and
 // the chain is as it was.
 func TestRefusedFreplace(t *testing.T) {
-	s := newScene(t)
-	if canFreplace() == nil {
-		t.Skip("this kernel has freplace")
+	if Supported() == nil {
+		t.Skip("this kernel has freplace: runs where it is refused")
 	}
+	s := newScene(t)
 	for _, start := range []bool{true, false} {
 		if !start {
 			s.hand(t, two(2))
@@ -222,6 +222,17 @@ func TestRefusedFreplace(t *testing.T) {
 			qt.Assert(t, qt.HasLen(c.Members, 2))
 		}
 	}
+}
+
+// To take a dispatcher off no bpffs is needed.
+func TestDetachAllWithoutBPFFS(t *testing.T) {
+	s := newScene(t)
+	s.hand(t, two(3))
+	d := Device{s.Name, s.NetNS, t.TempDir()}
+	qt.Assert(t, qt.ErrorIs(d.Detach(t.Context(), "one"), fs.ErrNotExist))
+	qt.Assert(t, qt.IsNotNil(s.read(t)))
+	qt.Assert(t, qt.IsNil(d.DetachAll(t.Context())))
+	qt.Assert(t, qt.IsNil(s.read(t)))
 }
 
 // A change without members that are left takes the dispatcher off.

@@ -10,7 +10,8 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// A Source is where a new member comes from.
+// A Source is where a new member comes from. Whoever has one closes it; methods
+// of Device do not.
 type Source interface {
 	// Load loads the program (BPF_PROG_TYPE_EXT) so that it can take the place
 	// of a function of the dispatcher. The caller closes it.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -38,7 +39,12 @@ type app struct {
 // run does what args ask for and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{stdout: stdout, stderr: stderr}
-	if err := a.rootCommand(args).ExecuteContext(ctx); err != nil {
+	err := a.rootCommand(args).ExecuteContext(ctx)
+	var code exit
+	switch {
+	case errors.As(err, &code):
+		return int(code)
+	case err != nil:
 		return a.fail(err)
 	}
 	return statusDone

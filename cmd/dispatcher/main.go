@@ -8,6 +8,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -18,5 +19,8 @@ func main() {
 	// command: the second one must not end an orderly retreat.
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	kernel.RaiseMemlock()
+	if name := filepath.Base(os.Args[0]); name == xdpLoader {
+		os.Exit(runXDPLoader(ctx, name, os.Args[1:], os.Stdout, os.Stderr))
+	}
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }

@@ -25,6 +25,7 @@ import (
 //
 // The programs are named ldt_other, and those without a link ldt_bare.
 func otherTool() {
+	kernel.RaiseMemlock()
 	var err error
 	switch args := append(os.Args[1:], make([]string, 5)...); args[0] {
 	case "link":

@@ -111,6 +111,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 		a.doctorCommand(),
 		a.recoverCommand(),
 		a.featuresCommand(),
+		a.xdpLoaderCommand(args),
 		a.demoCommand(),
 		a.versionCommand(),
 		a.completionCommand(),

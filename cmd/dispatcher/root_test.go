@@ -24,7 +24,7 @@ func TestHelp(t *testing.T) {
 			qt.Check(t, qt.Equals(status, 0))
 			qt.Check(t, qt.Equals(stderr, ""))
 			qt.Check(t, qt.StringContains(stdout, c.Short[:8]))
-			qt.Check(t, qt.StringContains(page, `.SS "`+c.Name()))
+			qt.Check(t, qt.StringContains(page, `.SS "`+strings.ReplaceAll(c.Name(), "-", `\-`)))
 			checkFlags(t, c, page)
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,7 +33,7 @@ import (
 //go:generate llvm-strip-19 -g testdata/bpf/single.o testdata/bpf/several.o testdata/bpf/tailcall.o testdata/bpf/refused.o
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"dispatcher": main, "othertool": otherTool})
+	testscript.Main(m, map[string]func(){"dispatcher": main, xdpLoader: main, "othertool": otherTool})
 }
 
 // TestScripts runs each script in testdata/script against the real command, in
@@ -51,7 +52,7 @@ func TestMain(m *testing.M) {
 //	mask FILE              put words in the place of what differs from run to run
 //	clean                  nothing is attached, and no chain has a pin
 //	othertool ...          do what other tools do; see below
-//	[freplace]             this kernel lets programs replace functions, as libxdp needs
+//	[FEATURE]              this kernel has a feature of "dispatcher features"
 //
 // Every script ends with clean.
 func TestScripts(t *testing.T) {
@@ -97,15 +98,29 @@ func TestScripts(t *testing.T) {
 	}
 }
 
-// condition tells what a script may depend on, for "[freplace]".
-func condition(name string) (bool, error) {
-	if name != "freplace" {
-		return false, fmt.Errorf("unknown condition %q", name)
-	}
+// features are what "dispatcher features" tells.
+var features = sync.OnceValues(func() (map[string]bool, error) {
 	kernel.RaiseMemlock() // as main does
-	features, err := dispatcher.Features(context.Background(), dispatcher.Target{Hook: hook.XDP}, dispatcher.ReadOptions{})
-	i := slices.IndexFunc(features, func(f dispatcher.Feature) bool { return f.Name == name })
-	return err == nil && features[i].Supported, err
+	list, err := dispatcher.Features(context.Background(), dispatcher.Target{Hook: hook.XDP}, dispatcher.ReadOptions{})
+	supported := map[string]bool{}
+	for _, f := range list {
+		supported[f.Name] = f.Supported
+	}
+	return supported, err
+})
+
+// condition tells what a script may depend on: a feature. TestFeaturesAgree of
+// the library checks that they are told rightly.
+func condition(name string) (bool, error) {
+	supported, err := features()
+	if err != nil {
+		return false, err
+	}
+	has, known := supported[name]
+	if !known {
+		return false, fmt.Errorf("unknown condition %q: no feature has that name", name)
+	}
+	return has, nil
 }
 
 // scriptT runs a script within the test that made its namespaces.

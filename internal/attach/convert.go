@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 
@@ -90,14 +92,6 @@ func memberNames(c *hook.Chain) string {
 		names += m.Name
 	}
 	return names
-}
-
-func cloneSources(from map[hook.Ref]load.Source) map[hook.Ref]load.Source {
-	clone := make(map[hook.Ref]load.Source, len(from))
-	for ref, src := range from {
-		clone[ref] = src
-	}
-	return clone
 }
 
 // anOwned is an owned chain that is not on a device yet.
@@ -196,13 +190,19 @@ func (s *site) ownedOf(snap *snapshot, from *libxdp.Chain, req ConvertRequest) (
 	var view hook.Chain
 	viewLibxdp(&view, from)
 	shape := dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: from.Config.Frags}
-	owned = &anOwned{chain: state.Chain{ID: rand.Uint64(), Home: s.home(snap.device, snap.mode), Plan: dispatch.Plan{Shape: shape}}}
+	given := maps.Clone(req.Programs)
+	bare := req.bare(&view)
+	if len(bare) > 0 {
+		// The kernel keeps no attach type of a program that was loaded to take the
+		// place of a function: only a chain without one can take it, if any.
+		shape.AttachType = ebpf.AttachNone
+	}
+	o := &anOwned{chain: state.Chain{ID: rand.Uint64(), Home: s.home(snap.device, snap.mode), Plan: dispatch.Plan{Shape: shape}}}
 	defer func() {
 		if err != nil {
-			owned.close(false)
+			o.close(false)
 		}
 	}()
-	given := cloneSources(req.Programs)
 	last := hook.MinPriority
 	for i := range view.Members {
 		m := &view.Members[i]
@@ -213,12 +213,15 @@ func (s *site) ownedOf(snap *snapshot, from *libxdp.Chain, req ConvertRequest) (
 		if err != nil {
 			return nil, err
 		}
-		owned.loaded = append(owned.loaded, loaded)
+		o.loaded = append(o.loaded, loaded)
 		slot, err := newSlot(loaded)
 		if err != nil {
-			return nil, s.notCallable(m, err)
+			if len(bare) > 0 && errors.Is(err, hook.ErrIncompatible) {
+				err = notCallable(bare, err)
+			}
+			return nil, err
 		}
-		owned.slots = append(owned.slots, slot)
+		o.slots = append(o.slots, slot)
 		id, err := mapID(slot)
 		if err != nil {
 			return nil, err
@@ -226,21 +229,23 @@ func (s *site) ownedOf(snap *snapshot, from *libxdp.Chain, req ConvertRequest) (
 		// libxdp's priorities are any numbers; the order is what counts.
 		last = max(last, min(m.Priority, hook.MaxPriority))
 		settings := hook.Settings{Priority: last, ContinueOn: m.ContinueOn, OnMissing: hook.MissingContinue}
-		owned.chain.Slots = append(owned.chain.Slots, dispatch.Slot{
-			MapID: id, Name: uniqueName(owned.chain.Slots, m.Name), Owner: req.Owner, Persistent: true, Settings: settings,
+		o.chain.Slots = append(o.chain.Slots, dispatch.Slot{
+			MapID: id, Name: uniqueName(o.chain.Slots, m.Name), Owner: req.Owner, Persistent: true, Settings: settings,
 		})
 	}
 	if err := unknown(given, &view); err != nil {
 		return nil, err
 	}
-	if len(owned.slots) == 0 {
+	if len(o.slots) == 0 {
 		return nil, &hook.Error{
 			Err:  hook.Because(fs.ErrNotExist, "the dispatcher has no members any more: their pins are gone"),
 			Hint: "detach it with --all",
 		}
 	}
-	owned.prog, err = state.Build(&owned.chain, owned.slots)
-	return owned, err
+	if o.prog, err = state.Build(&o.chain, o.slots); err != nil && len(bare) > 0 {
+		err = notCallable(bare, err)
+	}
+	return o, err
 }
 
 // memberProgram returns the program of a member, loaded anew from src, or as it
@@ -262,12 +267,27 @@ func (s *site) memberProgram(m *hook.Member, src load.Source, want load.Want) (*
 	return src.Load(want)
 }
 
-// notCallable is the error for a program of libxdp's that the kernel does not
-// let be called from a slot.
-func (s *site) notCallable(m *hook.Member, err error) error {
+// bare are the members for which no source was given.
+func (req *ConvertRequest) bare(c *hook.Chain) (names []string) {
+	for i := range c.Members {
+		m := &c.Members[i]
+		if m.State != hook.StateEmpty && req.Programs[hook.Ref(m.Name)] == nil && req.Programs[hook.ProgramRef(m.Program.ID)] == nil {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+// notCallable is the error for programs of libxdp's that the kernel does not let
+// be called from a slot. Linux 6.1 does, 5.10, 6.12 and 7.2 do not.
+func notCallable(members []string, err error) error {
+	hint := "give their files:"
+	for _, name := range members {
+		hint += fmt.Sprintf(" --program %s=FILE[:NAME]", name)
+	}
 	return &hook.Error{
-		Err:  hook.Because(hook.ErrIncompatible, "member %q (program id %d) was loaded for libxdp's dispatcher, and this kernel does not let it run elsewhere: %w", m.Name, m.Program.ID, err),
-		Hint: fmt.Sprintf("give its file: --program %s=FILE[:NAME]", m.Name),
+		Err:  hook.Because(hook.ErrIncompatible, "%s: loaded for libxdp's dispatcher, and this kernel lets such programs run nowhere else: %w", strings.Join(members, ", "), err),
+		Hint: hint,
 	}
 }
 

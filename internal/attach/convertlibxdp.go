@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 
 	"github.com/cilium/ebpf"
 
@@ -104,7 +105,7 @@ func (s *site) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp.
 			}
 		}
 	}
-	given := cloneSources(req.Programs)
+	given := maps.Clone(req.Programs)
 	last := hook.MinPriority
 	for i := range view.Members {
 		m := &view.Members[i]
@@ -122,7 +123,8 @@ func (s *site) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp.
 		if err != nil {
 			return nil, nil, err
 		}
-		c := &component{src: src, about: about, asked: m.Settings, old: m.Program.ID}
+		about.Shape.Frags = view.Frags
+		c := &component{src: src, about: about, asked: m.Settings, old: m.Program.ID, bpffs: s.BPFFS}
 		components = append(components, c)
 		// Of equal priorities libxdp runs the first by name first.
 		if n := len(members); n > 0 && m.Priority <= last && components[n-1].about.Name > about.Name {

@@ -94,7 +94,9 @@ type component struct {
 	about  load.Description
 	asked  hook.Settings
 	old    uint32 // the program whose place and maps it takes; 0 for none
+	bpffs  string
 	loaded *load.Loaded
+	id     uint32 // of the program that was loaded for the chain
 }
 
 var _ libxdp.Source = (*component)(nil)
@@ -106,7 +108,7 @@ func (s *site) component(src load.Source, req Request) (*component, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &component{src: src, about: about, asked: req.Settings}
+	c := &component{src: src, about: about, asked: req.Settings, bpffs: s.BPFFS}
 	if req.Name != "" && req.Name != about.Name {
 		return nil, &hook.Error{
 			Err:  hook.Because(hook.ErrUsage, "a chain of libxdp keeps no names: a member is called as its function, here %q", about.Name),
@@ -145,12 +147,26 @@ func (c *component) Load(target *ebpf.Program, function string) (*ebpf.Program, 
 		return nil, err
 	}
 	c.loaded = loaded
-	// The caller closes what it gets; maps and all that stays is ours.
-	prog, err := loaded.Program.Clone()
+	prog, err := c.extension(target, function)
 	if err != nil {
 		return nil, fmt.Errorf("program %q: %w", loaded.Name, err)
 	}
+	c.id = programID(prog)
 	return prog, nil
+}
+
+// extension returns what takes the place of the function, for the caller to
+// close; what else was loaded stays with c.
+func (c *component) extension(target *ebpf.Program, function string) (*ebpf.Program, error) {
+	if !c.about.Loaded {
+		return c.loaded.Program.Clone()
+	}
+	from, err := libxdp.FromProgram(c.loaded.Program, c.bpffs, c.about.Shape.Frags)
+	if err != nil {
+		return nil, err
+	}
+	defer from.Close()
+	return from.Load(target, function)
 }
 
 // Close drops what was loaded and is not used after all.
@@ -161,14 +177,6 @@ func (c *component) discard() {
 		c.loaded.Discard()
 		c.loaded = nil
 	}
-}
-
-// id is that of the program that was loaded.
-func (c *component) id() uint32 {
-	if c.loaded == nil {
-		return 0
-	}
-	return programID(c.loaded.Program)
 }
 
 // attachLibxdp makes the program a member behind libxdp's dispatcher, or starts

@@ -67,7 +67,7 @@ func (h *libxdpHandle) Update(ctx context.Context, src load.Source) error {
 		if err != nil {
 			return err
 		}
-		c := &component{src: src, about: about, old: h.id}
+		c := &component{src: src, about: about, old: h.id, bpffs: h.site.BPFFS}
 		if err := d.Replace(ctx, ref, c); err != nil {
 			c.discard()
 			return err
@@ -75,7 +75,7 @@ func (h *libxdpHandle) Update(ctx context.Context, src load.Source) error {
 		if h.loaded != nil {
 			h.loaded.Close()
 		}
-		h.id, h.loaded = c.id(), c.loaded
+		h.id, h.loaded = c.id, c.loaded
 		return nil
 	})
 }

@@ -56,7 +56,7 @@ func Probe(ctx context.Context, p Place) ([]Feature, error) {
 	linkErr, updateErr := tryLink()
 	add("xdp-link", "Linux 5.9", linkErr)
 	add("xdp-link-update", "Linux 5.9", updateErr)
-	add("frags", "Linux 5.18", try(func() error { return loads(dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: true}, nil) }))
+	add("frags", "Linux 5.18", tryFrags())
 	ns, err := kernel.OpenNetNS("")
 	if err == nil {
 		if ns.ID().Cookie == 0 {

@@ -16,6 +16,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 // A Leftover is something that recover found.
@@ -64,6 +65,24 @@ func Recover(ctx context.Context, bpffs string, o Recovery) ([]Leftover, error) 
 		found = r.found
 		return nil
 	})
+	if err != nil {
+		return found, err
+	}
+	more, err := libxdpLeftovers(ctx, bpffs, o.DryRun)
+	return append(found, more...), err
+}
+
+// libxdpLeftovers deals with the pins of dispatchers of libxdp that are on no
+// device, whoever made them.
+func libxdpLeftovers(ctx context.Context, bpffs string, dryRun bool) (found []Leftover, err error) {
+	find := libxdp.Device.Clean
+	if dryRun {
+		find = libxdp.Device.Leftovers
+	}
+	paths, err := find(libxdp.Device{BPFFS: bpffs}, ctx)
+	for _, path := range paths {
+		found = append(found, Leftover{Hook: hook.XDP, Path: path, What: "pins of a dispatcher of libxdp that is on no device"})
+	}
 	return found, err
 }
 

@@ -95,7 +95,7 @@ func (s *site) withProgram(ctx context.Context, src load.Source, fn func(*load.L
 		}
 		if prog == nil {
 			if prog, err = src.Load(load.Want{Hook: hook.XDP, Shape: want}); err != nil {
-				return err
+				return withoutFrags(src, err)
 			}
 		}
 		return fn(prog)

@@ -63,10 +63,17 @@ func perform(ctx context.Context, t *transcript, acts []act) error {
 
 // played tells how many acts there were.
 func (s *stage) played(all int) string {
-	if s.missed == 0 {
+	var not []string
+	if s.missed > 0 {
+		not = append(not, fmt.Sprintf("%d could not be played on this machine", s.missed))
+	}
+	if s.inPart > 0 {
+		not = append(not, fmt.Sprintf("%d could only in part", s.inPart))
+	}
+	if len(not) == 0 {
 		return fmt.Sprintf("All %d acts", all)
 	}
-	return fmt.Sprintf("%d of %d acts could not be played on this machine; the others", s.missed, all)
+	return fmt.Sprintf("Of %d acts %s; the others", all, strings.Join(not, ", "))
 }
 
 // A notHere is what an act needs that this machine does not have.
@@ -77,6 +84,7 @@ func (what notHere) Error() string { return string(what) }
 func (s *stage) play(ctx context.Context, acts []act) error {
 	for i, a := range acts {
 		s.heading(i+1, a.title)
+		said := s.lacking
 		err := a.play(s, ctx)
 		var what notHere
 		switch {
@@ -87,6 +95,9 @@ func (s *stage) play(ctx context.Context, acts []act) error {
 			s.missed++
 			err = s.failed
 		case err == nil:
+			if s.lacking > said {
+				s.inPart++
+			}
 			err = s.failed
 		}
 		if err != nil {

@@ -48,6 +48,7 @@ type stage struct {
 	watcher uint32    // id of the program that others attach with tc
 	other   io.Closer // the link of another tool
 	missed  int       // acts that could not be played
+	inPart  int       // acts of which something could not be shown
 	made    ledger
 	undo    []func() error
 	owners  map[string]*owner // by member

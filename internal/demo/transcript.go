@@ -21,6 +21,8 @@ type transcript struct {
 	out    io.Writer
 	color  bool
 	failed error // of the first write that failed
+	// lacking is how often something was not here.
+	lacking int
 }
 
 func (t *transcript) line(color, text string) {
@@ -53,7 +55,10 @@ func (t *transcript) answer(text string) {
 }
 
 // notHere tells what this machine does not have.
-func (t *transcript) notHere(what string) { t.line(yellow, "NOT HERE  "+what) }
+func (t *transcript) notHere(what string) {
+	t.lacking++
+	t.line(yellow, "NOT HERE  "+what)
+}
 
 // check shows what was expected and came true, or fails with it.
 func (t *transcript) check(ok bool, format string, args ...any) error {

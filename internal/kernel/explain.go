@@ -75,16 +75,25 @@ func (r *refusal) Unwrap() []error { return []error{hook.ErrPermission, r.err} }
 // memlock returns RLIMIT_MEMLOCK if this kernel counts BPF memory towards it
 // and it is limited.
 func memlock() (limit uint64, counts bool) {
-	var uts unix.Utsname
-	var major, minor int
 	var r unix.Rlimit
-	if unix.Uname(&uts) != nil || unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) != nil {
+	if Since(5, 11) || unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) != nil {
 		return 0, false
 	}
-	if n, _ := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &major, &minor); n != 2 {
-		return 0, false
+	return r.Cur, r.Cur != unix.RLIM_INFINITY
+}
+
+// Since tells whether this is Linux major.minor or a later one. Only what
+// cannot be tried goes by it; a version that cannot be read counts as late.
+func Since(major, minor int) bool {
+	var uts unix.Utsname
+	var a, b int
+	if unix.Uname(&uts) != nil {
+		return true
 	}
-	return r.Cur, (major < 5 || major == 5 && minor < 11) && r.Cur != unix.RLIM_INFINITY
+	if n, _ := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &a, &b); n != 2 {
+		return true
+	}
+	return a > major || a == major && b >= minor
 }
 
 // RaiseMemlock lifts RLIMIT_MEMLOCK of this process where BPF memory counts

@@ -15,7 +15,7 @@ type Description struct {
 	Name     string // of the function, whole
 	Shape    dispatch.Shape
 	Defaults hook.Settings // that the program itself asks for
-	Loaded   bool          // it is loaded already
+	Loaded   bool          // it is loaded already; the shape of an extension is not known
 }
 
 // Describe describes an XDP program, and returns the source to load it from:
@@ -41,7 +41,8 @@ func Describe(src Source) (Source, Description, error) {
 		d, err := s.describe()
 		return s, d, err
 	}
-	l, err := src.Load(Want{Hook: hook.XDP})
+	// One that was loaded to take the place of a function will do, too.
+	l, err := src.Load(Want{Hook: hook.XDP, Extension: &Extension{}})
 	if err != nil {
 		return nil, Description{}, err
 	}

@@ -8,18 +8,19 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 // maxFile bounds the object files that are read, in bytes.
@@ -170,7 +171,7 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 			return nil, hook.Because(hook.ErrUsage, "there is no map %q in the file (it has: %s)", name, list(mapNames(spec)))
 		}
 	}
-	keepOnly(spec, name)
+	kernel.KeepOnly(spec, name)
 	for _, p := range spec.Programs {
 		// Programs that it tail-calls have to be of the same shape.
 		if p.Type != ebpf.XDP || want.Hook != hook.XDP {
@@ -182,6 +183,9 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	}
 	if x := want.Extension; x != nil {
 		p := spec.Programs[name]
+		if len(p.Instructions) == 0 || btf.FuncMetadata(&p.Instructions[0]) == nil {
+			return nil, hook.Because(hook.ErrIncompatible, "program %q has no type information (BTF), which a chain of libxdp needs: compile it with clang -g", name)
+		}
 		p.Type, p.AttachType, p.AttachTarget, p.AttachTo = ebpf.Extension, ebpf.AttachNone, x.Target, x.Function
 		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS // it has those of its target
 	}
@@ -280,7 +284,7 @@ func prepare(spec *ebpf.CollectionSpec, name string, want Want) (shape dispatch.
 	if shape, err = fit(p, want.Shape); err != nil {
 		return shape, defaults, err
 	}
-	if defaults, err = runConfig(spec.Types, name); err != nil {
+	if defaults, err = libxdp.RunConfig(spec.Types, name); err != nil {
 		err = fmt.Errorf("program %q: %w", name, err)
 	}
 	return shape, defaults, err
@@ -308,43 +312,6 @@ func fit(p *ebpf.ProgramSpec, want *dispatch.Shape) (dispatch.Shape, error) {
 		p.Flags |= unix.BPF_F_XDP_HAS_FRAGS
 	}
 	return *want, nil
-}
-
-// keepOnly drops what the program does not use, so that nothing is loaded, or
-// refused, that nobody asked for. It keeps what comes along through the initial
-// values of maps: programs that are tail-called, and maps within maps.
-func keepOnly(spec *ebpf.CollectionSpec, name string) {
-	programs, used := map[string]bool{}, map[string]bool{}
-	var useMap func(name string)
-	useProgram := func(name string) {
-		if programs[name] || spec.Programs[name] == nil {
-			return
-		}
-		programs[name] = true
-		for _, ins := range spec.Programs[name].Instructions {
-			useMap(ins.Reference())
-		}
-	}
-	useMap = func(name string) {
-		m := spec.Maps[name]
-		if used[name] || m == nil {
-			return
-		}
-		used[name] = true
-		for _, kv := range m.Contents {
-			switch value, _ := kv.Value.(string); m.Type {
-			case ebpf.ProgramArray:
-				useProgram(value)
-			case ebpf.ArrayOfMaps, ebpf.HashOfMaps:
-				useMap(value)
-			}
-		}
-	}
-	useProgram(name)
-
-	maps.DeleteFunc(spec.Programs, func(n string, _ *ebpf.ProgramSpec) bool { return !programs[n] })
-	maps.DeleteFunc(spec.Maps, func(n string, _ *ebpf.MapSpec) bool { return !used[n] })
-	maps.DeleteFunc(spec.Variables, func(_ string, v *ebpf.VariableSpec) bool { return !used[v.SectionName] })
 }
 
 func (o Options) pinPath() string {

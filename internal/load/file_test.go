@@ -16,6 +16,8 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 const testdata = "../../testdata"
@@ -125,10 +127,10 @@ func FuzzParse(f *testing.F) {
 		}
 		// What comes next looks at nothing but the spec, and must not panic either.
 		for name := range spec.Programs {
-			_, _ = runConfig(spec.Types, name)
+			_, _ = libxdp.RunConfig(spec.Types, name)
 		}
 		if name, err := choose(spec, "", hook.XDP); err == nil {
-			keepOnly(spec, name)
+			kernel.KeepOnly(spec, name)
 		}
 	})
 }
@@ -193,25 +195,6 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// Of a file with many programs only what belongs to the chosen one is loaded: the others may not even load here.
-func TestKeepOnly(t *testing.T) {
-	for _, test := range []struct {
-		object, program string
-		programs, maps  []string
-	}{
-		{"several.o", "ldt_second", []string{"ldt_second"}, []string{}},
-		{"filter.o", "ldt_filter", []string{"ldt_filter"}, []string{".bss", ".data", ".rodata", "ldt_dropped"}},
-		{"tailcall.o", "ldt_entry", []string{"ldt_entry", "ldt_tail"}, []string{"ldt_jumps"}},
-		{"tailcall.o", "ldt_tail", []string{"ldt_tail"}, []string{}},
-		{"mapinmap.o", "ldt_nested", []string{"ldt_nested"}, []string{"ldt_inner", "ldt_outer"}},
-	} {
-		spec := parse(t, test.object)
-		keepOnly(spec, test.program)
-		qt.Check(t, qt.DeepEquals(sortedKeys(spec.Programs), test.programs), qt.Commentf("%s", test.program))
-		qt.Check(t, qt.DeepEquals(sortedKeys(spec.Maps), test.maps), qt.Commentf("%s", test.program))
-	}
-}
-
 // A program is given the chain's shape where it can take it.
 func TestFit(t *testing.T) {
 	const frags = unix.BPF_F_XDP_HAS_FRAGS
@@ -249,42 +232,6 @@ func TestFit(t *testing.T) {
 	bound.Ifindex = 1
 	_, err := fit(bound, nil)
 	qt.Check(t, qt.ErrorMatches(err, `program "ldt_filter" is to be bound to a device; a member cannot be`))
-}
-
-// The metadata of libxdp's own programs decides where they run and who runs after them.
-func TestRunConfig(t *testing.T) {
-	types := parse(t, "runconfig.o").Types
-	pass, drop, tx := hook.SetOf(hook.Pass), hook.SetOf(hook.Drop), hook.SetOf(hook.TX)
-	for _, test := range []struct {
-		program string
-		want    hook.Settings
-		err     string
-	}{
-		{"ldt_none", hook.Settings{}, ""},
-		{"nosuch", hook.Settings{}, ""},
-		{"ldt_drop_only", hook.Settings{Priority: 10, ContinueOn: drop}, ""},
-		{"ldt_prio_only", hook.Settings{Priority: 5, ContinueOn: pass}, ""},
-		{"ldt_more", hook.Settings{ContinueOn: pass | drop | tx}, ""},
-		{"ldt_never", hook.Settings{ContinueOn: hook.Never}, ""},
-		{"ldt_zero", hook.Settings{Priority: hook.MinPriority, ContinueOn: pass}, ""}, // libxdp counts from 0
-		{"ldt_too_late", hook.Settings{}, `\.xdp_run_config: priority 65536: must be .*`},
-		{"ldt_two", hook.Settings{}, `\.xdp_run_config: XDP_PASS is 2, must be 0 or 1`},
-		{"ldt_unknown", hook.Settings{}, `\.xdp_run_config: unknown verdict "XDP_BOUNCE" .*`},
-		{"ldt_plain_int", hook.Settings{}, `\.xdp_run_config: priority: .* is not a pointer to an array`},
-		{"ldt_no_struct", hook.Settings{}, `\.xdp_run_config: _ldt_no_struct is not a struct`},
-	} {
-		got, err := runConfig(types, test.program)
-		if test.err != "" {
-			qt.Check(t, qt.ErrorMatches(err, test.err))
-			qt.Check(t, qt.ErrorIs(err, hook.ErrUsage))
-			continue
-		}
-		qt.Check(t, qt.IsNil(err))
-		qt.Check(t, qt.Equals(got, test.want), qt.Commentf("%s", test.program))
-	}
-	got, err := runConfig(nil, "ldt_drop_only")
-	qt.Check(t, qt.IsNil(err))
-	qt.Check(t, qt.Equals(got, hook.Settings{}))
 }
 
 // The cause of a refusal is one line, whatever the verifier wrote around it.

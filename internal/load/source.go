@@ -129,6 +129,9 @@ func existing(prog *ebpf.Program, want Want) (*Loaded, error) {
 		return nil, hook.Because(hook.ErrIncompatible, "program %q is itself a dispatcher of libdispatcher", info.Name)
 	}
 	l := &Loaded{Program: prog, Name: info.Name}
+	if want.Extension != nil && prog.Type() == ebpf.Extension {
+		return l, nil
+	}
 	if kind := kernel.KindOf(want.Hook); prog.Type() != kind.Program {
 		return nil, hook.Because(hook.ErrIncompatible, "program %q is a %v program; %s takes %v programs", info.Name, prog.Type(), want.Hook, kind.Program)
 	}

@@ -25,7 +25,7 @@ import (
 // files of this process, namespaces, cgroups, child processes, goroutines of this package. Call it
 // first: what is registered with t.Cleanup afterwards is cleaned up before the check.
 //
-// Ours are programs and maps whose name begins with libdispatcher, ld_ or ldt_, the links that carry
+// Ours are programs and maps whose name begins with libdispatcher, ld_, ldt_ or xdp_disp, the links that carry
 // such programs, and every new link of a kind that the project deals with.
 func CheckLeaks(t testing.TB) {
 	t.Helper()
@@ -169,7 +169,8 @@ func describe(found, opened things) {
 }
 
 func ours(name string) bool {
-	return strings.HasPrefix(name, "libdispatcher") || strings.HasPrefix(name, "ld_") || strings.HasPrefix(name, "ldt_")
+	return strings.HasPrefix(name, "libdispatcher") || strings.HasPrefix(name, "ld_") || strings.HasPrefix(name, "ldt_") ||
+		strings.HasPrefix(name, "xdp_disp") // a dispatcher by libxdp's protocol, and its configuration
 }
 
 // linkTypes are the kinds of links that the project deals with.

@@ -11,14 +11,16 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 const (
 	helperEnv = "LDT_HELPER"
 
-	// patience bounds how long a test waits for a helper: beyond any honest delay of a busy machine,
-	// short of a test that seems to hang.
-	patience = 20 * time.Second
+	// patience bounds how long a test waits for a helper: beyond any honest delay of a busy machine, an
+	// emulated one too, short of a test that seems to hang.
+	patience = time.Minute
 )
 
 var helpers = map[string]func(args []string){}
@@ -45,6 +47,7 @@ func Main(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "testenv: no helper is named %q\n", name)
 		os.Exit(2)
 	}
+	kernel.RaiseMemlock()
 	helper(os.Args[1:])
 	os.Exit(0)
 }
@@ -101,7 +104,7 @@ func startHelper(t testing.TB, attr *syscall.SysProcAttr, name string, args []st
 }
 
 // Expect reads lines from the helper's stdout up to one that begins with prefix, and returns the rest of
-// it without surrounding space. It fails the test when the helper ends or 20 s pass before.
+// it without surrounding space. It fails the test when the helper ends or a minute passes before.
 func (p *Proc) Expect(t testing.TB, prefix string) string {
 	t.Helper()
 	timeout := time.After(patience)
@@ -140,7 +143,7 @@ func (p *Proc) Kill() {
 }
 
 // Wait waits until the helper ends by itself and returns its exit status as an error, as
-// [exec.Cmd.Wait] does. It gives up after 20 s and kills it.
+// [exec.Cmd.Wait] does. It gives up after a minute and kills it.
 func (p *Proc) Wait() error {
 	select {
 	case <-p.done:

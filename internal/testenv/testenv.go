@@ -29,6 +29,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // Require fails the test unless it can do what the project's tests do: act as root with
@@ -54,6 +56,7 @@ var usable = sync.OnceValue(func() error {
 	if caps[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0 {
 		return errors.New("root without CAP_SYS_ADMIN; run outside of a restricted container")
 	}
+	kernel.RaiseMemlock() // as users are told to do
 	probe, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type:         ebpf.XDP,
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, XDPPass), asm.Return()},

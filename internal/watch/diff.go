@@ -183,7 +183,7 @@ func (d *diff) changed(b, a *entry, stays bool) {
 		d.add(Reordered, b, a)
 	case was.Settings != is.Settings:
 		d.add(Set, b, a)
-	case was.LinkID != is.LinkID:
+	case was.LinkID != is.LinkID && is.Kind != hook.KindLibxdp:
 		// The same program again, at the same place.
 		d.add(Attached, b, a)
 	}

@@ -47,6 +47,9 @@ type key struct {
 func (e *entry) key() key {
 	m := e.m
 	switch {
+	case m.Kind == hook.KindLibxdp && m.Program.ID != 0:
+		// Each change of such a chain gives all its members new links.
+		return key{kind: string(m.Kind), id: m.Program.ID}
 	case m.LinkID != 0:
 		return key{kind: "link", id: m.LinkID}
 	case m.SlotID != 0:
@@ -120,9 +123,10 @@ func remade(b, a *entry) bool {
 		(b.m.Program.ID == a.m.Program.ID || b.m.State == hook.StateEmpty)
 }
 
-// replaced: another program without a link has its place.
+// replaced: another program has the place of one that no link protects.
 func replaced(b, a *entry) bool {
-	return b.m.Kind == hook.KindLegacy && a.m.Kind == hook.KindLegacy && b.m.Filter == nil && a.m.Filter == nil &&
+	exposed := b.m.Kind == hook.KindLegacy || b.m.Kind == hook.KindLibxdp
+	return exposed && b.m.Kind == a.m.Kind && b.m.Filter == nil && a.m.Filter == nil &&
 		b.c.Hook == a.c.Hook && b.target() == a.target() &&
 		b.pos == a.pos && len(b.c.Members) == len(a.c.Members)
 }

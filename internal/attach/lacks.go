@@ -1,0 +1,35 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/load"
+)
+
+// tryFrags tells whether programs for packets in fragments can be loaded.
+func tryFrags() error {
+	return try(func() error { return loads(dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: true}, nil) })
+}
+
+// withoutFrags explains why a program could not be loaded, if that is because
+// this kernel knows no packets in fragments.
+func withoutFrags(src load.Source, err error) error {
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	_, what, failed := load.Describe(src)
+	if failed != nil || what.Loaded || !what.Shape.Frags || tryFrags() == nil {
+		return err
+	}
+	return &hook.Error{
+		Err: fmt.Errorf("program %q is for packets in fragments, which needs Linux 5.18: %w: %w",
+			what.Name, ebpf.ErrNotSupported, unix.EINVAL),
+		Hint: `load it from SEC("xdp")`,
+	}
+}

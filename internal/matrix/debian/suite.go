@@ -1,0 +1,205 @@
+package debian
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// maxAge is how old package lists get before they are fetched again.
+const maxAge = 7 * 24 * time.Hour
+
+// A Suite is a release of Debian, such as trixie or sid.
+type Suite struct {
+	Name   string
+	Mirror Mirror
+
+	dir string
+}
+
+// NewSuite says where the suite's lists and downloads are kept. Only one process may use the folder at
+// a time.
+func NewSuite(name string, mirror Mirror, dir string) *Suite {
+	return &Suite{Name: name, Mirror: mirror, dir: dir}
+}
+
+// Refresh fetches the package lists if there are none, if they are old, or if it is forced to. Old lists
+// do when new ones are not to be had.
+func (s *Suite) Refresh(ctx context.Context, force bool) error {
+	stamp := filepath.Join(s.dir, "fetched")
+	info, err := os.Stat(stamp)
+	if err == nil && !force && time.Since(info.ModTime()) < maxAge {
+		return nil
+	}
+	for _, dir := range []string{"lists/partial", "cache/archives/partial", "debs"} {
+		if err := os.MkdirAll(filepath.Join(s.dir, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	signed := ""
+	if s.Mirror.Keyring != "" {
+		signed = "[signed-by=" + s.Mirror.Keyring + "] "
+	}
+	for name, content := range map[string]string{
+		"sources.list": fmt.Sprintf("deb %s%s %s main\n", signed, s.Mirror.URI, s.Name),
+		"status":       "", // nothing is installed, as far as this apt knows
+	} {
+		if err := os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	_, updateErr := s.apt(ctx, "apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
+	if updateErr == nil {
+		return os.WriteFile(stamp, nil, 0o644)
+	}
+	if err == nil && !force {
+		fmt.Fprintf(os.Stderr, "going on with %s's package lists of %s: %v\n", s.Name, info.ModTime().Format(time.DateOnly), updateErr)
+		return nil
+	}
+	return fmt.Errorf("fetch the package lists of Debian %s from %s: %w", s.Name, s.Mirror.URI, updateErr)
+}
+
+// Names are the names of all packages that begin with prefix.
+func (s *Suite) Names(ctx context.Context, prefix string) ([]string, error) {
+	out, err := s.apt(ctx, "apt-cache", "pkgnames", prefix)
+	return strings.Fields(string(out)), err
+}
+
+// Version is the version of a package that would be installed; an error that is [fs.ErrNotExist] if
+// there is none.
+func (s *Suite) Version(ctx context.Context, name string) (string, error) {
+	out, err := s.apt(ctx, "apt-cache", "show", "--no-all-versions", name)
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(out)) {
+		if version, ok := strings.CutPrefix(line, "Version: "); ok {
+			return strings.TrimSpace(version), nil
+		}
+	}
+	return "", fmt.Errorf("package %s of Debian %s: %w", name, s.Name, fs.ErrNotExist)
+}
+
+// WithLibraries are the given packages and the libraries that they need, as a machine would get them
+// that has nothing yet.
+func (s *Suite) WithLibraries(ctx context.Context, names ...string) ([]string, error) {
+	args := append([]string{"install", "--print-uris", "-qq", "--no-install-recommends"}, names...)
+	out, err := s.apt(ctx, "apt-get", args...)
+	if err != nil {
+		return nil, err
+	}
+	return libraries(string(out), names), nil
+}
+
+// libraries picks the packages that are wanted, and those of libraries, from the lines of apt-get
+// --print-uris: 'address' file size hash.
+func libraries(uris string, wanted []string) []string {
+	var found []string
+	for line := range strings.Lines(uris) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		name, _, _ := strings.Cut(fields[1], "_")
+		if strings.HasPrefix(name, "lib") || name == "zlib1g" || slices.Contains(wanted, name) {
+			found = append(found, name)
+		}
+	}
+	return found
+}
+
+// Fetch downloads packages, unless they are there already, and returns the paths of their files.
+func (s *Suite) Fetch(ctx context.Context, names ...string) ([]string, error) {
+	paths, err := s.fetch(ctx, names)
+	if err == nil {
+		return paths, nil
+	}
+	// The archive may have moved on since the lists were fetched.
+	if s.Refresh(ctx, true) == nil {
+		paths, err = s.fetch(ctx, names)
+	}
+	return paths, err
+}
+
+func (s *Suite) fetch(ctx context.Context, names []string) ([]string, error) {
+	uris, err := s.apt(ctx, "apt-get", append([]string{"download", "--print-uris", "-qq"}, names...)...)
+	if err != nil {
+		return nil, err
+	}
+	// What the folder has already is checked, and not downloaded again.
+	if _, err := s.aptIn(ctx, "debs", "apt-get", append([]string{"download", "-q"}, names...)...); err != nil {
+		return nil, err
+	}
+	var paths []string
+	for line := range strings.Lines(string(uris)) {
+		if fields := strings.Fields(line); len(fields) > 1 {
+			path := filepath.Join(s.dir, "debs", fields[1])
+			if _, err := os.Stat(path); err != nil {
+				return nil, fmt.Errorf("apt-get downloaded something else: %w", err)
+			}
+			paths = append(paths, path)
+		}
+	}
+	if len(paths) != len(names) {
+		return nil, fmt.Errorf("apt-get has %d of the %d packages %v", len(paths), len(names), names)
+	}
+	return paths, nil
+}
+
+// apt runs apt-get or apt-cache on the private folder. The rest of the machine's configuration, a proxy
+// for instance, is in force.
+func (s *Suite) apt(ctx context.Context, name string, args ...string) ([]byte, error) {
+	return s.aptIn(ctx, ".", name, args...)
+}
+
+func (s *Suite) aptIn(ctx context.Context, dir, name string, args ...string) ([]byte, error) {
+	options := []string{
+		"Dir::Etc::sourcelist=" + filepath.Join(s.dir, "sources.list"),
+		"Dir::Etc::sourceparts=-",
+		"Dir::Etc::preferences=-",
+		"Dir::Etc::preferencesparts=-",
+		"Dir::State::lists=" + filepath.Join(s.dir, "lists"),
+		"Dir::State::status=" + filepath.Join(s.dir, "status"),
+		"Dir::State::extended_states=" + filepath.Join(s.dir, "extended"),
+		"Dir::Cache=" + filepath.Join(s.dir, "cache"),
+		"APT::Architecture=amd64",
+		"APT::Architectures::=amd64",
+		"APT::Default-Release=",
+		"APT::Get::List-Cleanup=false",
+		"Debug::NoLocking=true",
+		"Acquire::Languages=none",
+		"Acquire::Retries=3",
+	}
+	if os.Geteuid() == 0 {
+		// The user _apt cannot get at a folder below root's home.
+		options = append(options, "APT::Sandbox::User=root")
+	}
+	var all []string
+	for _, o := range options {
+		all = append(all, "-o", o)
+	}
+	cmd := exec.CommandContext(ctx, name, append(all, args...)...)
+	cmd.Dir = filepath.Join(s.dir, dir)
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+	return output(cmd)
+}
+
+// output is the command's stdout; the error has what it says on stderr.
+func output(cmd *exec.Cmd) ([]byte, error) {
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return out, fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return out, err
+}

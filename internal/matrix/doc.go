@@ -1,0 +1,244 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/libdispatcher/dispatcher/internal/matrix/image"
+)
+
+// docFile is the page that is generated.
+const docFile = "docs/kernels.md"
+
+const docUsage = `usage: matrix doc [OPTION]...
+
+Writes ` + docFile + ` from the results of "matrix test" on all kernels. Fails if that changes the page.
+
+`
+
+// docCommand is "matrix doc".
+func docCommand(_ context.Context, args []string) error {
+	flags := flag.NewFlagSet("doc", flag.ContinueOnError)
+	results := flags.String("results", "bin/kernels", "the `folder` with the results")
+	file := flags.String("file", docFile, "the `page`")
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), docUsage)
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); err != nil {
+		return exitStatus(2)
+	}
+	var all []kernelResult
+	for _, series := range image.Kernels {
+		content, err := os.ReadFile(filepath.Join(*results, series.Name+".json"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("no results of kernel %s in %s: run \"make test-kernels\"", series.Name, *results)
+		}
+		if err != nil {
+			return err
+		}
+		var r kernelResult
+		if err := json.Unmarshal(content, &r); err != nil {
+			return fmt.Errorf("%s: %w", series.Name, err)
+		}
+		all = append(all, r)
+	}
+	page, err := kernelsPage(all)
+	if err != nil {
+		return err
+	}
+	old, err := os.ReadFile(*file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if sameButReleases(old, page) {
+		return nil
+	}
+	if err := os.WriteFile(*file, page, 0o644); err != nil {
+		return err
+	}
+	return fmt.Errorf("%s was out of date, and has been written anew: look at it and commit it", *file)
+}
+
+// releasesBegin begins the line that changes with every update of Debian's: that alone does not make the
+// page out of date.
+const releasesBegin = "Seen on "
+
+func sameButReleases(a, b []byte) bool {
+	strip := func(page []byte) string {
+		var kept strings.Builder
+		for line := range strings.Lines(string(page)) {
+			if !strings.HasPrefix(line, releasesBegin) {
+				kept.WriteString(line)
+			}
+		}
+		return kept.String()
+	}
+	return strip(a) == strip(b)
+}
+
+// A kernelFeature is one of the features in the JSON of "dispatcher features".
+type kernelFeature struct {
+	Name      string `json:"name"`
+	Supported bool   `json:"supported"`
+	Needs     string `json:"needs"`
+}
+
+// kernelsPage is the page that says which kernel can do what.
+func kernelsPage(all []kernelResult) ([]byte, error) {
+	var b bytes.Buffer
+	var releases, names []string
+	for _, r := range all {
+		releases = append(releases, r.Release)
+		names = append(names, r.Series)
+	}
+	b.WriteString(`# Kernels
+
+This page is generated from runs of the tests on Debian's kernels ("make test-kernels"): do not edit it.
+
+` + releasesBegin + strings.Join(releases, ", ") + `.
+
+## What the kernel can do
+
+As "dispatcher features DEVICE" finds it there, as root, on a veth device, by trying. Other systems' kernels of
+these versions can differ by their configuration, and devices by their drivers: run it where it matters.
+
+`)
+	if err := featureTable(&b, all, names); err != nil {
+		return nil, err
+	}
+	b.WriteString(`
+## What the tests found
+
+The same tests run everywhere. *yes*: all of the package's tests ran and passed. *part*: those passed that do not need
+what the kernel lacks; the list below has the reasons.
+
+`)
+	packageTable(&b, all, names)
+	skipList(&b, all)
+	return b.Bytes(), nil
+}
+
+func featureTable(b *bytes.Buffer, all []kernelResult, names []string) error {
+	var order []string
+	needs := map[string]string{}
+	has := map[string]map[string]bool{}
+	for _, r := range all {
+		var report struct {
+			Features []kernelFeature `json:"features"`
+		}
+		if err := json.Unmarshal(r.Features, &report); err != nil {
+			return fmt.Errorf("features of kernel %s: %w", r.Series, err)
+		}
+		for _, f := range report.Features {
+			if !slices.Contains(order, f.Name) {
+				order = append(order, f.Name)
+				has[f.Name] = map[string]bool{}
+			}
+			needs[f.Name] = f.Needs
+			has[f.Name][r.Series] = f.Supported
+		}
+	}
+	row(b, append([]string{"feature"}, append(names, "needs")...)...)
+	row(b, slices.Repeat([]string{"---"}, len(names)+2)...)
+	for _, name := range order {
+		cells := []string{"`" + name + "`"}
+		for _, series := range names {
+			cells = append(cells, yesNo(has[name][series]))
+		}
+		row(b, append(cells, needs[name])...)
+	}
+	return nil
+}
+
+func packageTable(b *bytes.Buffer, all []kernelResult, names []string) {
+	row(b, append([]string{"package"}, names...)...)
+	row(b, slices.Repeat([]string{"---"}, len(names)+1)...)
+	var order []string
+	cells := map[string]map[string]string{}
+	for _, r := range all {
+		for _, p := range r.Packages {
+			if cells[p.Package] == nil {
+				order = append(order, p.Package)
+				cells[p.Package] = map[string]string{}
+			}
+			cells[p.Package][r.Series] = verdictOf(p)
+		}
+	}
+	slices.Sort(order)
+	for _, name := range order {
+		line := []string{"`" + name + "`"}
+		for _, series := range names {
+			line = append(line, orDash(cells[name][series]))
+		}
+		row(b, line...)
+	}
+}
+
+func verdictOf(p packageResult) string {
+	switch {
+	case p.Status != 0:
+		return "fails"
+	case count(p.Tests, skip) > 0:
+		return "part"
+	}
+	return "yes"
+}
+
+// skipList says for which reasons tests were skipped, and where. A reason that is given in many places is
+// listed once.
+func skipList(b *bytes.Buffer, all []kernelResult) {
+	var order []string
+	kernels := map[string][]string{}
+	for _, r := range all {
+		for _, p := range r.Packages {
+			for _, t := range p.Tests {
+				if t.Outcome != skip {
+					continue
+				}
+				key := "`" + p.Package + "`: " + t.Reason
+				if kernels[key] == nil {
+					order = append(order, key)
+				}
+				if !slices.Contains(kernels[key], r.Series) {
+					kernels[key] = append(kernels[key], r.Series)
+				}
+			}
+		}
+	}
+	if len(order) == 0 {
+		return
+	}
+	slices.Sort(order)
+	b.WriteString("\nTests that did not run, with the reasons that they give:\n\n")
+	for _, key := range order {
+		fmt.Fprintf(b, "- %s: %s\n", strings.Join(kernels[key], ", "), key)
+	}
+}
+
+func row(b *bytes.Buffer, cells ...string) {
+	b.WriteString("| " + strings.Join(cells, " | ") + " |\n")
+}
+
+func yesNo(yes bool) string {
+	if yes {
+		return "yes"
+	}
+	return "no"
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+)
+
+// hereCommand is "matrix here": it says why the demo and the tests cannot run on this machine, as this
+// user, and fails; or it succeeds and says nothing.
+func hereCommand(context.Context, []string) error {
+	result := make(chan error)
+	// The thread changes its namespaces and ends.
+	go func() {
+		runtime.LockOSThread()
+		result <- canRunHere()
+	}()
+	if err := <-result; err != nil {
+		fmt.Println(err)
+		return exitStatus(1)
+	}
+	return nil
+}
+
+// canRunHere tries what the demo and all tests do, in namespaces that go with this thread.
+func canRunHere() error {
+	if uid := os.Geteuid(); uid != 0 {
+		return fmt.Errorf("this needs root, and you are user %d", uid)
+	}
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("leave the folder that threads share: %w", err)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
+		return because("make a network namespace", err)
+	}
+	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return because("mount", err)
+	}
+	dir, err := os.MkdirTemp("", "libdispatcher-here-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(dir)
+	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		return because("mount a bpffs", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.XDP,
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+		License:      "Dual BSD/GPL",
+	})
+	if err != nil {
+		return because("load an XDP program", err)
+	}
+	defer prog.Close()
+	if err := prog.Pin(dir + "/probe"); err != nil {
+		return because("pin a program", err)
+	}
+	return nil
+}
+
+// because explains why this machine does not allow something.
+func because(what string, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("cannot %s, although this is root: a container, or the kernel's policy, does not allow it (%v)", what, err)
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL), errors.Is(err, ebpf.ErrNotSupported):
+		return fmt.Errorf("cannot %s: this kernel was built without what it needs (%v)", what, err)
+	}
+	return fmt.Errorf("cannot %s: %w", what, err)
+}

@@ -1,0 +1,154 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/libdispatcher/dispatcher/internal/matrix/debian"
+	"github.com/libdispatcher/dispatcher/internal/matrix/initramfs"
+)
+
+// toolSuites are the releases of Debian whose xdp-tools differ in the version of libxdp.
+var toolSuites = []string{"bookworm", "trixie", "sid"}
+
+// tools are the programs of xdp-tools.
+var tools = []string{"xdp-loader", "xdpdump", "xdp-filter", "xdp-bench", "xdp-monitor", "xdp-trafficgen", "xdp-forward"}
+
+// XDPTools makes an archive with Debian's xdp-tools of each of the versions (1.5.4) or releases (trixie),
+// or all. Each is in a folder of its own, /opt/xdp-tools-VERSION, with its libraries, and its programs can
+// be called by name and version: xdp-loader-1.5.4.
+func (m *Maker) XDPTools(ctx context.Context, wanted ...string) (archives []string, err error) {
+	var have []string
+	found := map[string]bool{}
+	for _, suite := range toolSuites {
+		dir, err := m.Cache.Get(ctx, "xdp-tools/"+suite, fmt.Sprint("1", tools), func(dir string) error {
+			return m.suite(ctx, suite, func(s *debian.Suite) error { return m.makeTools(ctx, s, dir) })
+		})
+		if err != nil {
+			return nil, fmt.Errorf("xdp-tools: %w", err)
+		}
+		version, err := os.ReadFile(filepath.Join(dir, "version"))
+		if err != nil {
+			return nil, err
+		}
+		have = append(have, string(version))
+		use := false
+		for _, w := range wanted {
+			if w == "all" || w == suite || w == string(version) {
+				use, found[w] = true, true
+			}
+		}
+		if use {
+			archives = append(archives, filepath.Join(dir, "tools.cpio"))
+		}
+	}
+	for _, w := range wanted {
+		if !found[w] {
+			return nil, fmt.Errorf("there is no xdp-tools %s: there are %s, which are %s's, and all",
+				w, strings.Join(have, ", "), strings.Join(toolSuites, ", "))
+		}
+	}
+	return archives, nil
+}
+
+func (m *Maker) makeTools(ctx context.Context, s *debian.Suite, dir string) error {
+	full, err := s.Version(ctx, "xdp-tools")
+	if err != nil {
+		return err
+	}
+	version := upstreamVersion(full)
+	root := filepath.Join(dir, "root")
+	defer os.RemoveAll(root)
+	if err := m.unpack(ctx, s, root, "xdp-tools"); err != nil {
+		return err
+	}
+	err = writeArchive(filepath.Join(dir, "tools.cpio"), func(w *initramfs.Writer) error {
+		return putTools(w, root, version)
+	})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "version"), []byte(version), 0o644)
+}
+
+func putTools(w *initramfs.Writer, root, version string) error {
+	prefix := "/opt/xdp-tools-" + version
+	written := map[string]bool{}
+	for _, name := range tools {
+		program, err := findProgram(root, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // older versions have fewer
+		}
+		if err != nil {
+			return err
+		}
+		libraries, interpreter, err := initramfs.Libraries(root, program)
+		if err != nil {
+			return err
+		}
+		ld, err := findInterpreter(root, interpreter)
+		if err != nil {
+			return err
+		}
+		for _, file := range append(libraries, ld) {
+			to := prefix + "/lib/" + path.Base(file)
+			if file == ld {
+				to = prefix + "/lib/ld.so"
+			}
+			if !written[to] {
+				written[to] = true
+				if err := w.Copy(to, file); err != nil {
+					return err
+				}
+			}
+		}
+		if err := w.Copy(prefix+"/libexec/"+name, program); err != nil {
+			return err
+		}
+		script := fmt.Sprintf("#!/bin/sh\n: ${LIBXDP_OBJECT_PATH:=%[1]s/lib/bpf}\nexport LIBXDP_OBJECT_PATH\nexec %[1]s/lib/ld.so --library-path %[1]s/lib %[1]s/libexec/%[2]s \"$@\"\n", prefix, name)
+		if err := w.File(prefix+"/bin/"+name, 0o755, int64(len(script)), strings.NewReader(script)); err != nil {
+			return err
+		}
+		if err := w.Link("/usr/local/bin/"+name+"-"+version, prefix+"/bin/"+name); err != nil {
+			return err
+		}
+	}
+	if len(written) == 0 {
+		return errors.New("the package xdp-tools has no programs")
+	}
+	return putObjects(w, root, prefix)
+}
+
+// putObjects copies the BPF programs that libxdp loads, such as its dispatcher.
+func putObjects(w *initramfs.Writer, root, prefix string) error {
+	count := 0
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(file) != ".o" || path.Base(path.Dir(file)) != "bpf" {
+			return err
+		}
+		count++
+		return w.Copy(prefix+"/lib/bpf/"+path.Base(file), file)
+	})
+	if err == nil && count == 0 {
+		err = errors.New("the packages of xdp-tools have no BPF programs")
+	}
+	return err
+}
+
+// upstreamVersion is 1.5.4 of 1:1.5.4-1+b2.
+func upstreamVersion(version string) string {
+	if _, rest, ok := strings.Cut(version, ":"); ok {
+		version = rest
+	}
+	if i := strings.LastIndex(version, "-"); i >= 0 {
+		version = version[:i]
+	}
+	version, _, _ = strings.Cut(version, "+")
+	return version
+}

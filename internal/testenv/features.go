@@ -1,0 +1,187 @@
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// A Feature is something that not all kernels have on which the project runs. Those that "dispatcher
+// features" lists have the same name there.
+type Feature string
+
+// The features that tests depend on.
+const (
+	FeatureNetNSCookie   Feature = "netns-cookie"   // namespaces have numbers that do not come again
+	FeatureFrags         Feature = "frags"          // XDP programs that understand packets in fragments
+	FeatureLinkIterator  Feature = "link-iterator"  // a BPF iterator over all links
+	FeatureLSMCgroup     Feature = "lsm-cgroup"     // LSM programs on a cgroup
+	FeatureNetfilterLink Feature = "netfilter-link" // BPF programs as netfilter hooks
+	FeatureTCX           Feature = "tcx-link"       // links on tcx/*
+	FeatureNetkit        Feature = "netkit"         // devices of that kind, and their hooks
+	FeatureCgroupOrder   Feature = "cgroup-order"   // a place among others on a cgroup
+	FeatureSlotTypes     Feature = "slot-types"     // a prog array takes programs of one expected attach type only
+)
+
+// features say since when the kernel has them, and how to try whether it does: distributions bring features to
+// older kernels. Nil: nothing but the version can tell.
+var features = map[Feature]struct {
+	major, minor int
+	try          func() bool
+}{
+	FeatureNetNSCookie:   {5, 14, tryCookie},
+	FeatureFrags:         {5, 18, tryFrags},
+	FeatureLinkIterator:  {5, 19, nil},
+	FeatureLSMCgroup:     {6, 0, nil},
+	FeatureNetfilterLink: {6, 4, nil},
+	FeatureTCX:           {6, 6, tryTCX},
+	FeatureNetkit:        {6, 7, nil},
+	FeatureCgroupOrder:   {6, 17, tryOrder},
+	FeatureSlotTypes:     {6, 18, trySlotTypes},
+}
+
+var (
+	tried     = map[Feature]bool{}
+	triedLock sync.Mutex
+)
+
+// Has tells whether this kernel has a feature. It fails the test when a kernel lacks what its version should
+// have: nothing is left out there.
+func Has(t testing.TB, feature Feature) bool {
+	t.Helper()
+	Require(t)
+	triedLock.Lock()
+	defer triedLock.Unlock()
+	has, known := tried[feature]
+	if !known {
+		f, listed := features[feature]
+		if !listed {
+			t.Fatalf("there is no feature %q", feature)
+		}
+		late := kernel.Since(f.major, f.minor)
+		if has = late; f.try != nil {
+			has = f.try()
+		}
+		if late && !has {
+			t.Fatalf("this kernel does not have %s, though Linux %d.%d had it", feature, f.major, f.minor)
+		}
+		tried[feature] = has
+	}
+	return has
+}
+
+// Need skips the test on kernels without the feature. What they answer instead is for another test to check.
+func Need(t testing.TB, feature Feature) {
+	t.Helper()
+	if !Has(t, feature) {
+		t.Skip(Lacks(feature))
+	}
+}
+
+// Lacks says in words which kernel a feature needs.
+func Lacks(feature Feature) string {
+	f := features[feature]
+	return fmt.Sprintf("%s needs Linux %d.%d", feature, f.major, f.minor)
+}
+
+// NeedHook is [Need] for a hook.
+func NeedHook(t testing.TB, h hook.Hook) {
+	t.Helper()
+	if !HasHook(t, h) {
+		t.Skipf("%s needs Linux %s", h, kernel.KindOf(h).Needs)
+	}
+}
+
+// HasHook tells whether this kernel has a hook, as [Has] does for features.
+func HasHook(t testing.TB, h hook.Hook) bool {
+	t.Helper()
+	Require(t)
+	if h.Family() == "tcx" {
+		return Has(t, FeatureTCX)
+	}
+	spec := VerdictSpec("ldt_probe", CgroupAllow, On(h))
+	prog, err := ebpf.NewProgram(spec)
+	if err == nil {
+		prog.Close()
+		return true
+	}
+	var major, minor int
+	fmt.Sscanf(kernel.KindOf(h).Needs, "%d.%d", &major, &minor)
+	if !errors.Is(err, unix.EINVAL) || kernel.Since(major, minor) {
+		t.Fatalf("load a program for %s: %v", h, err)
+	}
+	return false
+}
+
+func tryCookie() bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	_, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	return err == nil
+}
+
+func tryFrags() bool {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.XDP, Flags: unix.BPF_F_XDP_HAS_FRAGS, License: license,
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, XDPPass), asm.Return()},
+	})
+	if err != nil {
+		return false
+	}
+	prog.Close()
+	return true
+}
+
+// tryTCX asks for what is on the loopback device, and changes nothing.
+func tryTCX() bool {
+	const loopback = 1
+	_, err := kernel.QueryPrograms(loopback, ebpf.AttachTCXIngress, 0)
+	return err == nil
+}
+
+// tryOrder asks whether the kernel counts the changes of a cgroup's programs, without which there are no places.
+func tryOrder() bool {
+	path, err := cgroupRoot()
+	if err != nil {
+		return false
+	}
+	root, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer root.Close()
+	q, err := kernel.QueryPrograms(int(root.Fd()), ebpf.AttachCGroupInet4Connect, 0)
+	return err == nil && q.Revision != 0
+}
+
+// trySlotTypes asks whether two programs that differ in nothing else fit in one prog array.
+func trySlotTypes() bool {
+	slots, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ldt_slots", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		return false
+	}
+	defer slots.Close()
+	for _, attach := range []ebpf.AttachType{ebpf.AttachNone, ebpf.AttachXDP} {
+		prog, err := ebpf.NewProgram(VerdictSpec("ldt_probe", XDPPass, ExpectedAttachType(attach)))
+		if err != nil {
+			return false
+		}
+		defer prog.Close()
+		if err := slots.Put(uint32(0), prog); err != nil {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,45 @@
+package watch
+
+import (
+	"testing"
+
+	"github.com/go-quicktest/qt"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// onLibxdp is a chain of libxdp on a device; dispatcher is its program, and with
+// another one all members have other links.
+func onLibxdp(dispatcher uint32, entries ...string) hook.Chain {
+	c := at(hook.XDP, "eth0", entries...)
+	c.Style, c.DispatcherID = hook.StyleLibxdp, dispatcher
+	for i := range c.Members {
+		m := &c.Members[i]
+		m.Kind, m.SlotID, m.LinkID = hook.KindLibxdp, 0, dispatcher*10+uint32(i)
+	}
+	return c
+}
+
+// A change of a chain of libxdp makes a new dispatcher, with new links of all
+// members. What is told is what changed.
+func TestDiffLibxdp(t *testing.T) {
+	two := onLibxdp(1, "a:10=41*", "b:20=42*")
+	for name, test := range map[string]struct {
+		before, after hook.Chain
+		want          []Kind
+	}{
+		"nothing":  {two, onLibxdp(2, "a:10=41*", "b:20=42*"), nil},
+		"joined":   {two, onLibxdp(2, "a:10=41*", "c:15=43*", "b:20=42*"), []Kind{Attached}},
+		"left":     {two, onLibxdp(2, "b:20=42*"), []Kind{Left}},
+		"set":      {two, onLibxdp(2, "a:15=41*", "b:20=42*"), []Kind{Set}},
+		"replaced": {two, onLibxdp(2, "a:10=44*", "b:20=42*"), []Kind{Updated}},
+		"ordered":  {two, onLibxdp(2, "b:20=42*", "a:30=41*"), []Kind{Reordered}},
+		"emptied":  {two, onLibxdp(2), []Kind{Left, Left}},
+	} {
+		var got []Kind
+		for _, e := range Diff(look(test.before), look(test.after)) {
+			got = append(got, e.Kind)
+		}
+		qt.Check(t, qt.DeepEquals(got, test.want), qt.Commentf("%s", name))
+	}
+}

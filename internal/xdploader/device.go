@@ -1,0 +1,207 @@
+package xdploader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// An occupant is what is attached to a device.
+type occupant struct {
+	device rtnl.Device
+	// prog runs on the host: one that was attached by itself, or a dispatcher;
+	// nil when there is none.
+	prog    *ebpf.Program
+	mode    hook.Mode
+	program hook.Program
+	chain   *libxdp.Chain // behind libxdp's dispatcher; else nil
+	owned   *hook.Chain   // behind libdispatcher's; else nil
+	offload *ebpf.Program // that runs on the card; nil when there is none
+}
+
+func (o *occupant) close() {
+	for _, p := range []*ebpf.Program{o.prog, o.offload} {
+		if p != nil {
+			p.Close()
+		}
+	}
+}
+
+// free tells whether nothing is attached.
+func (o *occupant) free() bool { return o.prog == nil && o.offload == nil }
+
+// look tells what is on a device of the thread's namespace. What it says of a
+// dispatcher that it cannot read is what xdp-loader says.
+func (t *tool) look(ctx context.Context, index int) (*occupant, error) {
+	var o *occupant
+	for tries := 0; ; tries++ {
+		var err error
+		o, err = t.lookOnce(ctx, index)
+		// What was there may be gone before it was opened.
+		if err == nil || !errors.Is(err, fs.ErrNotExist) || tries == maxTries || ctx.Err() != nil {
+			return o, err
+		}
+	}
+}
+
+// maxTries is how often xdp-loader tries again where others are quicker.
+const maxTries = 10
+
+func (t *tool) lookOnce(ctx context.Context, index int) (_ *occupant, err error) {
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	d, err := conn.DeviceByIndex(index)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, failed(unix.ENODEV, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	o := &occupant{device: *d}
+	defer func() {
+		if err != nil {
+			o.close()
+		}
+	}()
+	for _, x := range d.XDP {
+		p, err := ebpf.NewProgramFromID(ebpf.ProgramID(x.Program))
+		if err != nil {
+			return nil, err
+		}
+		if x.Mode == hook.ModeOffload {
+			o.offload = p
+		} else {
+			o.prog, o.mode, o.program = p, x.Mode, describe(p)
+		}
+	}
+	if o.prog == nil {
+		return o, nil
+	}
+	if _, err := state.Find(o.prog); !errors.Is(err, state.ErrNotOurs) {
+		// Of a later version, it can be ours without being readable.
+		if o.owned, err = dispatcher.Read(ctx, dispatcher.XDP(d.Name), dispatcher.ReadOptions{}); err != nil {
+			o.owned = &hook.Chain{}
+		}
+		return o, nil
+	}
+	o.chain, err = libxdp.ReadProgram(o.prog, index, t.bpffs())
+	switch {
+	case errors.Is(err, libxdp.ErrVersion):
+		t.libWarn("XDP dispatcher version %d higher than supported %d", laterVersion(o.prog), libxdp.MaxVersion)
+		t.libWarn("Dispatcher version check failed for ID %d", o.program.ID)
+		return nil, failed(unix.EOPNOTSUPP, err)
+	case errors.Is(err, libxdp.ErrNotDispatcher):
+		return o, nil
+	case err != nil:
+		return nil, err
+	}
+	if o.chain.Folder == "" && len(o.chain.Config.Programs) > 0 {
+		_ = t.haveBPFFS()
+		t.libWarn("Unable to read pinned progs: %s", message(int(unix.ENOENT)))
+	}
+	return o, nil
+}
+
+// laterVersion is that of a dispatcher of libxdp's which is not known here: the
+// byte behind the first one of its configuration, as since version 2.
+func laterVersion(prog *ebpf.Program) uint8 {
+	info, err := prog.Info()
+	if err != nil {
+		return 0
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			continue
+		}
+		defer m.Close()
+		if config, err := m.LookupBytes(uint32(0)); err == nil && len(config) > 1 {
+			return config[1]
+		}
+	}
+	return 0
+}
+
+// describe is what "status" shows of a program, with its whole name.
+func describe(prog *ebpf.Program) hook.Program {
+	info, err := prog.Info()
+	if err != nil {
+		return hook.Program{}
+	}
+	id, _ := info.ID()
+	p := hook.Program{ID: uint32(id), Name: info.Name, Tag: info.Tag}
+	if len(p.Name) < unix.BPF_OBJ_NAME_LEN-1 {
+		return p
+	}
+	// The kernel may have cut it.
+	functions, err := info.FuncInfos()
+	if err == nil && len(functions) > 0 && strings.HasPrefix(functions[0].Func.Name, p.Name) {
+		p.Name = functions[0].Func.Name
+	}
+	return p
+}
+
+// bpffs is where libxdp has its pins.
+func (t *tool) bpffs() string {
+	if dir := t.getenv("LIBXDP_BPFFS"); dir != "" {
+		return dir
+	}
+	return kernel.DefaultBPFFS
+}
+
+// haveBPFFS tells whether there is a bpffs, and mounts one if the environment
+// asks for that.
+func (t *tool) haveBPFFS() bool {
+	dir := t.bpffs()
+	if kernel.IsBPFFS(dir) {
+		return true
+	}
+	if t.getenv("LIBXDP_BPFFS_AUTOMOUNT") == "1" {
+		_, err := kernel.MountBPFFS(dir)
+		if err == nil {
+			return true
+		}
+		t.libWarn("mount -t bpf bpf %s failed: %s", dir, words(err))
+	}
+	t.libWarn("No bpffs found at %s", dir)
+	return false
+}
+
+// site is the device for package libxdp.
+func (t *tool) site(name string) libxdp.Device {
+	return libxdp.Device{Name: name, BPFFS: t.bpffs()}
+}
+
+// whose tells whose chain it is that is in the way, and what can be done. It is
+// said at the end, after all that xdp-loader says.
+func (t *tool) whose(o *occupant, advice string) {
+	by := "by netlink"
+	if o.owned.LinkID != 0 {
+		by = fmt.Sprintf("by link %d", o.owned.LinkID)
+	}
+	members := []string{}
+	for _, m := range o.owned.Members {
+		members = append(members, m.Name)
+	}
+	what := "a chain of libdispatcher"
+	if len(members) > 0 {
+		what += " (" + strings.Join(members, ", ") + ")"
+	}
+	t.advice = fmt.Sprintf("%s holds %s %s; %s", what, o.device.Name, by, advice)
+}

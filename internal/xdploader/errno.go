@@ -1,0 +1,94 @@
+package xdploader
+
+import (
+	"errors"
+	"io/fs"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A failure is an error as the commands of xdp-loader return it: a number,
+// those of libbpf included. Whatever there was to say has been said.
+type failure struct {
+	code int // positive
+	err  error
+}
+
+func (f *failure) Error() string { return message(f.code) }
+func (f *failure) Unwrap() error { return f.err }
+
+// failed is a failure with that number; err may be nil.
+func failed(code syscall.Errno, err error) *failure { return &failure{int(code), err} }
+
+// errFailed is a failure that has no number: the command exits with 1.
+var errFailed = errors.New("failed")
+
+// exitCode is the exit code of a command that returned err.
+func exitCode(err error) int {
+	if err == nil {
+		return exitOK
+	}
+	if errors.Is(err, errFailed) {
+		return exitFailure
+	}
+	if code := -number(err) & 0xff; code != 0 {
+		return code
+	}
+	return exitFailure
+}
+
+// number returns the error number of an error, which many of ours have within
+// them, and EINVAL for those that say it in words only.
+func number(err error) int {
+	var f *failure
+	var errno syscall.Errno
+	switch {
+	case errors.As(err, &f):
+		return f.code
+	case errors.As(err, &errno) && errno != 0:
+		return int(errno)
+	case errors.Is(err, fs.ErrNotExist):
+		return int(unix.ENOENT)
+	case errors.Is(err, fs.ErrExist):
+		return int(unix.EEXIST)
+	case errors.Is(err, fs.ErrPermission):
+		return int(unix.EPERM)
+	case errors.Is(err, errors.ErrUnsupported):
+		return int(unix.EOPNOTSUPP)
+	}
+	return int(unix.EINVAL)
+}
+
+// words is what C calls the error.
+func words(err error) string { return message(number(err)) }
+
+// Errors of libbpf (enum libbpf_errno, bpf/libbpf_legacy.h).
+const (
+	errLibelf = 4000 + iota
+	errFormat
+	errKversion
+	errEndian
+)
+
+func message(code int) string {
+	switch code {
+	case errLibelf:
+		return "Something wrong in libelf"
+	case errFormat:
+		return "BPF object format invalid"
+	case errKversion:
+		return "'version' section incorrect or lost"
+	case errEndian:
+		return "Endian mismatch"
+	}
+	// Go has the texts of the C library, but begins them with a small letter
+	// where the second one is small too.
+	s := syscall.Errno(code).Error()
+	if len(s) > 1 && isLower(s[0]) && isLower(s[1]) {
+		s = string(s[0]-'a'+'A') + s[1:]
+	}
+	return s
+}
+
+func isLower(c byte) bool { return 'a' <= c && c <= 'z' }

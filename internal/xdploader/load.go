@@ -1,0 +1,238 @@
+package xdploader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+func (t *tool) load(ctx context.Context, v *values) error {
+	switch {
+	case v.section != nil && v.program != nil:
+		t.warn("Only one of --section or --prog-name can be set")
+		return errFailed
+	case len(v.files) > 1 && v.mode == modeHW:
+		t.warn("Cannot attach multiple programs in HW mode")
+		return errFailed
+	}
+	t.debug("Loading %d files on interface '%s'.", len(v.files), v.device)
+	var objects []*object
+	for i, path := range v.files {
+		o, err := t.open(path, v)
+		if err != nil {
+			return err
+		}
+		t.debug("XDP program %d: Run prio: %d. Chain call actions: %s", i, o.settings.Priority, actions(o.settings.ContinueOn))
+		objects = append(objects, o)
+	}
+	err := t.attach(ctx, v, objects)
+	if err != nil && number(err) == int(unix.EPERM) && t.liftMemlock() {
+		err = t.attach(ctx, v, objects)
+	}
+	if err == nil {
+		return nil
+	}
+	switch code := number(err); {
+	case code == int(unix.EOPNOTSUPP) && v.mode == modeNative:
+		t.warn("Attaching XDP program in native mode not supported - try SKB mode.")
+	case code == int(unix.EOPNOTSUPP) && v.mode == modeHW:
+		t.warn("Attaching XDP program in HW mode not supported - try native or SKB mode.")
+	default:
+		t.warn("Couldn't attach XDP program on iface '%s': %s(%d)", v.device, message(code), -code)
+	}
+	t.detail(err)
+	return err
+}
+
+// attach puts the programs on the device: behind libxdp's dispatcher, or where
+// that does not work or is not wanted one by itself.
+func (t *tool) attach(ctx context.Context, v *values, objects []*object) error {
+	o, err := t.look(ctx, v.index)
+	if err != nil {
+		// xdp-loader takes what it cannot read for nothing, and then finds that
+		// the kernel does not.
+		code := t.occupied(v)
+		t.attachRefused(v.index, int(code))
+		return failed(code, err)
+	}
+	defer o.close()
+	if v.mode == modeHW && o.offload != nil {
+		t.libWarn("XDP program already loaded in HW mode on ifindex %d; replacing HW mode programs not supported", v.index)
+		return failed(unix.EEXIST, nil)
+	}
+	if v.mode == modeHW || len(objects) == 1 && t.getenv("LIBXDP_SKIP_DISPATCHER") == "1" {
+		return t.attachAlone(v, objects[0], o)
+	}
+	if err := t.joinable(o, len(objects)); err != nil {
+		return err
+	}
+	err = t.chained(ctx, v, objects)
+	if !errors.Is(err, errNoChains) {
+		return err
+	}
+	if len(objects) > 1 {
+		t.libWarn("Can't fall back to legacy load with %d programs\n%s\n", len(objects), noChains)
+		return failed(unix.EOPNOTSUPP, err)
+	}
+	t.libInfo("Falling back to loading single prog without dispatcher")
+	return t.attachAlone(v, objects[0], o)
+}
+
+// noChains are libxdp's words for a kernel without BPF_PROG_TYPE_EXT.
+const noChains = `This means that the kernel does not support the features needed
+by the multiprog dispatcher, either because it is too old entirely,
+or because it is not yet supported on the current architecture.`
+
+// errNoChains: there can be no dispatcher of libxdp's here.
+var errNoChains = errors.New("the kernel does not replace functions of programs")
+
+// joinable tells whether more programs can come to what is on the device.
+func (t *tool) joinable(o *occupant, more int) error {
+	there := 0
+	if o.chain != nil {
+		there = len(o.chain.Members)
+	}
+	if there+more > libxdp.MaxMembers {
+		t.libWarn("Not enough free slots in the dispatcher.")
+		return failed(unix.E2BIG, nil)
+	}
+	if !o.free() && (o.chain == nil || !kernel.IsBPFFS(t.bpffs())) {
+		t.libWarn("Existing program is not using a dispatcher, can't replace; unload first")
+		if o.owned != nil {
+			t.whose(o, fmt.Sprintf(`"dispatcher attach xdp %s FILE" adds a program to it`, o.device.Name))
+		}
+		return failed(unix.EBUSY, nil)
+	}
+	return nil
+}
+
+// chained adds the programs to the chain on the device, or starts one.
+func (t *tool) chained(ctx context.Context, v *values, objects []*object) error {
+	if !t.haveBPFFS() {
+		t.libWarn("Can't use dispatcher without a working bpffs")
+		return errNoChains
+	}
+	if err := replacesFunctions(); err != nil {
+		t.libInfo("Compatibility check for dispatcher program failed: %s", words(err))
+		return fmt.Errorf("%w: %w", errNoChains, err)
+	}
+	var components []*component
+	var sources []libxdp.Source
+	for _, o := range objects {
+		c := &component{object: o}
+		if !c.typed() {
+			t.libWarn("Program %s has no BTF information, so we can't load it as multiprog", o.function)
+			return errNoChains
+		}
+		components, sources = append(components, c), append(sources, c)
+	}
+	_, _, err := t.site(v.device).AttachAll(ctx, sources, libxdp.AttachOptions{Mode: v.mode.hook(), Start: true})
+	if err == nil {
+		return nil
+	}
+	for _, c := range components {
+		if c.refused != nil {
+			if number(c.refused) == int(unix.E2BIG) {
+				return fmt.Errorf("%w: %w", errNoChains, c.refused)
+			}
+			return failed(syscall.Errno(number(c.refused)), c.refused)
+		}
+	}
+	switch {
+	case errors.Is(err, hook.ErrChanged), errors.Is(err, hook.ErrIncompatible):
+		// Or the chain is in another mode, which xdp-loader takes for a race.
+		t.libWarn("Retried more than %d times, giving up", maxTries+1)
+		return failed(unix.EBUSY, err)
+	case errors.Is(err, hook.ErrBusy):
+		t.libWarn("Existing program is not using a dispatcher, can't replace; unload first")
+		return failed(unix.EBUSY, err)
+	case errors.Is(err, hook.ErrChainFull):
+		t.libWarn("Not enough free slots in the dispatcher.")
+		return failed(unix.E2BIG, err)
+	}
+	t.attachRefused(v.index, number(err))
+	return failed(syscall.Errno(number(err)), err)
+}
+
+// attachRefused is what libxdp says with -v when a device takes no program.
+func (t *tool) attachRefused(index, code int) {
+	t.libInfo("Error attaching XDP program to ifindex %d: %s", index, message(code))
+	switch syscall.Errno(code) {
+	case unix.EBUSY, unix.EEXIST:
+		t.libInfo("XDP already loaded on device")
+	case unix.EOPNOTSUPP:
+		t.libInfo("XDP mode not supported; try using SKB mode")
+	}
+}
+
+// attachAlone attaches one program by itself, if nothing is there.
+func (t *tool) attachAlone(v *values, obj *object, o *occupant) error {
+	ifindex := 0
+	if v.mode == modeHW {
+		ifindex = v.index
+	}
+	prog, err := obj.alone(ifindex)
+	if err != nil {
+		return err
+	}
+	defer prog.Close()
+	err = exchange(v.index, prog, nil, v.mode.hook())
+	if err == nil {
+		return nil
+	}
+	code := number(err)
+	if code == int(unix.EEXIST) {
+		code = int(t.occupied(v))
+	}
+	t.attachRefused(v.index, code)
+	if o.owned != nil {
+		t.whose(o, fmt.Sprintf(`"dispatcher attach xdp %s %s" adds the program to it`, v.device, strings.Join(v.files, " ")))
+	}
+	return failed(syscall.Errno(code), err)
+}
+
+// occupied is what the kernel says to xdp-loader, which asks for an empty
+// place, when a program is there: EBUSY, or EEXIST when that is in another mode
+// (dev_xdp_attach, net/core/dev.c).
+func (t *tool) occupied(v *values) syscall.Errno {
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return unix.EBUSY
+	}
+	defer conn.Close()
+	d, err := conn.DeviceByIndex(v.index)
+	if err != nil {
+		return unix.EBUSY
+	}
+	if on, ok := d.Software(); ok && v.mode != modeUnspecified && on.Mode != v.mode.hook() {
+		return unix.EEXIST
+	}
+	return unix.EBUSY
+}
+
+// exchange puts next on a device, or nothing, in the place of old, or of
+// nothing.
+func exchange(index int, next, old *ebpf.Program, mode hook.Mode) error {
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	fd := func(p *ebpf.Program) int {
+		if p == nil {
+			return -1
+		}
+		return p.FD()
+	}
+	return conn.ReplaceXDP(index, fd(next), fd(old), mode)
+}

@@ -1,0 +1,236 @@
+package xdploader
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// An object is a program of an object file that is to be attached.
+type object struct {
+	spec     *ebpf.CollectionSpec // nil for one that was compiled for the other byte order
+	function string
+	settings hook.Settings // that it asks for, or that it is given
+	pins     string        // folder for the maps that are to be pinned; may be empty
+}
+
+// open reads an object file and chooses the program that the options mean.
+func (t *tool) open(path string, v *values) (*object, error) {
+	o, err := t.read(path, v)
+	if err != nil {
+		t.warn("Couldn't open file '%s': %s", path, words(err))
+		t.detail(err)
+		return nil, err
+	}
+	if v.prio != 0 {
+		o.settings.Priority = int(v.prio)
+	}
+	if v.actions != 0 {
+		o.settings.ContinueOn = v.actions
+	}
+	if v.pinPath != nil {
+		o.pins = *v.pinPath
+	}
+	return o, nil
+}
+
+func (t *tool) read(path string, v *values) (*object, error) {
+	b, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	all, order, err := programs(b)
+	if err != nil {
+		return nil, err
+	}
+	i, where := 0, ""
+	switch {
+	case v.section != nil:
+		i = slices.IndexFunc(all, func(p program) bool { return p.section == *v.section })
+		where = " section " + *v.section
+	case v.program != nil:
+		i = slices.IndexFunc(all, func(p program) bool { return p.name == *v.program })
+	}
+	if i < 0 || i >= len(all) {
+		t.libWarn("Couldn't find xdp program in bpf object%s", where)
+		return nil, failed(unix.ENOENT, nil)
+	}
+	o := &object{
+		function: all[i].name,
+		settings: hook.Settings{Priority: libxdp.DefaultPriority, ContinueOn: hook.SetOf(hook.Pass)},
+	}
+	if order.Uint16([]byte{1, 0}) != binary.NativeEndian.Uint16([]byte{1, 0}) {
+		return o, nil // it is refused when it is loaded
+	}
+	spec, err := load.Parse(b)
+	if err != nil {
+		return nil, failed(unix.EINVAL, err)
+	}
+	o.spec = spec
+	p := spec.Programs[o.function]
+	if p == nil {
+		return nil, failed(unix.EOPNOTSUPP, errors.New("the function is static"))
+	}
+	if p.Type != ebpf.XDP {
+		// Whatever its section says, it is going to be an XDP program.
+		p.Type, p.AttachType, p.AttachTo = ebpf.XDP, ebpf.AttachNone, ""
+	}
+	asks, err := libxdp.RunConfig(spec.Types, o.function)
+	if err != nil {
+		t.libWarn("%v", err)
+		return nil, failed(unix.EOPNOTSUPP, err)
+	}
+	o.settings = asks.Or(o.settings)
+	nameMaps(spec, path)
+	return o, nil
+}
+
+// maxFile bounds the object files that are read, in bytes.
+const maxFile = 64 << 20
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case st.IsDir():
+		return nil, &failure{errLibelf, nil}
+	case !st.Mode().IsRegular(), st.Size() > maxFile:
+		return nil, &failure{errFormat, nil}
+	}
+	return os.ReadFile(path)
+}
+
+// A program is a function of an object file that can be loaded.
+type program struct{ name, section string }
+
+// programs lists those of an object file in the order of libbpf: of the
+// sections, and in them of the symbols. The first one is loaded when none is
+// asked for.
+func programs(b []byte) (list []program, order binary.ByteOrder, err error) {
+	// debug/elf is not meant for hostile input.
+	defer func() {
+		if recover() != nil {
+			err = &failure{errFormat, nil}
+		}
+	}()
+	f, err := elf.NewFile(bytes.NewReader(b))
+	if err != nil || f.Machine != elf.EM_BPF || f.Type != elf.ET_REL {
+		return nil, nil, &failure{errFormat, err}
+	}
+	symbols, err := f.Symbols()
+	if err != nil {
+		return nil, nil, &failure{errFormat, err}
+	}
+	for i, s := range f.Sections {
+		// Functions in .text are called by others.
+		if s.Type != elf.SHT_PROGBITS || s.Flags&elf.SHF_EXECINSTR == 0 || s.Name == ".text" {
+			continue
+		}
+		for _, sym := range symbols {
+			if int(sym.Section) == i && elf.ST_TYPE(sym.Info) == elf.STT_FUNC {
+				list = append(list, program{sym.Name, s.Name})
+			}
+		}
+	}
+	return list, f.ByteOrder, nil
+}
+
+// nameMaps gives the maps of global variables the names that libbpf gives them
+// in the kernel, as "filter.rodata", by which scripts find them
+// (internal_map_name, libbpf.c).
+func nameMaps(spec *ebpf.CollectionSpec, path string) {
+	const maxName, minSuffix = unix.BPF_OBJ_NAME_LEN - 1, len(".rodata")
+	file, _, _ := strings.Cut(filepath.Base(path)[:min(len(filepath.Base(path)), maxName)], ".")
+	for name, m := range spec.Maps {
+		if !strings.HasPrefix(name, ".") {
+			continue
+		}
+		suffix := name[:min(len(name), maxName)]
+		prefix := file[:min(len(file), maxName-max(minSuffix, len(suffix)))]
+		if strings.Contains(name[1:], ".") {
+			prefix = ""
+		}
+		m.Name = strings.Map(func(r rune) rune {
+			if r == '.' || r == '_' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' {
+				return r
+			}
+			return '_'
+		}, prefix+suffix)
+	}
+}
+
+// load loads the program. spec is a copy of the object's that fit has changed
+// for the place where the program is to run.
+func (o *object) load(fit func(*ebpf.ProgramSpec)) (*ebpf.Program, error) {
+	if o.spec == nil {
+		return nil, &failure{errEndian, nil}
+	}
+	spec := o.spec.Copy()
+	for name := range spec.Programs {
+		if name != o.function {
+			delete(spec.Programs, name)
+		}
+	}
+	fit(spec.Programs[o.function])
+	opts := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: o.pins}}
+	fresh, err := o.pinMaps(spec)
+	if err != nil {
+		return nil, err
+	}
+	// All maps are made, those too that only other programs use.
+	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
+	if err != nil {
+		for _, path := range fresh {
+			_ = os.Remove(path)
+		}
+		return nil, err
+	}
+	defer coll.Close()
+	return coll.DetachProgram(o.function), nil
+}
+
+// pinMaps leaves only those maps to be pinned that say so in the file
+// (LIBBPF_PIN_BY_NAME), and none without a folder for the pins. It returns the
+// paths that will be new.
+func (o *object) pinMaps(spec *ebpf.CollectionSpec) (fresh []string, err error) {
+	for name, m := range spec.Maps {
+		if o.pins == "" || m.Pinning != ebpf.PinByName {
+			m.Pinning = ebpf.PinNone
+			continue
+		}
+		path := filepath.Join(o.pins, name)
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			fresh = append(fresh, path)
+		}
+	}
+	if len(fresh) == 0 {
+		return nil, nil
+	}
+	if err := os.Mkdir(o.pins, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	if !kernel.IsBPFFS(o.pins) {
+		return nil, failed(unix.EINVAL, errors.New(o.pins+" is not in a bpffs"))
+	}
+	return fresh, nil
+}

@@ -1,0 +1,108 @@
+package xdploader
+
+import (
+	"errors"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// A component is an object on its way into a chain of libxdp's.
+type component struct {
+	*object
+	refused error // what the kernel said when it was loaded
+}
+
+var _ libxdp.Source = (*component)(nil)
+
+func (c *component) Name() string            { return c.function }
+func (c *component) Settings() hook.Settings { return c.settings }
+func (c *component) Close()                  {}
+
+func (c *component) Frags() bool {
+	return c.spec != nil && c.spec.Programs[c.function].Flags&unix.BPF_F_XDP_HAS_FRAGS != 0
+}
+
+// typed tells whether the program has the type information without which it
+// cannot take the place of a function.
+func (c *component) typed() bool {
+	if c.spec == nil {
+		return true
+	}
+	insns := c.spec.Programs[c.function].Instructions
+	return len(insns) > 0 && btf.FuncMetadata(&insns[0]) != nil
+}
+
+func (c *component) Load(dispatcher *ebpf.Program, function string) (*ebpf.Program, error) {
+	prog, err := c.load(func(p *ebpf.ProgramSpec) {
+		p.Type, p.AttachType = ebpf.Extension, ebpf.AttachNone
+		p.AttachTarget, p.AttachTo = dispatcher, function
+		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS | unix.BPF_F_XDP_DEV_BOUND_ONLY // they are the dispatcher's
+	})
+	c.refused = err
+	return prog, err
+}
+
+// alone loads the program to be attached by itself; ifindex is the device it is
+// offloaded to, or 0.
+func (o *object) alone(ifindex int) (*ebpf.Program, error) {
+	var frags uint32 = unix.BPF_F_XDP_HAS_FRAGS
+	fit := func(p *ebpf.ProgramSpec) {
+		p.Ifindex = uint32(ifindex)
+		p.Flags &= frags | ^uint32(unix.BPF_F_XDP_HAS_FRAGS)
+	}
+	prog, err := o.load(fit)
+	if errors.Is(err, unix.EINVAL) && o.spec != nil && o.spec.Programs[o.function].Flags&frags != 0 {
+		// Before Linux 5.18 there is no such flag; the program can do without.
+		frags = 0
+		if again, e := o.load(fit); e == nil {
+			return again, nil
+		}
+	}
+	return prog, err
+}
+
+// replacesFunctions tells why not, if the kernel does not let one program
+// replace a function of another, which libxdp's way to run several is built on.
+// Some kernels forbid it, some have no trampolines on their architecture.
+func replacesFunctions() error {
+	const name = "xdp_pass"
+	ctx := &btf.Pointer{Target: &btf.Struct{Name: "xdp_md"}}
+	number := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
+	function := &btf.Func{
+		Name:    name,
+		Linkage: btf.GlobalFunc,
+		Type:    &btf.FuncProto{Return: number, Params: []btf.FuncParam{{Name: "ctx", Type: ctx}}},
+	}
+	spec := &ebpf.ProgramSpec{
+		Name: name, Type: ebpf.XDP, License: "GPL",
+		Instructions: asm.Instructions{
+			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), function).WithSymbol(name),
+			asm.Return(),
+		},
+	}
+	target, err := ebpf.NewProgram(spec)
+	if err != nil {
+		return kernel.Errno("load a program", err)
+	}
+	defer target.Close()
+	spec = spec.Copy()
+	spec.Type, spec.AttachTarget, spec.AttachTo = ebpf.Extension, target, name
+	ext, err := ebpf.NewProgram(spec)
+	if err != nil {
+		return kernel.Errno("load a program to replace another", err)
+	}
+	defer ext.Close()
+	l, err := link.AttachFreplace(target, name, ext)
+	if err != nil {
+		return kernel.Errno("replace a program by another", err)
+	}
+	return l.Close()
+}

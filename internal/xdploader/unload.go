@@ -1,0 +1,142 @@
+package xdploader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+func (t *tool) unload(ctx context.Context, v *values) error {
+	switch {
+	case !v.all && v.id == 0:
+		t.warn("Need prog ID or --all")
+		return errFailed
+	case v.index == 0:
+		t.warn("Must specify ifname")
+		return errFailed
+	}
+	o, err := t.look(ctx, v.index)
+	if err == nil && o.free() {
+		o.close()
+	}
+	if err != nil || o.free() {
+		t.warn("No XDP program loaded on %s", v.device)
+		t.detail(err)
+		return errFailed
+	}
+	defer o.close()
+	if v.all {
+		err = t.detachAll(ctx, o)
+	} else {
+		err = t.detachID(ctx, o, v.id)
+	}
+	switch {
+	case errors.Is(err, errNotThere):
+		t.warn("Program with ID %d not loaded on %s", v.id, v.device)
+		return errFailed
+	case err != nil:
+		t.warn("Unable to detach XDP program: %s", words(err))
+		t.detail(err)
+		return errFailed
+	}
+	return nil
+}
+
+var errNotThere = errors.New("no such program on the device")
+
+func (t *tool) detachAll(ctx context.Context, o *occupant) error {
+	if o.offload != nil {
+		if err := exchange(o.device.Index, nil, o.offload, hook.ModeOffload); err != nil {
+			return err
+		}
+	}
+	if o.prog == nil {
+		return nil
+	}
+	return t.detachMain(ctx, o)
+}
+
+func (t *tool) detachID(ctx context.Context, o *occupant, id uint32) error {
+	switch {
+	case o.chain != nil: // the dispatcher's own id does not count
+		for _, m := range o.chain.Members {
+			if m.Program.ID == id {
+				t.detaching(o, id)
+				return t.detachMember(ctx, o, id)
+			}
+		}
+	case o.prog != nil && o.program.ID == id:
+		t.detaching(o, id)
+		return t.detachMain(ctx, o)
+	case o.owned != nil:
+		for _, m := range o.owned.Members {
+			if m.Program.ID == id {
+				t.whose(o, fmt.Sprintf(`"dispatcher detach xdp %s %s" takes the program out`, o.device.Name, m.Name))
+				return failed(unix.EBUSY, nil)
+			}
+		}
+	}
+	if o.offload != nil && describe(o.offload).ID == id {
+		t.detaching(o, id)
+		return exchange(o.device.Index, nil, o.offload, hook.ModeOffload)
+	}
+	return errNotThere
+}
+
+func (t *tool) detaching(o *occupant, id uint32) {
+	t.debug("Detaching XDP program with ID %d from %s", id, o.device.Name)
+}
+
+// detachMain takes off what runs on the host.
+func (t *tool) detachMain(ctx context.Context, o *occupant) error {
+	if o.owned != nil {
+		t.whose(o, fmt.Sprintf(`"dispatcher detach xdp %s --all" takes it off`, o.device.Name))
+		return failed(unix.EBUSY, nil)
+	}
+	if o.chain != nil && kernel.IsBPFFS(t.bpffs()) {
+		return t.site(o.device.Name).DetachAll(ctx)
+	}
+	err := exchange(o.device.Index, nil, o.prog, o.mode)
+	if errors.Is(err, unix.EBUSY) {
+		// A link holds it, which xdp-loader tells to let go.
+		t.attachRefused(o.device.Index, int(unix.EBUSY))
+		return t.detachLink(ctx, o)
+	}
+	if err != nil {
+		t.attachRefused(o.device.Index, number(err))
+	}
+	return err
+}
+
+func (t *tool) detachLink(ctx context.Context, o *occupant) error {
+	c, err := dispatcher.Read(ctx, dispatcher.XDP(o.device.Name), dispatcher.ReadOptions{})
+	if err != nil {
+		return err
+	}
+	if c.LinkID == 0 || len(c.Members) == 0 || c.Members[0].Program.ID != o.program.ID {
+		return failed(unix.ENOENT, nil)
+	}
+	return dispatcher.DetachLink(ctx, c.LinkID, dispatcher.DetachOptions{Force: true})
+}
+
+// detachMember takes one program out of libxdp's chain.
+func (t *tool) detachMember(ctx context.Context, o *occupant, id uint32) error {
+	err := t.site(o.device.Name).Detach(ctx, hook.ProgramRef(id))
+	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EPERM) {
+		t.libWarn("Asked to detach 1 progs, but %d loaded on ifindex %d, and partial detach is not supported by the kernel.",
+			len(o.chain.Members), o.device.Index)
+		return failed(unix.EOPNOTSUPP, err)
+	}
+	if errors.Is(err, hook.ErrChanged) {
+		t.libWarn("Retried more than %d times, giving up", maxTries+1)
+		return failed(unix.EBUSY, err)
+	}
+	return err
+}

@@ -1,0 +1,113 @@
+package xdploader
+
+import (
+	"math"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+// A mode is how a program is attached, as the options call it.
+type mode int
+
+const (
+	modeNative mode = iota
+	modeSKB
+	modeHW
+	modeUnspecified
+)
+
+var modeNames = [...]string{"native", "skb", "hw", "unspecified"}
+
+func (m mode) String() string { return modeNames[m] }
+
+func (m mode) hook() hook.Mode {
+	return [...]hook.Mode{hook.ModeNative, hook.ModeGeneric, hook.ModeOffload, hook.ModeAuto}[m]
+}
+
+// modeOf is the name of a mode in the table of "status".
+func modeOf(m hook.Mode) string {
+	switch m {
+	case hook.ModeNative:
+		return modeNames[modeNative]
+	case hook.ModeGeneric:
+		return modeNames[modeSKB]
+	case hook.ModeOffload:
+		return modeNames[modeHW]
+	}
+	return modeNames[modeUnspecified]
+}
+
+// actionNames are the verdicts by their numbers.
+var actionNames = [hook.Verdicts]string{"XDP_ABORTED", "XDP_DROP", "XDP_PASS", "XDP_TX", "XDP_REDIRECT"}
+
+// parseActions reads names separated by commas; the empty string and one
+// comma at the end are no error. 0 when there is none.
+func parseActions(s string) (set hook.VerdictSet, err error) {
+	for s != "" {
+		name, rest, _ := strings.Cut(s, ",")
+		i := slices.Index(actionNames[:], name)
+		if i < 0 {
+			return 0, unix.EINVAL
+		}
+		set |= hook.SetOf(hook.Verdict(i))
+		s = rest
+	}
+	return set, nil
+}
+
+// actions are the names of a set.
+func actions(set hook.VerdictSet) string {
+	var names []string
+	for _, v := range set.List() {
+		names = append(names, actionNames[v])
+	}
+	return strings.Join(names, ",")
+}
+
+// parseU32 reads a decimal number as strtoul(3) does, which takes what there is
+// of one: blanks before it, a sign, anything after it, or no digits at all.
+func parseU32(s string) (uint32, error) {
+	s = strings.TrimLeft(s, " \t\n\v\f\r")
+	negative := strings.HasPrefix(s, "-")
+	if negative || strings.HasPrefix(s, "+") {
+		s = s[1:]
+	}
+	var n uint64
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			break
+		}
+		d := uint64(c - '0')
+		if n > (math.MaxUint64-d)/10 {
+			return 0, unix.EINVAL
+		}
+		n = n*10 + d
+	}
+	if negative {
+		n = -n
+	}
+	if n > math.MaxUint32 {
+		return 0, unix.EINVAL
+	}
+	return uint32(n), nil
+}
+
+// versionLine has the version of the tool where xdp-loader has it, and the
+// library that is used here where xdp-loader has libbpf.
+func versionLine() string {
+	const library = "github.com/cilium/ebpf"
+	version := "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, m := range info.Deps {
+			if m.Path == library {
+				version = strings.TrimPrefix(m.Version, "v")
+			}
+		}
+	}
+	return "xdp-loader version " + Version + " using cilium/ebpf version " + version + " (libdispatcher)"
+}
