@@ -30,12 +30,13 @@ build: have-go
 # The kernel of the virtual machine (5.10, 6.1, 6.12 or 7.2); empty: run here, if this machine allows it.
 VM ?=
 ELSEWHERE := $(or $(VM),7.2)
+AGAIN := $(MAKE) --no-print-directory
 
 ## demo: show what it does, in network namespaces of its own; VM=7.2: in a virtual machine
 .PHONY: demo
 demo: matrix
 	@if scripts/can-run-here '$(VM)'; then \
-		$(MAKE) --no-print-directory demo-here; \
+		$(AGAIN) demo-here; \
 	else \
 		scripts/need $(VM_NEEDS) && bin/matrix demo -kernel $(ELSEWHERE); \
 	fi
@@ -49,7 +50,7 @@ demo-here: build
 .PHONY: test
 test: matrix
 	@if scripts/can-run-here '$(VM)'; then \
-		$(MAKE) --no-print-directory test-here; \
+		$(AGAIN) test-here; \
 	else \
 		scripts/need $(VM_NEEDS) && bin/matrix test -kernel $(ELSEWHERE); \
 	fi
@@ -62,7 +63,7 @@ KERNEL ?=
 test-kernels: matrix
 	@scripts/need $(VM_NEEDS)
 	@bin/matrix test -short -kernel '$(KERNEL)'
-	@$(if $(KERNEL),,bin/matrix doc)
+	@$(if $(KERNEL),,bin/matrix doc || echo 'the tests passed; what they found differs from what docs/kernels.md said')
 
 ## kernels-doc: write docs/kernels.md from the last run of test-kernels
 .PHONY: kernels-doc

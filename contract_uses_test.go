@@ -106,7 +106,7 @@ func TestContractUpdateLeaksNothing(t *testing.T) {
 			qt.Assert(t, qt.IsNil(err))
 			flood := p.Flood(t, port)
 			soon(t, func() bool { return flood.Sent() > 1000 })
-			for n := range 200 {
+			for n := range changes(t, 200) {
 				qt.Assert(t, qt.IsNil(link.Update(t.Context(), dispatcher.Program(progs[(n+1)%2]))))
 			}
 			sent, received := flood.Stop()

@@ -158,7 +158,9 @@ func TestLibxdpListed(t *testing.T) {
 	s.joinLibxdp(t, 1, pass, 10)
 	chains, err := dispatcher.List(t.Context(), dispatcher.ListOptions{BPFFS: s.bpffs})
 	qt.Assert(t, qt.IsNil(err))
-	i := slices.IndexFunc(chains, func(c hook.Chain) bool { return c.Style == hook.StyleLibxdp && c.Target == s.ServerDev && c.Ifindex == s.ServerIfindex })
+	i := slices.IndexFunc(chains, func(c hook.Chain) bool {
+		return c.Style == hook.StyleLibxdp && c.Target == s.ServerDev && c.Ifindex == s.ServerIfindex
+	})
 	qt.Assert(t, qt.IsTrue(i >= 0))
 	qt.Check(t, qt.Equals(summary(&chains[i]), tracerRef(1)+"*(libxdp)"))
 

@@ -1,6 +1,7 @@
 package dispatcher_test
 
 import (
+	"iter"
 	"testing"
 	"time"
 
@@ -13,6 +14,21 @@ import (
 
 // rounds is how often a thing is changed under a flood.
 const rounds = 1000
+
+// changes are so many rounds, fewer where one takes long: on an emulated machine.
+func changes(t *testing.T, n int) iter.Seq[int] {
+	t.Helper()
+	const enough, fewest = 15 * time.Second, 40
+	return func(yield func(int) bool) {
+		done, start := 0, time.Now()
+		for ; done < n && (done < fewest || time.Since(start) < enough); done++ {
+			if !yield(done) {
+				return
+			}
+		}
+		t.Logf("%d changes in %v", done, time.Since(start).Round(time.Millisecond))
+	}
+}
 
 // wantClosed checks that a flood which a member drops at all times was dropped at all times, and that it was one: the marker
 // arrived.
@@ -33,7 +49,7 @@ func TestUpdatesUnderFlood(t *testing.T) {
 			dispatcher.Program(testenv.DropUDPPort(t, "ldt_drop_1", port)), dispatcher.Program(testenv.DropUDPPort(t, "ldt_drop_2", port)),
 		}
 		flood := s.Flood(t, port, port+1)
-		for i := range rounds {
+		for i := range changes(t, rounds) {
 			qt.Assert(t, qt.IsNil(link.Update(t.Context(), programs[i%2])))
 		}
 		wantClosed(t, flood)
@@ -50,7 +66,7 @@ func TestChangesUnderFlood(t *testing.T) {
 		guest := testenv.VerdictProgram(t, "ldt_guest", testenv.XDPPass)
 		for range floods {
 			flood := s.Flood(t, port, port+1)
-			for i := range rounds / len(modes) / floods {
+			for i := range changes(t, rounds/len(modes)/floods) {
 				settings := hook.Settings{Priority: 10 + 80*(i%2), ContinueOn: hook.VerdictSet(4 + i%4)} // with pass, always
 				qt.Assert(t, qt.IsNil(mover.Set(t.Context(), settings)))
 				if i%10 != 0 {

@@ -281,6 +281,7 @@ func newRecorder(t testing.TB, name string, verdict int32, as ebpf.AttachType) *
 			asm.HostTo(asm.BE, asm.R2, asm.DWord),
 			asm.And.Imm(asm.R2, 1<<recorderBits-1),
 			asm.Or.Reg(asm.R2, asm.R1),
+			asm.And.Imm(asm.R2, 1<<(recorderBits+1)-1), // Linux 5.10 does not see it
 			asm.LSh.Imm(asm.R2, 2),
 			asm.LoadMapValue(asm.R3, seen.FD(), 0),
 			asm.Add.Reg(asm.R3, asm.R2),
@@ -429,11 +430,9 @@ func TestMovesUnderFlood(t *testing.T) {
 			drop := testenv.DropUDPPort(t, "ldt_drop", port, s.on())
 			link := s.attach(t, drop, dispatcher.Options{Name: "drop", Persistent: s.filters()})
 			flood := s.Flood(t, port, port+1)
-			start := time.Now()
-			for i := range moves {
+			for i := range changes(t, moves) {
 				qt.Assert(t, qt.IsNil(places[i%len(places)](link, t)))
 			}
-			t.Logf("%d moves, %v each", moves, time.Since(start)/time.Duration(moves))
 			for flood.Sent() < 20_000 {
 			}
 			wantClosed(t, flood)

@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/holders"
@@ -111,7 +113,7 @@ func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, er
 	if err != nil || !l.alone {
 		return nil, err
 	}
-	var idle func(uint32) bool
+	var idle func(pinned) bool
 	for _, p := range list {
 		if !which(p) {
 			continue
@@ -124,7 +126,7 @@ func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, er
 				}
 				defer done()
 			}
-			if !idle(p.prog) {
+			if !idle(p) {
 				continue
 			}
 		}
@@ -142,7 +144,7 @@ func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, er
 // idleDispatchers looks at what holds programs. idle tells that nothing holds a
 // dispatcher but the links of its own components, so that it is on no device,
 // and nobody is about to put it on one.
-func idleDispatchers() (idle func(uint32) bool, done func(), err error) {
+func idleDispatchers() (idle func(pinned) bool, done func(), err error) {
 	f := holders.Open(holders.Options{Self: true})
 	view, err := f.Look(holders.Program)
 	if err != nil {
@@ -150,7 +152,8 @@ func idleDispatchers() (idle func(uint32) bool, done func(), err error) {
 		return nil, nil, err
 	}
 	var on map[uint32]bool
-	return func(id uint32) bool {
+	return func(p pinned) bool {
+		id := p.prog
 		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 		if errors.Is(err, fs.ErrNotExist) {
 			return true
@@ -166,13 +169,37 @@ func idleDispatchers() (idle func(uint32) bool, done func(), err error) {
 			}
 		}
 		if h.Counted > 0 {
-			return h.Verified
+			return h.Verified || h.Counted == h.Found+untold(p, h.Objects)
 		}
 		if on == nil {
 			on = attached()
 		}
 		return !on[id]
 	}, f.Close, nil
+}
+
+// untold counts the links of a dispatcher's components, each of which refers to
+// it, that are not among what was found to refer to it: all before Linux 5.19,
+// which has no iterator for links.
+func untold(p pinned, found []holders.Object) (n int) {
+	for slot := range MaxMembers {
+		l, err := link.LoadPinnedLink(filepath.Join(p.dir, linkPin(slot)), nil)
+		if err != nil {
+			continue
+		}
+		info, err := l.Info()
+		l.Close()
+		if err != nil || info.Tracing() == nil {
+			continue
+		}
+		// 0 is what a link says before Linux 5.13, whatever it is attached to.
+		target := uint32(info.Tracing().TargetObjectId)
+		known := slices.ContainsFunc(found, func(o holders.Object) bool { return o.ID == uint32(info.ID) })
+		if !known && (target == 0 || target == p.prog) {
+			n++
+		}
+	}
+	return n
 }
 
 // attached returns the programs that are on devices, in all network namespaces

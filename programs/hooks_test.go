@@ -5,9 +5,12 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
 // onHook is how packets look on a hook, and what verdicts mean there.
@@ -44,6 +47,34 @@ func (o onHook) shortest(packet []byte) int {
 func (o onHook) sees(packet []byte) bool {
 	etherType := binary.BigEndian.Uint16(packet[12:])
 	return len(packet) >= o.shortest(packet) && (o.link == 0 || etherType == typeIPv4 || etherType == typeIPv6)
+}
+
+// runs tells whether BPF_PROG_TEST_RUN shows a program the packet: on old kernels (5.10) not one of a cgroup. What it
+// does there with packets of sockets is tested in cgroup_test.go.
+func (o onHook) runs(t *testing.T) bool {
+	t.Helper()
+	if o.hook != hook.CgroupSKBIngress {
+		return true
+	}
+	shown := testenv.Load(t, &ebpf.ProgramSpec{
+		Name: "ldt_shown", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetIngress, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{ // are there bytes between data and data_end of struct __sk_buff?
+			asm.LoadMem(asm.R2, asm.R1, 76, asm.Word),
+			asm.LoadMem(asm.R3, asm.R1, 80, asm.Word),
+			asm.Mov.Imm(asm.R0, 0),
+			asm.Add.Imm(asm.R2, 20),
+			asm.JGT.Reg(asm.R2, asm.R3, "exit"),
+			asm.Mov.Imm(asm.R0, 1),
+			asm.Return().WithSymbol("exit"),
+		},
+	})
+	ret, err := shown.Run(&ebpf.RunOptions{Data: packet(eth(typeIPv4), ipv4("192.0.2.1", protoUDP), payload(8))})
+	qt.Assert(t, qt.IsNil(err))
+	if ret == 0 {
+		qt.Assert(t, qt.IsFalse(kernel.Since(6, 1)), qt.Commentf("this kernel should show it"))
+		t.Logf("%s: BPF_PROG_TEST_RUN shows no packets on this kernel", o.hook)
+	}
+	return ret == 1
 }
 
 // length is that of the packet as the program sees it.

@@ -19,6 +19,7 @@ import (
 // attachTCX loads a program for a TCX hook and attaches it to a device, behind those that are there.
 func attachTCX(t *testing.T, ns *testenv.NetNS, ifindex int, h hook.Hook, name string) *ebpf.Collection {
 	t.Helper()
+	testenv.NeedHook(t, h)
 	coll := loadFor(t, h, name, nil)
 	attach := map[hook.Hook]ebpf.AttachType{hook.TCXIngress: ebpf.AttachTCXIngress, hook.TCXEgress: ebpf.AttachTCXEgress}[h]
 	ns.Do(t, func() {

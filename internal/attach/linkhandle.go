@@ -85,7 +85,9 @@ func (h *linkHandle) do(ctx context.Context, l *state.Locked, fn func(g *grip) e
 			return err
 		}
 	}
-	info.Program = names.resolve(info.Program)
+	if info.Program, err = names.resolve(info.Program); err != nil {
+		return err
+	}
 	if rec := names.record(info.Attach, h.id); rec != nil {
 		h.rec = *rec
 	}

@@ -1,6 +1,8 @@
 package attach
 
 import (
+	"errors"
+
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
@@ -45,34 +47,44 @@ func newNames(pins *state.Pins) *names {
 func (n *names) close() { n.reg.Close() }
 
 // resolve returns the program that a stand-in runs, and any other as it is.
-func (n *names) resolve(prog uint32) uint32 {
-	if !n.moving {
-		return prog
-	}
+// errAgain when it is gone: a stand-in whose time is over.
+func (n *names) resolve(prog uint32) (uint32, error) {
 	p, err := real(prog)
+	if errors.Is(err, errAgain) {
+		return prog, err
+	}
 	if err != nil {
-		return prog
+		return prog, nil
 	}
 	defer p.Close()
-	return programID(p)
+	return programID(p), nil
 }
 
-// entry tells whose a program on the spot is.
-func (n *names) entry(sp *spot, prog, link uint32) entry {
-	e := entry{prog: n.resolve(prog), carried: prog, link: link}
+// entry tells whose a program on the spot is. errAgain when it has gone since.
+func (n *names) entry(sp *spot, prog, link uint32) (e entry, err error) {
+	e = entry{prog: prog, carried: prog, link: link}
 	if link == 0 {
-		return e
+		if n.moving {
+			e.prog, err = n.resolve(prog)
+		}
+		return e, err
 	}
 	e.rec = n.record(sp.kind.Attach, link)
 	member, pinned := n.pin(sp.hook, link)
 	e.pinned = pinned
+	// A member of ours may be about to be moved since the pins were looked at.
+	if n.moving || e.rec != nil || pinned {
+		if e.prog, err = n.resolve(prog); err != nil {
+			return e, err
+		}
+	}
 	switch {
 	case e.rec != nil:
 		e.name = e.rec.Name
 	case pinned:
 		e.name = member
 	}
-	return e
+	return e, nil
 }
 
 // record is what the registry has of a link with that attach type.

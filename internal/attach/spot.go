@@ -128,7 +128,11 @@ func (sp *spot) list(names *names, links []LinkInfo) (*listing, error) {
 		}
 	}
 	for i, prog := range q.Programs {
-		list.entries = append(list.entries, names.entry(sp, prog, q.Links[i]))
+		e, err := names.entry(sp, prog, q.Links[i])
+		if err != nil {
+			return nil, err
+		}
+		list.entries = append(list.entries, e)
 	}
 	for i, e := range list.entries {
 		if e.rec == nil {

@@ -188,8 +188,8 @@ func mapID(m *ebpf.Map) (uint32, error) {
 var errTaken = errors.New("the name is taken")
 
 // leaveWait is how long to wait for a member to leave: on a busy machine, with others who
-// look at the slot meanwhile and so keep it, 250 ms were seen not to do.
-const leaveWait = time.Second
+// look at the slot meanwhile and so keep it, 250 ms were seen not to do; on an emulated one, a second.
+const leaveWait = 3 * time.Second
 
 // insert is an edit that adds a member. It takes the place of a closed door of
 // the same name, which then was closed until now.

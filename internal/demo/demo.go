@@ -93,7 +93,9 @@ func (s *stage) play(ctx context.Context, acts []act) error {
 		case errors.As(err, &what):
 			s.notHere(string(what))
 			s.missed++
-			err = s.failed
+			if err = s.failed; ctx.Err() != nil {
+				return fmt.Errorf("the demo was interrupted in act %d", i+1)
+			}
 		case err == nil:
 			if s.lacking > said {
 				s.inPart++

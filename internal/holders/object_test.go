@@ -103,6 +103,9 @@ func TestProgramXDP(t *testing.T) {
 
 // Links of other types, each of which carries a program.
 func TestProgramLinks(t *testing.T) {
+	needed := map[string]testenv.Feature{
+		"tcx": testenv.FeatureTCX, "netfilter": testenv.FeatureNetfilterLink, "perf event": testenv.FeaturePerfLink,
+	}
 	simple := func(kind ebpf.ProgramType, at ebpf.AttachType, to string) *ebpf.ProgramSpec {
 		return &ebpf.ProgramSpec{
 			Name: "ldt_hold", Type: kind, AttachType: at, AttachTo: to, License: "GPL",
@@ -148,6 +151,9 @@ func TestProgramLinks(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if feature := needed[test.name]; feature != "" {
+				testenv.Need(t, feature)
+			}
 			testenv.CheckLeaks(t)
 			test.spec.Instructions[0] = asm.Mov.Imm(asm.R0, 0)
 			prog := testenv.Load(t, test.spec)

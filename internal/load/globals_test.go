@@ -2,8 +2,6 @@ package load
 
 import (
 	"encoding/binary"
-	"maps"
-	"slices"
 	"strings"
 	"testing"
 
@@ -13,12 +11,6 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 )
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := slices.AppendSeq([]string{}, maps.Keys(m))
-	slices.Sort(keys)
-	return keys
-}
 
 // A global that ends up with another value than the one that was typed drops the wrong traffic.
 func TestGlobals(t *testing.T) {

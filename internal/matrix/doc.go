@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,8 +120,8 @@ these versions can differ by their configuration, and devices by their drivers: 
 	b.WriteString(`
 ## What the tests found
 
-The same tests run everywhere. *yes*: all of the package's tests ran and passed. *part*: those passed that do not need
-what the kernel lacks; the list below has the reasons.
+*yes*: the tests of the package passed. *part*: those passed that are about what the kernel has; the list below says
+what others need. *-*: left out on that kernel; ` + "[leftout.txt](../internal/matrix/leftout.txt)" + ` says why, and names single tests that are.
 
 `)
 	packageTable(&b, all, names)
@@ -163,19 +164,26 @@ func featureTable(b *bytes.Buffer, all []kernelResult, names []string) error {
 func packageTable(b *bytes.Buffer, all []kernelResult, names []string) {
 	row(b, append([]string{"package"}, names...)...)
 	row(b, slices.Repeat([]string{"---"}, len(names)+1)...)
-	var order []string
 	cells := map[string]map[string]string{}
+	skips := kernelSkips(all)
 	for _, r := range all {
 		for _, p := range r.Packages {
 			if cells[p.Package] == nil {
-				order = append(order, p.Package)
 				cells[p.Package] = map[string]string{}
 			}
-			cells[p.Package][r.Series] = verdictOf(p)
+			cell := "yes"
+			for s, series := range skips {
+				if s.pkg == p.Package && slices.Contains(series, r.Series) {
+					cell = "part"
+				}
+			}
+			if p.Status != 0 {
+				cell = "fails"
+			}
+			cells[p.Package][r.Series] = cell
 		}
 	}
-	slices.Sort(order)
-	for _, name := range order {
+	for _, name := range slices.Sorted(maps.Keys(cells)) {
 		line := []string{"`" + name + "`"}
 		for _, series := range names {
 			line = append(line, orDash(cells[name][series]))
@@ -184,45 +192,39 @@ func packageTable(b *bytes.Buffer, all []kernelResult, names []string) {
 	}
 }
 
-func verdictOf(p packageResult) string {
-	switch {
-	case p.Status != 0:
-		return "fails"
-	case count(p.Tests, skip) > 0:
-		return "part"
-	}
-	return "yes"
-}
+// A skipReasonOf is a reason for which tests of a package were skipped.
+type skipReasonOf struct{ pkg, reason string }
 
-// skipList says for which reasons tests were skipped, and where. A reason that is given in many places is
-// listed once.
-func skipList(b *bytes.Buffer, all []kernelResult) {
-	var order []string
-	kernels := map[string][]string{}
+// kernelSkips are the reasons that have to do with the kernel, and the kernels: those that tests of a
+// package give wherever it runs have not.
+func kernelSkips(all []kernelResult) map[skipReasonOf][]string {
+	skips := map[skipReasonOf][]string{}
+	ran := map[string]int{}
 	for _, r := range all {
 		for _, p := range r.Packages {
+			ran[p.Package]++
 			for _, t := range p.Tests {
-				if t.Outcome != skip {
-					continue
-				}
-				key := "`" + p.Package + "`: " + t.Reason
-				if kernels[key] == nil {
-					order = append(order, key)
-				}
-				if !slices.Contains(kernels[key], r.Series) {
-					kernels[key] = append(kernels[key], r.Series)
+				s := skipReasonOf{p.Package, t.Reason}
+				if t.Outcome == skip && !slices.Contains(skips[s], r.Series) {
+					skips[s] = append(skips[s], r.Series)
 				}
 			}
 		}
 	}
-	if len(order) == 0 {
+	maps.DeleteFunc(skips, func(s skipReasonOf, series []string) bool { return len(series) == ran[s.pkg] })
+	return skips
+}
+
+func skipList(b *bytes.Buffer, all []kernelResult) {
+	var lines []string
+	for s, series := range kernelSkips(all) {
+		lines = append(lines, fmt.Sprintf("- `%s`, %s: %s\n", s.pkg, strings.Join(series, ", "), s.reason))
+	}
+	if len(lines) == 0 {
 		return
 	}
-	slices.Sort(order)
-	b.WriteString("\nTests that did not run, with the reasons that they give:\n\n")
-	for _, key := range order {
-		fmt.Fprintf(b, "- %s: %s\n", strings.Join(kernels[key], ", "), key)
-	}
+	slices.Sort(lines)
+	b.WriteString("\nTests that are not about these kernels, in their words:\n\n" + strings.Join(lines, ""))
 }
 
 func row(b *bytes.Buffer, cells ...string) {

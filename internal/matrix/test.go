@@ -64,7 +64,7 @@ func testCommand(ctx context.Context, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return exitStatus(2)
 	}
-	for _, k := range image.Kernels {
+	for _, k := range slices.Backward(image.Kernels) { // the newest has the most to do
 		if *kernels == "" || slices.Contains(strings.Split(*kernels, ","), k.Name) {
 			t.kernels = append(t.kernels, k.Name)
 		}

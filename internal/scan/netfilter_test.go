@@ -16,6 +16,7 @@ import (
 )
 
 func TestNetfilter(t *testing.T) {
+	testenv.Need(t, testenv.FeatureNetfilterLink)
 	testenv.CheckLeaks(t)
 	ns, other := testenv.NewNetNS(t), testenv.NewNetNS(t)
 	prog := program(t, "ldt_netfilter", ebpf.Netfilter, ebpf.AttachNetfilter, 1)

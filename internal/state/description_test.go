@@ -202,6 +202,7 @@ func FuzzUnmarshal(f *testing.F) {
 func buildChain(t testing.TB) (*ebpf.Program, *state.Chain) {
 	t.Helper()
 	c := chain()
+	c.Shape.Frags = c.Shape.Frags && testenv.Has(t, testenv.FeatureFrags)
 	var slots []*ebpf.Map
 	for i := range c.Slots {
 		slot, err := state.NewSlot("ldt")

@@ -10,3 +10,6 @@ var (
 const (
 	HeaderSize, MemberSize, ValueSize = headerSize, memberSize, valueSize
 )
+
+// EntryType is for which map an XDP program was loaded.
+var EntryType = entryType

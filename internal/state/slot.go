@@ -182,5 +182,14 @@ func Fits(prog *ebpf.Program, shape dispatch.Shape) error {
 		return err
 	}
 	defer probe.Close()
-	return Fill(slot, prog)
+	if err := Fill(slot, prog); err != nil {
+		return err
+	}
+	if kernel.Since(6, 18) { // it compares the types itself
+		return nil
+	}
+	if t := entryType(prog); t != ebpf.AttachNone && t != shape.AttachType {
+		return hook.Because(hook.ErrIncompatible, "the program is for a map entry: %w", unix.EINVAL)
+	}
+	return nil
 }

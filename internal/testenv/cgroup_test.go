@@ -50,6 +50,7 @@ func TestExercise(t *testing.T) {
 	cg, r, _ := resident(t)
 	for _, h := range hook.CgroupHooks() {
 		t.Run(string(h), func(t *testing.T) {
+			testenv.NeedHook(t, h)
 			qt.Assert(t, qt.IsNil(r.Exercise(t, h)))
 
 			allow, runs := testenv.CgroupProgram(t, "ldt_allow", h, testenv.CgroupAllow)

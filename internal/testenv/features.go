@@ -23,11 +23,10 @@ type Feature string
 const (
 	FeatureNetNSCookie   Feature = "netns-cookie"   // namespaces have numbers that do not come again
 	FeatureFrags         Feature = "frags"          // XDP programs that understand packets in fragments
-	FeatureLinkIterator  Feature = "link-iterator"  // a BPF iterator over all links
+	FeaturePerfLink      Feature = "perf-link"      // programs of perf events with links
 	FeatureLSMCgroup     Feature = "lsm-cgroup"     // LSM programs on a cgroup
 	FeatureNetfilterLink Feature = "netfilter-link" // BPF programs as netfilter hooks
 	FeatureTCX           Feature = "tcx-link"       // links on tcx/*
-	FeatureNetkit        Feature = "netkit"         // devices of that kind, and their hooks
 	FeatureCgroupOrder   Feature = "cgroup-order"   // a place among others on a cgroup
 	FeatureSlotTypes     Feature = "slot-types"     // a prog array takes programs of one expected attach type only
 )
@@ -40,11 +39,10 @@ var features = map[Feature]struct {
 }{
 	FeatureNetNSCookie:   {5, 14, tryCookie},
 	FeatureFrags:         {5, 18, tryFrags},
-	FeatureLinkIterator:  {5, 19, nil},
+	FeaturePerfLink:      {5, 15, nil},
 	FeatureLSMCgroup:     {6, 0, nil},
 	FeatureNetfilterLink: {6, 4, nil},
 	FeatureTCX:           {6, 6, tryTCX},
-	FeatureNetkit:        {6, 7, nil},
 	FeatureCgroupOrder:   {6, 17, tryOrder},
 	FeatureSlotTypes:     {6, 18, trySlotTypes},
 }

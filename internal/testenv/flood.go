@@ -13,7 +13,7 @@ import (
 
 // The bounds of a flood that nobody stops.
 const (
-	floodTime    = 30 * time.Second
+	floodTime    = 2 * time.Minute
 	floodPackets = 50_000_000
 )
 
@@ -43,7 +43,7 @@ type stream struct {
 
 // Flood starts a flood to port of the server. With a marker port, every 16th datagram goes there: a
 // test that wants none to arrive at port can tell from the marker that traffic does flow. The flood
-// ends with the test, after 30 s, or after 50 million datagrams; [Flood.Stop] fails the test when
+// ends with the test, after 2 minutes, or after 50 million datagrams; [Flood.Stop] fails the test when
 // it has ended before.
 func (p *Pair) Flood(t testing.TB, port int, marker ...int) *Flood {
 	t.Helper()

@@ -40,6 +40,7 @@ func TestTCX(t *testing.T) {
 		hook.TCXEgress:  func(p *testenv.Pair) (exchange, exchange) { return p.Replied, p.Replied6 },
 	} {
 		t.Run(string(h), func(t *testing.T) {
+			testenv.NeedHook(t, h)
 			testenv.CheckLeaks(t)
 			pair := testenv.NewPair(t)
 			passed, passed6 := pick(pair)

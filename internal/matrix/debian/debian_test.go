@@ -75,4 +75,7 @@ func TestLibraries(t *testing.T) {
 
 `
 	qt.Check(t, qt.DeepEquals(libraries(uris, []string{"iproute2"}), []string{"libc6", "zlib1g", "iproute2"}))
+	n, bytes := sizes(uris)
+	qt.Check(t, qt.Equals(n, 5))
+	qt.Check(t, qt.Equals(bytes, 49432+2846580+88892+121088+1089184))
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -21,14 +22,15 @@ const maxAge = 7 * 24 * time.Hour
 type Suite struct {
 	Name   string
 	Mirror Mirror
+	Say    func(format string, args ...any) // what takes long
 
 	dir string
 }
 
 // NewSuite says where the suite's lists and downloads are kept. Only one process may use the folder at
 // a time.
-func NewSuite(name string, mirror Mirror, dir string) *Suite {
-	return &Suite{Name: name, Mirror: mirror, dir: dir}
+func NewSuite(name string, mirror Mirror, dir string, say func(format string, args ...any)) *Suite {
+	return &Suite{Name: name, Mirror: mirror, Say: say, dir: dir}
 }
 
 // Refresh fetches the package lists if there are none, if they are old, or if it is forced to. Old lists
@@ -56,12 +58,13 @@ func (s *Suite) Refresh(ctx context.Context, force bool) error {
 			return err
 		}
 	}
+	s.Say("fetching the package lists of Debian %s", s.Name)
 	_, updateErr := s.apt(ctx, "apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
 	if updateErr == nil {
 		return os.WriteFile(stamp, nil, 0o644)
 	}
 	if err == nil && !force {
-		fmt.Fprintf(os.Stderr, "going on with %s's package lists of %s: %v\n", s.Name, info.ModTime().Format(time.DateOnly), updateErr)
+		s.Say("going on with Debian %s's package lists of %s: %v", s.Name, info.ModTime().Format(time.DateOnly), updateErr)
 		return nil
 	}
 	return fmt.Errorf("fetch the package lists of Debian %s from %s: %w", s.Name, s.Mirror.URI, updateErr)
@@ -116,6 +119,17 @@ func libraries(uris string, wanted []string) []string {
 	return found
 }
 
+// sizes adds up the packages in lines of apt-get --print-uris.
+func sizes(uris string) (n int, bytes int64) {
+	for line := range strings.Lines(uris) {
+		if fields := strings.Fields(line); len(fields) > 2 {
+			size, _ := strconv.ParseInt(fields[2], 10, 64)
+			n, bytes = n+1, bytes+size
+		}
+	}
+	return n, bytes
+}
+
 // Fetch downloads packages, unless they are there already, and returns the paths of their files.
 func (s *Suite) Fetch(ctx context.Context, names ...string) ([]string, error) {
 	paths, err := s.fetch(ctx, names)
@@ -134,7 +148,14 @@ func (s *Suite) fetch(ctx context.Context, names []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What the folder has already is checked, and not downloaded again.
+	// What the folder has already is neither listed nor downloaded again.
+	missing, err := s.aptIn(ctx, "debs", "apt-get", append([]string{"download", "--print-uris", "-qq"}, names...)...)
+	if err != nil {
+		return nil, err
+	}
+	if n, bytes := sizes(string(missing)); n > 0 {
+		s.Say("downloading %d packages of Debian %s, %.1f MB", n, s.Name, float64(bytes)/1e6)
+	}
 	if _, err := s.aptIn(ctx, "debs", "apt-get", append([]string{"download", "-q"}, names...)...); err != nil {
 		return nil, err
 	}

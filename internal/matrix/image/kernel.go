@@ -78,8 +78,7 @@ func (m *Maker) suite(ctx context.Context, name string, use func(*debian.Suite) 
 		return err
 	}
 	defer unlock()
-	s := debian.NewSuite(name, *m.mirror, filepath.Join(m.Cache.Dir, "apt", name))
-	m.Say("package lists of Debian %s", name)
+	s := debian.NewSuite(name, *m.mirror, filepath.Join(m.Cache.Dir, "apt", name), m.Say)
 	if err := s.Refresh(ctx, false); err != nil {
 		return err
 	}
@@ -115,7 +114,6 @@ func (m *Maker) makeKernel(ctx context.Context, s *debian.Suite, series Series, 
 	if err != nil {
 		return err
 	}
-	m.Say("kernel %s", release)
 	debs, err := s.Fetch(ctx, packages...)
 	if err != nil {
 		return err
@@ -146,6 +144,9 @@ func (m *Maker) makeKernel(ctx context.Context, s *debian.Suite, series Series, 
 	}
 	if err := packModules(ctx, filepath.Join(dir, "modules.cpio"), found); err != nil {
 		return err
+	}
+	for _, deb := range debs {
+		os.Remove(deb) // a hundred megabytes, and not needed again
 	}
 	return os.WriteFile(filepath.Join(dir, "release"), []byte(release), 0o644)
 }

@@ -126,7 +126,6 @@ func (m *Maker) unpack(ctx context.Context, s *debian.Suite, root string, packag
 	if err != nil {
 		return err
 	}
-	m.Say("%s of Debian %s", strings.Join(packages, ", "), s.Name)
 	debs, err := s.Fetch(ctx, all...)
 	if err != nil {
 		return err

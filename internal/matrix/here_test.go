@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+)
+
+// The process that asks changes its namespaces, so the test is not that process.
+func TestMain(m *testing.M) {
+	if os.Getenv("MATRIX_TEST") == "here" {
+		if err := hereCommand(context.Background(), nil); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// Where the other tests run, so does the demo; and asking leaves nothing behind.
+func TestHere(t *testing.T) {
+	testenv.CheckLeaks(t)
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	qt.Assert(t, qt.IsNil(err))
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "MATRIX_TEST=here")
+	out, err := cmd.CombinedOutput()
+	qt.Check(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(string(out), ""))
+	after, err := os.ReadFile("/proc/self/mountinfo")
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(string(after), string(mounts)))
+}
+
+func TestBecause(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{unix.EPERM, "cannot mount, although this is root: a container, or the kernel's policy, does not allow it .*"},
+		{fmt.Errorf("mount: %w", syscall.EACCES), "cannot mount, although this is root: .*"},
+		{unix.ENOSYS, "cannot mount: this kernel was built without what it needs .*"},
+		{unix.ENODEV, "cannot mount: this kernel was built without what it needs .*"},
+		{ebpf.ErrNotSupported, "cannot mount: this kernel was built without what it needs .*"},
+		{errors.New("disk full"), "cannot mount: disk full"},
+	} {
+		qt.Check(t, qt.ErrorMatches(because("mount", test.err), test.want))
+	}
+}
