@@ -12,6 +12,9 @@ type Feature struct {
 	Supported bool
 	Needs     string // the kernel version or capability that brings it
 	Detail    string // what was found, or why it is not supported
+	// Unknown: the kernel does not tell, before Linux 6.3 what a driver can do.
+	// Supported is false then.
+	Unknown bool
 }
 
 // Features tells what works here, by trying it: nothing is attached to a

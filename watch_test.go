@@ -302,27 +302,32 @@ func TestWatchDevice(t *testing.T) {
 	s := newScene(t)
 	other := testenv.NewNetNS(t)
 	xdp := s.attach(t, s.tracer(t, 1, testenv.XDPPass), dispatcher.Options{Name: "a"})
-	tcx := s.onDevice(dispatcher.On(hook.TCXIngress, s.ServerDev).In(s.Server.Name))
-	tcx.attach(t, testenv.VerdictProgram(t, "ldt_b", testenv.TCNext, testenv.On(hook.TCXIngress)), dispatcher.Options{Name: "b", Persistent: true})
+	both := func(xdp, tcx string) []string { return []string{xdp, tcx} }
+	if testenv.Has(t, testenv.FeatureTCX) {
+		tcx := s.onDevice(dispatcher.On(hook.TCXIngress, s.ServerDev).In(s.Server.Name))
+		tcx.attach(t, testenv.VerdictProgram(t, "ldt_b", testenv.TCNext, testenv.On(hook.TCXIngress)), dispatcher.Options{Name: "b", Persistent: true})
+	} else {
+		both = func(xdp, _ string) []string { return []string{xdp} }
+	}
 	one := s.watch(t, s.watchHere())
 	all := s.watch(t, dispatcher.WatchOptions{First: true})
-	all.want(t, "present a 0>1/1", "present b 0>1/1")
+	all.want(t, both("present a 0>1/1", "present b 0>1/1")...)
 
 	s.Server.IP(t, "link", "set", s.ServerDev, "down")
 	s.Server.IP(t, "link", "set", s.ServerDev, "name", "renamed")
-	e := all.want(t, "moved xdp renamed", "moved tcx/ingress renamed")[0]
+	e := all.want(t, both("moved xdp renamed", "moved tcx/ingress renamed")...)[0]
 	qt.Check(t, qt.Equals(e.From.Target, s.ServerDev))
-	one.want(t, "moved xdp renamed", "moved tcx/ingress renamed")
+	one.want(t, both("moved xdp renamed", "moved tcx/ingress renamed")...)
 
 	s.Server.IP(t, "link", "set", "renamed", "netns", other.Name)
-	e = all.want(t, "moved xdp renamed", "moved tcx/ingress renamed")[0]
+	e = all.want(t, both("moved xdp renamed", "moved tcx/ingress renamed")...)[0]
 	qt.Check(t, qt.Equals(e.From.NetNS.Name, s.Server.Name))
 	qt.Check(t, qt.Equals(e.NetNS.Name, other.Name))
-	e = one.want(t, "moved xdp", "moved tcx/ingress")[0]
+	e = one.want(t, both("moved xdp", "moved tcx/ingress")...)[0]
 	qt.Check(t, qt.Equals(e.From.Target, "renamed"))
 
 	other.IP(t, "link", "del", "renamed")
-	all.want(t, "defunct a 1>0/0", "defunct b 1>0/0")
+	all.want(t, both("defunct a 1>0/0", "defunct b 1>0/0")...)
 	all.wantNone(t)
 	one.wantNone(t)
 	xdp.Close()

@@ -114,7 +114,7 @@ func TestChain(t *testing.T) {
 	qt.Check(t, qt.Equals(c.Member("b").SlotID, 7))
 	qt.Check(t, qt.IsFalse(c.Protected()))
 	qt.Check(t, qt.IsFalse(c.Ours()))
-	c.LinkID, c.DispatcherID = 1, 2
+	c.LinkID, c.DispatcherID, c.Style = 1, 2, hook.StyleOwned
 	qt.Check(t, qt.IsTrue(c.Protected()))
 	qt.Check(t, qt.IsTrue(c.Ours()))
 	qt.Check(t, qt.IsNil((&hook.Chain{}).Member("")))

@@ -113,7 +113,7 @@ until "adopt" gives it one.`,
 				return err
 			}
 			if !noGap {
-				a.warnOfConversion(cmd.Context(), t)
+				a.warnOfConversion(cmd.Context(), t, style.style)
 			}
 			c, err := dispatcher.Convert(cmd.Context(), t, style.style, o)
 			if err != nil {
@@ -137,9 +137,9 @@ until "adopt" gives it one.`,
 }
 
 // warnOfConversion says what it costs before it is done.
-func (a *app) warnOfConversion(ctx context.Context, t dispatcher.Target) {
+func (a *app) warnOfConversion(ctx context.Context, t dispatcher.Target, to hook.Style) {
 	c, err := dispatcher.Read(ctx, t, a.readOptions())
-	if err == nil && len(c.Members) > 0 && (c.Style == hook.StyleLibxdp || c.Style == hook.StyleOwned && c.Protected()) {
+	if err == nil && len(c.Members) > 0 && c.Style != to && (c.Style == hook.StyleLibxdp || c.Style == hook.StyleOwned && c.Protected()) {
 		a.warn("packets on %s pass unfiltered for the short moment in which one chain takes the place of the other", t.Name())
 	}
 }

@@ -38,6 +38,7 @@ type jsonFeature struct {
 	Supported bool   `json:"supported"`
 	Needs     string `json:"needs,omitempty"`
 	Detail    string `json:"detail,omitempty"`
+	Unknown   bool   `json:"unknown,omitempty"`
 }
 
 func (a *app) printFeatures(features []dispatcher.Feature) error {
@@ -54,7 +55,10 @@ func (a *app) printFeatures(features []dispatcher.Feature) error {
 	rows := [][]cell{heads("FEATURE", "SUPPORTED", "NEEDS", "DETAIL")}
 	for _, f := range features {
 		supported := cell{"yes", green}
-		if !f.Supported {
+		switch {
+		case f.Unknown:
+			supported = cell{"unknown", yellow}
+		case !f.Supported:
 			supported = cell{"no", yellow}
 		}
 		rows = append(rows, []cell{{f.Name, ""}, supported, {orDash(f.Needs), ""}, {orDash(f.Detail), ""}})

@@ -283,7 +283,13 @@ func missingText(m *hook.Member) string {
 	return m.OnMissing.String()
 }
 
-func priorityCell(m *hook.Member) cell { return number(uint32(m.Priority)) }
+// priorityCell is a dash for what has none; libxdp counts from 0.
+func priorityCell(m *hook.Member) cell {
+	if m.Kind == hook.KindLibxdp && m.Program.ID != 0 {
+		return cell{text: strconv.Itoa(m.Priority)}
+	}
+	return number(uint32(m.Priority))
+}
 
 // linkCell is the link that attaches an entry, or why there is none.
 func linkCell(m *hook.Member) cell {

@@ -23,7 +23,7 @@ func chains() []hook.Chain {
 	ns := hook.NetNS{Inode: 4026531840, Cookie: 1}
 	return []hook.Chain{
 		{
-			Hook: hook.XDP, Target: "eth0", Ifindex: 7, NetNS: ns, Mode: hook.ModeNative, LinkID: 12, DispatcherID: 45, Frags: true,
+			Hook: hook.XDP, Target: "eth0", Ifindex: 7, NetNS: ns, Mode: hook.ModeNative, Style: hook.StyleOwned, LinkID: 12, DispatcherID: 45, Frags: true,
 			Pins: []string{"/sys/fs/bpf/libdispatcher/xdp_12/member_droplist/slot", "/sys/fs/bpf/libdispatcher/xdp_12/root"},
 			Members: []hook.Member{
 				{
@@ -54,6 +54,17 @@ func chains() []hook.Chain {
 				Name: "gone", Settings: hook.Settings{}.WithDefaults(), Program: program(52, "gone"),
 				Persistent: true, Kind: hook.KindMember, State: hook.StateDefunct, SlotID: 93,
 			}},
+		},
+		{
+			Hook: hook.XDP, Target: "eth9", Ifindex: 16, NetNS: ns, Mode: hook.ModeNative, Style: hook.StyleLibxdp, ConfigVersion: 2, DispatcherID: 60,
+			Pins: []string{"/sys/fs/bpf/xdp/dispatch-16-60/prog0-link", "/sys/fs/bpf/xdp/dispatch-16-60/prog0-prog"},
+			Members: []hook.Member{
+				{
+					Name: "xdp_filter", Settings: hook.Settings{ContinueOn: hook.SetOf(hook.Pass, hook.TX)}, Program: program(61, "xdp_filter"),
+					Persistent: true, Kind: hook.KindLibxdp, State: hook.StateRunning, LinkID: 30,
+				},
+				{Settings: hook.Settings{Priority: 50, ContinueOn: hook.SetOf(hook.Pass)}, Kind: hook.KindLibxdp, State: hook.StateEmpty},
+			},
 		},
 	}
 }

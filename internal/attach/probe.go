@@ -26,6 +26,8 @@ type Feature struct {
 	Supported bool
 	Needs     string
 	Detail    string
+	// Unknown: the kernel does not tell; Supported is false then.
+	Unknown bool
 }
 
 // Probe tries what works here, and asks the device at p, if one is named, what
@@ -186,7 +188,7 @@ func probeDevice(p Place) ([]Feature, error) {
 			feature := Feature{Name: "dev-" + f.name, Needs: "the driver of " + d.Name, Supported: bits&f.bit != 0}
 			switch {
 			case err != nil:
-				feature.Detail = "cannot be told: " + oneLine(err)
+				feature.Unknown, feature.Detail = true, "cannot be told: "+oneLine(err)
 			case !feature.Supported:
 				feature.Detail = "not offered by the driver as it is set up now"
 			}

@@ -92,6 +92,7 @@ type kernelFeature struct {
 	Name      string `json:"name"`
 	Supported bool   `json:"supported"`
 	Needs     string `json:"needs"`
+	Unknown   bool   `json:"unknown"`
 }
 
 // kernelsPage is the page that says which kernel can do what.
@@ -132,7 +133,7 @@ what others need. *-*: left out on that kernel; ` + "[leftout.txt](../internal/m
 func featureTable(b *bytes.Buffer, all []kernelResult, names []string) error {
 	var order []string
 	needs := map[string]string{}
-	has := map[string]map[string]bool{}
+	has := map[string]map[string]string{}
 	for _, r := range all {
 		var report struct {
 			Features []kernelFeature `json:"features"`
@@ -143,10 +144,10 @@ func featureTable(b *bytes.Buffer, all []kernelResult, names []string) error {
 		for _, f := range report.Features {
 			if !slices.Contains(order, f.Name) {
 				order = append(order, f.Name)
-				has[f.Name] = map[string]bool{}
+				has[f.Name] = map[string]string{}
 			}
 			needs[f.Name] = f.Needs
-			has[f.Name][r.Series] = f.Supported
+			has[f.Name][r.Series] = f.answer()
 		}
 	}
 	row(b, append([]string{"feature"}, append(names, "needs")...)...)
@@ -154,7 +155,7 @@ func featureTable(b *bytes.Buffer, all []kernelResult, names []string) error {
 	for _, name := range order {
 		cells := []string{"`" + name + "`"}
 		for _, series := range names {
-			cells = append(cells, yesNo(has[name][series]))
+			cells = append(cells, has[name][series])
 		}
 		row(b, append(cells, needs[name])...)
 	}
@@ -231,8 +232,11 @@ func row(b *bytes.Buffer, cells ...string) {
 	b.WriteString("| " + strings.Join(cells, " | ") + " |\n")
 }
 
-func yesNo(yes bool) string {
-	if yes {
+func (f kernelFeature) answer() string {
+	switch {
+	case f.Unknown:
+		return "unknown"
+	case f.Supported:
 		return "yes"
 	}
 	return "no"
