@@ -244,7 +244,7 @@ func (fs *filesystems) pins() (map[Ref][]Pin, []Mount) {
 	}
 	for _, list := range pins {
 		slices.SortFunc(list, func(x, y Pin) int {
-			return cmp.Or(cmp.Compare(x.FS, y.FS), cmp.Compare(x.Inode, y.Inode))
+			return cmp.Or(cmp.Compare(x.FS, y.FS), slices.Compare(x.Names, y.Names), cmp.Compare(x.Inode, y.Inode))
 		})
 	}
 	return pins, hidden
