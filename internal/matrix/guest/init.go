@@ -206,6 +206,13 @@ var mounts = []struct{ kind, path, options string }{
 
 func prepare() error {
 	for _, m := range mounts {
+		// The project may be in /tmp, and its files are where they are at home.
+		if found, err := os.ReadDir(m.path); m.kind == "tmpfs" && err == nil && len(found) > 0 {
+			if err := os.Chmod(m.path, 0o777|os.ModeSticky); err != nil {
+				return err
+			}
+			continue
+		}
 		if !strings.HasPrefix(m.path, "/sys/") {
 			if err := os.MkdirAll(m.path, 0o755); err != nil {
 				return err
