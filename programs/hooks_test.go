@@ -71,7 +71,8 @@ func (o onHook) runs(t *testing.T) bool {
 	ret, err := shown.Run(&ebpf.RunOptions{Data: packet(eth(typeIPv4), ipv4("192.0.2.1", protoUDP), payload(8))})
 	qt.Assert(t, qt.IsNil(err))
 	if ret == 0 {
-		qt.Assert(t, qt.IsFalse(kernel.Since(6, 1)), qt.Commentf("this kernel should show it"))
+		// Seen to on 6.18 and 7.2, and not on 5.10 and 6.12.
+		qt.Assert(t, qt.IsFalse(kernel.Since(6, 18)), qt.Commentf("this kernel should show it"))
 		t.Logf("%s: BPF_PROG_TEST_RUN shows no packets on this kernel", o.hook)
 	}
 	return ret == 1
