@@ -90,7 +90,7 @@ func (b *bench) dispatcher(t *testing.T, slots []hook.Settings, empty func(i int
 			maps = append(maps, b.slots[i])
 		}
 	}
-	prog, err := state.Build(chain, maps)
+	prog, err := state.Build(chain, maps, nil)
 	qt.Assert(t, qt.IsNil(err))
 	return prog
 }
