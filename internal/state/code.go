@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -73,11 +74,18 @@ func CodeOf(prog *ebpf.Program) (*dispatch.Code, dispatch.CodeHash, error) {
 
 // Verify tells whether the code is that of the program: it is loaded by itself,
 // and the kernel's hash of its instructions must be the program's. For anyone may
-// bind a map to a program.
+// bind a map to a program. The hash does not cover the maps; those must be the
+// program's as well.
 func Verify(prog *ebpf.Program, c *dispatch.Code, shape dispatch.Shape) error {
 	info, err := prog.Info()
 	if err != nil {
 		return kernel.Errno("program", err)
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range c.Maps {
+		if !slices.Contains(ids, ebpf.MapID(id)) {
+			return fmt.Errorf("its object code is not that of the program (it uses map %d)", id)
+		}
 	}
 	alone, err := load(shape, []hook.Settings{hook.Settings{}.WithDefaults()}, make([]*ebpf.Map, 1), []*dispatch.Code{c})
 	if err != nil {
