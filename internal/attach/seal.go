@@ -141,7 +141,7 @@ func (s *site) candidates(l *state.Locked, snap *snapshot) (*trial, []hook.Seali
 		t.slots = append(t.slots, m)
 		result := hook.Sealing{Member: slot.Name}
 		if !pinned {
-			result.Reason = "it is not pinned: a process owns it, and it leaves with that process"
+			result.Reason = "it is not pinned: it belongs to a process, and leaves with that"
 		} else if t.codes[i], t.seals[i], err = code(m, snap.chain.Shape); err != nil {
 			result.Reason = err.Error()
 		}
