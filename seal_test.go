@@ -279,7 +279,7 @@ func TestSealLeavesInSlots(t *testing.T) {
 	s.wantRun(t, 1, 2, 3, 4, 5, 6, 7, 8)
 	qt.Assert(t, qt.IsTrue(s.drops(t))) // the last one does
 
-	notMine := `it is not pinned: a process owns it, .*`
+	notMine := `it is not pinned: it belongs to a process, .*`
 	s.seal(t, "1 bare! owned! 4 secret! busy busier! mine! tail!",
 		`its object code is not at hand: it was loaded elsewhere; .*`, notMine,
 		`its license "Proprietary" is not one .*compatible with the GPL.*`,

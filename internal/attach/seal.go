@@ -143,7 +143,7 @@ func (s *site) candidates(l *state.Locked, snap *snapshot) (*trial, []hook.Seali
 		if !pinned && slot.Persistent {
 			result.Reason = fmt.Sprintf("it is not pinned in %s: its pin is in another bpffs, or was removed", s.BPFFS)
 		} else if !pinned {
-			result.Reason = "it is not pinned: a process owns it, and it leaves with that process"
+			result.Reason = "it is not pinned: it belongs to a process, and leaves with that"
 		} else if t.codes[i], t.seals[i], err = code(m, snap.chain.Shape); err != nil {
 			result.Reason = err.Error()
 		}
@@ -180,7 +180,7 @@ func code(slot *ebpf.Map, shape dispatch.Shape) (*dispatch.Code, dispatch.Sealed
 	if err := state.Verify(prog, c, shape); err != nil {
 		return nil, none, err
 	}
-	return c, dispatch.Sealed{Program: id, Code: hash}, nil
+	return c, dispatch.Sealed{Program: id, Frame: uint32(c.Frame), Code: hash}, nil
 }
 
 // settle leaves out those that the verifier does not take together with the others.
@@ -249,6 +249,7 @@ func sealedCode(s dispatch.Sealed, slot *ebpf.Map) *dispatch.Code {
 	if err != nil || hash != s.Code || code.Refused != "" {
 		return nil
 	}
+	code.Frame = int(s.Frame)
 	return code
 }
 

@@ -179,7 +179,9 @@ func FuzzCode(f *testing.F) {
 			for i := range settings {
 				settings[i] = hook.Settings{}.WithDefaults()
 			}
-			qt.Assert(t, qt.IsTrue(len(dispatch.Link(settings, codes)) > 0))
+			for _, inline := range []bool{false, true} {
+				qt.Assert(t, qt.IsTrue(len(dispatch.Link(settings, codes, inline)) > 0))
+			}
 		}
 		if again, err := c.MarshalBinary(); err == nil {
 			if err := new(dispatch.Code).UnmarshalBinary(again); err != nil {

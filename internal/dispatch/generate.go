@@ -35,7 +35,7 @@ func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 //
 // The verdict of a chain is that of the last member that ran, and PASS when
 // none did. Comparisons are on 32 bits, as the kernel takes the verdict.
-func Generate(slots []hook.Settings) asm.Instructions { return Link(slots, nil) }
+func Generate(slots []hook.Settings) asm.Instructions { return Link(slots, nil, false) }
 
 // Link returns the code of a dispatcher with members linked into it: those that
 // have a code, at the same place in codes; nil is a chain without any. The
@@ -43,34 +43,53 @@ func Generate(slots []hook.Settings) asm.Instructions { return Link(slots, nil) 
 //
 // A linked member is a global function, so that the verifier looks at it once
 // by itself and not at all its ways together with those of the members after
-// it. Some stand in the place of their call, see inlined.
-func Link(slots []hook.Settings, codes []*Code) asm.Instructions {
-	g := generator{plain: true, codes: codes, count: len(slots)}
+// it. With inline, those that are not large stand in the place of their call,
+// which is faster, and more for the verifier to look at. The last one needs no
+// call in any case if it is the only one.
+func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
+	g := generator{plain: true, layout: newLayout(slots, codes, inline)}
 	for _, s := range slots[:max(len(slots)-1, 0)] {
 		g.plain = g.plain && s.ContinueOn == hook.SetOf(hook.Pass)
 	}
 
 	g.begin(ProgramName)
 	if len(slots) > 1 {
-		g.emit(asm.Mov.Reg(asm.R6, asm.R1))
+		g.emit(g.context.store(asm.R1))
 	}
 	if len(slots) == 0 {
 		g.emit(asm.Mov.Imm(asm.R0, int32(hook.Pass)))
 	} else if !g.plain {
-		g.emit(asm.Mov.Imm(asm.R7, int32(hook.Pass)))
+		g.emit(g.verdict.storeImm(int32(hook.Pass)))
 	}
-	ends := g.inlined(len(slots) - 1)
+	last := len(slots) - 1
 	for i, s := range slots {
-		last := i == len(slots)-1
+		if i == last && g.inlined(i) {
+			break
+		}
+		g.call(i, s, i == last)
+	}
+	g.end(last)
+	for i, s := range slots {
 		switch {
-		case last && ends && i > 0:
-			g.emit(asm.Ja.Label("last"))
-		case last && ends:
+		case g.inlined(i):
+			g.others(i)
+		case g.linked(i):
+			g.function(i)
 		default:
-			g.call(i, s, last)
+			g.slot(i, s)
 		}
 	}
-	if !ends || len(slots) > 1 {
+	return g.insns
+}
+
+// end emits the ends of main. A last member that stands in main has its own, and
+// comes after those of the members before it.
+func (g *generator) end(last int) {
+	inlined := g.inlined(last)
+	if inlined && last > 0 {
+		g.emit(asm.Ja.Label("last"))
+	}
+	if !inlined || last > 0 {
 		g.label("exit")
 		g.emit(asm.Return())
 	}
@@ -80,28 +99,19 @@ func Link(slots []hook.Settings, codes []*Code) asm.Instructions {
 			g.emit(asm.Mov.Imm(asm.R0, int32(v)), asm.Return())
 		}
 	}
-	if ends {
-		if len(slots) > 1 {
-			g.label("last")
-			g.emit(asm.Mov.Reg(asm.R1, asm.R6))
-		}
-		g.inline(len(slots) - 1)
+	if !inlined {
+		return
 	}
-	for i, s := range slots {
-		switch {
-		case g.code(i) == nil:
-			g.slot(i, s)
-		case !g.inlined(i):
-			g.function(i)
-		}
+	if last > 0 {
+		g.label("last")
+		g.emit(g.context.load(asm.R1))
 	}
-	return g.insns
+	g.body(last)
 }
 
 type generator struct {
 	insns asm.Instructions
-	codes []*Code // of linked members
-	count int     // of members
+	layout
 	// plain: every member but the last continues on PASS alone, so that whenever
 	// the chain goes on the verdict is PASS and need not be kept.
 	plain   bool
@@ -138,10 +148,10 @@ func (g *generator) begin(name string) {
 // call runs the member at i and decides whether the chain goes on.
 func (g *generator) call(i int, s hook.Settings, last bool) {
 	if i > 0 {
-		g.emit(asm.Mov.Reg(asm.R1, asm.R6))
+		g.emit(g.context.load(asm.R1))
 	}
 	if g.inlined(i) {
-		g.inline(i)
+		g.body(i)
 	} else {
 		g.emit(asm.Call.Label(SlotFunc(i)))
 	}
@@ -156,7 +166,7 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 
 	next := fmt.Sprintf("next_%d", i)
 	def := missing(s, false)
-	if g.code(i) != nil {
+	if g.linked(i) {
 		def = int32(hook.Pass) // it is never empty
 	}
 	switch def {
@@ -171,7 +181,7 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 		if def == missingContinue {
 			g.emit(
 				asm.JNE.Imm32(asm.R0, missingContinue, "exit"),
-				asm.Mov.Reg(asm.R0, asm.R7),
+				g.verdict.load(asm.R0),
 			)
 		}
 		return
@@ -186,7 +196,7 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 	if def == missingContinue {
 		g.emit(asm.JEq.Imm32(asm.R0, missingContinue, next))
 	}
-	g.emit(asm.Mov.Reg(asm.R7, asm.R0))
+	g.emit(g.verdict.store(asm.R0))
 	for _, v := range verdicts[1:] {
 		g.emit(asm.JEq.Imm32(asm.R0, int32(v), next))
 	}

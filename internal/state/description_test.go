@@ -69,7 +69,7 @@ func full() *state.Chain {
 // sealedChain is chain with its second member linked into the dispatcher.
 func sealedChain() *state.Chain {
 	c := chain()
-	c.Slots[1].Sealed = dispatch.Sealed{Program: 99, Code: dispatch.CodeHash{1, 2, 31: 32}}
+	c.Slots[1].Sealed = dispatch.Sealed{Program: 99, Frame: 16, Code: dispatch.CodeHash{1, 2, 31: 32}}
 	return c
 }
 
@@ -123,12 +123,13 @@ func TestLayout(t *testing.T) {
 // than version 1 must not change such a chain, for it would leave the old code running.
 func TestSealedLayout(t *testing.T) {
 	plain, sealed := marshal(t, chain()), marshal(t, sealedChain())
-	qt.Assert(t, qt.Equals(len(sealed), len(plain)+hook.MaxMembers*36))
+	qt.Assert(t, qt.Equals(len(sealed), len(plain)+hook.MaxMembers*40))
 	qt.Check(t, qt.Equals(binary.NativeEndian.Uint32(plain[offVersion:]), 1))
 	qt.Check(t, qt.Equals(binary.NativeEndian.Uint32(sealed[offVersion:]), 2))
-	second := sealed[len(plain)+36:]
+	second := sealed[len(plain)+40:]
 	qt.Check(t, qt.Equals(binary.NativeEndian.Uint32(second), 99))
-	qt.Check(t, qt.DeepEquals(second[4:36], append([]byte{1, 2}, append(make([]byte, 29), 32)...)))
+	qt.Check(t, qt.Equals(binary.NativeEndian.Uint32(second[4:]), 16))
+	qt.Check(t, qt.DeepEquals(second[8:40], append([]byte{1, 2}, append(make([]byte, 29), 32)...)))
 	binary.NativeEndian.PutUint32(sealed[offVersion:], 1)
 	qt.Check(t, qt.DeepEquals(sealed[:len(plain)], plain))
 
@@ -195,8 +196,8 @@ func TestRejects(t *testing.T) {
 	for name, damage := range map[string]func([]byte) []byte{
 		"sealed, truncated":          cut(len(marshal(t, sealedChain())) - 1),
 		"sealed, and not":            cut(len(marshal(t, chain()))),
-		"code of no program":         put(len(marshal(t, chain()))+36, 0),
-		"code of a member not there": put(len(marshal(t, chain()))+2*36, 1),
+		"code of no program":         put(len(marshal(t, chain()))+40, 0),
+		"code of a member not there": put(len(marshal(t, chain()))+2*40, 1),
 	} {
 		c, err := state.Unmarshal(damage(marshal(t, sealedChain())))
 		qt.Check(t, qt.IsNil(c), qt.Commentf("%s", name))
