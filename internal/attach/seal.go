@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
@@ -202,7 +203,7 @@ func (t *trial) settle(report []hook.Sealing) error {
 		}
 		t.codes[i] = c
 		if err := tryout(); err != nil {
-			if errors.Is(err, fs.ErrPermission) {
+			if errors.Is(err, unix.EPERM) {
 				return err
 			}
 			t.codes[i] = nil

@@ -49,7 +49,7 @@ func Build(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, 
 // too much stands in one function.
 func load(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, error) {
 	prog, err := loadLinked(shape, settings, slots, codes, true, 0)
-	if err != nil && codes != nil && !errors.Is(err, fs.ErrPermission) {
+	if err != nil && codes != nil && !errors.Is(err, unix.EPERM) {
 		prog, err = loadLinked(shape, settings, slots, codes, false, 0)
 	}
 	return prog, err
@@ -82,6 +82,10 @@ func loadLinked(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Ma
 		spec.Flags |= unix.BPF_F_XDP_HAS_FRAGS
 	}
 	prog, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogLevel: log})
+	var refusal *ebpf.VerifierError
+	if errors.As(err, &refusal) && len(refusal.Log) > 0 {
+		return nil, fmt.Errorf("load dispatcher: %w", err) // EACCES of the verifier is about the code
+	}
 	if err != nil {
 		return nil, kernel.Errno("load dispatcher", err)
 	}
