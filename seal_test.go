@@ -254,10 +254,24 @@ func (s *scene) busy(number int) *ebpf.ProgramSpec {
 	return spec
 }
 
-// deep is a tracer that takes most of what programs have of a stack: 512 bytes (MAX_BPF_STACK).
+// deep is a tracer that takes most of what programs have of a stack, 512 bytes (MAX_BPF_STACK), and all registers: what is to
+// be kept while it runs there is no place for beside it.
 func (s *scene) deep(number int) *ebpf.ProgramSpec {
 	spec := s.trace.Spec(number, pass)
-	spec.Instructions = append(asm.Instructions{asm.StoreImm(asm.R10, -504, 1, asm.Word)}, spec.Instructions...)
+	for i := range int16(63) {
+		spec.Instructions = append(asm.Instructions{asm.StoreImm(asm.R10, -8*(i+1), 1, asm.Word)}, spec.Instructions...)
+	}
+	spec.Instructions = append(asm.Instructions{asm.Mov.Imm(asm.R8, 8), asm.Mov.Imm(asm.R9, 9)}, spec.Instructions...)
+	return spec
+}
+
+// greedy is a tracer that takes all registers and little of the stack, where it leaves a number.
+func (s *scene) greedy(number, verdict int) *ebpf.ProgramSpec {
+	spec := s.trace.Spec(number, verdict)
+	spec.Instructions = append(asm.Instructions{
+		asm.Mov.Imm(asm.R8, 8), asm.Mov.Imm(asm.R9, 9),
+		asm.StoreMem(asm.R10, -8, asm.R8, asm.DWord), asm.StoreMem(asm.R10, -16, asm.R9, asm.DWord),
+	}, spec.Instructions...)
 	return spec
 }
 
@@ -302,28 +316,51 @@ func TestSealLeavesInSlots(t *testing.T) {
 	s.wantFree(t)
 }
 
-// A member with a deep stack. How much is left for the dispatcher's own function differs from kernel to kernel; by itself it
-// can be sealed on all.
+// Members that take all that a program has: registers, and the stack. How much of that is left for the dispatcher's own
+// function differs from kernel to kernel; alone they can be sealed on all.
 func TestSealDeepStack(t *testing.T) {
 	s := newSealScene(t)
-	s.join(t, dispatcher.Spec(alone(s.deep(6)), dispatcher.LoadOptions{}), persistent("deep", 6))
+	goOn := func(name string, prio int) dispatcher.Options {
+		o := persistent(name, prio)
+		o.Settings.ContinueOn = hook.SetOf(hook.Pass, hook.Drop) // so that the verdict has to be kept
+		return o
+	}
+	join := func(spec *ebpf.ProgramSpec, o dispatcher.Options) {
+		t.Helper()
+		qt.Assert(t, qt.IsNil(s.join(t, dispatcher.Spec(alone(spec), dispatcher.LoadOptions{}), o).Close()))
+	}
+	join(s.deep(6), goOn("deep", 6))
 	s.seal(t, "deep")
 	s.wantRun(t, 6)
 
 	// It is not in the way of one that joins: it is called through its slot again, if need be.
 	s.keep(t, 1, pass, 1)
 	s.wantRun(t, 1, 6)
-	s.keep(t, 7, pass, 7)
+	join(s.greedy(7, drop), goOn("greedy", 7))
 	s.wantRun(t, 1, 6, 7)
+	qt.Assert(t, qt.IsNil(s.attach(t, s.trace.Program(t, 8, pass), goOn("bare", 8)).Close()))
+	qt.Assert(t, qt.IsFalse(s.drops(t))) // the last one passes
 
 	report, err := dispatcher.Seal(t.Context(), s.target, dispatcher.SealOptions{BPFFS: s.bpffs})
 	qt.Assert(t, qt.IsNil(err))
 	if report[1].Sealed {
-		wantSealing(t, report, "1 deep 7")
+		wantSealing(t, report, "1 deep greedy bare!", `its object code is not at hand: .*`)
 	} else {
-		wantSealing(t, report, "1 deep! 7", `together with the others: the verifier refused program "libdispatcher": .*stack.*`)
+		wantSealing(t, report, "1 deep! greedy bare!",
+			`together with the others: the verifier refused program "libdispatcher": .*stack.*`, `its object code is not at hand: .*`)
 	}
+	s.wantRun(t, 1, 6, 7, 8)
+	qt.Assert(t, qt.IsFalse(s.drops(t)))
+
+	// The verdict that counts is the greedy one's when nothing runs after it.
+	s.detach(t, "bare")
 	s.wantRun(t, 1, 6, 7)
+	qt.Assert(t, qt.IsTrue(s.drops(t)))
+	qt.Assert(t, qt.IsNil(s.attach(t, s.tracer(t, 8, pass), dispatcher.Options{
+		Name: "door", Settings: hook.Settings{Priority: 90, OnMissing: hook.MissingContinue},
+	}).Close()))
+	s.wantRunSoon(t, 1, 6, 7)
+	qt.Assert(t, qt.IsTrue(s.drops(t)))
 	s.clear(t)
 	s.wantFree(t)
 }
@@ -545,8 +582,13 @@ func TestSealedPinRemovedByHand(t *testing.T) {
 					qt.Assert(t, qt.IsNil(os.Remove(path)))
 				}
 			}
-			soon(t, func() bool { return s.read(t).Member("2").State == hook.StateEmpty })
+			// The kernel empties the slot. Packets do not see that, and it is not shown either.
+			linked := s.read(t).Member("2")
+			soon(t, func() bool { return s.read(t).Member("2").Program.Name == "" })
 			s.wantRun(t, 1, 2, 3)
+			shown := s.read(t).Member("2")
+			qt.Check(t, qt.Equals(shown.State, hook.StateRunning))
+			qt.Check(t, qt.Equals(shown.Program.ID, linked.Program.ID))
 			s.keep(t, 4, pass, 4)
 			s.wantRun(t, after...)
 			if missing == hook.MissingDrop {
