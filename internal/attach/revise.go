@@ -201,6 +201,9 @@ func sweepChain(l *state.Locked, folder string, r *linkRoot) {
 		_ = l.RemoveChain(folder)
 		return
 	}
+	if ifindex != 0 {
+		_ = unwatch(r, prog, chain)
+	}
 	for _, member := range l.Members(folder) {
 		if chain.Named(member) < 0 {
 			_ = l.Remove(folder, member)

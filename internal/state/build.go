@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -16,13 +18,11 @@ import (
 
 // Build loads the dispatcher of a chain and binds its description to it. slots
 // are the maps of c.Slots, in the same order. The caller closes the program;
-// everything it refers to lives as long as it does.
+// everything it refers to lives as long as it does. It is a plain one: whoever
+// watches the chain finds that out, see BuildWatched.
 func Build(c *Chain, slots []*ebpf.Map) (*ebpf.Program, error) {
-	settings := make([]hook.Settings, len(c.Slots))
-	for i, s := range c.Slots {
-		settings[i] = s.Settings
-	}
-	prog, err := load(c.Shape, settings, slots)
+	c.Watch = 0
+	prog, err := load(c.Shape, c.settings(), slots)
 	if err != nil {
 		return nil, err
 	}
@@ -33,15 +33,35 @@ func Build(c *Chain, slots []*ebpf.Map) (*ebpf.Program, error) {
 	return prog, nil
 }
 
+// settings are those of the members, in order.
+func (c *Chain) settings() []hook.Settings {
+	settings := make([]hook.Settings, len(c.Slots))
+	for i, s := range c.Slots {
+		settings[i] = s.Settings
+	}
+	return settings
+}
+
 func load(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map) (*ebpf.Program, error) {
-	insns := dispatch.Generate(settings)
+	return loadCode(dispatch.ProgramName, dispatch.Generate(settings), shape, slots, nil)
+}
+
+// loadCode loads a dispatcher; others are maps that it refers to beside the slots.
+func loadCode(name string, insns asm.Instructions, shape dispatch.Shape, slots []*ebpf.Map, others map[string]*ebpf.Map) (*ebpf.Program, error) {
+	refs := maps.Clone(others)
+	if refs == nil {
+		refs = map[string]*ebpf.Map{}
+	}
 	for i, m := range slots {
-		if err := insns.AssociateMap(dispatch.SlotRef(i), m); err != nil {
+		refs[dispatch.SlotRef(i)] = m
+	}
+	for ref, m := range refs {
+		if err := insns.AssociateMap(ref, m); err != nil {
 			return nil, fmt.Errorf("dispatcher: %w", err)
 		}
 	}
 	spec := &ebpf.ProgramSpec{
-		Name: dispatch.ProgramName, Type: ebpf.XDP, AttachType: shape.AttachType,
+		Name: name, Type: ebpf.XDP, AttachType: shape.AttachType,
 		Instructions: insns, License: "Dual BSD/GPL",
 	}
 	if shape.Frags {

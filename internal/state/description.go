@@ -49,6 +49,9 @@ type Chain struct {
 	Closed bool
 	// Home is where somebody joined last.
 	Home Home
+	// Watch is the map id of the prog array that the dispatcher looks into before
+	// it runs the chain itself, see [Watched]; 0 for a plain one.
+	Watch uint32
 	dispatch.Plan
 }
 
@@ -64,7 +67,7 @@ type rawHome struct {
 	NetNSInode  uint64
 	NetNSCookie uint64
 	Mode        uint32
-	_           uint32
+	Watch       uint32
 	Device      [unix.IFNAMSIZ]byte
 }
 
@@ -125,7 +128,7 @@ func (c *Chain) Marshal() ([]byte, error) {
 		}
 	}
 	b = append(b, make([]byte, valueSize-len(b))...)
-	home := rawHome{NetNSInode: c.Home.NetNS.Inode, NetNSCookie: c.Home.NetNS.Cookie, Mode: uint32(c.Home.Mode)}
+	home := rawHome{NetNSInode: c.Home.NetNS.Inode, NetNSCookie: c.Home.NetNS.Cookie, Mode: uint32(c.Home.Mode), Watch: c.Watch}
 	copy(home.Device[:unix.IFNAMSIZ-1], c.Home.Target)
 	return binary.Append(b, binary.NativeEndian, home)
 }
@@ -161,6 +164,7 @@ func Unmarshal(b []byte) (*Chain, error) {
 	}
 	var home rawHome
 	if _, err := binary.Decode(b[valueSize:], binary.NativeEndian, &home); err == nil {
+		c.Watch = home.Watch
 		c.Home = Home{
 			Target: cString(home.Device[:]), Mode: hook.Mode(home.Mode),
 			NetNS: hook.NetNS{Inode: home.NetNSInode, Cookie: home.NetNSCookie},
@@ -237,7 +241,7 @@ var (
 		field{"magic", u32}, field{"version", u32}, field{"chain_id", u64}, field{"root_link", u32},
 		field{"attach_type", u32}, field{"flags", u32}, field{"members", u32},
 		field{"member", &btf.Array{Index: u32, Type: memberType, Nelems: hook.MaxMembers}},
-		field{"netns_inode", u64}, field{"netns_cookie", u64}, field{"mode", u32}, field{"reserved", u32},
+		field{"netns_inode", u64}, field{"netns_cookie", u64}, field{"mode", u32}, field{"watch", u32},
 		field{"device", &btf.Array{Index: u32, Type: char, Nelems: unix.IFNAMSIZ}})
 )
 
