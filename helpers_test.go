@@ -443,6 +443,14 @@ var operations = map[string]func(*appState, context.Context, command) error{
 	"detach": func(_ *appState, ctx context.Context, c command) error {
 		return dispatcher.Detach(ctx, c.Target, c.Member, dispatcher.DetachOptions{BPFFS: c.BPFFS})
 	},
+	"measure": func(_ *appState, ctx context.Context, c command) error {
+		for _, err := range dispatcher.Measure(ctx, dispatcher.MeasureOptions{
+			Target: &c.Target, Interval: time.Millisecond, ListOptions: dispatcher.ListOptions{BPFFS: c.BPFFS},
+		}) {
+			return err // after one sample
+		}
+		return nil
+	},
 	"clear": func(_ *appState, ctx context.Context, c command) error {
 		return dispatcher.DetachAll(ctx, c.Target, dispatcher.DetachOptions{BPFFS: c.BPFFS})
 	},

@@ -31,6 +31,7 @@ var layers = []string{
 	"internal/attach",
 	"internal/scan",
 	"internal/watch",
+	"internal/measure",
 	"internal/doctor",
 	"", // the library
 	"programs/internal/object",

@@ -15,6 +15,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
@@ -50,6 +51,7 @@ func Recover(ctx context.Context, bpffs string, o Recovery) ([]Leftover, error) 
 	err = s.lockedUnswept(ctx, func(l *state.Locked) error {
 		r := &recovery{Recovery: o, ctx: ctx, l: l, pins: pins}
 		r.abandoned()
+		r.watched()
 		if !o.DryRun {
 			sweep(l)
 		}
@@ -135,6 +137,51 @@ func (r *recovery) abandoned() {
 		if id != 0 && !linkExists(id) || id == 0 && chain != 0 && !alive(folder) {
 			r.add(Leftover{LinkID: id, Members: r.pins.Members(folder), Path: r.pins.Path(folder), What: "pins of what is not attached any more"})
 		}
+	}
+}
+
+// watched deals with dispatchers that are watched by nobody any more, on all
+// devices: those of chains without pins, the sweep does not see.
+func (r *recovery) watched() {
+	all, err := kernel.NetNamespaces()
+	if err != nil {
+		return
+	}
+	for _, ns := range all {
+		if r.ctx.Err() == nil {
+			r.watchedIn(ns)
+		}
+		ns.Close()
+	}
+}
+
+func (r *recovery) watchedIn(ns *kernel.NetNS) {
+	var found []*snapshot
+	_ = ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		devices, err := conn.Devices()
+		for _, d := range devices {
+			snap := &snapshot{}
+			s := &site{Place: Place{Hook: hook.XDP, Target: d.Name}, ns: ns, pins: r.pins}
+			if s.inspect(snap, conn, d) == nil && snap.root != nil && state.Abandoned(snap.chain) {
+				found = append(found, snap)
+			} else {
+				snap.close()
+			}
+		}
+		return err
+	})
+	for _, snap := range found {
+		f := Leftover{Hook: hook.XDP, Target: snap.device.Name, LinkID: snap.root.linkID(), What: "a dispatcher that counts for nobody: whoever watched it died"}
+		if !r.DryRun {
+			f.Err = unwatch(snap.root, snap.prog, snap.chain)
+		}
+		r.add(f)
+		snap.close()
 	}
 }
 

@@ -68,15 +68,15 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 	}
 	next.Closed = len(next.Slots) == 0
 	rev.chain = &next
-	codes := sealedCodes(&next, open)
-	if reflect.DeepEqual(old.Slots, next.Slots) && !next.Closed {
-		return rev, nil // nothing to build
-	}
-
 	slots := make([]*ebpf.Map, len(next.Slots))
 	for i, s := range next.Slots {
 		slots[i] = open[s.MapID]
 	}
+	codes := sealedCodes(&next, slots)
+	if reflect.DeepEqual(old.Slots, next.Slots) && !next.Closed {
+		return rev, nil // nothing to build
+	}
+
 	var err error
 	rev.prog, err = state.Build(&next, slots, codes)
 	if err != nil && codes != nil {
@@ -210,6 +210,9 @@ func sweepChain(l *state.Locked, folder string, r *linkRoot) {
 		}
 		_ = l.RemoveChain(folder)
 		return
+	}
+	if ifindex != 0 {
+		_ = unwatch(r, prog, chain)
 	}
 	for _, member := range l.Members(folder) {
 		if chain.Named(member) < 0 {

@@ -211,17 +211,18 @@ func (t *trial) settle(report []hook.Sealing) error {
 	return nil
 }
 
-// sealedCodes returns the codes of the members that are sealed, nil when none is. A
+// sealedCodes returns the codes of the members that are sealed, nil when none is,
+// for a chain whose slots are open. A
 // member whose slot has another program by now, or whose code is not to be had
 // any more, is called through its slot again.
-func sealedCodes(c *state.Chain, open map[uint32]*ebpf.Map) []*dispatch.Code {
+func sealedCodes(c *state.Chain, slots []*ebpf.Map) []*dispatch.Code {
 	var codes []*dispatch.Code
 	for i := range c.Slots {
 		s := &c.Slots[i]
 		if s.Sealed.Program == 0 {
 			continue
 		}
-		code := sealedCode(s.Sealed, open[s.MapID])
+		code := sealedCode(s.Sealed, slots[i])
 		if code == nil {
 			s.Sealed = dispatch.Sealed{}
 			continue
