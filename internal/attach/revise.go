@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -47,7 +48,7 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 	for _, s := range old.Slots {
 		m, err := opened.Open(s.MapID, false)
 		if err != nil {
-			return nil, again(err)
+			return nil, kernel.Again(err)
 		}
 		open[s.MapID] = m
 		prog, err := state.Occupant(m)
@@ -98,17 +99,17 @@ func change(r root, chainID uint64, fresh map[uint32]*ebpf.Map, edit func(c *sta
 	if rev.prog == nil {
 		return rev.chain, nil
 	}
-	state.Step("swap: before")
+	kernel.Step("swap: before")
 	if err := r.swap(rev.prog, old); err != nil {
 		return nil, err
 	}
-	state.Step("swap: after")
+	kernel.Step("swap: after")
 	if rev.chain.Closed {
 		// Nobody joins a closed chain, so there is nobody to throw out.
 		if err := r.release(rev.prog); err != nil {
 			return nil, err
 		}
-		state.Step("release: after")
+		kernel.Step("release: after")
 	}
 	return rev.chain, nil
 }
@@ -126,7 +127,7 @@ func carried(r root, chainID uint64) (*ebpf.Program, *state.Chain, error) {
 	case errors.Is(err, state.ErrNotOurs), err == nil && chain.ID != chainID:
 		err = hook.Because(fs.ErrNotExist, "the chain is gone: another program was put in its place")
 	case errors.Is(err, fs.ErrNotExist):
-		err = again(err)
+		err = kernel.Again(err)
 	case err == nil && chain.Closed:
 		err = errDetached
 	}

@@ -4,9 +4,9 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/code"
 )
 
 // ProgramName is the name of every dispatcher in the kernel.
@@ -41,73 +41,51 @@ func Generate(slots []hook.Settings) asm.Instructions {
 		g.plain = g.plain && s.ContinueOn == hook.SetOf(hook.Pass)
 	}
 
-	g.begin(ProgramName)
+	g.Begin(ProgramName)
 	if len(slots) > 1 {
-		g.emit(asm.Mov.Reg(asm.R6, asm.R1))
+		g.Emit(asm.Mov.Reg(asm.R6, asm.R1))
 	}
 	if len(slots) == 0 {
-		g.emit(asm.Mov.Imm(asm.R0, int32(hook.Pass)))
+		g.Emit(asm.Mov.Imm(asm.R0, int32(hook.Pass)))
 	} else if !g.plain {
-		g.emit(asm.Mov.Imm(asm.R7, int32(hook.Pass)))
+		g.Emit(asm.Mov.Imm(asm.R7, int32(hook.Pass)))
 	}
 	for i, s := range slots {
 		g.call(i, s, i == len(slots)-1)
 	}
-	g.label("exit")
-	g.emit(asm.Return())
+	g.Label("exit")
+	g.Emit(asm.Return())
 	for _, v := range []hook.Verdict{hook.Drop, hook.Aborted} {
 		if g.closes[v] {
-			g.label(v.String())
-			g.emit(asm.Mov.Imm(asm.R0, int32(v)), asm.Return())
+			g.Label(v.String())
+			g.Emit(asm.Mov.Imm(asm.R0, int32(v)), asm.Return())
 		}
 	}
 	for i, s := range slots {
 		g.slot(i, s)
 	}
-	return g.insns
+	return g.Insns
 }
 
 type generator struct {
-	insns asm.Instructions
+	code.Writer
 	// plain: every member but the last continues on PASS alone, so that whenever
 	// the chain goes on the verdict is PASS and need not be kept.
-	plain   bool
-	pending string              // label for the next instruction
-	fn      *btf.Func           // function that starts at the next instruction
-	closes  [hook.Verdicts]bool // final verdicts of empty slots that are in use
-}
-
-func (g *generator) emit(insns ...asm.Instruction) {
-	for _, ins := range insns {
-		if g.pending != "" {
-			ins = ins.WithSymbol(g.pending)
-		}
-		if g.fn != nil {
-			ins = btf.WithFuncMetadata(ins, g.fn)
-		}
-		g.pending, g.fn = "", nil
-		g.insns = append(g.insns, ins)
-	}
-}
-
-func (g *generator) label(name string) { g.pending = name }
-
-func (g *generator) begin(name string) {
-	g.pending = name
-	g.fn = &btf.Func{Name: name, Type: proto, Linkage: btf.GlobalFunc}
+	plain  bool
+	closes [hook.Verdicts]bool // final verdicts of empty slots that are in use
 }
 
 // call runs the member at i and decides whether the chain goes on.
 func (g *generator) call(i int, s hook.Settings, last bool) {
 	if i > 0 {
-		g.emit(asm.Mov.Reg(asm.R1, asm.R6))
+		g.Emit(asm.Mov.Reg(asm.R1, asm.R6))
 	}
-	g.emit(asm.Call.Label(SlotFunc(i)))
+	g.Emit(asm.Call.Label(SlotFunc(i)))
 	if g.plain {
 		// An empty slot that continues returns PASS, one that does not, its
 		// verdict: no case of its own is needed.
 		if !last {
-			g.emit(asm.JNE.Imm32(asm.R0, int32(hook.Pass), "exit"))
+			g.Emit(asm.JNE.Imm32(asm.R0, int32(hook.Pass), "exit"))
 		}
 		return
 	}
@@ -117,14 +95,14 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 	switch def {
 	case missingDrop:
 		g.closes[hook.Drop] = true
-		g.emit(asm.JEq.Imm32(asm.R0, missingDrop, hook.Drop.String()))
+		g.Emit(asm.JEq.Imm32(asm.R0, missingDrop, hook.Drop.String()))
 	case missingAborted:
 		g.closes[hook.Aborted] = true
-		g.emit(asm.JEq.Imm32(asm.R0, missingAborted, hook.Aborted.String()))
+		g.Emit(asm.JEq.Imm32(asm.R0, missingAborted, hook.Aborted.String()))
 	}
 	if last {
 		if def == missingContinue {
-			g.emit(
+			g.Emit(
 				asm.JNE.Imm32(asm.R0, missingContinue, "exit"),
 				asm.Mov.Reg(asm.R0, asm.R7),
 			)
@@ -135,24 +113,24 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 	if len(verdicts) == 0 {
 		// Only an empty slot goes on. Where that does not either, the
 		// comparison still shows the verifier a way to what follows.
-		g.emit(asm.JNE.Imm32(asm.R0, missingContinue, "exit"))
+		g.Emit(asm.JNE.Imm32(asm.R0, missingContinue, "exit"))
 		return
 	}
 	if def == missingContinue {
-		g.emit(asm.JEq.Imm32(asm.R0, missingContinue, next))
+		g.Emit(asm.JEq.Imm32(asm.R0, missingContinue, next))
 	}
-	g.emit(asm.Mov.Reg(asm.R7, asm.R0))
+	g.Emit(asm.Mov.Reg(asm.R7, asm.R0))
 	for _, v := range verdicts[1:] {
-		g.emit(asm.JEq.Imm32(asm.R0, int32(v), next))
+		g.Emit(asm.JEq.Imm32(asm.R0, int32(v), next))
 	}
-	g.emit(asm.JNE.Imm32(asm.R0, int32(verdicts[0]), "exit"))
-	g.label(next)
+	g.Emit(asm.JNE.Imm32(asm.R0, int32(verdicts[0]), "exit"))
+	g.Label(next)
 }
 
 // slot is the function that tail-calls into the member at i.
 func (g *generator) slot(i int, s hook.Settings) {
-	g.begin(SlotFunc(i))
-	g.emit(
+	g.Begin(SlotFunc(i))
+	g.Emit(
 		asm.LoadMapPtr(asm.R2, 0).WithReference(SlotRef(i)),
 		asm.Mov.Imm(asm.R3, 0),
 		asm.FnTailCall.Call(),
@@ -180,11 +158,4 @@ func missing(s hook.Settings, plain bool) int32 {
 		return int32(hook.Pass)
 	}
 	return missingContinue
-}
-
-// The kernel accepts a context argument of a global function by the name of
-// its type (btf_get_prog_ctx_type), so an empty struct of that name will do.
-var proto = &btf.FuncProto{
-	Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
-	Params: []btf.FuncParam{{Name: "ctx", Type: &btf.Pointer{Target: &btf.Struct{Name: "xdp_md"}}}},
 }
