@@ -21,8 +21,8 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
-	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -284,7 +284,7 @@ type command struct {
 	Position   hook.Position // to attach at or move to
 
 	// DieAt makes the app end itself with SIGKILL when it comes to that step
-	// of the operation (state.OnStep), counted from 1.
+	// of the operation (kernel.OnStep), counted from 1.
 	DieAt int
 }
 
@@ -384,7 +384,7 @@ func init() {
 				panic(err)
 			}
 			steps := 0
-			state.OnStep = func(step string) {
+			kernel.OnStep = func(step string) {
 				if steps++; steps == c.DieAt {
 					fmt.Print("answer ")
 					answers.Encode(answer{Died: step})

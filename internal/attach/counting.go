@@ -27,7 +27,7 @@ type Counting struct {
 // fs.ErrNotExist when there is no chain of ours.
 func Count(ctx context.Context, p Place) (c *Counting, err error) {
 	err = p.do(func(s *site) error {
-		return retry(ctx, func() error {
+		return kernel.Retry(ctx, func() error {
 			return s.locked(ctx, func(*state.Locked) error {
 				c, err = s.count()
 				return err
@@ -88,11 +88,11 @@ func rebuild(r root, old *ebpf.Program, chain *state.Chain, step string, build b
 		return 0, err
 	}
 	defer prog.Close()
-	state.Step(step + ": before")
+	kernel.Step(step + ": before")
 	if err := r.swap(prog, old); err != nil {
 		return 0, err
 	}
-	state.Step(step + ": after")
+	kernel.Step(step + ": after")
 	return programID(prog), nil
 }
 
@@ -104,7 +104,7 @@ func (build builder) load(chain *state.Chain) (*ebpf.Program, error) {
 	for i, s := range chain.Slots {
 		var err error
 		if slots[i], err = opened.Open(s.MapID, false); err != nil {
-			return nil, again(err)
+			return nil, kernel.Again(err)
 		}
 	}
 	chain.Slots = slices.Clone(chain.Slots)
@@ -133,7 +133,7 @@ func (c *Counting) Read() (map[uint32]dispatch.Counts, error) { return c.watch.R
 // watch. That the chain is gone is no error.
 func (c *Counting) Close(ctx context.Context) error {
 	c.watch.Close()
-	err := retry(ctx, c.end(ctx))
+	err := kernel.Retry(ctx, c.end(ctx))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, hook.ErrDefunct) || errors.Is(err, kernel.ErrNetNSGone) {
 		return nil
 	}
@@ -183,7 +183,7 @@ func (c *Counting) end(ctx context.Context) func() error {
 				return nil
 			}
 			if err != nil {
-				return again(err)
+				return kernel.Again(err)
 			}
 			return unwatch(r, prog, chain)
 		})

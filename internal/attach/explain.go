@@ -71,7 +71,7 @@ func Explain(ctx context.Context, p Place, queue uint32) (*Explainer, error) {
 		return nil, err
 	}
 	e := &Explainer{site: s, queue: queue}
-	err = retry(ctx, func() error {
+	err = kernel.Retry(ctx, func() error {
 		e.release()
 		if e.Chain, err = s.explained(ctx); err != nil {
 			return err
@@ -153,7 +153,7 @@ func (e *Explainer) open() error {
 func (e *Explainer) openProgram(member int, id uint32) (*ebpf.Program, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
-		return nil, again(kernel.Errno(fmt.Sprintf("program id %d", id), err))
+		return nil, kernel.Again(kernel.Errno(fmt.Sprintf("program id %d", id), err))
 	}
 	info, err := prog.Info()
 	if err != nil {

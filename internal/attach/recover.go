@@ -222,7 +222,7 @@ func (r *recovery) chain(folder string) {
 		f.Target = chain.Home.Target
 	}
 	if r.Reattach && err == nil {
-		err = retry(r.ctx, func() error { return r.reattachChain(folder, root, prog, chain) })
+		err = kernel.Retry(r.ctx, func() error { return r.reattachChain(folder, root, prog, chain) })
 		if err == nil {
 			f.Reattached = true
 		}
@@ -303,7 +303,7 @@ func (r *recovery) reattachChain(folder string, root *linkRoot, progID uint32, c
 	}
 	defer next.close()
 	to := state.ChainFolder(next.linkID(), 0)
-	state.Step("recover: attached")
+	kernel.Step("recover: attached")
 	if err := r.l.Succession(folder, to, next.pinner()); err != nil {
 		return errors.Join(err, next.release(prog))
 	}
@@ -339,7 +339,7 @@ func (r *recovery) link(folder string) {
 		f.Target = rec.Home.Target
 	}
 	if r.Reattach {
-		err = retry(r.ctx, func() error { return r.reattachLink(folder, members[0], info, rec) })
+		err = kernel.Retry(r.ctx, func() error { return r.reattachLink(folder, members[0], info, rec) })
 		if err == nil {
 			f.Reattached = true
 		}
@@ -410,13 +410,13 @@ func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.
 	if err != nil {
 		return err
 	}
-	state.Step("recover: attached")
+	kernel.Step("recover: attached")
 	again := *rec
 	again.Home, again.MovedFrom, again.MovedTo = sp.home(), 0, 0
 	if err := names.reg.Put(made.ID, &again); err != nil {
 		return err
 	}
-	state.Step("recover: named")
+	kernel.Step("recover: named")
 	to := state.LinkFolder(s.Hook, made.ID)
 	if err := r.l.Add(to, nil, state.MemberPins{Name: name, Link: next}); err != nil {
 		return err
@@ -433,6 +433,6 @@ func (r *recovery) succeeded(from, to, name string) error {
 	if err := r.l.MoveMaps(from, name, to, name); err != nil {
 		return err
 	}
-	state.Step("recover: pinned")
+	kernel.Step("recover: pinned")
 	return r.l.RemoveChain(from)
 }

@@ -46,7 +46,7 @@ func (p Place) onOwned(ctx context.Context, fn func(*site, *state.Locked, *snaps
 	}
 	return p.do(func(s *site) error {
 		owned := func() error {
-			return retry(ctx, func() error {
+			return kernel.Retry(ctx, func() error {
 				return s.locked(ctx, func(l *state.Locked) error {
 					snap, err := s.read()
 					if err != nil {
@@ -95,7 +95,7 @@ func (s *site) seal(l *state.Locked, snap *snapshot, dry bool) ([]hook.Sealing, 
 	for i := range left.Slots {
 		s := left.Slots[i]
 		if want := trial.sealed(s.MapID); want.Program != 0 && (s.Sealed != want || !trial.holds(s.MapID, want.Program)) {
-			return nil, errAgain
+			return nil, kernel.ErrAgain
 		}
 	}
 	return report, nil
@@ -136,7 +136,7 @@ func (s *site) candidates(l *state.Locked, snap *snapshot) (*trial, []hook.Seali
 		m, err := t.opened.Open(slot.MapID, pinned)
 		if err != nil {
 			t.close()
-			return nil, nil, again(err)
+			return nil, nil, kernel.Again(err)
 		}
 		t.slots = append(t.slots, m)
 		result := hook.Sealing{Member: slot.Name}

@@ -61,8 +61,8 @@ const (
 // counters, in R9 the time.
 func Counting(slots []hook.Settings) asm.Instructions {
 	var g generator // not plain: a slot's function says when it is empty
-	g.begin(CountingName)
-	g.emit(
+	g.Begin(CountingName)
+	g.Emit(
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.Mov.Imm(asm.R7, int32(hook.Pass)),
 		asm.Mov.Imm(asm.R1, 0),
@@ -79,12 +79,12 @@ func Counting(slots []hook.Settings) asm.Instructions {
 	for i, s := range slots {
 		g.count(i, s, i == len(slots)-1)
 	}
-	g.label("exit")
-	g.emit(asm.Mov.Reg(asm.R0, asm.R7), asm.Return())
+	g.Label("exit")
+	g.Emit(asm.Mov.Reg(asm.R0, asm.R7), asm.Return())
 	for i := range slots {
 		g.slot(i, hook.Settings{OnMissing: hook.MissingContinue})
 	}
-	return g.insns
+	return g.Insns
 }
 
 // count runs the member at i, counts, and decides whether the chain goes on.
@@ -102,7 +102,7 @@ func (g *generator) count(i int, s hook.Settings, last bool) {
 		}
 	}
 
-	g.emit(
+	g.Emit(
 		asm.Mov.Reg(asm.R1, asm.R6),
 		asm.Call.Label(SlotFunc(i)),
 		asm.JEq.Imm32(asm.R0, missingContinue, empty),
@@ -112,14 +112,14 @@ func (g *generator) count(i int, s hook.Settings, last bool) {
 		asm.Sub.Reg(asm.R1, asm.R9),
 		asm.Mov.Reg(asm.R9, asm.R0),
 	)
-	g.emit(add(base+nanosAt, asm.R1)...)
-	g.emit( // no CPU does two packets at a time, so that no atomic addition is needed
+	g.Emit(add(base+nanosAt, asm.R1)...)
+	g.Emit( // no CPU does two packets at a time, so that no atomic addition is needed
 		asm.Mov.Reg32(asm.R1, asm.R7),
 		asm.JLT.Imm(asm.R1, hook.Verdicts, bucket),
 		asm.Mov.Imm(asm.R1, hook.Verdicts),
 	)
-	g.label(bucket)
-	g.emit(
+	g.Label(bucket)
+	g.Emit(
 		asm.LSh.Imm(asm.R1, 3),
 		asm.Mov.Reg(asm.R2, asm.R8),
 		asm.Add.Reg(asm.R2, asm.R1),
@@ -130,27 +130,27 @@ func (g *generator) count(i int, s hook.Settings, last bool) {
 	closed := s.OnMissing != hook.MissingContinue
 	if !last {
 		for _, v := range s.ContinueOn.List() {
-			g.emit(asm.JEq.Imm32(asm.R7, int32(v), next))
+			g.Emit(asm.JEq.Imm32(asm.R7, int32(v), next))
 		}
 		if closed && len(s.ContinueOn.List()) == 0 {
 			// Nothing goes on; the verifier must still see a way to what follows.
-			g.emit(asm.JEq.Imm32(asm.R7, missingContinue, next))
+			g.Emit(asm.JEq.Imm32(asm.R7, missingContinue, next))
 		}
 	}
-	g.emit(asm.Ja.Label("exit"))
+	g.Emit(asm.Ja.Label("exit"))
 
-	g.label(empty)
-	g.emit(asm.Mov.Imm(asm.R1, 1))
-	g.emit(add(base+emptyAt, asm.R1)...)
+	g.Label(empty)
+	g.Emit(asm.Mov.Imm(asm.R1, 1))
+	g.Emit(add(base+emptyAt, asm.R1)...)
 	if closed {
 		verdict := hook.Drop
 		if s.OnMissing == hook.MissingAborted {
 			verdict = hook.Aborted
 		}
-		g.emit(asm.Mov.Imm(asm.R7, int32(verdict)), asm.Ja.Label("exit"))
+		g.Emit(asm.Mov.Imm(asm.R7, int32(verdict)), asm.Ja.Label("exit"))
 	}
 	if !last {
-		g.label(next)
+		g.Label(next)
 	}
 }
 
