@@ -42,8 +42,9 @@ func (a *app) explainCommand() *cobra.Command {
 		Short: "Show which program does what to a packet: who drops it?",
 		Long: `Show which program on a hook does what to a packet: what each says, one after the
 other as the hook runs them, what it changes in the packet, and what becomes of
-that. Nothing is sent and nothing is received: the kernel runs the programs on
-packets that are given to it (BPF_PROG_TEST_RUN).
+that. Nothing is sent and nothing is received, but for what a program of tcx sends
+with bpf_clone_redirect: the kernel runs the programs on packets that are given to
+it (BPF_PROG_TEST_RUN).
 
 HOOK is xdp, tcx/ingress, tcx/egress, cgroup_skb/ingress or cgroup_skb/egress. On
 a cgroup, programs of the cgroups above run too.
