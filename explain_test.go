@@ -160,13 +160,18 @@ func TestExplainAgreesWithChain(t *testing.T) {
 	s := newScene(t)
 	for range 12 {
 		var links []*dispatcher.Link
+		plain := rand.N(3) == 0 // for these the dispatcher has shorter code
 		for i := range 1 + rand.N(5) {
 			deed := rand.N(len(deeds))
 			for !hasContext() && (deeds[deed].name == "marks" || deeds[deed].name == "looks") {
 				deed = rand.N(len(deeds)) // metadata is lost between test runs there
 			}
+			settings := randomSettings()
+			if plain {
+				settings.ContinueOn = hook.SetOf(hook.Pass)
+			}
 			links = append(links, s.attach(t, doing(t, deed, 20+rand.N(20)), dispatcher.Options{
-				Name: fmt.Sprintf("m%d_%s", i, deeds[deed].name), Settings: randomSettings(),
+				Name: fmt.Sprintf("m%d_%s", i, deeds[deed].name), Settings: settings,
 			}))
 		}
 		gone := 0
@@ -514,6 +519,32 @@ func TestExplainLibxdp(t *testing.T) {
 	qt.Assert(t, qt.Equals(tr.Verdict, hook.Drop))
 	qt.Assert(t, qt.Equals(tr.Steps[0].Member, -1))
 	s.clear(t)
+}
+
+// A redirect is said to be one, and nothing is sent.
+func TestExplainRedirect(t *testing.T) {
+	s := newScene(t)
+	prog := testenv.Load(t, &ebpf.ProgramSpec{
+		Name: "ldt_redirects", Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL",
+		Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R1, int32(s.ServerIfindex)),
+			asm.Mov.Imm(asm.R2, 0),
+			asm.FnRedirect.Call(),
+			asm.Return(),
+		},
+	})
+	s.attach(t, prog, dispatcher.Options{})
+	arrives, count := testenv.CountProgram(t, "ldt_arrives", port, testenv.XDPPass)
+	s.onDevice(dispatcher.XDP(s.ClientDev).In(s.Client.Name)).attach(t, arrives, dispatcher.Options{})
+	e := s.explainer(t, s.target)
+	for range 5 {
+		tr := explain(t, e, s.udpTo(port))
+		qt.Assert(t, qt.Equals(tr.Verdict, hook.Redirect))
+	}
+	s.Settle(t)
+	qt.Assert(t, qt.Equals(count(), 0))
+	s.Send(t, port, 5) // and on the wire it is one
+	soon(t, func() bool { return count() == 5 })
 }
 
 // What is said of bpf_clone_redirect: its copies are really sent.
