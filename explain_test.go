@@ -139,7 +139,7 @@ func (s *scene) whole(t testing.TB, id uint32, packet []byte) (verdict uint32, o
 }
 
 // hasContext tells whether a test run of XDP takes a context.
-func hasContext() bool { return kernel.Since(5, 14) }
+func hasContext() bool { return kernel.Since(5, 15) }
 
 func randomSettings() hook.Settings {
 	var on []hook.Verdict

@@ -270,7 +270,7 @@ func (e *Explainer) probe() error {
 	case err != nil:
 		return kernel.Errno("test run", err)
 	case e.queue != 0 && e.with < itsDevice:
-		return hook.Because(hook.ErrUsage, "receive queue %d: %s has none, or this kernel cannot pretend it on a test run (Linux 5.14 can): %w", e.queue, e.Chain.Target, refused)
+		return hook.Because(hook.ErrUsage, "receive queue %d: %s has none, or this kernel cannot pretend it on a test run (Linux 5.15 can): %w", e.queue, e.Chain.Target, refused)
 	case e.with == levels[0]:
 	case e.with == itsDevice:
 		e.Lacks = append(e.Lacks, "programs see the device in ifindex, and 0 in ingress_ifindex")
