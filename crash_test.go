@@ -163,6 +163,14 @@ func TestCrash(t *testing.T) {
 			from:   []int{2}, to: []int{2},
 			dead: [][]int{{2}, nil},
 		},
+		// Watching changes nothing that packets see.
+		{
+			name:   "measure",
+			before: with(2, 9),
+			fatal:  command{Op: "measure"},
+			from:   []int{2, 9}, to: []int{2, 9},
+			dead: [][]int{{2, 9}},
+		},
 		// Taking over what netlink attached. Between the old program and the
 		// chain there is a gap, and death may come in it.
 		{

@@ -21,8 +21,8 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
-	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -288,7 +288,7 @@ type command struct {
 	Position   hook.Position // to attach at or move to
 
 	// DieAt makes the app end itself with SIGKILL when it comes to that step
-	// of the operation (state.OnStep), counted from 1.
+	// of the operation (kernel.OnStep), counted from 1.
 	DieAt int
 }
 
@@ -388,7 +388,7 @@ func init() {
 				panic(err)
 			}
 			steps := 0
-			state.OnStep = func(step string) {
+			kernel.OnStep = func(step string) {
 				if steps++; steps == c.DieAt {
 					fmt.Print("answer ")
 					answers.Encode(answer{Died: step})
@@ -453,6 +453,14 @@ var operations = map[string]func(*appState, context.Context, command) error{
 	"close": func(a *appState, _ context.Context, _ command) error { return a.link.Close() },
 	"detach": func(_ *appState, ctx context.Context, c command) error {
 		return dispatcher.Detach(ctx, c.Target, c.Member, dispatcher.DetachOptions{BPFFS: c.BPFFS})
+	},
+	"measure": func(_ *appState, ctx context.Context, c command) error {
+		for _, err := range dispatcher.Measure(ctx, dispatcher.MeasureOptions{
+			Target: &c.Target, Interval: time.Millisecond, ListOptions: dispatcher.ListOptions{BPFFS: c.BPFFS},
+		}) {
+			return err // after one sample
+		}
+		return nil
 	},
 	"clear": func(_ *appState, ctx context.Context, c command) error {
 		return dispatcher.DetachAll(ctx, c.Target, dispatcher.DetachOptions{BPFFS: c.BPFFS})

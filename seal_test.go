@@ -423,7 +423,7 @@ func TestSealNothing(t *testing.T) {
 
 // A chain of libxdp has its programs linked by the kernel already, and is shared.
 func TestSealLibxdp(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	s.joinLibxdp(t, 1, pass, 10)
 	_, err := dispatcher.Seal(t.Context(), s.target, dispatcher.SealOptions{BPFFS: s.bpffs})

@@ -47,7 +47,7 @@ func (p Place) onOwned(ctx context.Context, fn func(*site, *state.Locked, *snaps
 	}
 	return p.do(func(s *site) error {
 		owned := func() error {
-			return retry(ctx, func() error {
+			return kernel.Retry(ctx, func() error {
 				return s.locked(ctx, func(l *state.Locked) error {
 					snap, err := s.read()
 					if err != nil {
@@ -96,7 +96,7 @@ func (s *site) seal(l *state.Locked, snap *snapshot, dry bool) ([]hook.Sealing, 
 	for i := range left.Slots {
 		s := left.Slots[i]
 		if want := trial.sealed(s.MapID); want.Program != 0 && (s.Sealed != want || !trial.holds(s.MapID, want.Program)) {
-			return nil, errAgain
+			return nil, kernel.ErrAgain
 		}
 	}
 	return report, nil
@@ -137,7 +137,7 @@ func (s *site) candidates(l *state.Locked, snap *snapshot) (*trial, []hook.Seali
 		m, err := t.opened.Open(slot.MapID, pinned)
 		if err != nil {
 			t.close()
-			return nil, nil, again(err)
+			return nil, nil, kernel.Again(err)
 		}
 		t.slots = append(t.slots, m)
 		result := hook.Sealing{Member: slot.Name}
@@ -214,17 +214,18 @@ func (t *trial) settle(report []hook.Sealing) error {
 	return nil
 }
 
-// sealedCodes returns the codes of the members that are sealed, nil when none is. A
+// sealedCodes returns the codes of the members that are sealed, nil when none is,
+// for a chain whose slots are open. A
 // member whose slot has another program by now, or whose code is not to be had
 // any more, is called through its slot again.
-func sealedCodes(c *state.Chain, open map[uint32]*ebpf.Map) []*dispatch.Code {
+func sealedCodes(c *state.Chain, slots []*ebpf.Map) []*dispatch.Code {
 	var codes []*dispatch.Code
 	for i := range c.Slots {
 		s := &c.Slots[i]
 		if s.Sealed.Program == 0 {
 			continue
 		}
-		code := sealedCode(s.Sealed, open[s.MapID])
+		code := sealedCode(s.Sealed, slots[i])
 		if code == nil {
 			s.Sealed = dispatch.Sealed{}
 			continue

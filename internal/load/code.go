@@ -118,7 +118,7 @@ func relocate(insns asm.Instructions) error {
 	if err != nil {
 		return fmt.Errorf("the kernel's types: %w", err)
 	}
-	fixups, err := btf.CORERelocate(relos, []*btf.Spec{types}, dispatch.ByteOrder, func(btf.Type) (btf.TypeID, error) {
+	fixups, err := btf.CORERelocate(relos, []*btf.Spec{types}, kernel.ByteOrder, func(btf.Type) (btf.TypeID, error) {
 		return 0, errors.New("it refers to its own types by their numbers (bpf_core_type_id_local)")
 	})
 	if err != nil {

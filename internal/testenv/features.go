@@ -103,6 +103,33 @@ func NeedHook(t testing.TB, h hook.Hook) {
 	}
 }
 
+// NeedFreplace skips the test where the kernel refuses programs that replace functions of others: some are
+// built or hardened like that, of whatever version. It tries with programs of its own, so that a fault of what
+// is tested cannot look like one.
+func NeedFreplace(t testing.TB) {
+	t.Helper()
+	Require(t)
+	spec := func(name string, verdict int32) *ebpf.ProgramSpec {
+		insns := Typed(name, asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()})
+		return &ebpf.ProgramSpec{Name: name, Type: ebpf.XDP, License: license, Instructions: insns}
+	}
+	target, err := ebpf.NewProgram(spec("ldt_target", XDPPass))
+	if err != nil {
+		t.Fatalf("load a program: %v", err)
+	}
+	defer target.Close()
+	replaces := spec("ldt_freplace", XDPDrop)
+	replaces.Type, replaces.AttachTarget, replaces.AttachTo = ebpf.Extension, target, "ldt_target"
+	prog, err := ebpf.NewProgram(replaces)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, ebpf.ErrNotSupported) {
+		t.Skip("this kernel refuses freplace: runs in the kernel matrix")
+	}
+	if err != nil {
+		t.Fatalf("load a program that replaces a function: %v", err)
+	}
+	prog.Close()
+}
+
 // HasHook tells whether this kernel has a hook, as [Has] does for features.
 func HasHook(t testing.TB, h hook.Hook) bool {
 	t.Helper()

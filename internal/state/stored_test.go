@@ -1,4 +1,4 @@
-package dispatch_test
+package state_test
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
 // code is a program with all that one can have: a map, a function, labels, types and a line.
@@ -41,7 +42,7 @@ func code() *dispatch.Code {
 
 func pack(t testing.TB, c *dispatch.Code) []byte {
 	t.Helper()
-	b, err := c.MarshalBinary()
+	b, err := state.MarshalCode(c)
 	qt.Assert(t, qt.IsNil(err))
 	return b
 }
@@ -70,14 +71,14 @@ func TestCodeRoundTrip(t *testing.T) {
 	} {
 		b := pack(t, c)
 		qt.Assert(t, qt.DeepEquals(pack(t, c), b))
-		got := new(dispatch.Code)
-		qt.Assert(t, qt.IsNil(got.UnmarshalBinary(b)))
+		got, err := state.UnmarshalCode(b)
+		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.Equals(got.Name, c.Name))
 		qt.Assert(t, qt.Equals(got.Refused, c.Refused))
 		qt.Assert(t, qt.DeepEquals(got.Maps, c.Maps))
 		qt.Assert(t, qt.Equals(len(got.Insns), len(c.Insns)))
-		again := new(dispatch.Code)
-		qt.Assert(t, qt.IsNil(again.UnmarshalBinary(pack(t, got))))
+		again, err := state.UnmarshalCode(pack(t, got))
+		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.Equals(fmt.Sprintf("%v", again.Insns), fmt.Sprintf("%v", got.Insns)))
 		for i, ins := range got.Insns {
 			qt.Check(t, qt.Equals(ins.OpCode, c.Insns[i].OpCode))
@@ -88,8 +89,8 @@ func TestCodeRoundTrip(t *testing.T) {
 			}
 		}
 	}
-	got := new(dispatch.Code)
-	qt.Assert(t, qt.IsNil(got.UnmarshalBinary(pack(t, code()))))
+	got, err := state.UnmarshalCode(pack(t, code()))
+	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(got.Insns[0].Source().String(), "line"))
 	qt.Check(t, qt.Equals(got.Insns[1].Constant, 8<<32|1))
 	qt.Check(t, qt.Equals(got.Insns[3].Constant, 1)) // past the exit
@@ -124,8 +125,8 @@ func TestCodeRejects(t *testing.T) {
 		"a function at no place":     with("Funcs", []byte{0xff, 0, 0, 0, 1, 0, 0, 0}),
 		"a function of no type":      with("Funcs", []byte{0, 0, 0, 0, 0xff, 0, 0, 0}),
 	} {
-		c := new(dispatch.Code)
-		qt.Check(t, qt.IsNotNil(c.UnmarshalBinary(b)), qt.Commentf("%s", name))
+		_, err := state.UnmarshalCode(b)
+		qt.Check(t, qt.IsNotNil(err), qt.Commentf("%s", name))
 	}
 }
 
@@ -143,7 +144,8 @@ func TestCodeBomb(t *testing.T) {
 	_, err = io.WriteString(z, `"}`)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(z.Close()))
-	qt.Assert(t, qt.IsNotNil(new(dispatch.Code).UnmarshalBinary(b.Bytes())))
+	_, err = state.UnmarshalCode(b.Bytes())
+	qt.Assert(t, qt.IsNotNil(err))
 }
 
 // patience is beyond what any code of a sane size takes, on a slow machine too.
@@ -170,8 +172,8 @@ func FuzzCode(f *testing.F) {
 		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.IsNil(z.Close()))
 		start := time.Now()
-		c := new(dispatch.Code)
-		if c.UnmarshalBinary(packed.Bytes()) != nil || c.Refused != "" {
+		c, err := state.UnmarshalCode(packed.Bytes())
+		if err != nil || c.Refused != "" {
 			return
 		}
 		for _, codes := range [][]*dispatch.Code{{c}, {c, nil}, {nil, c}, {c, c, c}} {
@@ -183,8 +185,8 @@ func FuzzCode(f *testing.F) {
 				qt.Assert(t, qt.IsTrue(len(dispatch.Link(settings, codes, inline)) > 0))
 			}
 		}
-		if again, err := c.MarshalBinary(); err == nil {
-			if err := new(dispatch.Code).UnmarshalBinary(again); err != nil {
+		if again, err := state.MarshalCode(c); err == nil {
+			if _, err := state.UnmarshalCode(again); err != nil {
 				t.Errorf("kept again, it is not read: %v", err)
 			}
 		}
@@ -192,17 +194,4 @@ func FuzzCode(f *testing.F) {
 			t.Errorf("took %s for %d bytes", took, len(b))
 		}
 	})
-}
-
-// Where the members that stand in main take all registers, main keeps what it needs on its stack.
-func TestLinkWithoutRegisters(t *testing.T) {
-	greedy := &dispatch.Code{Name: "ldt_greedy", Frame: 20, Insns: asm.Instructions{asm.Mov.Imm(asm.R0, 1)}}
-	for r := asm.R6; r <= asm.R9; r++ {
-		greedy.Insns = append(greedy.Insns, asm.Mov.Imm(r, 1))
-	}
-	greedy.Insns = append(greedy.Insns, asm.Return())
-	for _, slots := range [][]hook.Settings{{plain, plain, plain}, {settings(anyVerdict(), hook.MissingDrop), plain, plain}} {
-		insns := dispatch.Link(slots, []*dispatch.Code{greedy, nil, nil}, true)
-		qt.Check(t, qt.IsNil(insns.Marshal(io.Discard, dispatch.ByteOrder)), qt.Commentf("%v", insns))
-	}
 }
