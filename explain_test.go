@@ -500,7 +500,7 @@ func TestExplainLibxdpAlone(t *testing.T) {
 }
 
 func TestExplainLibxdp(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	s.joinLibxdp(t, 1, testenv.XDPDrop, 10)
 	e := s.explainer(t, s.target)
