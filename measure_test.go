@@ -6,6 +6,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -52,12 +53,18 @@ func (s *scene) sample(t testing.TB, target dispatcher.Target, fn func()) dispat
 // watchOf returns by what the chain is watched, 0 for a plain dispatcher.
 func (s *scene) watchOf(t testing.TB) uint32 {
 	t.Helper()
+	return s.described(t).Watch
+}
+
+// described is what the dispatcher says of the chain.
+func (s *scene) described(t testing.TB) *state.Chain {
+	t.Helper()
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(s.read(t).DispatcherID))
 	qt.Assert(t, qt.IsNil(err))
 	defer prog.Close()
 	c, err := state.Find(prog)
 	qt.Assert(t, qt.IsNil(err))
-	return c.Watch
+	return c
 }
 
 func (s *scene) wantPlain(t testing.TB) {
@@ -167,7 +174,7 @@ func TestMeasureFullChain(t *testing.T) {
 func TestMeasureChange(t *testing.T) {
 	s := newScene(t)
 	// Each datagram to the port is aborted, and that goes on.
-	s.attach(t, testenv.NewTrace(t, port).Program(t, 1, testenv.XDPAborted), dispatcher.Options{Settings: hook.Settings{
+	s.attach(t, testenv.NewTrace(t, port).Program(t, 1, testenv.XDPAborted), dispatcher.Options{Persistent: true, Settings: hook.Settings{
 		Priority: 10, ContinueOn: hook.SetOf(hook.Pass, hook.Aborted),
 	}})
 	next, stop := s.measuring(t, s.target, nil)
@@ -196,8 +203,16 @@ func TestMeasureChange(t *testing.T) {
 	got = next()
 	qt.Check(t, qt.IsFalse(got.Interrupted))
 	qt.Check(t, qt.Equals(got.Entries[1].Verdicts[hook.TX], 10))
+
+	// Nor is there anything to clean up or to mend.
+	found, err := dispatcher.Recover(t.Context(), dispatcher.RecoverOptions{BPFFS: s.bpffs})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.HasLen(found, 0))
+	qt.Check(t, qt.IsTrue(s.watchOf(t) != 0))
+	qt.Check(t, qt.IsFalse(next().Interrupted))
 	stop()
 	s.wantPlain(t)
+	s.clear(t)
 }
 
 // To be watched keeps nothing attached.
@@ -243,10 +258,39 @@ func TestMeasureTogether(t *testing.T) {
 	s.wantPlain(t)
 }
 
+// A crowd watches, each for a while, and the chain is changed meanwhile.
+func TestMeasureCrowd(t *testing.T) {
+	s := newBusyScene(t)
+	link := s.attach(t, testenv.DropUDPPort(t, "ldt_drop", port), dispatcher.Options{})
+	s.attach(t, testenv.VerdictProgram(t, "ldt_pass", testenv.XDPPass), dispatcher.Options{})
+	var crowd sync.WaitGroup
+	for range 4 {
+		a := newApp(t)
+		crowd.Go(func() {
+			for range 10 {
+				if err := a.do(t, s.command(command{Op: "measure"})); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range 20 {
+		qt.Assert(t, qt.IsNil(link.Set(t.Context(), priority(40+20*(i%2)))))
+		qt.Assert(t, qt.IsTrue(s.drops(t)))
+	}
+	crowd.Wait()
+	s.wantPlain(t)
+}
+
 // The watcher is killed: packets meet the chain as before, and the next one who
 // comes along mends it.
 func TestMeasureKilled(t *testing.T) {
 	for name, mend := range map[string]func(*testing.T, *scene){
+		"doctor": func(t *testing.T, s *scene) {
+			found := s.wantFindings(t, "watched drift")
+			qt.Check(t, qt.StringContains(found[0].Text, "was killed"))
+			mend(t, found[0])
+		},
 		"recover": func(t *testing.T, s *scene) {
 			found, err := dispatcher.Recover(t.Context(), dispatcher.RecoverOptions{BPFFS: s.bpffs, DryRun: true})
 			qt.Assert(t, qt.IsNil(err))
@@ -275,9 +319,11 @@ func TestMeasureKilled(t *testing.T) {
 			got := victim.try(t, s.command(command{Op: "measure", DieAt: 2}))
 			qt.Assert(t, qt.Equals(got.Died, "watch: after"))
 			qt.Assert(t, qt.IsTrue(s.watchOf(t) != 0))
-			for range 20 { // until the kernel has emptied the watch and after it
+			soon(t, func() bool { // before the kernel has emptied the watch and after it
 				s.wantRun(t, 2, 9)
-			}
+				return state.Abandoned(s.described(t))
+			})
+			s.wantRun(t, 2, 9)
 			mend(t, s)
 			s.wantPlain(t)
 			s.wantRun(t, 2, 9)
@@ -401,4 +447,18 @@ func TestMeasureAll(t *testing.T) {
 		cancel()
 	}
 	s.wantPlain(t)
+}
+
+// Of a chain of libxdp only the whole is known: its members are no programs of
+// their own once they are in the dispatcher.
+func TestMeasureLibxdp(t *testing.T) {
+	s := newScene(t)
+	testenv.NeedFreplace(t)
+	s.joinLibxdp(t, 1, pass, 10)
+	s.joinLibxdp(t, 2, pass, 20)
+	got := s.sample(t, s.target, func() { s.Send(t, port, 10) })
+	qt.Check(t, qt.Equals(got.Method, dispatcher.MethodKernel))
+	qt.Check(t, qt.IsTrue(got.Whole.Known && got.Whole.Runs >= 10))
+	qt.Check(t, qt.DeepEquals(got.Entries, make([]dispatcher.Counts, 2)))
+	s.clear(t)
 }

@@ -20,16 +20,16 @@ func (a *app) topCommand() *cobra.Command {
 	var count int
 	cmd := &cobra.Command{
 		Use:   "top [HOOK|FAMILY [TARGET]]",
-		Short: "Show live what runs: packets, verdicts and run times",
+		Short: "Show how often programs run, what they say, and how long they take",
 		Long: `Show how often each program runs, how long it takes, and on an xdp chain what it
 says, for all hooks that "list" shows, or for one HOOK, or for one device or
 cgroup: on a terminal always in the same place, elsewhere one block after the
 other, until Ctrl-C. With -o json it takes one sample, unless --count says more.
 
 An xdp chain gets a dispatcher that counts while it is watched, and its plain one
-again afterwards, also when this command is killed. Nothing is attached or
-detached for that, and no packet goes by. In NS/PACKET is the clock's own time,
-which is in the line above.
+again afterwards; when this command is killed the kernel ends the counting.
+Nothing is attached or detached for that, and no packet passes unfiltered.
+NS/PACKET includes the clock's own time, which is in the line above, and the call.
 
 All other programs are measured by the kernel's run statistics, which do not tell
 verdicts, and which are on for all programs of the machine meanwhile. A program

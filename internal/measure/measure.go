@@ -73,9 +73,6 @@ func Run(ctx context.Context, o Options, emit func([]Sample) bool) (err error) {
 		}
 		err = errors.Join(err, m.close(last))
 	}()
-	if m.clock, err = state.ClockTime(); err != nil {
-		return err
-	}
 	if _, err := m.take(ctx); err != nil {
 		return err
 	}
@@ -206,8 +203,9 @@ func (of *meterOf) take(ctx context.Context, c *hook.Chain) Sample {
 			s.Err = c.Err
 		}
 	case c.Style == hook.StyleOwned:
-		s.By, s.Clock = ByChain, of.clock
+		s.By = ByChain
 		s.Err = of.count(ctx, &s)
+		s.Clock = of.clock
 	default:
 		s.By = ByKernel
 		s.Err = of.statistics(&s)
@@ -236,6 +234,11 @@ func (of *meterOf) count(ctx context.Context, s *Sample) error {
 		}
 	}
 	var err error
+	if of.clock == 0 {
+		if of.clock, err = state.ClockTime(); err != nil {
+			return err
+		}
+	}
 	of.counting, err = attach.Count(ctx, of.placeOf(&s.Chain))
 	if err != nil {
 		return err
