@@ -191,6 +191,9 @@ type Member struct {
 	// TailCalls is set when the program makes tail calls of its own, which
 	// count towards the kernel's limit for a packet.
 	TailCalls bool
+	// Sealed members of an XDP chain are linked into its dispatcher: the slot
+	// has their program too, but packets do not come by there.
+	Sealed bool
 	// Filter is where a filter of tc is; nil on other hooks.
 	Filter *Filter
 	// From is the cgroup that the entry is attached to, where the effective
@@ -299,4 +302,12 @@ func (c *Chain) Member(name string) *Member {
 		}
 	}
 	return nil
+}
+
+// A Sealing tells what became of a member when its chain was sealed.
+type Sealing struct {
+	Member string
+	Sealed bool
+	// Reason is why it stays in its slot; empty when it is sealed.
+	Reason string
 }

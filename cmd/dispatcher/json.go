@@ -59,6 +59,7 @@ type jsonMember struct {
 	LinkID     uint32       `json:"link_id,omitempty"`
 	SlotID     uint32       `json:"slot_id,omitempty"`
 	TailCalls  bool         `json:"tail_calls"`
+	Sealed     bool         `json:"sealed,omitempty"` // of XDP
 	Filter     *jsonFilter  `json:"filter,omitempty"`
 	From       string       `json:"from,omitempty"`
 	Detail     string       `json:"detail,omitempty"`
@@ -129,6 +130,7 @@ func describeMember(m *hook.Member) jsonMember {
 		LinkID:     m.LinkID,
 		SlotID:     m.SlotID,
 		TailCalls:  m.TailCalls,
+		Sealed:     m.Sealed,
 		Filter:     (*jsonFilter)(m.Filter),
 		From:       m.From,
 		Detail:     m.Detail,

@@ -311,6 +311,8 @@ func stateCell(m *hook.Member) cell {
 		return cell{string(m.State), red}
 	case m.Kind != hook.KindMember:
 		return cell{string(m.Kind), yellow}
+	case m.State == hook.StateRunning && m.Sealed:
+		return cell{"sealed", green}
 	case m.State == hook.StateRunning:
 		return cell{string(m.State), green}
 	}

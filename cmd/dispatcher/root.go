@@ -106,6 +106,8 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 		a.watchCommand(),
 		a.adoptCommand(),
 		a.convertCommand(),
+		a.sealCommand(),
+		a.unsealCommand(),
 		a.pinCommand(),
 		a.unpinCommand(),
 		a.doctorCommand(),

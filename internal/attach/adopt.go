@@ -82,7 +82,7 @@ func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req AdoptRequest) (*
 	}
 	h.slotID = member.MapID
 	chain := &state.Chain{ID: h.chainID, Home: s.home(snap.device, snap.mode), Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}}}
-	dispatcher, err := state.Build(chain, []*ebpf.Map{slot})
+	dispatcher, err := state.Build(chain, []*ebpf.Map{slot}, nil)
 	if err != nil {
 		h.drop()
 		return nil, err

@@ -207,7 +207,7 @@ func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle
 	}
 	var dispatcher *ebpf.Program
 	if err == nil {
-		dispatcher, err = state.Build(chain, inOrder(chain, slots))
+		dispatcher, err = state.Build(chain, inOrder(chain, slots), nil)
 	}
 	if err == nil {
 		defer dispatcher.Close()

@@ -242,7 +242,7 @@ func (s *site) ownedOf(snap *snapshot, from *libxdp.Chain, req ConvertRequest) (
 			Hint: "detach it with --all",
 		}
 	}
-	if o.prog, err = state.Build(&o.chain, o.slots); err != nil && len(bare) > 0 {
+	if o.prog, err = state.Build(&o.chain, o.slots, nil); err != nil && len(bare) > 0 {
 		err = notCallable(bare, err)
 	}
 	return o, err

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
@@ -156,7 +157,7 @@ func (h *slotHandle) Update(ctx context.Context, src load.Source) error {
 		if err != nil {
 			return err
 		}
-		used := false
+		used, sealed := false, false
 		err = retry(ctx, func() error {
 			return h.site.locked(ctx, func(l *state.Locked) error {
 				// Not into a slot that no packet comes by any more.
@@ -164,6 +165,11 @@ func (h *slotHandle) Update(ctx context.Context, src load.Source) error {
 				if err != nil {
 					return err
 				}
+				broken, err := h.breakSeal(c, i)
+				if err != nil {
+					return err
+				}
+				sealed = sealed || broken
 				state.Step("replace: before")
 				if err := state.Fill(h.slot, prog.Program); err != nil {
 					return err
@@ -171,9 +177,12 @@ func (h *slotHandle) Update(ctx context.Context, src load.Source) error {
 				used = true
 				state.Step("replace: after")
 				if l != nil && l.Has(h.folder(), c.Slots[i].Name) {
-					return l.SetMaps(h.folder(), c.Slots[i].Name, prog.Maps)
+					err = l.SetMaps(h.folder(), c.Slots[i].Name, prog.Maps)
 				}
-				return nil
+				if err == nil {
+					err = h.sealAgain(sealed)
+				}
+				return err
 			})
 		})
 		if !used {
@@ -246,7 +255,10 @@ func (h *slotHandle) Pin(ctx context.Context) error {
 // Unpin removes the pins.
 func (h *slotHandle) Unpin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
-		if err := h.edit(func(c *state.Chain, i int) error { c.Slots[i].Persistent = false; return nil }); err != nil || l == nil {
+		if err := h.edit(func(c *state.Chain, i int) error {
+			c.Slots[i].Persistent, c.Slots[i].Sealed = false, dispatch.Sealed{}
+			return nil
+		}); err != nil || l == nil {
 			return err
 		}
 		return l.Remove(h.folder(), c.Slots[i].Name)

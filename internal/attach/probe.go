@@ -49,7 +49,7 @@ func Probe(ctx context.Context, p Place) ([]Feature, error) {
 	add("xdp", "Linux 4.8", try(func() error { return loads(dispatch.Plain, nil) }))
 	add("slots", "Linux 5.10 with the BPF JIT", try(func() error { return loads(dispatch.Plain, one) }))
 	add("description", "Linux 5.10", try(func() error {
-		prog, err := state.Build(&state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain}, Closed: true}, nil)
+		prog, err := state.Build(&state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain}, Closed: true}, nil, nil)
 		if err == nil {
 			prog.Close()
 		}
@@ -95,14 +95,14 @@ func loads(shape dispatch.Shape, members []hook.Settings) error {
 		defer m.Close()
 		slots = append(slots, m)
 	}
-	return state.Loads(shape, members, slots)
+	return state.Loads(shape, members, slots, nil)
 }
 
 // tryLink attaches and updates an XDP link in a namespace of its own.
 func tryLink() (create, update error) {
 	err := inNewNetNS(func() error {
 		build := func() (*ebpf.Program, error) {
-			return state.Build(&state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain}, Closed: true}, nil)
+			return state.Build(&state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain}, Closed: true}, nil, nil)
 		}
 		old, err := build()
 		if err != nil {

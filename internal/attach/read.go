@@ -304,6 +304,7 @@ func viewMember(s dispatch.Slot, slot *ebpf.Map, pinned bool) (hook.Member, erro
 	m := hook.Member{
 		Name: s.Name, Settings: s.Settings, Kind: hook.KindMember, State: hook.StateEmpty,
 		Owner: s.Owner, SlotID: s.MapID, Persistent: s.Persistent || pinned,
+		Sealed: s.Sealed.Program != 0,
 	}
 	var err error
 	m.Program, m.TailCalls, err = slotProgram(slot)

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -67,6 +68,7 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 	}
 	next.Closed = len(next.Slots) == 0
 	rev.chain = &next
+	codes := sealedCodes(&next, open)
 	if reflect.DeepEqual(old.Slots, next.Slots) && !next.Closed {
 		return rev, nil // nothing to build
 	}
@@ -76,7 +78,15 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 		slots[i] = open[s.MapID]
 	}
 	var err error
-	if rev.prog, err = state.Build(&next, slots); err != nil {
+	rev.prog, err = state.Build(&next, slots, codes)
+	if err != nil && codes != nil {
+		// What is sealed must not be in the way of those who join.
+		for i := range next.Slots {
+			next.Slots[i].Sealed = dispatch.Sealed{}
+		}
+		rev.prog, err = state.Build(&next, slots, nil)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return rev, nil

@@ -281,7 +281,7 @@ func joinError(err error) error {
 // start makes a chain with one member and a link that carries it.
 func (s *site) start(dev rtnl.Device, mode hook.Mode, id uint64, shape dispatch.Shape, slot *ebpf.Map, member dispatch.Slot) (root, error) {
 	chain := &state.Chain{ID: id, Home: s.home(dev, mode), Plan: dispatch.Plan{Shape: shape, Slots: []dispatch.Slot{member}}}
-	prog, err := state.Build(chain, []*ebpf.Map{slot})
+	prog, err := state.Build(chain, []*ebpf.Map{slot}, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -35,8 +35,17 @@ func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 //
 // The verdict of a chain is that of the last member that ran, and PASS when
 // none did. Comparisons are on 32 bits, as the kernel takes the verdict.
-func Generate(slots []hook.Settings) asm.Instructions {
-	g := generator{plain: true}
+func Generate(slots []hook.Settings) asm.Instructions { return Link(slots, nil) }
+
+// Link returns the code of a dispatcher with members linked into it: those that
+// have a code, at the same place in codes; nil is a chain without any. The
+// others are called through their slots.
+//
+// A linked member is a global function, so that the verifier looks at it once
+// by itself and not at all its ways together with those of the members after
+// it. Some stand in the place of their call, see inlined.
+func Link(slots []hook.Settings, codes []*Code) asm.Instructions {
+	g := generator{plain: true, codes: codes, count: len(slots)}
 	for _, s := range slots[:max(len(slots)-1, 0)] {
 		g.plain = g.plain && s.ContinueOn == hook.SetOf(hook.Pass)
 	}
@@ -50,25 +59,49 @@ func Generate(slots []hook.Settings) asm.Instructions {
 	} else if !g.plain {
 		g.emit(asm.Mov.Imm(asm.R7, int32(hook.Pass)))
 	}
+	ends := g.inlined(len(slots) - 1)
 	for i, s := range slots {
-		g.call(i, s, i == len(slots)-1)
+		last := i == len(slots)-1
+		switch {
+		case last && ends && i > 0:
+			g.emit(asm.Ja.Label("last"))
+		case last && ends:
+		default:
+			g.call(i, s, last)
+		}
 	}
-	g.label("exit")
-	g.emit(asm.Return())
+	if !ends || len(slots) > 1 {
+		g.label("exit")
+		g.emit(asm.Return())
+	}
 	for _, v := range []hook.Verdict{hook.Drop, hook.Aborted} {
 		if g.closes[v] {
 			g.label(v.String())
 			g.emit(asm.Mov.Imm(asm.R0, int32(v)), asm.Return())
 		}
 	}
+	if ends {
+		if len(slots) > 1 {
+			g.label("last")
+			g.emit(asm.Mov.Reg(asm.R1, asm.R6))
+		}
+		g.inline(len(slots) - 1)
+	}
 	for i, s := range slots {
-		g.slot(i, s)
+		switch {
+		case g.code(i) == nil:
+			g.slot(i, s)
+		case !g.inlined(i):
+			g.function(i)
+		}
 	}
 	return g.insns
 }
 
 type generator struct {
 	insns asm.Instructions
+	codes []*Code // of linked members
+	count int     // of members
 	// plain: every member but the last continues on PASS alone, so that whenever
 	// the chain goes on the verdict is PASS and need not be kept.
 	plain   bool
@@ -84,6 +117,11 @@ func (g *generator) emit(insns ...asm.Instruction) {
 		}
 		if g.fn != nil {
 			ins = btf.WithFuncMetadata(ins, g.fn)
+			// Where one function has lines all must have (check_btf_line,
+			// kernel/bpf/verifier.c).
+			if g.codes != nil && ins.Source() == nil {
+				ins = ins.WithSource(asm.Comment(g.fn.Name))
+			}
 		}
 		g.pending, g.fn = "", nil
 		g.insns = append(g.insns, ins)
@@ -102,7 +140,11 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 	if i > 0 {
 		g.emit(asm.Mov.Reg(asm.R1, asm.R6))
 	}
-	g.emit(asm.Call.Label(SlotFunc(i)))
+	if g.inlined(i) {
+		g.inline(i)
+	} else {
+		g.emit(asm.Call.Label(SlotFunc(i)))
+	}
 	if g.plain {
 		// An empty slot that continues returns PASS, one that does not, its
 		// verdict: no case of its own is needed.
@@ -114,6 +156,9 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 
 	next := fmt.Sprintf("next_%d", i)
 	def := missing(s, false)
+	if g.code(i) != nil {
+		def = int32(hook.Pass) // it is never empty
+	}
 	switch def {
 	case missingDrop:
 		g.closes[hook.Drop] = true

@@ -49,6 +49,15 @@ type Slot struct {
 	Owner string
 	hook.Settings
 	Persistent bool
+	// Sealed says which program is linked into the dispatcher; the zero value
+	// when the member is called through its slot.
+	Sealed Sealed
+}
+
+// Sealed is what is linked into a dispatcher.
+type Sealed struct {
+	Program uint32 // id
+	Code    CodeHash
 }
 
 // A Plan is a chain as it shall be: the slots in run order.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
@@ -44,29 +45,68 @@ func reference(slots []hook.Settings, does []int) int {
 // bench has slots whose programs take their verdict from the packet: the one in
 // slot i from byte i. To fill slots anew for each verdict would take the kernel
 // long. Each slot has a twin that stays empty.
-type bench struct{ slots, empty []*ebpf.Map }
+type bench struct {
+	slots, empty []*ebpf.Map
+	codes        []*dispatch.Code // of their programs
+}
 
 func newBench(t *testing.T, slots int) *bench {
 	t.Helper()
 	b := &bench{}
 	for i := range slots {
 		slot := newSlot(t)
-		qt.Assert(t, qt.IsNil(state.Fill(slot, testenv.Load(t, &ebpf.ProgramSpec{
-			Name: fmt.Sprintf("ldt_byte_%d", i), Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL",
-			Instructions: asm.Instructions{
-				asm.LoadMem(asm.R2, asm.R1, 0, asm.Word), // xdp_md.data
-				asm.LoadMem(asm.R3, asm.R1, 4, asm.Word), // xdp_md.data_end
-				asm.Mov.Reg(asm.R4, asm.R2),
-				asm.Add.Imm(asm.R4, int32(i+1)),
-				asm.Mov.Imm(asm.R0, 99),
-				asm.JGT.Reg(asm.R4, asm.R3, "end"),
-				asm.LoadMem(asm.R0, asm.R2, int16(i), asm.Byte),
-				asm.Return().WithSymbol("end"),
-			},
-		}))))
-		b.slots, b.empty = append(b.slots, slot), append(b.empty, newSlot(t))
+		prog, code := loadWithCode(t, byteProgram(i))
+		qt.Assert(t, qt.IsNil(state.Fill(slot, prog)))
+		b.slots, b.empty, b.codes = append(b.slots, slot), append(b.empty, newSlot(t)), append(b.codes, code)
 	}
 	return b
+}
+
+// byteProgram has the i-th byte of the packet as its verdict.
+func byteProgram(i int) asm.Instructions {
+	insns := asm.Instructions{
+		asm.LoadMem(asm.R2, asm.R1, 0, asm.Word), // xdp_md.data
+		asm.LoadMem(asm.R3, asm.R1, 4, asm.Word), // xdp_md.data_end
+		asm.Mov.Reg(asm.R4, asm.R2),
+		asm.Add.Imm(asm.R4, int32(i+1)),
+		asm.Mov.Imm(asm.R0, 99),
+		asm.JGT.Reg(asm.R4, asm.R3, "end"),
+		asm.LoadMem(asm.R0, asm.R2, int16(i), asm.Byte),
+		asm.Return().WithSymbol("end"),
+	}
+	switch i % 3 {
+	case 1: // with exits on the way, and none at the end
+		insns = slices.Concat(insns[:4], asm.Instructions{
+			asm.JLE.Reg(asm.R4, asm.R3, "read"),
+			asm.Mov.Imm(asm.R0, 99),
+			asm.Return(),
+			asm.LoadMem(asm.R0, asm.R2, int16(i), asm.Byte).WithSymbol("out"),
+			asm.Return(),
+			asm.LoadMem(asm.R5, asm.R2, int16(i), asm.Byte).WithSymbol("read"),
+			asm.Ja.Label("out"),
+		})
+	case 2: // with a frame, and registers that main uses too
+		insns = slices.Concat(asm.Instructions{
+			asm.Mov.Imm(asm.R6, 7),
+			asm.Mov.Imm(asm.R7, 8),
+			asm.StoreMem(asm.RFP, -8, asm.R6, asm.DWord),
+		}, insns)
+	}
+	return insns
+}
+
+func loadWithCode(t *testing.T, insns asm.Instructions) (*ebpf.Program, *dispatch.Code) {
+	t.Helper()
+	const name = "ldt_member"
+	loaded, err := load.Spec{Collection: &ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{
+		name: {Name: name, Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL", Instructions: insns},
+	}}}.Load(load.Want{Hook: hook.XDP})
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(loaded.Close)
+	code, _, err := state.CodeOf(loaded.Program)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.Equals(code.Refused, ""))
+	return loaded.Program, code
 }
 
 func newSlot(t *testing.T) *ebpf.Map {
@@ -77,20 +117,28 @@ func newSlot(t *testing.T) *ebpf.Map {
 	return slot
 }
 
-// dispatcher loads the one of a chain, some of whose slots are empty.
-func (b *bench) dispatcher(t *testing.T, slots []hook.Settings, empty func(i int) bool) *ebpf.Program {
+// dispatcher loads the one of a chain, some of whose slots are empty, and some of
+// whose members are linked into it: sealed is a bit for each.
+func (b *bench) dispatcher(t *testing.T, slots []hook.Settings, empty func(i int) bool, sealed int) *ebpf.Program {
 	t.Helper()
 	chain := &state.Chain{ID: 1, Plan: dispatch.Plan{Shape: dispatch.Plain}}
 	var maps []*ebpf.Map
+	codes := make([]*dispatch.Code, len(slots))
 	for i, s := range slots {
 		chain.Slots = append(chain.Slots, dispatch.Slot{MapID: uint32(i + 1), Name: fmt.Sprint(i), Settings: s})
 		if empty(i) {
 			maps = append(maps, b.empty[i])
 		} else {
 			maps = append(maps, b.slots[i])
+			if sealed&(1<<i) != 0 {
+				codes[i] = b.codes[i]
+			}
 		}
 	}
-	prog, err := state.Build(chain, maps)
+	if sealed == 0 {
+		codes = nil
+	}
+	prog, err := state.Build(chain, maps, codes)
 	qt.Assert(t, qt.IsNil(err))
 	return prog
 }
@@ -130,7 +178,12 @@ func (b *bench) check(t *testing.T, slots []hook.Settings) {
 	t.Helper()
 	for empties := range 1 << len(slots) {
 		empty := func(i int) bool { return empties&(1<<i) != 0 }
-		prog := b.dispatcher(t, slots, empty)
+		var progs []*ebpf.Program
+		for sealed := range 1 << len(slots) {
+			if sealed&empties == 0 { // what is empty is not sealed
+				progs = append(progs, b.dispatcher(t, slots, empty, sealed))
+			}
+		}
 		var filled []int
 		for i := range slots {
 			if !empty(i) {
@@ -142,11 +195,16 @@ func (b *bench) check(t *testing.T, slots []hook.Settings) {
 			for i, c := range chosen {
 				does[filled[i]] = verdicts[c]
 			}
-			if got, want := run(t, prog, does...), reference(slots, does); got != uint32(want) {
-				t.Errorf("settings %v, slots do %v: verdict %d, want %d", slots, does, got, want)
+			want := reference(slots, does)
+			for i, prog := range progs {
+				if got := run(t, prog, does...); got != uint32(want) {
+					t.Errorf("settings %v, slots do %v, %d. way to seal: verdict %d, want %d", slots, does, i, got, want)
+				}
 			}
 		})
-		prog.Close()
+		for _, prog := range progs {
+			prog.Close()
+		}
 	}
 }
 
@@ -192,15 +250,15 @@ func TestOddVerdicts(t *testing.T) {
 		{asm.LoadImm(asm.R0, 1<<32|int64(hook.Drop), asm.DWord), uint32(hook.Drop)},
 		{asm.LoadImm(asm.R0, 1<<32|int64(hook.Pass), asm.DWord), uint32(hook.TX)}, // goes on
 	} {
-		odd := testenv.Load(t, &ebpf.ProgramSpec{
-			Name: "ldt_odd", Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL",
-			Instructions: asm.Instructions{tc.returns, asm.Return()},
-		})
+		var odd *ebpf.Program
+		odd, b.codes[0] = loadWithCode(t, asm.Instructions{tc.returns, asm.Return()})
 		qt.Assert(t, qt.IsNil(state.Fill(b.slots[0], odd)))
 		for _, first := range []hook.Settings{plain, settings(hook.SetOf(hook.Pass, hook.Redirect), hook.MissingDrop)} {
-			prog := b.dispatcher(t, []hook.Settings{first, plain}, none)
-			qt.Check(t, qt.Equals(run(t, prog, 0, int(hook.TX)), tc.want), qt.Commentf("%v", tc.returns))
-			prog.Close()
+			for sealed := range 4 {
+				prog := b.dispatcher(t, []hook.Settings{first, plain}, none, sealed)
+				qt.Check(t, qt.Equals(run(t, prog, 0, int(hook.TX)), tc.want), qt.Commentf("%v, sealed %b", tc.returns, sealed))
+				prog.Close()
+			}
 		}
 	}
 }
@@ -210,10 +268,12 @@ func TestOddVerdicts(t *testing.T) {
 func TestFullChain(t *testing.T) {
 	testenv.CheckLeaks(t)
 	b := newBench(t, hook.MaxMembers)
-	prog := b.dispatcher(t, slices.Repeat([]hook.Settings{plain}, hook.MaxMembers), none)
-	defer prog.Close()
-	does := slices.Repeat([]int{int(hook.Pass)}, hook.MaxMembers)
-	qt.Assert(t, qt.Equals(run(t, prog, does...), uint32(hook.Pass)))
-	does[hook.MaxMembers-1] = int(hook.TX)
-	qt.Assert(t, qt.Equals(run(t, prog, does...), uint32(hook.TX)))
+	for _, sealed := range []int{0, 1<<hook.MaxMembers - 1, 0x55555555} {
+		prog := b.dispatcher(t, slices.Repeat([]hook.Settings{plain}, hook.MaxMembers), none, sealed)
+		does := slices.Repeat([]int{int(hook.Pass)}, hook.MaxMembers)
+		qt.Check(t, qt.Equals(run(t, prog, does...), uint32(hook.Pass)))
+		does[hook.MaxMembers-1] = int(hook.TX)
+		qt.Check(t, qt.Equals(run(t, prog, does...), uint32(hook.TX)))
+		prog.Close()
+	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
@@ -126,7 +127,7 @@ func Parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
 	if f.Machine != elf.EM_BPF {
 		return nil, hook.Because(hook.ErrUsage, "an ELF file for %v, not for BPF; compile the program with clang -O2 -g -target bpf -c", f.Machine)
 	}
-	if f.ByteOrder != nativeOrder() {
+	if f.ByteOrder != dispatch.ByteOrder {
 		return nil, hook.Because(hook.ErrUsage, "compiled for the other byte order (%v)", f.ByteOrder)
 	}
 	// Sections may overlap, and .bss takes no room in the file: a small file
@@ -210,7 +211,7 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 		if want.Extension != nil && errors.Is(err, unix.EPERM) {
 			return nil, kernel.Freplace("load program "+name, unix.EPERM)
 		}
-		return nil, refused(name, err)
+		return nil, Refused(name, err)
 	}
 	l := &Loaded{Program: coll.Programs[name], Shape: shape, Name: name, Defaults: defaults, Maps: map[string]*ebpf.Map{}}
 	for n, m := range coll.Maps {
@@ -225,6 +226,10 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 		}
 	}
 	l.owned = append(l.owned, l.Program)
+	if want.Hook == hook.XDP && want.Extension == nil {
+		// To be sealed later. Without it the program runs as well.
+		_ = state.KeepCode(l.Program, codeOf(spec.Programs[name], coll.Maps))
+	}
 	return l, nil
 }
 
@@ -390,7 +395,8 @@ func lastWords(log []string) string {
 
 func (e *RefusedError) Unwrap() error { return e.Verifier }
 
-func refused(name string, err error) error {
+// Refused says in one line why the kernel refused a program.
+func Refused(name string, err error) error {
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) && len(ve.Log) > 0 {
 		return &RefusedError{name, ve}

@@ -12,14 +12,8 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
 )
-
-func nativeOrder() binary.ByteOrder {
-	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
-		return binary.LittleEndian
-	}
-	return binary.BigEndian
-}
 
 // setGlobals sets variables from their text.
 func setGlobals(spec *ebpf.CollectionSpec, values map[string]string) error {
@@ -120,7 +114,7 @@ func encodeBits(size uint32, n uint64) []byte {
 	b := make([]byte, 8)
 	binary.LittleEndian.PutUint64(b, n)
 	b = b[:size]
-	if nativeOrder() == binary.BigEndian {
+	if dispatch.ByteOrder == binary.BigEndian {
 		slices.Reverse(b)
 	}
 	return b

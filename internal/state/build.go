@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -15,30 +16,53 @@ import (
 )
 
 // Build loads the dispatcher of a chain and binds its description to it. slots
-// are the maps of c.Slots, in the same order. The caller closes the program;
-// everything it refers to lives as long as it does.
-func Build(c *Chain, slots []*ebpf.Map) (*ebpf.Program, error) {
+// are the maps of c.Slots, in the same order, and codes the codes of those that
+// are sealed; nil when none is. The caller closes the program; everything it
+// refers to lives as long as it does.
+func Build(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, error) {
 	settings := make([]hook.Settings, len(c.Slots))
 	for i, s := range c.Slots {
 		settings[i] = s.Settings
 	}
-	prog, err := load(c.Shape, settings, slots)
+	prog, err := load(c.Shape, settings, slots, codes)
 	if err != nil {
 		return nil, err
 	}
-	if err := describe(prog, c); err != nil {
+	for i, code := range codes {
+		if code == nil || err != nil {
+			continue
+		}
+		// The code does not name the slot, which shall live on all the same.
+		err = kernel.Errno("bind slot", prog.BindMap(slots[i]))
+	}
+	if err == nil {
+		err = describe(prog, c)
+	}
+	if err != nil {
 		prog.Close()
 		return nil, err
 	}
 	return prog, nil
 }
 
-func load(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map) (*ebpf.Program, error) {
-	insns := dispatch.Generate(settings)
+func load(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, error) {
+	insns := dispatch.Link(settings, codes)
 	for i, m := range slots {
+		if i < len(codes) && codes[i] != nil {
+			continue
+		}
 		if err := insns.AssociateMap(dispatch.SlotRef(i), m); err != nil {
 			return nil, fmt.Errorf("dispatcher: %w", err)
 		}
+	}
+	maps, err := associate(insns, codes)
+	defer func() {
+		for _, m := range maps {
+			m.Close()
+		}
+	}()
+	if err != nil {
+		return nil, err
 	}
 	spec := &ebpf.ProgramSpec{
 		Name: dispatch.ProgramName, Type: ebpf.XDP, AttachType: shape.AttachType,
@@ -54,22 +78,36 @@ func load(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map) (*e
 	return prog, nil
 }
 
-// describe binds the description to the program. A binding is in the program's
-// list of maps but costs no instruction (BPF_PROG_BIND_MAP, Linux 5.10).
+// associate gives the codes their maps, which the caller closes.
+func associate(insns asm.Instructions, codes []*dispatch.Code) (map[uint32]*ebpf.Map, error) {
+	maps := map[uint32]*ebpf.Map{}
+	for i, code := range codes {
+		if code == nil {
+			continue
+		}
+		for index, id := range code.Maps {
+			if maps[id] == nil {
+				m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+				if err != nil {
+					return maps, kernel.Errno(fmt.Sprintf("map %d of program %q", id, code.Name), err)
+				}
+				maps[id] = m
+			}
+			if err := insns.AssociateMap(dispatch.CodeMapRef(i, index), maps[id]); err != nil {
+				return maps, fmt.Errorf("dispatcher: %w", err)
+			}
+		}
+	}
+	return maps, nil
+}
+
+// describe binds the description to the program.
 func describe(prog *ebpf.Program, c *Chain) error {
 	value, err := c.Marshal()
 	if err != nil {
 		return err
 	}
-	m, err := ebpf.NewMap(mapSpec(value))
-	if err != nil {
-		return kernel.Errno("write chain description", err)
-	}
-	defer m.Close()
-	if err := m.Freeze(); err != nil {
-		return kernel.Errno("freeze chain description", err)
-	}
-	return kernel.Errno("bind chain description", prog.BindMap(m))
+	return bindFrozen(prog, mapSpec(value), "the chain description")
 }
 
 // Find reads the description of a chain from its dispatcher. ErrNotOurs when
@@ -86,7 +124,7 @@ func Find(prog *ebpf.Program) (*Chain, error) {
 	// The description was bound last. Coming to it first, no slot is opened on
 	// the way; see Slots for what that could do.
 	for _, id := range slices.Backward(ids) {
-		value, err := readDescription(id)
+		value, err := readFrozen(id, MapName)
 		if errors.Is(err, ErrNotOurs) || errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -98,33 +136,9 @@ func Find(prog *ebpf.Program) (*Chain, error) {
 	return nil, ErrNotOurs
 }
 
-func readDescription(id ebpf.MapID) ([]byte, error) {
-	m, err := ebpf.NewMapFromID(id)
-	if err != nil {
-		return nil, kernel.Errno("chain description", err)
-	}
-	defer m.Close()
-	if m.Type() != ebpf.Array || m.KeySize() != 4 || m.MaxEntries() != 1 || m.ValueSize() < headerSize {
-		return nil, ErrNotOurs
-	}
-	info, err := m.Info()
-	if err != nil {
-		return nil, kernel.Errno("chain description", err)
-	}
-	// Whoever may write to it could make us believe anything.
-	if info.Name != MapName || !info.Frozen() {
-		return nil, ErrNotOurs
-	}
-	value, err := m.LookupBytes(uint32(0))
-	if err != nil {
-		return nil, kernel.Errno("chain description", err)
-	}
-	return value, nil
-}
-
 // Loads tries whether the kernel takes such a dispatcher.
-func Loads(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map) error {
-	prog, err := load(shape, settings, slots)
+func Loads(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map, codes []*dispatch.Code) error {
+	prog, err := load(shape, settings, slots, codes)
 	if err != nil {
 		return err
 	}

@@ -2,9 +2,11 @@ package state
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -20,13 +22,19 @@ const (
 
 	magic = 0x6c646331 // "ldc1"
 	// Version of the description. A reader refuses a higher one.
-	Version = 1
+	Version = sealedVersion
+	// A chain without linked members is written as plainVersion, for programs
+	// that know no other.
+	plainVersion  = 1
+	sealedVersion = 2
 
 	headerSize = 32
 	memberSize = 16 + 2*nameSize
 	nameSize   = hook.MaxName + 1
 	valueSize  = headerSize + hook.MaxMembers*memberSize
-	homeSize   = 40 // after that; not in descriptions that early programs wrote
+	homeSize   = 40                         // after that; not in descriptions that early programs wrote
+	sealedSize = hook.MaxMembers * sealSize // after that, in sealedVersion
+	sealSize   = 4 + sha256.Size
 
 	flagFrags  = 1 << 0
 	flagClosed = 1 << 1
@@ -90,13 +98,23 @@ type rawMember struct {
 	Owner      [nameSize]byte
 }
 
+type rawSeal struct {
+	Program uint32
+	Code    dispatch.CodeHash
+}
+
+// Sealed tells whether members are linked into the dispatcher.
+func (c *Chain) Sealed() bool {
+	return slices.ContainsFunc(c.Slots, func(s dispatch.Slot) bool { return s.Sealed.Program != 0 })
+}
+
 // Marshal returns the description as it stands in the map.
 func (c *Chain) Marshal() ([]byte, error) {
 	if len(c.Slots) > hook.MaxMembers {
 		return nil, hook.Because(hook.ErrChainFull, "%d members, at most %d fit", len(c.Slots), hook.MaxMembers)
 	}
 	h := rawHeader{
-		Magic: magic, Version: Version, ChainID: c.ID, RootLink: c.RootLink,
+		Magic: magic, Version: plainVersion, ChainID: c.ID, RootLink: c.RootLink,
 		AttachType: uint32(c.Shape.AttachType), Members: uint32(len(c.Slots)),
 	}
 	if c.Shape.Frags {
@@ -105,7 +123,10 @@ func (c *Chain) Marshal() ([]byte, error) {
 	if c.Closed {
 		h.Flags |= flagClosed
 	}
-	b := make([]byte, 0, valueSize+homeSize)
+	if c.Sealed() {
+		h.Version = sealedVersion
+	}
+	b := make([]byte, 0, valueSize+homeSize+sealedSize)
 	b, err := binary.Append(b, binary.NativeEndian, h)
 	if err != nil {
 		return nil, err
@@ -127,7 +148,15 @@ func (c *Chain) Marshal() ([]byte, error) {
 	b = append(b, make([]byte, valueSize-len(b))...)
 	home := rawHome{NetNSInode: c.Home.NetNS.Inode, NetNSCookie: c.Home.NetNS.Cookie, Mode: uint32(c.Home.Mode)}
 	copy(home.Device[:unix.IFNAMSIZ-1], c.Home.Target)
-	return binary.Append(b, binary.NativeEndian, home)
+	b, err = binary.Append(b, binary.NativeEndian, home)
+	if err != nil || h.Version == plainVersion {
+		return b, err
+	}
+	seals := make([]rawSeal, hook.MaxMembers)
+	for i, s := range c.Slots {
+		seals[i] = rawSeal(s.Sealed)
+	}
+	return binary.Append(b, binary.NativeEndian, seals)
 }
 
 // Unmarshal reads a description. ErrNotOurs when it is none, ErrNotSupported
@@ -165,6 +194,19 @@ func Unmarshal(b []byte) (*Chain, error) {
 			Target: cString(home.Device[:]), Mode: hook.Mode(home.Mode),
 			NetNS: hook.NetNS{Inode: home.NetNSInode, Cookie: home.NetNSCookie},
 		}
+	}
+	if h.Version < sealedVersion {
+		return c, nil
+	}
+	if len(b) < valueSize+homeSize+sealedSize {
+		return nil, fmt.Errorf("damaged chain description: version %d, %d bytes", h.Version, len(b))
+	}
+	for i := range c.Slots {
+		var seal rawSeal
+		if _, err := binary.Decode(b[valueSize+homeSize+i*sealSize:], binary.NativeEndian, &seal); err != nil {
+			return nil, err
+		}
+		c.Slots[i].Sealed = dispatch.Sealed(seal)
 	}
 	return c, nil
 }
@@ -212,11 +254,15 @@ func cString(b []byte) string {
 // mapSpec is the map that holds a description: frozen once it is written, and
 // with a type, so that "bpftool map dump" shows it.
 func mapSpec(value []byte) *ebpf.MapSpec {
+	typ := descriptionType
+	if len(value) > valueSize+homeSize {
+		typ = sealedDescriptionType
+	}
 	return &ebpf.MapSpec{
-		Name: MapName, Type: ebpf.Array, KeySize: 4, ValueSize: valueSize + homeSize, MaxEntries: 1,
+		Name: MapName, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(value)), MaxEntries: 1,
 		Flags:    readOnlyProg,
 		Key:      u32,
-		Value:    descriptionType,
+		Value:    typ,
 		Contents: []ebpf.MapKV{{Key: uint32(0), Value: value}},
 	}
 }
@@ -233,12 +279,19 @@ var (
 		field{"slot", u32}, field{"priority", u32}, field{"continue_on", u32},
 		field{"on_missing", u8}, field{"flags", u8}, field{"reserved", u16},
 		field{"name", string64}, field{"owner", string64})
-	descriptionType = structType(MapName,
-		field{"magic", u32}, field{"version", u32}, field{"chain_id", u64}, field{"root_link", u32},
-		field{"attach_type", u32}, field{"flags", u32}, field{"members", u32},
-		field{"member", &btf.Array{Index: u32, Type: memberType, Nelems: hook.MaxMembers}},
-		field{"netns_inode", u64}, field{"netns_cookie", u64}, field{"mode", u32}, field{"reserved", u32},
-		field{"device", &btf.Array{Index: u32, Type: char, Nelems: unix.IFNAMSIZ}})
+	descriptionType = structType(MapName, descriptionFields...)
+	sealType        = structType("ld_seal", field{"program", u32},
+		field{"code", &btf.Array{Index: u32, Type: u8, Nelems: sha256.Size}})
+	sealedDescriptionType = structType(MapName, append(descriptionFields[:len(descriptionFields):len(descriptionFields)],
+		field{"sealed", &btf.Array{Index: u32, Type: sealType, Nelems: hook.MaxMembers}})...)
+
+	descriptionFields = []field{
+		{"magic", u32}, {"version", u32}, {"chain_id", u64}, {"root_link", u32},
+		{"attach_type", u32}, {"flags", u32}, {"members", u32},
+		{"member", &btf.Array{Index: u32, Type: memberType, Nelems: hook.MaxMembers}},
+		{"netns_inode", u64}, {"netns_cookie", u64}, {"mode", u32}, {"reserved", u32},
+		{"device", &btf.Array{Index: u32, Type: char, Nelems: unix.IFNAMSIZ}},
+	}
 )
 
 type field struct {

@@ -214,7 +214,7 @@ func buildChain(t testing.TB) (*ebpf.Program, *state.Chain) {
 		c.Slots[i].MapID = uint32(id)
 		slots = append(slots, slot)
 	}
-	prog, err := state.Build(c, slots)
+	prog, err := state.Build(c, slots, nil)
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { prog.Close() })
 	return prog, c

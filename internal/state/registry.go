@@ -133,8 +133,8 @@ func (l *Locked) Registry() (*Registry, error) {
 	if err != nil {
 		return nil, kernel.Errno("make the registry", err)
 	}
-	tmp := filepath.Join(l.dir, fmt.Sprintf("%sregistry_%d", tmpPrefix, os.Getpid()))
-	_ = os.Remove(tmp)
+	tmp := filepath.Join(l.dir, fmt.Sprintf("%sregistry_%d_%d", tmpPrefix, os.Getpid(), m.FD()))
+	_ = os.Remove(tmp) // of a process that had the same id
 	defer os.Remove(tmp)
 	err = pinClone(m, tmp)
 	if err == nil {

@@ -177,7 +177,7 @@ func Fits(prog *ebpf.Program, shape dispatch.Shape) error {
 		return err
 	}
 	defer slot.Close()
-	probe, err := load(shape, []hook.Settings{hook.Settings{}.WithDefaults()}, []*ebpf.Map{slot})
+	probe, err := load(shape, []hook.Settings{hook.Settings{}.WithDefaults()}, []*ebpf.Map{slot}, nil)
 	if err != nil {
 		return err
 	}

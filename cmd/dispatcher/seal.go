@@ -1,0 +1,107 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+type jsonSealings struct {
+	Version int           `json:"version"`
+	DryRun  bool          `json:"dry_run,omitempty"`
+	Members []jsonSealing `json:"members"`
+}
+
+type jsonSealing struct {
+	Member string `json:"member"`
+	Sealed bool   `json:"sealed"`
+	Reason string `json:"reason,omitempty"`
+}
+
+func (a *app) sealCommand() *cobra.Command {
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use:   "seal xdp TARGET",
+		Short: "Link the members of a chain into one program, which is faster",
+		Long: `Link the members of the chain on a device into its dispatcher, so that packets are
+not taken through the members' slots. The members go on with their very maps, and
+the exchange is one step: each packet sees the old chain or the new one.
+
+A member is sealed when it is pinned, and its object code is at hand: it was
+attached or replaced from a file or as builtin:NAME. The others stay in their slots,
+and work as before; why is said on stderr, and in the JSON.
+
+In a sealed chain members can join, leave, be replaced and set as in any other. Who
+joins has a slot; "seal" again takes it in. "list" shows which members are sealed.`,
+		Example: `  dispatcher seal xdp eth0
+  dispatcher seal xdp eth0 --dry-run
+  dispatcher unseal xdp eth0`,
+		Args:              words(1, "HOOK", "TARGET"),
+		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			args = withoutDev(args, 1)
+			t, err := a.target(args[0], args[1])
+			if err != nil {
+				return err
+			}
+			report, err := dispatcher.Seal(cmd.Context(), t, dispatcher.SealOptions{DryRun: dryRun, BPFFS: a.bpffs})
+			if err != nil {
+				return err
+			}
+			return a.printSealings(t, report, dryRun)
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only tell which members would be sealed, and why the others would not")
+	return cmd
+}
+
+// printSealings tells of each member where that was asked for, and always of
+// those that are not sealed.
+func (a *app) printSealings(t dispatcher.Target, report []hook.Sealing, dryRun bool) error {
+	sealed := 0
+	j := jsonSealings{Version: schema, DryRun: dryRun, Members: []jsonSealing{}}
+	rows := [][]cell{heads("MEMBER", "SEALED", "REASON")}
+	for _, r := range report {
+		if r.Sealed {
+			sealed++
+		} else if !dryRun {
+			a.note("%q stays in its slot: %s", r.Member, r.Reason)
+		}
+		j.Members = append(j.Members, jsonSealing{r.Member, r.Sealed, oneLine(r.Reason)})
+		rows = append(rows, []cell{{text: r.Member}, yes(r.Sealed), {text: orDash(oneLine(r.Reason))}})
+	}
+	switch {
+	case a.format == formatJSON:
+		return a.printJSON(j)
+	case dryRun:
+		var b strings.Builder
+		a.table(&b, "", rows)
+		return a.print(b.String())
+	case a.verbose:
+		a.note("%d of the %d members on %s %s are linked into the dispatcher", sealed, len(report), t.Hook, t.Name())
+	}
+	return nil
+}
+
+func (a *app) unsealCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "unseal xdp TARGET",
+		Short: "Undo seal: have each member called through its slot again",
+		Long: `Undo "seal": exchange the dispatcher, in one step, for one that calls each member
+through its slot. A chain that is not sealed stays as it is.`,
+		Example:           `  dispatcher unseal xdp eth0`,
+		Args:              words(1, "HOOK", "TARGET"),
+		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			args = withoutDev(args, 1)
+			t, err := a.target(args[0], args[1])
+			if err != nil {
+				return err
+			}
+			return dispatcher.Unseal(cmd.Context(), t, dispatcher.UnsealOptions{BPFFS: a.bpffs})
+		},
+	}
+}

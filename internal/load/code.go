@@ -1,0 +1,143 @@
+package load
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// codeOf returns the code of a program that was loaded with those maps, as a
+// dispatcher can take it in. Where it cannot, the code says why.
+func codeOf(p *ebpf.ProgramSpec, maps map[string]*ebpf.Map) *dispatch.Code {
+	c, err := linkable(p, maps)
+	if err != nil {
+		return &dispatch.Code{Name: p.Name, Refused: err.Error()}
+	}
+	return c
+}
+
+func linkable(p *ebpf.ProgramSpec, maps map[string]*ebpf.Map) (*dispatch.Code, error) {
+	if !gplCompatible[p.License] {
+		return nil, fmt.Errorf("its license %q is not one that the kernel takes for compatible with the GPL, under which a dispatcher is loaded", p.License)
+	}
+	c := &dispatch.Code{Name: p.Name, Insns: make(asm.Instructions, len(p.Instructions))}
+	copy(c.Insns, p.Instructions)
+	err := relocate(c.Insns)
+	if err != nil {
+		return nil, err
+	}
+	index := map[string]int{}
+	functions := map[string]bool{}
+	for i := range c.Insns {
+		ins := &c.Insns[i]
+		ref := ins.Reference()
+		switch {
+		case ins.IsFunctionReference():
+			functions[ref] = true
+		case ins.IsBuiltinCall() && ins.Constant == int64(asm.FnTailCall):
+			return nil, errors.New("it makes tail calls")
+		case ins.IsKfuncCall():
+			// Its number in the kernel's types, as the kernel wants it.
+			if ins.Constant, err = kfunc(ref); err != nil {
+				return nil, err
+			}
+			ins.Offset = 0
+		case ins.IsLoadFromMap() && ref == "":
+			return nil, errors.New("it reads the kernel's configuration (.kconfig)")
+		case ins.IsLoadFromMap():
+			m := maps[ref]
+			if m == nil {
+				return nil, fmt.Errorf("it uses the map %q, which cannot be had again", ref)
+			}
+			if _, known := index[ref]; !known {
+				info, err := m.Info()
+				if err != nil {
+					return nil, kernel.Errno("map "+ref, err)
+				}
+				id, _ := info.ID()
+				index[ref] = len(c.Maps)
+				c.Maps = append(c.Maps, uint32(id))
+			}
+			// The upper half is the place of a variable in its map.
+			ins.Constant = ins.Constant>>32<<32 | int64(index[ref])
+		case ins.OpCode.IsDWordLoad() && (ins.Src != asm.R0 || ref != ""):
+			return nil, fmt.Errorf("it refers to a symbol of the kernel (%s)", ref)
+		}
+	}
+	functionInfo(c, functions)
+	return c, nil
+}
+
+// relocate makes the instructions fit the types of this kernel (CO-RE).
+func relocate(insns asm.Instructions) error {
+	var relos []*btf.CORERelocation
+	var at []*asm.Instruction
+	for i := range insns {
+		if r := btf.CORERelocationMetadata(&insns[i]); r != nil {
+			relos, at = append(relos, r), append(at, &insns[i])
+		}
+	}
+	if len(relos) == 0 {
+		return nil
+	}
+	types, err := btf.LoadKernelSpec()
+	if err != nil {
+		return fmt.Errorf("the kernel's types: %w", err)
+	}
+	fixups, err := btf.CORERelocate(relos, []*btf.Spec{types}, dispatch.ByteOrder, func(btf.Type) (btf.TypeID, error) {
+		return 0, errors.New("it refers to its own types by their numbers (bpf_core_type_id_local)")
+	})
+	if err != nil {
+		return err
+	}
+	for i, f := range fixups {
+		if err := f.Apply(at[i]); err != nil {
+			return fmt.Errorf("%v: %w", relos[i], err)
+		}
+	}
+	return nil
+}
+
+// kfunc returns the number of a function of the kernel's that programs may call.
+func kfunc(name string) (int64, error) {
+	types, err := btf.LoadKernelSpec()
+	if err != nil {
+		return 0, fmt.Errorf("the kernel's types: %w", err)
+	}
+	var fn *btf.Func
+	if err := types.TypeByName(name, &fn); err != nil {
+		return 0, fmt.Errorf("it calls the kernel function %s, which is in a module or not there: %w", name, err)
+	}
+	id, err := types.TypeID(fn)
+	return int64(id), err
+}
+
+// functionInfo sees to it that each function has type information, which the
+// kernel wants for all functions when there is one that has it. What was compiled
+// without, has none.
+func functionInfo(c *dispatch.Code, functions map[string]bool) {
+	for i := range c.Insns {
+		ins := &c.Insns[i]
+		if (i == 0 || functions[ins.Symbol()]) && btf.FuncMetadata(ins) == nil {
+			name := ins.Symbol()
+			if i == 0 || name == "" {
+				name = c.Name
+			}
+			*ins = btf.WithFuncMetadata(*ins, &btf.Func{Name: name, Type: untyped, Linkage: btf.StaticFunc})
+		}
+	}
+}
+
+var untyped = &btf.FuncProto{Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}}
+
+// gplCompatible is the kernel's list (license_is_gpl_compatible, include/linux/license.h).
+var gplCompatible = map[string]bool{
+	"GPL": true, "GPL v2": true, "GPL and additional rights": true,
+	"Dual BSD/GPL": true, "Dual MIT/GPL": true, "Dual MPL/GPL": true,
+}
