@@ -27,11 +27,13 @@ func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 
 // Generate returns the code of the dispatcher.
 //
-// For each slot, main calls a function that tail-calls into the slot's prog
-// array: the tail-called program returns to main. When the slot is empty the
-// tail call falls through and the function returns the slot's default. These
-// functions must be global: of a static one the verifier would conclude that
-// it always returns that default, because it does not follow tail calls.
+// For each slot but the last, main calls a function that tail-calls into the
+// slot's prog array: the tail-called program returns to main. When the slot is
+// empty the tail call falls through and the function returns the slot's default.
+// These functions must be global: of a static one the verifier would conclude
+// that it always returns that default, because it does not follow tail calls.
+// The last member's verdict is the chain's whatever it is, so main tail-calls
+// that one itself and does not come back.
 //
 // The verdict of a chain is that of the last member that ran, and PASS when
 // none did. Comparisons are on 32 bits, as the kernel takes the verdict.
@@ -59,15 +61,17 @@ func Link(slots []hook.Settings, codes []*Code) asm.Instructions {
 	} else if !g.plain {
 		g.emit(asm.Mov.Imm(asm.R7, int32(hook.Pass)))
 	}
-	ends := g.inlined(len(slots) - 1)
+	end := len(slots) - 1
+	ends := g.inlined(end)
 	for i, s := range slots {
-		last := i == len(slots)-1
 		switch {
-		case last && ends && i > 0:
+		case i < end:
+			g.call(i, s)
+		case ends && i > 0:
 			g.emit(asm.Ja.Label("last"))
-		case last && ends:
+		case ends:
 		default:
-			g.call(i, s, last)
+			g.finish(i, s)
 		}
 	}
 	if !ends || len(slots) > 1 {
@@ -85,10 +89,11 @@ func Link(slots []hook.Settings, codes []*Code) asm.Instructions {
 			g.label("last")
 			g.emit(asm.Mov.Reg(asm.R1, asm.R6))
 		}
-		g.inline(len(slots) - 1)
+		g.inline(end)
 	}
 	for i, s := range slots {
 		switch {
+		case g.code(i) == nil && i == end: // main tail-calls it
 		case g.code(i) == nil:
 			g.slot(i, s)
 		case !g.inlined(i):
@@ -135,11 +140,16 @@ func (g *generator) begin(name string) {
 	g.fn = &btf.Func{Name: name, Type: proto, Linkage: btf.GlobalFunc}
 }
 
-// call runs the member at i and decides whether the chain goes on.
-func (g *generator) call(i int, s hook.Settings, last bool) {
+// context puts the context into R1 for the member at i.
+func (g *generator) context(i int) {
 	if i > 0 {
 		g.emit(asm.Mov.Reg(asm.R1, asm.R6))
 	}
+}
+
+// call runs the member at i and decides whether the chain goes on.
+func (g *generator) call(i int, s hook.Settings) {
+	g.context(i)
 	if g.inlined(i) {
 		g.inline(i)
 	} else {
@@ -148,9 +158,7 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 	if g.plain {
 		// An empty slot that continues returns PASS, one that does not, its
 		// verdict: no case of its own is needed.
-		if !last {
-			g.emit(asm.JNE.Imm32(asm.R0, int32(hook.Pass), "exit"))
-		}
+		g.emit(asm.JNE.Imm32(asm.R0, int32(hook.Pass), "exit"))
 		return
 	}
 
@@ -166,15 +174,6 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 	case missingAborted:
 		g.closes[hook.Aborted] = true
 		g.emit(asm.JEq.Imm32(asm.R0, missingAborted, hook.Aborted.String()))
-	}
-	if last {
-		if def == missingContinue {
-			g.emit(
-				asm.JNE.Imm32(asm.R0, missingContinue, "exit"),
-				asm.Mov.Reg(asm.R0, asm.R7),
-			)
-		}
-		return
 	}
 	verdicts := s.ContinueOn.List()
 	if len(verdicts) == 0 {
@@ -194,15 +193,34 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 	g.label(next)
 }
 
-// slot is the function that tail-calls into the member at i.
+// finish runs the last member, at i, whose verdict is final.
+func (g *generator) finish(i int, s hook.Settings) {
+	g.context(i)
+	if g.code(i) != nil {
+		g.emit(asm.Call.Label(SlotFunc(i)))
+		return
+	}
+	g.tailCall(i)
+	if s.OnMissing == hook.MissingContinue && !g.plain {
+		g.emit(asm.Mov.Reg(asm.R0, asm.R7))
+	} else {
+		g.emit(asm.Mov.Imm(asm.R0, missing(s, true)))
+	}
+}
+
+// slot is the function that runs the member at i.
 func (g *generator) slot(i int, s hook.Settings) {
 	g.begin(SlotFunc(i))
+	g.tailCall(i)
+	g.emit(asm.Mov.Imm(asm.R0, missing(s, g.plain)), asm.Return())
+}
+
+// tailCall runs the member at i and does not come back, unless its slot is empty.
+func (g *generator) tailCall(i int) {
 	g.emit(
 		asm.LoadMapPtr(asm.R2, 0).WithReference(SlotRef(i)),
 		asm.Mov.Imm(asm.R3, 0),
 		asm.FnTailCall.Call(),
-		asm.Mov.Imm(asm.R0, missing(s, g.plain)),
-		asm.Return(),
 	)
 }
 
