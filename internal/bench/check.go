@@ -114,7 +114,6 @@ func (b *bench) checkRatios(bounds []ratioBound) error {
 	var over []string
 	for _, kind := range kinds {
 		w := newWorkshop(b.scope)
-		data := packet()
 		onOneCPU(b.scope, func() {
 			for _, bound := range bounds {
 				if bound.Kind != kind {
@@ -122,10 +121,11 @@ func (b *bench) checkRatios(bounds []ratioBound) error {
 				}
 				b.progress("%s, %s to %s", kind, bound.Row, bound.To)
 				row, to := w.chain(bound.Row, kind, bound.Members), w.chain(bound.To, kind, bound.Members)
-				repeat := repeats(b.scope, to, data)
+				runner := newRunner(b.scope, to)
+				repeat := runner.repeats(to)
 				var all []float64
 				for range rounds {
-					all = append(all, perRun(b.scope, row, data, repeat)/perRun(b.scope, to, data, repeat))
+					all = append(all, runner.perRun(row, repeat)/runner.perRun(to, repeat))
 				}
 				s := statOf(all)
 				b.clear()

@@ -172,7 +172,7 @@ func (p *playground) rawCalls() contender {
 		"update": func() { p.must(l.Update(p.two)) },
 		"set": func() {
 			plan := dispatch.Plan{Shape: dispatch.Plain, Slots: []dispatch.Slot{{MapID: 1, Name: "member", Settings: hook.Settings{}.WithDefaults()}}}
-			prog, err := state.Build(&state.Chain{ID: 1, Plan: plan}, []*ebpf.Map{p.emptySlot})
+			prog, err := state.Build(&state.Chain{ID: 1, Plan: plan}, []*ebpf.Map{p.emptySlot}, nil)
 			p.must(err)
 			p.must(l.Update(prog))
 			prog.Close()

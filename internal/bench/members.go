@@ -133,7 +133,7 @@ func (w *workshop) slots(kind string, n int) *ebpf.Program {
 			MapID: uint32(i + 1), Name: fmt.Sprint(i), Settings: hook.Settings{}.WithDefaults(),
 		})
 	}
-	prog, err := state.Build(chain, maps)
+	prog, err := state.Build(chain, maps, nil)
 	w.must(err)
 	w.Cleanup(func() { prog.Close() })
 	return prog
@@ -163,8 +163,8 @@ func (w *workshop) tailCalls(kind string, n int) *ebpf.Program {
 	return after
 }
 
-// libxdpShape has what libxdp 1.6's dispatcher executes (xdp-dispatcher.c.in): the actions come from a
-// constant map, and the number of programs is compared behind each.
+// libxdpShape has the instructions that libxdp 1.6.3's dispatcher executes, as Debian compiles it: the actions come from
+// a constant map. (bpftool prog dump xlated name xdp_dispatcher, on Linux 7.2.)
 func (w *workshop) libxdpShape(kind string, n int) *ebpf.Program {
 	const (
 		counted = 2 // offsets in struct xdp_dispatcher_config
@@ -186,28 +186,24 @@ func (w *workshop) libxdpShape(kind string, n int) *ebpf.Program {
 	function := func(i int) string { return fmt.Sprintf("prog%d", i) }
 	code := asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
-		asm.LoadMapValue(asm.R1, settings.FD(), 0),
-		asm.LoadMem(asm.R7, asm.R1, counted, asm.Byte),
-		asm.Mov.Imm(asm.R0, int32(hook.Pass)),
-		asm.Mov.Imm(asm.R1, 1),
-		asm.JGT.Reg(asm.R1, asm.R7, "exit"),
+		asm.LoadMapValue(asm.R8, settings.FD(), 0),
+		asm.LoadMem(asm.R7, asm.R8, counted, asm.Byte),
+		asm.Mov.Imm32(asm.R0, int32(hook.Pass)),
 	}
 	code[0] = btf.WithFuncMetadata(code[0].WithSymbol("xdp_dispatcher"), global("xdp_dispatcher"))
 	for i := range n {
+		code = append(code, asm.Mov.Reg(asm.R1, asm.R6), asm.Call.Label(function(i)))
+		config := asm.R8 // for the first; the others load it again
+		if i > 0 {
+			config = asm.R1
+			code = append(code, asm.LoadMapValue(config, settings.FD(), 0))
+		}
 		code = append(code,
-			asm.Mov.Reg(asm.R1, asm.R6),
-			asm.Call.Label(function(i)),
-			asm.LoadMapValue(asm.R1, settings.FD(), 0),
-			asm.LoadMem(asm.R1, asm.R1, int16(actions+4*i), asm.Word),
-			asm.Mov.Reg(asm.R2, asm.R0),
-			asm.LSh.Imm(asm.R2, 32),
-			asm.RSh.Imm(asm.R2, 32),
-			asm.RSh.Reg(asm.R1, asm.R2),
-			asm.And.Imm(asm.R1, 1),
-			asm.JEq.Imm(asm.R1, 0, "exit"),
-			asm.Mov.Imm(asm.R0, int32(hook.Pass)),
-			asm.Mov.Imm(asm.R1, int32(i+2)),
-			asm.JGT.Reg(asm.R1, asm.R7, "exit"),
+			asm.LoadMem(asm.R1, config, int16(actions+4*i), asm.Word),
+			asm.RSh.Reg32(asm.R1, asm.R0),
+			asm.And.Imm32(asm.R1, 1),
+			asm.JEq.Imm32(asm.R1, 0, "exit"),
+			asm.Mov.Imm32(asm.R0, int32(hook.Pass)),
 		)
 	}
 	code = append(code, asm.Return().WithSymbol("exit"))

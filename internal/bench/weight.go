@@ -102,7 +102,7 @@ func (p *playground) kernelMemory(s *Section) {
 			slots = append(slots, slot)
 			chain.Slots = append(chain.Slots, dispatch.Slot{MapID: uint32(i + 1), Name: fmt.Sprint(i), Settings: hook.Settings{}.WithDefaults()})
 		}
-		prog, err := state.Build(chain, slots)
+		prog, err := state.Build(chain, slots, nil)
 		p.must(err)
 		info, err := prog.Info()
 		p.must(err)

@@ -13,6 +13,11 @@ enum {
 };
 
 enum {
+	/* The same buckets each time, so that lookups take as many instructions. */
+	BPF_F_ZERO_SEED = 1 << 6,
+};
+
+enum {
 	IP_UDP = 17,
 };
 
@@ -32,6 +37,7 @@ struct udp {
 	struct {                                                               \
 		__uint(type, BPF_MAP_TYPE_HASH);                               \
 		__uint(max_entries, 16);                                       \
+		__uint(map_flags, BPF_F_ZERO_SEED);                            \
 		__type(key, __u32);                                            \
 		__type(value, __u32);                                          \
 	} ports_##i SEC(".maps");
