@@ -88,6 +88,23 @@ func (w *watching) want(t testing.TB, want ...string) (got []dispatcher.Event) {
 	return got
 }
 
+// wantAll waits for events of several hooks, in any order: a look may come while
+// the device is on its way. They are returned as they were asked for.
+func (w *watching) wantAll(t testing.TB, want ...string) []dispatcher.Event {
+	t.Helper()
+	got := make([]dispatcher.Event, len(want))
+	for left := slices.Clone(want); len(left) > 0; {
+		e := w.next(t)
+		i := slices.Index(left, words(&e))
+		if i < 0 {
+			t.Fatalf("unexpected: %s, not one of %q\n%+v", words(&e), left, e)
+		}
+		got[slices.Index(want, left[i])] = e
+		left = slices.Delete(left, i, i+1)
+	}
+	return got
+}
+
 // wantNone waits a while, in which nothing may come.
 func (w *watching) wantNone(t testing.TB) {
 	t.Helper()
@@ -315,19 +332,19 @@ func TestWatchDevice(t *testing.T) {
 
 	s.Server.IP(t, "link", "set", s.ServerDev, "down")
 	s.Server.IP(t, "link", "set", s.ServerDev, "name", "renamed")
-	e := all.want(t, both("moved xdp renamed", "moved tcx/ingress renamed")...)[0]
+	e := all.wantAll(t, both("moved xdp renamed", "moved tcx/ingress renamed")...)[0]
 	qt.Check(t, qt.Equals(e.From.Target, s.ServerDev))
-	one.want(t, both("moved xdp renamed", "moved tcx/ingress renamed")...)
+	one.wantAll(t, both("moved xdp renamed", "moved tcx/ingress renamed")...)
 
 	s.Server.IP(t, "link", "set", "renamed", "netns", other.Name)
-	e = all.want(t, both("moved xdp renamed", "moved tcx/ingress renamed")...)[0]
+	e = all.wantAll(t, both("moved xdp renamed", "moved tcx/ingress renamed")...)[0]
 	qt.Check(t, qt.Equals(e.From.NetNS.Name, s.Server.Name))
 	qt.Check(t, qt.Equals(e.NetNS.Name, other.Name))
-	e = one.want(t, both("moved xdp", "moved tcx/ingress")...)[0]
+	e = one.wantAll(t, both("moved xdp", "moved tcx/ingress")...)[0]
 	qt.Check(t, qt.Equals(e.From.Target, "renamed"))
 
 	other.IP(t, "link", "del", "renamed")
-	all.want(t, both("defunct a 1>0/0", "defunct b 1>0/0")...)
+	all.wantAll(t, both("defunct a 1>0/0", "defunct b 1>0/0")...)
 	all.wantNone(t)
 	one.wantNone(t)
 	xdp.Close()

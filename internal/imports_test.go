@@ -37,6 +37,7 @@ var layers = []string{
 	"programs",
 	"internal/demo",
 	"internal/xdploader",
+	"internal/packet",
 	"cmd/dispatcher",
 }
 

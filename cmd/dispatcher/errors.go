@@ -39,7 +39,7 @@ var statuses = []struct {
 		[]error{dispatcher.ErrDefunct, fs.ErrNotExist}},
 	{statusUnsupported, "not supported by this kernel, driver or chain",
 		[]error{dispatcher.ErrIncompatible, ebpf.ErrNotSupported}},
-	{statusDrift, "doctor found something to mend", []error{errDrift}},
+	{statusDrift, "doctor found something to mend, or explain another verdict than expected", []error{errDrift, errUnexpected}},
 }
 
 func exitStatus(err error) int {

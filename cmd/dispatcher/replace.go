@@ -48,10 +48,14 @@ of the new file. --new-maps starts with empty maps.
 				return err
 			}
 			defer link.Close()
+			before, _ := link.Info(cmd.Context())
 			if err := link.Update(cmd.Context(), from.Source); err != nil {
 				return err
 			}
 			if info, err := link.Info(cmd.Context()); err == nil {
+				if before != nil && before.Sealed && !info.Sealed {
+					a.note("%q was sealed and runs from its slot now; \"seal --dry-run\" tells why", info.Name)
+				}
 				if a.verbose {
 					a.note("%q on %s %s now has program %s, id %d", info.Name, t.Hook, t.Name(), info.Program.Name, info.Program.ID)
 				}

@@ -104,6 +104,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 		a.listCommand(),
 		a.holdersCommand(),
 		a.watchCommand(),
+		a.explainCommand(),
 		a.adoptCommand(),
 		a.convertCommand(),
 		a.sealCommand(),

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +22,7 @@ import (
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/packet"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -30,7 +33,8 @@ import (
 //go:generate bpf testdata/bpf/several.o testdata/bpf/several.c
 //go:generate bpf testdata/bpf/tailcall.o testdata/bpf/tailcall.c
 //go:generate bpf testdata/bpf/refused.o testdata/bpf/refused.c
-//go:generate llvm-strip-19 -g testdata/bpf/single.o testdata/bpf/several.o testdata/bpf/tailcall.o testdata/bpf/refused.o
+//go:generate bpf testdata/bpf/rewrite.o testdata/bpf/rewrite.c
+//go:generate llvm-strip-19 -g testdata/bpf/single.o testdata/bpf/several.o testdata/bpf/tailcall.o testdata/bpf/refused.o testdata/bpf/rewrite.o
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"dispatcher": main, xdpLoader: main, "othertool": otherTool})
@@ -49,6 +53,7 @@ func TestMain(m *testing.M) {
 //	fails N CMD...         run CMD, which must end with exit status N
 //	await PATTERN CMD...   run CMD until its stdout matches
 //	getenv VAR PATTERN     set VAR to what the group in PATTERN matches in stdout
+//	capture FILE PACKET... write a pcap file of UDP packets: SRC:PORT>DST:PORT, with /N only N bytes
 //	mask FILE              put words in the place of what differs from run to run
 //	clean                  nothing is attached, and no chain has a pin
 //	othertool ...          do what other tools do; see below
@@ -87,11 +92,12 @@ func TestScripts(t *testing.T) {
 					return nil
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"fails":  fails,
-					"await":  await,
-					"getenv": getenv,
-					"mask":   mask,
-					"clean":  clean,
+					"fails":   fails,
+					"await":   await,
+					"getenv":  getenv,
+					"mask":    mask,
+					"clean":   clean,
+					"capture": capture,
 				},
 			})
 		})
@@ -171,10 +177,35 @@ func getenv(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], found[1])
 }
 
+func capture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: capture FILE [PACKET...]")
+	}
+	word := binary.LittleEndian.AppendUint32
+	b := word(word(word(word(word(word(nil, 0xa1b2c3d4), 2|4<<16), 0), 0), 65535), 1)
+	for _, text := range args[1:] {
+		text, cut, isCut := strings.Cut(text, "/")
+		from, to, _ := strings.Cut(text, ">")
+		src, dst := netip.MustParseAddrPort(from), netip.MustParseAddrPort(to)
+		p, err := packet.Build(packet.Spec{
+			From: src.Addr(), FromPort: src.Port(), To: dst.Addr(), ToPort: dst.Port(), FromMAC: somebody, ToMAC: somebody,
+		})
+		ts.Check(err)
+		size := len(p)
+		if isCut {
+			n, err := strconv.Atoi(cut)
+			ts.Check(err)
+			p = p[:n]
+		}
+		b = append(word(word(word(word(b, 0), 0), uint32(len(p))), uint32(size)), p...)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
+}
+
 // masks are what differs from run to run, in JSON and in tables, whose columns
 // are as wide as what is in them.
 var masks = []struct{ pattern, word string }{
-	{`("(?:ifindex|inode|cookie|link_id|dispatcher_id|slot_id|id|cgroup_id|revision)": )[0-9]+`, "${1}0"},
+	{`("(?:ifindex|inode|cookie|link_id|dispatcher_id|slot_id|id|program_id|cgroup_id|revision)": )[0-9]+`, "${1}0"},
 	{`("tag": )"[0-9a-f]{16}"`, `${1}"TAG"`},
 	{`("loaded_at": )"[-0-9T:]+Z"`, `${1}"TIME"`},
 	{`/(xdp|tcx|cgroup)_[0-9]+/`, "/${1}_0/"},

@@ -311,6 +311,10 @@ func viewMember(s dispatch.Slot, slot *ebpf.Map, pinned bool) (hook.Member, erro
 	if m.Program.ID != 0 {
 		m.State = hook.StateRunning
 	}
+	// What is linked runs, whatever became of the slot.
+	if linked := s.Sealed.Program; linked != 0 && m.Program.ID != linked {
+		m.Program, m.State = hook.Program{ID: linked}, hook.StateRunning
+	}
 	return m, err
 }
 

@@ -141,7 +141,7 @@ func (s *site) candidates(l *state.Locked, snap *snapshot) (*trial, []hook.Seali
 		t.slots = append(t.slots, m)
 		result := hook.Sealing{Member: slot.Name}
 		if !pinned {
-			result.Reason = "it is not pinned: a process owns it, and it leaves with that process"
+			result.Reason = "it is not pinned: it belongs to a process, and leaves with that"
 		} else if t.codes[i], t.seals[i], err = code(m, snap.chain.Shape); err != nil {
 			result.Reason = err.Error()
 		}
@@ -178,7 +178,7 @@ func code(slot *ebpf.Map, shape dispatch.Shape) (*dispatch.Code, dispatch.Sealed
 	if err := state.Verify(prog, c, shape); err != nil {
 		return nil, none, err
 	}
-	return c, dispatch.Sealed{Program: id, Code: hash}, nil
+	return c, dispatch.Sealed{Program: id, Frame: uint32(c.Frame), Code: hash}, nil
 }
 
 // settle leaves out those that the verifier does not take together with the others.
@@ -247,6 +247,7 @@ func sealedCode(s dispatch.Sealed, slot *ebpf.Map) *dispatch.Code {
 	if err != nil || hash != s.Code || code.Refused != "" {
 		return nil
 	}
+	code.Frame = int(s.Frame)
 	return code
 }
 

@@ -18,6 +18,7 @@ var acts = []act{
 	{"An owner is killed: its member leaves, and nobody else's", (*stage).killOwner},
 	{"A member is replaced under a flood, and nothing slips through", (*stage).replaceUnderFlood},
 	{"The order is changed", (*stage).reorder},
+	{"A member is sealed into the dispatcher, and replaced there", (*stage).seal},
 	{"TC: members beside a filter of tc, which cannot remove them", (*stage).joinFilter},
 	{"A member is moved under a flood, and nothing slips through", (*stage).moveUnderFlood},
 	{"A filter of tc becomes a member", (*stage).adoptFilter},

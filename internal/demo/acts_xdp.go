@@ -3,6 +3,7 @@ package demo
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -189,6 +190,53 @@ func (s *stage) reorder(ctx context.Context) error {
 		return err
 	}
 	return s.sees(ctx, packets)
+}
+
+func (s *stage) seal(ctx context.Context) error {
+	s.say("droplist was loaded from a file, and no process holds it: its code can be linked into the dispatcher,")
+	s.say("and packets are spared the way through its slot. The others go on to belong to their processes.")
+	if err := s.run(ctx, cli+"seal xdp veth1"); err != nil {
+		return err
+	}
+	if err := s.wantSealed(ctx, droplist); err != nil {
+		return err
+	}
+	if err := s.sees(ctx, packets); err != nil {
+		return err
+	}
+	s.say("A sealed member can be replaced, too.")
+	if err := s.run(ctx, replaceDroplist); err != nil {
+		return err
+	}
+	if err := s.wantSealed(ctx, droplist); err != nil {
+		return err
+	}
+	if err := s.sees(ctx, packets); err != nil {
+		return err
+	}
+	if err := s.run(ctx, cli+"unseal xdp veth1"); err != nil {
+		return err
+	}
+	return s.wantSealed(ctx)
+}
+
+// wantSealed checks which members are linked.
+func (s *stage) wantSealed(ctx context.Context, want ...string) error {
+	c, err := s.list(ctx, hook.XDP)
+	if err != nil {
+		return err
+	}
+	var sealed []string
+	for _, m := range c.Members {
+		if m.Sealed {
+			sealed = append(sealed, m.Name)
+		}
+	}
+	words := "no member is sealed"
+	if len(sealed) > 0 {
+		words = "sealed: " + strings.Join(sealed, ", ")
+	}
+	return s.check(slices.Equal(sealed, want), "%s", words)
 }
 
 // sees sends packets while the bad ones are dropped, and checks what the

@@ -28,6 +28,9 @@ type Code struct {
 	Maps []uint32
 	// Insns have their functions and source lines as metadata.
 	Insns asm.Instructions
+	// Frame is what its main function takes of the stack, in bytes. It is not kept
+	// with the rest: the verifier tells it.
+	Frame int
 }
 
 // A CodeHash tells codes apart: SHA-256 of what MarshalBinary returned.

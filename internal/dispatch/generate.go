@@ -37,7 +37,7 @@ func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 //
 // The verdict of a chain is that of the last member that ran, and PASS when
 // none did. Comparisons are on 32 bits, as the kernel takes the verdict.
-func Generate(slots []hook.Settings) asm.Instructions { return Link(slots, nil) }
+func Generate(slots []hook.Settings) asm.Instructions { return Link(slots, nil, false) }
 
 // Link returns the code of a dispatcher with members linked into it: those that
 // have a code, at the same place in codes; nil is a chain without any. The
@@ -45,36 +45,55 @@ func Generate(slots []hook.Settings) asm.Instructions { return Link(slots, nil) 
 //
 // A linked member is a global function, so that the verifier looks at it once
 // by itself and not at all its ways together with those of the members after
-// it. Some stand in the place of their call, see inlined.
-func Link(slots []hook.Settings, codes []*Code) asm.Instructions {
-	g := generator{plain: true, codes: codes, count: len(slots)}
+// it. With inline, those that are not large stand in the place of their call,
+// which is faster, and more for the verifier to look at. The last one needs no
+// call in any case if it is the only one.
+func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
+	g := generator{plain: true, layout: newLayout(slots, codes, inline)}
 	for _, s := range slots[:max(len(slots)-1, 0)] {
 		g.plain = g.plain && s.ContinueOn == hook.SetOf(hook.Pass)
 	}
 
 	g.begin(ProgramName)
 	if len(slots) > 1 {
-		g.emit(asm.Mov.Reg(asm.R6, asm.R1))
+		g.emit(g.context.store(asm.R1))
 	}
 	if len(slots) == 0 {
 		g.emit(asm.Mov.Imm(asm.R0, int32(hook.Pass)))
 	} else if !g.plain {
-		g.emit(asm.Mov.Imm(asm.R7, int32(hook.Pass)))
+		g.emit(g.verdict.storeImm(int32(hook.Pass)))
 	}
-	end := len(slots) - 1
-	ends := g.inlined(end)
+	last := len(slots) - 1
 	for i, s := range slots {
 		switch {
-		case i < end:
+		case i < last:
 			g.call(i, s)
-		case ends && i > 0:
-			g.emit(asm.Ja.Label("last"))
-		case ends:
-		default:
+		case !g.inlined(i):
 			g.finish(i, s)
 		}
 	}
-	if !ends || len(slots) > 1 {
+	g.end(last)
+	for i, s := range slots {
+		switch {
+		case g.inlined(i):
+			g.others(i)
+		case g.linked(i):
+			g.function(i)
+		case i < last:
+			g.slot(i, s)
+		}
+	}
+	return g.insns
+}
+
+// end emits the ends of main. A last member that stands in main has its own, and
+// comes after those of the members before it.
+func (g *generator) end(last int) {
+	inlined := g.inlined(last)
+	if inlined && last > 0 {
+		g.emit(asm.Ja.Label("last"))
+	}
+	if !inlined || last > 0 {
 		g.label("exit")
 		g.emit(asm.Return())
 	}
@@ -84,29 +103,19 @@ func Link(slots []hook.Settings, codes []*Code) asm.Instructions {
 			g.emit(asm.Mov.Imm(asm.R0, int32(v)), asm.Return())
 		}
 	}
-	if ends {
-		if len(slots) > 1 {
-			g.label("last")
-			g.emit(asm.Mov.Reg(asm.R1, asm.R6))
-		}
-		g.inline(end)
+	if !inlined {
+		return
 	}
-	for i, s := range slots {
-		switch {
-		case g.code(i) == nil && i == end: // main tail-calls it
-		case g.code(i) == nil:
-			g.slot(i, s)
-		case !g.inlined(i):
-			g.function(i)
-		}
+	if last > 0 {
+		g.label("last")
+		g.emit(g.context.load(asm.R1))
 	}
-	return g.insns
+	g.body(last)
 }
 
 type generator struct {
 	insns asm.Instructions
-	codes []*Code // of linked members
-	count int     // of members
+	layout
 	// plain: every member but the last continues on PASS alone, so that whenever
 	// the chain goes on the verdict is PASS and need not be kept.
 	plain   bool
@@ -140,18 +149,18 @@ func (g *generator) begin(name string) {
 	g.fn = &btf.Func{Name: name, Type: proto, Linkage: btf.GlobalFunc}
 }
 
-// context puts the context into R1 for the member at i.
-func (g *generator) context(i int) {
+// loadContext puts the context into R1 for the member at i.
+func (g *generator) loadContext(i int) {
 	if i > 0 {
-		g.emit(asm.Mov.Reg(asm.R1, asm.R6))
+		g.emit(g.context.load(asm.R1))
 	}
 }
 
 // call runs the member at i and decides whether the chain goes on.
 func (g *generator) call(i int, s hook.Settings) {
-	g.context(i)
+	g.loadContext(i)
 	if g.inlined(i) {
-		g.inline(i)
+		g.body(i)
 	} else {
 		g.emit(asm.Call.Label(SlotFunc(i)))
 	}
@@ -164,7 +173,7 @@ func (g *generator) call(i int, s hook.Settings) {
 
 	next := fmt.Sprintf("next_%d", i)
 	def := missing(s, false)
-	if g.code(i) != nil {
+	if g.linked(i) {
 		def = int32(hook.Pass) // it is never empty
 	}
 	switch def {
@@ -185,7 +194,7 @@ func (g *generator) call(i int, s hook.Settings) {
 	if def == missingContinue {
 		g.emit(asm.JEq.Imm32(asm.R0, missingContinue, next))
 	}
-	g.emit(asm.Mov.Reg(asm.R7, asm.R0))
+	g.emit(g.verdict.store(asm.R0))
 	for _, v := range verdicts[1:] {
 		g.emit(asm.JEq.Imm32(asm.R0, int32(v), next))
 	}
@@ -195,14 +204,14 @@ func (g *generator) call(i int, s hook.Settings) {
 
 // finish runs the last member, at i, whose verdict is final.
 func (g *generator) finish(i int, s hook.Settings) {
-	g.context(i)
-	if g.code(i) != nil {
+	g.loadContext(i)
+	if g.linked(i) {
 		g.emit(asm.Call.Label(SlotFunc(i)))
 		return
 	}
 	g.tailCall(i)
 	if s.OnMissing == hook.MissingContinue && !g.plain {
-		g.emit(asm.Mov.Reg(asm.R0, asm.R7))
+		g.emit(g.verdict.load(asm.R0))
 	} else {
 		g.emit(asm.Mov.Imm(asm.R0, missing(s, true)))
 	}

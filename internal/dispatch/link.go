@@ -6,37 +6,95 @@ import (
 
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // CodeMapRef is the symbol under which the code of the member at i refers to
 // the map with that index in Code.Maps.
 func CodeMapRef(i, index int) string { return fmt.Sprintf("code_%d_%d", i, index) }
 
-// maxInline is the size of a member that stands in the place of its call, in
-// instructions: in larger ones the call costs little, see docs/performance.md.
-const maxInline = 32
-
-// inlined tells whether the member at i stands in the place of its call. Main
-// needs R6 and R7 while members are to follow; and its frame comes on top of those
-// of all members that are called, so it shall have none of its own.
-func (g *generator) inlined(i int) bool {
-	c := g.code(i)
-	switch {
-	case c == nil:
-		return false
-	case g.count == 1:
-		return true
-	case i == g.count-1:
-		return !c.uses(asm.R10)
+// codeFunc is the name of a function of the code of the member at i; the main one is SlotFunc.
+func codeFunc(i, function int) string {
+	if function == 0 {
+		return SlotFunc(i)
 	}
-	return len(c.Insns) <= maxInline && len(c.functions()) == 1 && !c.uses(asm.R6, asm.R7, asm.R10)
+	return fmt.Sprintf("member_%d_%d", i, function)
 }
 
-func (g *generator) code(i int) *Code {
-	if i < 0 || i >= len(g.codes) {
-		return nil
+// maxInline is the size of the largest main function that is put in the place of
+// its call, in instructions. Beside a larger one a call is little, and the verifier
+// need not look at it at each of the ways that lead there.
+const maxInline = 512
+
+// A layout is how members are linked.
+type layout struct {
+	codes  []*Code
+	inline bool // main functions in the place of their calls, if they are small
+	last   int
+	// Where main keeps what it needs while a member runs: in registers, which the
+	// members that stand in main leave alone, or on the stack below their frames.
+	context, verdict place
+}
+
+// A place is a register, or for RFP one on the stack.
+type place struct {
+	reg    asm.Register
+	offset int16
+}
+
+func newLayout(slots []hook.Settings, codes []*Code, inline bool) layout {
+	l := layout{codes: codes, inline: inline, last: len(slots) - 1}
+	free := []asm.Register{asm.R6, asm.R7, asm.R8, asm.R9}
+	frame := 0
+	for i := range slots[:max(l.last, 0)] {
+		if l.inlined(i) {
+			frame = max(frame, codes[i].Frame)
+			free = slices.DeleteFunc(free, codes[i].uses)
+		}
 	}
-	return g.codes[i]
+	at := int16(-(frame + 7) / 8 * 8)
+	for _, p := range []*place{&l.context, &l.verdict} {
+		if len(free) > 0 {
+			p.reg, free = free[0], free[1:]
+		} else {
+			at -= 8
+			*p = place{asm.RFP, at}
+		}
+	}
+	return l
+}
+
+func (p place) store(from asm.Register) asm.Instruction {
+	if p.reg == asm.RFP {
+		return asm.StoreMem(asm.RFP, p.offset, from, asm.DWord)
+	}
+	return asm.Mov.Reg(p.reg, from)
+}
+
+func (p place) storeImm(value int32) asm.Instruction {
+	if p.reg == asm.RFP {
+		return asm.StoreImm(asm.RFP, p.offset, int64(value), asm.DWord)
+	}
+	return asm.Mov.Imm(p.reg, value)
+}
+
+func (p place) load(to asm.Register) asm.Instruction {
+	if p.reg == asm.RFP {
+		return asm.LoadMem(to, asm.RFP, p.offset, asm.DWord)
+	}
+	return asm.Mov.Reg(to, p.reg)
+}
+
+// linked tells whether the member at i is linked.
+func (l *layout) linked(i int) bool { return i >= 0 && i < len(l.codes) && l.codes[i] != nil }
+
+// inlined tells whether its main function stands in the place of its call.
+func (l *layout) inlined(i int) bool {
+	if !l.linked(i) {
+		return false
+	}
+	return l.inline && len(l.codes[i].main()) <= maxInline || l.last == 0
 }
 
 // functions returns the indexes at which functions begin.
@@ -50,67 +108,80 @@ func (c *Code) functions() []int {
 	return begin
 }
 
-// uses tells whether the main function has to do with one of the registers.
-func (c *Code) uses(regs ...asm.Register) bool {
-	end := len(c.Insns)
+// main is the main function.
+func (c *Code) main() asm.Instructions {
 	if begin := c.functions(); len(begin) > 1 {
-		end = begin[1]
+		return c.Insns[:begin[1]]
 	}
-	for _, ins := range c.Insns[:end] {
-		// In a call and a load of 64 bits the source is no register.
-		src := ins.Src
-		if ins.OpCode.IsDWordLoad() || ins.OpCode.JumpOp() == asm.Call {
-			src = asm.R0
-		}
-		if slices.Contains(regs, ins.Dst) || slices.Contains(regs, src) {
-			return true
-		}
-	}
-	return false
+	return c.Insns
 }
 
-// linked returns the instructions of the member at i, as functions of the
-// dispatcher.
-func (g *generator) linked(i int) asm.Instructions {
-	c := g.codes[i]
+// uses tells whether the main function has to do with the register.
+func (c *Code) uses(reg asm.Register) bool {
+	return slices.ContainsFunc(c.main(), func(ins asm.Instruction) bool {
+		// In a call, and in a load of 64 bits, the source is no register.
+		return ins.Dst == reg || ins.Src == reg && !ins.OpCode.IsDWordLoad() && ins.OpCode.JumpOp() != asm.Call
+	})
+}
+
+// parts returns the main function of the member at i, without its name, and
+// its other functions.
+func (l *layout) parts(i int) (main, others asm.Instructions) {
+	c := l.codes[i]
 	insns := slices.Clone(c.Insns)
-	for j := range insns {
-		ins := &insns[j]
-		if ins.IsLoadFromMap() {
-			*ins = ins.WithReference(CodeMapRef(i, int(uint32(ins.Constant))))
-		}
-		// Where one function has lines all must have (check_btf_line,
-		// kernel/bpf/verifier.c).
-		if fn := btf.FuncMetadata(ins); fn != nil && ins.Source() == nil {
-			*ins = ins.WithSource(asm.Comment(fn.Name))
+	begin := c.functions()
+	number := map[asm.RawInstructionOffset]int{} // of the function that begins there
+	iter := insns.Iterate()
+	for iter.Next() {
+		if n := slices.Index(begin, iter.Index); n >= 0 {
+			number[iter.Offset] = n
 		}
 	}
-	return insns
-}
-
-// function emits the member at i as a function of its own.
-func (g *generator) function(i int) {
-	insns := g.linked(i)
-	g.begin(SlotFunc(i))
-	g.fn = &btf.Func{Name: g.codes[i].Name, Type: proto, Linkage: btf.GlobalFunc}
-	g.emit(insns...)
-}
-
-// inline emits the member at i in the place of its call. After the last one
-// come its own functions.
-func (g *generator) inline(i int) {
-	insns := g.linked(i)
+	iter = insns.Iterate()
+	for iter.Next() {
+		ins := iter.Ins
+		switch {
+		case ins.IsLoadFromMap():
+			*ins = ins.WithReference(CodeMapRef(i, int(uint32(ins.Constant))))
+		case ins.IsFunctionReference():
+			to := number[iter.Offset+1+asm.RawInstructionOffset(ins.Constant)]
+			*ins = ins.WithReference(codeFunc(i, to))
+			ins.Constant = -1 // to be resolved
+		}
+		if n := slices.Index(begin, iter.Index); n > 0 {
+			*ins = ins.WithSymbol(codeFunc(i, n))
+			if ins.Source() == nil {
+				*ins = ins.WithSource(asm.Comment(btf.FuncMetadata(ins).Name))
+			}
+		}
+	}
+	n := len(c.main())
 	insns[0] = btf.WithFuncMetadata(insns[0], nil)
-	if i == g.count-1 {
+	return insns[:n], insns[n:]
+}
+
+// function emits the linked member at i as a function of its own.
+func (g *generator) function(i int) {
+	main, others := g.parts(i)
+	g.label(SlotFunc(i))
+	g.fn = &btf.Func{Name: g.codes[i].Name, Type: proto, Linkage: btf.GlobalFunc}
+	g.emit(main...)
+	g.emit(others...)
+}
+
+// body emits the main function of the member at i in the place of its call.
+func (g *generator) body(i int) {
+	insns, _ := g.parts(i)
+	if i == g.last {
 		g.emit(insns...)
 		return
 	}
-	if last := len(insns) - 1; insns[last].OpCode.JumpOp() == asm.Exit {
-		insns = insns[:last] // who jumps there comes to what follows
+	if end := len(insns) - 1; insns[end].OpCode.JumpOp() == asm.Exit {
+		insns = insns[:end] // who jumps there comes to what follows
 	}
 	// Elsewhere an exit is a jump to the end, in units of 8 bytes.
-	iter := insns.Iterate()
 	size := asm.RawInstructionOffset(insns.Size() / asm.InstructionSize)
+	iter := insns.Iterate()
 	for iter.Next() {
 		if iter.Ins.OpCode.JumpOp() == asm.Exit {
 			ja := asm.Ja.Label("").WithSource(iter.Ins.Source())
@@ -118,5 +189,11 @@ func (g *generator) inline(i int) {
 			*iter.Ins = ja
 		}
 	}
+	g.emit(insns...)
+}
+
+// others emits the other functions of the member at i, whose main function stands in main.
+func (g *generator) others(i int) {
+	_, insns := g.parts(i)
 	g.emit(insns...)
 }

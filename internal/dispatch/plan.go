@@ -57,6 +57,7 @@ type Slot struct {
 // Sealed is what is linked into a dispatcher.
 type Sealed struct {
 	Program uint32 // id
+	Frame   uint32 // of its main function, in bytes
 	Code    CodeHash
 }
 

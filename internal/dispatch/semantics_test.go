@@ -74,7 +74,7 @@ func byteProgram(i int) asm.Instructions {
 		asm.LoadMem(asm.R0, asm.R2, int16(i), asm.Byte),
 		asm.Return().WithSymbol("end"),
 	}
-	switch i % 3 {
+	switch i % 4 {
 	case 1: // with exits on the way, and none at the end
 		insns = slices.Concat(insns[:4], asm.Instructions{
 			asm.JLE.Reg(asm.R4, asm.R3, "read"),
@@ -91,6 +91,8 @@ func byteProgram(i int) asm.Instructions {
 			asm.Mov.Imm(asm.R7, 8),
 			asm.StoreMem(asm.RFP, -8, asm.R6, asm.DWord),
 		}, insns)
+	case 3: // too large to stand in the place of its call
+		insns = slices.Concat(slices.Repeat(asm.Instructions{asm.Mov.Imm(asm.R5, 1)}, 600), insns)
 	}
 	return insns
 }
@@ -106,6 +108,7 @@ func loadWithCode(t *testing.T, insns asm.Instructions) (*ebpf.Program, *dispatc
 	code, _, err := state.CodeOf(loaded.Program)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.Equals(code.Refused, ""))
+	qt.Assert(t, qt.IsNil(state.Verify(loaded.Program, code, dispatch.Plain)))
 	return loaded.Program, code
 }
 

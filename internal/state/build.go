@@ -45,8 +45,18 @@ func Build(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, 
 	return prog, nil
 }
 
+// load takes the verifier's word for how members can be linked: it may find that
+// too much stands in one function.
 func load(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, error) {
-	insns := dispatch.Link(settings, codes)
+	prog, err := loadLinked(shape, settings, slots, codes, true, 0)
+	if err != nil && codes != nil && !errors.Is(err, fs.ErrPermission) {
+		prog, err = loadLinked(shape, settings, slots, codes, false, 0)
+	}
+	return prog, err
+}
+
+func loadLinked(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map, codes []*dispatch.Code, inline bool, log ebpf.LogLevel) (*ebpf.Program, error) {
+	insns := dispatch.Link(settings, codes, inline)
 	for i, m := range slots {
 		if i < len(codes) && codes[i] != nil {
 			continue
@@ -71,7 +81,7 @@ func load(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map, cod
 	if shape.Frags {
 		spec.Flags |= unix.BPF_F_XDP_HAS_FRAGS
 	}
-	prog, err := ebpf.NewProgram(spec)
+	prog, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogLevel: log})
 	if err != nil {
 		return nil, kernel.Errno("load dispatcher", err)
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"regexp"
+	"strconv"
 
 	"github.com/cilium/ebpf"
 
@@ -73,13 +75,13 @@ func CodeOf(prog *ebpf.Program) (*dispatch.Code, dispatch.CodeHash, error) {
 
 // Verify tells whether the code is that of the program: it is loaded by itself,
 // and the kernel's hash of its instructions must be the program's. For anyone may
-// bind a map to a program.
+// bind a map to a program. It finds out the code's Frame.
 func Verify(prog *ebpf.Program, c *dispatch.Code, shape dispatch.Shape) error {
 	info, err := prog.Info()
 	if err != nil {
 		return kernel.Errno("program", err)
 	}
-	alone, err := load(shape, []hook.Settings{hook.Settings{}.WithDefaults()}, make([]*ebpf.Map, 1), []*dispatch.Code{c})
+	alone, err := loadLinked(shape, []hook.Settings{hook.Settings{}.WithDefaults()}, make([]*ebpf.Map, 1), []*dispatch.Code{c}, true, ebpf.LogLevelStats)
 	if err != nil {
 		return fmt.Errorf("its object code does not load any more: %w", err)
 	}
@@ -91,8 +93,26 @@ func Verify(prog *ebpf.Program, c *dispatch.Code, shape dispatch.Shape) error {
 	if again.Tag != info.Tag {
 		return fmt.Errorf("its object code is not that of the program (tag %s, not %s)", again.Tag, info.Tag)
 	}
+	c.Frame = frame(alone.VerifierLog)
 	return nil
 }
+
+// stackDepth is what the verifier says of the frames of all functions, main first
+// (print_verification_stats, kernel/bpf/verifier.c).
+var stackDepth = regexp.MustCompile(`(?m)^stack depth (\d+)`)
+
+// frame reads the size of the first frame from a verifier's log. Without one it
+// is the largest there can be.
+func frame(log string) int {
+	if m := stackDepth.FindStringSubmatch(log); m != nil {
+		if n, err := strconv.Atoi(m[1]); err == nil {
+			return n
+		}
+	}
+	return maxStack
+}
+
+const maxStack = 512 // MAX_BPF_STACK, linux/filter.h
 
 // readFrozen reads the entry of a map of that name that nobody can write to:
 // whoever may, could make us believe anything. ErrNotOurs of another one.

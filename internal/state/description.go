@@ -34,7 +34,7 @@ const (
 	valueSize  = headerSize + hook.MaxMembers*memberSize
 	homeSize   = 40                         // after that; not in descriptions that early programs wrote
 	sealedSize = hook.MaxMembers * sealSize // after that, in sealedVersion
-	sealSize   = 4 + sha256.Size
+	sealSize   = 8 + sha256.Size
 
 	flagFrags  = 1 << 0
 	flagClosed = 1 << 1
@@ -100,6 +100,7 @@ type rawMember struct {
 
 type rawSeal struct {
 	Program uint32
+	Frame   uint32
 	Code    dispatch.CodeHash
 }
 
@@ -280,7 +281,7 @@ var (
 		field{"on_missing", u8}, field{"flags", u8}, field{"reserved", u16},
 		field{"name", string64}, field{"owner", string64})
 	descriptionType = structType(MapName, descriptionFields...)
-	sealType        = structType("ld_seal", field{"program", u32},
+	sealType        = structType("ld_seal", field{"program", u32}, field{"frame", u32},
 		field{"code", &btf.Array{Index: u32, Type: u8, Nelems: sha256.Size}})
 	sealedDescriptionType = structType(MapName, append(descriptionFields[:len(descriptionFields):len(descriptionFields)],
 		field{"sealed", &btf.Array{Index: u32, Type: sealType, Nelems: hook.MaxMembers}})...)

@@ -27,7 +27,7 @@ func (m *Maker) XDPTools(ctx context.Context, wanted ...string) (archives []stri
 	var have []string
 	found := map[string]bool{}
 	for _, suite := range toolSuites {
-		dir, err := m.Cache.Get(ctx, "xdp-tools/"+suite, fmt.Sprint("1", tools), func(dir string) error {
+		dir, err := m.Cache.Get(ctx, "xdp-tools/"+suite, fmt.Sprint("2", tools), func(dir string) error {
 			return m.suite(ctx, suite, func(s *debian.Suite) error { return m.makeTools(ctx, s, dir) })
 		})
 		if err != nil {
@@ -79,6 +79,10 @@ func (m *Maker) makeTools(ctx context.Context, s *debian.Suite, dir string) erro
 
 func putTools(w *initramfs.Writer, root, version string) error {
 	prefix := "/opt/xdp-tools-" + version
+	objects, err := putObjects(w, root, prefix)
+	if err != nil {
+		return err
+	}
 	written := map[string]bool{}
 	for _, name := range tools {
 		program, err := findProgram(root, name)
@@ -111,7 +115,7 @@ func putTools(w *initramfs.Writer, root, version string) error {
 		if err := w.Copy(prefix+"/libexec/"+name, program); err != nil {
 			return err
 		}
-		script := fmt.Sprintf("#!/bin/sh\n: ${LIBXDP_OBJECT_PATH:=%[1]s/lib/bpf}\nexport LIBXDP_OBJECT_PATH\nexec %[1]s/lib/ld.so --library-path %[1]s/lib %[1]s/libexec/%[2]s \"$@\"\n", prefix, name)
+		script := fmt.Sprintf(toolScript, prefix, name, objects)
 		if err := w.File(prefix+"/bin/"+name, 0o755, int64(len(script)), strings.NewReader(script)); err != nil {
 			return err
 		}
@@ -122,23 +126,33 @@ func putTools(w *initramfs.Writer, root, version string) error {
 	if len(written) == 0 {
 		return errors.New("the package xdp-tools has no programs")
 	}
-	return putObjects(w, root, prefix)
+	return nil
 }
 
-// putObjects copies the BPF programs that libxdp loads, such as its dispatcher.
-func putObjects(w *initramfs.Writer, root, prefix string) error {
-	count := 0
-	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+// toolScript calls a tool with its own libraries and objects. Those of libxdp are
+// found by a variable, those of the tools before 1.6 only where the package has
+// them: whichever version is called has the place.
+const toolScript = `#!/bin/sh
+: ${LIBXDP_OBJECT_PATH:=%[1]s/lib/bpf}
+export LIBXDP_OBJECT_PATH
+mkdir -p $(dirname %[3]s) && ln -sfn %[1]s/lib/bpf %[3]s
+exec %[1]s/lib/ld.so --library-path %[1]s/lib %[1]s/libexec/%[2]s "$@"
+`
+
+// putObjects copies the BPF programs that libxdp loads, such as its dispatcher,
+// and those of the tools, and returns the folder that the package has them in.
+func putObjects(w *initramfs.Writer, root, prefix string) (folder string, err error) {
+	err = filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || filepath.Ext(file) != ".o" || path.Base(path.Dir(file)) != "bpf" {
 			return err
 		}
-		count++
+		folder = strings.TrimPrefix(path.Dir(file), root)
 		return w.Copy(prefix+"/lib/bpf/"+path.Base(file), file)
 	})
-	if err == nil && count == 0 {
+	if err == nil && folder == "" {
 		err = errors.New("the packages of xdp-tools have no BPF programs")
 	}
-	return err
+	return folder, err
 }
 
 // upstreamVersion is 1.5.4 of 1:1.5.4-1+b2.

@@ -1,0 +1,476 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/packet"
+)
+
+// explainFlags are what is asked of explain, and the packets to make.
+type explainFlags struct {
+	hex            []string
+	make           map[packet.Protocol]*bool
+	sport          uint16
+	tcpFlags       string
+	fromMAC, toMAC string
+	vlan           uint16
+	size           int
+	queue          int
+	expect         string
+}
+
+func (a *app) explainCommand() *cobra.Command {
+	f := explainFlags{make: map[packet.Protocol]*bool{packet.UDP: new(bool), packet.TCP: new(bool), packet.ICMP: new(bool)}}
+	cmd := &cobra.Command{
+		Use:   "explain HOOK TARGET FILE|SRC DST [PORT]",
+		Short: "Show which program does what to a packet: who drops it?",
+		Long: `Show which program on a hook does what to a packet: what each says, one after the
+other as the hook runs them, what it changes in the packet, and what becomes of
+that. Nothing is sent and nothing is received: the kernel runs the programs on
+packets that are given to it (BPF_PROG_TEST_RUN).
+
+HOOK is xdp, tcx/ingress, tcx/egress, cgroup_skb/ingress or cgroup_skb/egress. On
+a cgroup, programs of the cgroups above run too.
+
+The packets come from FILE, a capture of tcpdump or Wireshark (pcap or pcapng,
+Ethernet), with - from standard input; or from --hex, with the Ethernet header in
+front; or they are made, with --udp and --tcp from the address SRC to PORT of the
+address DST, with --icmp an echo request, as IPv4 or IPv6. Made packets are
+addressed to the device, on egress they come from it.
+
+The programs run for real, with their maps: counters count, and rate limits and
+lists that they keep change. A warning names those maps. Only the packet is not a
+real one. What a test run does not show: where a redirect goes, and what the
+card and the stack know of a packet beside its bytes. Behind a dispatcher of
+libxdp the members are not told apart: they run as one.
+
+-q prints the last line only, the sum. With --expect the exit status is 6 when a
+packet gets another verdict than that, and when there is no packet.`,
+		Example: `  dispatcher explain xdp eth0 --udp 192.0.2.1 198.51.100.7 53
+  dispatcher explain xdp eth0 --tcp 2001:db8::1 2001:db8::2 443 --tcp-flags syn,ack
+  dispatcher explain tcx/ingress eth0 --icmp 192.0.2.1 198.51.100.7
+  dispatcher explain xdp eth0 capture.pcap -q
+  tcpdump -i eth0 -c 100 -w - | dispatcher explain xdp eth0 -
+  dispatcher explain xdp eth0 --udp 203.0.113.9 198.51.100.7 53 --expect drop`,
+		Args:              f.words,
+		ValidArgsFunction: completeArgs(1, offerExplained, a.offerTargets, offerFiles),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.explain(cmd.Context(), cmd, withoutDev(args, 1), &f)
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(f.make[packet.UDP], "udp", false, "a UDP datagram, from SRC to PORT of DST")
+	flags.BoolVar(f.make[packet.TCP], "tcp", false, "a TCP segment, from SRC to PORT of DST")
+	flags.BoolVar(f.make[packet.ICMP], "icmp", false, "an echo request, from SRC to DST")
+	flags.StringArrayVar(&f.hex, "hex", nil, "the packet with these `BYTES`, in hexadecimal; may be given several times")
+	flags.StringVar(&f.expect, "expect", "", "end with exit status 6 unless every packet gets this `VERDICT`: pass, drop, tx, redirect or aborted")
+	flags.Uint16Var(&f.sport, "sport", 40000, "the `PORT` that a made packet comes from")
+	flags.StringVar(&f.tcpFlags, "tcp-flags", "syn", "the `FLAGS` of a TCP segment: syn,ack for example")
+	flags.IntVar(&f.size, "size", 0, "make the packet `N` bytes long, with its headers")
+	flags.Uint16Var(&f.vlan, "vlan", 0, "with the tag of VLAN `ID`")
+	flags.StringVar(&f.fromMAC, "src-mac", "", "the Ethernet `ADDRESS` that a made packet comes from")
+	flags.StringVar(&f.toMAC, "dst-mac", "", "the Ethernet `ADDRESS` that it goes to")
+	flags.IntVar(&f.queue, "queue", 0, "xdp: the receive queue `N` that programs are told")
+	completeFlag(cmd, "expect", fixed("pass", "drop", "tx", "redirect", "aborted"))
+	completeFlag(cmd, "tcp-flags", fixed("syn", "ack", "syn,ack", "rst", "fin,ack"))
+	return cmd
+}
+
+// offerExplained offers the hooks that packets can be taken through.
+func offerExplained(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
+	return wordsOf([]hook.Hook{hook.XDP, hook.TCXIngress, hook.TCXEgress, hook.CgroupSKBIngress, hook.CgroupSKBEgress}), noFiles
+}
+
+func offerFiles(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveDefault
+}
+
+// words checks the arguments, which depend on the flags.
+func (f *explainFlags) words(cmd *cobra.Command, args []string) error {
+	made := 0
+	for _, set := range f.make {
+		if *set {
+			made++
+		}
+	}
+	switch {
+	case made > 1, made > 0 && len(f.hex) > 0:
+		return usage("", "one of --udp, --tcp, --icmp and --hex")
+	case len(f.hex) > 0:
+		return words(1, "HOOK", "TARGET")(cmd, args)
+	case *f.make[packet.ICMP]:
+		return words(1, "HOOK", "TARGET", "SRC", "DST")(cmd, args)
+	case made > 0:
+		return words(1, "HOOK", "TARGET", "SRC", "DST", "PORT")(cmd, args)
+	}
+	for _, name := range []string{"sport", "tcp-flags", "size", "vlan", "src-mac", "dst-mac"} {
+		if cmd.Flags().Changed(name) {
+			return usage("add --udp, --tcp or --icmp", "--%s is about a packet that is made", name)
+		}
+	}
+	return words(1, "HOOK", "TARGET", "FILE")(cmd, args)
+}
+
+// explain opens everything, so that nothing has run when something is wrong, and then
+// runs the packets.
+func (a *app) explain(ctx context.Context, cmd *cobra.Command, args []string, f *explainFlags) error {
+	t, err := a.target(args[0], args[1])
+	if err != nil {
+		return err
+	}
+	var expected *hook.Verdict
+	if cmd.Flags().Changed("expect") {
+		v, err := hook.ParseVerdict(f.expect)
+		if err != nil {
+			return usage("", "--expect: %v", err)
+		}
+		expected = &v
+	}
+	spec, given, err := f.packets(args)
+	if err != nil {
+		return err
+	}
+	if spec == nil && given == nil {
+		in, name, err := openCapture(args[2])
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		capture, err := packet.NewCapture(in)
+		if err != nil {
+			return captureError(name, err)
+		}
+		given = fromCapture(name, capture)
+	}
+	e, err := dispatcher.Explain(ctx, t, dispatcher.ExplainOptions{Queue: f.queue, BPFFS: a.bpffs})
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	if spec != nil {
+		made, err := a.makePacket(t, e.Chain().Ifindex, *spec)
+		if err != nil {
+			return err
+		}
+		given = fromBytes([][]byte{made})
+	}
+	a.warnExplained(ctx, t, e)
+	return a.explainAll(ctx, e, given, expected)
+}
+
+// warnExplained says what running programs does, and what it does not show.
+func (a *app) warnExplained(ctx context.Context, t dispatcher.Target, e *dispatcher.Explainer) {
+	c := e.Chain()
+	if len(c.Members) == 0 {
+		a.note("nothing is attached to %s %s: all packets pass", c.Hook, c.Target)
+	}
+	var writes []string
+	byMember := map[int][]string{}
+	for _, m := range e.Maps() {
+		byMember[m.Member] = append(byMember[m.Member], fmt.Sprintf("%s (id %d)", m.Name, m.ID))
+	}
+	for i := -1; i < len(c.Members); i++ {
+		if maps := byMember[i]; len(maps) > 0 {
+			name := "the dispatcher"
+			if i >= 0 {
+				name = c.Members[i].Name
+			}
+			writes = append(writes, name+": "+strings.Join(maps, ", "))
+		}
+	}
+	if len(writes) > 0 {
+		a.warn("the programs run for real, and what they write to their maps stays; they may write to %s", strings.Join(writes, "; "))
+	}
+	if why := e.Whole(); why != "" && len(c.Members) > 1 {
+		a.note("the members are not told apart: %s", why)
+	}
+	for _, lack := range e.Lacks() {
+		a.note("%s", lack)
+	}
+	if c.Hook.Family() == "tcx" {
+		tc := t
+		tc.Hook = hook.Hook(strings.Replace(string(t.Hook), "tcx", "tc", 1))
+		if filters, err := dispatcher.Read(ctx, tc, a.readOptions()); err == nil && len(filters.Members) > 0 {
+			a.note("what passes here goes on to the filters of %s (%d), which are not explained", tc.Hook, len(filters.Members))
+		}
+	}
+}
+
+// packets are those of the flags: one to be made, or bytes. Neither means a file.
+func (f *explainFlags) packets(args []string) (*packet.Spec, packetSource, error) {
+	if len(f.hex) > 0 {
+		var list [][]byte
+		for _, text := range f.hex {
+			b, err := hex.DecodeString(strings.NewReplacer(" ", "", ":", "", "\n", "", "\t", "").Replace(strings.TrimPrefix(text, "0x")))
+			if err != nil || len(b) == 0 {
+				return nil, nil, usage("", "--hex: %q is not hexadecimal", text)
+			}
+			list = append(list, b)
+		}
+		return nil, fromBytes(list), nil
+	}
+	for protocol, set := range f.make {
+		if *set {
+			spec, err := f.spec(protocol, args[2:])
+			return spec, nil, err
+		}
+	}
+	return nil, nil, nil
+}
+
+// spec is the packet that is to be made, but for Ethernet addresses that were not given.
+func (f *explainFlags) spec(protocol packet.Protocol, args []string) (s *packet.Spec, err error) {
+	s = &packet.Spec{Protocol: protocol, FromPort: f.sport, VLAN: f.vlan, Size: f.size}
+	for i, to := range []*netip.Addr{&s.From, &s.To} {
+		if *to, err = netip.ParseAddr(args[i]); err != nil || to.Zone() != "" {
+			return nil, usage("", "%q is not an IP address", args[i])
+		}
+	}
+	if protocol != packet.ICMP {
+		port, err := strconv.ParseUint(args[2], 10, 16)
+		if err != nil {
+			return nil, usage("", "%q is not a port: they are numbers up to 65535", args[2])
+		}
+		s.ToPort = uint16(port)
+	}
+	if s.Flags, err = packet.ParseFlags(f.tcpFlags); err != nil {
+		return nil, usage("", "--tcp-flags: %v", err)
+	}
+	for _, mac := range []struct {
+		flag, text string
+		to         *net.HardwareAddr
+	}{{"src-mac", f.fromMAC, &s.FromMAC}, {"dst-mac", f.toMAC, &s.ToMAC}} {
+		if mac.text == "" {
+			continue
+		}
+		if *mac.to, err = net.ParseMAC(mac.text); err != nil || len(*mac.to) != 6 {
+			return nil, usage("", "--%s: %q is not an Ethernet address", mac.flag, mac.text)
+		}
+	}
+	// All else that can be wrong with it, before anything is opened.
+	trial := *s
+	trial.FromMAC, trial.ToMAC = somebody, somebody
+	if _, err := packet.Build(trial); err != nil {
+		return nil, usage("", "%v", err)
+	}
+	return s, nil
+}
+
+// somebody is the Ethernet address of who is at the other end.
+var somebody = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+
+// makePacket makes one as it comes to the device, or leaves it.
+func (a *app) makePacket(t dispatcher.Target, ifindex int, s packet.Spec) ([]byte, error) {
+	own := net.HardwareAddr{2, 0, 0, 0, 0, 2}
+	if ifindex != 0 {
+		ns, err := kernel.OpenNetNS(a.netns)
+		if err != nil {
+			return nil, err
+		}
+		defer ns.Close()
+		_ = ns.Do(func() error { // a device without one gets the other
+			dev, err := net.InterfaceByIndex(ifindex)
+			if err == nil && len(dev.HardwareAddr) == 6 {
+				own = dev.HardwareAddr
+			}
+			return err
+		})
+	}
+	from, to := somebody, own
+	if t.Hook == hook.TCXEgress || t.Hook == hook.CgroupSKBEgress {
+		from, to = own, somebody
+	}
+	if s.FromMAC == nil {
+		s.FromMAC = from
+	}
+	if s.ToMAC == nil {
+		s.ToMAC = to
+	}
+	return packet.Build(s)
+}
+
+// A packetSource returns the next packet, and io.EOF after the last.
+type packetSource func() (*packet.Captured, error)
+
+func fromBytes(list [][]byte) packetSource {
+	return func() (*packet.Captured, error) {
+		if len(list) == 0 {
+			return nil, io.EOF
+		}
+		p := &packet.Captured{Data: list[0], Length: len(list[0])}
+		list = list[1:]
+		return p, nil
+	}
+}
+
+func fromCapture(name string, c *packet.Capture) packetSource {
+	return func() (*packet.Captured, error) {
+		p, err := c.Next()
+		if err != nil && !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil, captureError(name, err)
+		}
+		return p, err
+	}
+}
+
+func openCapture(name string) (io.ReadCloser, string, error) {
+	if name == "-" {
+		if term.IsTerminal(int(os.Stdin.Fd())) {
+			return nil, "", usage(`as in "tcpdump -i eth0 -c 10 -w - | dispatcher explain xdp eth0 -"`, "a capture is to come from standard input, and that is a terminal")
+		}
+		return os.Stdin, "standard input", nil
+	}
+	f, err := os.Open(name)
+	return f, name, err
+}
+
+// captureError is about a file that cannot be read as a capture.
+func captureError(name string, err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return err
+	}
+	return usage("", "%s: %v", name, err)
+}
+
+// batch is how many packets are run at once, so that the network namespace is entered
+// once for them.
+const batch = 64
+
+// fetch reads packets beforehand, and ends with ctx.
+func fetch(ctx context.Context, next packetSource) (<-chan *packet.Captured, <-chan error) {
+	packets, failed := make(chan *packet.Captured, batch), make(chan error, 1)
+	go func() {
+		defer close(packets)
+		for {
+			p, err := next()
+			if err != nil {
+				if !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+					failed <- err
+				}
+				return
+			}
+			select {
+			case packets <- p:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return packets, failed
+}
+
+// explainAll runs all packets and prints what became of them.
+func (a *app) explainAll(ctx context.Context, e *dispatcher.Explainer, next packetSource, expected *hook.Verdict) error {
+	inner, stop := context.WithCancel(ctx)
+	defer stop()
+	packets, failed := fetch(inner, next)
+	out := a.newExplained(e, expected)
+	var err error
+	for open := true; open && err == nil; {
+		var some []*packet.Captured
+		select {
+		case <-ctx.Done():
+			err = errors.New("interrupted: not all packets were run")
+		case p, ok := <-packets:
+			if open = ok; ok {
+				some = append(some, p)
+			}
+		}
+		for more := open; more && len(some) < batch; {
+			select {
+			case p, ok := <-packets:
+				if more, open = ok, ok; ok {
+					some = append(some, p)
+				}
+			default:
+				more = false
+			}
+		}
+		data := make([][]byte, len(some))
+		for i, p := range some {
+			data[i] = p.Data
+		}
+		traces, runErr := e.Run(ctx, data...)
+		for i := range traces {
+			if err = out.packet(some[i], &traces[i]); err != nil {
+				return err
+			}
+		}
+		if err == nil {
+			err = runErr
+		}
+	}
+	if err == nil {
+		select {
+		case err = <-failed:
+		default:
+		}
+	}
+	return errors.Join(out.end(), err, out.judge(err))
+}
+
+// errUnexpected is what explain ends with when a packet got another verdict.
+var errUnexpected = errors.New("another verdict than expected")
+
+// judge is the error for what did not come out as it should. Another error is reason
+// enough not to say that there were no packets.
+func (x *explained) judge(other error) error {
+	switch {
+	case x.notRun > 0:
+		return fmt.Errorf("%d of %s could not be run: %s", x.notRun, packets(x.count), oneLine(x.firstError.Error()))
+	case x.expected == nil:
+	case x.count == 0 && other == nil:
+		return hook.Because(errUnexpected, "expected %v, and there was no packet", x.expected)
+	case x.unexpected > 0:
+		return hook.Because(errUnexpected, "expected %v, and %d of %s got another verdict", x.expected, x.unexpected, packets(x.count))
+	}
+	return nil
+}
+
+func packets(n int) string {
+	if n == 1 {
+		return "1 packet"
+	}
+	return fmt.Sprintf("%d packets", n)
+}
+
+// sorted are the kinds of outcomes, passing first and then by what is most.
+func (x *explained) sorted() []outcome {
+	list := make([]outcome, 0, len(x.outcomes))
+	for o := range x.outcomes {
+		list = append(list, o)
+	}
+	slices.SortFunc(list, func(a, b outcome) int {
+		if a.verdict == hook.Pass || b.verdict == hook.Pass {
+			if a.verdict == b.verdict {
+				return strings.Compare(a.by, b.by)
+			}
+			if a.verdict == hook.Pass {
+				return -1
+			}
+			return 1
+		}
+		if n := x.outcomes[b] - x.outcomes[a]; n != 0 {
+			return n
+		}
+		return strings.Compare(a.by+a.verdict.String(), b.by+b.verdict.String())
+	})
+	return list
+}

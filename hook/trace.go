@@ -1,0 +1,159 @@
+package hook
+
+import (
+	"bytes"
+	"fmt"
+)
+
+// An Outcome is what became of an entry when a packet came along.
+type Outcome string
+
+const (
+	OutcomeRan       Outcome = "ran"       // its program ran
+	OutcomeEmpty     Outcome = "empty"     // its slot is empty, and was passed by
+	OutcomeClosed    Outcome = "closed"    // its slot is empty, and a closed door: see OnMissing
+	OutcomeUnreached Outcome = "unreached" // the packet did not come to it
+)
+
+// A Trace is the way of one packet through what is on a hook.
+type Trace struct {
+	// Steps has one for each entry of the chain, in its order. Where entries cannot be
+	// told apart there is one for all of them.
+	Steps []Step
+	// Verdict is what becomes of the packet as far as this hook decides. On
+	// TCX, TX does not occur; on cgroups, only Pass and Drop do.
+	Verdict Verdict
+	// By is the index in Steps of the step that decided: the last one that ran on
+	// XDP, the first one that denied on a cgroup. -1 when the packet passes because none
+	// said otherwise.
+	By int
+	// Packet is the packet as it leaves the hook.
+	Packet []byte
+	// Err is why the packet could not be taken all the way; then the verdict means nothing.
+	Err error
+}
+
+// A Step is what one entry made of a packet.
+type Step struct {
+	// Member is the index of the entry in Chain.Members; -1 for all of them at once.
+	Member  int
+	Outcome Outcome
+	// Returned is the program's return value, and Says what it means on this hook: a
+	// verdict on XDP, else "next", "pass", "allow" and so on.
+	Returned uint32
+	Says     string
+	// GoesOn tells whether the next entry runs.
+	GoesOn bool
+	// Packet is the packet behind the program, and Change what that did to it.
+	Packet []byte
+	Change Change
+}
+
+// A Change is what a program did to a packet.
+type Change struct {
+	// Head and Tail are how many bytes the packet has grown at its beginning and at
+	// its end; negative where it has shrunk. Programs do not tell at which end:
+	// it is the one that leaves the other bytes most alike.
+	Head, Tail int
+	// Edits are the bytes that were there before and differ now, by offset.
+	Edits []Edit
+	// Meta is how many bytes of metadata are before the packet now, more than before.
+	Meta int
+	// Mark and Priority are what the packet has now; nil where that is
+	// unchanged. XDP has none.
+	Mark, Priority *uint32
+}
+
+// An Edit is a run of bytes that differ.
+type Edit struct {
+	Offset        int // in the packet as it is now
+	Before, After []byte
+}
+
+// IsZero tells whether nothing was changed.
+func (c *Change) IsZero() bool {
+	return c.Head == 0 && c.Tail == 0 && len(c.Edits) == 0 && c.Meta == 0 && c.Mark == nil && c.Priority == nil
+}
+
+// Compare returns how one packet became another. Either may be any bytes.
+func Compare(before, after []byte) Change {
+	grown := len(after) - len(before)
+	c := Change{Tail: grown}
+	if grown != 0 && alike(before, after, grown) > alike(before, after, 0) {
+		c = Change{Head: grown}
+	}
+	before, after, at := aligned(before, after, c.Head)
+	for i := 0; i < len(after); i++ {
+		if before[i] == after[i] {
+			continue
+		}
+		from := i
+		for i < len(after) && before[i] != after[i] {
+			i++
+		}
+		c.Edits = append(c.Edits, Edit{Offset: at + from, Before: bytes.Clone(before[from:i]), After: bytes.Clone(after[from:i])})
+	}
+	return c
+}
+
+// aligned returns what both packets have when one has head more bytes at its
+// beginning, and where in the second one that is.
+func aligned(before, after []byte, head int) (b, a []byte, at int) {
+	if head >= 0 {
+		after = after[head:]
+	} else {
+		before = before[-head:]
+	}
+	n := min(len(before), len(after))
+	return before[:n], after[:n], max(head, 0)
+}
+
+// alike counts the bytes that are the same.
+func alike(before, after []byte, head int) (n int) {
+	before, after, _ = aligned(before, after, head)
+	for i, b := range before {
+		if b == after[i] {
+			n++
+		}
+	}
+	return n
+}
+
+// actions are the return values of programs on TC (TCX_* in linux/bpf.h, TC_ACT_* in
+// linux/pkt_cls.h), from -1.
+var actions = []string{"next", "pass", "reclassify", "drop", "pipe", "stolen", "queued", "repeat", "redirect", "trap"}
+
+// Reads tells what a program's return value means on a hook: in a word, the verdict
+// if the packet's way ended there, and whether it does. For XDP, on is what the member goes
+// on after.
+func (h Hook) Reads(returned uint32, on VerdictSet) (says string, v Verdict, goesOn bool) {
+	switch h.Family() {
+	case "xdp":
+		v = Verdict(returned)
+		if v < Verdicts {
+			return v.String(), v, on.Has(v)
+		}
+		return fmt.Sprintf("%d, taken for aborted", int32(returned)), Aborted, false
+	case "cgroup": // the bit above tells TCP about congestion (BPF_PROG_CGROUP_INET_EGRESS_RUN_ARRAY)
+		if returned&1 == 0 {
+			return "deny", Drop, true // the others run all the same
+		}
+		return "allow", Pass, true
+	}
+	// What tcx_action_code makes of it (include/net/tcx.h): with other values than these
+	// four the rest is skipped, and the packet goes on to clsact.
+	n := int64(int32(returned)) + 1
+	says = fmt.Sprintf("%d", int32(returned))
+	if n >= 0 && n < int64(len(actions)) {
+		says = actions[n]
+	}
+	switch says {
+	case "next":
+		return says, Pass, true
+	case "drop":
+		return says, Drop, false
+	case "redirect":
+		return says, Redirect, false
+	}
+	return says, Pass, false
+}

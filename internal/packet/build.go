@@ -1,0 +1,165 @@
+package packet
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+)
+
+// A Spec is a packet to be made. From and To must be addresses of the same kind.
+type Spec struct {
+	Protocol Protocol
+	From, To netip.Addr
+	// FromPort and ToPort are those of UDP and TCP.
+	FromPort, ToPort uint16
+	// Flags of TCP, see [ParseFlags].
+	Flags byte
+	// FromMAC and ToMAC have 6 bytes each.
+	FromMAC, ToMAC net.HardwareAddr
+	VLAN           uint16 // 0 for none
+	// Size is how long the packet is made, at the least; what is missing is payload.
+	Size int
+}
+
+// A Protocol is what a Spec can make.
+type Protocol int
+
+// The protocols of a Spec. ICMP is an echo request, for IPv6 one of ICMPv6.
+const (
+	UDP Protocol = iota
+	TCP
+	ICMP
+)
+
+// MaxSize is the longest packet that IP can say the length of, with room for what is
+// around it.
+const MaxSize = 65535
+
+// Build makes a packet, with its checksums. Its TTL is 64.
+func Build(s Spec) ([]byte, error) {
+	s.From, s.To = s.From.Unmap(), s.To.Unmap()
+	switch {
+	case !s.From.IsValid() || !s.To.IsValid():
+		return nil, fmt.Errorf("a packet needs two addresses")
+	case s.From.Is4() != s.To.Is4():
+		return nil, fmt.Errorf("%s and %s: one is IPv4, the other IPv6", s.From, s.To)
+	case len(s.FromMAC) != 6 || len(s.ToMAC) != 6:
+		return nil, fmt.Errorf("%s, %s: Ethernet addresses have 6 bytes", s.FromMAC, s.ToMAC)
+	case s.VLAN > 4094:
+		return nil, fmt.Errorf("vlan %d: they are 1 to 4094", s.VLAN)
+	case s.Size < 0 || s.Size > MaxSize:
+		return nil, fmt.Errorf("%d bytes: a packet has at most %d", s.Size, MaxSize)
+	}
+	b := append(append([]byte{}, s.ToMAC...), s.FromMAC...)
+	if s.VLAN != 0 {
+		b = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, typeVLAN), s.VLAN)
+	}
+	headers := 20
+	if s.From.Is6() {
+		headers = 40
+	}
+	t := s.transport(s.Size - len(b) - 2 - headers)
+	if s.From.Is4() {
+		b = binary.BigEndian.AppendUint16(b, typeIPv4)
+		h := make([]byte, 20)
+		h[0], h[8], h[9] = 0x45, 64, s.number()
+		binary.BigEndian.PutUint16(h[2:], uint16(20+len(t)))
+		h[6] = 0x40 // do not fragment
+		copy(h[12:], s.From.AsSlice())
+		copy(h[16:], s.To.AsSlice())
+		binary.BigEndian.PutUint16(h[10:], ^sum(0, h))
+		return append(append(b, h...), t...), nil
+	}
+	b = binary.BigEndian.AppendUint16(b, typeIPv6)
+	h := make([]byte, 40)
+	h[0], h[6], h[7] = 0x60, s.number(), 64
+	binary.BigEndian.PutUint16(h[4:], uint16(len(t)))
+	copy(h[8:], s.From.AsSlice())
+	copy(h[24:], s.To.AsSlice())
+	return append(append(b, h...), t...), nil
+}
+
+// number is the protocol as IP calls it.
+func (s *Spec) number() byte {
+	switch {
+	case s.Protocol == TCP:
+		return protoTCP
+	case s.Protocol == UDP:
+		return protoUDP
+	case s.From.Is6():
+		return protoICMPv6
+	}
+	return protoICMP
+}
+
+// transport makes what comes after the IP header.
+func (s *Spec) transport(size int) []byte {
+	var h []byte
+	at := 0 // of the checksum
+	switch s.Protocol {
+	case UDP:
+		h, at = make([]byte, max(8, size)), 6
+		binary.BigEndian.PutUint16(h[4:], uint16(len(h)))
+	case TCP:
+		h, at = make([]byte, max(20, size)), 16
+		h[7], h[12], h[13] = 1, 5<<4, s.Flags // sequence number 1, no options
+		if s.Flags&flagACK != 0 {
+			h[11] = 1
+		}
+		binary.BigEndian.PutUint16(h[14:], 64240)
+	case ICMP:
+		h, at = make([]byte, max(8, size)), 2
+		if h[0] = 8; s.From.Is6() {
+			h[0] = 128
+		}
+		h[5], h[7] = 1, 1 // identifier and sequence number
+	}
+	if s.Protocol != ICMP {
+		binary.BigEndian.PutUint16(h, s.FromPort)
+		binary.BigEndian.PutUint16(h[2:], s.ToPort)
+	}
+	var start uint32
+	if s.Protocol != ICMP || s.From.Is6() { // with the addresses, the length and the protocol
+		start = uint32(sum(uint32(len(h))+uint32(s.number()), append(s.From.AsSlice(), s.To.AsSlice()...)))
+	}
+	check := ^sum(start, h)
+	if check == 0 && s.Protocol == UDP {
+		check = 0xffff // 0 would mean that there is none
+	}
+	binary.BigEndian.PutUint16(h[at:], check)
+	return h
+}
+
+// sum adds up 16-bit words in ones' complement (RFC 1071).
+func sum(start uint32, b []byte) uint16 {
+	n := uint64(start)
+	for ; len(b) > 1; b = b[2:] {
+		n += uint64(binary.BigEndian.Uint16(b))
+	}
+	if len(b) > 0 {
+		n += uint64(b[0]) << 8
+	}
+	for n > 0xffff {
+		n = n>>16 + n&0xffff
+	}
+	return uint16(n)
+}
+
+const flagACK = 1 << 4
+
+// ParseFlags reads names of TCP flags, separated by commas: "syn,ack".
+func ParseFlags(s string) (set byte, err error) {
+next:
+	for name := range strings.SplitSeq(s, ",") {
+		for i, f := range flags {
+			if strings.EqualFold(f, strings.TrimSpace(name)) {
+				set |= 1 << i
+				continue next
+			}
+		}
+		return 0, fmt.Errorf("unknown flag %q (known: %s)", name, strings.ToLower(strings.Join(flags, ", ")))
+	}
+	return set, nil
+}
