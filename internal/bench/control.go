@@ -15,7 +15,6 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
@@ -81,12 +80,11 @@ func microseconds(d time.Duration) float64 { return float64(d) / float64(time.Mi
 type playground struct {
 	*bench
 	*testenv.Pair
-	bpffs     string
-	target    dispatcher.Target
-	one, two  *ebpf.Program
-	pins      [2]string
-	bpftool   string
-	emptySlot *ebpf.Map
+	bpffs    string
+	target   dispatcher.Target
+	one, two *ebpf.Program
+	pins     [2]string
+	bpftool  string
 }
 
 func newPlayground(b *bench) *playground {
@@ -99,10 +97,6 @@ func newPlayground(b *bench) *playground {
 		b.must(prog.Pin(p.pins[i]))
 	}
 	p.bpftool, _ = exec.LookPath("bpftool")
-	var err error
-	p.emptySlot, err = state.NewSlot("ldt")
-	b.must(err)
-	b.Cleanup(func() { p.emptySlot.Close() })
 	return p
 }
 
@@ -161,6 +155,7 @@ func (p *playground) command() contender {
 
 func (p *playground) rawCalls() contender {
 	var l link.Link
+	chain, slots := p.emptyChain(1)
 	return contender{name: "system calls alone", do: map[string]func(){
 		"attach": func() {
 			p.Server.Do(p.scope, func() {
@@ -171,8 +166,7 @@ func (p *playground) rawCalls() contender {
 		},
 		"update": func() { p.must(l.Update(p.two)) },
 		"set": func() {
-			plan := dispatch.Plan{Shape: dispatch.Plain, Slots: []dispatch.Slot{{MapID: 1, Name: "member", Settings: hook.Settings{}.WithDefaults()}}}
-			prog, err := state.Build(&state.Chain{ID: 1, Plan: plan}, []*ebpf.Map{p.emptySlot}, nil)
+			prog, err := state.Build(chain, slots, nil)
 			p.must(err)
 			p.must(l.Update(prog))
 			prog.Close()

@@ -16,8 +16,8 @@ const readOnly = unix.BPF_F_RDONLY_PROG
 const alone = "one program alone"
 
 const (
-	packetRounds = 60
-	packetTime   = 3 * time.Millisecond // of each sample
+	packetRounds = 20
+	packetTime   = 4 * time.Millisecond // of each sample; each call waits for as long again, for RCU
 )
 
 // packetSection runs every chain by test run, in turns.

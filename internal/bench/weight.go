@@ -13,8 +13,6 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher"
-	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -93,15 +91,7 @@ func (p *playground) kernelMemory(s *Section) {
 	t := s.table(Table{Name: "kernel memory", Title: "Kernel memory of a chain", Unit: "bytes", Axis: "members"})
 	w := newWorkshop(p.scope)
 	for _, n := range merges {
-		chain := &state.Chain{ID: 1, Plan: dispatch.Plan{Shape: dispatch.Plain}}
-		var slots []*ebpf.Map
-		for i := range n {
-			slot, err := state.NewSlot("ldt")
-			p.must(err)
-			p.Cleanup(func() { slot.Close() })
-			slots = append(slots, slot)
-			chain.Slots = append(chain.Slots, dispatch.Slot{MapID: uint32(i + 1), Name: fmt.Sprint(i), Settings: hook.Settings{}.WithDefaults()})
-		}
+		chain, slots := p.emptyChain(n)
 		prog, err := state.Build(chain, slots, nil)
 		p.must(err)
 		info, err := prog.Info()
