@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
@@ -140,7 +141,9 @@ func (s *site) candidates(l *state.Locked, snap *snapshot) (*trial, []hook.Seali
 		}
 		t.slots = append(t.slots, m)
 		result := hook.Sealing{Member: slot.Name}
-		if !pinned {
+		if !pinned && slot.Persistent {
+			result.Reason = fmt.Sprintf("it is not pinned in %s: its pin is in another bpffs, or was removed", s.BPFFS)
+		} else if !pinned {
 			result.Reason = "it is not pinned: it belongs to a process, and leaves with that"
 		} else if t.codes[i], t.seals[i], err = code(m, snap.chain.Shape); err != nil {
 			result.Reason = err.Error()
@@ -200,7 +203,7 @@ func (t *trial) settle(report []hook.Sealing) error {
 		}
 		t.codes[i] = c
 		if err := tryout(); err != nil {
-			if errors.Is(err, fs.ErrPermission) {
+			if errors.Is(err, unix.EPERM) {
 				return err
 			}
 			t.codes[i] = nil
@@ -266,20 +269,27 @@ func (h *slotHandle) breakSeal(c *state.Chain, i int) (bool, error) {
 // stays in the slot. With was false it only sees to it that no other program is
 // linked: somebody may have sealed the chain just before the slot was filled.
 func (h *slotHandle) sealAgain(was bool) error {
-	c, i, err := h.find()
-	if err != nil {
-		return err
+	for {
+		c, i, err := h.find()
+		if err != nil {
+			return err
+		}
+		id, err := state.Occupant(h.slot)
+		if err != nil {
+			return err
+		}
+		if now := c.Slots[i].Sealed.Program; now == id || now == 0 && !was {
+			return nil
+		}
+		_, seal, err := code(h.slot, c.Shape)
+		if err != nil {
+			seal = dispatch.Sealed{}
+		}
+		if err := h.edit(func(c *state.Chain, i int) error { c.Slots[i].Sealed = seal; return nil }); err != nil {
+			return err
+		}
+		// Who filled the slot while this was built may have looked before it was
+		// swapped in: so look again.
+		was = false
 	}
-	id, err := state.Occupant(h.slot)
-	if err != nil {
-		return err
-	}
-	if now := c.Slots[i].Sealed.Program; now == id || now == 0 && !was {
-		return nil
-	}
-	_, seal, err := code(h.slot, c.Shape)
-	if err != nil {
-		seal = dispatch.Sealed{}
-	}
-	return h.edit(func(c *state.Chain, i int) error { c.Slots[i].Sealed = seal; return nil })
 }

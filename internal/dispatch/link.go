@@ -74,7 +74,8 @@ func (p place) store(from asm.Register) asm.Instruction {
 
 func (p place) storeImm(value int32) asm.Instruction {
 	if p.reg == asm.RFP {
-		return asm.StoreImm(asm.RFP, p.offset, int64(value), asm.DWord)
+		// asm.StoreImm makes none of this size.
+		return asm.Instruction{OpCode: asm.StoreImmOp(asm.DWord), Dst: asm.RFP, Offset: p.offset, Constant: int64(value)}
 	}
 	return asm.Mov.Imm(p.reg, value)
 }

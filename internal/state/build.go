@@ -59,7 +59,7 @@ func (m *members) load(wrap func(asm.Instructions) asm.Instructions, others map[
 			insns = wrap(insns)
 		}
 		prog, err := m.loadCode(dispatch.ProgramName, insns, others, 0)
-		if err == nil || !inline || m.codes == nil || errors.Is(err, fs.ErrPermission) {
+		if err == nil || !inline || m.codes == nil || errors.Is(err, unix.EPERM) {
 			return prog, err
 		}
 	}
@@ -96,6 +96,10 @@ func (m *members) loadCode(name string, insns asm.Instructions, others map[strin
 		spec.Flags |= unix.BPF_F_XDP_HAS_FRAGS
 	}
 	prog, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogLevel: log})
+	var refusal *ebpf.VerifierError
+	if errors.As(err, &refusal) && len(refusal.Log) > 0 {
+		return nil, fmt.Errorf("load dispatcher: %w", err) // EACCES of the verifier is about the code
+	}
 	if err != nil {
 		return nil, kernel.Errno("load dispatcher", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/cilium/ebpf"
@@ -75,11 +76,18 @@ func CodeOf(prog *ebpf.Program) (*dispatch.Code, dispatch.CodeHash, error) {
 
 // Verify tells whether the code is that of the program: it is loaded by itself,
 // and the kernel's hash of its instructions must be the program's. For anyone may
-// bind a map to a program. It finds out the code's Frame.
+// bind a map to a program. The hash does not cover the maps; those must be the
+// program's as well. It finds out the code's Frame.
 func Verify(prog *ebpf.Program, c *dispatch.Code, shape dispatch.Shape) error {
 	info, err := prog.Info()
 	if err != nil {
 		return kernel.Errno("program", err)
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range c.Maps {
+		if !slices.Contains(ids, ebpf.MapID(id)) {
+			return fmt.Errorf("its object code is not that of the program (it uses map %d)", id)
+		}
 	}
 	m := members{shape, []hook.Settings{hook.Settings{}.WithDefaults()}, nil, []*dispatch.Code{c}}
 	alone, err := m.loadCode(dispatch.ProgramName, dispatch.Link(m.settings, m.codes, true), nil, ebpf.LogLevelStats)

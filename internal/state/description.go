@@ -206,12 +206,17 @@ func Unmarshal(b []byte) (*Chain, error) {
 	if len(b) < valueSize+homeSize+sealedSize {
 		return nil, fmt.Errorf("damaged chain description: version %d, %d bytes", h.Version, len(b))
 	}
-	for i := range c.Slots {
+	for i := range hook.MaxMembers {
 		var seal rawSeal
 		if _, err := binary.Decode(b[valueSize+homeSize+i*sealSize:], binary.NativeEndian, &seal); err != nil {
 			return nil, err
 		}
-		c.Slots[i].Sealed = dispatch.Sealed(seal)
+		if seal != (rawSeal{}) && (i >= len(c.Slots) || seal.Program == 0) {
+			return nil, fmt.Errorf("damaged chain description: member %d: linked code of nothing", i)
+		}
+		if i < len(c.Slots) {
+			c.Slots[i].Sealed = dispatch.Sealed(seal)
+		}
 	}
 	return c, nil
 }

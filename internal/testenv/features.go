@@ -21,11 +21,13 @@ type Feature string
 
 // The features that tests depend on.
 const (
+	FeatureCallbacks     Feature = "callbacks"      // functions of a program that a helper calls
 	FeatureNetNSCookie   Feature = "netns-cookie"   // namespaces have numbers that do not come again
 	FeatureFrags         Feature = "frags"          // XDP programs that understand packets in fragments
 	FeaturePerfLink      Feature = "perf-link"      // programs of perf events with links
 	FeatureLSMCgroup     Feature = "lsm-cgroup"     // LSM programs on a cgroup
 	FeatureNetfilterLink Feature = "netfilter-link" // BPF programs as netfilter hooks
+	FeatureXDPKfuncs     Feature = "xdp-kfuncs"     // functions of the kernel's that XDP programs may call
 	FeatureTCX           Feature = "tcx-link"       // links on tcx/*
 	FeatureCgroupOrder   Feature = "cgroup-order"   // a place among others on a cgroup
 	FeatureSlotTypes     Feature = "slot-types"     // a prog array takes programs of one expected attach type only
@@ -37,11 +39,13 @@ var features = map[Feature]struct {
 	major, minor int
 	try          func() bool
 }{
+	FeatureCallbacks:     {5, 13, nil},
 	FeatureNetNSCookie:   {5, 14, tryCookie},
 	FeatureFrags:         {5, 18, tryFrags},
 	FeaturePerfLink:      {5, 15, nil},
 	FeatureLSMCgroup:     {6, 0, nil},
 	FeatureNetfilterLink: {6, 4, nil},
+	FeatureXDPKfuncs:     {6, 4, nil},
 	FeatureTCX:           {6, 6, tryTCX},
 	FeatureCgroupOrder:   {6, 17, tryOrder},
 	FeatureSlotTypes:     {6, 18, trySlotTypes},
