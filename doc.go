@@ -25,7 +25,8 @@
 // On tc/ingress and tc/egress, for kernels without TCX, a member is a filter of
 // the clsact qdisc, which nobody owns.
 //
-// [List] shows all that is attached on the machine, whoever did it.
+// [List] shows all that is attached on the machine, whoever did it, and [Measure]
+// how often it runs, for how long, and on XDP chains what it says.
 //
 // The state is in the kernel alone: there is no daemon, no database and no
 // file. See docs/architecture.md and docs/pins-and-state.md.
