@@ -163,6 +163,7 @@ func TestWatchedAlone(t *testing.T) {
 		}
 		return prog, err
 	}
+	b.quick = true
 	for _, name := range few { // to empty a watch takes the kernel long
 		b.check(t, plans[name])
 	}

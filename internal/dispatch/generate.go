@@ -27,11 +27,13 @@ func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 
 // Generate returns the code of the dispatcher.
 //
-// For each slot, main calls a function that tail-calls into the slot's prog
-// array: the tail-called program returns to main. When the slot is empty the
-// tail call falls through and the function returns the slot's default. These
-// functions must be global: of a static one the verifier would conclude that
-// it always returns that default, because it does not follow tail calls.
+// For each slot but the last, main calls a function that tail-calls into the
+// slot's prog array: the tail-called program returns to main. When the slot is
+// empty the tail call falls through and the function returns the slot's default.
+// These functions must be global: of a static one the verifier would conclude
+// that it always returns that default, because it does not follow tail calls.
+// The last member's verdict is the chain's whatever it is, so main tail-calls
+// that one itself and does not come back.
 //
 // The verdict of a chain is that of the last member that ran, and PASS when
 // none did. Comparisons are on 32 bits, as the kernel takes the verdict.
@@ -63,10 +65,12 @@ func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
 	}
 	last := len(slots) - 1
 	for i, s := range slots {
-		if i == last && g.inlined(i) {
-			break
+		switch {
+		case i < last:
+			g.call(i, s)
+		case !g.inlined(i):
+			g.finish(i, s)
 		}
-		g.call(i, s, i == last)
 	}
 	g.end(last)
 	for i, s := range slots {
@@ -75,7 +79,7 @@ func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
 			g.others(i)
 		case g.linked(i):
 			g.function(i)
-		default:
+		case i < last:
 			g.slot(i, s)
 		}
 	}
@@ -118,11 +122,16 @@ type generator struct {
 	closes [hook.Verdicts]bool // final verdicts of empty slots that are in use
 }
 
-// call runs the member at i and decides whether the chain goes on.
-func (g *generator) call(i int, s hook.Settings, last bool) {
+// loadContext puts the context into R1 for the member at i.
+func (g *generator) loadContext(i int) {
 	if i > 0 {
 		g.Emit(g.context.load(asm.R1))
 	}
+}
+
+// call runs the member at i and decides whether the chain goes on.
+func (g *generator) call(i int, s hook.Settings) {
+	g.loadContext(i)
 	if g.inlined(i) {
 		g.body(i)
 	} else {
@@ -131,9 +140,7 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 	if g.plain {
 		// An empty slot that continues returns PASS, one that does not, its
 		// verdict: no case of its own is needed.
-		if !last {
-			g.Emit(asm.JNE.Imm32(asm.R0, int32(hook.Pass), "exit"))
-		}
+		g.Emit(asm.JNE.Imm32(asm.R0, int32(hook.Pass), "exit"))
 		return
 	}
 
@@ -149,15 +156,6 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 	case missingAborted:
 		g.closes[hook.Aborted] = true
 		g.Emit(asm.JEq.Imm32(asm.R0, missingAborted, hook.Aborted.String()))
-	}
-	if last {
-		if def == missingContinue {
-			g.Emit(
-				asm.JNE.Imm32(asm.R0, missingContinue, "exit"),
-				g.verdict.load(asm.R0),
-			)
-		}
-		return
 	}
 	verdicts := s.ContinueOn.List()
 	if len(verdicts) == 0 {
@@ -177,15 +175,34 @@ func (g *generator) call(i int, s hook.Settings, last bool) {
 	g.Label(next)
 }
 
-// slot is the function that tail-calls into the member at i.
+// finish runs the last member, at i, whose verdict is final.
+func (g *generator) finish(i int, s hook.Settings) {
+	g.loadContext(i)
+	if g.linked(i) {
+		g.Emit(asm.Call.Label(SlotFunc(i)))
+		return
+	}
+	g.tailCall(i)
+	if s.OnMissing == hook.MissingContinue && !g.plain {
+		g.Emit(g.verdict.load(asm.R0))
+	} else {
+		g.Emit(asm.Mov.Imm(asm.R0, missing(s, true)))
+	}
+}
+
+// slot is the function that runs the member at i.
 func (g *generator) slot(i int, s hook.Settings) {
 	g.Begin(SlotFunc(i))
+	g.tailCall(i)
+	g.Emit(asm.Mov.Imm(asm.R0, missing(s, g.plain)), asm.Return())
+}
+
+// tailCall runs the member at i and does not come back, unless its slot is empty.
+func (g *generator) tailCall(i int) {
 	g.Emit(
 		asm.LoadMapPtr(asm.R2, 0).WithReference(SlotRef(i)),
 		asm.Mov.Imm(asm.R3, 0),
 		asm.FnTailCall.Call(),
-		asm.Mov.Imm(asm.R0, missing(s, g.plain)),
-		asm.Return(),
 	)
 }
 

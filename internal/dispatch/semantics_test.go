@@ -51,6 +51,7 @@ type bench struct {
 	build        func(*state.Chain, []*ebpf.Map, []*dispatch.Code) (*ebpf.Program, error)
 	ran          func(slots []hook.Settings, does []int) // may be nil
 	done         func(slots []hook.Settings)             // with a dispatcher; may be nil
+	quick        bool                                    // all that can be are sealed, or none
 }
 
 func newBench(t *testing.T, slots int) *bench {
@@ -187,7 +188,8 @@ func (b *bench) check(t *testing.T, slots []hook.Settings) {
 		var progs []*ebpf.Program
 		for sealed := range 1 << len(slots) {
 			// What is empty is not sealed. What counts, counts in slots.
-			if sealed&empties == 0 && (sealed == 0 || b.done == nil) {
+			some := sealed != 0 && sealed != 1<<len(slots)-1-empties
+			if sealed&empties == 0 && (sealed == 0 || b.done == nil) && !(some && b.quick) {
 				progs = append(progs, b.dispatcher(t, slots, empty, sealed))
 			}
 		}

@@ -34,6 +34,7 @@ type options struct {
 	append  string
 	console string // a file to keep what the kernel prints in
 	quiet   bool
+	counted bool // see qemu.Machine
 }
 
 func (o *options) flags(f *flag.FlagSet) {
@@ -109,8 +110,10 @@ func boot(ctx context.Context, kernel string, o options, steps []guest.Step, h h
 	if console == "" {
 		console = filepath.Join(tmp, "console")
 	}
-	kvm, err := canUseKVM(ctx, c, k, archives, tmp, say)
-	if err != nil {
+	kvm := false
+	if o.counted {
+		o.cpus = 1
+	} else if kvm, err = canUseKVM(ctx, c, k, archives, tmp, say); err != nil {
 		return err
 	}
 	if o.cpus == 0 {
@@ -121,7 +124,7 @@ func boot(ctx context.Context, kernel string, o options, steps []guest.Step, h h
 	}
 	begin := time.Now()
 	err = qemu.Machine{
-		Kernel: k.Image, Initrd: initrd, Console: console, Append: o.append, Memory: o.memory, CPUs: o.cpus, KVM: kvm,
+		Kernel: k.Image, Initrd: initrd, Console: console, Append: o.append, Memory: o.memory, CPUs: o.cpus, KVM: kvm, Counted: o.counted,
 	}.Run(ctx, qemu.Handler{
 		Ready: func(release string) {
 			os.Remove(initrd) // it has been read

@@ -36,6 +36,7 @@ func runCommand(ctx context.Context, args []string) error {
 	flags.Var(&env, "env", "set an environment variable, `NAME=VALUE`; may be repeated")
 	dir := flags.String("dir", "/root", "the `folder` to run in")
 	timeout := flags.Duration("timeout", 30*time.Minute, "the command must end within this")
+	flags.BoolVar(&o.counted, "counted", false, "let the machine's clock go by the instructions that it executes: what takes as many takes as long, each time")
 	o.flags(flags)
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), runUsage)

@@ -159,7 +159,7 @@ func (m *meter) take(ctx context.Context) ([]Sample, error) {
 	var gone []error
 	for p, of := range m.hooks {
 		if !seen[p] {
-			gone = append(gone, of.close(ctx))
+			gone = append(gone, of.stop(ctx))
 			delete(m.hooks, p)
 		}
 	}
@@ -180,7 +180,7 @@ func (m *meter) look(ctx context.Context) ([]hook.Chain, error) {
 func (m *meter) close(ctx context.Context) error {
 	var errs []error
 	for _, of := range m.hooks {
-		errs = append(errs, of.close(ctx))
+		errs = append(errs, of.stop(ctx))
 	}
 	return errors.Join(append(errs, m.stats.close())...)
 }
@@ -198,17 +198,19 @@ func (of *meterOf) take(ctx context.Context, c *hook.Chain) Sample {
 	s := Sample{Chain: *c, Entries: make([]Counts, len(c.Members))}
 	switch {
 	case c.Err != nil, c.Hook.OnDevice() && c.Ifindex == 0, len(c.Members) == 0:
-		s.Err = of.close(ctx)
-		if c.Err != nil {
-			s.Err = c.Err
-		}
+		s.By, s.Err = ByNothing, c.Err
 	case c.Style == hook.StyleOwned:
-		s.By = ByChain
+		s.By, s.Clock = ByChain, of.clock
 		s.Err = of.count(ctx, &s)
-		s.Clock = of.clock
 	default:
 		s.By = ByKernel
 		s.Err = of.statistics(&s)
+	}
+	if s.By != ByChain {
+		s.Err = errors.Join(s.Err, of.stop(ctx))
+	}
+	if s.By != ByKernel {
+		of.ran = nil
 	}
 	if s.Err != nil {
 		s.By = ByNothing
@@ -235,9 +237,10 @@ func (of *meterOf) count(ctx context.Context, s *Sample) error {
 	}
 	var err error
 	if of.clock == 0 {
-		if of.clock, err = state.ClockTime(); err != nil {
+		if of.meter.clock, err = state.ClockTime(); err != nil {
 			return err
 		}
+		s.Clock = of.clock
 	}
 	of.counting, err = attach.Count(ctx, of.placeOf(&s.Chain))
 	if err != nil {
@@ -277,9 +280,10 @@ func (of *meterOf) read(s *Sample) error {
 			s.Entries[i] = c.since(last[m.SlotID])
 		}
 	}
-	first := s.Entries[0]
-	s.Whole = Counts{Known: first.Known, Runs: first.Runs + first.Empty}
 	for _, e := range s.Entries {
+		if e.Known && !s.Whole.Known { // all packets come to the first one
+			s.Whole = Counts{Known: true, Runs: e.Runs + e.Empty}
+		}
 		s.Whole.Time += e.Time
 	}
 	return nil
@@ -328,11 +332,6 @@ func (of *meterOf) stop(ctx context.Context) error {
 	c := of.counting
 	of.counting, of.last = nil, nil
 	return c.Close(ctx)
-}
-
-func (of *meterOf) close(ctx context.Context) error {
-	of.ran = nil
-	return of.stop(ctx)
 }
 
 func (c Counts) since(before Counts) Counts {

@@ -39,6 +39,7 @@ type Flood struct {
 type stream struct {
 	out, in        int
 	sent, received atomic.Uint64
+	gap            time.Duration // between two that were received; read when the receiver has ended
 }
 
 // Flood starts a flood to port of the server. With a marker port, every 16th datagram goes there: a
@@ -91,6 +92,12 @@ func (f *Flood) Marker() (sent, received uint64) {
 	return f.streams[1].sent.Load(), f.streams[1].received.Load()
 }
 
+// LongestGap returns the longest time between two datagrams that arrived, at the marker port if there is
+// one. Call it after [Flood.Stop].
+func (f *Flood) LongestGap() time.Duration {
+	return f.streams[len(f.streams)-1].gap
+}
+
 func (f *Flood) stop() {
 	f.once.Do(func() {
 		f.stopping.Store(true)
@@ -129,11 +136,16 @@ func (f *Flood) send() {
 // receive counts until the flood has settled and the socket is empty.
 func (f *Flood) receive(s *stream) {
 	var buf [64]byte
+	var before time.Time
 	for {
 		last := f.settled.Load()
 		_, err := unix.Read(s.in, buf[:])
 		if err == nil {
-			s.received.Add(1)
+			now := time.Now()
+			if s.received.Add(1) > 1 {
+				s.gap = max(s.gap, now.Sub(before))
+			}
+			before = now
 		} else if last || !again(err) {
 			return
 		}

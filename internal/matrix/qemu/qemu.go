@@ -30,6 +30,9 @@ type Machine struct {
 	Memory  int    // megabytes
 	CPUs    int
 	KVM     bool
+	// Counted lets the machine's clock go by the instructions that it executes, one processor's, so that
+	// what takes as many takes as long, each time (tcg with -icount).
+	Counted bool
 }
 
 // Handler gets what the machine says, one call at a time.
@@ -54,6 +57,9 @@ func (m Machine) args() []string {
 	accel := []string{"-accel", "tcg,thread=single"}
 	if m.KVM {
 		accel = []string{"-accel", "kvm", "-cpu", "host"}
+	}
+	if m.Counted {
+		accel = []string{"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"}
 	}
 	return append(accel,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",

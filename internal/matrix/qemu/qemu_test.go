@@ -71,6 +71,9 @@ func TestArgs(t *testing.T) {
 	qt.Check(t, qt.IsFalse(slices.Contains(args, "kvm")))
 	m.KVM = true
 	qt.Check(t, qt.IsTrue(slices.Contains(m.args(), "kvm")))
+	m.Counted = true // by an emulator only
+	qt.Check(t, qt.IsFalse(slices.Contains(m.args(), "kvm")))
+	qt.Check(t, qt.IsTrue(slices.Contains(m.args(), "-icount")))
 }
 
 func TestWatchedBuffer(t *testing.T) {

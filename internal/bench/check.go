@@ -1,0 +1,143 @@
+package main
+
+import (
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// expectedFile is where -update writes.
+const expectedFile = "internal/bench/expected.json"
+
+//go:embed expected.json
+var expectedJSON []byte
+
+// expected is what may not become more.
+type expected struct {
+	// Instructions beyond those of one program alone, by kind of member, row and number of members.
+	Instructions map[string]map[string]map[int]float64 `json:"instructions"`
+	Ratios       []ratioBound                          `json:"ratios"`
+}
+
+// A ratioBound is for the time of a chain by that of another with as many members. The bound is above what was
+// measured by several times the noise of a busy machine of two CPUs.
+type ratioBound struct {
+	Kind    string  `json:"kind"`
+	Row     string  `json:"row"`
+	To      string  `json:"to"`
+	Members int     `json:"members"`
+	Most    float64 `json:"most"`
+}
+
+// checkedRows are this project's own.
+var checkedRows = []string{"slots", "sealed", "libxdp's protocol, from here"}
+
+// check compares with what is expected. With update it expects what it finds, of instructions.
+func (b *bench) check(update bool) error {
+	var want expected
+	if err := json.Unmarshal(expectedJSON, &want); err != nil {
+		return fmt.Errorf("%s: %w", expectedFile, err)
+	}
+	b.section = "instructions"
+	b.progress("")
+	r, err := countedReport(b.ctx, b.matrix)
+	b.clear()
+	if err != nil {
+		return err
+	}
+	if update {
+		want.Instructions = ownCounts(r)
+		content, err := json.MarshalIndent(want, "", "\t")
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(expectedFile, append(content, '\n'), 0o644)
+	}
+	return errors.Join(compareCounts(want, ownCounts(r)), b.checkRatios(want.Ratios))
+}
+
+// ownCounts are the counts of our own rows.
+func ownCounts(r *Report) map[string]map[string]map[int]float64 {
+	counts := map[string]map[string]map[int]float64{}
+	for _, t := range r.Sections[0].Tables {
+		counts[t.Name] = map[string]map[int]float64{}
+		for _, row := range checkedRows {
+			for _, x := range t.columns() {
+				if s, ok := t.get(row, x); ok {
+					if counts[t.Name][row] == nil {
+						counts[t.Name][row] = map[int]float64{}
+					}
+					counts[t.Name][row][x] = s.Median
+				}
+			}
+		}
+	}
+	return counts
+}
+
+func compareCounts(want expected, got map[string]map[string]map[int]float64) error {
+	var grown []string
+	compared, less := 0, 0
+	for kind, rows := range want.Instructions {
+		for row, columns := range rows {
+			for n, most := range columns {
+				count, ok := got[kind][row][n]
+				switch {
+				case !ok:
+					grown = append(grown, fmt.Sprintf("%s members, %s, %d: not measured", kind, row, n))
+				case count > most:
+					grown = append(grown, fmt.Sprintf("%s members, %s, %d: %.0f instructions, expected %.0f", kind, row, n, count, most))
+				case count < most:
+					less++
+				}
+				compared++
+			}
+		}
+	}
+	fmt.Printf("instructions: %d chains compared, %d with more than expected, %d with less\n", compared, len(grown), less)
+	if len(grown) > 0 {
+		return fmt.Errorf("chains have become more costly (if that is meant: bench check -update):\n  %s", strings.Join(grown, "\n  "))
+	}
+	if less > 0 {
+		fmt.Println("  that is good: have it kept with bench check -update")
+	}
+	return nil
+}
+
+// checkRatios measures times, in turns, and compares the medians of the ratios.
+func (b *bench) checkRatios(bounds []ratioBound) error {
+	const rounds = 40
+	b.section = "ratios"
+	var over []string
+	for _, kind := range kinds {
+		w := newWorkshop(b.scope)
+		onOneCPU(b.scope, func() {
+			for _, bound := range bounds {
+				if bound.Kind != kind {
+					continue
+				}
+				b.progress("%s, %s to %s", kind, bound.Row, bound.To)
+				row, to := w.chain(bound.Row, kind, bound.Members), w.chain(bound.To, kind, bound.Members)
+				runner := newRunner(b.scope, to)
+				repeat := runner.repeats(to)
+				var all []float64
+				for range rounds {
+					all = append(all, runner.perRun(row, repeat)/runner.perRun(to, repeat))
+				}
+				s := statOf(all)
+				b.clear()
+				fmt.Printf("time: %s members, %d %s to %s: %s, at most %.2f\n", kind, bound.Members, bound.Row, bound.To, s, bound.Most)
+				if s.Median > bound.Most {
+					over = append(over, fmt.Sprintf("%s members, %d %s to %s: %.3f, at most %.2f", kind, bound.Members, bound.Row, bound.To, s.Median, bound.Most))
+				}
+			}
+		})
+	}
+	if len(over) > 0 {
+		return fmt.Errorf("chains have become slower:\n  %s", strings.Join(over, "\n  "))
+	}
+	return nil
+}

@@ -1,0 +1,4 @@
+package main
+
+// tried is for docs/performance.md: how the open chain came to be what it is.
+const tried = ``
