@@ -104,13 +104,16 @@ func (s *scene) unseal(t testing.TB) {
 // wantSealed compares which members are linked into the dispatcher, by what Read says.
 func (s *scene) wantSealed(t testing.TB, names ...string) {
 	t.Helper()
-	var sealed []string
-	for _, m := range s.read(t).Members {
+	qt.Assert(t, qt.DeepEquals(sealedNames(s.read(t)), names))
+}
+
+func sealedNames(c *hook.Chain) (names []string) {
+	for _, m := range c.Members {
 		if m.Sealed {
-			sealed = append(sealed, m.Name)
+			names = append(names, m.Name)
 		}
 	}
-	qt.Assert(t, qt.DeepEquals(sealed, names))
+	return names
 }
 
 // slot opens a member's slot, which packets of a sealed member do not come by.
@@ -190,22 +193,9 @@ func TestSealKeepsMaps(t *testing.T) {
 	list, err := programs.Spec("droplist")
 	qt.Assert(t, qt.IsNil(err))
 	s.join(t, dispatcher.Spec(list, dispatcher.LoadOptions{Program: programs.Function("droplist", hook.XDP)}), persistent("list", 20))
-	pin := func(member, name string) *ebpf.Map {
-		paths := s.read(t).Pins
-		i := slices.IndexFunc(paths, func(path string) bool { return strings.HasSuffix(path, "/member_"+member+"/map_"+name) })
-		qt.Assert(t, qt.IsTrue(i >= 0), qt.Commentf("%s in %q", name, paths))
-		m, err := ebpf.LoadPinnedMap(paths[i], nil)
-		qt.Assert(t, qt.IsNil(err))
-		t.Cleanup(func() { m.Close() })
-		return m
-	}
-	number := func(m *ebpf.Map) (n uint64) {
-		t.Helper()
-		qt.Assert(t, qt.IsNil(m.Lookup(uint32(0), &n)))
-		return n
-	}
-	dropped, seen, left := pin("filter", "ldt_dropped"), pin("filter", "%2Ebss"), pin("filter", "%2Edata")
-	listed := pin("list", "droplist_v4")
+	number := func(m *ebpf.Map) uint64 { return numbersIn(t, m)[0] }
+	dropped, seen, left := s.pinnedMap(t, "filter", "ldt_dropped"), s.pinnedMap(t, "filter", "%2Ebss"), s.pinnedMap(t, "filter", "%2Edata")
+	listed := s.pinnedMap(t, "list", "droplist_v4")
 	_, key := programs.DropKey(netip.PrefixFrom(testenv.ClientIPv4, 32))
 
 	count := uint64(0)
@@ -525,19 +515,9 @@ func TestChangesWhileSealed(t *testing.T) {
 	qt.Assert(t, qt.IsNil(two.Close()))
 	s.wantRunSoon(t, 3, 11)
 
-	// The chain goes on a device that is renamed, and all of it can be taken off.
-	qt.Assert(t, qt.DeepEquals(sealedNames(s.read(t)), []string{"3", "1"}))
+	s.wantSealed(t, "3", "1")
 	s.clear(t)
 	s.wantFree(t)
-}
-
-func sealedNames(c *hook.Chain) (names []string) {
-	for _, m := range c.Members {
-		if m.Sealed {
-			names = append(names, m.Name)
-		}
-	}
-	return names
 }
 
 // A program of several versions, replaced while it is sealed, goes on with its maps.
@@ -561,6 +541,32 @@ func TestReplaceKeepsMapsWhileSealed(t *testing.T) {
 		qt.Assert(t, qt.IsNil(link.Update(t.Context(), file("filter.o", ""))))
 		s.wantSealed(t, "filter", "second")
 	}
+	s.clear(t)
+	s.wantFree(t)
+}
+
+// A program that is put in the place of a sealed one runs from that moment on, and not only when it has been linked: whoever
+// replaces it may be killed in between.
+func TestReplaceSealedAtOnce(t *testing.T) {
+	s := newSealScene(t)
+	s.keep(t, 1, pass, 10)
+	s.keep(t, 2, pass, 20)
+	s.keep(t, 3, pass, 30)
+	s.seal(t, "1 2 3")
+	link := s.open(t, "2")
+	for i, next := range []*ebpf.Program{s.tracer(t, 12, pass), s.trace.Program(t, 22, pass)} {
+		want, steps := s.ran(t), 0
+		err := atEachStep(func() error { return link.Update(t.Context(), dispatcher.Program(next)) }, func(step string) {
+			if step == "replace: after" {
+				want, steps = []int{1, 12 + 10*i, 3}, steps+1
+			}
+			s.wantRun(t, want...)
+		})
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.Equals(steps, 1))
+		s.wantRun(t, want...)
+	}
+	s.wantSealed(t, "1", "3")
 	s.clear(t)
 	s.wantFree(t)
 }
@@ -631,7 +637,7 @@ func TestSealForgedCode(t *testing.T) {
 	qt.Assert(t, qt.IsNil(link.Update(t.Context(), dispatcher.Program(forge(own)))))
 	s.seal(t, "1 2!", `its object code is not that of the program \(it uses map `+regexp.QuoteMeta(fmt.Sprint(id))+`.*\)`)
 
-	// What is no code at all, and what was of a program that is not there any more.
+	// What is no code at all.
 	for _, value := range [][]byte{{0}, []byte("no code")} {
 		prog := s.trace.Program(t, 2, pass)
 		m, err := ebpf.NewMap(&ebpf.MapSpec{
@@ -652,10 +658,6 @@ func TestSealForgedCode(t *testing.T) {
 // is in the slots.
 func TestSealAgainstOthers(t *testing.T) {
 	s := newSealScene(t)
-	bare := map[int]*ebpf.Program{}
-	for n := 20; n < 30; n++ {
-		bare[n] = s.trace.Program(t, n, pass)
-	}
 	ctx := t.Context()
 	second := 0
 	// next is another program for the member each time.
@@ -664,7 +666,7 @@ func TestSealAgainstOthers(t *testing.T) {
 		return programs[second%len(programs)]
 	}
 	withCode := []*ebpf.Program{s.tracer(t, 10, pass), s.tracer(t, 11, pass), s.tracer(t, 12, pass)}
-	without := []*ebpf.Program{bare[20], bare[21], bare[22]}
+	without := []*ebpf.Program{s.trace.Program(t, 20, pass), s.trace.Program(t, 21, pass), s.trace.Program(t, 22, pass)}
 
 	for what, first := range map[string]func(*dispatcher.Link) error{
 		"seal": func(*dispatcher.Link) error {
