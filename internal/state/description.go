@@ -196,7 +196,7 @@ func Unmarshal(b []byte) (*Chain, error) {
 	if _, err := binary.Decode(b[valueSize:], binary.NativeEndian, &home); err == nil {
 		c.Watch = home.Watch
 		c.Home = Home{
-			Target: cString(home.Device[:]), Mode: hook.Mode(home.Mode),
+			Target: cString(home.Device[:unix.IFNAMSIZ-1]), Mode: hook.Mode(home.Mode),
 			NetNS: hook.NetNS{Inode: home.NetNSInode, Cookie: home.NetNSCookie},
 		}
 	}
