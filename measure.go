@@ -62,8 +62,8 @@ type Sample struct {
 	// Clock is how much of the time of each run is the clock's own, with
 	// MethodChain.
 	Clock time.Duration
-	// Interrupted: the chain was changed in this interval, and what it did between
-	// that and the end of the interval was not counted.
+	// Interrupted: the chain was changed in this interval, and what it did just after
+	// that was not counted.
 	Interrupted bool
 	// Whole is what came to an XDP hook: of a chain the packets, and the times of its
 	// members together; for libxdp's all that is known. Not known on other hooks.
@@ -94,8 +94,8 @@ type MeasureOptions struct {
 // An owned XDP chain gets a dispatcher that counts for as long as it is measured,
 // and its plain one afterwards. Both are swapped in as any change is: packets
 // meet all members, at all times. Everybody else can go on changing the chain; a
-// change brings the plain dispatcher back, and the counting goes on with the next
-// interval. Several may measure at the same time. When the process dies the kernel
+// change brings the plain dispatcher back, and the counting goes on 100 ms later
+// at most, but of a chain that netlink carries with the next interval. Several may measure at the same time. When the process dies the kernel
 // takes the counting away, and what is left is a dispatcher that looks for it
 // in vain, until the next change or [Recover]; docs/architecture.md has what each
 // of them costs.

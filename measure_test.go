@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -213,6 +214,56 @@ func TestMeasureChange(t *testing.T) {
 	stop()
 	s.wantPlain(t)
 	s.clear(t)
+}
+
+// Of a long interval little is lost, and what was counted before a change and
+// after it comes together.
+func TestMeasureChangeSoon(t *testing.T) {
+	for name, interval := range map[string]time.Duration{"none of it": time.Hour, "all of it": 500 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			s.attach(t, testenv.DropUDPPort(t, "ldt_drop", port), dispatcher.Options{Settings: priority(10)})
+			started := make(chan struct{})
+			o := dispatcher.MeasureOptions{
+				ListOptions: dispatcher.ListOptions{BPFFS: s.bpffs}, Target: &s.target, Interval: interval, Started: func() { close(started) },
+			}
+			var counted, interrupted atomic.Uint64
+			ctx, cancel := context.WithCancel(t.Context())
+			var measuring sync.WaitGroup
+			defer measuring.Wait()
+			defer cancel()
+			measuring.Go(func() {
+				for samples, err := range dispatcher.Measure(ctx, o) {
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					counted.Add(dropped(samples[0].Entries[0]))
+					if samples[0].Interrupted {
+						interrupted.Add(1)
+					}
+				}
+			})
+			<-started
+			qt.Assert(t, qt.IsTrue(s.drops(t)))
+			for range 3 {
+				watched := s.watchOf(t)
+				s.attach(t, testenv.VerdictProgram(t, "ldt_pass", testenv.XDPPass), dispatcher.Options{Name: fmt.Sprint(watched)})
+				soon(t, func() bool { now := s.watchOf(t); return now != 0 && now != watched })
+				qt.Assert(t, qt.IsTrue(s.drops(t)))
+			}
+			if interval < time.Hour {
+				soon(t, func() bool { return counted.Load() >= 40 })
+				qt.Check(t, qt.IsTrue(interrupted.Load() > 0))
+			}
+			cancel()
+			measuring.Wait()
+			s.wantPlain(t)
+			if interval < time.Hour {
+				qt.Check(t, qt.Equals(counted.Load(), 40))
+			}
+		})
+	}
 }
 
 // To be watched keeps nothing attached.

@@ -125,6 +125,21 @@ func (c *Counting) Counts(chain *hook.Chain) bool {
 	return chain.DispatcherID == c.dispatcher && c.watch.Alive()
 }
 
+// Current tells it at little cost, where that is possible: not for a chain that
+// netlink carries, nor for one that is gone.
+func (c *Counting) Current() bool {
+	if c.link == 0 {
+		return true
+	}
+	r, err := openLinkRoot(c.link)
+	if err != nil {
+		return true
+	}
+	defer r.close()
+	prog, ifindex, err := r.state()
+	return err != nil || ifindex == 0 || prog == c.dispatcher
+}
+
 // Read returns what was counted so far, by slot id. Others who watch may have
 // begun before.
 func (c *Counting) Read() (map[uint32]dispatch.Counts, error) { return c.watch.Read() }

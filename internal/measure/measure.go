@@ -39,7 +39,7 @@ type Sample struct {
 	By      By
 	// Clock is how much of the time of each run is the clock's own.
 	Clock time.Duration
-	// Interrupted: the chain was changed, and counting began anew.
+	// Interrupted: the chain was changed, and not all was counted.
 	Interrupted bool
 	Whole       Counts   // of what the chain as a whole did
 	Entries     []Counts // one for each of Chain.Members
@@ -55,6 +55,9 @@ type Counts struct {
 	Empty    uint64
 	Time     time.Duration
 }
+
+// glance is how often to look, between two samples, whether chains still count.
+const glance = 100 * time.Millisecond
 
 // cleanUp bounds how long the end of the counting may take.
 const cleanUp = 10 * time.Second
@@ -120,13 +123,21 @@ func placeOf(c *hook.Chain) place {
 
 // wait returns when it is time for a sample; false at the end of ctx.
 func (m *meter) wait(ctx context.Context) bool {
-	timer := time.NewTimer(time.Until(m.taken.Add(m.Interval)))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return ctx.Err() == nil
+	for end := m.taken.Add(m.Interval); ; {
+		left := time.Until(end)
+		timer := time.NewTimer(min(left, glance))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		case <-timer.C:
+		}
+		if left <= glance {
+			return ctx.Err() == nil
+		}
+		for _, of := range m.hooks {
+			of.recount(ctx)
+		}
 	}
 }
 
@@ -188,10 +199,14 @@ func (m *meter) close(ctx context.Context) error {
 // A meterOf measures one hook.
 type meterOf struct {
 	*meter
-	at       time.Time // the last sample
-	counting *attach.Counting
-	last     map[uint32]Counts // by slot
-	ran      map[uint32]Counts // by program
+	at       time.Time         // the last sample
+	ran      map[uint32]Counts // what the kernel knew then, by program
+	counting *attach.Counting  // of a chain; else nil
+	place    attach.Place      // where that is
+	last     map[uint32]Counts // what the counters had when they were read last, by slot
+	sum      map[uint32]Counts // what was counted since the last sample, by slot
+	// interrupted: not all of it was.
+	interrupted bool
 }
 
 func (of *meterOf) take(ctx context.Context, c *hook.Chain) Sample {
@@ -220,33 +235,53 @@ func (of *meterOf) take(ctx context.Context, c *hook.Chain) Sample {
 	return s
 }
 
-// count reads the counters of a chain, after it has seen to it that they count.
+// count takes what was counted of a chain, and sees to it that it counts.
 func (of *meterOf) count(ctx context.Context, s *Sample) error {
 	if of.counting != nil {
-		if err := of.read(s); err != nil {
+		if err := of.collect(); err != nil {
 			return err
 		}
-		if of.counting.Counts(&s.Chain) {
-			return nil
-		}
-		// Somebody has changed the chain: to begin with, no build of it counts.
-		s.Interrupted = true
-		if err := of.stop(ctx); err != nil {
-			return err
+		if !of.counting.Counts(&s.Chain) {
+			of.interrupted = true
+			if err := of.stop(ctx); err != nil {
+				return err
+			}
 		}
 	}
-	var err error
+	of.fill(s)
+	if of.counting != nil {
+		return nil
+	}
 	if of.clock == 0 {
-		if of.meter.clock, err = state.ClockTime(); err != nil {
+		clock, err := state.ClockTime()
+		if err != nil {
 			return err
 		}
-		s.Clock = of.clock
+		of.meter.clock, s.Clock = clock, clock
 	}
-	of.counting, err = attach.Count(ctx, of.placeOf(&s.Chain))
-	if err != nil {
+	of.place = of.placeOf(&s.Chain)
+	return of.start(ctx)
+}
+
+// recount has a chain counted again that somebody has changed: no build of it counts
+// but ours. What fails is left to the next sample.
+func (of *meterOf) recount(ctx context.Context) {
+	if of.counting == nil || of.counting.Current() {
+		return
+	}
+	of.interrupted = true
+	if of.collect() == nil && of.stop(ctx) == nil {
+		_ = of.start(ctx)
+	}
+}
+
+// start has the chain counted.
+func (of *meterOf) start(ctx context.Context) (err error) {
+	if of.counting, err = attach.Count(ctx, of.place); err != nil {
 		return err
 	}
-	return of.read(&Sample{Chain: s.Chain, Entries: make([]Counts, len(s.Entries))})
+	of.last, err = of.read()
+	return err
 }
 
 // placeOf is where the chain is to be found by others.
@@ -261,32 +296,46 @@ func (of *meterOf) placeOf(c *hook.Chain) attach.Place {
 	return p
 }
 
-// read fills in what was counted since it was read last.
-func (of *meterOf) read(s *Sample) error {
-	now, err := of.counting.Read()
+// read returns what the counters have.
+func (of *meterOf) read() (map[uint32]Counts, error) {
+	counted, err := of.counting.Read()
+	now := make(map[uint32]Counts, len(counted))
+	for slot, c := range counted {
+		now[slot] = Counts{
+			Known: true, Runs: c.Ran(), Verdicts: c.Verdicts, Other: c.Other, Empty: c.Empty, Time: time.Duration(c.Nanos),
+		}
+	}
+	return now, err
+}
+
+// collect adds what was counted since the counters were read last.
+func (of *meterOf) collect() error {
+	now, err := of.read()
 	if err != nil {
 		return err
 	}
-	last := of.last
-	of.last = make(map[uint32]Counts, len(now))
-	for slot, counted := range now {
-		of.last[slot] = Counts{
-			Known: true, Runs: counted.Ran(), Verdicts: counted.Verdicts, Other: counted.Other,
-			Empty: counted.Empty, Time: time.Duration(counted.Nanos),
-		}
+	if of.sum == nil {
+		of.sum = map[uint32]Counts{}
 	}
-	for i, m := range s.Chain.Members { // one that came just now is not among them
-		if c, ok := of.last[m.SlotID]; ok {
-			s.Entries[i] = c.since(last[m.SlotID])
-		}
+	for slot, c := range now {
+		of.sum[slot] = of.sum[slot].plus(c.since(of.last[slot]))
 	}
-	for _, e := range s.Entries {
-		if e.Known && !s.Whole.Known { // all packets come to the first one
-			s.Whole = Counts{Known: true, Runs: e.Runs + e.Empty}
-		}
-		s.Whole.Time += e.Time
-	}
+	of.last = now
 	return nil
+}
+
+// fill moves what was counted into a sample.
+func (of *meterOf) fill(s *Sample) {
+	for i, m := range s.Chain.Members {
+		c := of.sum[m.SlotID]
+		s.Entries[i] = c
+		if c.Known && !s.Whole.Known { // all packets come to the first one
+			s.Whole = Counts{Known: true, Runs: c.Runs + c.Empty}
+		}
+		s.Whole.Time += c.Time
+	}
+	s.Interrupted = of.interrupted
+	of.sum, of.interrupted = nil, false
 }
 
 // statistics reads what the kernel knows of the programs.
@@ -332,6 +381,14 @@ func (of *meterOf) stop(ctx context.Context) error {
 	c := of.counting
 	of.counting, of.last = nil, nil
 	return c.Close(ctx)
+}
+
+func (c Counts) plus(d Counts) Counts {
+	for v := range c.Verdicts {
+		c.Verdicts[v] += d.Verdicts[v]
+	}
+	c.Known, c.Runs, c.Other, c.Empty, c.Time = true, c.Runs+d.Runs, c.Other+d.Other, c.Empty+d.Empty, c.Time+d.Time
+	return c
 }
 
 func (c Counts) since(before Counts) Counts {
