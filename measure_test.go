@@ -2,7 +2,9 @@ package dispatcher_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"net/netip"
 	"slices"
@@ -61,6 +63,9 @@ func (s *scene) watchOf(t testing.TB) uint32 {
 func (s *scene) described(t testing.TB) *state.Chain {
 	t.Helper()
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(s.read(t).DispatcherID))
+	for errors.Is(err, fs.ErrNotExist) { // whoever watches has exchanged it just now
+		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(s.read(t).DispatcherID))
+	}
 	qt.Assert(t, qt.IsNil(err))
 	defer prog.Close()
 	c, err := state.Find(prog)
