@@ -314,7 +314,7 @@ func laterChain(t testing.TB) *ebpf.Program {
 	t.Helper()
 	value := make([]byte, 4680)
 	binary.NativeEndian.PutUint32(value, 0x6c646331)
-	binary.NativeEndian.PutUint32(value[4:], 2)
+	binary.NativeEndian.PutUint32(value[4:], state.Version+1)
 	m, err := ebpf.NewMap(&ebpf.MapSpec{
 		Name: "ld_chain", Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(value)), MaxEntries: 1,
 		Flags: unix.BPF_F_RDONLY_PROG, Contents: []ebpf.MapKV{{Key: uint32(0), Value: value}},
@@ -339,7 +339,7 @@ func TestLaterChain(t *testing.T) {
 	list, err := dispatcher.List(t.Context(), dispatcher.ListOptions{BPFFS: s.bpffs, NetNS: s.Server.Name})
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.HasLen(list, 1))
-	qt.Check(t, qt.ErrorMatches(list[0].Err, `.*description of version 2.*`))
+	qt.Check(t, qt.ErrorMatches(list[0].Err, `.*description of version 3.*`))
 	_, err = s.tryJoin(t, dispatcher.Program(s.tracer(t, 1, pass)), dispatcher.Options{})
 	qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
 	qt.Check(t, qt.HasLen(s.recover(t, dispatcher.RecoverOptions{Reattach: true}), 0))
@@ -348,7 +348,7 @@ func TestLaterChain(t *testing.T) {
 		second(dispatcher.AdoptLink(t.Context(), id, dispatcher.AdoptOptions{Options: dispatcher.Options{BPFFS: s.bpffs}})),
 	} {
 		qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
-		qt.Check(t, qt.ErrorMatches(err, `.*description of version 2.*`))
+		qt.Check(t, qt.ErrorMatches(err, `.*description of version 3.*`))
 	}
 	qt.Assert(t, qt.IsNil(dispatcher.DetachLink(t.Context(), id, dispatcher.DetachOptions{BPFFS: s.bpffs, Force: true})))
 	s.attach(t, s.tracer(t, 1, pass), dispatcher.Options{})
