@@ -236,6 +236,7 @@ func (b *bench) checkAll(t *testing.T) {
 	for _, slots := range plans {
 		b.check(t, slots)
 	}
+	b.quick = true
 
 	var all []hook.Settings
 	for _, set := range []hook.VerdictSet{
