@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,22 +74,22 @@ func countedSection(b *bench, s *Section) {
 		w := newWorkshop(b.scope)
 		t := s.table(Table{Name: kind, Title: kindTitle(kind), Unit: "instructions", Axis: "members", Plot: true})
 		onOneCPU(b.scope, func() {
-			one := clockPerInstruction(w)
-			base := typical(w.scope, w.alone(kind, 0, 1)) / one
+			m := newMeter(w)
+			base := m.count(w.alone(kind, 0, 1))
 			for _, c := range subjects(w, kind) {
-				t.put(c.row, c.n, exactly(whole(typical(w.scope, c.prog)/one-base)))
+				t.put(c.row, c.n, exactly(whole(m.count(c.prog)-base)))
 			}
-			s.Notes = append(s.Notes, fmt.Sprintf("%s: a test run of one alone executes %.0f instructions, of %.3f ns each.", kindTitle(kind), base, one))
+			s.Notes = append(s.Notes, fmt.Sprintf("%s: a test run of one alone executes %.0f instructions.", kindTitle(kind), base))
 			for _, n := range merges {
 				if n > libxdp.MaxMembers {
 					continue
 				}
 				w.behindLibxdp(kind, n, func(prog *ebpf.Program) {
-					t.put("libxdp's protocol, from here", n, exactly(whole(typical(w.scope, prog)/one-base)))
+					t.put("libxdp's protocol, from here", n, exactly(whole(m.count(prog)-base)))
 				})
 				if loader != "" {
 					w.behindLoader(loader, kind, n, func(prog *ebpf.Program) {
-						t.put("libxdp", n, exactly(whole(typical(w.scope, prog)/one-base)))
+						t.put("libxdp", n, exactly(whole(m.count(prog)-base)))
 					})
 				}
 			}
@@ -96,38 +97,57 @@ func countedSection(b *bench, s *Section) {
 	}
 }
 
-func whole(v float64) float64 { return float64(int(v + 0.5)) }
+func whole(v float64) float64 { return math.Round(v) + 0 } // and not -0
 
-// typical is what most runs of a program take. It is the kernel's own figure: what is around the runs is not in
-// it. The samples are so short that a tick of the timer is in few of them.
-func typical(t *scope, prog *ebpf.Program) float64 {
-	const samples, short = 15, 150_000
-	took := func(repeat int) float64 {
-		_, took, err := prog.Benchmark(packet(), repeat, nil)
-		t.must(err)
-		return float64(took)
-	}
-	repeat := min(max(int(short/(took(100)+1)), 50), 1000)
-	var all []float64
-	for range samples {
-		all = append(all, took(repeat))
-	}
-	return statOf(all).Median
+// A meter counts the instructions of a program. The kernel corrects its clock now and then, by up to 2 %, so each
+// sample is held against a program of known length that runs before and after it, and takes the same both times.
+type meter struct {
+	*workshop
+	line   *ebpf.Program
+	length float64 // instructions of a run of the line
 }
 
-// clockPerInstruction is what the clock makes of an instruction.
-func clockPerInstruction(w *workshop) float64 {
-	const many = 2000 // the kernel's figure has no fractions
+// lineLength is so long that the kernel's figure is exact enough without fractions.
+const lineLength = 3000
+
+func newMeter(w *workshop) *meter {
 	line := func(n int) *ebpf.Program {
 		code := asm.Instructions{asm.Mov.Imm(asm.R0, int32(hook.Pass))}
 		for range n {
-			code = append(code, asm.Mov.Reg(asm.R2, asm.R1))
+			code = append(code, asm.Mov.Reg(asm.R2, asm.R1)) // one, compiled
 		}
 		return w.load(&ebpf.ProgramSpec{
 			Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "Dual BSD/GPL", Instructions: append(code, asm.Return()),
 		}, nil)
 	}
-	return (typical(w.scope, line(many)) - typical(w.scope, line(0))) / many
+	m := &meter{workshop: w, line: line(lineLength), length: 1}
+	none := m.count(line(0)) // as a part of the line, for now
+	m.length = lineLength / (1 - none)
+	return m
+}
+
+// count returns how many instructions a run of the program executes, the test run's own included.
+func (m *meter) count(prog *ebpf.Program) float64 {
+	const samples, tries = 3, 100
+	const short = 100_000 // ns, lest a tick of the timer come in
+	took := func(prog *ebpf.Program, repeat int) float64 {
+		_, took, err := prog.Benchmark(packet(), repeat, nil)
+		m.must(err)
+		return float64(took)
+	}
+	repeat := min(max(int(short/(took(prog, 100)+1)), 25), 1000)
+	var all []float64
+	for range tries {
+		before, sample, after := took(m.line, short/lineLength), took(prog, repeat), took(m.line, short/lineLength)
+		if before == after {
+			all = append(all, sample/before*m.length)
+		}
+		if len(all) == samples {
+			return statOf(all).Median
+		}
+	}
+	m.Fatal("the machine's clock does not go evenly")
+	return 0
 }
 
 // behindLibxdp has the members put behind a dispatcher of libxdp's protocol by package libxdp.
