@@ -36,6 +36,7 @@ var sections = []struct {
 	{"packet", packetSection, ""},
 	{"wire", wireSection, ""},
 	{"control", controlSection, ""},
+	{"scale", scaleSection, ""},
 	{"load", loadSection, ""},
 	{"weight", weightSection, ""},
 	{"instructions", instructionsSection, ""},

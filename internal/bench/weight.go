@@ -72,7 +72,7 @@ func (p *playground) processes(s *Section) {
 					p.Fatalf("%v: %v\n%s", call, err, &out)
 				}
 			})
-			samples[i] = append(samples[i], microseconds(took)/1000)
+			samples[i] = append(samples[i], milliseconds(took))
 			memory[i] = append(memory[i], float64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)/1024)
 		}
 	}
