@@ -152,7 +152,7 @@ func (m *meter) count(prog *ebpf.Program) float64 {
 
 // behindLibxdp has the members put behind a dispatcher of libxdp's protocol by package libxdp.
 func (w *workshop) behindLibxdp(kind string, n int, measure func(*ebpf.Program)) {
-	w.apart(func(t *scope) {
+	w.must(within(w.ctx, func(t *scope) {
 		pair, bpffs := testenv.NewPair(t), testenv.BPFFS(t)
 		var sources []libxdp.Source
 		for range n {
@@ -168,7 +168,7 @@ func (w *workshop) behindLibxdp(kind string, n int, measure func(*ebpf.Program))
 		defer prog.Close()
 		measure(prog)
 		t.must(libxdp.Remove(t.ctx, bpffs, pair.ServerIfindex, ebpf.ProgramID(chain.Dispatcher.ID)))
-	})
+	}))
 }
 
 // xdpLoader is libxdp's own command, empty where there is none.
@@ -185,7 +185,7 @@ func xdpLoader() string {
 
 // behindLoader has the members put behind libxdp's own dispatcher by xdp-loader.
 func (w *workshop) behindLoader(loader, kind string, n int, measure func(*ebpf.Program)) {
-	w.apart(func(t *scope) {
+	w.must(within(w.ctx, func(t *scope) {
 		pair, bpffs := testenv.NewPair(t), testenv.BPFFS(t)
 		object := filepath.Join(t.TempDir(), "members.o")
 		t.must(os.WriteFile(object, _MembersBytes, 0o600))
@@ -207,7 +207,7 @@ func (w *workshop) behindLoader(loader, kind string, n int, measure func(*ebpf.P
 		defer prog.Close()
 		measure(prog)
 		call("unload", "--all", pair.ServerDev)
-	})
+	}))
 }
 
 // onDevice opens the XDP program of the server's device.
@@ -222,6 +222,3 @@ func onDevice(t *scope, pair *testenv.Pair) *ebpf.Program {
 	t.must(err)
 	return prog
 }
-
-// apart runs fn in a scope of its own.
-func (s *scope) apart(fn func(t *scope)) { s.must(within(s.ctx, fn)) }

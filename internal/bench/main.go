@@ -62,6 +62,17 @@ func (b *bench) rounds(n int) int {
 	return n
 }
 
+// apart runs fn in a scope of its own.
+func (b *bench) apart(fn func(b *bench)) {
+	inner := *b
+	err := within(b.ctx, func(t *scope) {
+		inner.scope = t
+		fn(&inner)
+	})
+	b.shown = inner.shown
+	b.must(err)
+}
+
 // progress shows what is being done, in one line of a terminal.
 func (b *bench) progress(format string, args ...any) {
 	b.must(nil)

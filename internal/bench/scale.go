@@ -21,8 +21,8 @@ const (
 	crowdProcesses = 200
 )
 
-// devices is on how many devices of a namespace there are chains.
-var devices = []int{1, 10, 100, 500}
+// filled is on how many devices of a namespace there are chains.
+var filled = []int{1, 10, 100, 500}
 
 // scaleSection times what has to look at many things.
 func scaleSection(b *bench, s *Section) {
@@ -31,8 +31,10 @@ func scaleSection(b *bench, s *Section) {
 		"Devices: veth devices of one network namespace, with a chain of one member on each. Attach is to a device without a chain.",
 		fmt.Sprintf("A crowd: %s more bpf_links, on cgroups, open in one process, and %d more processes. Commands are whole processes.", grouped(fmt.Sprint(crowdLinks)), crowdProcesses),
 	}
-	b.manyDevices(s.table(Table{Name: "devices", Title: "A namespace that fills", Unit: "ms", Axis: "devices with chains", Plot: true}))
-	b.crowd(s.table(Table{Name: "crowd", Title: "A machine that fills", Unit: "ms", Labels: []string{"as it is", "with the crowd"}}))
+	devices := s.table(Table{Name: "devices", Title: "A namespace that fills", Unit: "ms", Axis: "devices with chains", Plot: true})
+	crowd := s.table(Table{Name: "crowd", Title: "A machine that fills", Unit: "ms", Labels: []string{"as it is", "with the crowd"}})
+	b.apart(func(b *bench) { b.manyDevices(devices) })
+	b.apart(func(b *bench) { b.crowd(crowd) })
 }
 
 // A step is something that is timed.
@@ -61,7 +63,7 @@ func (b *bench) time(t *Table, x int, steps []step) {
 
 func (b *bench) manyDevices(t *Table) {
 	p := newPlayground(b)
-	most := devices[len(devices)-1] + 1 // one without a chain
+	most := filled[len(filled)-1] + 1 // one without a chain
 	var batch strings.Builder
 	for i := 0; i < most; i += 2 {
 		fmt.Fprintf(&batch, "link add d%d type veth peer name d%d\n", i, i+1)
@@ -79,7 +81,7 @@ func (b *bench) manyDevices(t *Table) {
 	b.Cleanup(func() {
 		inParallel(links[:have], func(_ int, l *dispatcher.Link) error { return l.Close() })
 	})
-	for _, n := range devices {
+	for _, n := range filled {
 		b.progress("making chains on %d devices", n)
 		b.must(inParallel(links[have:n], func(i int, _ *dispatcher.Link) (err error) {
 			links[have+i], err = attach(have + i)
