@@ -15,7 +15,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -34,11 +34,11 @@ func (s *scene) clearAtEnd(t testing.TB) {
 	t.Cleanup(func() { s.free(t) })
 }
 
-// atEachStep calls at for each step that an operation comes to (state.Step), while the operation waits.
+// atEachStep calls at for each step that an operation comes to (kernel.Step), while the operation waits.
 func atEachStep(operation func() error, at func(step string)) error {
 	steps, next, done := make(chan string), make(chan bool), make(chan error, 1)
-	state.OnStep = func(step string) { steps <- step; <-next }
-	defer func() { state.OnStep = nil }()
+	kernel.OnStep = func(step string) { steps <- step; <-next }
+	defer func() { kernel.OnStep = nil }()
 	go func() { done <- operation() }()
 	for {
 		select {
@@ -161,8 +161,8 @@ func TestAdoptGapIsShort(t *testing.T) {
 	s.clearAtEnd(t)
 	var steps []string
 	var times []time.Time
-	state.OnStep = func(step string) { steps, times = append(steps, step), append(times, time.Now()) }
-	defer func() { state.OnStep = nil }()
+	kernel.OnStep = func(step string) { steps, times = append(steps, step), append(times, time.Now()) }
+	defer func() { kernel.OnStep = nil }()
 	s.attachLegacy(t, testenv.DropUDPPort(t, "ldt_old", port))
 	s.adopt(t, dispatcher.AdoptOptions{})
 	qt.Assert(t, qt.DeepEquals(steps, []string{"adopt: before the gap", "adopt: in the gap", "adopt: attached"}))

@@ -30,6 +30,8 @@ type worker struct {
 	Name     string
 	Seed     uint64
 	Programs []ebpf.ProgramID // that it changes between
+	// Seals: it is a persistent member, and seals and unseals the chain as well.
+	Seals bool
 
 	rand *rand.Rand
 	link *dispatcher.Link
@@ -73,11 +75,17 @@ func init() {
 func (w *worker) act(ctx context.Context) error {
 	var err error
 	what := "attach"
-	acts := map[string]func(context.Context) error{"update": w.update, "set": w.set, "close": w.close, "detach": w.detach, "reopen": w.reopen}
+	acts := map[string]func(context.Context) error{
+		"update": w.update, "set": w.set, "close": w.close, "detach": w.detach, "reopen": w.reopen, "seal": w.seal, "unseal": w.unseal,
+	}
+	choice := []string{"update", "update", "set", "set", "set", "close", "detach", "reopen"}
+	if w.Seals {
+		choice = []string{"update", "update", "set", "seal", "seal", "unseal", "detach", "reopen"}
+	}
 	if w.link == nil {
 		err = w.attach(ctx)
 	} else {
-		what = []string{"update", "update", "set", "set", "set", "close", "detach", "reopen"}[w.rand.IntN(8)]
+		what = choice[w.rand.IntN(len(choice))]
 		err = acts[what](ctx)
 	}
 	if err == nil {
@@ -93,7 +101,7 @@ func (w *worker) attach(ctx context.Context) (err error) {
 	w.at = membership{Member: true, Settings: w.settings(), Program: w.program()}
 	return w.arrive(func() error {
 		w.link, err = dispatcher.Attach(ctx, w.Target, dispatcher.ProgramID(w.at.Program), dispatcher.Options{
-			Name: w.Name, Settings: w.at.Settings, BPFFS: w.BPFFS,
+			Name: w.Name, Settings: w.at.Settings, Persistent: w.Seals, BPFFS: w.BPFFS,
 		})
 		return err
 	})
@@ -138,6 +146,15 @@ func (w *worker) reopen(ctx context.Context) error {
 	err = w.link.Close()
 	w.link = heir
 	return err
+}
+
+func (w *worker) seal(ctx context.Context) error {
+	_, err := dispatcher.Seal(ctx, w.Target, dispatcher.SealOptions{BPFFS: w.BPFFS})
+	return err
+}
+
+func (w *worker) unseal(ctx context.Context) error {
+	return dispatcher.Unseal(ctx, w.Target, dispatcher.UnsealOptions{BPFFS: w.BPFFS})
 }
 
 func (w *worker) program() ebpf.ProgramID { return w.Programs[w.rand.IntN(len(w.Programs))] }
@@ -197,10 +214,16 @@ func newCrowd(t *testing.T, s *scene, workers int, bpffs func() string) *crowd {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	for i := range workers {
-		w := worker{Target: s.target, BPFFS: bpffs(), Name: fmt.Sprintf("w%d", i), Seed: seed + uint64(i)}
+		w := worker{Target: s.target, BPFFS: bpffs(), Name: fmt.Sprintf("w%d", i), Seed: seed + uint64(i), Seals: s.coded}
 		for range 2 {
 			number := 1 + len(c.numbers)
 			id := idOf(t, s.tracer(t, number, pass))
+			w.Programs = append(w.Programs, id)
+			c.numbers[id] = number
+		}
+		if s.coded { // and one that cannot be sealed
+			number := 1 + len(c.numbers)
+			id := idOf(t, s.trace.Program(t, number, pass))
 			w.Programs = append(w.Programs, id)
 			c.numbers[id] = number
 		}
@@ -321,6 +344,75 @@ func TestConcurrentKills(t *testing.T) {
 		qt.Check(t, qt.IsNil(w.Stop()))
 	}
 	c.wantFree(t)
+}
+
+// Many who seal and unseal, and change their members, at once: packets run what each was told to be there, whether it is
+// sealed in the end or not.
+func TestConcurrentSeals(t *testing.T) {
+	s := newBusyScene(t)
+	s.coded = true
+	c := newCrowd(t, s, 20, func() string { return s.bpffs })
+	ever := false
+	for range 3 {
+		c.start(5)
+		reports := c.wait(t)
+		c.compare(t, reports)
+		ever = ever || len(sealedNames(s.read(t))) > 0
+		ran := s.ran(t)
+		s.unseal(t)
+		s.wantRun(t, ran...)
+		c.compare(t, reports)
+	}
+	qt.Check(t, qt.IsTrue(ever), qt.Commentf("nothing was ever sealed"))
+	for _, w := range c.workers {
+		qt.Check(t, qt.IsNil(w.Stop()))
+	}
+	s.clear(t)
+	s.wantFree(t)
+}
+
+// One seals the chain and another one, who does not see its lock, puts a program into a slot at the same moment. When
+// both have returned packets run that program.
+func TestConcurrentSealAndReplace(t *testing.T) {
+	s := newBusyScene(t)
+	s.coded = true
+	s.keep(t, 1, pass, 10)
+	s.keep(t, 2, pass, 20)
+	s.keep(t, 3, pass, 30)
+	sealer, owners := newApp(t), []*app{newApp(t), newApp(t)}
+	for _, a := range owners {
+		open := s.command(command{Op: "open", Member: "2"})
+		open.BPFFS = t.TempDir()
+		qt.Assert(t, qt.IsNil(a.do(t, open)))
+	}
+	var programs []*ebpf.Program
+	for n := 10; n < 16; n++ {
+		prog := s.tracer(t, n, pass)
+		if n%3 == 0 {
+			prog = s.trace.Program(t, n, pass)
+		}
+		programs = append(programs, prog)
+	}
+	sealed := 0
+	for i := range changes(t, 400) {
+		ops := []string{"seal", "unseal", "seal"}
+		var all sync.WaitGroup
+		all.Go(func() { qt.Check(t, qt.IsNil(sealer.do(t, s.command(command{Op: ops[i%3]})))) })
+		for j, a := range owners[:1+i%2] { // sometimes two of them
+			prog := idOf(t, programs[(i+3*j)%len(programs)])
+			all.Go(func() { qt.Check(t, qt.IsNil(a.do(t, command{Op: "update", Target: s.target, Program: prog}))) })
+		}
+		all.Wait()
+		chain := s.read(t)
+		sealed += len(sealedNames(chain))
+		qt.Assert(t, qt.DeepEquals(s.ran(t), running(chain)), qt.Commentf("round %d, sealed %v", i, sealedNames(chain)))
+		if i%2 == 0 {
+			qt.Assert(t, qt.Equals(running(chain)[1], 10+i%len(programs)))
+		}
+	}
+	qt.Check(t, qt.IsTrue(sealed > 0))
+	s.clear(t)
+	s.wantFree(t)
 }
 
 // A Link may be used by several goroutines; run it with -race.

@@ -13,7 +13,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher"
@@ -21,25 +20,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// needFreplace skips what needs a chain of libxdp where the kernel has none.
-func needFreplace(t *testing.T) {
-	t.Helper()
-	features, err := dispatcher.Features(t.Context(), dispatcher.Target{Hook: hook.XDP}, dispatcher.ReadOptions{})
-	qt.Assert(t, qt.IsNil(err))
-	i := slices.IndexFunc(features, func(f dispatcher.Feature) bool { return f.Name == "freplace" })
-	if !features[i].Supported {
-		t.Skipf("needs freplace, which this kernel refuses (%s): runs in the kernel matrix", features[i].Detail)
-	}
-}
-
 // typed gives the program of a collection the type that libxdp's dispatcher wants.
 func typed(prog *ebpf.ProgramSpec) *ebpf.CollectionSpec {
-	proto := &btf.FuncProto{
-		Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
-		Params: []btf.FuncParam{{Name: "ctx", Type: &btf.Pointer{Target: &btf.Struct{Name: "xdp_md"}}}},
-	}
-	prog.Instructions = slices.Clone(prog.Instructions)
-	prog.Instructions[0] = btf.WithFuncMetadata(prog.Instructions[0], &btf.Func{Name: prog.Name, Type: proto, Linkage: btf.GlobalFunc}).WithSymbol(prog.Name)
+	prog.Instructions = testenv.Typed(prog.Name, prog.Instructions)
 	return &ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{prog.Name: prog}}
 }
 
@@ -84,7 +67,7 @@ func (s *scene) wantNoDispatchers(t testing.TB) {
 // A member of a chain of libxdp has the same verbs as one of ours, but belongs to
 // nobody.
 func TestLibxdpMember(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	one := s.joinLibxdp(t, 1, pass, 10)
 	s.wantRun(t, 1)
@@ -153,7 +136,7 @@ func TestLibxdpMember(t *testing.T) {
 
 // What is in a chain of libxdp is found among all that there is, in all namespaces.
 func TestLibxdpListed(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	s.joinLibxdp(t, 1, pass, 10)
 	chains, err := dispatcher.List(t.Context(), dispatcher.ListOptions{BPFFS: s.bpffs})
@@ -180,7 +163,7 @@ func TestLibxdpListed(t *testing.T) {
 // A chain goes over to the other style and back, and packets meet the same members
 // in the same order.
 func TestConvert(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	s.joinLibxdp(t, 2, pass, 70)
 	s.joinLibxdp(t, 1, pass, 10)
@@ -235,7 +218,7 @@ func TestConvert(t *testing.T) {
 
 // The maps of a member are those that it had.
 func TestConvertKeepsMaps(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	counting := func() dispatcher.Source {
 		spec := countingSpec()
@@ -249,14 +232,10 @@ func TestConvertKeepsMaps(t *testing.T) {
 		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(s.read(t).Members[0].Program.ID))
 		qt.Assert(t, qt.IsNil(err))
 		defer prog.Close()
-		info, err := prog.Info()
-		qt.Assert(t, qt.IsNil(err))
-		ids, _ := info.MapIDs()
-		qt.Assert(t, qt.HasLen(ids, 1))
-		m, err := ebpf.NewMapFromID(ids[0])
-		qt.Assert(t, qt.IsNil(err))
-		defer m.Close()
-		b, err := m.LookupBytes(uint32(0))
+		maps := testenv.Maps(t, prog)
+		qt.Assert(t, qt.HasLen(maps, 1))
+		defer maps[0].Close()
+		b, err := maps[0].LookupBytes(uint32(0))
 		qt.Assert(t, qt.IsNil(err))
 		return binary.NativeEndian.Uint64(b)
 	}
@@ -279,7 +258,7 @@ func TestConvertKeepsMaps(t *testing.T) {
 
 // What cannot go over stays as it is.
 func TestConvertRefused(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	convert := func(to hook.Style, programs map[hook.Ref]dispatcher.Source) error {
 		_, err := dispatcher.Convert(t.Context(), s.target, to, dispatcher.ConvertOptions{BPFFS: s.bpffs, Programs: programs})
@@ -320,7 +299,7 @@ func TestConvertRefused(t *testing.T) {
 // A process may be killed while it moves a chain over: the chain is then the old
 // one or the new one, or, in the gap, none; the next one can go on.
 func TestConvertCrash(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	for _, to := range []hook.Style{hook.StyleOwned, hook.StyleLibxdp} {
 		t.Run(string(to), func(t *testing.T) {
 			s := newScene(t)
@@ -406,7 +385,7 @@ func init() {
 // Members of an owned chain whose programs were loaded without an expected attach
 // type can be called from libxdp's dispatcher as they are (Linux 6.1).
 func TestConvertLoadedPrograms(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	none := testenv.ExpectedAttachType(ebpf.AttachNone)
 	for n := range 3 {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/go-quicktest/qt"
@@ -162,6 +163,14 @@ func TestCrash(t *testing.T) {
 			from:   []int{2}, to: []int{2},
 			dead: [][]int{{2}, nil},
 		},
+		// Watching changes nothing that packets see.
+		{
+			name:   "measure",
+			before: with(2, 9),
+			fatal:  command{Op: "measure"},
+			from:   []int{2, 9}, to: []int{2, 9},
+			dead: [][]int{{2, 9}},
+		},
 		// Taking over what netlink attached. Between the old program and the
 		// chain there is a gap, and death may come in it.
 		{
@@ -197,11 +206,123 @@ func TestCrash(t *testing.T) {
 			dead: [][]int{{2}, nil},
 		},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			s := newScene(t)
-			for n := 1; c.dies(t, s, n); n++ {
-			}
-		})
+		t.Run(c.name, func(t *testing.T) { c.run(t, newScene(t)) })
+	}
+}
+
+// The same while a chain is sealed, or about to be: whoever is killed, packets run what is in the slots.
+func TestCrashSealed(t *testing.T) {
+	attach := func(c command) command {
+		c.Op = "attach"
+		return c
+	}
+	for _, c := range []crash{
+		{
+			name:   "seal",
+			before: with(2, 9),
+			fatal:  command{Op: "seal"},
+			from:   []int{2, 9}, to: []int{2, 9},
+			dead: [][]int{{2, 9}},
+		}, {
+			name: "seal with a guest and an empty slot",
+			before: func(t *testing.T, s *scene) {
+				with(2, 9)(t, s)
+				s.attach(t, s.tracer(t, 4, pass), dispatcher.Options{Name: "4", Settings: priority(70)})
+				s.wantRun(t, 2, 4, 9)
+				qt.Assert(t, qt.IsNil(s.attach(t, s.tracer(t, 3, pass), dispatcher.Options{Name: "3", Settings: priority(60)}).Close()))
+				s.wantRunSoon(t, 2, 4, 9)
+			},
+			fatal: command{Op: "seal"},
+			from:  []int{2, 4, 9}, to: []int{2, 4, 9},
+			dead: [][]int{{2, 4, 9}},
+		}, {
+			name:   "unseal",
+			before: sealed(2, 9),
+			fatal:  command{Op: "unseal"},
+			from:   []int{2, 9}, to: []int{2, 9},
+			dead: [][]int{{2, 9}},
+		}, {
+			name:   "replace",
+			before: sealed(2, 9),
+			first:  []command{{Op: "open", Member: "2"}},
+			fatal:  command{Op: "update", Program: 3},
+			from:   []int{2, 9}, to: []int{3, 9},
+			dead: [][]int{{2, 9}, {3, 9}},
+		}, {
+			name:   "replace the guard",
+			before: sealed(2, 9),
+			first:  []command{{Op: "open", Member: "9"}},
+			fatal:  command{Op: "update", Program: 9},
+			from:   []int{2, 9}, to: []int{2, 9},
+			dead: [][]int{{2, 9}},
+		}, {
+			name:   "replace one with maps",
+			before: with(9),
+			first:  []command{attach(command{Maps: true, Persistent: true}), {Op: "seal"}},
+			fatal:  command{Op: "update", Maps: true},
+			from:   []int{9}, to: []int{9},
+			dead: [][]int{{9}},
+		}, {
+			name:   "set",
+			before: sealed(2, 3, 9),
+			first:  []command{{Op: "open", Member: "2"}},
+			fatal:  command{Op: "set", Settings: priority(60)},
+			from:   []int{2, 3, 9}, to: []int{3, 2, 9},
+			dead: [][]int{{2, 3, 9}, {3, 2, 9}},
+		}, {
+			name:   "join",
+			before: sealed(9),
+			fatal:  attach(command{Program: 2}),
+			from:   []int{9}, to: []int{2, 9},
+			dead: [][]int{{9}},
+		}, {
+			name:   "join for good",
+			before: sealed(9),
+			fatal:  attach(command{Program: 2, Persistent: true}),
+			from:   []int{9}, to: []int{2, 9},
+			dead: [][]int{{9}, {2, 9}},
+		}, {
+			name:   "detach one of several",
+			before: sealed(2, 9),
+			fatal:  command{Op: "detach", Member: "2"},
+			from:   []int{2, 9}, to: []int{9},
+			dead: [][]int{{2, 9}, {9}},
+		}, {
+			name:   "detach all",
+			before: sealed(2, 3),
+			fatal:  command{Op: "clear"},
+			from:   []int{2, 3},
+			dead:   [][]int{{2, 3}, nil},
+		}, {
+			name:   "unpin",
+			before: sealed(2, 9),
+			first:  []command{{Op: "open", Member: "2"}},
+			fatal:  command{Op: "unpin"},
+			from:   []int{2, 9}, to: []int{2, 9},
+			dead: [][]int{{2, 9}, {9}},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.run(t, newSealScene(t)) })
+	}
+}
+
+// run lets the victim die at each step.
+func (c crash) run(t *testing.T, s *scene) {
+	n := 1
+	for ; c.dies(t, s, n); n++ {
+	}
+	qt.Assert(t, qt.IsTrue(n > 1), qt.Commentf("nobody has died"))
+}
+
+// sealed begins a crash with persistent members that are linked into the dispatcher.
+func sealed(members ...int) func(*testing.T, *scene) {
+	return func(t *testing.T, s *scene) {
+		with(members...)(t, s)
+		var names []string
+		for _, n := range members {
+			names = append(names, fmt.Sprint(n))
+		}
+		s.seal(t, strings.Join(names, " "))
 	}
 }
 
@@ -296,7 +417,11 @@ func (s *scene) tracers(t *testing.T, c command) command {
 		if c.Member == "" {
 			c.Member = fmt.Sprint(n)
 		}
-		c.Program = idOf(t, s.tracer(t, int(n), pass))
+		verdict := pass
+		if n == 9 {
+			verdict = drop
+		}
+		c.Program = idOf(t, s.tracer(t, int(n), verdict))
 	}
 	return s.command(c)
 }

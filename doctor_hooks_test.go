@@ -145,7 +145,7 @@ func TestDoctorTailCalls(t *testing.T) {
 // Descriptions that this version cannot read.
 func TestDoctorUnreadable(t *testing.T) {
 	s := newScene(t)
-	for version, text := range map[uint32]string{0: "damaged chain description", 2: "of version 2, this program knows up to 1"} {
+	for version, text := range map[uint32]string{0: "damaged chain description", 3: "of version 3, this program knows up to 2"} {
 		value := binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, 0x6c646331), version)
 		m, err := ebpf.NewMap(&ebpf.MapSpec{
 			Name: "ld_chain", Type: ebpf.Array, KeySize: 4, ValueSize: 4640, MaxEntries: 1, Flags: unix.BPF_F_RDONLY_PROG,

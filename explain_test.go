@@ -12,11 +12,13 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 // explainer gets ready to explain what is on the scene's hook.
@@ -137,7 +139,7 @@ func (s *scene) whole(t testing.TB, id uint32, packet []byte) (verdict uint32, o
 }
 
 // hasContext tells whether a test run of XDP takes a context.
-func hasContext() bool { return kernel.Since(5, 14) }
+func hasContext() bool { return kernel.Since(5, 15) }
 
 func randomSettings() hook.Settings {
 	var on []hook.Verdict
@@ -156,15 +158,20 @@ func randomSettings() hook.Settings {
 // the whole chain does, to the byte.
 func TestExplainAgreesWithChain(t *testing.T) {
 	s := newScene(t)
-	for range 25 {
+	for range 12 {
 		var links []*dispatcher.Link
+		plain := rand.N(3) == 0 // for these the dispatcher has shorter code
 		for i := range 1 + rand.N(5) {
 			deed := rand.N(len(deeds))
 			for !hasContext() && (deeds[deed].name == "marks" || deeds[deed].name == "looks") {
 				deed = rand.N(len(deeds)) // metadata is lost between test runs there
 			}
+			settings := randomSettings()
+			if plain {
+				settings.ContinueOn = hook.SetOf(hook.Pass)
+			}
 			links = append(links, s.attach(t, doing(t, deed, 20+rand.N(20)), dispatcher.Options{
-				Name: fmt.Sprintf("m%d_%s", i, deeds[deed].name), Settings: randomSettings(),
+				Name: fmt.Sprintf("m%d_%s", i, deeds[deed].name), Settings: settings,
 			}))
 		}
 		gone := 0
@@ -182,7 +189,7 @@ func TestExplainAgreesWithChain(t *testing.T) {
 			return n == gone
 		})
 		e := s.explainer(t, s.target)
-		for range 30 {
+		for range 50 {
 			packet := make([]byte, 50+rand.N(200))
 			for i := range packet {
 				packet[i] = byte(rand.Uint32())
@@ -457,6 +464,113 @@ func TestExplainCgroup(t *testing.T) {
 			qt.Assert(t, qt.Equals(tr.By, -1))
 		})
 	}
+}
+
+// Behind a dispatcher of libxdp the members run as one. It has no components here, so that this runs on
+// kernels without freplace, too.
+func TestExplainLibxdpAlone(t *testing.T) {
+	s := newScene(t)
+	const name = "xdp_dispatcher"
+	config := libxdp.Config{Version: 2, Programs: []libxdp.ProgramConfig{{Priority: 50, Actions: 4}, {Priority: 50, Actions: 4}}}
+	data, err := config.MarshalBinary()
+	qt.Assert(t, qt.IsNil(err))
+	spec := testenv.VerdictSpec(name, testenv.XDPDrop)
+	main := typed(spec).Programs[name]
+	prog, err := ebpf.NewProgram(main)
+	qt.Assert(t, qt.IsNil(err))
+	defer prog.Close()
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "ldt_config", Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(data)), MaxEntries: 1,
+		Flags: unix.BPF_F_RDONLY_PROG, Contents: []ebpf.MapKV{{Key: uint32(0), Value: data}},
+	})
+	qt.Assert(t, qt.IsNil(err))
+	defer m.Close()
+	qt.Assert(t, qt.IsNil(prog.BindMap(m)))
+	s.attachLegacy(t, prog)
+
+	e := s.explainer(t, s.target)
+	qt.Assert(t, qt.Equals(e.Chain().Style, hook.StyleLibxdp))
+	qt.Assert(t, qt.Not(qt.Equals(e.Whole(), "")))
+	qt.Assert(t, qt.HasLen(e.Maps(), 0)) // that of the dispatcher is for reading
+	tr := explain(t, e, s.udpTo(port))
+	qt.Assert(t, qt.Equals(tr.Verdict, hook.Drop))
+	qt.Assert(t, qt.HasLen(tr.Steps, 1))
+	qt.Assert(t, qt.Equals(tr.Steps[0].Member, -1))
+	qt.Assert(t, qt.Equals(tr.By, 0))
+}
+
+func TestExplainLibxdp(t *testing.T) {
+	testenv.NeedFreplace(t)
+	s := newScene(t)
+	s.joinLibxdp(t, 1, testenv.XDPDrop, 10)
+	e := s.explainer(t, s.target)
+	tr := explain(t, e, s.udpTo(port))
+	qt.Assert(t, qt.Equals(tr.Verdict, hook.Drop))
+	qt.Assert(t, qt.Equals(tr.Steps[0].Member, 0)) // alone, it is who says it
+	qt.Assert(t, qt.Equals(e.Whole(), ""))
+	e.Close()
+
+	s.joinLibxdp(t, 2, testenv.XDPPass, 5)
+	e = s.explainer(t, s.target)
+	qt.Assert(t, qt.Not(qt.Equals(e.Whole(), "")))
+	s.trace.Reset(t)
+	tr = explain(t, e, s.udpTo(port))
+	qt.Assert(t, qt.DeepEquals(s.trace.Last(t), []int{2, 1}))
+	qt.Assert(t, qt.Equals(tr.Verdict, hook.Drop))
+	qt.Assert(t, qt.Equals(tr.Steps[0].Member, -1))
+	s.clear(t)
+}
+
+// A redirect is said to be one, and nothing is sent.
+func TestExplainRedirect(t *testing.T) {
+	s := newScene(t)
+	prog := testenv.Load(t, &ebpf.ProgramSpec{
+		Name: "ldt_redirects", Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL",
+		Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R1, int32(s.ServerIfindex)),
+			asm.Mov.Imm(asm.R2, 0),
+			asm.FnRedirect.Call(),
+			asm.Return(),
+		},
+	})
+	s.attach(t, prog, dispatcher.Options{})
+	arrives, count := testenv.CountProgram(t, "ldt_arrives", port, testenv.XDPPass)
+	s.onDevice(dispatcher.XDP(s.ClientDev).In(s.Client.Name)).attach(t, arrives, dispatcher.Options{})
+	e := s.explainer(t, s.target)
+	for range 5 {
+		tr := explain(t, e, s.udpTo(port))
+		qt.Assert(t, qt.Equals(tr.Verdict, hook.Redirect))
+	}
+	s.Settle(t)
+	qt.Assert(t, qt.Equals(count(), 0))
+	s.Send(t, port, 5) // and on the wire it is one
+	soon(t, func() bool { return count() == 5 })
+}
+
+// What is said of bpf_clone_redirect: its copies are really sent.
+func TestExplainCloneRedirect(t *testing.T) {
+	testenv.Need(t, testenv.FeatureTCX)
+	s := newScene(t)
+	s = s.onDevice(dispatcher.On(hook.TCXIngress, s.ServerDev).In(s.Server.Name))
+	clones := testenv.VerdictSpec("ldt_clones", testenv.TCNext, testenv.On(hook.TCXIngress))
+	clones.Instructions = asm.Instructions{
+		asm.Mov.Imm(asm.R2, int32(s.ServerIfindex)),
+		asm.Mov.Imm(asm.R3, 0),
+		asm.FnCloneRedirect.Call(),
+		asm.Mov.Imm(asm.R0, testenv.TCNext),
+		asm.Return(),
+	}
+	s.attach(t, testenv.Load(t, clones), dispatcher.Options{})
+	arrives, count := testenv.CountProgram(t, "ldt_arrives", port, testenv.XDPPass)
+	client := s.onDevice(dispatcher.XDP(s.ClientDev).In(s.Client.Name))
+	client.attach(t, arrives, dispatcher.Options{})
+	e := s.explainer(t, s.target)
+	for range 5 {
+		tr := explain(t, e, s.udpTo(port))
+		qt.Assert(t, qt.Equals(tr.Verdict, hook.Pass))
+	}
+	s.Settle(t)
+	qt.Assert(t, qt.Equals(count(), 5))
 }
 
 // Who explains keeps no member in its chain.

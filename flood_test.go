@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher"
@@ -81,6 +82,54 @@ func TestChangesUnderFlood(t *testing.T) {
 			}
 			wantClosed(t, flood)
 		}
+	})
+}
+
+// Nor while the chain is sealed and unsealed around it.
+func TestSealUnderFlood(t *testing.T) {
+	eachMode(t, func(t *testing.T, s *scene, mode hook.Mode) {
+		o := persistent("before", 40)
+		o.Mode = mode
+		s.attach(t, coded(t, testenv.VerdictSpec("ldt_before", testenv.XDPPass)), o)
+		s.attach(t, coded(t, testenv.DropUDPPortSpec("ldt_drop", port)), persistent("drop", 50))
+		s.attach(t, coded(t, testenv.VerdictSpec("ldt_after", testenv.XDPPass)), persistent("after", 60))
+		flood := s.Flood(t, port, port+1)
+		for range changes(t, rounds/2/len(modes)) {
+			s.seal(t, "before drop after")
+			s.unseal(t)
+		}
+		wantClosed(t, flood)
+		s.clear(t)
+	})
+}
+
+// Nor when it is replaced while it is sealed, by what can be sealed and by what cannot, and others come and go.
+func TestSealedUpdatesUnderFlood(t *testing.T) {
+	eachMode(t, func(t *testing.T, s *scene, mode hook.Mode) {
+		o := persistent("drop", 50)
+		o.Mode = mode
+		link := s.attach(t, coded(t, testenv.DropUDPPortSpec("ldt_drop_0", port)), o)
+		s.attach(t, coded(t, testenv.VerdictSpec("ldt_before", testenv.XDPPass)), persistent("before", 40))
+		programs := []*ebpf.Program{
+			coded(t, testenv.DropUDPPortSpec("ldt_drop_1", port)), coded(t, testenv.DropUDPPortSpec("ldt_drop_2", port)),
+			testenv.DropUDPPort(t, "ldt_drop_3", port),
+		}
+		guest := testenv.VerdictProgram(t, "ldt_guest", testenv.XDPPass)
+		s.seal(t, "before drop")
+		flood := s.Flood(t, port, port+1)
+		for i := range changes(t, rounds/2/len(modes)) {
+			qt.Assert(t, qt.IsNil(link.Update(t.Context(), dispatcher.Program(programs[i%3]))))
+			if i%3 == 2 {
+				qt.Assert(t, qt.IsNil(link.Update(t.Context(), dispatcher.Program(programs[0]))))
+				s.seal(t, "before drop")
+			}
+			if i%10 == 0 {
+				visit := s.attach(t, guest, dispatcher.Options{Settings: priority(45)})
+				qt.Assert(t, qt.IsNil(visit.Close()))
+			}
+		}
+		wantClosed(t, flood)
+		s.clear(t)
 	})
 }
 

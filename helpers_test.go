@@ -21,8 +21,8 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
-	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -35,6 +35,7 @@ type scene struct {
 	target dispatcher.Target
 	bpffs  string
 	trace  *testenv.Trace
+	coded  bool // tracers are loaded such that they can be sealed
 }
 
 // newScene begins a test, which fails if it leaves anything behind.
@@ -83,6 +84,9 @@ func (s *scene) leave() dispatcher.DetachOptions { return dispatcher.DetachOptio
 
 // tracer is a program that writes its number down when it sees a packet.
 func (s *scene) tracer(t testing.TB, number, verdict int) *ebpf.Program {
+	if s.coded {
+		return coded(t, s.trace.Spec(number, verdict))
+	}
 	return s.trace.Program(t, number, verdict)
 }
 
@@ -284,7 +288,7 @@ type command struct {
 	Position   hook.Position // to attach at or move to
 
 	// DieAt makes the app end itself with SIGKILL when it comes to that step
-	// of the operation (state.OnStep), counted from 1.
+	// of the operation (kernel.OnStep), counted from 1.
 	DieAt int
 }
 
@@ -384,7 +388,7 @@ func init() {
 				panic(err)
 			}
 			steps := 0
-			state.OnStep = func(step string) {
+			kernel.OnStep = func(step string) {
 				if steps++; steps == c.DieAt {
 					fmt.Print("answer ")
 					answers.Encode(answer{Died: step})
@@ -434,14 +438,29 @@ var operations = map[string]func(*appState, context.Context, command) error{
 		return a.keep(dispatcher.Open(ctx, c.Target, c.Member, dispatcher.ReadOptions{BPFFS: c.BPFFS}))
 	},
 	"update": func(a *appState, ctx context.Context, c command) error { return a.link.Update(ctx, c.source()) },
-	"set":    func(a *appState, ctx context.Context, c command) error { return a.link.Set(ctx, c.Settings) },
-	"move":   func(a *appState, ctx context.Context, c command) error { return a.link.Move(ctx, c.Position) },
-	"pin":    func(a *appState, ctx context.Context, _ command) error { return a.link.Pin(ctx) },
-	"unpin":  func(a *appState, ctx context.Context, _ command) error { return a.link.Unpin(ctx) },
-	"leave":  func(a *appState, ctx context.Context, _ command) error { return a.link.Detach(ctx) },
-	"close":  func(a *appState, _ context.Context, _ command) error { return a.link.Close() },
+	"seal": func(_ *appState, ctx context.Context, c command) error {
+		_, err := dispatcher.Seal(ctx, c.Target, dispatcher.SealOptions{BPFFS: c.BPFFS})
+		return err
+	},
+	"unseal": func(_ *appState, ctx context.Context, c command) error {
+		return dispatcher.Unseal(ctx, c.Target, dispatcher.UnsealOptions{BPFFS: c.BPFFS})
+	},
+	"set":   func(a *appState, ctx context.Context, c command) error { return a.link.Set(ctx, c.Settings) },
+	"move":  func(a *appState, ctx context.Context, c command) error { return a.link.Move(ctx, c.Position) },
+	"pin":   func(a *appState, ctx context.Context, _ command) error { return a.link.Pin(ctx) },
+	"unpin": func(a *appState, ctx context.Context, _ command) error { return a.link.Unpin(ctx) },
+	"leave": func(a *appState, ctx context.Context, _ command) error { return a.link.Detach(ctx) },
+	"close": func(a *appState, _ context.Context, _ command) error { return a.link.Close() },
 	"detach": func(_ *appState, ctx context.Context, c command) error {
 		return dispatcher.Detach(ctx, c.Target, c.Member, dispatcher.DetachOptions{BPFFS: c.BPFFS})
+	},
+	"measure": func(_ *appState, ctx context.Context, c command) error {
+		for _, err := range dispatcher.Measure(ctx, dispatcher.MeasureOptions{
+			Target: &c.Target, Interval: time.Millisecond, ListOptions: dispatcher.ListOptions{BPFFS: c.BPFFS},
+		}) {
+			return err // after one sample
+		}
+		return nil
 	},
 	"clear": func(_ *appState, ctx context.Context, c command) error {
 		return dispatcher.DetachAll(ctx, c.Target, dispatcher.DetachOptions{BPFFS: c.BPFFS})

@@ -19,7 +19,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -366,7 +366,7 @@ func TestUpdateInAMove(t *testing.T) {
 					steps, name := 0, ""
 					other := s.tracer(t, 4)
 					updated := make(chan error, 1)
-					state.OnStep = func(step string) {
+					kernel.OnStep = func(step string) {
 						if strings.HasPrefix(step, "replace:") {
 							return // the update's own
 						}
@@ -385,7 +385,7 @@ func TestUpdateInAMove(t *testing.T) {
 					if steps >= at {
 						update = <-updated
 					}
-					state.OnStep = nil
+					kernel.OnStep = nil
 					if steps < at {
 						qt.Assert(t, qt.IsNil(err))
 						return

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // AttachOptions say how a program joins. The zero value joins the chain that is
@@ -79,7 +80,7 @@ func (d Device) Plan(ctx context.Context, src Source, o AttachOptions) (c *Chain
 		if err != nil {
 			return err
 		}
-		return retry(ctx, func() error {
+		return kernel.Retry(ctx, func() error {
 			snap, p, err := s.planned(join.edit, begin)
 			if err != nil {
 				return err
@@ -177,20 +178,7 @@ func (d Device) DetachAll(ctx context.Context) error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		return retry(ctx, func() error {
-			snap, err := s.read()
-			if err != nil {
-				return err
-			}
-			defer snap.close()
-			switch {
-			case snap.free():
-				return hook.Because(fs.ErrNotExist, "nothing is attached")
-			case snap.chain == nil:
-				return s.occupied(snap)
-			}
-			return s.takeOff(ctx, f, snap)
-		})
+		return s.withChain(ctx, func(snap *snapshot) error { return s.takeOff(ctx, f, snap) })
 	})
 }
 

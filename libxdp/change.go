@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -15,47 +13,6 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
-
-// errAgain: somebody else was quicker; read again and try again.
-var errAgain = errors.New("changed meanwhile")
-
-const (
-	maxTries = 200
-	maxWait  = 32 * time.Millisecond // between two tries
-)
-
-// again marks an error of a race that was lost: the object that was read has
-// gone, or something else is there by now.
-func again(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EAGAIN) {
-		return fmt.Errorf("%w: %w", errAgain, err)
-	}
-	return err
-}
-
-// retry runs fn until it succeeds or fails for good, and waits a little more
-// each time, by chance, so that those who compete do not do it in step.
-func retry(ctx context.Context, fn func() error) error {
-	wait := time.Millisecond
-	for tries := 1; ; tries++ {
-		err := ctx.Err()
-		if err == nil {
-			err = fn()
-		}
-		if !errors.Is(err, errAgain) {
-			return err
-		}
-		if tries == maxTries {
-			return hook.Because(hook.ErrChanged, "gave up after %d tries: %w", tries, err)
-		}
-		select {
-		case <-ctx.Done():
-			return hook.Because(hook.ErrChanged, "gave up after %d tries: %w: %w", tries, ctx.Err(), err)
-		case <-time.After(rand.N(wait)):
-		}
-		wait = min(2*wait, maxWait)
-	}
-}
 
 // newChain is what a chain is started with on a device that has none; nil when
 // none shall be.
@@ -130,7 +87,7 @@ func (s *site) change(ctx context.Context, edit func(*plan) error, o *newChain) 
 		return nil, err
 	}
 	busy := 0
-	err = retry(ctx, func() error {
+	err = kernel.Retry(ctx, func() error {
 		snap, p, err := s.planned(edit, o)
 		if err != nil {
 			return err
@@ -152,7 +109,7 @@ func (s *site) change(ctx context.Context, edit func(*plan) error, o *newChain) 
 			if busy++; busy == maxBusy || carrier(snap.chain.Dispatcher.ID, snap.device.Index) != 0 {
 				return s.occupied(snap)
 			}
-			return fmt.Errorf("%w: %w", errAgain, err)
+			return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 		}
 		c.Pins = pinsIn(c.Folder)
 		return err
@@ -180,11 +137,11 @@ func (s *site) install(ctx context.Context, f folder, snap *snapshot, c *Chain, 
 	if err := l.pin(c.Folder, b.links, b.progs); err != nil {
 		return err
 	}
-	step("attach: pinned")
+	kernel.Step("attach: pinned")
 	if err := s.exchange(snap, b.prog, c.Mode); err != nil {
 		return errors.Join(err, l.unpin(c.Folder))
 	}
-	step("attach: attached")
+	kernel.Step("attach: attached")
 	l.giveWay()
 	l.tidy(snap, c)
 	if c.Mode == hook.ModeAuto {
@@ -198,12 +155,7 @@ func (s *site) install(ctx context.Context, f folder, snap *snapshot, c *Chain, 
 
 // device reads the device of the site.
 func (s *site) device() (d *rtnl.Device, err error) {
-	err = s.ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err = rtnl.In(s.ns, func(conn *rtnl.Conn) (err error) {
 		d, err = conn.Device(s.Name)
 		return err
 	})
@@ -220,13 +172,13 @@ func (s *site) takeOff(ctx context.Context, f folder, snap *snapshot) error {
 		}
 		defer l.unlock()
 	}
-	step("detach: before")
+	kernel.Step("detach: before")
 	if err := s.exchange(snap, nil, snap.mode); errors.Is(err, errHeld) {
 		return s.occupied(snap)
 	} else if err != nil {
 		return err
 	}
-	step("detach: detached")
+	kernel.Step("detach: detached")
 	if l != nil {
 		l.giveWay()
 		l.tidy(snap, nil)
@@ -235,7 +187,7 @@ func (s *site) takeOff(ctx context.Context, f folder, snap *snapshot) error {
 }
 
 // exchange puts next on the device, or nothing, in the place of what the
-// snapshot has. errAgain when that is not there any more.
+// snapshot has. kernel.ErrAgain when that is not there any more.
 func (s *site) exchange(snap *snapshot, next *ebpf.Program, mode hook.Mode) error {
 	fd, old := -1, -1
 	if next != nil {
@@ -244,19 +196,14 @@ func (s *site) exchange(snap *snapshot, next *ebpf.Program, mode hook.Mode) erro
 	if !snap.free() {
 		old = snap.prog.FD()
 	}
-	err := s.ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err := rtnl.In(s.ns, func(conn *rtnl.Conn) error {
 		return conn.ReplaceXDP(snap.device.Index, fd, old, mode)
 	})
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY) && snap.free():
-		return fmt.Errorf("%w: %w", errAgain, err)
+		return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%w: %w", errHeld, err)
 	case errors.Is(err, unix.ENODEV):

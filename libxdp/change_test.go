@@ -16,7 +16,7 @@ import (
 
 // Members join, move, are replaced and leave; packets see each chain.
 func TestChange(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	for version := uint8(1); version <= MaxVersion; version++ {
 		t.Run("version "+string('0'+rune(version)), func(t *testing.T) {
 			s := newScene(t)
@@ -66,7 +66,7 @@ func TestChange(t *testing.T) {
 
 // All of several or none.
 func TestAttachAll(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	var many []Source
 	for n := range MaxMembers {
@@ -84,7 +84,7 @@ func TestAttachAll(t *testing.T) {
 
 	// The kernel refuses one.
 	bad := s.spec(9, pass, "ldt_bad")
-	bad.Programs["ldt_bad"].Instructions = typed("ldt_bad", asm.Instructions{asm.LoadMem(asm.R0, asm.R1, 4000, asm.Word), asm.Return()})
+	bad.Programs["ldt_bad"].Instructions = testenv.Typed("ldt_bad", asm.Instructions{asm.LoadMem(asm.R0, asm.R1, 4000, asm.Word), asm.Return()})
 	src, err := FromSpec(bad, "ldt_bad", ebpf.CollectionOptions{})
 	qt.Assert(t, qt.IsNil(err))
 	_, _, err = s.AttachAll(t.Context(), []Source{many[8], src}, AttachOptions{})
@@ -101,7 +101,7 @@ func TestAttachAll(t *testing.T) {
 // The kernel cuts names at 15 characters, where these are alike; a chain has them
 // whole.
 func TestLongNames(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	for _, name := range []string{"ldt_a_long_name_that_is_cut_2", "ldt_a_long_name_that_is_cut_1"} {
 		_, _, err := s.Attach(t.Context(), s.sourceOf(t, 1, pass, name), at(50))
@@ -117,7 +117,7 @@ func TestLongNames(t *testing.T) {
 // Verdicts are libxdp's: of one program its own, of several PASS where the last
 // one's goes on.
 func TestVerdicts(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	onDrop := at(10)
 	onDrop.ContinueOn = hook.SetOf(hook.Drop)
@@ -138,7 +138,7 @@ func TestVerdicts(t *testing.T) {
 
 // A mode is asked for when a chain is started, and kept.
 func TestModes(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	for _, mode := range []hook.Mode{hook.ModeNative, hook.ModeGeneric} {
 		s := newScene(t)
 		o := at(1)
@@ -158,7 +158,7 @@ func TestModes(t *testing.T) {
 
 // A dispatcher takes multi-buffer packets when all its members do.
 func TestFrags(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	frags := testenv.Frags()
 	c := s.join(t, 1, at(1), frags)
@@ -184,7 +184,7 @@ func TestFrags(t *testing.T) {
 
 // A chain is built for somebody else to attach.
 func TestBuild(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	incoming := func() []Incoming {
 		return []Incoming{{Source: s.source(t, 1), Priority: 60}, {Source: s.source(t, 2), ContinueOn: hook.SetOf(hook.Drop)}}
@@ -218,7 +218,7 @@ func TestBuild(t *testing.T) {
 
 // What Plan says is what Attach does.
 func TestPlan(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	s.join(t, 1, at(10))
 	s.join(t, 3, at(30))
@@ -235,7 +235,7 @@ func TestPlan(t *testing.T) {
 
 // A dispatcher that is bound to its device stays so, and its members with it.
 func TestDevBound(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	c := two(3)
 	c.DevBound = true

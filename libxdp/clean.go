@@ -60,7 +60,7 @@ func (d Device) clean(ctx context.Context, remove bool) (found []string, err err
 		}
 		defer l.unlock()
 		if !l.alone {
-			return hook.Because(hook.ErrBusy, "another process has had the lock of %s for %v", f.path, lockWait)
+			return hook.Because(hook.ErrBusy, "another process has had the lock of %s for %v", f.path, kernel.LockWait)
 		}
 		found, err = l.sweep(func(p pinned) bool { return index == 0 || p.ifindex == index }, remove)
 		return err
@@ -212,12 +212,7 @@ func attached() map[uint32]bool {
 	}
 	for _, ns := range all {
 		defer ns.Close()
-		_ = ns.Do(func() error {
-			conn, err := rtnl.Dial()
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
+		_ = rtnl.In(ns, func(conn *rtnl.Conn) error {
 			devices, err := conn.Devices()
 			for _, d := range devices {
 				for _, x := range d.XDP {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/code"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
@@ -101,7 +102,7 @@ func wrap(name string, callee, dispatcher *ebpf.Program, stub string, flags uint
 	wrapper, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: name, Type: ebpf.Extension, AttachTarget: dispatcher, AttachTo: stub, Flags: flags, License: "GPL",
 		Instructions: asm.Instructions{
-			btf.WithFuncMetadata(asm.LoadMapPtr(asm.R2, slot.FD()), function(name)).WithSymbol(name),
+			btf.WithFuncMetadata(asm.LoadMapPtr(asm.R2, slot.FD()), code.Function(name)).WithSymbol(name),
 			asm.Mov.Imm(asm.R3, 0),
 			asm.FnTailCall.Call(),
 			asm.Mov.Imm(asm.R0, missing),

@@ -11,20 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/code"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
-
-// needFrags skips the test where the kernel knows no multi-buffer packets (before Linux 5.18).
-func needFrags(t *testing.T) {
-	t.Helper()
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.XDP, Flags: hasFrags, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
-	})
-	if err != nil {
-		t.Skipf("this kernel has no multi-buffer XDP: %v", err)
-	}
-	prog.Close()
-}
 
 // Every dispatcher that is made is one that libxdp would know, by the same look
 // at it, and nothing of its configuration is lost.
@@ -52,7 +41,7 @@ func TestConfigOf(t *testing.T) {
 
 func TestDispatcherWithFrags(t *testing.T) {
 	start(t)
-	needFrags(t)
+	testenv.Need(t, testenv.FeatureFrags)
 	c := configOf(3, 4, 4)
 	c.Frags = true
 	prog, err := newDispatcher(c, 0)
@@ -69,12 +58,9 @@ func TestConfigIsFrozen(t *testing.T) {
 	prog, err := newDispatcher(configOf(2, 4, 4), 0)
 	qt.Assert(t, qt.IsNil(err))
 	defer prog.Close()
-	info, err := prog.Info()
-	qt.Assert(t, qt.IsNil(err))
-	ids, _ := info.MapIDs()
-	qt.Assert(t, qt.HasLen(ids, 1))
-	m, err := ebpf.NewMapFromID(ids[0])
-	qt.Assert(t, qt.IsNil(err))
+	maps := testenv.Maps(t, prog)
+	qt.Assert(t, qt.HasLen(maps, 1))
+	m := maps[0]
 	defer m.Close()
 	qt.Check(t, qt.ErrorIs(m.Put(uint32(0), make([]byte, m.ValueSize())), unix.EPERM))
 }
@@ -84,7 +70,7 @@ func lookalike(t *testing.T, name string, types bool, maps ...*ebpf.MapSpec) *eb
 	t.Helper()
 	first := asm.Mov.Imm(asm.R0, int32(hook.Pass))
 	if types {
-		first = btf.WithFuncMetadata(first, function(name))
+		first = btf.WithFuncMetadata(first, code.Function(name))
 	}
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: name, Type: ebpf.XDP, License: "GPL",

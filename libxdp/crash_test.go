@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -34,7 +35,7 @@ func victim(args []string) {
 		panic(err)
 	}
 	n := 0
-	onStep = func(step string) {
+	kernel.OnStep = func(step string) {
 		if n++; n == f.DieAt {
 			fmt.Println("died", step)
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
@@ -49,7 +50,7 @@ func (f fatal) do(ctx context.Context) error {
 	const name = "ldt_trace_5"
 	src, err := FromSpec(&ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{name: {
 		Name: name, Type: ebpf.XDP, License: "GPL",
-		Instructions: typed(name, asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()}),
+		Instructions: testenv.Typed(name, asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()}),
 	}}}, name, ebpf.CollectionOptions{})
 	if err != nil {
 		return err
@@ -72,7 +73,7 @@ func (f fatal) do(ctx context.Context) error {
 // A process may be killed at any moment of a change. Packets meet the old chain
 // or the new one, whole; the next change works, and takes away what was left.
 func TestCrash(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	for _, c := range []struct {
 		name, op string
 		from, to []int // chains; 5 is the victim's, and leaves no trace; 9 drops

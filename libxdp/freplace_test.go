@@ -1,7 +1,6 @@
 package libxdp
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -10,40 +9,17 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// needFreplace skips the test where the kernel refuses programs that replace
-// functions of others: some are built or hardened like that. It tries with
-// programs of its own, so that a fault of this package cannot look like one.
-func needFreplace(t *testing.T) {
-	t.Helper()
-	testenv.Require(t)
-	kernel.RaiseMemlock()
-	target, err := ebpf.NewProgram(component("ldt_target", asm.Mov.Imm(asm.R0, 2)).Programs["ldt_target"])
-	qt.Assert(t, qt.IsNil(err))
-	defer target.Close()
-	spec := component("ldt_freplace", asm.Mov.Imm(asm.R0, 1)).Programs["ldt_freplace"]
-	spec.Type, spec.AttachType, spec.AttachTarget, spec.AttachTo = ebpf.Extension, ebpf.AttachNone, target, "ldt_target"
-	prog, err := ebpf.NewProgram(spec)
-	if errors.Is(err, unix.EPERM) || errors.Is(err, ebpf.ErrNotSupported) {
-		t.Skip("this kernel refuses freplace: runs in the kernel matrix")
-	}
-	qt.Assert(t, qt.IsNil(err))
-	prog.Close()
-}
-
 // component is a collection of one program, with types as clang -g makes them.
 func component(name string, insns ...asm.Instruction) *ebpf.CollectionSpec {
-	insns = append(slices.Clone(insns), asm.Return())
-	insns[0] = btf.WithFuncMetadata(insns[0], function(name)).WithSymbol(name)
+	insns = testenv.Typed(name, append(slices.Clone(insns), asm.Return()))
 	return &ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{
 		name: {Name: name, Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL", Instructions: insns},
 	}}
@@ -91,7 +67,7 @@ func linked(t *testing.T, prog, dispatcher *ebpf.Program, stub string) link.Link
 // The chain of real components does what its actions say, for each length.
 func TestFreplaceChain(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	for n := 1; n <= MaxMembers; n++ {
 		// The last one's TX is what comes out, unless one before it stops.
 		d := dispatcher(t, configOf(3, slices.Repeat([]uint32{1 << hook.Pass}, n)...))
@@ -111,7 +87,7 @@ func TestFreplaceChain(t *testing.T) {
 // says it itself.
 func TestFreplaceLast(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	const all = 1<<hook.Verdicts - 1
 	two := dispatcher(t, configOf(3, all, all))
 	linked(t, loaded(t, gives(hook.Drop), two, "prog0"), two, "prog0")
@@ -125,7 +101,7 @@ func TestFreplaceLast(t *testing.T) {
 // A chain is built from the programs of another one, which goes on meanwhile.
 func TestFreplaceRelink(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	old := dispatcher(t, configOf(2, 1<<hook.Pass, 1<<hook.Pass))
 	pass, drop := loaded(t, gives(hook.Pass), old, "prog0"), loaded(t, gives(hook.Drop), old, "prog1")
 	first := linked(t, pass, old, "prog0")
@@ -158,7 +134,7 @@ func TestFreplaceRelink(t *testing.T) {
 // A link that goes leaves a stub, and the chain goes on.
 func TestFreplaceUnlink(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	d := dispatcher(t, configOf(3, 0, 0))
 	l := linked(t, loaded(t, gives(hook.Drop), d, "prog0"), d, "prog0")
 	linked(t, loaded(t, gives(hook.TX), d, "prog1"), d, "prog1")
@@ -176,7 +152,7 @@ func TestFreplaceUnlink(t *testing.T) {
 // A stub takes one component.
 func TestFreplaceTaken(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	d := dispatcher(t, configOf(3, 4, 4))
 	linked(t, loaded(t, gives(hook.Pass), d, "prog0"), d, "prog0")
 	_, err := linkComponent(loaded(t, gives(hook.Drop), d, "prog0"), d, "prog0")
@@ -190,7 +166,7 @@ func TestFreplaceTaken(t *testing.T) {
 // it may do so itself.
 func TestFreplacePacketChanges(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	length := func(d *ebpf.Program) (uint32, int) {
 		t.Helper()
 		o := &ebpf.RunOptions{Data: make([]byte, 64), DataOut: make([]byte, 256)}
@@ -215,8 +191,8 @@ func TestFreplacePacketChanges(t *testing.T) {
 // own, and fits dispatchers with frags and without.
 func TestFreplaceFrags(t *testing.T) {
 	start(t)
-	needFreplace(t)
-	needFrags(t)
+	testenv.NeedFreplace(t)
+	testenv.Need(t, testenv.FeatureFrags)
 	c := configOf(3, 4, 4)
 	plain := dispatcher(t, c)
 	c.Frags = true
@@ -234,7 +210,7 @@ func TestFreplaceFrags(t *testing.T) {
 // Of a whole file only what the program uses is loaded.
 func TestFreplaceOfMany(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	d := dispatcher(t, configOf(3, 4, 4))
 	spec := gives(hook.TX)
 	spec.Programs["ldt_broken"] = &ebpf.ProgramSpec{Name: "ldt_broken", Type: ebpf.XDP, Instructions: asm.Instructions{asm.Return()}}
@@ -254,7 +230,7 @@ func TestFreplaceOfMany(t *testing.T) {
 
 func TestFreplaceRefused(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	d := dispatcher(t, configOf(3, 4, 4))
 	bad := component("ldt_bad", asm.Mov.Reg(asm.R0, asm.R7))
 	_, err := loadComponent(bad, "ldt_bad", d, "prog0", ebpf.CollectionOptions{})
@@ -265,7 +241,7 @@ func TestFreplaceRefused(t *testing.T) {
 // The whole name of a component is found where the kernel cuts it.
 func TestFreplaceName(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	d := dispatcher(t, configOf(3, 4, 4))
 	const long = "ldt_filter_with_a_long_name"
 	prog := loaded(t, component(long, asm.Mov.Imm(asm.R0, 2)), d, "prog0")
@@ -315,7 +291,7 @@ func wrapped(t *testing.T, callee *ebpf.Program, d *ebpf.Program, stub string) *
 
 func TestFreplaceWrapper(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	d := dispatcher(t, configOf(3, slices.Repeat([]uint32{1 << hook.Pass}, MaxMembers)...))
 	none := testenv.ExpectedAttachType(ebpf.AttachNone)
 	pass := testenv.VerdictProgram(t, "ldt_pass", int(hook.Pass), none)
@@ -347,8 +323,8 @@ func TestFreplaceWrapper(t *testing.T) {
 
 func TestFreplaceWrapperFrags(t *testing.T) {
 	start(t)
-	needFreplace(t)
-	needFrags(t)
+	testenv.NeedFreplace(t)
+	testenv.Need(t, testenv.FeatureFrags)
 	for _, frags := range []bool{false, true} {
 		c := configOf(3, 4, 4)
 		c.Frags = frags
@@ -361,7 +337,7 @@ func TestFreplaceWrapperFrags(t *testing.T) {
 // What most programs are loaded with does not agree with an extension, on no kernel.
 func TestFreplaceWrapperRefused(t *testing.T) {
 	start(t)
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	d := dispatcher(t, configOf(3, 4, 4))
 	_, _, err := wrapComponent(testenv.VerdictProgram(t, "ldt_xdp", int(hook.TX)), d, "prog0")
 	qt.Check(t, qt.ErrorIs(err, hook.ErrIncompatible))

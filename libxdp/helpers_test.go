@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -25,13 +23,6 @@ const (
 	pass = testenv.XDPPass
 	drop = testenv.XDPDrop
 )
-
-// typed gives a function the type that components need.
-func typed(name string, insns asm.Instructions) asm.Instructions {
-	insns = slices.Clone(insns)
-	insns[0] = btf.WithFuncMetadata(insns[0], function(name)).WithSymbol(name)
-	return insns
-}
 
 // scene is a device that packets come to, and a bpffs.
 type scene struct {
@@ -50,7 +41,7 @@ func newScene(t *testing.T) *scene {
 // spec is a collection with the program of a tracer, under a name.
 func (s *scene) spec(n, verdict int, name string, opts ...testenv.ProgramOption) *ebpf.CollectionSpec {
 	p := s.trace.Spec(n, verdict, opts...)
-	p.Name, p.Instructions = name, typed(name, p.Instructions)
+	p.Name, p.Instructions = name, testenv.Typed(name, p.Instructions)
 	return &ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{name: p}}
 }
 

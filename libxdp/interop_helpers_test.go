@@ -30,7 +30,7 @@ type tools struct {
 // xdp-loader-1.5.4, or xdp-loader alone.
 func withTools(t *testing.T, test func(*testing.T, *theirs)) {
 	t.Helper()
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	found := map[string]bool{}
 	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
 		paths, _ := filepath.Glob(filepath.Join(dir, "xdp-loader*"))

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/internal/code"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
@@ -48,7 +49,7 @@ func configMap(c Config) (*ebpf.Map, error) {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{
 		Name: "xdp_disp.rodata", Type: ebpf.Array, Flags: unix.BPF_F_RDONLY_PROG,
 		KeySize: 4, ValueSize: uint32(len(value)), MaxEntries: 1,
-		Key: cInt, Value: configType(c.Version), // for bpftool map dump
+		Key: code.Int, Value: configType(c.Version), // for bpftool map dump
 		Contents: []ebpf.MapKV{{Key: uint32(0), Value: value}},
 	})
 	if err != nil {
@@ -91,7 +92,7 @@ func configType(version uint8) *btf.Struct {
 
 // versionType is the variable by which libxdp knows a dispatcher of version 1.
 func versionType(version uint8) *btf.Datasec {
-	number := &btf.Array{Index: cInt, Type: cInt, Nelems: uint32(version)}
+	number := &btf.Array{Index: code.Int, Type: code.Int, Nelems: uint32(version)}
 	const size = 8 // of a pointer in BPF
 	return &btf.Datasec{Name: versionSection, Size: size, Vars: []btf.VarSecinfo{{
 		Type: &btf.Var{Name: versionVariable, Type: &btf.Pointer{Target: number}, Linkage: btf.GlobalVar}, Size: size,

@@ -90,7 +90,7 @@ func (f folder) pinSlot(slot *ebpf.Map, component uint32) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return kernel.Errno("unpin", err)
 	}
-	step("pin: slot")
+	kernel.Step("pin: slot")
 	return kernel.Errno("pin the slot", slot.Pin(path))
 }
 

@@ -3,7 +3,6 @@ package libxdp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"time"
@@ -12,11 +11,6 @@ import (
 
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
-
-// lockWait bounds the wait for the lock. libxdp waits for ever; but it has the
-// lock only while it reads, makes or removes pins, so whoever has it for this
-// long has been stopped.
-const lockWait = 5 * time.Second
 
 // locked is the folder of libxdp while this process has its lock.
 type locked struct {
@@ -28,7 +22,9 @@ type locked struct {
 	alone bool
 }
 
-// lock makes the folder if need be and takes its lock as libxdp does.
+// lock makes the folder if need be and takes its lock as libxdp does. That waits
+// for ever; but it has the lock only while it reads, makes or removes pins, so
+// whoever has it for longer than kernel.LockWait has been stopped.
 //
 // libxdp lets go of it between pinning and attaching; here it is held until the
 // new dispatcher is on the device, so that nobody cleans up in between.
@@ -40,35 +36,12 @@ func (f folder) lock(ctx context.Context) (*locked, error) {
 	if err != nil {
 		return nil, kernel.Errno("lock", err)
 	}
-	l := &locked{folder: f, file: file}
-	if err := l.wait(ctx); err != nil {
+	alone, err := kernel.Lock(ctx, file)
+	if err != nil {
 		file.Close()
 		return nil, err
 	}
-	return l, nil
-}
-
-// wait waits for the lock for at most lockWait.
-func (l *locked) wait(ctx context.Context) error {
-	deadline := time.Now().Add(lockWait)
-	for wait := time.Millisecond; ; wait = min(2*wait, 5*time.Millisecond) {
-		err := unix.Flock(int(l.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		l.alone = err == nil
-		if l.alone {
-			return nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return kernel.Errno("lock "+l.path, err)
-		}
-		if time.Now().After(deadline) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for the lock of %s: %w", l.path, ctx.Err())
-		case <-time.After(wait):
-		}
-	}
+	return &locked{f, file, alone}, nil
 }
 
 // moment is enough for a process that waits for the lock to take it.
@@ -86,7 +59,7 @@ func (l *locked) giveWay() {
 	_ = unix.Flock(int(l.file.Fd()), unix.LOCK_UN)
 	time.Sleep(moment)
 	// The device has changed: there is no way back, with the lock or without.
-	_ = l.wait(context.Background())
+	l.alone, _ = kernel.Lock(context.Background(), l.file)
 }
 
 func (l *locked) unlock() { l.file.Close() }

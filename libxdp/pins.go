@@ -14,17 +14,6 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// onStep, when set, is called before every step that others can see. Tests set
-// it to die there; nothing else does.
-var onStep func(step string)
-
-// step marks a place where a process may die.
-func step(name string) {
-	if onStep != nil {
-		onStep(name)
-	}
-}
-
 // folder is where libxdp pins in a bpffs.
 type folder struct{ path string }
 
@@ -53,7 +42,7 @@ func (l *locked) pin(dir string, links []link.Link, progs []*ebpf.Program) (err 
 	if err := l.unpin(dir); err != nil {
 		return err
 	}
-	step("pin: make the folder")
+	kernel.Step("pin: make the folder")
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return kernel.Errno("pin", err)
 	}
@@ -63,11 +52,11 @@ func (l *locked) pin(dir string, links []link.Link, progs []*ebpf.Program) (err 
 		}
 	}()
 	for n := range links {
-		step("pin: link")
+		kernel.Step("pin: link")
 		if err := links[n].Pin(filepath.Join(dir, linkPin(n))); err != nil {
 			return kernel.Errno("pin the link", err)
 		}
-		step("pin: program")
+		kernel.Step("pin: program")
 		if err := pinProgram(progs[n], filepath.Join(dir, progPin(n))); err != nil {
 			return err
 		}
@@ -90,12 +79,12 @@ func pinProgram(prog *ebpf.Program, path string) error {
 // unless somebody has put something else into it. What is not there is no error.
 func (l *locked) unpin(dir string) error {
 	for _, path := range pinsIn(dir) {
-		step("unpin")
+		kernel.Step("unpin")
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return kernel.Errno("unpin", err)
 		}
 	}
-	step("unpin: remove the folder")
+	kernel.Step("unpin: remove the folder")
 	_ = os.Remove(dir)
 	return nil
 }

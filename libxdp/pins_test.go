@@ -25,7 +25,7 @@ func infoOfLinks(t *testing.T, c *Chain) bool {
 
 // Members are found by their links where pins are missing.
 func TestHalfThePins(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	s.join(t, 1, at(1))
 	s.join(t, 2, at(2))
@@ -82,7 +82,7 @@ func (s *scene) waitForTrace(t *testing.T, numbers ...int) {
 
 // A chain whose pins are in another bpffs is shown, but only taken off as a whole.
 func TestPinsElsewhere(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	c := s.join(t, 1, at(1))
 	byLink := infoOfLinks(t, c)
@@ -114,7 +114,7 @@ func TestPinsElsewhere(t *testing.T) {
 // Two devices of the same index in two namespaces share a bpffs: neither takes
 // the other's pins, not even to clean.
 func TestSameIndex(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	const index = 4711
 	a := newScene(t)
 	p := testenv.NewPairOpts(t, testenv.PairOptions{ServerIfindex: index})
@@ -144,7 +144,7 @@ func TestSameIndex(t *testing.T) {
 
 // Of a device that is gone only the pins are left.
 func TestDeviceGone(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	c := s.join(t, 1, at(1))
 	gone := Device{NetNS: s.Client.Name, BPFFS: s.BPFFS}
@@ -163,7 +163,7 @@ func TestDeviceGone(t *testing.T) {
 
 // A dispatcher that somebody has open may be on its way to a device.
 func TestCleanLeavesWhatIsOpen(t *testing.T) {
-	needFreplace(t)
+	testenv.NeedFreplace(t)
 	s := newScene(t)
 	b, err := s.Build(t.Context(), []Incoming{{Source: s.source(t, 1), Priority: 3}, {Source: s.source(t, 2)}}, BuildOptions{Version: 2})
 	qt.Assert(t, qt.IsNil(err))

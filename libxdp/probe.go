@@ -6,6 +6,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/code"
 )
 
 // Supported tells whether this kernel does what a chain of libxdp needs, by
@@ -22,7 +23,7 @@ func Supported() error {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: name, Type: ebpf.Extension, AttachTarget: dispatcher, AttachTo: stub, License: "GPL",
 		Instructions: asm.Instructions{
-			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), function(name)).WithSymbol(name),
+			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), code.Function(name)).WithSymbol(name),
 			asm.Return(),
 		},
 	})

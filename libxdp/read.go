@@ -26,23 +26,30 @@ import (
 // whose pins are in another bpffs is shown as what it is. No lock is taken.
 func (d Device) Read(ctx context.Context) (c *Chain, err error) {
 	err = d.at("read", func(s *site) error {
-		return retry(ctx, func() error {
-			snap, err := s.read()
-			if err != nil {
-				return err
-			}
-			defer snap.close()
-			switch {
-			case snap.free():
-				return hook.Because(fs.ErrNotExist, "nothing is attached")
-			case snap.chain == nil:
-				return s.occupied(snap)
-			}
+		return s.withChain(ctx, func(snap *snapshot) error {
 			c = snap.chain
 			return snap.refused
 		})
 	})
 	return c, err
+}
+
+// withChain runs fn with the chain on the device, until it succeeds.
+func (s *site) withChain(ctx context.Context, fn func(snap *snapshot) error) error {
+	return kernel.Retry(ctx, func() error {
+		snap, err := s.read()
+		if err != nil {
+			return err
+		}
+		defer snap.close()
+		switch {
+		case snap.free():
+			return hook.Because(fs.ErrNotExist, "nothing is attached")
+		case snap.chain == nil:
+			return s.occupied(snap)
+		}
+		return fn(snap)
+	})
 }
 
 // ReadProgram describes the chain of a dispatcher that was found on a device
@@ -90,15 +97,10 @@ func (s *snapshot) close() {
 
 func (s *snapshot) free() bool { return s.prog == nil }
 
-// read looks at the device of the site. errAgain when it changed under its eyes.
+// read looks at the device of the site. kernel.ErrAgain when it changed under its eyes.
 func (s *site) read() (*snapshot, error) {
 	snap := &snapshot{}
-	err := s.ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err := rtnl.In(s.ns, func(conn *rtnl.Conn) error {
 		d, err := conn.Device(s.Name)
 		if err != nil {
 			return err
@@ -110,20 +112,20 @@ func (s *site) read() (*snapshot, error) {
 		}
 		snap.mode = on.Mode
 		if snap.prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(on.Program)); err != nil {
-			return again(kernel.Errno("program on the device", err))
+			return kernel.Again(kernel.Errno("program on the device", err))
 		}
 		if err := snap.look(s.BPFFS); err == nil {
 			snap.chain.Device, snap.chain.Mode = snap.device.Name, snap.mode
 		} else if !errors.Is(err, ErrNotDispatcher) {
-			return again(err)
+			return kernel.Again(err)
 		}
 		// The pins of a dispatcher that was replaced meanwhile are gone.
 		now, err := conn.DeviceByIndex(d.Index)
 		if err != nil {
-			return again(err)
+			return kernel.Again(err)
 		}
 		if x, ok := now.Software(); !ok || x != on {
-			return errAgain
+			return kernel.ErrAgain
 		}
 		return nil
 	})

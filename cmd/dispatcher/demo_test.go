@@ -27,15 +27,15 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, transcript)
 	}
-	for act := 1; act <= 14; act++ {
+	for act := 1; act <= 15; act++ {
 		qt.Check(t, qt.StringContains(transcript, fmt.Sprintf("== %d. ", act)))
 	}
 	qt.Check(t, qt.IsFalse(strings.Contains(transcript, "FAILED")))
 	qt.Check(t, qt.StringContains(transcript, "Can't replace active BPF XDP link"))
-	end := "\nAll 14 acts went as they should"
+	end := "\nAll 15 acts went as they should"
 	if !testenv.Has(t, testenv.FeatureTCX) {
 		qt.Check(t, qt.StringContains(transcript, "\nNOT HERE  TCX, which came with Linux 6.6"))
-		end = "\nOf 14 acts 1 could not be played on this machine, 2 could only in part; the others went as they should"
+		end = "\nOf 15 acts 1 could not be played on this machine, 2 could only in part; the others went as they should"
 	}
 	qt.Check(t, qt.StringContains(transcript, end))
 	qt.Check(t, qt.IsFalse(strings.Contains(transcript, "\x1b")), qt.Commentf("no colour but on a terminal"))
@@ -49,7 +49,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}{
 		"while members are held": {"== 3.", "dispatcher: the demo was interrupted in act 3\n"},
 		"in the flood":           {"# for i in", "dispatcher: the demo was interrupted in act 5\n"},
-		"with a cgroup":          {"you have reached 10.66.0.3", "dispatcher: the demo was interrupted in act 10\n"},
+		"with a cgroup":          {"you have reached 10.66.0.3", "dispatcher: the demo was interrupted in act 11\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testenv.CheckLeaks(t)

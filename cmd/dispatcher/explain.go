@@ -42,8 +42,9 @@ func (a *app) explainCommand() *cobra.Command {
 		Short: "Show which program does what to a packet: who drops it?",
 		Long: `Show which program on a hook does what to a packet: what each says, one after the
 other as the hook runs them, what it changes in the packet, and what becomes of
-that. Nothing is sent and nothing is received: the kernel runs the programs on
-packets that are given to it (BPF_PROG_TEST_RUN).
+that. Nothing is sent and nothing is received, but for what a program of tcx sends
+with bpf_clone_redirect: the kernel runs the programs on packets that are given to
+it (BPF_PROG_TEST_RUN).
 
 HOOK is xdp, tcx/ingress, tcx/egress, cgroup_skb/ingress or cgroup_skb/egress. On
 a cgroup, programs of the cgroups above run too.
@@ -152,11 +153,9 @@ func (a *app) explain(ctx context.Context, cmd *cobra.Command, args []string, f 
 			return err
 		}
 		defer in.Close()
-		capture, err := packet.NewCapture(in)
-		if err != nil {
-			return captureError(name, err)
+		if given, err = newCapture(ctx, name, in); err != nil {
+			return err
 		}
-		given = fromCapture(name, capture)
 	}
 	e, err := dispatcher.Explain(ctx, t, dispatcher.ExplainOptions{Queue: f.queue, BPFFS: a.bpffs})
 	if err != nil {
@@ -319,14 +318,37 @@ func fromBytes(list [][]byte) packetSource {
 	}
 }
 
-func fromCapture(name string, c *packet.Capture) packetSource {
+// errInterrupted: Ctrl-C came before the last packet.
+var errInterrupted = errors.New("interrupted: not all packets were run")
+
+// newCapture begins to read a file, or a pipe that may have nothing yet: ctx ends the wait.
+func newCapture(ctx context.Context, name string, in io.Reader) (packetSource, error) {
+	type result struct {
+		capture *packet.Capture
+		err     error
+	}
+	begun := make(chan result, 1)
+	go func() {
+		c, err := packet.NewCapture(in)
+		begun <- result{c, err}
+	}()
+	var c *packet.Capture
+	select {
+	case <-ctx.Done():
+		return nil, errInterrupted
+	case r := <-begun:
+		if r.err != nil {
+			return nil, captureError(name, r.err)
+		}
+		c = r.capture
+	}
 	return func() (*packet.Captured, error) {
 		p, err := c.Next()
-		if err != nil && !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, captureError(name, err)
 		}
 		return p, err
-	}
+	}, nil
 }
 
 func openCapture(name string) (io.ReadCloser, string, error) {
@@ -361,7 +383,7 @@ func fetch(ctx context.Context, next packetSource) (<-chan *packet.Captured, <-c
 		for {
 			p, err := next()
 			if err != nil {
-				if !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				if !errors.Is(err, io.EOF) {
 					failed <- err
 				}
 				return
@@ -387,7 +409,7 @@ func (a *app) explainAll(ctx context.Context, e *dispatcher.Explainer, next pack
 		var some []*packet.Captured
 		select {
 		case <-ctx.Done():
-			err = errors.New("interrupted: not all packets were run")
+			err = errInterrupted
 		case p, ok := <-packets:
 			if open = ok; ok {
 				some = append(some, p)

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"testing"
 
@@ -118,4 +120,15 @@ func TestPrintExplainedWhole(t *testing.T) {
 	qt.Check(t, qt.Equals(out.String(), "packet 1  IPv4 192.0.2.1:40000 > 198.51.100.7:53 UDP  42 bytes\n"+
 		"  -  the chain of libxdp  drop  ends here\n  => drop by the chain of libxdp\n"))
 	qt.Check(t, qt.Equals(x.sum(), "1 packet: 1 dropped by the chain of libxdp"))
+}
+
+// A pipe that nothing comes out of does not outlast Ctrl-C.
+func TestExplainInterrupted(t *testing.T) {
+	r, w := io.Pipe()
+	defer w.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := newCapture(ctx, "standard input", r)
+	qt.Assert(t, qt.ErrorIs(err, errInterrupted))
+	r.Close()
 }

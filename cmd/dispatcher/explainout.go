@@ -225,10 +225,7 @@ func (x *explained) progress() {
 		return
 	}
 	x.shown = time.Now()
-	fmt.Fprintf(f, "\r%d packets", x.count)
-	if x.a.quiet || x.a.format == formatJSON {
-		fmt.Fprint(f, "\r")
-	}
+	fmt.Fprintf(f, "\r%d packets\r", x.count)
 }
 
 // end prints the sum, and what is to be known of it.

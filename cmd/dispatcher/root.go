@@ -105,6 +105,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 		a.holdersCommand(),
 		a.watchCommand(),
 		a.explainCommand(),
+		a.topCommand(),
 		a.adoptCommand(),
 		a.convertCommand(),
 		a.sealCommand(),

@@ -206,6 +206,8 @@ func capture(ts *testscript.TestScript, neg bool, args []string) {
 // are as wide as what is in them.
 var masks = []struct{ pattern, word string }{
 	{`("(?:ifindex|inode|cookie|link_id|dispatcher_id|slot_id|id|program_id|cgroup_id|revision)": )[0-9]+`, "${1}0"},
+	{`("(?:elapsed_ns|clock_ns|runs|time_ns|runs_per_second|ns_per_run|pass)": )[0-9]+`, "${1}0"}, // of top
+	{`("time": )"[-0-9T:.]+Z"`, `${1}"TIME"`},
 	{`("tag": )"[0-9a-f]{16}"`, `${1}"TAG"`},
 	{`("loaded_at": )"[-0-9T:]+Z"`, `${1}"TIME"`},
 	{`/(xdp|tcx|cgroup)_[0-9]+/`, "/${1}_0/"},

@@ -89,7 +89,7 @@ func (a *app) printSealings(t dispatcher.Target, report []hook.Sealing, dryRun b
 func (a *app) unsealCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "unseal xdp TARGET",
-		Short: "Undo seal: have each member called through its slot again",
+		Short: "Undo \"seal\": have each member called through its slot again",
 		Long: `Undo "seal": exchange the dispatcher, in one step, for one that calls each member
 through its slot. A chain that is not sealed stays as it is.`,
 		Example:           `  dispatcher unseal xdp eth0`,

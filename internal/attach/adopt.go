@@ -12,6 +12,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -24,7 +25,7 @@ import (
 func (xdp) adopt(ctx context.Context, s *site, req AdoptRequest) (Handle, error) {
 	var h *slotHandle
 	req.Mode = hook.ModeAuto
-	err := retry(ctx, func() error {
+	err := kernel.Retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) (err error) {
 			h, err = s.adopt(l, req)
 			return err
@@ -58,7 +59,7 @@ func (s *site) adopt(l *state.Locked, req AdoptRequest) (*slotHandle, error) {
 		if err := snap.root.release(snap.prog); err != nil {
 			return nil, err
 		}
-		return nil, errAgain
+		return nil, kernel.ErrAgain
 	case snap.root.linkID() == 0 && !req.NoGap:
 		return s.protect(l, snap, req.Persistent)
 	}
@@ -99,7 +100,7 @@ func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req AdoptRequest) (*
 		h.drop()
 		return nil, err
 	}
-	state.Step("adopt: attached")
+	kernel.Step("adopt: attached")
 	if req.Persistent {
 		if err := l.Add(h.folder(), h.root.pinner(), state.MemberPins{Name: member.Name, Slot: slot}); err != nil {
 			undo := s.restore(h.root, dispatcher, snap)
@@ -116,20 +117,15 @@ func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req AdoptRequest) (*
 // undone.
 func (s *site) exchange(snap *snapshot, dispatcher *ebpf.Program) (root, error) {
 	var l link.Link
-	err := s.ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err := rtnl.In(s.ns, func(conn *rtnl.Conn) (err error) {
 		opts := link.XDPOptions{
 			Program: dispatcher, Interface: snap.device.Index, Flags: link.XDPAttachFlags(rtnl.Flags(snap.mode)),
 		}
-		state.Step("adopt: before the gap")
+		kernel.Step("adopt: before the gap")
 		if err := raced(conn.ReplaceXDP(snap.device.Index, -1, snap.prog.FD(), snap.mode)); err != nil {
 			return fmt.Errorf("take the program off: %w", err)
 		}
-		state.Step("adopt: in the gap")
+		kernel.Step("adopt: in the gap")
 		if l, err = link.AttachXDP(opts); err != nil {
 			back := conn.ReplaceXDP(snap.device.Index, snap.prog.FD(), -1, snap.mode)
 			if back != nil {
@@ -174,7 +170,7 @@ func (s *site) protect(l *state.Locked, snap *snapshot, persistent bool) (*slotH
 	for i := range snap.chain.Slots {
 		slot, err := slots.Open(snap.chain.Slots[i].MapID, false)
 		if err != nil {
-			return nil, again(err)
+			return nil, kernel.Again(err)
 		}
 		if id, err := state.Occupant(slot); err == nil && id != 0 {
 			first = i

@@ -22,7 +22,7 @@ import (
 // them; else the same filter with our name.
 func (filters) adopt(ctx context.Context, s *site, req AdoptRequest) (Handle, error) {
 	var h Handle
-	err := retry(ctx, func() error {
+	err := kernel.Retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) error {
 			return s.lane(s.byName, func(conn *rtnl.Conn, ln *lane) (err error) {
 				i, err := ln.adoptable(req.Entry)
@@ -100,9 +100,9 @@ func (ln *lane) rename(conn *rtnl.Conn, i int, prog *ebpf.Program, req AdoptRequ
 	}
 	f := ln.list[i].Filter.Filter
 	if err := conn.ReplaceFilter(ln.dev.Index, f, prog.FD(), lb.String()); err != nil {
-		return nil, again(err)
+		return nil, kernel.Again(err)
 	}
-	return &filterHandle{site: ln.site, name: lb.Name, index: ln.dev.Index}, nil
+	return &filterHandle{unowned: unowned{site: ln.site}, name: lb.Name, index: ln.dev.Index}, nil
 }
 
 // filterIncumbent is a filter whose place a link takes.
@@ -117,7 +117,7 @@ func (filterIncumbent) id() uint32 { return 0 }
 func (filterIncumbent) carries(*ebpf.Program) *ebpf.Program { return nil }
 
 func (f filterIncumbent) exchange(next, _ *ebpf.Program) error {
-	return again(f.conn.ReplaceFilter(f.index, f.Filter.Filter, next.FD(), f.Name))
+	return kernel.Again(f.conn.ReplaceFilter(f.index, f.Filter.Filter, next.FD(), f.Name))
 }
 
 func (f filterIncumbent) remove(*ebpf.Program) error {

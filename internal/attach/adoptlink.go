@@ -19,7 +19,7 @@ import (
 // adopt gives an entry without a link one, at the same place.
 func (linked) adopt(ctx context.Context, s *site, req AdoptRequest) (Handle, error) {
 	var h *linkHandle
-	err := retry(ctx, func() error {
+	err := kernel.Retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) (err error) {
 			h, err = s.adoptBare(l, req)
 			return err
@@ -58,7 +58,7 @@ func (s *site) adoptBare(l *state.Locked, req AdoptRequest) (*linkHandle, error)
 	defer prog.Close()
 	carried, err := ebpf.NewProgramFromID(ebpf.ProgramID(list.entries[i].carried))
 	if err != nil {
-		return nil, again(kernel.Errno("the program", err))
+		return nil, kernel.Again(kernel.Errno("the program", err))
 	}
 	defer carried.Close()
 
@@ -105,7 +105,7 @@ func (s *site) adoptBare(l *state.Locked, req AdoptRequest) (*linkHandle, error)
 				return nil, err
 			}
 			if !sameLinks(list, listed) {
-				return nil, errAgain
+				return nil, kernel.ErrAgain
 			}
 			if at, err = sp.besides(listed, i); err != nil {
 				return nil, err
@@ -197,7 +197,7 @@ func (sp *spot) foreignKept(e entry) error {
 func real(id uint32) (*ebpf.Program, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
-		return nil, again(kernel.Errno("the program", err))
+		return nil, kernel.Again(kernel.Errno("the program", err))
 	}
 	slotID := standInFor(prog)
 	if slotID == 0 {
@@ -208,7 +208,7 @@ func real(id uint32) (*ebpf.Program, error) {
 	defer slots.Close()
 	slot, err := slots.Open(slotID, false)
 	if err != nil {
-		return nil, again(err)
+		return nil, kernel.Again(err)
 	}
 	behind, err := state.Occupant(slot)
 	if err != nil {
@@ -218,7 +218,7 @@ func real(id uint32) (*ebpf.Program, error) {
 		return nil, hook.Because(hook.ErrIncompatible, "program %d stood in for one that is gone; detach it (--force)", id)
 	}
 	prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(behind))
-	return prog, again(kernel.Errno("the program", err))
+	return prog, kernel.Again(kernel.Errno("the program", err))
 }
 
 // sharesCgroup tells whether links may be beside the legacy programs of a cgroup.
@@ -235,11 +235,11 @@ func (s *site) swapOnCgroup(sp *spot, list *listing, prog *ebpf.Program, noGap b
 		}
 	}
 	old := bare{sp}
-	state.Step("adopt: before the gap")
+	kernel.Step("adopt: before the gap")
 	if err := old.remove(prog); err != nil {
 		return nil, err
 	}
-	state.Step("adopt: in the gap")
+	kernel.Step("adopt: in the gap")
 	link, err := sp.create(prog, kernel.Anchor{}, &listing{})
 	if err == nil {
 		if err = keep(link); err == nil {

@@ -5,12 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -129,47 +125,6 @@ func executable() string {
 		return name
 	}
 	return ""
-}
-
-// errAgain: somebody else was quicker; read again and try again.
-var errAgain = errors.New("changed meanwhile")
-
-const (
-	maxTries = 200
-	maxWait  = 32 * time.Millisecond // between two tries
-)
-
-// again marks an error of a race that was lost: the object that was read has
-// gone, or something else is there by now.
-func again(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EAGAIN) {
-		return fmt.Errorf("%w: %w", errAgain, err)
-	}
-	return err
-}
-
-// retry runs fn until it succeeds or fails for good, and waits a little more
-// each time, by chance, so that those who compete do not do it in step.
-func retry(ctx context.Context, fn func() error) error {
-	wait := time.Millisecond
-	for tries := 1; ; tries++ {
-		err := ctx.Err()
-		if err == nil {
-			err = fn()
-		}
-		if !errors.Is(err, errAgain) {
-			return err
-		}
-		if tries == maxTries {
-			return hook.Because(hook.ErrChanged, "gave up after %d tries: %w", tries, err)
-		}
-		select {
-		case <-ctx.Done():
-			return hook.Because(hook.ErrChanged, "gave up after %d tries: %w: %w", tries, ctx.Err(), err)
-		case <-time.After(rand.N(wait)):
-		}
-		wait = min(2*wait, maxWait)
-	}
 }
 
 // locked runs fn with the lock of the pins, where there are any, and with what

@@ -25,7 +25,7 @@ func ofLink(id uint32, bpffs string) (*site, rawLink, *LinkInfo, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil, nil, hook.Because(fs.ErrNotExist, "there is no link with id %d", id)
 	case err != nil:
-		return nil, nil, nil, again(kernel.Errno(fmt.Sprintf("link %d", id), err))
+		return nil, nil, nil, kernel.Again(kernel.Errno(fmt.Sprintf("link %d", id), err))
 	}
 	info, err := describeLink(l)
 	if err != nil {
@@ -48,7 +48,7 @@ func ofLink(id uint32, bpffs string) (*site, rawLink, *LinkInfo, error) {
 // DetachLink detaches a link, whoever holds it: it stays in the hands of its
 // holders and does nothing any more. One that is not ours only with force.
 func DetachLink(ctx context.Context, id uint32, bpffs string, force bool) error {
-	return retry(ctx, func() error {
+	return kernel.Retry(ctx, func() error {
 		s, l, info, err := ofLink(id, bpffs)
 		if err != nil {
 			return err
@@ -88,7 +88,7 @@ func (s *site) detachLink(locked *state.Locked, l rawLink, info *LinkInfo, force
 			return err
 		}
 	}
-	state.Step("detach: unpinned")
+	kernel.Step("detach: unpinned")
 	err := l.Detach()
 	if errors.Is(err, unix.EOPNOTSUPP) || unsupported(err) {
 		// bpf_link_ops.detach is missing (kernel/bpf/syscall.c).
@@ -118,7 +118,7 @@ func typeName(t link.Type) string {
 func chainOf(prog uint32) (*state.Chain, error) {
 	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(prog))
 	if err != nil {
-		return nil, again(kernel.Errno("the program of the link", err))
+		return nil, kernel.Again(kernel.Errno("the program of the link", err))
 	}
 	defer p.Close()
 	chain, err := state.Find(p)
@@ -132,7 +132,7 @@ func chainOf(prog uint32) (*state.Chain, error) {
 // takes the place of its program by updating the link; on TCX and cgroups the
 // link gets a name. Whoever holds the link can update it again.
 func AdoptLink(ctx context.Context, id uint32, bpffs string, req Request) (h Handle, on hook.Hook, err error) {
-	err = retry(ctx, func() error {
+	err = kernel.Retry(ctx, func() error {
 		s, l, info, err := ofLink(id, bpffs)
 		if err != nil {
 			return err
@@ -181,7 +181,7 @@ func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle
 	case err == nil:
 		return nil, &hook.Error{Err: hook.Because(fs.ErrExist, "link %d carries a chain of libdispatcher already", r.id), Hint: "attach adds members to it"}
 	case !errors.Is(err, state.ErrNotOurs):
-		return nil, again(err) // of a later version, it may be
+		return nil, kernel.Again(err) // of a later version, it may be
 	}
 	prog, err := load.Program{Program: old}.Load(load.Want{Hook: hook.XDP})
 	if err != nil {
@@ -211,9 +211,9 @@ func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle
 	}
 	if err == nil {
 		defer dispatcher.Close()
-		state.Step("swap: before")
+		kernel.Step("swap: before")
 		err = r.swap(dispatcher, old)
-		state.Step("swap: after")
+		kernel.Step("swap: after")
 	}
 	if err != nil {
 		slot.Close() // the link is the caller's
@@ -336,7 +336,7 @@ func (s *site) adoptMember(locked *state.Locked, l rawLink, info *LinkInfo, req 
 	}
 	i := list.withLink(info.ID)
 	if i < 0 {
-		return nil, errAgain
+		return nil, kernel.ErrAgain
 	}
 	others := list.without(i)
 	_, rec, err := others.place(s, &load.Loaded{Name: programOf(info.Program).Name}, req)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/libxdp"
@@ -54,7 +55,7 @@ func Convert(ctx context.Context, p Place, req ConvertRequest) (c *hook.Chain, e
 		case req.To != hook.StyleOwned:
 			return hook.Because(hook.ErrUsage, "style %q: must be %s or %s", req.To, hook.StyleOwned, hook.StyleLibxdp)
 		}
-		if err := retry(ctx, func() error { return convert(ctx, req) }); err != nil {
+		if err := kernel.Retry(ctx, func() error { return convert(ctx, req) }); err != nil {
 			return err
 		}
 		c, err = p.family().read(ctx, s)
@@ -152,7 +153,7 @@ func (s *site) toOwned(ctx context.Context, req ConvertRequest) error {
 				return errors.Join(err, l.RemoveChain(folder))
 			}
 		}
-		state.Step("convert: pinned")
+		kernel.Step("convert: pinned")
 		if err := s.exchangeChain(l, snap, owned, req.NoGap); err != nil {
 			return errors.Join(err, l.RemoveChain(folder))
 		}
@@ -162,7 +163,7 @@ func (s *site) toOwned(ctx context.Context, req ConvertRequest) error {
 	if err != nil {
 		return err
 	}
-	state.Step("convert: attached")
+	kernel.Step("convert: attached")
 	return libxdp.Remove(ctx, s.BPFFS, snap.device.Index, ebpf.ProgramID(from.Dispatcher.ID))
 }
 
@@ -178,7 +179,7 @@ func (s *site) exchangeChain(l *state.Locked, snap *snapshot, owned *anOwned, no
 		return err
 	}
 	defer r.close()
-	state.Step("convert: after the gap")
+	kernel.Step("convert: after the gap")
 	if err := l.Move(state.ChainFolder(0, owned.chain.ID), state.ChainFolder(r.linkID(), 0), r.pinner()); err != nil {
 		return errors.Join(err, s.restore(r, owned.prog, snap))
 	}
@@ -253,7 +254,7 @@ func (s *site) ownedOf(snap *snapshot, from *libxdp.Chain, req ConvertRequest) (
 func (s *site) memberProgram(m *hook.Member, src load.Source, want load.Want) (*load.Loaded, error) {
 	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(m.Program.ID))
 	if err != nil {
-		return nil, again(fmt.Errorf("member %q: %w", m.Name, err))
+		return nil, kernel.Again(fmt.Errorf("member %q: %w", m.Name, err))
 	}
 	defer old.Close()
 	if src == nil {

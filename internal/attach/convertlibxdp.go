@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -57,7 +58,7 @@ func (s *site) toLibxdp(ctx context.Context, req ConvertRequest) error {
 func (s *site) exchangeForLibxdp(l *state.Locked, snap *snapshot, built *libxdp.Built) error {
 	folder := state.ChainFolder(snap.root.linkID(), snap.chain.ID)
 	n := &netlinkRoot{s.ns, snap.device.Index, snap.mode}
-	state.Step("convert: before the gap")
+	kernel.Step("convert: before the gap")
 	if snap.root.linkID() == 0 {
 		if err := n.swap(built.Dispatcher, snap.prog); err != nil {
 			return errors.Join(err, built.Discard())
@@ -66,13 +67,13 @@ func (s *site) exchangeForLibxdp(l *state.Locked, snap *snapshot, built *libxdp.
 		if err := snap.root.release(snap.prog); err != nil {
 			return errors.Join(err, built.Discard())
 		}
-		state.Step("convert: in the gap")
+		kernel.Step("convert: in the gap")
 		err := n.rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(n.index, built.Dispatcher.FD(), -1, n.mode) })
 		if err != nil {
 			return errors.Join(fmt.Errorf("attach libxdp's dispatcher: %w", err), s.reinstate(l, snap, folder), built.Discard())
 		}
 	}
-	state.Step("convert: after the gap")
+	kernel.Step("convert: after the gap")
 	if err := built.Commit(); err != nil {
 		return err
 	}
@@ -169,7 +170,7 @@ func inheriting(src load.Source, id uint32) (_ load.Source, release func(), err 
 	}
 	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
-		return nil, nil, again(err)
+		return nil, nil, kernel.Again(err)
 	}
 	defer old.Close()
 	return load.Inherit(src, old)

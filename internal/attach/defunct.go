@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -20,7 +21,7 @@ func (r *Reader) Defunct(ctx context.Context) []hook.Chain {
 			continue
 		}
 		var c *hook.Chain
-		_ = retry(ctx, func() (err error) { // what cannot be read has gone meanwhile
+		_ = kernel.Retry(ctx, func() (err error) { // what cannot be read has gone meanwhile
 			switch li.Type {
 			case link.XDPType:
 				c, err = r.defunctChain(li)

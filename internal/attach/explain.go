@@ -38,7 +38,7 @@ type Explainer struct {
 
 // A WritableMap is one that a program may write to.
 type WritableMap struct {
-	Member int // as in hook.Step
+	Member int // whose program it is, as in hook.Step
 	ID     uint32
 	Name   string
 	Type   string
@@ -71,7 +71,7 @@ func Explain(ctx context.Context, p Place, queue uint32) (*Explainer, error) {
 		return nil, err
 	}
 	e := &Explainer{site: s, queue: queue}
-	err = retry(ctx, func() error {
+	err = kernel.Retry(ctx, func() error {
 		e.release()
 		if e.Chain, err = s.explained(ctx); err != nil {
 			return err
@@ -123,7 +123,9 @@ func (s *site) explained(ctx context.Context) (*hook.Chain, error) {
 func (e *Explainer) open() error {
 	e.Writable = nil
 	if e.Chain.Style == hook.StyleLibxdp {
-		e.Whole = "behind a dispatcher of libxdp the members are freplace programs, which the kernel runs as a part of the dispatcher only"
+		if len(e.Chain.Members) != 1 { // one alone is told apart
+			e.Whole = "behind a dispatcher of libxdp they are freplace programs, which the kernel runs as a part of the dispatcher only"
+		}
 		var err error
 		e.whole, err = e.openProgram(-1, e.Chain.DispatcherID)
 		for i := range e.Chain.Members {
@@ -153,7 +155,7 @@ func (e *Explainer) open() error {
 func (e *Explainer) openProgram(member int, id uint32) (*ebpf.Program, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
-		return nil, again(kernel.Errno(fmt.Sprintf("program id %d", id), err))
+		return nil, kernel.Again(kernel.Errno(fmt.Sprintf("program id %d", id), err))
 	}
 	info, err := prog.Info()
 	if err != nil {
@@ -173,8 +175,8 @@ func (e *Explainer) openProgram(member int, id uint32) (*ebpf.Program, error) {
 	return prog, nil
 }
 
-// writable tells of a map of a program whether that may write to it: not to what was
-// frozen for programs, nor to maps whose entries only user space sets.
+// writable tells of a map of a program whether that may write to it, or to maps in it: not to
+// what is read-only for programs, nor to maps whose entries only user space sets.
 func writable(id ebpf.MapID) (w WritableMap, ok bool) {
 	m, err := ebpf.NewMapFromID(id)
 	if err != nil {
@@ -182,8 +184,7 @@ func writable(id ebpf.MapID) (w WritableMap, ok bool) {
 	}
 	defer m.Close()
 	switch m.Type() {
-	case ebpf.ProgramArray, ebpf.DevMap, ebpf.DevMapHash, ebpf.CPUMap, ebpf.XSKMap, ebpf.CGroupArray,
-		ebpf.ArrayOfMaps, ebpf.HashOfMaps:
+	case ebpf.ProgramArray, ebpf.DevMap, ebpf.DevMapHash, ebpf.CPUMap, ebpf.XSKMap, ebpf.CGroupArray:
 		return w, false
 	}
 	info, err := m.Info()
@@ -269,12 +270,12 @@ func (e *Explainer) probe() error {
 	case err != nil:
 		return kernel.Errno("test run", err)
 	case e.queue != 0 && e.with < itsDevice:
-		return hook.Because(hook.ErrUsage, "receive queue %d: %s has none, or this kernel cannot pretend it on a test run (Linux 5.14 can): %w", e.queue, e.Chain.Target, refused)
+		return hook.Because(hook.ErrUsage, "receive queue %d: %s has none, or this kernel cannot pretend it on a test run (Linux 5.15 can): %w", e.queue, e.Chain.Target, refused)
 	case e.with == levels[0]:
 	case e.with == itsDevice:
 		e.Lacks = append(e.Lacks, "programs see the device in ifindex, and 0 in ingress_ifindex")
 	case !e.Chain.Hook.OnCgroup():
-		e.Lacks = append(e.Lacks, fmt.Sprintf("this kernel cannot pretend on a test run that a packet is on %s (%v): programs that look at the device see lo, and bpf_fib_lookup takes it for that", e.Chain.Target, refused))
+		e.Lacks = append(e.Lacks, fmt.Sprintf("this kernel cannot pretend on a test run that a packet is on %s (%v): programs that look at the device see lo", e.Chain.Target, refused))
 	}
 	if e.with == nothing {
 		e.Lacks = append(e.Lacks, "metadata does not come from one program to the next")

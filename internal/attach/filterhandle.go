@@ -3,10 +3,7 @@ package attach
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
-	"os"
-	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -15,33 +12,13 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
-	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// A filterHandle refers to a member on a clsact hook, by its device and name. It
-// owns nothing: the filter stays when it is closed.
+// A filterHandle refers to a member on a clsact hook, by its device and name.
 type filterHandle struct {
-	mu     sync.Mutex
-	site   *site
-	name   string
-	index  int // of the device, which may have another name by now
-	loaded *load.Loaded
-	closed bool
-}
-
-// Close releases what was loaded for the member.
-func (h *filterHandle) Close() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return nil
-	}
-	h.closed = true
-	if h.loaded != nil {
-		h.loaded.Close()
-	}
-	h.site.close()
-	return nil
+	unowned
+	name  string
+	index int // of the device, which may have another name by now
 }
 
 // byIndex finds the device of the member.
@@ -66,22 +43,15 @@ func (h *filterHandle) change(ctx context.Context, fn func(conn *rtnl.Conn, ln *
 }
 
 func (h *filterHandle) do(ctx context.Context, on onLane, fn func(conn *rtnl.Conn, ln *lane, i int) error) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return fmt.Errorf("the link: %w", os.ErrClosed)
-	}
-	err := on(ctx, h.byIndex, func(conn *rtnl.Conn, ln *lane) error {
-		i, err := ln.find(hook.Ref(h.name))
-		if err != nil {
-			return errDetached
-		}
-		return fn(conn, ln, i)
+	return h.locked(func() error {
+		return on(ctx, h.byIndex, func(conn *rtnl.Conn, ln *lane) error {
+			i, err := ln.find(hook.Ref(h.name))
+			if err != nil {
+				return errDetached
+			}
+			return fn(conn, ln, i)
+		})
 	})
-	if errors.Is(err, kernel.ErrNetNSGone) {
-		return hook.Because(hook.ErrDefunct, "%w", err)
-	}
-	return err
 }
 
 // Update exchanges the program, atomically for packets.
@@ -91,7 +61,7 @@ func (h *filterHandle) Update(ctx context.Context, src load.Source) error {
 	err := h.look(ctx, func(_ *rtnl.Conn, ln *lane, i int) error {
 		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(ln.list[i].Program))
 		if err != nil {
-			return again(kernel.Errno("the program to be replaced", err))
+			return kernel.Again(kernel.Errno("the program to be replaced", err))
 		}
 		defer old.Close()
 		from, release, err := load.Inherit(src, old)
@@ -106,10 +76,10 @@ func (h *filterHandle) Update(ctx context.Context, src load.Source) error {
 		return err
 	}
 	err = h.change(ctx, func(conn *rtnl.Conn, ln *lane, i int) error {
-		state.Step("replace: before")
+		kernel.Step("replace: before")
 		err := conn.ReplaceFilter(ln.dev.Index, ln.list[i].Filter.Filter, prog.Program.FD(), ln.list[i].Filter.Name)
-		state.Step("replace: after")
-		return again(err)
+		kernel.Step("replace: after")
+		return kernel.Again(err)
 	})
 	if err != nil {
 		prog.Discard()
@@ -155,13 +125,13 @@ func (h *filterHandle) place(ctx context.Context, to hook.Position, priority int
 		e := ln.list[i]
 		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(e.Program))
 		if err != nil {
-			return again(kernel.Errno("the member's program", err))
+			return kernel.Again(kernel.Errno("the member's program", err))
 		}
 		defer prog.Close()
 		lb := e.label
 		if to.IsZero() && dispatch.Stays(ln.ranks(), i, priority) {
 			lb.Priority = priority
-			return again(conn.ReplaceFilter(ln.dev.Index, e.Filter.Filter, prog.FD(), lb.String()))
+			return kernel.Again(conn.ReplaceFilter(ln.dev.Index, e.Filter.Filter, prog.FD(), lb.String()))
 		}
 		others := ln.without(i)
 		j, priority, err := dispatch.Settle(others.ranks(), to, others.find, priority, hook.DefaultPriority)
@@ -170,13 +140,13 @@ func (h *filterHandle) place(ctx context.Context, to hook.Position, priority int
 		}
 		lb.Priority = priority
 		if j == i {
-			return again(conn.ReplaceFilter(ln.dev.Index, e.Filter.Filter, prog.FD(), lb.String()))
+			return kernel.Again(conn.ReplaceFilter(ln.dev.Index, e.Filter.Filter, prog.FD(), lb.String()))
 		}
-		state.Step("move: before")
+		kernel.Step("move: before")
 		if err := others.put(conn, j, prog, lb); err != nil {
 			return err
 		}
-		state.Step("move: at both places")
+		kernel.Step("move: at both places")
 		if err := conn.DeleteFilter(ln.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -231,7 +201,7 @@ func (h *filterHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 func (h *filterHandle) Program() (prog *ebpf.Program, err error) {
 	err = h.look(context.Background(), func(_ *rtnl.Conn, ln *lane, i int) error {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(ln.list[i].Program))
-		return again(kernel.Errno("the member's program", err))
+		return kernel.Again(kernel.Errno("the member's program", err))
 	})
 	return prog, err
 }

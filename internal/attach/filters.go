@@ -75,13 +75,13 @@ func (s *site) byName(conn *rtnl.Conn) (*rtnl.Device, error) { return conn.Devic
 // onLane runs fn with what is on the hook, in the namespace of the site, until
 // it succeeds.
 func (s *site) onLane(ctx context.Context, find func(*rtnl.Conn) (*rtnl.Device, error), fn func(conn *rtnl.Conn, ln *lane) error) error {
-	return retry(ctx, func() error { return s.lane(find, fn) })
+	return kernel.Retry(ctx, func() error { return s.lane(find, fn) })
 }
 
 // changeLane is onLane under the lock, with what a process that died in a move
 // has left removed: one of two filters of the same member.
 func (s *site) changeLane(ctx context.Context, find func(*rtnl.Conn) (*rtnl.Device, error), fn func(conn *rtnl.Conn, ln *lane) error) error {
-	return retry(ctx, func() error {
+	return kernel.Retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) error {
 			return s.lane(find, func(conn *rtnl.Conn, ln *lane) error {
 				if l != nil && l.Alone {
@@ -114,12 +114,7 @@ func (ln *lane) dropTwins(conn *rtnl.Conn) error {
 }
 
 func (s *site) lane(find func(*rtnl.Conn) (*rtnl.Device, error), fn func(conn *rtnl.Conn, ln *lane) error) error {
-	return s.ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	return rtnl.In(s.ns, func(conn *rtnl.Conn) error {
 		dev, err := find(conn)
 		if err != nil {
 			return err
@@ -309,7 +304,7 @@ func (filters) attach(ctx context.Context, s *site, src load.Source, req Request
 	if err != nil {
 		return nil, err
 	}
-	h := &filterHandle{site: s, loaded: prog}
+	h := &filterHandle{unowned: unowned{site: s, loaded: prog}}
 	err = s.changeLane(ctx, s.byName, func(conn *rtnl.Conn, ln *lane) error {
 		i, lb, err := ln.settle(prog, req)
 		if err != nil {
@@ -319,9 +314,9 @@ func (filters) attach(ctx context.Context, s *site, src load.Source, req Request
 		if err := conn.EnsureClsact(ln.dev.Index); err != nil {
 			return err
 		}
-		state.Step("attach: qdisc")
+		kernel.Step("attach: qdisc")
 		err = ln.put(conn, i, prog.Program, lb)
-		state.Step("attach: attached")
+		kernel.Step("attach: attached")
 		return err
 	})
 	if err != nil {
@@ -332,11 +327,11 @@ func (filters) attach(ctx context.Context, s *site, src load.Source, req Request
 	return h, nil
 }
 
-// addFilter adds a member; errAgain when somebody else has taken the place.
+// addFilter adds a member; kernel.ErrAgain when somebody else has taken the place.
 func addFilter(conn *rtnl.Conn, index int, f hook.Filter, prog *ebpf.Program, lb label) error {
 	err := conn.AddFilter(index, f, prog.FD(), lb.String())
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("%w: %w", errAgain, err)
+		return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	}
 	return err
 }
@@ -373,7 +368,7 @@ func (filters) plan(ctx context.Context, s *site, src load.Source, req Request) 
 }
 
 func (filters) open(ctx context.Context, s *site, ref hook.Ref) (Handle, error) {
-	h := &filterHandle{site: s}
+	h := &filterHandle{unowned: unowned{site: s}}
 	err := s.onLane(ctx, s.byName, func(_ *rtnl.Conn, ln *lane) error {
 		i, err := ln.find(ref)
 		if err != nil {
@@ -427,7 +422,7 @@ func (filters) detach(ctx context.Context, s *site, ref hook.Ref, force bool) er
 			if err := conn.DeleteFilter(ln.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
-			state.Step("detach: detached")
+			kernel.Step("detach: detached")
 		}
 		if ours == 0 {
 			return ln.legacy(leaving[0])

@@ -86,7 +86,7 @@ func (h *slotHandle) do(fn func() error) error {
 // the locks, until it succeeds.
 func (h *slotHandle) change(ctx context.Context, fn func(l *state.Locked, c *state.Chain, i int) error) error {
 	return h.do(func() error {
-		return retry(ctx, func() error {
+		return kernel.Retry(ctx, func() error {
 			return h.site.locked(ctx, func(l *state.Locked) error {
 				c, i, err := h.find()
 				if err != nil {
@@ -146,7 +146,7 @@ func (h *slotHandle) edit(fn func(c *state.Chain, i int) error) error {
 func (h *slotHandle) Update(ctx context.Context, src load.Source) error {
 	return h.do(func() error {
 		var prog *load.Loaded
-		err := retry(ctx, func() error {
+		err := kernel.Retry(ctx, func() error {
 			c, _, err := h.find()
 			if err != nil {
 				return err
@@ -158,7 +158,7 @@ func (h *slotHandle) Update(ctx context.Context, src load.Source) error {
 			return err
 		}
 		used, sealed := false, false
-		err = retry(ctx, func() error {
+		err = kernel.Retry(ctx, func() error {
 			return h.site.locked(ctx, func(l *state.Locked) error {
 				// Not into a slot that no packet comes by any more.
 				c, i, err := h.find()
@@ -170,12 +170,12 @@ func (h *slotHandle) Update(ctx context.Context, src load.Source) error {
 					return err
 				}
 				sealed = sealed || broken
-				state.Step("replace: before")
+				kernel.Step("replace: before")
 				if err := state.Fill(h.slot, prog.Program); err != nil {
 					return err
 				}
 				used = true
-				state.Step("replace: after")
+				kernel.Step("replace: after")
 				if l != nil && l.Has(h.folder(), c.Slots[i].Name) {
 					err = l.SetMaps(h.folder(), c.Slots[i].Name, prog.Maps)
 				}
@@ -318,7 +318,7 @@ func (h *slotHandle) unpinGone(ctx context.Context) error {
 func (h *slotHandle) Info(ctx context.Context) (*hook.Member, error) {
 	var m hook.Member
 	err := h.do(func() error {
-		return retry(ctx, func() error {
+		return kernel.Retry(ctx, func() error {
 			c, i, err := h.find()
 			if err != nil {
 				return err
@@ -339,7 +339,7 @@ func (h *slotHandle) Info(ctx context.Context) (*hook.Member, error) {
 func (h *slotHandle) Chain(ctx context.Context) (*hook.Chain, error) {
 	var c *hook.Chain
 	err := h.do(func() error {
-		return retry(ctx, func() error {
+		return kernel.Retry(ctx, func() error {
 			prog, chain, err := h.carried()
 			if err != nil {
 				return err
@@ -373,12 +373,7 @@ func (h *slotHandle) locate(c *hook.Chain, prog *ebpf.Program) error {
 		return kernel.Errno("dispatcher", err)
 	}
 	id, _ := info.ID()
-	err = h.site.ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err = rtnl.In(h.site.ns, func(conn *rtnl.Conn) error {
 		d, err := conn.DeviceByIndex(c.Ifindex)
 		if err == nil {
 			for _, x := range d.XDP {
@@ -448,7 +443,7 @@ func (xdp) open(ctx context.Context, s *site, ref hook.Ref) (h Handle, err error
 func (s *site) openOwned(ctx context.Context, ref hook.Ref) (Handle, error) {
 	var h *slotHandle
 	name := string(ref)
-	err := retry(ctx, func() error {
+	err := kernel.Retry(ctx, func() error {
 		snap, err := s.read()
 		if err != nil {
 			return err
@@ -483,7 +478,7 @@ func (s *site) open(r root, c *state.Chain, i int) (*slotHandle, error) {
 	var err error
 	if h.slot, err = h.opened.Open(h.slotID, false); err != nil {
 		h.opened.Close()
-		return nil, again(err)
+		return nil, kernel.Again(err)
 	}
 	h.opened.Wait() // if its owner has just gone, it is too late to be another
 	prog, err := state.Occupant(h.slot)
@@ -544,12 +539,7 @@ func loadPinnedLink(path string) (link.Link, error) {
 // carries the program, and tells what it is called there.
 func findXDP(index int, prog uint32, found func(name string, mode hook.Mode)) (*kernel.NetNS, error) {
 	return kernel.FindNetNS(func(ns *kernel.NetNS) bool {
-		return ns.Do(func() error {
-			conn, err := rtnl.Dial()
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
+		return rtnl.In(ns, func(conn *rtnl.Conn) error {
 			d, err := conn.DeviceByIndex(index)
 			if err != nil {
 				return err

@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
@@ -51,7 +52,7 @@ func (s *site) inStyle(ctx context.Context, asked hook.Style, owned, libxdp func
 			break
 		}
 		var style hook.Style
-		if err = retry(ctx, func() (err error) { style, err = s.style(asked); return err }); err != nil {
+		if err = kernel.Retry(ctx, func() (err error) { style, err = s.style(asked); return err }); err != nil {
 			return err
 		}
 		fn := owned
@@ -202,7 +203,7 @@ func (s *site) attachLibxdp(ctx context.Context, src load.Source, req Request) (
 		c.discard()
 		return nil, otherStyle(err)
 	}
-	h := &libxdpHandle{site: s, id: uint32(id), loaded: c.loaded}
+	h := &libxdpHandle{unowned: unowned{site: s, loaded: c.loaded}, id: uint32(id)}
 	s.ns.Release()
 	return h, nil
 }
@@ -258,7 +259,7 @@ func (s *site) openLibxdp(ctx context.Context, ref hook.Ref) (Handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &libxdpHandle{site: s, id: m.Program.ID}
+	h := &libxdpHandle{unowned: unowned{site: s}, id: m.Program.ID}
 	s.ns.Release()
 	return h, nil
 }
@@ -289,7 +290,7 @@ func (s *site) libxdpOf(snap *snapshot) (*libxdp.Chain, error) {
 	}
 	c, err := libxdp.ReadProgram(snap.prog, snap.device.Index, s.BPFFS)
 	if errors.Is(err, libxdp.ErrNotDispatcher) || errors.Is(err, fs.ErrNotExist) {
-		return nil, errAgain
+		return nil, kernel.ErrAgain
 	}
 	if c != nil {
 		c.Mode = snap.mode

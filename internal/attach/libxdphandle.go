@@ -3,10 +3,7 @@ package attach
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
-	"os"
-	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -16,47 +13,25 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// A libxdpHandle refers to a member of a chain of libxdp, by its program. It
-// owns nothing: the member stays when it is closed.
+// A libxdpHandle refers to a member of a chain of libxdp, by its program.
 type libxdpHandle struct {
-	mu     sync.Mutex
-	site   *site
-	id     uint32
-	loaded *load.Loaded
-	closed bool
-}
-
-// Close releases what was loaded for the member.
-func (h *libxdpHandle) Close() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return nil
-	}
-	h.closed = true
-	if h.loaded != nil {
-		h.loaded.Close()
-	}
-	h.site.close()
-	return nil
+	unowned
+	id uint32
 }
 
 // do runs fn with the device and how the member is called now. That it is not
 // there is errDetached.
 func (h *libxdpHandle) do(fn func(d libxdp.Device, ref hook.Ref) error) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return fmt.Errorf("the link: %w", os.ErrClosed)
-	}
-	err := fn(h.site.libxdp(), hook.ProgramRef(h.id))
-	switch {
-	case errors.Is(err, kernel.ErrNetNSGone):
-		return hook.Because(hook.ErrDefunct, "%w", err)
-	case errors.Is(err, libxdp.ErrNotDispatcher), errors.Is(err, fs.ErrNotExist):
-		return errDetached
-	}
-	return err
+	return h.locked(func() error {
+		err := fn(h.site.libxdp(), hook.ProgramRef(h.id))
+		switch {
+		case errors.Is(err, kernel.ErrNetNSGone):
+			return err
+		case errors.Is(err, libxdp.ErrNotDispatcher), errors.Is(err, fs.ErrNotExist):
+			return errDetached
+		}
+		return err
+	})
 }
 
 // Update exchanges the program. Like every change of such a chain it makes a new

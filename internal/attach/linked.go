@@ -32,11 +32,11 @@ func (linked) attach(ctx context.Context, s *site, src load.Source, req Request)
 	}
 	var h *linkHandle
 	deadline := time.Now().Add(leaveWait)
-	err = retry(ctx, func() error {
+	err = kernel.Retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) (err error) {
 			h, err = s.joinLinks(l, prog, req)
 			if errors.Is(err, errTaken) && time.Now().Before(deadline) {
-				err = fmt.Errorf("%w: %w", errAgain, err)
+				err = fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 			}
 			return err
 		})
@@ -70,7 +70,7 @@ func (linked) plan(ctx context.Context, s *site, src load.Source, req Request) (
 	}
 	defer prog.Discard()
 	var c *hook.Chain
-	err = retry(ctx, func() error {
+	err = kernel.Retry(ctx, func() error {
 		names := s.names()
 		defer names.close()
 		sp, err := s.spot()
@@ -152,7 +152,7 @@ func (s *site) joinLinks(l *state.Locked, prog *load.Loaded, req Request) (*link
 	if err != nil {
 		return nil, err
 	}
-	state.Step("attach: attached")
+	kernel.Step("attach: attached")
 	h, err := s.newLinkHandle(link, rec)
 	if err != nil {
 		return nil, err
@@ -161,7 +161,7 @@ func (s *site) joinLinks(l *state.Locked, prog *load.Loaded, req Request) (*link
 	if err := names.reg.Put(h.id, rec); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
-	state.Step("attach: named")
+	kernel.Step("attach: named")
 	if req.Persistent {
 		if err := h.pin(l, prog.Maps); err != nil {
 			// Half attached is not attached.
@@ -172,7 +172,7 @@ func (s *site) joinLinks(l *state.Locked, prog *load.Loaded, req Request) (*link
 }
 
 func (linked) open(ctx context.Context, s *site, ref hook.Ref) (h Handle, err error) {
-	err = retry(ctx, func() error {
+	err = kernel.Retry(ctx, func() error {
 		names := s.names()
 		defer names.close()
 		sp, err := s.spot()
@@ -193,7 +193,7 @@ func (linked) open(ctx context.Context, s *site, ref hook.Ref) (h Handle, err er
 			return sp.legacy(e)
 		}
 		h, err = s.openEntry(e)
-		return again(err)
+		return kernel.Again(err)
 	})
 	if err != nil {
 		return nil, err
@@ -275,7 +275,7 @@ func (sp *spot) target() string {
 }
 
 func (linked) detach(ctx context.Context, s *site, ref hook.Ref, force bool) error {
-	return retry(ctx, func() error {
+	return kernel.Retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) error {
 			names := s.names()
 			defer names.close()
@@ -350,11 +350,11 @@ func leave(l *state.Locked, names *names, h hook.Hook, id uint32, link rawLink) 
 			return err
 		}
 	}
-	state.Step("detach: unpinned")
+	kernel.Step("detach: unpinned")
 	if err := link.Detach(); err != nil {
 		return kernel.Errno("detach the link", err)
 	}
-	state.Step("detach: detached")
+	kernel.Step("detach: detached")
 	return names.reg.Delete(id)
 }
 
@@ -376,7 +376,7 @@ func (sp *spot) removeLegacy(prog uint32) error {
 }
 
 func (linked) read(ctx context.Context, s *site) (c *hook.Chain, err error) {
-	err = retry(ctx, func() error {
+	err = kernel.Retry(ctx, func() error {
 		names := s.names()
 		defer names.close()
 		sp, err := s.spot()

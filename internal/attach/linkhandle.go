@@ -133,7 +133,7 @@ func (h *linkHandle) follow(names *names) (*LinkInfo, error) {
 func (h *linkHandle) change(ctx context.Context, fn func(l *state.Locked, g *grip) error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return retry(ctx, func() error {
+	return kernel.Retry(ctx, func() error {
 		return h.site.locked(ctx, func(l *state.Locked) error {
 			return h.do(ctx, l, func(g *grip) error { return fn(l, g) })
 		})
@@ -144,7 +144,7 @@ func (h *linkHandle) change(ctx context.Context, fn func(l *state.Locked, g *gri
 func (h *linkHandle) look(ctx context.Context, fn func(g *grip) error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return retry(ctx, func() error { return h.do(ctx, nil, fn) })
+	return kernel.Retry(ctx, func() error { return h.do(ctx, nil, fn) })
 }
 
 // Update exchanges the program.
@@ -157,10 +157,10 @@ func (h *linkHandle) Update(ctx context.Context, src load.Source) error {
 	err = h.change(ctx, func(l *state.Locked, g *grip) error {
 		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
 		if err != nil {
-			return again(kernel.Errno("the program to be replaced", err))
+			return kernel.Again(kernel.Errno("the program to be replaced", err))
 		}
 		defer old.Close()
-		state.Step("replace: before")
+		kernel.Step("replace: before")
 		if err := exchange(h.link, prog.Program, old); err != nil {
 			if errors.Is(err, fs.ErrExist) {
 				return (&spot{hook: h.site.Hook}).twice(prog.Program)
@@ -168,7 +168,7 @@ func (h *linkHandle) Update(ctx context.Context, src load.Source) error {
 			return err
 		}
 		used = true
-		state.Step("replace: after")
+		kernel.Step("replace: after")
 		if l != nil && l.Has(h.folder(), g.rec.Name) {
 			return l.SetMaps(h.folder(), g.rec.Name, prog.Maps)
 		}
@@ -192,7 +192,7 @@ func (h *linkHandle) successor(ctx context.Context, src load.Source) (prog *load
 	err = h.look(ctx, func(g *grip) error {
 		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
 		if err != nil {
-			return again(kernel.Errno("the program to be replaced", err))
+			return kernel.Again(kernel.Errno("the program to be replaced", err))
 		}
 		defer old.Close()
 		src, release, err := load.Inherit(src, old)
@@ -307,7 +307,7 @@ func (h *linkHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 func (h *linkHandle) Program() (prog *ebpf.Program, err error) {
 	err = h.look(context.Background(), func(g *grip) error {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
-		return again(kernel.Errno("the member's program", err))
+		return kernel.Again(kernel.Errno("the member's program", err))
 	})
 	return prog, err
 }

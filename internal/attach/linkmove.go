@@ -53,7 +53,7 @@ func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) 
 		}
 		i := list.withLink(h.id)
 		if i < 0 {
-			return errAgain
+			return kernel.ErrAgain
 		}
 		rec := *g.rec
 		rec.Attach, rec.MovedTo, rec.MovedFrom, rec.Home = g.info.Attach, 0, 0, sp.home()
@@ -96,7 +96,7 @@ func (h *linkHandle) record(g *grip, rec *state.Record) error {
 func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing, i, j int, rec *state.Record) error {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
 	if err != nil {
-		return again(kernel.Errno("the member's program", err))
+		return kernel.Again(kernel.Errno("the member's program", err))
 	}
 	defer prog.Close()
 	oldID := h.id
@@ -106,7 +106,7 @@ func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing,
 			return nil, err
 		}
 		if !sameLinks(list, now) {
-			return nil, errAgain
+			return nil, kernel.ErrAgain
 		}
 		if j > i { // the old one is still there, before the new place
 			j++

@@ -81,7 +81,7 @@ func AllLinks() ([]LinkInfo, error) {
 		}
 	}
 	if err := it.Err(); err != nil {
-		return nil, again(kernel.Errno("list links", err))
+		return nil, kernel.Again(kernel.Errno("list links", err))
 	}
 	return list, nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -47,10 +48,10 @@ func newNames(pins *state.Pins) *names {
 func (n *names) close() { n.reg.Close() }
 
 // resolve returns the program that a stand-in runs, and any other as it is.
-// errAgain when it is gone: a stand-in whose time is over.
+// kernel.ErrAgain when it is gone: a stand-in whose time is over.
 func (n *names) resolve(prog uint32) (uint32, error) {
 	p, err := real(prog)
-	if errors.Is(err, errAgain) {
+	if errors.Is(err, kernel.ErrAgain) {
 		return prog, err
 	}
 	if err != nil {
@@ -60,7 +61,7 @@ func (n *names) resolve(prog uint32) (uint32, error) {
 	return programID(p), nil
 }
 
-// entry tells whose a program on the spot is. errAgain when it has gone since.
+// entry tells whose a program on the spot is. kernel.ErrAgain when it has gone since.
 func (n *names) entry(sp *spot, prog, link uint32) (e entry, err error) {
 	e = entry{prog: prog, carried: prog, link: link}
 	if link == 0 {

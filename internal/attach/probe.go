@@ -165,12 +165,7 @@ func probeDevice(p Place) ([]Feature, error) {
 	}
 	defer s.close()
 	var list []Feature
-	err = s.ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err = rtnl.In(s.ns, func(conn *rtnl.Conn) error {
 		d, err := conn.Device(p.Target)
 		if err != nil {
 			return err

@@ -36,15 +36,10 @@ func (s *snapshot) close() {
 
 func (s *snapshot) free() bool { return s.prog == nil }
 
-// read looks at the device of the site. errAgain when it changed under its eyes.
+// read looks at the device of the site. kernel.ErrAgain when it changed under its eyes.
 func (s *site) read() (*snapshot, error) {
 	snap := &snapshot{}
-	err := s.ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err := rtnl.In(s.ns, func(conn *rtnl.Conn) error {
 		d, err := conn.Device(s.Target)
 		if err != nil {
 			return err
@@ -68,7 +63,7 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device) error {
 	snap.mode = on.Mode
 	var err error
 	if snap.prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(on.Program)); err != nil {
-		return again(kernel.Errno("program on the device", err))
+		return kernel.Again(kernel.Errno("program on the device", err))
 	}
 	snap.chain, err = state.Find(snap.prog)
 	if err != nil && !errors.Is(err, state.ErrNotOurs) {
@@ -93,7 +88,7 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device) error {
 		return err
 	}
 	if x, ok := now.Software(); !ok || x != on {
-		return errAgain
+		return kernel.ErrAgain
 	}
 	if snap.chain != nil {
 		snap.root = &netlinkRoot{s.ns, d.Index, on.Mode}
@@ -110,7 +105,7 @@ func linkCarrying(prog uint32, index int) (root, error) {
 	}
 	r := rootWith(ids[0], prog)
 	if r == nil {
-		return nil, errAgain
+		return nil, kernel.ErrAgain
 	}
 	return r, nil
 }
@@ -145,7 +140,7 @@ func linksCarrying(prog uint32, index int) ([]uint32, error) {
 		}
 	}
 	if err := it.Err(); err != nil {
-		return nil, again(kernel.Errno("list links", err))
+		return nil, kernel.Again(kernel.Errno("list links", err))
 	}
 	return ids, nil
 }
@@ -285,7 +280,7 @@ func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uin
 		pinned := pins != nil && pins.Has(folder, slot.Name)
 		open, err := slots.Open(slot.MapID, pinned)
 		if err != nil {
-			return again(err)
+			return kernel.Again(err)
 		}
 		m, err := viewMember(slot, open, pinned)
 		if err != nil {

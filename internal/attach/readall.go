@@ -41,12 +41,7 @@ func (r *Reader) Close() { r.names.close() }
 // concerns one hook is in its entry.
 func (r *Reader) Devices(ctx context.Context, ns *kernel.NetNS) ([]hook.Chain, error) {
 	var chains []hook.Chain
-	err := ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err := rtnl.In(ns, func(conn *rtnl.Conn) error {
 		devices, err := conn.Devices()
 		if err != nil {
 			return err
@@ -68,7 +63,7 @@ func (r *Reader) device(ctx context.Context, conn *rtnl.Conn, ns *kernel.NetNS, 
 		}
 		s.Hook = h
 		var c *hook.Chain
-		err := retry(ctx, func() (err error) {
+		err := kernel.Retry(ctx, func() (err error) {
 			c, err = read()
 			return err
 		})
@@ -141,7 +136,7 @@ func (r *Reader) Cgroup(ctx context.Context, path string) []hook.Chain {
 		}
 		sp := &spot{hook: h, kind: kernel.KindOf(h), cgroup: cg}
 		var list *listing
-		err := retry(ctx, func() (err error) {
+		err := kernel.Retry(ctx, func() (err error) {
 			list, err = sp.list(r.names, r.links)
 			return err
 		})
@@ -162,7 +157,7 @@ func Effective(ctx context.Context, p Place) (chains []hook.Chain, err error) {
 		return nil, hook.Because(hook.ErrUsage, "%s is not a hook of cgroups: nothing is inherited there", p.Hook)
 	}
 	err = p.do(func(s *site) error {
-		return retry(ctx, func() error {
+		return kernel.Retry(ctx, func() error {
 			chains, err = s.effective()
 			return err
 		})

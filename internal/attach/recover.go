@@ -15,6 +15,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
@@ -50,6 +51,7 @@ func Recover(ctx context.Context, bpffs string, o Recovery) ([]Leftover, error) 
 	err = s.lockedUnswept(ctx, func(l *state.Locked) error {
 		r := &recovery{Recovery: o, ctx: ctx, l: l, pins: pins}
 		r.abandoned()
+		r.watched()
 		if !o.DryRun {
 			sweep(l)
 		}
@@ -138,6 +140,51 @@ func (r *recovery) abandoned() {
 	}
 }
 
+// watched deals with dispatchers that are watched by nobody any more, on all
+// devices: those of chains without pins, the sweep does not see.
+func (r *recovery) watched() {
+	all, err := kernel.NetNamespaces()
+	if err != nil {
+		return
+	}
+	for _, ns := range all {
+		if r.ctx.Err() == nil {
+			r.watchedIn(ns)
+		}
+		ns.Close()
+	}
+}
+
+func (r *recovery) watchedIn(ns *kernel.NetNS) {
+	var found []*snapshot
+	_ = ns.Do(func() error {
+		conn, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		devices, err := conn.Devices()
+		for _, d := range devices {
+			snap := &snapshot{}
+			s := &site{Place: Place{Hook: hook.XDP, Target: d.Name}, ns: ns, pins: r.pins}
+			if s.inspect(snap, conn, d) == nil && snap.root != nil && state.Abandoned(snap.chain) {
+				found = append(found, snap)
+			} else {
+				snap.close()
+			}
+		}
+		return err
+	})
+	for _, snap := range found {
+		f := Leftover{Hook: hook.XDP, Target: snap.device.Name, LinkID: snap.root.linkID(), What: "a dispatcher that counts for nobody: whoever watched it died"}
+		if !r.DryRun {
+			f.Err = unwatch(snap.root, snap.prog, snap.chain)
+		}
+		r.add(f)
+		snap.close()
+	}
+}
+
 // registry takes away a registry that this version cannot read.
 func (r *recovery) registry() {
 	reg, err := r.pins.OpenRegistry()
@@ -175,7 +222,7 @@ func (r *recovery) chain(folder string) {
 		f.Target = chain.Home.Target
 	}
 	if r.Reattach && err == nil {
-		err = retry(r.ctx, func() error { return r.reattachChain(folder, root, prog, chain) })
+		err = kernel.Retry(r.ctx, func() error { return r.reattachChain(folder, root, prog, chain) })
 		if err == nil {
 			f.Reattached = true
 		}
@@ -256,7 +303,7 @@ func (r *recovery) reattachChain(folder string, root *linkRoot, progID uint32, c
 	}
 	defer next.close()
 	to := state.ChainFolder(next.linkID(), 0)
-	state.Step("recover: attached")
+	kernel.Step("recover: attached")
 	if err := r.l.Succession(folder, to, next.pinner()); err != nil {
 		return errors.Join(err, next.release(prog))
 	}
@@ -292,7 +339,7 @@ func (r *recovery) link(folder string) {
 		f.Target = rec.Home.Target
 	}
 	if r.Reattach {
-		err = retry(r.ctx, func() error { return r.reattachLink(folder, members[0], info, rec) })
+		err = kernel.Retry(r.ctx, func() error { return r.reattachLink(folder, members[0], info, rec) })
 		if err == nil {
 			f.Reattached = true
 		}
@@ -363,13 +410,13 @@ func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.
 	if err != nil {
 		return err
 	}
-	state.Step("recover: attached")
+	kernel.Step("recover: attached")
 	again := *rec
 	again.Home, again.MovedFrom, again.MovedTo = sp.home(), 0, 0
 	if err := names.reg.Put(made.ID, &again); err != nil {
 		return err
 	}
-	state.Step("recover: named")
+	kernel.Step("recover: named")
 	to := state.LinkFolder(s.Hook, made.ID)
 	if err := r.l.Add(to, nil, state.MemberPins{Name: name, Link: next}); err != nil {
 		return err
@@ -386,6 +433,6 @@ func (r *recovery) succeeded(from, to, name string) error {
 	if err := r.l.MoveMaps(from, name, to, name); err != nil {
 		return err
 	}
-	state.Step("recover: pinned")
+	kernel.Step("recover: pinned")
 	return r.l.RemoveChain(from)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -48,7 +49,7 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 	for _, s := range old.Slots {
 		m, err := opened.Open(s.MapID, false)
 		if err != nil {
-			return nil, again(err)
+			return nil, kernel.Again(err)
 		}
 		open[s.MapID] = m
 		prog, err := state.Occupant(m)
@@ -68,15 +69,15 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 	}
 	next.Closed = len(next.Slots) == 0
 	rev.chain = &next
-	codes := sealedCodes(&next, open)
-	if reflect.DeepEqual(old.Slots, next.Slots) && !next.Closed {
-		return rev, nil // nothing to build
-	}
-
 	slots := make([]*ebpf.Map, len(next.Slots))
 	for i, s := range next.Slots {
 		slots[i] = open[s.MapID]
 	}
+	codes := sealedCodes(&next, slots)
+	if reflect.DeepEqual(old.Slots, next.Slots) && !next.Closed {
+		return rev, nil // nothing to build
+	}
+
 	var err error
 	rev.prog, err = state.Build(&next, slots, codes)
 	if err != nil && codes != nil {
@@ -108,17 +109,17 @@ func change(r root, chainID uint64, fresh map[uint32]*ebpf.Map, edit func(c *sta
 	if rev.prog == nil {
 		return rev.chain, nil
 	}
-	state.Step("swap: before")
+	kernel.Step("swap: before")
 	if err := r.swap(rev.prog, old); err != nil {
 		return nil, err
 	}
-	state.Step("swap: after")
+	kernel.Step("swap: after")
 	if rev.chain.Closed {
 		// Nobody joins a closed chain, so there is nobody to throw out.
 		if err := r.release(rev.prog); err != nil {
 			return nil, err
 		}
-		state.Step("release: after")
+		kernel.Step("release: after")
 	}
 	return rev.chain, nil
 }
@@ -136,7 +137,7 @@ func carried(r root, chainID uint64) (*ebpf.Program, *state.Chain, error) {
 	case errors.Is(err, state.ErrNotOurs), err == nil && chain.ID != chainID:
 		err = hook.Because(fs.ErrNotExist, "the chain is gone: another program was put in its place")
 	case errors.Is(err, fs.ErrNotExist):
-		err = again(err)
+		err = kernel.Again(err)
 	case err == nil && chain.Closed:
 		err = errDetached
 	}
@@ -210,6 +211,9 @@ func sweepChain(l *state.Locked, folder string, r *linkRoot) {
 		}
 		_ = l.RemoveChain(folder)
 		return
+	}
+	if ifindex != 0 {
+		_ = unwatch(r, prog, chain)
 	}
 	for _, member := range l.Members(folder) {
 		if chain.Named(member) < 0 {

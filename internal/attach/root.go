@@ -22,7 +22,7 @@ type root interface {
 	// when the device is gone, errDetached when the chain was closed and taken
 	// off it.
 	program() (*ebpf.Program, error)
-	// swap replaces old by next. errAgain when it does not carry old any more.
+	// swap replaces old by next. kernel.ErrAgain when it does not carry old any more.
 	swap(next, old *ebpf.Program) error
 	// release takes old off the device.
 	release(old *ebpf.Program) error
@@ -83,7 +83,7 @@ func (r *linkRoot) program() (*ebpf.Program, error) {
 	}
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
-		return nil, again(kernel.Errno("dispatcher", err))
+		return nil, kernel.Again(kernel.Errno("dispatcher", err))
 	}
 	if ifindex == 0 {
 		defer prog.Close()
@@ -101,7 +101,7 @@ func (r *linkRoot) swap(next, old *ebpf.Program) error {
 	err := r.link.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE})
 	switch {
 	case errors.Is(err, unix.EPERM): // it does not carry old (bpf_xdp_link_update)
-		return errAgain
+		return kernel.ErrAgain
 	case errors.Is(err, unix.ENOLINK):
 		return errGone
 	}
@@ -125,14 +125,7 @@ func (r *netlinkRoot) pinner() interface{ Pin(string) error } { return nil }
 func (r *netlinkRoot) close()                                 {}
 
 func (r *netlinkRoot) rtnl(fn func(*rtnl.Conn) error) error {
-	return r.ns.Do(func() error {
-		c, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		return fn(c)
-	})
+	return rtnl.In(r.ns, fn)
 }
 
 func (r *netlinkRoot) program() (prog *ebpf.Program, err error) {
@@ -146,7 +139,7 @@ func (r *netlinkRoot) program() (prog *ebpf.Program, err error) {
 			return errGone
 		}
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(x.Program))
-		return again(err)
+		return kernel.Again(err)
 	})
 	return prog, err
 }
@@ -166,7 +159,7 @@ func (r *netlinkRoot) release(old *ebpf.Program) error {
 // last pin was removed and which the kernel is yet to release.
 func raced(err error) error {
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
-		return errAgain
+		return kernel.ErrAgain
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
@@ -46,7 +47,7 @@ func (p Place) onOwned(ctx context.Context, fn func(*site, *state.Locked, *snaps
 	}
 	return p.do(func(s *site) error {
 		owned := func() error {
-			return retry(ctx, func() error {
+			return kernel.Retry(ctx, func() error {
 				return s.locked(ctx, func(l *state.Locked) error {
 					snap, err := s.read()
 					if err != nil {
@@ -95,7 +96,7 @@ func (s *site) seal(l *state.Locked, snap *snapshot, dry bool) ([]hook.Sealing, 
 	for i := range left.Slots {
 		s := left.Slots[i]
 		if want := trial.sealed(s.MapID); want.Program != 0 && (s.Sealed != want || !trial.holds(s.MapID, want.Program)) {
-			return nil, errAgain
+			return nil, kernel.ErrAgain
 		}
 	}
 	return report, nil
@@ -136,11 +137,13 @@ func (s *site) candidates(l *state.Locked, snap *snapshot) (*trial, []hook.Seali
 		m, err := t.opened.Open(slot.MapID, pinned)
 		if err != nil {
 			t.close()
-			return nil, nil, again(err)
+			return nil, nil, kernel.Again(err)
 		}
 		t.slots = append(t.slots, m)
 		result := hook.Sealing{Member: slot.Name}
-		if !pinned {
+		if !pinned && slot.Persistent {
+			result.Reason = fmt.Sprintf("it is not pinned in %s: its pin is in another bpffs, or was removed", s.BPFFS)
+		} else if !pinned {
 			result.Reason = "it is not pinned: it belongs to a process, and leaves with that"
 		} else if t.codes[i], t.seals[i], err = code(m, snap.chain.Shape); err != nil {
 			result.Reason = err.Error()
@@ -200,7 +203,7 @@ func (t *trial) settle(report []hook.Sealing) error {
 		}
 		t.codes[i] = c
 		if err := tryout(); err != nil {
-			if errors.Is(err, fs.ErrPermission) {
+			if errors.Is(err, unix.EPERM) {
 				return err
 			}
 			t.codes[i] = nil
@@ -211,17 +214,18 @@ func (t *trial) settle(report []hook.Sealing) error {
 	return nil
 }
 
-// sealedCodes returns the codes of the members that are sealed, nil when none is. A
+// sealedCodes returns the codes of the members that are sealed, nil when none is,
+// for a chain whose slots are open. A
 // member whose slot has another program by now, or whose code is not to be had
 // any more, is called through its slot again.
-func sealedCodes(c *state.Chain, open map[uint32]*ebpf.Map) []*dispatch.Code {
+func sealedCodes(c *state.Chain, slots []*ebpf.Map) []*dispatch.Code {
 	var codes []*dispatch.Code
 	for i := range c.Slots {
 		s := &c.Slots[i]
 		if s.Sealed.Program == 0 {
 			continue
 		}
-		code := sealedCode(s.Sealed, open[s.MapID])
+		code := sealedCode(s.Sealed, slots[i])
 		if code == nil {
 			s.Sealed = dispatch.Sealed{}
 			continue
@@ -265,20 +269,27 @@ func (h *slotHandle) breakSeal(c *state.Chain, i int) (bool, error) {
 // stays in the slot. With was false it only sees to it that no other program is
 // linked: somebody may have sealed the chain just before the slot was filled.
 func (h *slotHandle) sealAgain(was bool) error {
-	c, i, err := h.find()
-	if err != nil {
-		return err
+	for {
+		c, i, err := h.find()
+		if err != nil {
+			return err
+		}
+		id, err := state.Occupant(h.slot)
+		if err != nil {
+			return err
+		}
+		if now := c.Slots[i].Sealed.Program; now == id || now == 0 && !was {
+			return nil
+		}
+		_, seal, err := code(h.slot, c.Shape)
+		if err != nil {
+			seal = dispatch.Sealed{}
+		}
+		if err := h.edit(func(c *state.Chain, i int) error { c.Slots[i].Sealed = seal; return nil }); err != nil {
+			return err
+		}
+		// Who filled the slot while this was built may have looked before it was
+		// swapped in: so look again.
+		was = false
 	}
-	id, err := state.Occupant(h.slot)
-	if err != nil {
-		return err
-	}
-	if now := c.Slots[i].Sealed.Program; now == id || now == 0 && !was {
-		return nil
-	}
-	_, seal, err := code(h.slot, c.Shape)
-	if err != nil {
-		seal = dispatch.Sealed{}
-	}
-	return h.edit(func(c *state.Chain, i int) error { c.Slots[i].Sealed = seal; return nil })
 }

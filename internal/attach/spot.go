@@ -124,7 +124,7 @@ func (sp *spot) list(names *names, links []LinkInfo) (*listing, error) {
 			return nil, err
 		}
 		if now.Revision != q.Revision || !slices.Equal(now.Programs, q.Programs) {
-			return nil, errAgain
+			return nil, kernel.ErrAgain
 		}
 	}
 	for i, prog := range q.Programs {
@@ -297,21 +297,21 @@ func (l *listing) highest() (highest int) {
 	return highest
 }
 
-// create attaches a program with a link of its own. errAgain when the spot is
+// create attaches a program with a link of its own. kernel.ErrAgain when the spot is
 // not as it was listed any more.
 func (sp *spot) create(prog *ebpf.Program, at kernel.Anchor, l *listing) (rawLink, error) {
 	var made link.Link
-	state.Step("create: before")
+	kernel.Step("create: before")
 	err := sp.do(func(target int) (err error) {
 		made, err = kernel.CreateLink(prog, target, sp.kind.Attach, at, l.revision)
 		return err
 	})
-	state.Step("create: after")
+	kernel.Step("create: after")
 	switch {
 	case err == nil:
 		return asRaw(made)
 	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.ENOENT) && at.ID != 0:
-		return nil, fmt.Errorf("%w: %w", errAgain, err)
+		return nil, fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	case errors.Is(err, unix.EEXIST):
 		return nil, sp.twice(prog)
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT):

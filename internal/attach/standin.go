@@ -59,7 +59,7 @@ func exchange(l rawLink, next, old *ebpf.Program) error {
 	err := l.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE})
 	switch {
 	case errors.Is(err, unix.EPERM): // bpf_mprog_attach, cgroup_bpf_replace
-		return errAgain
+		return kernel.ErrAgain
 	case errors.Is(err, unix.ENOLINK):
 		return errGone
 	}
@@ -76,7 +76,7 @@ func (bare) carries(*ebpf.Program) *ebpf.Program { return nil }
 func (b bare) exchange(next, old *ebpf.Program) error {
 	err := b.do(func(target int) error { return kernel.AttachProgram(next, target, b.kind.Attach, 0, old) })
 	if errors.Is(err, unix.ENOENT) {
-		return errAgain
+		return kernel.ErrAgain
 	}
 	return kernel.Errno("exchange the program", err)
 }
@@ -199,7 +199,7 @@ func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up
 			link.Close()
 			return nil, err
 		}
-		state.Step("move: at both places")
+		kernel.Step("move: at both places")
 		if err := old.remove(prog); err != nil {
 			return link, err
 		}
@@ -223,11 +223,11 @@ func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up
 	if up {
 		before, after = second, away
 	}
-	state.Step("move: before")
+	kernel.Step("move: before")
 	if err := old.exchange(before, prog); err != nil {
 		return nil, err
 	}
-	state.Step("move: stand-in")
+	kernel.Step("move: stand-in")
 	link, err := create(after)
 	if err == nil {
 		if err = keep(link); err != nil {
@@ -238,7 +238,7 @@ func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up
 	if err != nil {
 		return nil, errors.Join(err, undo(old.exchange(prog, before)))
 	}
-	state.Step("move: at both places")
+	kernel.Step("move: at both places")
 	return link, s.finish(old, before, link, prog, up)
 }
 
@@ -251,9 +251,9 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link rawLink, prog 
 	first, away := s.progs[dispatch.StandInFirst], s.progs[dispatch.StandInAway]
 	if up {
 		err := swap(link, first, dispatch.StandInAway)
-		state.Step("move: seen at the new place")
+		kernel.Step("move: seen at the new place")
 		err = errors.Join(err, old.remove(there))
-		state.Step("move: at the new place")
+		kernel.Step("move: at the new place")
 		if now := old.carries(there); now != nil {
 			defer now.Close()
 			prog = now
@@ -262,7 +262,7 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link rawLink, prog 
 	}
 	// Whoever comes to the old place now is seen at the new one.
 	err := old.exchange(away, there)
-	if errors.Is(err, errAgain) {
+	if errors.Is(err, kernel.ErrAgain) {
 		if now := old.carries(there); now != nil {
 			defer now.Close()
 			prog = now
@@ -270,9 +270,9 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link rawLink, prog 
 		}
 	}
 	settled()
-	state.Step("move: seen at the new place")
+	kernel.Step("move: seen at the new place")
 	err = errors.Join(err, swap(link, prog, dispatch.StandInSecond))
-	state.Step("move: at the new place")
+	kernel.Step("move: at the new place")
 	return errors.Join(err, old.remove(away))
 }
 

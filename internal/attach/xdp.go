@@ -41,7 +41,7 @@ func (s *site) attachOwned(ctx context.Context, src load.Source, req Request) (H
 		return s.locked(ctx, func(l *state.Locked) (err error) {
 			h, err = s.join(l, prog, req)
 			if errors.Is(err, errTaken) && time.Now().Before(deadline) {
-				err = fmt.Errorf("%w: %w", errAgain, err)
+				err = fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 			}
 			return err
 		})
@@ -84,7 +84,7 @@ func (s *site) planOwned(ctx context.Context, src load.Source, req Request) (*ho
 func (s *site) withProgram(ctx context.Context, src load.Source, fn func(*load.Loaded) error) (*load.Loaded, error) {
 	src = load.PinningIn(src, s.BPFFS)
 	var prog *load.Loaded
-	err := retry(ctx, func() error {
+	err := kernel.Retry(ctx, func() error {
 		want, err := s.shape()
 		if err != nil {
 			return err
@@ -126,7 +126,7 @@ func (s *site) shape() (*dispatch.Shape, error) {
 	return &snap.chain.Shape, nil
 }
 
-// open to join: errAgain when the program was loaded for another chain than
+// open to join: kernel.ErrAgain when the program was loaded for another chain than
 // the one that is there by now.
 func (s *site) readToJoin(prog *load.Loaded, req Request) (*snapshot, error) {
 	snap, err := s.read()
@@ -141,10 +141,10 @@ func (s *site) readToJoin(prog *load.Loaded, req Request) (*snapshot, error) {
 	case snap.chain.Closed:
 		// Whoever closed it has died before the end: finish it.
 		if err = snap.root.release(snap.prog); err == nil {
-			err = errAgain
+			err = kernel.ErrAgain
 		}
 	case snap.chain.Shape != prog.Shape:
-		err = errAgain
+		err = kernel.ErrAgain
 	case req.Mode != hook.ModeAuto && req.Mode != snap.mode:
 		err = &hook.Error{
 			Err:  hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", snap.mode),
@@ -241,7 +241,7 @@ func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*slotHandl
 	}
 	h.slotID = member.MapID
 
-	state.Step("attach: slot made")
+	kernel.Step("attach: slot made")
 	if snap.free() {
 		h.chainID = rand.Uint64()
 		h.root, err = s.start(snap.device, req.Mode, h.chainID, prog.Shape, slot, member)
@@ -258,7 +258,7 @@ func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*slotHandl
 		h.drop()
 		return nil, joinError(err)
 	}
-	state.Step("attach: attached")
+	kernel.Step("attach: attached")
 	if req.Persistent {
 		if err := l.Add(h.folder(), h.root.pinner(), state.MemberPins{Name: member.Name, Slot: slot, Maps: prog.Maps}); err != nil {
 			// Half attached is not attached.
@@ -273,7 +273,7 @@ func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*slotHandl
 // joinError turns what a chain that vanished meanwhile gives into another try.
 func joinError(err error) error {
 	if errors.Is(err, hook.ErrDefunct) || errors.Is(err, errDetached) {
-		return fmt.Errorf("%w: %w", errAgain, err)
+		return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	}
 	return err
 }
@@ -297,19 +297,19 @@ func (s *site) home(dev rtnl.Device, mode hook.Mode) state.Home {
 // create puts a dispatcher on a free device with a link of its own.
 func (s *site) create(index int, mode hook.Mode, prog *ebpf.Program) (root, error) {
 	var l link.Link
-	state.Step("create: before")
+	kernel.Step("create: before")
 	err := s.ns.Do(func() (err error) {
 		l, err = link.AttachXDP(link.XDPOptions{Program: prog, Interface: index, Flags: link.XDPAttachFlags(rtnl.Flags(mode))})
 		return err
 	})
-	state.Step("create: after")
+	kernel.Step("create: after")
 	switch {
 	case err == nil:
 		return newLinkRoot(l)
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
 		// Somebody was quicker. Or a link was closed just now, and the kernel
 		// is still at it.
-		return nil, fmt.Errorf("%w: %w", errAgain, err)
+		return nil, fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	case errors.Is(err, unix.ENODEV):
 		return nil, hook.Because(fs.ErrNotExist, "device %q does not exist any more", s.Target)
 	case errors.Is(err, unix.EOPNOTSUPP) && mode == hook.ModeNative:
@@ -371,7 +371,7 @@ func (s *site) plan(prog *load.Loaded, req Request) (*hook.Chain, error) {
 }
 
 func (xdp) read(ctx context.Context, s *site) (c *hook.Chain, err error) {
-	err = retry(ctx, func() error {
+	err = kernel.Retry(ctx, func() error {
 		snap, err := s.read()
 		if err != nil {
 			return err
@@ -389,7 +389,7 @@ func (xdp) detach(ctx context.Context, s *site, ref hook.Ref, _ bool) error {
 
 // detachOwned takes out one member, or all of them for an empty ref, and their pins.
 func (s *site) detachOwned(ctx context.Context, ref hook.Ref) error {
-	return retry(ctx, func() error {
+	return kernel.Retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) error {
 			snap, err := s.read()
 			if err != nil {

@@ -4,9 +4,9 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/code"
 )
 
 // ProgramName is the name of every dispatcher in the kernel.
@@ -49,19 +49,19 @@ func Generate(slots []hook.Settings) asm.Instructions { return Link(slots, nil, 
 // which is faster, and more for the verifier to look at. The last one needs no
 // call in any case if it is the only one.
 func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
-	g := generator{plain: true, layout: newLayout(slots, codes, inline)}
+	g := generator{Writer: code.Writer{Lines: codes != nil}, plain: true, layout: newLayout(slots, codes, inline)}
 	for _, s := range slots[:max(len(slots)-1, 0)] {
 		g.plain = g.plain && s.ContinueOn == hook.SetOf(hook.Pass)
 	}
 
-	g.begin(ProgramName)
+	g.Begin(ProgramName)
 	if len(slots) > 1 {
-		g.emit(g.context.store(asm.R1))
+		g.Emit(g.context.store(asm.R1))
 	}
 	if len(slots) == 0 {
-		g.emit(asm.Mov.Imm(asm.R0, int32(hook.Pass)))
+		g.Emit(asm.Mov.Imm(asm.R0, int32(hook.Pass)))
 	} else if !g.plain {
-		g.emit(g.verdict.storeImm(int32(hook.Pass)))
+		g.Emit(g.verdict.storeImm(int32(hook.Pass)))
 	}
 	last := len(slots) - 1
 	for i, s := range slots {
@@ -83,7 +83,7 @@ func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
 			g.slot(i, s)
 		}
 	}
-	return g.insns
+	return g.Insns
 }
 
 // end emits the ends of main. A last member that stands in main has its own, and
@@ -91,68 +91,41 @@ func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
 func (g *generator) end(last int) {
 	inlined := g.inlined(last)
 	if inlined && last > 0 {
-		g.emit(asm.Ja.Label("last"))
+		g.Emit(asm.Ja.Label("last"))
 	}
 	if !inlined || last > 0 {
-		g.label("exit")
-		g.emit(asm.Return())
+		g.Label("exit")
+		g.Emit(asm.Return())
 	}
 	for _, v := range []hook.Verdict{hook.Drop, hook.Aborted} {
 		if g.closes[v] {
-			g.label(v.String())
-			g.emit(asm.Mov.Imm(asm.R0, int32(v)), asm.Return())
+			g.Label(v.String())
+			g.Emit(asm.Mov.Imm(asm.R0, int32(v)), asm.Return())
 		}
 	}
 	if !inlined {
 		return
 	}
 	if last > 0 {
-		g.label("last")
-		g.emit(g.context.load(asm.R1))
+		g.Label("last")
+		g.Emit(g.context.load(asm.R1))
 	}
 	g.body(last)
 }
 
 type generator struct {
-	insns asm.Instructions
+	code.Writer
 	layout
 	// plain: every member but the last continues on PASS alone, so that whenever
 	// the chain goes on the verdict is PASS and need not be kept.
-	plain   bool
-	pending string              // label for the next instruction
-	fn      *btf.Func           // function that starts at the next instruction
-	closes  [hook.Verdicts]bool // final verdicts of empty slots that are in use
-}
-
-func (g *generator) emit(insns ...asm.Instruction) {
-	for _, ins := range insns {
-		if g.pending != "" {
-			ins = ins.WithSymbol(g.pending)
-		}
-		if g.fn != nil {
-			ins = btf.WithFuncMetadata(ins, g.fn)
-			// Where one function has lines all must have (check_btf_line,
-			// kernel/bpf/verifier.c).
-			if g.codes != nil && ins.Source() == nil {
-				ins = ins.WithSource(asm.Comment(g.fn.Name))
-			}
-		}
-		g.pending, g.fn = "", nil
-		g.insns = append(g.insns, ins)
-	}
-}
-
-func (g *generator) label(name string) { g.pending = name }
-
-func (g *generator) begin(name string) {
-	g.pending = name
-	g.fn = &btf.Func{Name: name, Type: proto, Linkage: btf.GlobalFunc}
+	plain  bool
+	closes [hook.Verdicts]bool // final verdicts of empty slots that are in use
 }
 
 // loadContext puts the context into R1 for the member at i.
 func (g *generator) loadContext(i int) {
 	if i > 0 {
-		g.emit(g.context.load(asm.R1))
+		g.Emit(g.context.load(asm.R1))
 	}
 }
 
@@ -162,12 +135,12 @@ func (g *generator) call(i int, s hook.Settings) {
 	if g.inlined(i) {
 		g.body(i)
 	} else {
-		g.emit(asm.Call.Label(SlotFunc(i)))
+		g.Emit(asm.Call.Label(SlotFunc(i)))
 	}
 	if g.plain {
 		// An empty slot that continues returns PASS, one that does not, its
 		// verdict: no case of its own is needed.
-		g.emit(asm.JNE.Imm32(asm.R0, int32(hook.Pass), "exit"))
+		g.Emit(asm.JNE.Imm32(asm.R0, int32(hook.Pass), "exit"))
 		return
 	}
 
@@ -179,54 +152,54 @@ func (g *generator) call(i int, s hook.Settings) {
 	switch def {
 	case missingDrop:
 		g.closes[hook.Drop] = true
-		g.emit(asm.JEq.Imm32(asm.R0, missingDrop, hook.Drop.String()))
+		g.Emit(asm.JEq.Imm32(asm.R0, missingDrop, hook.Drop.String()))
 	case missingAborted:
 		g.closes[hook.Aborted] = true
-		g.emit(asm.JEq.Imm32(asm.R0, missingAborted, hook.Aborted.String()))
+		g.Emit(asm.JEq.Imm32(asm.R0, missingAborted, hook.Aborted.String()))
 	}
 	verdicts := s.ContinueOn.List()
 	if len(verdicts) == 0 {
 		// Only an empty slot goes on. Where that does not either, the
 		// comparison still shows the verifier a way to what follows.
-		g.emit(asm.JNE.Imm32(asm.R0, missingContinue, "exit"))
+		g.Emit(asm.JNE.Imm32(asm.R0, missingContinue, "exit"))
 		return
 	}
 	if def == missingContinue {
-		g.emit(asm.JEq.Imm32(asm.R0, missingContinue, next))
+		g.Emit(asm.JEq.Imm32(asm.R0, missingContinue, next))
 	}
-	g.emit(g.verdict.store(asm.R0))
+	g.Emit(g.verdict.store(asm.R0))
 	for _, v := range verdicts[1:] {
-		g.emit(asm.JEq.Imm32(asm.R0, int32(v), next))
+		g.Emit(asm.JEq.Imm32(asm.R0, int32(v), next))
 	}
-	g.emit(asm.JNE.Imm32(asm.R0, int32(verdicts[0]), "exit"))
-	g.label(next)
+	g.Emit(asm.JNE.Imm32(asm.R0, int32(verdicts[0]), "exit"))
+	g.Label(next)
 }
 
 // finish runs the last member, at i, whose verdict is final.
 func (g *generator) finish(i int, s hook.Settings) {
 	g.loadContext(i)
 	if g.linked(i) {
-		g.emit(asm.Call.Label(SlotFunc(i)))
+		g.Emit(asm.Call.Label(SlotFunc(i)))
 		return
 	}
 	g.tailCall(i)
 	if s.OnMissing == hook.MissingContinue && !g.plain {
-		g.emit(g.verdict.load(asm.R0))
+		g.Emit(g.verdict.load(asm.R0))
 	} else {
-		g.emit(asm.Mov.Imm(asm.R0, missing(s, true)))
+		g.Emit(asm.Mov.Imm(asm.R0, missing(s, true)))
 	}
 }
 
 // slot is the function that runs the member at i.
 func (g *generator) slot(i int, s hook.Settings) {
-	g.begin(SlotFunc(i))
+	g.Begin(SlotFunc(i))
 	g.tailCall(i)
-	g.emit(asm.Mov.Imm(asm.R0, missing(s, g.plain)), asm.Return())
+	g.Emit(asm.Mov.Imm(asm.R0, missing(s, g.plain)), asm.Return())
 }
 
 // tailCall runs the member at i and does not come back, unless its slot is empty.
 func (g *generator) tailCall(i int) {
-	g.emit(
+	g.Emit(
 		asm.LoadMapPtr(asm.R2, 0).WithReference(SlotRef(i)),
 		asm.Mov.Imm(asm.R3, 0),
 		asm.FnTailCall.Call(),
@@ -252,11 +225,4 @@ func missing(s hook.Settings, plain bool) int32 {
 		return int32(hook.Pass)
 	}
 	return missingContinue
-}
-
-// The kernel accepts a context argument of a global function by the name of
-// its type (btf_get_prog_ctx_type), so an empty struct of that name will do.
-var proto = &btf.FuncProto{
-	Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
-	Params: []btf.FuncParam{{Name: "ctx", Type: &btf.Pointer{Target: &btf.Struct{Name: "xdp_md"}}}},
 }

@@ -74,7 +74,8 @@ func (p place) store(from asm.Register) asm.Instruction {
 
 func (p place) storeImm(value int32) asm.Instruction {
 	if p.reg == asm.RFP {
-		return asm.StoreImm(asm.RFP, p.offset, int64(value), asm.DWord)
+		// asm.StoreImm makes none of this size.
+		return asm.Instruction{OpCode: asm.StoreImmOp(asm.DWord), Dst: asm.RFP, Offset: p.offset, Constant: int64(value)}
 	}
 	return asm.Mov.Imm(p.reg, value)
 }
@@ -163,17 +164,16 @@ func (l *layout) parts(i int) (main, others asm.Instructions) {
 // function emits the linked member at i as a function of its own.
 func (g *generator) function(i int) {
 	main, others := g.parts(i)
-	g.label(SlotFunc(i))
-	g.fn = &btf.Func{Name: g.codes[i].Name, Type: proto, Linkage: btf.GlobalFunc}
-	g.emit(main...)
-	g.emit(others...)
+	g.BeginAs(SlotFunc(i), g.codes[i].Name)
+	g.Emit(main...)
+	g.Emit(others...)
 }
 
 // body emits the main function of the member at i in the place of its call.
 func (g *generator) body(i int) {
 	insns, _ := g.parts(i)
 	if i == g.last {
-		g.emit(insns...)
+		g.Emit(insns...)
 		return
 	}
 	if end := len(insns) - 1; insns[end].OpCode.JumpOp() == asm.Exit {
@@ -189,11 +189,11 @@ func (g *generator) body(i int) {
 			*iter.Ins = ja
 		}
 	}
-	g.emit(insns...)
+	g.Emit(insns...)
 }
 
 // others emits the other functions of the member at i, whose main function stands in main.
 func (g *generator) others(i int) {
 	_, insns := g.parts(i)
-	g.emit(insns...)
+	g.Emit(insns...)
 }

@@ -33,6 +33,7 @@ func (e *exam) chain(c *hook.Chain) {
 			e.slot(c, &c.Members[i])
 		}
 		e.tailCalls(c)
+		e.watched(c)
 		return
 	}
 	e.order(c)
@@ -110,6 +111,17 @@ func (e *exam) unprotected(c *hook.Chain) {
 	f := at(c, "unprotected", Drift)
 	f.Text = "no link holds the chain: whoever attaches a program by netlink throws it out; packets pass unfiltered for the moment that the mending takes"
 	f.Mend = e.on(c, "adopt")
+	e.add(f)
+}
+
+// watched is a chain whose dispatcher counts for nobody.
+func (e *exam) watched(c *hook.Chain) {
+	if chain := e.loaded[c.DispatcherID]; chain == nil || !state.Abandoned(chain) {
+		return
+	}
+	f := at(c, "watched", Drift)
+	f.Text = "whoever watched it with \"dispatcher top\" was killed: its dispatcher still looks whether somebody watches, for each packet, until the next change"
+	f.Mend = e.recover()
 	e.add(f)
 }
 

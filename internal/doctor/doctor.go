@@ -81,6 +81,7 @@ var stateChecks = []struct{ name, good string }{
 	{"closed", "no chain without members was left on a device"},
 	{"displaced", "the chains run where they were attached"},
 	{"unprotected", "links hold all chains"},
+	{"watched", "no dispatcher counts for somebody who is gone"},
 	{"empty", "no slot has lost its owner"},
 	{"unpinned", "the members that shall outlive their process are pinned"},
 	{"order", "the members are in the order of their priorities"},

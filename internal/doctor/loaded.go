@@ -63,12 +63,7 @@ func (e *exam) unlisted() {
 		return
 	}
 	for _, ns := range all {
-		_ = ns.Do(func() error {
-			conn, err := rtnl.Dial()
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
+		_ = rtnl.In(ns, func(conn *rtnl.Conn) error {
 			devices, err := conn.Devices()
 			for _, d := range devices {
 				if on, ok := d.Software(); ok {

@@ -7,6 +7,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -32,7 +33,7 @@ func linkable(p *ebpf.ProgramSpec, maps map[string]*ebpf.Map) (*dispatch.Code, e
 	if err != nil {
 		return nil, err
 	}
-	index := map[string]int{}
+	index := map[uint32]int{}
 	functions := map[string]bool{}
 	for i := range c.Insns {
 		ins := &c.Insns[i]
@@ -48,30 +49,57 @@ func linkable(p *ebpf.ProgramSpec, maps map[string]*ebpf.Map) (*dispatch.Code, e
 				return nil, err
 			}
 			ins.Offset = 0
-		case ins.IsLoadFromMap() && ref == "":
-			return nil, errors.New("it reads the kernel's configuration (.kconfig)")
 		case ins.IsLoadFromMap():
-			m := maps[ref]
-			if m == nil {
-				return nil, fmt.Errorf("it uses the map %q, which cannot be had again", ref)
+			id, err := mapOf(ins, maps)
+			if err != nil {
+				return nil, err
 			}
-			if _, known := index[ref]; !known {
-				info, err := m.Info()
-				if err != nil {
-					return nil, kernel.Errno("map "+ref, err)
-				}
-				id, _ := info.ID()
-				index[ref] = len(c.Maps)
-				c.Maps = append(c.Maps, uint32(id))
+			if _, known := index[id]; !known {
+				index[id] = len(c.Maps)
+				c.Maps = append(c.Maps, id)
 			}
 			// The upper half is the place of a variable in its map.
-			ins.Constant = ins.Constant>>32<<32 | int64(index[ref])
+			ins.Constant = ins.Constant>>32<<32 | int64(index[id])
 		case ins.OpCode.IsDWordLoad() && (ins.Src != asm.R0 || ref != ""):
 			return nil, fmt.Errorf("it refers to a symbol of the kernel (%s)", ref)
 		}
 	}
 	functionInfo(c, functions)
 	return c, nil
+}
+
+// mapOf returns the id of the map that an instruction loads: one of those that
+// were made for the program, or one that the caller of Spec has put there by its
+// descriptor.
+func mapOf(ins *asm.Instruction, maps map[string]*ebpf.Map) (uint32, error) {
+	ref := ins.Reference()
+	m := maps[ref]
+	fd := int32(ins.Constant)
+	if own := ins.Map(); own != nil {
+		fd = int32(own.FD())
+	}
+	if fd > 0 {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return 0, kernel.Errno(fmt.Sprintf("map with descriptor %d", fd), err)
+		}
+		if m, err = ebpf.NewMapFromFD(dup); err != nil {
+			return 0, kernel.Errno(fmt.Sprintf("map with descriptor %d", fd), err)
+		}
+		defer m.Close()
+	}
+	switch {
+	case m == nil && ref == "":
+		return 0, errors.New("it reads the kernel's configuration (.kconfig)")
+	case m == nil:
+		return 0, fmt.Errorf("it uses the map %q, which cannot be had again", ref)
+	}
+	info, err := m.Info()
+	if err != nil {
+		return 0, kernel.Errno("map "+ref, err)
+	}
+	id, _ := info.ID()
+	return uint32(id), nil
 }
 
 // relocate makes the instructions fit the types of this kernel (CO-RE).
@@ -90,7 +118,7 @@ func relocate(insns asm.Instructions) error {
 	if err != nil {
 		return fmt.Errorf("the kernel's types: %w", err)
 	}
-	fixups, err := btf.CORERelocate(relos, []*btf.Spec{types}, dispatch.ByteOrder, func(btf.Type) (btf.TypeID, error) {
+	fixups, err := btf.CORERelocate(relos, []*btf.Spec{types}, kernel.ByteOrder, func(btf.Type) (btf.TypeID, error) {
 		return 0, errors.New("it refers to its own types by their numbers (bpf_core_type_id_local)")
 	})
 	if err != nil {

@@ -127,7 +127,7 @@ func Parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
 	if f.Machine != elf.EM_BPF {
 		return nil, hook.Because(hook.ErrUsage, "an ELF file for %v, not for BPF; compile the program with clang -O2 -g -target bpf -c", f.Machine)
 	}
-	if f.ByteOrder != dispatch.ByteOrder {
+	if f.ByteOrder != kernel.ByteOrder {
 		return nil, hook.Because(hook.ErrUsage, "compiled for the other byte order (%v)", f.ByteOrder)
 	}
 	// Sections may overlap, and .bss takes no room in the file: a small file

@@ -54,7 +54,7 @@ func TestParseOfOtherFiles(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	all := objects(t)
 	other := all["count_bpfeb.o"]
-	if dispatch.ByteOrder.String() == "BigEndian" {
+	if kernel.ByteOrder.String() == "BigEndian" {
 		other = all["count_bpfel.o"]
 	}
 	for name, test := range map[string]struct {

@@ -12,7 +12,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // setGlobals sets variables from their text.
@@ -114,7 +114,7 @@ func encodeBits(size uint32, n uint64) []byte {
 	b := make([]byte, 8)
 	binary.LittleEndian.PutUint64(b, n)
 	b = b[:size]
-	if dispatch.ByteOrder == binary.BigEndian {
+	if kernel.ByteOrder == binary.BigEndian {
 		slices.Reverse(b)
 	}
 	return b

@@ -184,7 +184,7 @@ func readAll(t *testing.T, in io.Reader) (list [][]byte, err error) {
 	}
 	for {
 		p, err := c.Next()
-		if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		if errors.Is(err, io.EOF) {
 			return list, nil
 		}
 		if err != nil {

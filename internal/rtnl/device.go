@@ -62,6 +62,18 @@ func Dial() (*Conn, error) {
 	return &Conn{nl}, nil
 }
 
+// In runs fn with a connection to a namespace.
+func In(ns *kernel.NetNS, fn func(*Conn) error) error {
+	return ns.Do(func() error {
+		conn, err := Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return fn(conn)
+	})
+}
+
 // Close releases the connection.
 func (c *Conn) Close() error { return c.nl.Close() }
 

@@ -37,12 +37,7 @@ func (s *scan) netkit(_ context.Context, ns *kernel.NetNS) []hook.Chain {
 		return nil
 	}
 	var chains []hook.Chain
-	err := ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err := rtnl.In(ns, func(conn *rtnl.Conn) error {
 		devices, err := conn.Devices()
 		if err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -18,22 +19,123 @@ import (
 // Build loads the dispatcher of a chain and binds its description to it. slots
 // are the maps of c.Slots, in the same order, and codes the codes of those that
 // are sealed; nil when none is. The caller closes the program; everything it
-// refers to lives as long as it does.
+// refers to lives as long as it does. It is a plain one: whoever watches the chain
+// finds that out, see BuildWatched.
 func Build(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, error) {
-	settings := make([]hook.Settings, len(c.Slots))
-	for i, s := range c.Slots {
-		settings[i] = s.Settings
-	}
-	prog, err := load(c.Shape, settings, slots, codes)
+	c.Watch = 0
+	m := c.members(slots, codes)
+	prog, err := m.load(nil, nil)
 	if err != nil {
 		return nil, err
 	}
-	for i, code := range codes {
-		if code == nil || err != nil {
+	return m.complete(prog, c)
+}
+
+// members are what a dispatcher is made of.
+type members struct {
+	shape    dispatch.Shape
+	settings []hook.Settings
+	slots    []*ebpf.Map
+	codes    []*dispatch.Code // of those that are linked; or nil
+}
+
+func (c *Chain) members(slots []*ebpf.Map, codes []*dispatch.Code) members {
+	m := members{c.Shape, make([]hook.Settings, len(c.Slots)), slots, codes}
+	for i, s := range c.Slots {
+		m.settings[i] = s.Settings
+	}
+	return m
+}
+
+func (m *members) linked(i int) bool { return i < len(m.codes) && m.codes[i] != nil }
+
+// load loads a dispatcher. wrap adds to its code, which may refer to other maps.
+func (m *members) load(wrap func(asm.Instructions) asm.Instructions, others map[string]*ebpf.Map) (*ebpf.Program, error) {
+	// The verifier decides how members can be linked: too much may stand in one
+	// function.
+	for inline := true; ; inline = false {
+		insns := dispatch.Link(m.settings, m.codes, inline)
+		if wrap != nil {
+			insns = wrap(insns)
+		}
+		prog, err := m.loadCode(dispatch.ProgramName, insns, others, 0)
+		if err == nil || !inline || m.codes == nil || errors.Is(err, unix.EPERM) {
+			return prog, err
+		}
+	}
+}
+
+// loadCode loads one that has this code.
+func (m *members) loadCode(name string, insns asm.Instructions, others map[string]*ebpf.Map, log ebpf.LogLevel) (*ebpf.Program, error) {
+	refs := map[string]*ebpf.Map{}
+	for i, slot := range m.slots {
+		if !m.linked(i) {
+			refs[dispatch.SlotRef(i)] = slot
+		}
+	}
+	own, err := m.codeMaps(refs)
+	defer func() {
+		for _, m := range own {
+			m.Close()
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(refs, others)
+	for ref, m := range refs {
+		if err := insns.AssociateMap(ref, m); err != nil {
+			return nil, fmt.Errorf("dispatcher: %w", err)
+		}
+	}
+	spec := &ebpf.ProgramSpec{
+		Name: name, Type: ebpf.XDP, AttachType: m.shape.AttachType,
+		Instructions: insns, License: "Dual BSD/GPL",
+	}
+	if m.shape.Frags {
+		spec.Flags |= unix.BPF_F_XDP_HAS_FRAGS
+	}
+	prog, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogLevel: log})
+	var refusal *ebpf.VerifierError
+	if errors.As(err, &refusal) && len(refusal.Log) > 0 {
+		return nil, fmt.Errorf("load dispatcher: %w", err) // EACCES of the verifier is about the code
+	}
+	if err != nil {
+		return nil, kernel.Errno("load dispatcher", err)
+	}
+	return prog, nil
+}
+
+// codeMaps adds the maps that linked members use. The caller closes those that
+// are returned.
+func (m *members) codeMaps(refs map[string]*ebpf.Map) (map[uint32]*ebpf.Map, error) {
+	open := map[uint32]*ebpf.Map{}
+	for i, code := range m.codes {
+		if code == nil {
 			continue
 		}
-		// The code does not name the slot, which shall live on all the same.
-		err = kernel.Errno("bind slot", prog.BindMap(slots[i]))
+		for index, id := range code.Maps {
+			if open[id] == nil {
+				m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+				if err != nil {
+					return open, kernel.Errno(fmt.Sprintf("map %d of program %q", id, code.Name), err)
+				}
+				open[id] = m
+			}
+			refs[dispatch.CodeMapRef(i, index)] = open[id]
+		}
+	}
+	return open, nil
+}
+
+// complete gives a dispatcher its description. It closes the program when that fails.
+func (m *members) complete(prog *ebpf.Program, c *Chain) (*ebpf.Program, error) {
+	var err error
+	for i, slot := range m.slots {
+		// Linked code does not name the slot, which shall live on all the same.
+		if m.linked(i) && err == nil {
+			err = kernel.Errno("bind slot", prog.BindMap(slot))
+		}
 	}
 	if err == nil {
 		err = describe(prog, c)
@@ -43,72 +145,6 @@ func Build(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, 
 		return nil, err
 	}
 	return prog, nil
-}
-
-// load takes the verifier's word for how members can be linked: it may find that
-// too much stands in one function.
-func load(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, error) {
-	prog, err := loadLinked(shape, settings, slots, codes, true, 0)
-	if err != nil && codes != nil && !errors.Is(err, fs.ErrPermission) {
-		prog, err = loadLinked(shape, settings, slots, codes, false, 0)
-	}
-	return prog, err
-}
-
-func loadLinked(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map, codes []*dispatch.Code, inline bool, log ebpf.LogLevel) (*ebpf.Program, error) {
-	insns := dispatch.Link(settings, codes, inline)
-	for i, m := range slots {
-		if i < len(codes) && codes[i] != nil {
-			continue
-		}
-		if err := insns.AssociateMap(dispatch.SlotRef(i), m); err != nil {
-			return nil, fmt.Errorf("dispatcher: %w", err)
-		}
-	}
-	maps, err := associate(insns, codes)
-	defer func() {
-		for _, m := range maps {
-			m.Close()
-		}
-	}()
-	if err != nil {
-		return nil, err
-	}
-	spec := &ebpf.ProgramSpec{
-		Name: dispatch.ProgramName, Type: ebpf.XDP, AttachType: shape.AttachType,
-		Instructions: insns, License: "Dual BSD/GPL",
-	}
-	if shape.Frags {
-		spec.Flags |= unix.BPF_F_XDP_HAS_FRAGS
-	}
-	prog, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogLevel: log})
-	if err != nil {
-		return nil, kernel.Errno("load dispatcher", err)
-	}
-	return prog, nil
-}
-
-// associate gives the codes their maps, which the caller closes.
-func associate(insns asm.Instructions, codes []*dispatch.Code) (map[uint32]*ebpf.Map, error) {
-	maps := map[uint32]*ebpf.Map{}
-	for i, code := range codes {
-		if code == nil {
-			continue
-		}
-		for index, id := range code.Maps {
-			if maps[id] == nil {
-				m, err := ebpf.NewMapFromID(ebpf.MapID(id))
-				if err != nil {
-					return maps, kernel.Errno(fmt.Sprintf("map %d of program %q", id, code.Name), err)
-				}
-				maps[id] = m
-			}
-			if err := insns.AssociateMap(dispatch.CodeMapRef(i, index), maps[id]); err != nil {
-				return maps, fmt.Errorf("dispatcher: %w", err)
-			}
-		}
-	}
-	return maps, nil
 }
 
 // describe binds the description to the program.
@@ -148,7 +184,8 @@ func Find(prog *ebpf.Program) (*Chain, error) {
 
 // Loads tries whether the kernel takes such a dispatcher.
 func Loads(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map, codes []*dispatch.Code) error {
-	prog, err := load(shape, settings, slots, codes)
+	m := members{shape, settings, slots, codes}
+	prog, err := m.load(nil, nil)
 	if err != nil {
 		return err
 	}

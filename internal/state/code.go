@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/cilium/ebpf"
@@ -21,7 +22,7 @@ const codeName = "ld_code"
 // KeepCode binds its code to a program, for whoever wants to link it into a
 // dispatcher later: in a frozen map, which dies with the program.
 func KeepCode(prog *ebpf.Program, c *dispatch.Code) error {
-	value, err := c.MarshalBinary()
+	value, err := marshalCode(c)
 	if err != nil {
 		return err
 	}
@@ -64,8 +65,8 @@ func CodeOf(prog *ebpf.Program) (*dispatch.Code, dispatch.CodeHash, error) {
 		if err != nil {
 			return nil, dispatch.CodeHash{}, err
 		}
-		c := new(dispatch.Code)
-		if err := c.UnmarshalBinary(value); err != nil {
+		c, err := unmarshalCode(value)
+		if err != nil {
 			return nil, dispatch.CodeHash{}, fmt.Errorf("object code of program %q: %w", info.Name, err)
 		}
 		return c, sha256.Sum256(value), nil
@@ -75,13 +76,21 @@ func CodeOf(prog *ebpf.Program) (*dispatch.Code, dispatch.CodeHash, error) {
 
 // Verify tells whether the code is that of the program: it is loaded by itself,
 // and the kernel's hash of its instructions must be the program's. For anyone may
-// bind a map to a program. It finds out the code's Frame.
+// bind a map to a program. The hash does not cover the maps; those must be the
+// program's as well. It finds out the code's Frame.
 func Verify(prog *ebpf.Program, c *dispatch.Code, shape dispatch.Shape) error {
 	info, err := prog.Info()
 	if err != nil {
 		return kernel.Errno("program", err)
 	}
-	alone, err := loadLinked(shape, []hook.Settings{hook.Settings{}.WithDefaults()}, make([]*ebpf.Map, 1), []*dispatch.Code{c}, true, ebpf.LogLevelStats)
+	ids, _ := info.MapIDs()
+	for _, id := range c.Maps {
+		if !slices.Contains(ids, ebpf.MapID(id)) {
+			return fmt.Errorf("its object code is not that of the program (it uses map %d)", id)
+		}
+	}
+	m := members{shape, []hook.Settings{hook.Settings{}.WithDefaults()}, nil, []*dispatch.Code{c}}
+	alone, err := m.loadCode(dispatch.ProgramName, dispatch.Link(m.settings, m.codes, true), nil, ebpf.LogLevelStats)
 	if err != nil {
 		return fmt.Errorf("its object code does not load any more: %w", err)
 	}

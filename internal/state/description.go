@@ -57,6 +57,9 @@ type Chain struct {
 	Closed bool
 	// Home is where somebody joined last.
 	Home Home
+	// Watch is the map id of the prog array that the dispatcher looks into before
+	// it runs the chain itself, see [Watched]; 0 for a plain one.
+	Watch uint32
 	dispatch.Plan
 }
 
@@ -72,7 +75,7 @@ type rawHome struct {
 	NetNSInode  uint64
 	NetNSCookie uint64
 	Mode        uint32
-	_           uint32
+	Watch       uint32
 	Device      [unix.IFNAMSIZ]byte
 }
 
@@ -147,7 +150,7 @@ func (c *Chain) Marshal() ([]byte, error) {
 		}
 	}
 	b = append(b, make([]byte, valueSize-len(b))...)
-	home := rawHome{NetNSInode: c.Home.NetNS.Inode, NetNSCookie: c.Home.NetNS.Cookie, Mode: uint32(c.Home.Mode)}
+	home := rawHome{NetNSInode: c.Home.NetNS.Inode, NetNSCookie: c.Home.NetNS.Cookie, Mode: uint32(c.Home.Mode), Watch: c.Watch}
 	copy(home.Device[:unix.IFNAMSIZ-1], c.Home.Target)
 	b, err = binary.Append(b, binary.NativeEndian, home)
 	if err != nil || h.Version == plainVersion {
@@ -191,8 +194,9 @@ func Unmarshal(b []byte) (*Chain, error) {
 	}
 	var home rawHome
 	if _, err := binary.Decode(b[valueSize:], binary.NativeEndian, &home); err == nil {
+		c.Watch = home.Watch
 		c.Home = Home{
-			Target: cString(home.Device[:]), Mode: hook.Mode(home.Mode),
+			Target: cString(home.Device[:unix.IFNAMSIZ-1]), Mode: hook.Mode(home.Mode),
 			NetNS: hook.NetNS{Inode: home.NetNSInode, Cookie: home.NetNSCookie},
 		}
 	}
@@ -202,12 +206,17 @@ func Unmarshal(b []byte) (*Chain, error) {
 	if len(b) < valueSize+homeSize+sealedSize {
 		return nil, fmt.Errorf("damaged chain description: version %d, %d bytes", h.Version, len(b))
 	}
-	for i := range c.Slots {
+	for i := range hook.MaxMembers {
 		var seal rawSeal
 		if _, err := binary.Decode(b[valueSize+homeSize+i*sealSize:], binary.NativeEndian, &seal); err != nil {
 			return nil, err
 		}
-		c.Slots[i].Sealed = dispatch.Sealed(seal)
+		if seal != (rawSeal{}) && (i >= len(c.Slots) || seal.Program == 0) {
+			return nil, fmt.Errorf("damaged chain description: member %d: linked code of nothing", i)
+		}
+		if i < len(c.Slots) {
+			c.Slots[i].Sealed = dispatch.Sealed(seal)
+		}
 	}
 	return c, nil
 }
@@ -290,7 +299,7 @@ var (
 		{"magic", u32}, {"version", u32}, {"chain_id", u64}, {"root_link", u32},
 		{"attach_type", u32}, {"flags", u32}, {"members", u32},
 		{"member", &btf.Array{Index: u32, Type: memberType, Nelems: hook.MaxMembers}},
-		{"netns_inode", u64}, {"netns_cookie", u64}, {"mode", u32}, {"reserved", u32},
+		{"netns_inode", u64}, {"netns_cookie", u64}, {"mode", u32}, {"watch", u32},
 		{"device", &btf.Array{Index: u32, Type: char, Nelems: unix.IFNAMSIZ}},
 	}
 )

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,6 +66,13 @@ func full() *state.Chain {
 	return c
 }
 
+// sealedChain is chain with its second member linked into the dispatcher.
+func sealedChain() *state.Chain {
+	c := chain()
+	c.Slots[1].Sealed = dispatch.Sealed{Program: 99, Frame: 16, Code: dispatch.CodeHash{1, 2, 31: 32}}
+	return c
+}
+
 func marshal(t testing.TB, c *state.Chain) []byte {
 	t.Helper()
 	b, err := c.Marshal()
@@ -76,6 +84,7 @@ func marshal(t testing.TB, c *state.Chain) []byte {
 func TestRoundTrip(t *testing.T) {
 	for name, c := range map[string]*state.Chain{
 		"full of variety": chain(),
+		"sealed":          sealedChain(),
 		"full":            full(),
 		"of other kind":   {ID: 1, Plan: dispatch.Plan{Shape: dispatch.Shape{AttachType: ebpf.AttachNone}}},
 		"closed":          {ID: 1<<64 - 1, Closed: true, Plan: dispatch.Plan{Shape: dispatch.Plain}},
@@ -108,6 +117,26 @@ func TestLayout(t *testing.T) {
 	qt.Check(t, qt.Equals(b[member(0, offMemberFlag)], 1))
 	qt.Check(t, qt.Equals(string(b[member(0, offName):][:6]), "guard\x00"))
 	qt.Check(t, qt.Equals(string(b[member(0, offOwner):][:12]), "ddos-filter\x00"))
+}
+
+// A chain with linked members has them behind all that a plain one has, and a version of its own: whoever knows no more
+// than version 1 must not change such a chain, for it would leave the old code running.
+func TestSealedLayout(t *testing.T) {
+	plain, sealed := marshal(t, chain()), marshal(t, sealedChain())
+	qt.Assert(t, qt.Equals(len(sealed), len(plain)+hook.MaxMembers*40))
+	qt.Check(t, qt.Equals(binary.NativeEndian.Uint32(plain[offVersion:]), 1))
+	qt.Check(t, qt.Equals(binary.NativeEndian.Uint32(sealed[offVersion:]), 2))
+	second := sealed[len(plain)+40:]
+	qt.Check(t, qt.Equals(binary.NativeEndian.Uint32(second), 99))
+	qt.Check(t, qt.Equals(binary.NativeEndian.Uint32(second[4:]), 16))
+	qt.Check(t, qt.DeepEquals(second[8:40], append([]byte{1, 2}, append(make([]byte, 29), 32)...)))
+	binary.NativeEndian.PutUint32(sealed[offVersion:], 1)
+	qt.Check(t, qt.DeepEquals(sealed[:len(plain)], plain))
+
+	// Unsealed it is one for all again.
+	c := sealedChain()
+	c.Slots[1].Sealed = dispatch.Sealed{}
+	qt.Check(t, qt.DeepEquals(marshal(t, c), plain))
 }
 
 // A description that one cannot trust is refused as a whole: to act on half of
@@ -164,6 +193,17 @@ func TestRejects(t *testing.T) {
 		})
 	}
 
+	for name, damage := range map[string]func([]byte) []byte{
+		"sealed, truncated":          cut(len(marshal(t, sealedChain())) - 1),
+		"sealed, and not":            cut(len(marshal(t, chain()))),
+		"code of no program":         put(len(marshal(t, chain()))+40, 0),
+		"code of a member not there": put(len(marshal(t, chain()))+2*40, 1),
+	} {
+		c, err := state.Unmarshal(damage(marshal(t, sealedChain())))
+		qt.Check(t, qt.IsNil(c), qt.Commentf("%s", name))
+		qt.Check(t, qt.ErrorMatches(err, "damaged chain description: .*"), qt.Commentf("%s", name))
+	}
+
 	c := full()
 	c.Slots = append(c.Slots, dispatch.Slot{MapID: 99, Name: "one too many"})
 	_, err := c.Marshal()
@@ -175,6 +215,7 @@ func TestRejects(t *testing.T) {
 func FuzzUnmarshal(f *testing.F) {
 	f.Add(marshal(f, chain()))
 	f.Add(marshal(f, full()))
+	f.Add(marshal(f, sealedChain()))
 	f.Add(marshal(f, &state.Chain{Closed: true}))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -218,6 +259,42 @@ func buildChain(t testing.TB) (*ebpf.Program, *state.Chain) {
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { prog.Close() })
 	return prog, c
+}
+
+// bpftool shows the linked members as well, by the type that the description of such a chain has.
+func TestBpftoolShowsSealed(t *testing.T) {
+	testenv.CheckLeaks(t)
+	loaded := testenv.VerdictProgram(t, "ldt_linked", testenv.XDPPass)
+	info, err := loaded.Info()
+	qt.Assert(t, qt.IsNil(err))
+	id, _ := info.ID()
+	slot, err := state.NewSlot("ldt")
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { slot.Close() })
+	slotInfo, err := slot.Info()
+	qt.Assert(t, qt.IsNil(err))
+	slotID, _ := slotInfo.ID()
+	code := &dispatch.Code{Name: "ldt_linked", Insns: testenv.VerdictSpec("ldt_linked", testenv.XDPPass).Instructions}
+	c := &state.Chain{ID: 1, Plan: dispatch.Plan{Shape: dispatch.Plain, Slots: []dispatch.Slot{{
+		MapID: uint32(slotID), Name: "linked", Settings: hook.Settings{}.WithDefaults(), Sealed: dispatch.Sealed{Program: uint32(id), Code: dispatch.CodeHash{7}},
+	}}}}
+	prog, err := state.Build(c, []*ebpf.Map{slot}, []*dispatch.Code{code})
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { prog.Close() })
+	got, err := state.Find(prog)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.DeepEquals(got, c))
+
+	built, err := prog.Info()
+	qt.Assert(t, qt.IsNil(err))
+	ids, _ := built.MapIDs()
+	// The slot is the dispatcher's, though its code does not name it.
+	qt.Check(t, qt.IsTrue(slices.Contains(ids, slotID)))
+	out, err := exec.Command("bpftool", "map", "dump", "id", fmt.Sprint(ids[len(ids)-1])).CombinedOutput()
+	qt.Assert(t, qt.IsNil(err), qt.Commentf("bpftool is in the Debian package of that name: %s", out))
+	for _, want := range []string{`"version": 2`, `"sealed": [{`, fmt.Sprintf(`"program": %d`, id)} {
+		qt.Check(t, qt.StringContains(string(out), want))
+	}
 }
 
 // A chain is found from its dispatcher alone.

@@ -4,6 +4,9 @@ package state
 var (
 	Escape   = escape
 	Unescape = unescape
+
+	MarshalCode   = marshalCode
+	UnmarshalCode = unmarshalCode
 )
 
 // Layout of a description, in bytes.

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -28,10 +27,6 @@ const (
 	mapPrefix    = "map_"
 	tmpPrefix    = "tmp_"
 )
-
-// lockWait bounds the wait for the lock: it is a courtesy, and a process that
-// is stopped while it has the lock must not stop all others.
-const lockWait = 5 * time.Second
 
 // Pins is the folder of libdispatcher in one bpffs.
 type Pins struct{ dir string }
@@ -161,7 +156,7 @@ type Locked struct {
 }
 
 // Lock makes the folder if need be and takes its lock, waiting for at most
-// five seconds. The caller unlocks it.
+// kernel.LockWait. The caller unlocks it.
 func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
 	if err := os.Mkdir(p.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, kernel.Errno("make the folder of libdispatcher", err)
@@ -170,26 +165,12 @@ func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
 	if err != nil {
 		return nil, kernel.Errno("lock", err)
 	}
-	deadline := time.Now().Add(lockWait)
-	for wait := time.Millisecond; ; wait = min(2*wait, 5*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return &Locked{p, f, true}, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, kernel.Errno("lock "+p.dir, err)
-		}
-		if time.Now().After(deadline) {
-			return &Locked{p, f, false}, nil
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("waiting for the lock of %s: %w", p.dir, ctx.Err())
-		case <-time.After(wait):
-		}
+	alone, err := kernel.Lock(ctx, f)
+	if err != nil {
+		f.Close()
+		return nil, err
 	}
+	return &Locked{p, f, alone}, nil
 }
 
 // Unlock releases the lock.
@@ -232,7 +213,7 @@ func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
 	if err := m.pinHeld(filepath.Join(from, heldName(folder))); err != nil {
 		return err
 	}
-	Step("pin: it is held")
+	kernel.Step("pin: it is held")
 	for name, mp := range m.Maps {
 		if err := pinClone(mp, filepath.Join(from, mapPrefix+escape(name))); err != nil {
 			return err
@@ -257,11 +238,11 @@ func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
 			return err
 		}
 	}
-	Step("pin: before the rename")
+	kernel.Step("pin: before the rename")
 	if err := os.Rename(from, to); err != nil {
 		return kernel.Errno("pin", err)
 	}
-	Step("pin: after the rename")
+	kernel.Step("pin: after the rename")
 	return nil
 }
 
@@ -293,7 +274,7 @@ func (l *Locked) SetMaps(folder, member string, maps map[string]*ebpf.Map) error
 		if err := pinClone(m, tmp); err != nil {
 			return err
 		}
-		Step("pin maps: before the rename")
+		kernel.Step("pin maps: before the rename")
 		if err := os.Rename(tmp, filepath.Join(dir, file)); err != nil {
 			return kernel.Errno("pin maps", err)
 		}
@@ -323,14 +304,14 @@ func (l *Locked) RemoveChain(folder string) error { return l.discard(l.Path(fold
 // discard takes a folder away: out of sight in one step, then for good.
 func (l *Locked) discard(path string) error {
 	tmp := filepath.Join(l.dir, fmt.Sprintf("%s%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
-	Step("unpin: before the rename")
+	kernel.Step("unpin: before the rename")
 	if err := os.Rename(path, tmp); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		return kernel.Errno("unpin", err)
 	}
-	Step("unpin: after the rename")
+	kernel.Step("unpin: after the rename")
 	return kernel.Errno("unpin", os.RemoveAll(tmp))
 }
 
@@ -345,7 +326,7 @@ func (l *Locked) Move(from, to string, root Pinner) error {
 			return kernel.Errno("pin the root link", err)
 		}
 	}
-	Step("move pins: before the rename")
+	kernel.Step("move pins: before the rename")
 	return kernel.Errno("move pins", os.Rename(l.Path(from), l.Path(to)))
 }
 
@@ -357,9 +338,9 @@ func (l *Locked) Succession(from, to string, root Pinner) error {
 	if err := root.Pin(tmp); err != nil {
 		return kernel.Errno("pin the root link", err)
 	}
-	Step("recover: before the rename")
+	kernel.Step("recover: before the rename")
 	err := os.Rename(tmp, l.RootPath(from))
-	Step("recover: pinned")
+	kernel.Step("recover: pinned")
 	if err == nil {
 		err = os.Rename(l.Path(from), l.Path(to))
 	}

@@ -177,7 +177,8 @@ func Fits(prog *ebpf.Program, shape dispatch.Shape) error {
 		return err
 	}
 	defer slot.Close()
-	probe, err := load(shape, []hook.Settings{hook.Settings{}.WithDefaults()}, []*ebpf.Map{slot}, nil)
+	m := members{shape, []hook.Settings{hook.Settings{}.WithDefaults()}, []*ebpf.Map{slot}, nil}
+	probe, err := m.load(nil, nil)
 	if err != nil {
 		return err
 	}

@@ -21,11 +21,13 @@ type Feature string
 
 // The features that tests depend on.
 const (
+	FeatureCallbacks     Feature = "callbacks"      // functions of a program that a helper calls
 	FeatureNetNSCookie   Feature = "netns-cookie"   // namespaces have numbers that do not come again
 	FeatureFrags         Feature = "frags"          // XDP programs that understand packets in fragments
 	FeaturePerfLink      Feature = "perf-link"      // programs of perf events with links
 	FeatureLSMCgroup     Feature = "lsm-cgroup"     // LSM programs on a cgroup
 	FeatureNetfilterLink Feature = "netfilter-link" // BPF programs as netfilter hooks
+	FeatureXDPKfuncs     Feature = "xdp-kfuncs"     // functions of the kernel's that XDP programs may call
 	FeatureTCX           Feature = "tcx-link"       // links on tcx/*
 	FeatureCgroupOrder   Feature = "cgroup-order"   // a place among others on a cgroup
 	FeatureSlotTypes     Feature = "slot-types"     // a prog array takes programs of one expected attach type only
@@ -37,11 +39,13 @@ var features = map[Feature]struct {
 	major, minor int
 	try          func() bool
 }{
+	FeatureCallbacks:     {5, 13, nil},
 	FeatureNetNSCookie:   {5, 14, tryCookie},
 	FeatureFrags:         {5, 18, tryFrags},
 	FeaturePerfLink:      {5, 15, nil},
 	FeatureLSMCgroup:     {6, 0, nil},
 	FeatureNetfilterLink: {6, 4, nil},
+	FeatureXDPKfuncs:     {6, 4, nil},
 	FeatureTCX:           {6, 6, tryTCX},
 	FeatureCgroupOrder:   {6, 17, tryOrder},
 	FeatureSlotTypes:     {6, 18, trySlotTypes},
@@ -97,6 +101,33 @@ func NeedHook(t testing.TB, h hook.Hook) {
 	if !HasHook(t, h) {
 		t.Skipf("%s needs Linux %s", h, kernel.KindOf(h).Needs)
 	}
+}
+
+// NeedFreplace skips the test where the kernel refuses programs that replace functions of others: some are
+// built or hardened like that, of whatever version. It tries with programs of its own, so that a fault of what
+// is tested cannot look like one.
+func NeedFreplace(t testing.TB) {
+	t.Helper()
+	Require(t)
+	spec := func(name string, verdict int32) *ebpf.ProgramSpec {
+		insns := Typed(name, asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()})
+		return &ebpf.ProgramSpec{Name: name, Type: ebpf.XDP, License: license, Instructions: insns}
+	}
+	target, err := ebpf.NewProgram(spec("ldt_target", XDPPass))
+	if err != nil {
+		t.Fatalf("load a program: %v", err)
+	}
+	defer target.Close()
+	replaces := spec("ldt_freplace", XDPDrop)
+	replaces.Type, replaces.AttachTarget, replaces.AttachTo = ebpf.Extension, target, "ldt_target"
+	prog, err := ebpf.NewProgram(replaces)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, ebpf.ErrNotSupported) {
+		t.Skip("this kernel refuses freplace: runs in the kernel matrix")
+	}
+	if err != nil {
+		t.Fatalf("load a program that replaces a function: %v", err)
+	}
+	prog.Close()
 }
 
 // HasHook tells whether this kernel has a hook, as [Has] does for features.

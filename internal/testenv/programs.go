@@ -10,9 +10,11 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/code"
 )
 
 // The verdicts of XDP programs.
@@ -154,6 +156,31 @@ func Load(t testing.TB, spec *ebpf.ProgramSpec) *ebpf.Program {
 	}
 	t.Cleanup(func() { prog.Close() })
 	return prog
+}
+
+// Typed gives the function of an XDP program the type that libxdp's dispatcher wants of its components.
+func Typed(name string, insns asm.Instructions) asm.Instructions {
+	insns = slices.Clone(insns)
+	insns[0] = btf.WithFuncMetadata(insns[0], code.Function(name)).WithSymbol(name)
+	return insns
+}
+
+// Maps opens the maps of a program; the caller closes them.
+func Maps(t testing.TB, prog *ebpf.Program) (maps []*ebpf.Map) {
+	t.Helper()
+	info, err := prog.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		maps = append(maps, m)
+	}
+	return maps
 }
 
 func newMap(t testing.TB, spec *ebpf.MapSpec) *ebpf.Map {

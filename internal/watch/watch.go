@@ -248,13 +248,8 @@ func (w *watcher) isThere(c *hook.Chain) bool {
 		return false
 	}
 	defer ns.Close()
-	return netnsOf(ns.ID()) == netnsOf(c.NetNS) && ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		_, err = conn.DeviceByIndex(c.Ifindex)
+	return netnsOf(ns.ID()) == netnsOf(c.NetNS) && rtnl.In(ns, func(conn *rtnl.Conn) error {
+		_, err := conn.DeviceByIndex(c.Ifindex)
 		return err
 	}) == nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/code"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
@@ -200,13 +201,7 @@ func TestVersion(t *testing.T) {
 
 // withTypes gives a program the type of a function of XDP.
 func withTypes(spec *ebpf.ProgramSpec, name string) {
-	spec.Instructions[0] = btf.WithFuncMetadata(spec.Instructions[0], &btf.Func{
-		Name: name, Linkage: btf.GlobalFunc,
-		Type: &btf.FuncProto{
-			Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed},
-			Params: []btf.FuncParam{{Name: "ctx", Type: &btf.Pointer{Target: &btf.Struct{Name: "xdp_md"}}}},
-		},
-	})
+	spec.Instructions[0] = btf.WithFuncMetadata(spec.Instructions[0], code.Function(name))
 }
 
 // attach attaches a program by netlink.
@@ -224,12 +219,7 @@ func (b *bench) mapNames(t *testing.T) (names []string) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(b.read(t).Members[0].Program.ID))
 	qt.Assert(t, qt.IsNil(err))
 	defer prog.Close()
-	info, err := prog.Info()
-	qt.Assert(t, qt.IsNil(err))
-	ids, _ := info.MapIDs()
-	for _, id := range ids {
-		m, err := ebpf.NewMapFromID(id)
-		qt.Assert(t, qt.IsNil(err))
+	for _, m := range testenv.Maps(t, prog) {
 		info, err := m.Info()
 		m.Close()
 		qt.Assert(t, qt.IsNil(err))

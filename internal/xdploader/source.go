@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/code"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
@@ -74,17 +75,10 @@ func (o *object) alone(ifindex int) (*ebpf.Program, error) {
 // Some kernels forbid it, some have no trampolines on their architecture.
 func replacesFunctions() error {
 	const name = "xdp_pass"
-	ctx := &btf.Pointer{Target: &btf.Struct{Name: "xdp_md"}}
-	number := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
-	function := &btf.Func{
-		Name:    name,
-		Linkage: btf.GlobalFunc,
-		Type:    &btf.FuncProto{Return: number, Params: []btf.FuncParam{{Name: "ctx", Type: ctx}}},
-	}
 	spec := &ebpf.ProgramSpec{
 		Name: name, Type: ebpf.XDP, License: "GPL",
 		Instructions: asm.Instructions{
-			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), function).WithSymbol(name),
+			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), code.Function(name)).WithSymbol(name),
 			asm.Return(),
 		},
 	}

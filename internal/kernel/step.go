@@ -1,4 +1,4 @@
-package state
+package kernel
 
 // OnStep, when set, is called before every step that others can see. Tests
 // set it to die there; nothing else does.

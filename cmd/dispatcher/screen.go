@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// A screen is where blocks go that are shown again and again: in place on a
+// terminal, one after the other elsewhere.
+type screen struct {
+	a        *app
+	terminal *os.File // nil when it is none
+	lines    int      // that the block before has there
+}
+
+const (
+	cursorOff = "\x1b[?25l"
+	cursorOn  = "\x1b[?25h"
+	wrapOff   = "\x1b[?7l" // a line that is too long is cut by the terminal
+	wrapOn    = "\x1b[?7h"
+	clearDown = "\x1b[J"
+)
+
+func (a *app) screen() *screen {
+	s := &screen{a: a}
+	if f, ok := a.stdout.(*os.File); ok && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd())) {
+		s.terminal = f
+	}
+	return s
+}
+
+// show writes a block with the time above it.
+func (s *screen) show(now time.Time, block string) error {
+	text := now.Local().Format("15:04:05") + "\n" + block
+	if s.terminal == nil {
+		return s.a.print(text + "\n")
+	}
+	lines := strings.SplitAfter(strings.TrimSuffix(text, "\n"), "\n")
+	lines[len(lines)-1] += "\n"
+	if _, height, err := term.GetSize(int(s.terminal.Fd())); err == nil && height > 2 && len(lines) >= height {
+		left := len(lines) - (height - 2)
+		lines = append(lines[:height-2:height-2], fmt.Sprintf("... and %d more lines: name a hook and a device to see less\n", left))
+	}
+	up := ""
+	if s.lines > 0 {
+		up = fmt.Sprintf("\x1b[%dA", s.lines)
+	}
+	s.lines = len(lines)
+	return s.a.print(cursorOff + wrapOff + up + "\r" + clearDown + strings.Join(lines, "") + wrapOn)
+}
+
+// restore leaves the terminal as it was found.
+func (s *screen) restore() {
+	if s.terminal != nil && s.lines > 0 {
+		_ = s.a.print(cursorOn)
+	}
+}

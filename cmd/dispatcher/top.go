@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+func (a *app) topCommand() *cobra.Command {
+	o := dispatcher.MeasureOptions{Interval: time.Second}
+	var count int
+	cmd := &cobra.Command{
+		Use:   "top [HOOK|FAMILY [TARGET]]",
+		Short: "Show how often programs run, what they say, and how long they take",
+		Long: `Show how often each program runs, how long it takes, and on an xdp chain what it
+says, for all hooks that "list" shows, or for one HOOK, or for one device or
+cgroup: on a terminal always in the same place, elsewhere one block after the
+other, until Ctrl-C. With -o json it takes one sample, unless --count says more.
+
+An xdp chain gets a dispatcher that counts while it is watched, and its plain one
+again afterwards; when this command is killed the kernel ends the counting.
+Nothing is attached or detached for that, and no packet passes unfiltered.
+NS/PACKET includes the clock's own time, which is in the line above, and the call.
+
+All other programs are measured by the kernel's run statistics, which do not tell
+verdicts, and which are on for all programs of the machine meanwhile. A program
+that is attached several times has the same numbers everywhere.`,
+		Example: `  dispatcher top
+  dispatcher top xdp eth0
+  dispatcher top tcx --interval 5s
+  dispatcher top xdp eth0 -j | jq '.hooks[0].members[] | {name, counts}'`,
+		Args:              words(1, "[HOOK]", "[TARGET]"),
+		ValidArgsFunction: completeArgs(1, offerListed, a.offerTargets),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("count") && a.format == formatJSON {
+				count = 1
+			}
+			return a.top(cmd.Context(), withoutDev(args, 1), o, count)
+		},
+	}
+	flags := cmd.Flags()
+	flags.DurationVar(&o.Interval, "interval", o.Interval, "take a sample every `D`, as 200ms or 5s")
+	flags.IntVar(&count, "count", 0, "end after `N` samples (default: with -o json 1, else none)")
+	return cmd
+}
+
+// top prints samples until ctx ends, which is how it is meant to end.
+func (a *app) top(ctx context.Context, args []string, o dispatcher.MeasureOptions, count int) error {
+	switch {
+	case o.Interval < 10*time.Millisecond:
+		return usage("", "--interval %v: at least 10ms", o.Interval)
+	case count < 0:
+		return usage("", "--count %d: how many samples to take, 1 or more", count)
+	}
+	only, err := a.toMeasure(ctx, args, &o)
+	if err != nil {
+		return err
+	}
+	signal.Ignore(syscall.SIGPIPE) // a write says so
+	// A terminal that is closed ends it in an orderly way, too.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
+	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	screen := a.screen()
+	defer screen.restore()
+	taken := 0
+	for samples, err := range dispatcher.Measure(ctx, o) {
+		if err != nil {
+			return err
+		}
+		err = a.printSamples(screen, only.filter(samples))
+		if err != nil && !errors.Is(err, syscall.EPIPE) { // that is when nobody listens any more
+			return err
+		}
+		if taken++; taken == count || err != nil {
+			cancel() // and no return: an error at the end shall be told
+		}
+	}
+	return nil
+}
+
+// measured chooses among the samples of several hooks those of one target.
+type measured struct {
+	on *onTarget // nil: all
+}
+
+func (m measured) filter(samples []dispatcher.Sample) []dispatcher.Sample {
+	if m.on == nil {
+		return samples
+	}
+	var left []dispatcher.Sample
+	for _, s := range samples {
+		c := &s.Chain
+		if m.on.is(&dispatcher.EventPlace{NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}) {
+			left = append(left, s)
+		}
+	}
+	return left
+}
+
+// toMeasure completes the options with what args name.
+func (a *app) toMeasure(ctx context.Context, args []string, o *dispatcher.MeasureOptions) (only measured, err error) {
+	o.NetNS, o.BPFFS = a.netns, a.bpffs
+	if len(args) == 0 {
+		return only, nil
+	}
+	if o.Hooks, err = parseHooks(args[0]); err != nil {
+		return only, err
+	}
+	h := o.Hooks[0]
+	switch {
+	case h.OnCgroup() && a.netns != "":
+		return only, usage("leave -n out", "a cgroup is in no network namespace")
+	case len(args) < 2:
+	case len(o.Hooks) == 1 && !isShown(h):
+		t := dispatcher.On(h, args[1]).In(a.netns)
+		o.Target = &t
+	default:
+		if only.on, err = a.onTarget(ctx, h, args[1]); err == nil && h.OnDevice() && o.NetNS == "" {
+			o.NetNS = "/proc/self/ns/net" // empty would be all
+		}
+	}
+	return only, err
+}
+
+// printSamples writes the samples of one moment.
+func (a *app) printSamples(screen *screen, samples []dispatcher.Sample) error {
+	now := time.Now()
+	if len(samples) > 0 {
+		now = samples[len(samples)-1].Time
+	}
+	if a.format == formatJSON {
+		return a.printJSON(describeSamples(samples, now))
+	}
+	var b strings.Builder
+	for i := range samples {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		a.sample(&b, &samples[i])
+	}
+	if len(samples) == 0 {
+		b.WriteString("nothing is attached\n")
+	}
+	return screen.show(now, b.String())
+}
+
+// sample writes the block of one hook.
+func (a *app) sample(b *strings.Builder, s *dispatcher.Sample) {
+	c := &s.Chain
+	parts := []string{}
+	if at := where(c); at != "" {
+		parts = append(parts, at)
+	}
+	if netns := netnsPart(c, false); netns != "" {
+		parts = append(parts, netns)
+	}
+	unit := "packet"
+	if !seesPackets(c.Hook) {
+		unit = "run"
+	}
+	if s.Whole.Known {
+		parts = append(parts, fmt.Sprintf("%s packets/s", perSecond(s.Whole.Runs, s.Elapsed)))
+		if s.Method == dispatcher.MethodKernel && c.Style == hook.StyleLibxdp {
+			parts = append(parts, fmt.Sprintf("%s ns/packet", perRun(s.Whole)))
+		}
+	}
+	switch s.Method {
+	case dispatcher.MethodChain:
+		parts = append(parts, fmt.Sprintf("counted, clock %d ns", s.Clock.Nanoseconds()))
+	case dispatcher.MethodKernel:
+		parts = append(parts, "by the kernel's statistics, which know no verdicts")
+	}
+	b.WriteString(strings.Join(parts, "  ") + "\n")
+	if s.Interrupted {
+		b.WriteString("  " + a.paint(a.stdout, "changed meanwhile: not all of this interval was counted", yellow) + "\n")
+	}
+	if s.Err != nil {
+		b.WriteString("  " + a.paint(a.stdout, "cannot be measured: "+oneLine(s.Err.Error()), red) + "\n")
+	}
+	if len(c.Members) == 0 {
+		if s.Err == nil {
+			b.WriteString("  nothing is attached\n")
+		}
+		return
+	}
+	per := strings.ToUpper(unit)
+	rows := [][]cell{heads("PRIO", "NAME", "PROGRAM", "ID", per+"S/S", "NS/"+per, "STATE")}
+	if s.Method == dispatcher.MethodChain {
+		rows[0] = append(rows[0], cell{text: "VERDICTS"})
+	}
+	for i := range c.Members {
+		m, n := &c.Members[i], s.Entries[i]
+		row := []cell{
+			priorityCell(m), {text: orDash(m.Name)}, {text: orDash(m.Program.Name)}, number(m.Program.ID),
+			{text: "-"}, {text: "-"}, stateCell(m),
+		}
+		if n.Known {
+			row[4].text, row[5].text = perSecond(n.Runs, s.Elapsed), perRun(n)
+		}
+		if s.Method == dispatcher.MethodChain {
+			row = append(row, cell{text: orDash(shares(n))})
+		}
+		rows = append(rows, row)
+	}
+	alignRight(rows, 4, 5)
+	a.table(b, "  ", rows)
+}
+
+// seesPackets tells whether each run of a program on the hook is about a packet.
+func seesPackets(h hook.Hook) bool {
+	return h.OnDevice() || h == hook.CgroupSKBIngress || h == hook.CgroupSKBEgress || h == hook.Netfilter
+}
+
+// alignRight pads the texts of columns, so that numbers are below each other.
+func alignRight(rows [][]cell, columns ...int) {
+	for _, i := range columns {
+		width := 0
+		for _, r := range rows {
+			width = max(width, len(r[i].text))
+		}
+		for _, r := range rows {
+			r[i].text = strings.Repeat(" ", width-len(r[i].text)) + r[i].text
+		}
+	}
+}
+
+// perSecond is a rate in words: by what was measured, never by the interval that
+// was asked for.
+func perSecond(n uint64, elapsed time.Duration) string {
+	rate := ratePerSecond(n, elapsed)
+	if rate > 0 && rate < 10 {
+		return fmt.Sprintf("%.1f", rate)
+	}
+	return thousands(uint64(rate + 0.5))
+}
+
+func ratePerSecond(n uint64, elapsed time.Duration) float64 {
+	if elapsed <= 0 {
+		return 0
+	}
+	return float64(n) / elapsed.Seconds()
+}
+
+func perRun(c dispatcher.Counts) string {
+	if c.Runs == 0 {
+		return "-"
+	}
+	return thousands(uint64(c.PerRun().Nanoseconds()))
+}
+
+// thousands writes 1234567 as 1,234,567.
+func thousands(n uint64) string {
+	digits := fmt.Sprint(n)
+	var b strings.Builder
+	for i, d := range digits {
+		if i > 0 && (len(digits)-i)%3 == 0 {
+			b.WriteByte(',')
+		}
+		b.WriteRune(d)
+	}
+	return b.String()
+}
+
+// shares are the verdicts, the most frequent ones of a chain's first, and how many
+// packets met nobody.
+func shares(c dispatcher.Counts) string {
+	var words []string
+	add := func(what string, n uint64) {
+		if n > 0 {
+			words = append(words, what+" "+percent(n, c.Runs+c.Empty))
+		}
+	}
+	for _, v := range []hook.Verdict{hook.Pass, hook.Drop, hook.TX, hook.Redirect, hook.Aborted} {
+		add(v.String(), c.Verdicts[v])
+	}
+	add("other", c.Other)
+	add("empty", c.Empty)
+	return strings.Join(words, ", ")
+}
+
+func percent(n, of uint64) string {
+	switch share := 100 * float64(n) / float64(of); {
+	case n == of:
+		return "100%"
+	case share < 0.1:
+		return "<0.1%"
+	case share > 99.9:
+		return ">99.9%"
+	default:
+		return fmt.Sprintf("%.1f%%", share)
+	}
+}

@@ -1,0 +1,61 @@
+// Package code writes the instructions of dispatchers.
+package code
+
+import (
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+)
+
+// A Writer puts instructions one after the other.
+type Writer struct {
+	Insns asm.Instructions
+	// Lines gives each function a line, its name, if it has none. Where one function
+	// has lines all must have (check_btf_line, kernel/bpf/verifier.c).
+	Lines bool
+
+	pending string    // label of the next instruction
+	fn      *btf.Func // function that begins at the next instruction
+}
+
+// Emit adds instructions.
+func (w *Writer) Emit(insns ...asm.Instruction) {
+	for _, ins := range insns {
+		if w.pending != "" {
+			ins = ins.WithSymbol(w.pending)
+		}
+		if w.fn != nil {
+			ins = btf.WithFuncMetadata(ins, w.fn)
+			if w.Lines && ins.Source() == nil {
+				ins = ins.WithSource(asm.Comment(w.fn.Name))
+			}
+		}
+		w.pending, w.fn = "", nil
+		w.Insns = append(w.Insns, ins)
+	}
+}
+
+// Label names the next instruction.
+func (w *Writer) Label(name string) { w.pending = name }
+
+// Begin begins a Function with the next instruction.
+func (w *Writer) Begin(name string) { w.BeginAs(name, name) }
+
+// BeginAs is Begin for a Function that has another name for people.
+func (w *Writer) BeginAs(label, name string) { w.pending, w.fn = label, Function(name) }
+
+// Function is the type of a function of XDP that the verifier looks at by itself,
+// so that it can be replaced: a global one.
+func Function(name string) *btf.Func {
+	return &btf.Func{Name: name, Type: function, Linkage: btf.GlobalFunc}
+}
+
+// The kernel knows a context by the name of its type (btf_get_prog_ctx_type), and
+// compares no more than that with a component's (btf_check_func_type_match), so an
+// empty struct of that name will do.
+var function = &btf.FuncProto{
+	Return: Int,
+	Params: []btf.FuncParam{{Name: "ctx", Type: &btf.Pointer{Target: &btf.Struct{Name: "xdp_md"}}}},
+}
+
+// Int is the type int of C.
+var Int = &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}

@@ -1,0 +1,50 @@
+package measure
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
+
+// runStats are the kernel's run statistics (BPF_ENABLE_STATS, Linux 5.8): for all
+// programs of the machine, for as long as anybody has them enabled. The
+// descriptor ends with the process, however that ends.
+type runStats struct{ enabled io.Closer }
+
+func (r *runStats) enable() error {
+	if r.enabled != nil {
+		return nil
+	}
+	closer, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	if err != nil {
+		return fmt.Errorf("run statistics: %w", kernel.Errno("enable", err))
+	}
+	r.enabled = closer
+	return nil
+}
+
+func (r *runStats) close() error {
+	if r.enabled == nil {
+		return nil
+	}
+	return r.enabled.Close()
+}
+
+// runsOf reads the statistics of a program; false when it is gone.
+func runsOf(id uint32) (Counts, bool) {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return Counts{}, false
+	}
+	defer prog.Close()
+	stats, err := prog.Stats()
+	if err != nil {
+		return Counts{}, false
+	}
+	return Counts{Known: true, Runs: stats.RunCount, Time: time.Duration(stats.Runtime)}, true
+}
