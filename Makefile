@@ -93,6 +93,31 @@ test-here: have-go
 	@echo 'all tests:'
 	@go test $(TESTEXEC) -count=1 -timeout 15m ./...
 
+# Of make bench: the sections, comma-separated; empty: all.
+ONLY ?=
+
+## bench: measure everything against what else there is: tables, bin/bench.json; ONLY=packet,control: those sections
+.PHONY: bench
+bench: build matrix bench-tool
+	@scripts/need ip:iproute2 $(VM_NEEDS)
+	@scripts/need bpftool:bpftool || echo 'going on without: there are no figures of bpftool'
+	@scripts/as-root bin/bench $(if $(ONLY),-only '$(ONLY)')
+
+## bench-doc: write docs/performance.md from the last make bench
+.PHONY: bench-doc
+bench-doc: bench-tool
+	@bin/bench doc
+
+## bench-check: fail if chains have become more costly: instructions, counted in a virtual machine, and ratios of times
+.PHONY: bench-check
+bench-check: matrix bench-tool
+	@scripts/need $(VM_NEEDS)
+	@scripts/as-root bin/bench check
+
+.PHONY: bench-tool
+bench-tool: have-go
+	@go build -trimpath -buildvcs=false -o bin/bench ./internal/bench
+
 ## lint: gofmt, go vet, staticcheck, govulncheck, go mod tidy
 .PHONY: lint
 lint: have-go

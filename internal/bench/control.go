@@ -44,7 +44,7 @@ func controlSection(b *bench, s *Section) {
 		"ip and bpftool attach by netlink: nobody owns what they attach, and there is room for one program.",
 	}
 	p := newPlayground(b)
-	t := s.table(Table{Name: "operations", Title: "One member on one device", Unit: "µs", Labels: operations})
+	t := s.table(Table{Name: "operations", Title: "One member on one device", Unit: "ms", Labels: operations})
 	samples := map[string]map[string][]float64{}
 	contenders := p.contenders()
 	rounds := b.rounds(controlRounds)
@@ -56,7 +56,7 @@ func controlSection(b *bench, s *Section) {
 			}
 			for _, op := range operations {
 				if fn := c.do[op]; fn != nil {
-					samples[c.name][op] = append(samples[c.name][op], microseconds(elapsed(fn)))
+					samples[c.name][op] = append(samples[c.name][op], milliseconds(elapsed(fn)))
 				}
 			}
 			if c.after != nil {
@@ -71,10 +71,10 @@ func controlSection(b *bench, s *Section) {
 			}
 		}
 	}
-	p.growingChain(s.table(Table{Name: "chain", Title: "A chain that grows, in the library", Unit: "µs", Axis: "members before", Plot: true}))
+	p.growingChain(s.table(Table{Name: "chain", Title: "A chain that grows, in the library", Unit: "ms", Axis: "members before", Plot: true}))
 }
 
-func microseconds(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // A playground is a device, a bpffs, and two programs to put on it.
 type playground struct {
@@ -172,10 +172,13 @@ func (p *playground) rawCalls() contender {
 			prog.Close()
 		},
 		"list": func() {
-			for it := new(link.Iterator); it.Next(); {
-				_, err := it.Take().Info()
+			it := new(link.Iterator)
+			defer it.Close()
+			for it.Next() {
+				_, err := it.Link.Info()
 				p.must(err)
 			}
+			p.must(it.Err())
 		},
 		"detach": func() { l.Close() },
 	}}
@@ -255,7 +258,7 @@ func (p *playground) growingChain(t *Table) {
 				if samples[s.name] == nil {
 					samples[s.name] = map[int][]float64{}
 				}
-				samples[s.name][n] = append(samples[s.name][n], microseconds(took))
+				samples[s.name][n] = append(samples[s.name][n], milliseconds(took))
 			}
 			l.Close()
 			if n < hook.MaxMembers-1 {

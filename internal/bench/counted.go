@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,9 @@ import (
 
 // countedKernel is where instructions are counted.
 const countedKernel = "7.2"
+
+// countedWords have its kernel take the clock for what it is, one tick an instruction, and not measure it.
+const countedWords = "tsc_early_khz=1000000 tsc=reliable"
 
 // instructionsSection has instructions counted, in a virtual machine whose clock goes by them.
 func instructionsSection(b *bench, s *Section) {
@@ -45,7 +49,7 @@ func countedReport(ctx context.Context, matrix string) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, matrix, "run", "-quiet", "-kernel", countedKernel, "-counted", "-xdp-tools", "sid",
+	cmd := exec.CommandContext(ctx, matrix, "run", "-quiet", "-kernel", countedKernel, "-counted", "-append", countedWords, "-xdp-tools", "sid",
 		"-file", self+":/root/bench", "--", "/root/bench", "-only", "counted", "-json", "-")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	var stdout, stderr bytes.Buffer
@@ -70,22 +74,22 @@ func countedSection(b *bench, s *Section) {
 		w := newWorkshop(b.scope)
 		t := s.table(Table{Name: kind, Title: kindTitle(kind), Unit: "instructions", Axis: "members", Plot: true})
 		onOneCPU(b.scope, func() {
-			one := clockPerInstruction(w)
-			base := typical(w.scope, w.alone(kind, 0, 1)) / one
+			m := newMeter(w)
+			base := m.count(w.alone(kind, 0, 1))
 			for _, c := range subjects(w, kind) {
-				t.put(c.row, c.n, exactly(whole(typical(w.scope, c.prog)/one-base)))
+				t.put(c.row, c.n, exactly(whole(m.count(c.prog)-base)))
 			}
-			s.Notes = append(s.Notes, fmt.Sprintf("%s: a test run of one alone executes %.0f instructions, of %.3f ns each.", kindTitle(kind), base, one))
+			s.Notes = append(s.Notes, fmt.Sprintf("%s: a test run of one alone executes %.0f instructions.", kindTitle(kind), base))
 			for _, n := range merges {
 				if n > libxdp.MaxMembers {
 					continue
 				}
 				w.behindLibxdp(kind, n, func(prog *ebpf.Program) {
-					t.put("libxdp's protocol, from here", n, exactly(whole(typical(w.scope, prog)/one-base)))
+					t.put("libxdp's protocol, from here", n, exactly(whole(m.count(prog)-base)))
 				})
 				if loader != "" {
 					w.behindLoader(loader, kind, n, func(prog *ebpf.Program) {
-						t.put("libxdp", n, exactly(whole(typical(w.scope, prog)/one-base)))
+						t.put("libxdp", n, exactly(whole(m.count(prog)-base)))
 					})
 				}
 			}
@@ -93,39 +97,62 @@ func countedSection(b *bench, s *Section) {
 	}
 }
 
-func whole(v float64) float64 { return float64(int(v + 0.5)) }
+func whole(v float64) float64 { return math.Round(v) + 0 } // and not -0
 
-// typical is what most runs of a program take. It is the kernel's own figure: what is around the runs is not in
-// it. A tick of the timer is in few of the samples.
-func typical(t *scope, prog *ebpf.Program) float64 {
-	const samples, repeat = 9, 500
-	var all []float64
-	for range samples {
-		_, took, err := prog.Benchmark(packet(), repeat, nil)
-		t.must(err)
-		all = append(all, float64(took))
-	}
-	return statOf(all).Median
+// A meter counts the instructions of a program. The kernel corrects its clock now and then, by up to 2 %, so each
+// sample is held against a program of known length that runs before and after it, and takes the same both times.
+type meter struct {
+	*workshop
+	line   *ebpf.Program
+	length float64 // instructions of a run of the line
 }
 
-// clockPerInstruction is what the clock makes of an instruction.
-func clockPerInstruction(w *workshop) float64 {
-	const many = 20_000 // the kernel's figure has no fractions
+// lineLength is so long that the kernel's figure is exact enough without fractions.
+const lineLength = 3000
+
+func newMeter(w *workshop) *meter {
 	line := func(n int) *ebpf.Program {
 		code := asm.Instructions{asm.Mov.Imm(asm.R0, int32(hook.Pass))}
 		for range n {
-			code = append(code, asm.Mov.Reg(asm.R2, asm.R1))
+			code = append(code, asm.Mov.Reg(asm.R2, asm.R1)) // one, compiled
 		}
 		return w.load(&ebpf.ProgramSpec{
 			Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "Dual BSD/GPL", Instructions: append(code, asm.Return()),
 		}, nil)
 	}
-	return (typical(w.scope, line(many)) - typical(w.scope, line(0))) / many
+	m := &meter{workshop: w, line: line(lineLength), length: 1}
+	none := m.count(line(0)) // as a part of the line, for now
+	m.length = lineLength / (1 - none)
+	return m
+}
+
+// count returns how many instructions a run of the program executes, the test run's own included.
+func (m *meter) count(prog *ebpf.Program) float64 {
+	const samples, tries = 3, 100
+	const short = 100_000 // ns, lest a tick of the timer come in
+	took := func(prog *ebpf.Program, repeat int) float64 {
+		_, took, err := prog.Benchmark(packet(), repeat, nil)
+		m.must(err)
+		return float64(took)
+	}
+	repeat := min(max(int(short/(took(prog, 100)+1)), 25), 1000)
+	var all []float64
+	for range tries {
+		before, sample, after := took(m.line, short/lineLength), took(prog, repeat), took(m.line, short/lineLength)
+		if before == after {
+			all = append(all, sample/before*m.length)
+		}
+		if len(all) == samples {
+			return statOf(all).Median
+		}
+	}
+	m.Fatal("the machine's clock does not go evenly")
+	return 0
 }
 
 // behindLibxdp has the members put behind a dispatcher of libxdp's protocol by package libxdp.
 func (w *workshop) behindLibxdp(kind string, n int, measure func(*ebpf.Program)) {
-	w.apart(func(t *scope) {
+	w.must(within(w.ctx, func(t *scope) {
 		pair, bpffs := testenv.NewPair(t), testenv.BPFFS(t)
 		var sources []libxdp.Source
 		for range n {
@@ -141,7 +168,7 @@ func (w *workshop) behindLibxdp(kind string, n int, measure func(*ebpf.Program))
 		defer prog.Close()
 		measure(prog)
 		t.must(libxdp.Remove(t.ctx, bpffs, pair.ServerIfindex, ebpf.ProgramID(chain.Dispatcher.ID)))
-	})
+	}))
 }
 
 // xdpLoader is libxdp's own command, empty where there is none.
@@ -158,7 +185,7 @@ func xdpLoader() string {
 
 // behindLoader has the members put behind libxdp's own dispatcher by xdp-loader.
 func (w *workshop) behindLoader(loader, kind string, n int, measure func(*ebpf.Program)) {
-	w.apart(func(t *scope) {
+	w.must(within(w.ctx, func(t *scope) {
 		pair, bpffs := testenv.NewPair(t), testenv.BPFFS(t)
 		object := filepath.Join(t.TempDir(), "members.o")
 		t.must(os.WriteFile(object, _MembersBytes, 0o600))
@@ -180,7 +207,7 @@ func (w *workshop) behindLoader(loader, kind string, n int, measure func(*ebpf.P
 		defer prog.Close()
 		measure(prog)
 		call("unload", "--all", pair.ServerDev)
-	})
+	}))
 }
 
 // onDevice opens the XDP program of the server's device.
@@ -195,6 +222,3 @@ func onDevice(t *scope, pair *testenv.Pair) *ebpf.Program {
 	t.must(err)
 	return prog
 }
-
-// apart runs fn in a scope of its own.
-func (s *scope) apart(fn func(t *scope)) { s.must(within(s.ctx, fn)) }

@@ -36,6 +36,7 @@ var sections = []struct {
 	{"packet", packetSection, ""},
 	{"wire", wireSection, ""},
 	{"control", controlSection, ""},
+	{"scale", scaleSection, ""},
 	{"load", loadSection, ""},
 	{"weight", weightSection, ""},
 	{"instructions", instructionsSection, ""},
@@ -59,6 +60,17 @@ func (b *bench) rounds(n int) int {
 		return max(n/6, 3)
 	}
 	return n
+}
+
+// apart runs fn in a scope of its own.
+func (b *bench) apart(fn func(b *bench)) {
+	inner := *b
+	err := within(b.ctx, func(t *scope) {
+		inner.scope = t
+		fn(&inner)
+	})
+	b.shown = inner.shown
+	b.must(err)
 }
 
 // progress shows what is being done, in one line of a terminal.

@@ -157,6 +157,7 @@ func (r *runner) run(prog *ebpf.Program, repeat int) time.Duration {
 	begin := cpuTime()
 	verdict, err := prog.Run(&ebpf.RunOptions{
 		Data: r.data, Repeat: uint32(repeat),
+		//lint:ignore SA1019 what is recommended in its place is for whole benchmarks
 		Reset: func() { begin = cpuTime() }, // a signal came in, and it begins again
 	})
 	took := cpuTime() - begin

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -22,8 +23,8 @@ const weightRounds = 30
 func weightSection(b *bench, s *Section) {
 	s.Title = "Weight"
 	s.About = []string{
-		"A process is timed from fork to exit, and its memory is the most that was resident (ru_maxrss). A C program that does nothing " +
-			"shows what a process costs by itself.",
+		"A process is timed from fork to exit, and its memory is the most that was resident (VmHWM, when it ends). A C program that " +
+			"does nothing, true, shows what a process costs by itself.",
 		"Kernel memory is what the kernel says of a program and its maps (memlock in /proc/self/fdinfo): the dispatcher with its code, " +
 			"its description, and a slot for each member; the members' own programs come on top with or without a chain. It allocates the code of programs " +
 			"from pages that it shares among them, and says the size in whole pages here.",
@@ -60,7 +61,6 @@ func (p *playground) processes(s *Section) {
 	}
 	defer p.attach(p.one, dispatcher.Options{}).Close()
 	samples := make([][]float64, len(calls))
-	memory := make([][]float64, len(calls))
 	for range p.rounds(weightRounds) {
 		p.progress("processes")
 		for i, call := range calls {
@@ -72,8 +72,7 @@ func (p *playground) processes(s *Section) {
 					p.Fatalf("%v: %v\n%s", call, err, &out)
 				}
 			})
-			samples[i] = append(samples[i], microseconds(took)/1000)
-			memory[i] = append(memory[i], float64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)/1024)
+			samples[i] = append(samples[i], milliseconds(took))
 		}
 	}
 	t := s.table(Table{Name: "process", Title: "A process", Unit: "ms and MB", Labels: []string{"ms", "resident, MB"}})
@@ -83,7 +82,45 @@ func (p *playground) processes(s *Section) {
 			name = strings.ReplaceAll(name, cut[0], cut[1])
 		}
 		t.put(name, 0, statOf(samples[i]))
-		t.put(name, 1, statOf(memory[i]))
+		t.put(name, 1, exactly(peak(p.scope, call)))
+	}
+}
+
+// peak is the most memory that a process had resident, in MB. It is looked up when the process is about to end:
+// what wait4 says has the memory of whoever started it in it.
+func peak(t *scope, call []string) float64 {
+	runtime.LockOSThread() // the tracer is a thread
+	defer runtime.UnlockOSThread()
+	cmd := exec.Command(call[0], call[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	t.must(cmd.Start())
+	pid := cmd.Process.Pid
+	defer cmd.Process.Release()
+	var status unix.WaitStatus
+	_, err := unix.Wait4(pid, &status, 0, nil) // it begins
+	t.must(err)
+	t.must(unix.PtraceSetOptions(pid, unix.PTRACE_O_TRACEEXIT|unix.PTRACE_O_EXITKILL))
+	most := 0.0
+	for signal := 0; ; {
+		t.must(unix.PtraceCont(pid, signal))
+		_, err := unix.Wait4(pid, &status, 0, nil)
+		t.must(err)
+		signal = 0
+		switch {
+		case status.Exited() || status.Signaled():
+			return most
+		case status.TrapCause() == unix.PTRACE_EVENT_EXIT:
+			content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+			t.must(err)
+			for line := range strings.Lines(string(content)) {
+				if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+					fmt.Sscan(value, &most)
+					most /= 1024
+				}
+			}
+		case status.StopSignal() != unix.SIGTRAP:
+			signal = int(status.StopSignal())
+		}
 	}
 }
 
