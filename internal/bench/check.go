@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -18,8 +19,8 @@ var expectedJSON []byte
 // expected is what may not become more.
 type expected struct {
 	// Instructions beyond those of one program alone, by kind of member, row and number of members.
-	Instructions map[string]map[string]map[int]float64 `json:"instructions"`
-	Ratios       []ratioBound                          `json:"ratios"`
+	Instructions counts       `json:"instructions"`
+	Ratios       []ratioBound `json:"ratios"`
 }
 
 // A ratioBound is for the time of a chain by that of another with as many members. The bound is above what was
@@ -56,12 +57,56 @@ func (b *bench) check(update bool) error {
 		}
 		return os.WriteFile(expectedFile, append(content, '\n'), 0o644)
 	}
-	return errors.Join(compareCounts(want, ownCounts(r)), b.checkRatios(want.Ratios))
+	got := ownCounts(r)
+	if grown, _ := compareCounts(want, got); len(grown) > 0 {
+		// Once more, lest it was the timer of the machine.
+		b.progress("again")
+		r, err := countedReport(b.ctx, b.matrix)
+		b.clear()
+		if err != nil {
+			return err
+		}
+		keepLess(got, ownCounts(r))
+	}
+	grown, less := compareCounts(want, got)
+	fmt.Printf("instructions of %d chains: %d have more than expected, %d have less\n", countOf(got), len(grown), less)
+	if less > 0 {
+		fmt.Println("  less is good: have it kept with bench check -update")
+	}
+	if len(grown) > 0 {
+		err = fmt.Errorf("chains have become more costly (if that is meant: bench check -update):\n  %s", strings.Join(grown, "\n  "))
+	}
+	return errors.Join(err, b.checkRatios(want.Ratios))
+}
+
+type counts = map[string]map[string]map[int]float64
+
+func countOf(c counts) int {
+	n := 0
+	for _, rows := range c {
+		for _, columns := range rows {
+			n += len(columns)
+		}
+	}
+	return n
+}
+
+// keepLess takes the lesser ones of two counts.
+func keepLess(counts, others counts) {
+	for kind, rows := range counts {
+		for row, columns := range rows {
+			for n, count := range columns {
+				if other, ok := others[kind][row][n]; ok {
+					columns[n] = min(count, other)
+				}
+			}
+		}
+	}
 }
 
 // ownCounts are the counts of our own rows.
-func ownCounts(r *Report) map[string]map[string]map[int]float64 {
-	counts := map[string]map[string]map[int]float64{}
+func ownCounts(r *Report) counts {
+	counts := counts{}
 	for _, t := range r.Sections[0].Tables {
 		counts[t.Name] = map[string]map[int]float64{}
 		for _, row := range checkedRows {
@@ -81,9 +126,8 @@ func ownCounts(r *Report) map[string]map[string]map[int]float64 {
 // slack is what two runs may differ by: the kernel's figures have no fractions, and a tick of the timer may come in.
 func slack(count float64) float64 { return 2 + count/200 }
 
-func compareCounts(want expected, got map[string]map[string]map[int]float64) error {
-	var grown []string
-	compared, less := 0, 0
+// compareCounts says which chains have more than expected, and how many have less.
+func compareCounts(want expected, got counts) (grown []string, less int) {
 	for kind, rows := range want.Instructions {
 		for row, columns := range rows {
 			for n, most := range columns {
@@ -96,18 +140,11 @@ func compareCounts(want expected, got map[string]map[string]map[int]float64) err
 				case count < most-slack(most):
 					less++
 				}
-				compared++
 			}
 		}
 	}
-	fmt.Printf("instructions: %d chains compared, %d with more than expected, %d with less\n", compared, len(grown), less)
-	if len(grown) > 0 {
-		return fmt.Errorf("chains have become more costly (if that is meant: bench check -update):\n  %s", strings.Join(grown, "\n  "))
-	}
-	if less > 0 {
-		fmt.Println("  that is good: have it kept with bench check -update")
-	}
-	return nil
+	slices.Sort(grown)
+	return grown, less
 }
 
 // checkRatios measures times, in turns, and compares the medians of the ratios.

@@ -7,19 +7,25 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 )
 
 // writeDoc writes docs/performance.md, and its plots, from a report.
 func writeDoc(report *Report, folder string) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Performance\n\n")
-	fmt.Fprintf(&b, "<!-- Written by \"make bench DOC=1\" from one run; what is around the figures is in internal/bench. -->\n\n")
-	fmt.Fprintf(&b, "All figures are from one run of `make bench`, %s, on Linux %s, %d x %s, %s. They are medians; ± is half the distance "+
+	fmt.Fprintf(&b, "<!-- Written by \"make bench-doc\" from the last \"make bench\"; what is around the figures is in internal/bench. -->\n\n")
+	b.WriteString(wrap(fmt.Sprintf("All figures are from one run of `make bench`, %s, on Linux %s, %d x %s, %s. They are medians; ± is half the distance "+
 		"between the quartiles. `bin/bench.json` has the quartiles, the least and the most as well. What is compared takes turns in "+
-		"the same run: trust the ratios, not the nanoseconds of this machine.\n\n",
-		report.Date[:10], report.Machine.Kernel, report.Machine.CPUs, report.Machine.CPU, report.Machine.Go)
+		"the same run: trust the ratios, not the nanoseconds of this machine.",
+		report.Date[:10], report.Machine.Kernel, report.Machine.CPUs, report.Machine.CPU, report.Machine.Go)))
+	if report.Machine.Returns != "" {
+		b.WriteString(wrap("What a function costs depends on what the kernel does at each return, which differs between processors. Here: " +
+			report.Machine.Returns + " (/sys/devices/system/cpu/vulnerabilities). With Safe RET a return is expensive, and what is inlined or " +
+			"tail-called is ahead by more than elsewhere."))
+	}
 	if len(report.Targets) > 0 {
-		fmt.Fprintf(&b, "## Targets\n\n| target | at most | measured | |\n|---|---|---|---|\n")
+		fmt.Fprintf(&b, "## Targets\n\n| ratio | at most | measured | |\n|---|---:|---:|---|\n")
 		for _, t := range report.Targets {
 			met := "met"
 			if !t.Met() {
@@ -36,7 +42,7 @@ func writeDoc(report *Report, folder string) error {
 	for _, s := range report.Sections {
 		fmt.Fprintf(&b, "## %s\n\n", s.Title)
 		for _, p := range s.About {
-			fmt.Fprintf(&b, "%s\n\n", p)
+			b.WriteString(wrap(p))
 		}
 		fmt.Fprintf(&b, "    %s\n\n", s.Command)
 		if s.Name == "packet" {
@@ -64,7 +70,7 @@ func writeDoc(report *Report, folder string) error {
 			}
 		}
 		for _, n := range s.Notes {
-			fmt.Fprintf(&b, "%s\n\n", n)
+			b.WriteString(wrap(n))
 		}
 		if s.Name == "instructions" {
 			b.WriteString(tried)
@@ -84,4 +90,25 @@ func readReport(path string) (*Report, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return r, nil
+}
+
+// wrap makes a paragraph of the text.
+func wrap(text string) string {
+	const width = 120
+	var b strings.Builder
+	column := 0
+	for _, word := range strings.Fields(text) {
+		if n := utf8.RuneCountInString(word); column > 0 && column+1+n > width {
+			b.WriteString("\n" + word)
+			column = n
+		} else {
+			if column > 0 {
+				b.WriteString(" ")
+				column++
+			}
+			b.WriteString(word)
+			column += n
+		}
+	}
+	return b.String() + "\n\n"
 }

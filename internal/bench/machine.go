@@ -15,6 +15,8 @@ type Machine struct {
 	CPU    string `json:"cpu"`
 	CPUs   int    `json:"cpus"`
 	Go     string `json:"go"`
+	// Returns is what the kernel does against guessed returns, which every function pays for.
+	Returns string `json:"returns,omitempty"`
 }
 
 func thisMachine() Machine {
@@ -23,6 +25,13 @@ func thisMachine() Machine {
 	if unix.Uname(&name) == nil {
 		m.Kernel = unix.ByteSliceToString(name.Release[:])
 	}
+	var returns []string
+	for _, flaw := range []string{"spec_rstack_overflow", "retbleed"} {
+		if content, err := os.ReadFile("/sys/devices/system/cpu/vulnerabilities/" + flaw); err == nil {
+			returns = append(returns, flaw+": "+strings.TrimSpace(string(content)))
+		}
+	}
+	m.Returns = strings.Join(returns, "; ")
 	f, err := os.Open("/proc/cpuinfo")
 	if err != nil {
 		return m

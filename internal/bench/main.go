@@ -171,7 +171,7 @@ func run(ctx context.Context, args []string) error {
 		if !slices.Contains(chosen, section.name) {
 			continue
 		}
-		s := &Section{Name: section.name, Command: "bench -only " + section.name}
+		s := &Section{Name: section.name, Command: "make bench ONLY=" + section.name}
 		begin := time.Now()
 		b.section = s.Name
 		err := within(ctx, func(t *scope) {

@@ -23,7 +23,7 @@ var goals = []goal{
 	{"1 sealed member that works, time, to the program alone", "packet", "work", "sealed", []string{alone}, 1, 1, 1.05, ""},
 }
 
-const whySlots = "a slot is entered by a call and a tail call, which counts itself and takes two instructions for arguments that the compiled code does not look at; a function behind libxdp is entered by a call and a jump"
+const whySlots = "a slot is entered by a call and by a tail call, which counts itself; see What was tried"
 
 // judge finds out how far the report is from the targets.
 func (r *Report) judge() {
