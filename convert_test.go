@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -214,6 +215,45 @@ func TestConvert(t *testing.T) {
 	s.wantNoDispatchers(t)
 	s.clear(t)
 	s.wantFree(t)
+}
+
+// While a chain changes its style nothing is attached for a moment, and the length
+// of that is told here; without a gap no packet gets through.
+func TestConvertGap(t *testing.T) {
+	testenv.NeedFreplace(t)
+	s := newBusyScene(t)
+	drop := func() dispatcher.Source {
+		return dispatcher.Spec(typed(testenv.DropUDPPortSpec("ldt_drop", port)), dispatcher.LoadOptions{})
+	}
+	link, err := dispatcher.Attach(t.Context(), s.target, drop(), dispatcher.Options{Style: hook.StyleLibxdp, Persistent: true, BPFFS: s.bpffs})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(link.Close()))
+	convert := func(to hook.Style, noGap bool) (through uint64) {
+		t.Helper()
+		flood := s.Flood(t, port, port+1)
+		soon(t, func() bool { _, marker := flood.Marker(); return marker > 0 })
+		before, start := flood.Sent(), time.Now()
+		_, err := dispatcher.Convert(t.Context(), s.target, to, dispatcher.ConvertOptions{
+			NoGap: noGap, BPFFS: s.bpffs, Programs: map[hook.Ref]dispatcher.Source{"ldt_drop": drop()},
+		})
+		took, sent := time.Since(start), flood.Sent()-before
+		qt.Assert(t, qt.IsNil(err))
+		all, through := flood.Stop()
+		gap := time.Duration(float64(took) * float64(through) / float64(max(sent, 1)))
+		t.Logf("to %s, no gap %v: took %v; of %d datagrams %d got through, so that the gap was about %v", to, noGap, took, all, through, gap)
+		return through
+	}
+	for range 3 {
+		convert(hook.StyleOwned, false)
+		convert(hook.StyleLibxdp, false)
+	}
+	qt.Check(t, qt.Equals(convert(hook.StyleOwned, true), 0))
+	s.clear(t)
+	flood := s.Flood(t, port)
+	soon(t, func() bool { return flood.Received() > 0 })
+	flood.Stop()
+	s.wantFree(t)
+	s.wantNoDispatchers(t)
 }
 
 // The maps of a member are those that it had.

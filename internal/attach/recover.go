@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -222,7 +223,7 @@ func (r *recovery) chain(folder string) {
 		f.Target = chain.Home.Target
 	}
 	if r.Reattach && err == nil {
-		err = kernel.Retry(r.ctx, func() error { return r.reattachChain(folder, root, prog, chain) })
+		err = r.reattach(func() error { return r.reattachChain(folder, root, prog, chain) })
 		if err == nil {
 			f.Reattached = true
 		}
@@ -263,6 +264,20 @@ func homeNS(home state.Home) (*kernel.NetNS, error) {
 	return ns, err
 }
 
+// reattach runs fn, again for a while as long as what another recover attached, which
+// died before it was pinned, is not gone: the kernel releases a link some time after
+// its last descriptor.
+func (r *recovery) reattach(fn func() error) error {
+	deadline := time.Now().Add(leaveWait)
+	return kernel.Retry(r.ctx, func() error {
+		err := fn()
+		if errors.Is(err, errTaken) && time.Now().Before(deadline) {
+			err = fmt.Errorf("%w: %w", kernel.ErrAgain, err)
+		}
+		return err
+	})
+}
+
 // reattachChain puts the chain on a device of the old name, with a link of its own.
 func (r *recovery) reattachChain(folder string, root *linkRoot, progID uint32, chain *state.Chain) error {
 	if chain.Home.Target == "" {
@@ -286,7 +301,11 @@ func (r *recovery) reattachChain(folder string, root *linkRoot, progID uint32, c
 		if snap.chain == nil {
 			return s.occupied(snap)
 		}
-		return hook.Because(hook.ErrBusy, "device %s has another chain by now", chain.Home.Target)
+		err := hook.Because(hook.ErrBusy, "device %s has another chain by now", chain.Home.Target)
+		if snap.chain.ID == chain.ID {
+			err = hook.Because(errTaken, "%w", err) // put there by one who died, and about to go
+		}
+		return err
 	}
 	if r.DryRun {
 		return nil
@@ -339,7 +358,7 @@ func (r *recovery) link(folder string) {
 		f.Target = rec.Home.Target
 	}
 	if r.Reattach {
-		err = kernel.Retry(r.ctx, func() error { return r.reattachLink(folder, members[0], info, rec) })
+		err = r.reattach(func() error { return r.reattachLink(folder, members[0], info, rec) })
 		if err == nil {
 			f.Reattached = true
 		}
@@ -386,10 +405,15 @@ func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.
 		return err
 	}
 	if i := list.named(name); i >= 0 {
-		if e := list.entries[i]; e.prog == info.Program && e.pinned {
+		e := list.entries[i]
+		if e.prog == info.Program && e.pinned {
 			return r.succeeded(folder, state.LinkFolder(s.Hook, e.link), name) // and died before the end
 		}
-		return hook.Because(fs.ErrExist, "there is another member %q by now", name)
+		err := hook.Because(fs.ErrExist, "there is another member %q by now", name)
+		if e.prog == info.Program {
+			err = hook.Because(errTaken, "%w", err) // made by one who died, and about to go
+		}
+		return err
 	}
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(info.Program))
 	if err != nil {
