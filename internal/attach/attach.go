@@ -40,8 +40,9 @@ type Request struct {
 // site is an opened Place.
 type site struct {
 	Place
-	ns   *kernel.NetNS
-	pins *state.Pins // nil where there is no bpffs
+	ns    *kernel.NetNS
+	pins  *state.Pins // nil where there is no bpffs
+	links []LinkInfo  // known from before; may be nil
 }
 
 func (p Place) open() (*site, error) {

@@ -74,12 +74,19 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device) error {
 			return nil
 		}
 	}
-	if snap.chain != nil {
-		if snap.root, err = linkCarrying(on.Program, d.Index); err != nil || snap.root != nil {
-			return err
-		}
-	} else if snap.links, err = linksCarrying(on.Program, d.Index); err != nil || len(snap.links) > 0 {
+	links, err := s.carrying(on.Program, d.Index)
+	if err != nil {
 		return err
+	}
+	switch {
+	case len(links) > 0 && snap.chain != nil:
+		if snap.root = rootWith(links[0], on.Program); snap.root == nil {
+			return kernel.ErrAgain
+		}
+		return nil
+	case len(links) > 0:
+		snap.links = links
+		return nil
 	}
 
 	// No link carries it. Unless it was exchanged just now, netlink did it.
@@ -94,6 +101,25 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device) error {
 		snap.root = &netlinkRoot{s.ns, d.Index, on.Mode}
 	}
 	return nil
+}
+
+// carrying is linksCarrying, but asks first what is known of all links: for each of
+// many devices to go through all links takes long.
+func (s *site) carrying(prog uint32, index int) ([]uint32, error) {
+	var ids []uint32
+	for _, l := range s.links {
+		if l.Type != link.XDPType || l.Program != prog || l.Ifindex != index {
+			continue
+		}
+		if r := rootWith(l.ID, prog); r != nil { // it still does
+			r.close()
+			ids = append(ids, l.ID)
+		}
+	}
+	if len(ids) > 0 {
+		return ids, nil
+	}
+	return linksCarrying(prog, index)
 }
 
 // linkCarrying opens the link that carries a program on a device with that

@@ -56,7 +56,7 @@ func (r *Reader) Devices(ctx context.Context, ns *kernel.NetNS) ([]hook.Chain, e
 
 // device reads the hooks of one device, in the thread's namespace.
 func (r *Reader) device(ctx context.Context, conn *rtnl.Conn, ns *kernel.NetNS, d rtnl.Device) (chains []hook.Chain) {
-	s := &site{Place: Place{Target: d.Name, BPFFS: r.bpffs}, ns: ns, pins: r.pins}
+	s := &site{Place: Place{Target: d.Name, BPFFS: r.bpffs}, ns: ns, pins: r.pins, links: r.links}
 	add := func(h hook.Hook, read func() (*hook.Chain, error)) {
 		if !r.want(h) {
 			return
