@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -31,14 +30,11 @@ func (linked) attach(ctx context.Context, s *site, src load.Source, req Request)
 		return nil, err
 	}
 	var h *linkHandle
-	deadline := time.Now().Add(leaveWait)
+	patience := untilLeft()
 	err = kernel.Retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) (err error) {
 			h, err = s.joinLinks(l, prog, req)
-			if errors.Is(err, errTaken) && time.Now().Before(deadline) {
-				err = fmt.Errorf("%w: %w", kernel.ErrAgain, err)
-			}
-			return err
+			return patience(err)
 		})
 	})
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -158,12 +157,7 @@ func (r *recovery) watched() {
 
 func (r *recovery) watchedIn(ns *kernel.NetNS) {
 	var found []*snapshot
-	_ = ns.Do(func() error {
-		conn, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	_ = rtnl.In(ns, func(conn *rtnl.Conn) error {
 		devices, err := conn.Devices()
 		for _, d := range devices {
 			snap := &snapshot{}
@@ -268,14 +262,8 @@ func homeNS(home state.Home) (*kernel.NetNS, error) {
 // died before it was pinned, is not gone: the kernel releases a link some time after
 // its last descriptor.
 func (r *recovery) reattach(fn func() error) error {
-	deadline := time.Now().Add(leaveWait)
-	return kernel.Retry(r.ctx, func() error {
-		err := fn()
-		if errors.Is(err, errTaken) && time.Now().Before(deadline) {
-			err = fmt.Errorf("%w: %w", kernel.ErrAgain, err)
-		}
-		return err
-	})
+	patience := untilLeft()
+	return kernel.Retry(r.ctx, func() error { return patience(fn()) })
 }
 
 // reattachChain puts the chain on a device of the old name, with a link of its own.

@@ -36,14 +36,11 @@ func (xdp) attach(ctx context.Context, s *site, src load.Source, req Request) (h
 
 func (s *site) attachOwned(ctx context.Context, src load.Source, req Request) (Handle, error) {
 	var h *slotHandle
-	deadline := time.Now().Add(leaveWait)
+	patience := untilLeft()
 	loaded, err := s.withProgram(ctx, src, func(prog *load.Loaded) error {
 		return s.locked(ctx, func(l *state.Locked) (err error) {
 			h, err = s.join(l, prog, req)
-			if errors.Is(err, errTaken) && time.Now().Before(deadline) {
-				err = fmt.Errorf("%w: %w", kernel.ErrAgain, err)
-			}
-			return err
+			return patience(err)
 		})
 	})
 	if err != nil {
@@ -190,6 +187,18 @@ var errTaken = errors.New("the name is taken")
 // leaveWait is how long to wait for a member to leave: on a busy machine, with others who
 // look at the slot meanwhile and so keep it, 250 ms were seen not to do; on an emulated one, a second.
 const leaveWait = 3 * time.Second
+
+// untilLeft returns what marks errTaken as an error to try again after, for
+// leaveWait from now.
+func untilLeft() func(error) error {
+	deadline := time.Now().Add(leaveWait)
+	return func(err error) error {
+		if errors.Is(err, errTaken) && time.Now().Before(deadline) {
+			return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
+		}
+		return err
+	}
+}
 
 // insert is an edit that adds a member. It takes the place of a closed door of
 // the same name, which then was closed until now.

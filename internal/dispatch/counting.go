@@ -52,7 +52,7 @@ const (
 	nanosAt    = emptyAt + 8
 )
 
-// Counting returns the code of a dispatcher that does what that of [Generate]
+// Counting returns the code of a dispatcher that does what that of [Link]
 // does, and counts. It runs in the place of the other one while somebody
 // watches, so the counters need not be cheap; to be right they need the clock
 // twice for each member, but what ends one member's time begins the next one's.

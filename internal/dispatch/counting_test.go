@@ -24,7 +24,7 @@ var few = []string{"plain-1", "plain-2", "mixed", "never-drop", "aborted-in-set"
 func TestGenerateCounting(t *testing.T) {
 	for _, name := range few {
 		t.Run(name, func(t *testing.T) {
-			got := fmt.Sprintf("%v\n%v", dispatch.Watched(dispatch.Generate(plans[name])), dispatch.Counting(plans[name]))
+			got := fmt.Sprintf("%v\n%v", dispatch.Watched(dispatch.Link(plans[name], nil, false)), dispatch.Counting(plans[name]))
 			golden := filepath.Join("testdata", "counting", name+".golden")
 			if *update {
 				qt.Assert(t, qt.IsNil(os.WriteFile(golden, []byte(got), 0o644)))

@@ -25,7 +25,7 @@ const (
 // i, to be resolved with asm.Instructions.AssociateMap before the load.
 func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 
-// Generate returns the code of the dispatcher.
+// Link returns the code of the dispatcher.
 //
 // For each slot but the last, main calls a function that tail-calls into the
 // slot's prog array: the tail-called program returns to main. When the slot is
@@ -37,17 +37,13 @@ func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 //
 // The verdict of a chain is that of the last member that ran, and PASS when
 // none did. Comparisons are on 32 bits, as the kernel takes the verdict.
-func Generate(slots []hook.Settings) asm.Instructions { return Link(slots, nil, false) }
-
-// Link returns the code of a dispatcher with members linked into it: those that
-// have a code, at the same place in codes; nil is a chain without any. The
-// others are called through their slots.
 //
-// A linked member is a global function, so that the verifier looks at it once
-// by itself and not at all its ways together with those of the members after
-// it. With inline, those that are not large stand in the place of their call,
-// which is faster, and more for the verifier to look at. The last one needs no
-// call in any case if it is the only one.
+// Members that have a code, at the same place in codes, are linked into it; nil is
+// a chain without any. Such a member is a global function, so that the verifier
+// looks at it once by itself and not at all its ways together with those of the
+// members after it. With inline, those that are not large stand in the place of
+// their call, which is faster, and more for the verifier to look at. The last one
+// needs no call in any case if it is the only one.
 func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
 	g := generator{Writer: code.Writer{Lines: codes != nil}, plain: true, layout: newLayout(slots, codes, inline)}
 	for _, s := range slots[:max(len(slots)-1, 0)] {
@@ -73,10 +69,10 @@ func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
 		}
 	}
 	g.end(last)
+	g.Emit(g.behind...)
 	for i, s := range slots {
 		switch {
-		case g.inlined(i):
-			g.others(i)
+		case g.inlined(i): // is a part of main
 		case g.linked(i):
 			g.function(i)
 		case i < last:
@@ -120,6 +116,7 @@ type generator struct {
 	// the chain goes on the verdict is PASS and need not be kept.
 	plain  bool
 	closes [hook.Verdicts]bool // final verdicts of empty slots that are in use
+	behind asm.Instructions    // other functions of members that stand in main
 }
 
 // loadContext puts the context into R1 for the member at i.

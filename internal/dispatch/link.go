@@ -169,9 +169,11 @@ func (g *generator) function(i int) {
 	g.Emit(others...)
 }
 
-// body emits the main function of the member at i in the place of its call.
+// body emits the main function of the member at i in the place of its call. Its
+// other functions come behind main.
 func (g *generator) body(i int) {
-	insns, _ := g.parts(i)
+	insns, others := g.parts(i)
+	g.behind = append(g.behind, others...)
 	if i == g.last {
 		g.Emit(insns...)
 		return
@@ -189,11 +191,5 @@ func (g *generator) body(i int) {
 			*iter.Ins = ja
 		}
 	}
-	g.Emit(insns...)
-}
-
-// others emits the other functions of the member at i, whose main function stands in main.
-func (g *generator) others(i int) {
-	_, insns := g.parts(i)
 	g.Emit(insns...)
 }

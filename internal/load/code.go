@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/internal/code"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
@@ -162,7 +163,7 @@ func functionInfo(c *dispatch.Code, functions map[string]bool) {
 	}
 }
 
-var untyped = &btf.FuncProto{Return: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}}
+var untyped = &btf.FuncProto{Return: code.Int}
 
 // gplCompatible is the kernel's list (license_is_gpl_compatible, include/linux/license.h).
 var gplCompatible = map[string]bool{

@@ -5,9 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"regexp"
 	"slices"
-	"strconv"
+	"strings"
 
 	"github.com/cilium/ebpf"
 
@@ -106,15 +105,13 @@ func Verify(prog *ebpf.Program, c *dispatch.Code, shape dispatch.Shape) error {
 	return nil
 }
 
-// stackDepth is what the verifier says of the frames of all functions, main first
-// (print_verification_stats, kernel/bpf/verifier.c).
-var stackDepth = regexp.MustCompile(`(?m)^stack depth (\d+)`)
-
-// frame reads the size of the first frame from a verifier's log. Without one it
-// is the largest there can be.
+// frame reads the size of the first frame, that of main, from a verifier's log, as in
+// "stack depth 24+0" (print_verification_stats, kernel/bpf/verifier.c). Without one
+// it is the largest there can be.
 func frame(log string) int {
-	if m := stackDepth.FindStringSubmatch(log); m != nil {
-		if n, err := strconv.Atoi(m[1]); err == nil {
+	for line := range strings.Lines(log) {
+		var n int
+		if _, err := fmt.Sscanf(line, "stack depth %d", &n); err == nil {
 			return n
 		}
 	}
