@@ -21,6 +21,7 @@ type Counting struct {
 	link       uint32 // that carries the chain; 0 for netlink
 	dispatcher uint32 // program id
 	watch      *state.Watch
+	found      map[uint32]dispatch.Counts // what others had counted before
 }
 
 // Count swaps in a dispatcher that counts, or joins those for whom one is there.
@@ -50,8 +51,7 @@ func (s *site) count() (*Counting, error) {
 	if snap.chain.Watch != 0 {
 		c.watch, err = state.OpenWatch(snap.chain)
 		if err == nil {
-			c.dispatcher = programID(snap.prog)
-			return c, nil
+			return c.join(snap.prog)
 		}
 		if errors.Is(err, ebpf.ErrNotSupported) {
 			return nil, &hook.Error{
@@ -71,6 +71,16 @@ func (s *site) count() (*Counting, error) {
 		if c.watch != nil {
 			c.watch.Close()
 		}
+		return nil, err
+	}
+	return c, nil
+}
+
+// join begins with what others have counted so far.
+func (c *Counting) join(prog *ebpf.Program) (_ *Counting, err error) {
+	c.dispatcher = programID(prog)
+	if c.found, err = c.watch.Read(); err != nil {
+		c.watch.Close()
 		return nil, err
 	}
 	return c, nil
@@ -141,8 +151,12 @@ func (c *Counting) Current() bool {
 }
 
 // Read returns what was counted so far, by slot id. Others who watch may have
-// begun before.
+// begun before; see Found.
 func (c *Counting) Read() (map[uint32]dispatch.Counts, error) { return c.watch.Read() }
+
+// Found is what Read would have returned when this counting began: nothing, unless
+// others were watching.
+func (c *Counting) Found() map[uint32]dispatch.Counts { return c.found }
 
 // Close ends the counting, and swaps the plain dispatcher in unless others still
 // watch. That the chain is gone is no error.

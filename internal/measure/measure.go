@@ -7,6 +7,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/scan"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
@@ -280,8 +281,8 @@ func (of *meterOf) start(ctx context.Context) (err error) {
 	if of.counting, err = attach.Count(ctx, of.place); err != nil {
 		return err
 	}
-	of.last, err = of.read()
-	return err
+	of.last = countsOf(of.counting.Found())
+	return nil
 }
 
 // placeOf is where the chain is to be found by others.
@@ -296,24 +297,23 @@ func (of *meterOf) placeOf(c *hook.Chain) attach.Place {
 	return p
 }
 
-// read returns what the counters have.
-func (of *meterOf) read() (map[uint32]Counts, error) {
-	counted, err := of.counting.Read()
-	now := make(map[uint32]Counts, len(counted))
+func countsOf(counted map[uint32]dispatch.Counts) map[uint32]Counts {
+	counts := make(map[uint32]Counts, len(counted))
 	for slot, c := range counted {
-		now[slot] = Counts{
+		counts[slot] = Counts{
 			Known: true, Runs: c.Ran(), Verdicts: c.Verdicts, Other: c.Other, Empty: c.Empty, Time: time.Duration(c.Nanos),
 		}
 	}
-	return now, err
+	return counts
 }
 
 // collect adds what was counted since the counters were read last.
 func (of *meterOf) collect() error {
-	now, err := of.read()
+	counted, err := of.counting.Read()
 	if err != nil {
 		return err
 	}
+	now := countsOf(counted)
 	if of.sum == nil {
 		of.sum = map[uint32]Counts{}
 	}
