@@ -101,6 +101,7 @@ ONLY ?=
 bench: build matrix bench-tool
 	@scripts/need ip:iproute2 $(VM_NEEDS)
 	@scripts/need bpftool:bpftool || echo 'going on without: there are no figures of bpftool'
+	@scripts/need xdp-loader:xdp-tools || echo 'going on without: there are no figures of xdp-loader'
 	@scripts/as-root bin/bench $(if $(ONLY),-only '$(ONLY)')
 
 ## bench-doc: write docs/performance.md from the last make bench

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -41,7 +42,9 @@ func controlSection(b *bench, s *Section) {
 		"The system calls are what any tool must make: BPF_LINK_CREATE, BPF_LINK_UPDATE, for set the load of a " +
 			"dispatcher and BPF_LINK_UPDATE, for list the walk over all links by id, for detach the close of the last descriptor. " +
 			"The kernel waits for an RCU grace period in several of them; that is most of the time that they take.",
-		"ip and bpftool attach by netlink: nobody owns what they attach, and there is room for one program.",
+		"ip, bpftool and xdp-loader attach by netlink: nobody owns what they attach, and with ip and bpftool there is room for one program. " +
+			"xdp-loader and dispatcher xdp-loader, its drop-in, load the program from its object file as well. Where the kernel refuses " +
+			"freplace, which is what libxdp chains with, both put it on the device alone.",
 	}
 	p := newPlayground(b)
 	t := s.table(Table{Name: "operations", Title: "One member on one device", Unit: "ms", Labels: operations})
@@ -104,6 +107,10 @@ func (p *playground) contenders() []contender {
 	all := []contender{p.rawCalls(), p.library(), p.command(), p.ip()}
 	if p.bpftool != "" {
 		all = append(all, p.bpftoolNet())
+	}
+	all = append(all, p.loader("dispatcher xdp-loader", p.tool, "xdp-loader"))
+	if loader := xdpLoader(); loader != "" {
+		all = append(all, p.loader("xdp-loader", loader))
 	}
 	return all
 }
@@ -207,15 +214,34 @@ func (p *playground) bpftoolNet() contender {
 	}}
 }
 
+// loader is xdp-loader, or what is called as it is.
+func (p *playground) loader(name, command string, first ...string) contender {
+	object := filepath.Join(p.TempDir(), "members.o")
+	p.must(os.WriteFile(object, _MembersBytes, 0o600))
+	call := func(args ...string) func() {
+		return func() {
+			cmd := exec.Command(command, append(first, args...)...)
+			cmd.Env = append(os.Environ(), "LIBXDP_BPFFS="+p.bpffs)
+			p.Server.Do(p.scope, func() { p.run(cmd) })
+		}
+	}
+	return contender{name: name, do: map[string]func(){
+		"attach": call("load", "--mode", "native", "--prog-name", "alone_empty", p.ServerDev, object),
+		"list":   call("status", p.ServerDev),
+		"detach": call("unload", "--all", p.ServerDev),
+	}}
+}
+
 // process runs a command, which must succeed.
 func (s *scope) process(name string, args ...string) func() {
-	return func() {
-		var out strings.Builder
-		cmd := exec.Command(name, args...)
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Run(); err != nil {
-			s.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out.String())
-		}
+	return func() { s.run(exec.Command(name, args...)) }
+}
+
+func (s *scope) run(cmd *exec.Cmd) {
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		s.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out.String())
 	}
 }
 
