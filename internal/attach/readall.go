@@ -105,7 +105,7 @@ func (r *Reader) device(ctx context.Context, conn *rtnl.Conn, ns *kernel.NetNS, 
 	var filters []rtnl.Filter
 	var filtersErr error
 	if r.want(hook.TCIngress) || r.want(hook.TCEgress) || r.want(hook.TCQdisc) {
-		filters, filtersErr = conn.Filters(d.Index)
+		filters, filtersErr = conn.FiltersOf(&d)
 	}
 	for _, h := range []hook.Hook{hook.TCIngress, hook.TCEgress, hook.TCQdisc} {
 		add(h, func() (*hook.Chain, error) {

@@ -25,6 +25,8 @@ type Device struct {
 	Index int
 	Name  string
 	MTU   int
+	// Qdisc is the kind of the root qdisc.
+	Qdisc string
 	// XDP is what is attached, at most one program for each mode.
 	XDP []XDP
 }
@@ -49,7 +51,10 @@ func (d *Device) Software() (XDP, bool) {
 
 // A Conn is a connection to the rtnetlink of one network namespace: the one
 // of the thread that called Dial, wherever it is used afterwards.
-type Conn struct{ nl *netlink.Conn }
+type Conn struct {
+	nl   *netlink.Conn
+	wide bool // see widen
+}
 
 // Dial connects to the namespace of the calling thread.
 func Dial() (*Conn, error) {
@@ -59,7 +64,7 @@ func Dial() (*Conn, error) {
 	}
 	// For messages in errors. Refused before Linux 4.12 only.
 	_ = nl.SetOption(netlink.ExtendedAcknowledge, true)
-	return &Conn{nl}, nil
+	return &Conn{nl: nl}, nil
 }
 
 // In runs fn with a connection to a namespace.
@@ -173,6 +178,8 @@ func parse(b []byte) (Device, error) {
 			d.Name = ad.String()
 		case unix.IFLA_MTU:
 			d.MTU = int(ad.Uint32())
+		case unix.IFLA_QDISC:
+			d.Qdisc = ad.String()
 		case unix.IFLA_XDP:
 			ad.Nested(func(nad *netlink.AttributeDecoder) error {
 				d.XDP = parseXDP(nad)

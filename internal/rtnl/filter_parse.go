@@ -51,19 +51,32 @@ func (f *Filter) Hook() hook.Hook {
 // which they run: by preference, and of equals the newest first. A block that
 // qdiscs share (Linux 4.16) is read through each of its parents.
 func (c *Conn) Filters(index int) ([]Filter, error) {
-	all, err := c.allFilters(index)
+	all, err := c.FiltersOf(&Device{Index: index})
 	if err == nil && len(all) == 0 {
 		// A device that does not exist has none either, says the kernel.
 		_, err = c.DeviceByIndex(index)
-		return nil, err
+	}
+	return all, err
+}
+
+// FiltersOf returns the same of a device that was found, with less to ask for. If
+// it is gone meanwhile it has none.
+func (c *Conn) FiltersOf(d *Device) ([]Filter, error) {
+	all, err := c.atClsact(d.Index)
+	// These qdiscs have neither classes nor filters: they take no packets.
+	if err == nil && d.Qdisc != "noqueue" && d.Qdisc != "noop" {
+		var rest []Filter
+		rest, err = c.elsewhere(d.Index)
+		all = append(all, rest...)
 	}
 	if err != nil {
-		return nil, c.refused("list filters", index, err)
+		return nil, c.refused("list filters", d.Index, err)
 	}
 	return all, nil
 }
 
-func (c *Conn) allFilters(index int) ([]Filter, error) {
+// atClsact returns those of the clsact or ingress qdisc.
+func (c *Conn) atClsact(index int) ([]Filter, error) {
 	if err := c.widen(); err != nil {
 		return nil, err
 	}
@@ -87,14 +100,18 @@ func (c *Conn) allFilters(index int) ([]Filter, error) {
 	for i := range all {
 		all[i].Qdisc = kind
 	}
+	return all, nil
+}
 
+// elsewhere returns those of the root qdisc and what is below it.
+func (c *Conn) elsewhere(index int) ([]Filter, error) {
 	parents, err := c.egressParents(index)
 	if err != nil {
 		return nil, err
 	}
 	rest, err := c.filters(index, parents)
 	if err != nil || len(rest) == 0 {
-		return all, err
+		return nil, err
 	}
 	// Only now: the kernel dumps the qdiscs of all devices or of none.
 	kinds, err := c.qdiscKinds(index)
@@ -104,7 +121,7 @@ func (c *Conn) allFilters(index int) ([]Filter, error) {
 	for i := range rest {
 		rest[i].Qdisc = kinds[rest[i].Parent&majorMask]
 	}
-	return append(all, rest...), nil
+	return rest, nil
 }
 
 // egressParents returns what else may have filters: the root qdisc, its

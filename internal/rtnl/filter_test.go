@@ -84,6 +84,12 @@ func filters(t testing.TB, c *rtnl.Conn, index int) []rtnl.Filter {
 	t.Helper()
 	list, err := c.Filters(index)
 	qt.Assert(t, qt.IsNil(err))
+	// What is known of the device leaves out questions, and no answer.
+	d, err := c.DeviceByIndex(index)
+	qt.Assert(t, qt.IsNil(err))
+	known, err := c.FiltersOf(d)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.DeepEquals(known, list))
 	return list
 }
 
@@ -429,7 +435,9 @@ func TestFiltersWhileOthersChange(t *testing.T) {
 	defer stop.Store(true)
 	for range 1000 {
 		var got []hook.Filter
-		for _, f := range filters(t, c, index) {
+		list, err := c.Filters(index)
+		qt.Assert(t, qt.IsNil(err))
+		for _, f := range list {
 			if f.Pref == 7 && f.Handle <= 50 {
 				got = append(got, f.Filter)
 			}

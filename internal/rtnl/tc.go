@@ -79,6 +79,9 @@ func (c *Conn) dump(kind netlink.HeaderType, m tcmsg) ([]netlink.Message, error)
 // time, and tc does not set NLM_F_DUMP_INTR (seen on Linux 6.18). One piece has
 // room for more than 100 filters, unless their names are very long.
 func (c *Conn) widen() error {
+	if c.wide {
+		return nil
+	}
 	raw, err := c.nl.SyscallConn()
 	if err != nil {
 		return err
@@ -100,6 +103,7 @@ func (c *Conn) widen() error {
 		return err
 	}
 	_, err = c.nl.Receive()
+	c.wide = err == nil
 	return err
 }
 
