@@ -32,10 +32,10 @@ func TestDemo(t *testing.T) {
 	}
 	qt.Check(t, qt.IsFalse(strings.Contains(transcript, "FAILED")))
 	qt.Check(t, qt.StringContains(transcript, "Can't replace active BPF XDP link"))
-	end := "\nAll 15 acts went as they should"
+	end := "\nAll 16 acts went as they should"
 	if !testenv.Has(t, testenv.FeatureTCX) {
 		qt.Check(t, qt.StringContains(transcript, "\nNOT HERE  TCX, which came with Linux 6.6"))
-		end = "\nOf 15 acts 1 could not be played on this machine, 2 could only in part; the others went as they should"
+		end = "\nOf 16 acts 1 could not be played on this machine, 2 could only in part; the others went as they should"
 	}
 	qt.Check(t, qt.StringContains(transcript, end))
 	qt.Check(t, qt.IsFalse(strings.Contains(transcript, "\x1b")), qt.Commentf("no colour but on a terminal"))

@@ -19,6 +19,7 @@ var acts = []act{
 	{"A member is replaced under a flood, and nothing slips through", (*stage).replaceUnderFlood},
 	{"The order is changed", (*stage).reorder},
 	{"A member is sealed into the dispatcher, and replaced there", (*stage).seal},
+	{"Who drops a packet, and how many", (*stage).explain},
 	{"TC: members beside a filter of tc, which cannot remove them", (*stage).joinFilter},
 	{"A member is moved under a flood, and nothing slips through", (*stage).moveUnderFlood},
 	{"A filter of tc becomes a member", (*stage).adoptFilter},

@@ -64,9 +64,9 @@ func TestInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, &whole)
 	}
-	end := "\nAll 15 acts went as they should"
+	end := "\nAll 16 acts went as they should"
 	if !testenv.Has(t, testenv.FeatureTCX) {
-		end = "\nOf 15 acts 1 could not be played on this machine, 2 could only in part; the others went as they should"
+		end = "\nOf 16 acts 1 could not be played on this machine, 2 could only in part; the others went as they should"
 	}
 	qt.Assert(t, qt.StringContains(whole.String(), end))
 
@@ -115,7 +115,7 @@ func TestNotHere(t *testing.T) {
 		"NOT HERE  TCX, which came with Linux 6.6",
 		"NOT HERE  cgroup v2 is not mounted",
 		"attach tc/ingress veth1 builtin:count",
-		"Of 15 acts 3 could not be played on this machine, 2 could only in part; the others went as they should",
+		"Of 16 acts 3 could not be played on this machine, 2 could only in part; the others went as they should",
 		"ok  nothing is left",
 	} {
 		qt.Check(t, qt.StringContains(out.String(), want))
