@@ -104,7 +104,7 @@ func TestDoctorEmpty(t *testing.T) {
 	s.wantFindings(t)
 	open.Kill()
 	door.Kill()
-	soon(t, func() bool { return s.drops(t) })
+	soon(t, func() bool { return s.Passed(t, port, 10) == 0 })
 	found := s.wantFindings(t, "empty drift 2", "empty broken 3")
 	qt.Check(t, qt.Equals(found[1].Mend, fmt.Sprintf("dispatcher -n %s --bpffs %s detach xdp %s 3", s.target.NetNS, s.bpffs, s.ServerDev)))
 	mend(t, found[1])

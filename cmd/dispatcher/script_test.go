@@ -55,6 +55,7 @@ func TestMain(m *testing.M) {
 //	getenv VAR PATTERN     set VAR to what the group in PATTERN matches in stdout
 //	capture FILE PACKET... write a pcap file of UDP packets: SRC:PORT>DST:PORT, with /N only N bytes
 //	mask FILE              put words in the place of what differs from run to run
+//	arrive N               of ten datagrams from PEER N get through to NS
 //	clean                  nothing is attached, and no chain has a pin
 //	othertool ...          do what other tools do; see below
 //	[FEATURE]              this kernel has a feature of "dispatcher features"
@@ -98,6 +99,14 @@ func TestScripts(t *testing.T) {
 					"mask":    mask,
 					"clean":   clean,
 					"capture": capture,
+					"arrive": func(ts *testscript.TestScript, neg bool, args []string) {
+						if neg || len(args) != 1 {
+							ts.Fatalf("usage: arrive N")
+						}
+						if n := pair.Passed(t, 7000, 10); strconv.Itoa(n) != args[0] {
+							ts.Fatalf("%d datagrams of 10 arrived, want %s", n, args[0])
+						}
+					},
 				},
 			})
 		})
