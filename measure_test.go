@@ -154,7 +154,9 @@ func TestMeasure(t *testing.T) {
 
 		// An empty slot, whose door is closed.
 		qt.Assert(t, qt.IsNil(door.Close()))
-		soon(t, func() bool { return s.read(t).Member("ldt_door").State == hook.StateEmpty && s.Passed(t, port, 10) == 0 })
+		soon(t, func() bool {
+			return s.read(t).Member("ldt_door").State == hook.StateEmpty && s.Passed(t, port, 10) == 0
+		})
 		got = s.sample(t, s.target, send)
 		noise = got.Whole.Runs - 250
 		qt.Check(t, qt.Equals(counted(got.Entries[4]), dispatcher.Counts{Known: true, Empty: 80 + noise}))
