@@ -27,7 +27,7 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, transcript)
 	}
-	for act := 1; act <= 15; act++ {
+	for act := 1; act <= 16; act++ {
 		qt.Check(t, qt.StringContains(transcript, fmt.Sprintf("== %d. ", act)))
 	}
 	qt.Check(t, qt.IsFalse(strings.Contains(transcript, "FAILED")))
@@ -49,7 +49,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}{
 		"while members are held": {"== 3.", "dispatcher: the demo was interrupted in act 3\n"},
 		"in the flood":           {"# for i in", "dispatcher: the demo was interrupted in act 5\n"},
-		"with a cgroup":          {"you have reached 10.66.0.3", "dispatcher: the demo was interrupted in act 11\n"},
+		"with a cgroup":          {"you have reached 10.66.0.3", "dispatcher: the demo was interrupted in act 12\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testenv.CheckLeaks(t)
