@@ -95,10 +95,10 @@ type MeasureOptions struct {
 // and its plain one afterwards. Both are swapped in as any change is: packets
 // meet all members, at all times. Everybody else can go on changing the chain; a
 // change brings the plain dispatcher back, and the counting goes on 100 ms later
-// at most, but of a chain that netlink carries with the next interval. Several may measure at the same time. When the process dies the kernel
-// takes the counting away, and what is left is a dispatcher that looks for it
-// in vain, until the next change or [Recover]; docs/architecture.md has what each
-// of them costs.
+// at most, but of a chain that netlink carries with the next interval. Several may
+// measure at the same time. When the process dies the kernel takes the counting
+// away, and what is left is a dispatcher that looks for it in vain, until the next
+// change or [Recover]; docs/architecture.md has what each of them costs.
 //
 // To be measured keeps nothing attached.
 //
