@@ -190,10 +190,11 @@ func (s *scene) drops(t testing.TB) bool {
 }
 
 // wantFree checks that nothing is attached, and nothing pinned. The kernel
-// may take a moment to release a link that was unpinned.
+// releases a slot and a link whose last reference is gone each in its own time.
 func (s *scene) wantFree(t testing.TB) {
 	t.Helper()
 	s.wantRunSoon(t)
+	soon(t, func() bool { return s.read(t).LinkID == 0 })
 	s.wantChain(t, "")
 	qt.Assert(t, qt.IsFalse(s.read(t).Ours()))
 	s.wantNoPins(t)

@@ -1,6 +1,12 @@
 package state
 
-import "github.com/cilium/ebpf"
+import (
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
 
 // entryType tells for which map an XDP program was loaded: AttachXDPDevMap,
 // AttachXDPCPUMap, or AttachNone for neither. Such a program reads what a packet
@@ -27,5 +33,14 @@ func isEntry(prog *ebpf.Program, kind ebpf.MapType, number uint32) bool {
 		return false
 	}
 	defer m.Close()
-	return m.Put(uint32(0), [2]uint32{number, uint32(prog.FD())}) == nil
+	if m.Put(uint32(0), [2]uint32{number, uint32(prog.FD())}) != nil {
+		return false
+	}
+	if kind == ebpf.CPUMap && !kernel.Since(6, 5) {
+		// The entry has a thread. Stopped before it ran, it never lets go of
+		// the program (6.5: "cpumap: Make sure kthread is running before map
+		// update returns"); on 5.10 one of 25 programs stayed so.
+		time.Sleep(20 * time.Millisecond)
+	}
+	return true
 }
