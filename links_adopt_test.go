@@ -31,7 +31,7 @@ func (s *linkScene) entries(t testing.TB, list string) map[int]*ebpf.Program {
 		case '-':
 			s.linkless(t, progs[n], map[bool]uint32{true: unix.BPF_F_ALLOW_MULTI}[s.hook.OnCgroup()])
 		case '(':
-			s.foreign(t, progs[n], kernel.Anchor{})
+			s.foreign(t, progs[n], kernel.Neighbor{})
 		default:
 			s.attach(t, progs[n], dispatcher.Options{Name: fmt.Sprint(n), Settings: priority(10 * n), Position: hook.Position{Last: true}})
 		}
@@ -204,7 +204,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 					bare = func(prog *ebpf.Program) { s.filter(t, prog, "pref 10 handle 1 bpf direct-action") }
 				}
 				witness, adopted := newRecorder(t, "ldt_witness", testenv.TCNext, 0), newRecorder(t, "ldt_adopted", verdict, 0)
-				onTCX.foreign(t, witness.Program, kernel.Anchor{})
+				onTCX.foreign(t, witness.Program, kernel.Neighbor{})
 				other := newRecorder(t, "ldt_other", testenv.TCNext, 0)
 				bare(adopted.Program)
 				if !s.filters() {

@@ -150,7 +150,7 @@ func (s *linkScene) refuses(t testing.TB) bool {
 }
 
 // foreign attaches a program with a link that the library knows nothing of.
-func (s *linkScene) foreign(t testing.TB, prog *ebpf.Program, at kernel.Anchor) (id uint32) {
+func (s *linkScene) foreign(t testing.TB, prog *ebpf.Program, at kernel.Neighbor) (id uint32) {
 	t.Helper()
 	s.onTarget(t, func(target int) {
 		l, err := kernel.CreateLink(prog, target, testenv.AttachType(s.hook), at, 0)
@@ -365,7 +365,7 @@ func (s *linkScene) company(t *testing.T, loops int32) (witness *recorder) {
 			Name: name, Settings: priority(prio), Position: hook.Position{Last: true}, Persistent: persistent,
 		})
 	}
-	s.foreign(t, witness.Program, kernel.Anchor{})
+	s.foreign(t, witness.Program, kernel.Neighbor{})
 	join("a", 10, false)
 	s.linkless(t, pass("ldt_bare"), 0)
 	join("b", 40, true)
@@ -375,7 +375,7 @@ func (s *linkScene) company(t *testing.T, loops int32) (witness *recorder) {
 		asm.Sub.Imm(asm.R1, 1).WithSymbol("again"),
 		asm.JNE.Imm(asm.R1, 0, "again"),
 	}, slow.Instructions...)
-	s.foreign(t, testenv.Load(t, slow), kernel.Anchor{})
+	s.foreign(t, testenv.Load(t, slow), kernel.Neighbor{})
 	join("c", 70, false)
 	return witness
 }
@@ -523,7 +523,7 @@ func TestMovesUnderConnects(t *testing.T) {
 	s := newBusyLinkScene(t, hook.CgroupConnect4)
 	pass := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, testenv.CgroupAllow, s.on()) }
 	s.attach(t, pass("ldt_a"), dispatcher.Options{Name: "a", Settings: priority(10)})
-	s.foreign(t, pass("ldt_foreign"), kernel.Anchor{})
+	s.foreign(t, pass("ldt_foreign"), kernel.Neighbor{})
 	s.attach(t, pass("ldt_b"), dispatcher.Options{Name: "b", Settings: priority(40), Persistent: true})
 	s.linkless(t, pass("ldt_bare"), unix.BPF_F_ALLOW_MULTI)
 	s.attach(t, pass("ldt_c"), dispatcher.Options{Name: "c", Settings: priority(70)})
@@ -567,7 +567,7 @@ func TestMoveOrder(t *testing.T) {
 				})
 			}
 			join(1, 10)
-			foreign := s.foreign(t, s.tracer(t, 5), kernel.Anchor{})
+			foreign := s.foreign(t, s.tracer(t, 5), kernel.Neighbor{})
 			join(2, 20)
 			bare := s.tracer(t, 6)
 			s.linkless(t, bare, map[bool]uint32{true: unix.BPF_F_ALLOW_MULTI}[h.OnCgroup()])

@@ -106,7 +106,7 @@ func TestStaleRecords(t *testing.T) {
 		t.Run(string(h), func(t *testing.T) {
 			s := newLinkScene(t, h)
 			own := s.attach(t, s.tracer(t, 1), dispatcher.Options{Name: "own"})
-			foreign := s.foreign(t, s.tracer(t, 2), kernel.Anchor{})
+			foreign := s.foreign(t, s.tracer(t, 2), kernel.Neighbor{})
 			s.write(t, 1<<30, &state.Record{Name: "gone", Priority: 1, Attach: testenv.AttachType(h)})
 			s.write(t, foreign, &state.Record{Name: "impostor", Priority: 1, Attach: ebpf.AttachSkLookup})
 			qt.Check(t, qt.DeepEquals(s.named(t), []string{"own:member", "ldt_trace_2:foreign"}))

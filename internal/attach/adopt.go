@@ -82,7 +82,7 @@ func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req AdoptRequest) (*
 		return nil, err
 	}
 	h.slotID = member.MapID
-	chain := &state.Chain{ID: h.chainID, Home: s.home(snap.device, snap.mode), Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}}}
+	chain := &state.Chain{ID: h.chainID, LastSeen: s.home(snap.device, snap.mode), Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}}}
 	dispatcher, err := state.Build(chain, []*ebpf.Map{slot}, nil)
 	if err != nil {
 		h.drop()

@@ -162,9 +162,9 @@ func (s *site) adoptFilter(l *state.Locked, conn *rtnl.Conn, ln *lane, i int, pr
 	if err != nil {
 		return nil, err
 	}
-	rec.Home = sp.home()
+	rec.LastSeen = sp.home()
 	var h *linkHandle
-	create := func(p *ebpf.Program) (rawLink, error) { return sp.create(p, kernel.Anchor{}, list) }
+	create := func(p *ebpf.Program) (rawLink, error) { return sp.create(p, kernel.Neighbor{}, list) }
 	keep := func(link rawLink) (err error) {
 		kept := to
 		if h, err = kept.newLinkHandle(link, rec); err != nil {

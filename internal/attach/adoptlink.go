@@ -75,7 +75,7 @@ func (s *site) adoptBare(l *state.Locked, req AdoptRequest) (*linkHandle, error)
 	if rec.Priority, err = dispatch.Fit(others.ranks(), i, req.Priority); err != nil {
 		return nil, err
 	}
-	rec.Home = sp.home()
+	rec.LastSeen = sp.home()
 	at, err := sp.besides(list, i)
 	if err != nil {
 		return nil, err
@@ -126,7 +126,7 @@ func (s *site) adoptBare(l *state.Locked, req AdoptRequest) (*linkHandle, error)
 
 // besides is the anchor for a link that takes the place of the entry at i, which
 // is still there: just before it, or on a cgroup also just behind it.
-func (sp *spot) besides(list *listing, i int) (kernel.Anchor, error) {
+func (sp *spot) besides(list *listing, i int) (kernel.Neighbor, error) {
 	at, err := sp.anchor(list, i)
 	if err != nil && sp.cgroup != nil {
 		if behind, err := sp.anchor(list, i+1); err == nil {
@@ -240,7 +240,7 @@ func (s *site) swapOnCgroup(sp *spot, list *listing, prog *ebpf.Program, noGap b
 		return nil, err
 	}
 	kernel.Step("adopt: in the gap")
-	link, err := sp.create(prog, kernel.Anchor{}, &listing{})
+	link, err := sp.create(prog, kernel.Neighbor{}, &listing{})
 	if err == nil {
 		if err = keep(link); err == nil {
 			return made(), nil

@@ -198,7 +198,7 @@ func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle
 	}
 	h := &slotHandle{site: s, root: r, slot: slot, slotID: member.MapID, chainID: rand.Uint64()}
 	chain := &state.Chain{
-		ID: h.chainID, RootLink: r.id, Home: s.homeOf(r, old),
+		ID: h.chainID, RootLink: r.id, LastSeen: s.homeOf(r, old),
 		Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}},
 	}
 	slots, err := s.takeBack(locked, chain, slot)
@@ -289,15 +289,15 @@ func (s *site) pinAdopted(locked *state.Locked, h *slotHandle, name string) erro
 }
 
 // homeOf finds where an XDP link is, as far as that can be told.
-func (s *site) homeOf(r *linkRoot, prog *ebpf.Program) state.Home {
-	var home state.Home
+func (s *site) homeOf(r *linkRoot, prog *ebpf.Program) state.LastSeen {
+	var home state.LastSeen
 	_, index, err := r.state()
 	if err != nil {
 		return home
 	}
 	ns, err := findXDP(int(index), programID(prog), func(name string, mode hook.Mode) { home.Target, home.Mode = name, mode })
 	if err != nil {
-		return state.Home{}
+		return state.LastSeen{}
 	}
 	home.NetNS = ns.ID()
 	ns.Close()
@@ -346,7 +346,7 @@ func (s *site) adoptMember(locked *state.Locked, l rawLink, info *LinkInfo, req 
 	if rec.Priority, err = dispatch.Fit(others.ranks(), i, req.Priority); err != nil {
 		return nil, err
 	}
-	rec.Home = sp.home()
+	rec.LastSeen = sp.home()
 	h.rec = *rec
 	if err := names.reg.Put(h.id, rec); err != nil {
 		return nil, err

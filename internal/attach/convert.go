@@ -198,7 +198,7 @@ func (s *site) ownedOf(snap *snapshot, from *libxdp.Chain, req ConvertRequest) (
 		// place of a function: only a chain without one can take it, if any.
 		shape.AttachType = ebpf.AttachNone
 	}
-	o := &anOwned{chain: state.Chain{ID: rand.Uint64(), Home: s.home(snap.device, snap.mode), Plan: dispatch.Plan{Shape: shape}}}
+	o := &anOwned{chain: state.Chain{ID: rand.Uint64(), LastSeen: s.home(snap.device, snap.mode), Plan: dispatch.Plan{Shape: shape}}}
 	defer func() {
 		if err != nil {
 			o.close(false)

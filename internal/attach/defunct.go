@@ -51,12 +51,12 @@ func (r *Reader) defunctChain(li LinkInfo) (*hook.Chain, error) {
 	if err != nil || chain.Closed || r.runs(chain.ID) {
 		return nil, nil
 	}
-	c := &hook.Chain{Hook: hook.XDP, Mode: chain.Home.Mode, Pins: []string{}, Members: []hook.Member{}}
+	c := &hook.Chain{Hook: hook.XDP, Mode: chain.LastSeen.Mode, Pins: []string{}, Members: []hook.Member{}}
 	if err := viewChain(c, prog, chain, li.ID, r.pins); err != nil {
 		return nil, err
 	}
 	for i := range c.Members {
-		c.Members[i].Detail = wasOn(chain.Home)
+		c.Members[i].Detail = wasOn(chain.LastSeen)
 	}
 	return c, nil
 }
@@ -102,7 +102,7 @@ func (r *Reader) defunctMember(li LinkInfo) *hook.Chain {
 	m := viewEntry(e)
 	m.State = hook.StateDefunct
 	if rec != nil {
-		m.Detail = wasOn(rec.Home)
+		m.Detail = wasOn(rec.LastSeen)
 	}
 	if pinned {
 		c.Pins = append(c.Pins, r.pins.List(state.LinkFolder(h, li.ID))...)
@@ -111,7 +111,7 @@ func (r *Reader) defunctMember(li LinkInfo) *hook.Chain {
 	return c
 }
 
-func wasOn(home state.Home) string {
+func wasOn(home state.LastSeen) string {
 	if home.Target == "" {
 		return ""
 	}

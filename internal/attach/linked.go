@@ -139,7 +139,7 @@ func (s *site) joinLinks(l *state.Locked, prog *load.Loaded, req Request) (*link
 	if err != nil {
 		return nil, err
 	}
-	rec.Home = sp.home()
+	rec.LastSeen = sp.home()
 	at, err := sp.anchor(list, i)
 	if err != nil {
 		return nil, err

@@ -56,7 +56,7 @@ func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) 
 			return kernel.ErrAgain
 		}
 		rec := *g.rec
-		rec.Attach, rec.MovedTo, rec.MovedFrom, rec.Home = g.info.Attach, 0, 0, sp.home()
+		rec.Attach, rec.MovedTo, rec.MovedFrom, rec.LastSeen = g.info.Attach, 0, 0, sp.home()
 		if to.IsZero() && dispatch.Stays(list.ranks(), i, priority) {
 			rec.Priority = priority
 			return h.record(g, &rec)

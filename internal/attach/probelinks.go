@@ -49,7 +49,7 @@ func tryTCX() error {
 		return err
 	}
 	defer prog.Close()
-	l, err := kernel.CreateLink(prog, loopback, ebpf.AttachTCXIngress, kernel.Anchor{}, 0)
+	l, err := kernel.CreateLink(prog, loopback, ebpf.AttachTCXIngress, kernel.Neighbor{}, 0)
 	if errors.Is(err, unix.EINVAL) {
 		return needs(hook.TCXIngress, err)
 	}
@@ -94,7 +94,7 @@ func tryCgroup() (link, order error) {
 	}
 	defer prog.Close()
 	kind := kernel.KindOf(hook.CgroupConnect4)
-	if _, link = kernel.CreateLink(prog, -1, kind.Attach, kernel.Anchor{}, 0); errors.Is(link, unix.EBADF) {
+	if _, link = kernel.CreateLink(prog, -1, kind.Attach, kernel.Neighbor{}, 0); errors.Is(link, unix.EBADF) {
 		link = nil
 	}
 	root, err := kernel.OpenCgroup("/")

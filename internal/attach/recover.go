@@ -214,7 +214,7 @@ func (r *recovery) chain(folder string) {
 		err = hook.Because(fs.ErrNotExist, "its dispatcher was replaced by whoever holds the link")
 	}
 	if err == nil {
-		f.Target = chain.Home.Target
+		f.Target = chain.LastSeen.Target
 	}
 	if r.Reattach && err == nil {
 		err = r.reattach(func() error { return r.reattachChain(folder, root, prog, chain) })
@@ -247,7 +247,7 @@ func nowhere(what string) error {
 
 // homeNS finds the namespace of old, or the one that has its place: the one that
 // it was in if that is still there, else the caller's.
-func homeNS(home state.Home) (*kernel.NetNS, error) {
+func homeNS(home state.LastSeen) (*kernel.NetNS, error) {
 	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) bool {
 		id := ns.ID()
 		return id.Cookie == home.NetNS.Cookie && (id.Cookie != 0 || id.Inode == home.NetNS.Inode)
@@ -268,18 +268,18 @@ func (r *recovery) reattach(fn func() error) error {
 
 // reattachChain puts the chain on a device of the old name, with a link of its own.
 func (r *recovery) reattachChain(folder string, root *linkRoot, progID uint32, chain *state.Chain) error {
-	if chain.Home.Target == "" {
+	if chain.LastSeen.Target == "" {
 		return nowhere("name known of a device")
 	}
-	ns, err := homeNS(chain.Home)
+	ns, err := homeNS(chain.LastSeen)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	s := &site{Place: Place{Hook: hook.XDP, Target: chain.Home.Target, BPFFS: r.pins.BPFFS()}, ns: ns, pins: r.pins}
+	s := &site{Place: Place{Hook: hook.XDP, Target: chain.LastSeen.Target, BPFFS: r.pins.BPFFS()}, ns: ns, pins: r.pins}
 	snap, err := s.read()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nowhere("device " + chain.Home.Target)
+		return nowhere("device " + chain.LastSeen.Target)
 	}
 	if err != nil {
 		return err
@@ -289,7 +289,7 @@ func (r *recovery) reattachChain(folder string, root *linkRoot, progID uint32, c
 		if snap.chain == nil {
 			return s.occupied(snap)
 		}
-		err := hook.Because(hook.ErrBusy, "device %s has another chain by now", chain.Home.Target)
+		err := hook.Because(hook.ErrBusy, "device %s has another chain by now", chain.LastSeen.Target)
 		if snap.chain.ID == chain.ID {
 			err = hook.Because(errTaken, "%w", err) // put there by one who died, and about to go
 		}
@@ -303,7 +303,7 @@ func (r *recovery) reattachChain(folder string, root *linkRoot, progID uint32, c
 		return kernel.Errno("dispatcher", err)
 	}
 	defer prog.Close()
-	mode := chain.Home.Mode
+	mode := chain.LastSeen.Mode
 	next, err := s.create(snap.device.Index, mode, prog)
 	if err != nil {
 		return err
@@ -343,7 +343,7 @@ func (r *recovery) link(folder string) {
 	defer reg.Close()
 	rec := reg.Get(info.ID)
 	if rec != nil {
-		f.Target = rec.Home.Target
+		f.Target = rec.LastSeen.Target
 	}
 	if r.Reattach {
 		err = r.reattach(func() error { return r.reattachLink(folder, members[0], info, rec) })
@@ -358,15 +358,15 @@ func (r *recovery) link(folder string) {
 
 // reattachLink makes a link with the program of the old one where that was.
 func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.Record) error {
-	if rec == nil || rec.Home.Target == "" {
+	if rec == nil || rec.LastSeen.Target == "" {
 		return nowhere("place known")
 	}
-	s := &site{Place: Place{Hook: hookOf(*info), Target: rec.Home.Target, BPFFS: r.pins.BPFFS()}, pins: r.pins}
+	s := &site{Place: Place{Hook: hookOf(*info), Target: rec.LastSeen.Target, BPFFS: r.pins.BPFFS()}, pins: r.pins}
 	var err error
 	if s.Hook.OnCgroup() {
 		s.ns, err = kernel.OpenNetNS("")
 	} else {
-		s.ns, err = homeNS(rec.Home)
+		s.ns, err = homeNS(rec.LastSeen)
 	}
 	if err != nil {
 		return err
@@ -374,10 +374,10 @@ func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.
 	defer s.ns.Close()
 	sp, err := s.spot()
 	if errors.Is(err, fs.ErrNotExist) && s.Hook.OnCgroup() {
-		return nowhere("cgroup " + rec.Home.Target)
+		return nowhere("cgroup " + rec.LastSeen.Target)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nowhere("device " + rec.Home.Target)
+		return nowhere("device " + rec.LastSeen.Target)
 	}
 	if err != nil {
 		return err
@@ -424,7 +424,7 @@ func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.
 	}
 	kernel.Step("recover: attached")
 	again := *rec
-	again.Home, again.MovedFrom, again.MovedTo = sp.home(), 0, 0
+	again.LastSeen, again.MovedFrom, again.MovedTo = sp.home(), 0, 0
 	if err := names.reg.Put(made.ID, &again); err != nil {
 		return err
 	}

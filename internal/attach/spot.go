@@ -70,11 +70,11 @@ func (sp *spot) close() {
 }
 
 // home is where a member on the spot is.
-func (sp *spot) home() state.Home {
+func (sp *spot) home() state.LastSeen {
 	if sp.cgroup != nil {
-		return state.Home{Target: sp.cgroup.Path}
+		return state.LastSeen{Target: sp.cgroup.Path}
 	}
-	return state.Home{Target: sp.name, NetNS: sp.ns.ID()}
+	return state.LastSeen{Target: sp.name, NetNS: sp.ns.ID()}
 }
 
 // do runs fn where the target is known by a number: an index or a descriptor.
@@ -260,12 +260,12 @@ func (l *listing) without(i int) *listing {
 }
 
 // anchor returns how to tell the kernel that a link is to go to index i.
-func (sp *spot) anchor(l *listing, i int) (kernel.Anchor, error) {
+func (sp *spot) anchor(l *listing, i int) (kernel.Neighbor, error) {
 	switch n := len(l.entries); {
 	case i == n && (sp.cgroup == nil || l.revision == 0):
-		return kernel.Anchor{}, nil // the end: known to every kernel
+		return kernel.Neighbor{}, nil // the end: known to every kernel
 	case sp.cgroup != nil && l.revision == 0:
-		return kernel.Anchor{}, &hook.Error{
+		return kernel.Neighbor{}, &hook.Error{
 			Err:  fmt.Errorf("number %d of %d: a place among others on a cgroup needs Linux 6.17: %w", i+1, n+1, ebpf.ErrNotSupported),
 			Hint: fmt.Sprintf("this kernel attaches behind all others: ask for that (--last), or for a priority of %d", max(l.highest(), hook.DefaultPriority)),
 		}
@@ -278,7 +278,7 @@ func (sp *spot) anchor(l *listing, i int) (kernel.Anchor, error) {
 	case l.entries[i-1].link != 0:
 		return kernel.After(l.entries[i-1].link, true), nil
 	case sp.cgroup != nil:
-		return kernel.Anchor{}, &hook.Error{
+		return kernel.Neighbor{}, &hook.Error{
 			Err: fmt.Errorf("number %d of %d is between programs %d and %d, which have no links, and the kernel puts a link on a cgroup next to links only: %w",
 				i+1, n+1, l.entries[i-1].prog, l.entries[i].prog, ebpf.ErrNotSupported),
 			Hint: fmt.Sprintf("adopt one of them first (id:%d), or choose another place", l.entries[i-1].prog),
@@ -299,7 +299,7 @@ func (l *listing) highest() (highest int) {
 
 // create attaches a program with a link of its own. kernel.ErrAgain when the spot is
 // not as it was listed any more.
-func (sp *spot) create(prog *ebpf.Program, at kernel.Anchor, l *listing) (rawLink, error) {
+func (sp *spot) create(prog *ebpf.Program, at kernel.Neighbor, l *listing) (rawLink, error) {
 	var made link.Link
 	kernel.Step("create: before")
 	err := sp.do(func(target int) (err error) {

@@ -259,7 +259,7 @@ func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*slotHandl
 		h.root, snap.root = snap.root, nil
 		join := insert(member, req)
 		_, err = change(h.root, h.chainID, map[uint32]*ebpf.Map{h.slotID: slot}, func(c *state.Chain, empty map[uint32]bool) error {
-			c.Home = s.home(snap.device, snap.mode)
+			c.LastSeen = s.home(snap.device, snap.mode)
 			return join(c, empty)
 		})
 	}
@@ -289,7 +289,7 @@ func joinError(err error) error {
 
 // start makes a chain with one member and a link that carries it.
 func (s *site) start(dev rtnl.Device, mode hook.Mode, id uint64, shape dispatch.Shape, slot *ebpf.Map, member dispatch.Slot) (root, error) {
-	chain := &state.Chain{ID: id, Home: s.home(dev, mode), Plan: dispatch.Plan{Shape: shape, Slots: []dispatch.Slot{member}}}
+	chain := &state.Chain{ID: id, LastSeen: s.home(dev, mode), Plan: dispatch.Plan{Shape: shape, Slots: []dispatch.Slot{member}}}
 	prog, err := state.Build(chain, []*ebpf.Map{slot}, nil)
 	if err != nil {
 		return nil, err
@@ -299,8 +299,8 @@ func (s *site) start(dev rtnl.Device, mode hook.Mode, id uint64, shape dispatch.
 }
 
 // home is where a chain on the device is.
-func (s *site) home(dev rtnl.Device, mode hook.Mode) state.Home {
-	return state.Home{Target: dev.Name, NetNS: s.ns.ID(), Mode: mode}
+func (s *site) home(dev rtnl.Device, mode hook.Mode) state.LastSeen {
+	return state.LastSeen{Target: dev.Name, NetNS: s.ns.ID(), Mode: mode}
 }
 
 // create puts a dispatcher on a free device with a link of its own.

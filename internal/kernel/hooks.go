@@ -98,7 +98,7 @@ func (k Kind) either(p *ebpf.ProgramSpec) bool {
 // kernel/bpf/cgroup.c), though the program was verified for another hook. To make
 // a link it checks the attach type, before it finds that there is no cgroup -1.
 func (k Kind) Fits(prog *ebpf.Program) bool {
-	_, err := CreateLink(prog, -1, k.Attach, Anchor{}, 0)
+	_, err := CreateLink(prog, -1, k.Attach, Neighbor{}, 0)
 	return !errors.Is(err, unix.EINVAL)
 }
 

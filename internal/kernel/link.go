@@ -9,30 +9,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An Anchor is a place among the links of a hook, as BPF_LINK_CREATE takes it.
-type Anchor struct {
+// A Neighbor is the entry of a hook that the kernel is told to put a new link before
+// or behind, as BPF_LINK_CREATE takes it. The zero value puts the link at the end.
+type Neighbor struct {
 	Flags uint32 // BPF_F_BEFORE, BPF_F_AFTER, with BPF_F_ID and BPF_F_LINK
 	ID    uint32 // of the link or the program; 0: of all there are
 }
 
 // Before is the place before a link (isLink) or a program; of all for id 0.
-func Before(id uint32, isLink bool) Anchor { return anchor(unix.BPF_F_BEFORE, id, isLink) }
+func Before(id uint32, isLink bool) Neighbor { return neighbor(unix.BPF_F_BEFORE, id, isLink) }
 
 // After is the place after a link (isLink) or a program; of all for id 0.
-func After(id uint32, isLink bool) Anchor { return anchor(unix.BPF_F_AFTER, id, isLink) }
+func After(id uint32, isLink bool) Neighbor { return neighbor(unix.BPF_F_AFTER, id, isLink) }
 
-func anchor(side, id uint32, isLink bool) Anchor {
+func neighbor(side, id uint32, isLink bool) Neighbor {
 	if id != 0 {
 		side |= unix.BPF_F_ID
 		if isLink {
 			side |= unix.BPF_F_LINK
 		}
 	}
-	return Anchor{side, id}
+	return Neighbor{side, id}
 }
 
 // linkCreate is the part of union bpf_attr that TCX and cgroup links use. Zero
-// at the end is what kernels without anchors expect.
+// at the end is what kernels that know no neighbors expect.
 type linkCreate struct {
 	prog, target, attach, flags uint32
 	relative                    uint32
@@ -44,7 +45,7 @@ type linkCreate struct {
 // CreateLink attaches a program by BPF_LINK_CREATE, with nothing legacy to fall
 // back to. target is an ifindex in the thread's namespace or the descriptor of
 // a cgroup. revision, if not 0, is the one that the hook must have: else ESTALE.
-func CreateLink(prog *ebpf.Program, target int, attach ebpf.AttachType, at Anchor, revision uint64) (link.Link, error) {
+func CreateLink(prog *ebpf.Program, target int, attach ebpf.AttachType, at Neighbor, revision uint64) (link.Link, error) {
 	attr := linkCreate{
 		prog: uint32(prog.FD()), target: uint32(target), attach: uint32(attach),
 		flags: at.Flags, relative: at.ID, revision: revision,

@@ -28,13 +28,13 @@ const (
 	plainVersion  = 1
 	sealedVersion = 2
 
-	headerSize = 32
-	memberSize = 16 + 2*nameSize
-	nameSize   = hook.MaxName + 1
-	valueSize  = headerSize + hook.MaxMembers*memberSize
-	homeSize   = 40                         // after that; not in descriptions that early programs wrote
-	sealedSize = hook.MaxMembers * sealSize // after that, in sealedVersion
-	sealSize   = 8 + sha256.Size
+	headerSize   = 32
+	memberSize   = 16 + 2*nameSize
+	nameSize     = hook.MaxName + 1
+	valueSize    = headerSize + hook.MaxMembers*memberSize
+	lastSeenSize = 40                         // after that; not in descriptions that early programs wrote
+	sealedSize   = hook.MaxMembers * sealSize // after that, in sealedVersion
+	sealSize     = 8 + sha256.Size
 
 	flagFrags  = 1 << 0
 	flagClosed = 1 << 1
@@ -55,23 +55,24 @@ type Chain struct {
 	RootLink uint32
 	// Closed chains have no members and never get any: they are on the way out.
 	Closed bool
-	// Home is where somebody joined last.
-	Home Home
+	// LastSeen is where the chain was when a member last joined it.
+	LastSeen LastSeen
 	// Watch is the map id of the prog array that the dispatcher looks into before
 	// it runs the chain itself, see [Watched]; 0 for a plain one.
 	Watch uint32
 	dispatch.Plan
 }
 
-// A Home is where something was attached, to find the place again when the
-// device is gone and one of that name is back. It may have moved since.
-type Home struct {
+// LastSeen is where a chain or a member was last seen. With it the target is found
+// again when the device is gone and one of the same name is back. The chain or
+// member may have moved since.
+type LastSeen struct {
 	Target string     // name of the device, or path of the cgroup
 	NetNS  hook.NetNS // of the device
 	Mode   hook.Mode  // of XDP
 }
 
-type rawHome struct {
+type rawLastSeen struct {
 	NetNSInode  uint64
 	NetNSCookie uint64
 	Mode        uint32
@@ -130,7 +131,7 @@ func (c *Chain) Marshal() ([]byte, error) {
 	if c.Sealed() {
 		h.Version = sealedVersion
 	}
-	b := make([]byte, 0, valueSize+homeSize+sealedSize)
+	b := make([]byte, 0, valueSize+lastSeenSize+sealedSize)
 	b, err := binary.Append(b, binary.NativeEndian, h)
 	if err != nil {
 		return nil, err
@@ -150,9 +151,9 @@ func (c *Chain) Marshal() ([]byte, error) {
 		}
 	}
 	b = append(b, make([]byte, valueSize-len(b))...)
-	home := rawHome{NetNSInode: c.Home.NetNS.Inode, NetNSCookie: c.Home.NetNS.Cookie, Mode: uint32(c.Home.Mode), Watch: c.Watch}
-	copy(home.Device[:unix.IFNAMSIZ-1], c.Home.Target)
-	b, err = binary.Append(b, binary.NativeEndian, home)
+	seen := rawLastSeen{NetNSInode: c.LastSeen.NetNS.Inode, NetNSCookie: c.LastSeen.NetNS.Cookie, Mode: uint32(c.LastSeen.Mode), Watch: c.Watch}
+	copy(seen.Device[:unix.IFNAMSIZ-1], c.LastSeen.Target)
+	b, err = binary.Append(b, binary.NativeEndian, seen)
 	if err != nil || h.Version == plainVersion {
 		return b, err
 	}
@@ -192,23 +193,23 @@ func Unmarshal(b []byte) (*Chain, error) {
 		}
 		c.Slots = append(c.Slots, s)
 	}
-	var home rawHome
-	if _, err := binary.Decode(b[valueSize:], binary.NativeEndian, &home); err == nil {
-		c.Watch = home.Watch
-		c.Home = Home{
-			Target: cString(home.Device[:unix.IFNAMSIZ-1]), Mode: hook.Mode(home.Mode),
-			NetNS: hook.NetNS{Inode: home.NetNSInode, Cookie: home.NetNSCookie},
+	var seen rawLastSeen
+	if _, err := binary.Decode(b[valueSize:], binary.NativeEndian, &seen); err == nil {
+		c.Watch = seen.Watch
+		c.LastSeen = LastSeen{
+			Target: cString(seen.Device[:unix.IFNAMSIZ-1]), Mode: hook.Mode(seen.Mode),
+			NetNS: hook.NetNS{Inode: seen.NetNSInode, Cookie: seen.NetNSCookie},
 		}
 	}
 	if h.Version < sealedVersion {
 		return c, nil
 	}
-	if len(b) < valueSize+homeSize+sealedSize {
+	if len(b) < valueSize+lastSeenSize+sealedSize {
 		return nil, fmt.Errorf("damaged chain description: version %d, %d bytes", h.Version, len(b))
 	}
 	for i := range hook.MaxMembers {
 		var seal rawSeal
-		if _, err := binary.Decode(b[valueSize+homeSize+i*sealSize:], binary.NativeEndian, &seal); err != nil {
+		if _, err := binary.Decode(b[valueSize+lastSeenSize+i*sealSize:], binary.NativeEndian, &seal); err != nil {
 			return nil, err
 		}
 		if seal != (rawSeal{}) && (i >= len(c.Slots) || seal.Program == 0) {
@@ -265,7 +266,7 @@ func cString(b []byte) string {
 // with a type, so that "bpftool map dump" shows it.
 func mapSpec(value []byte) *ebpf.MapSpec {
 	typ := descriptionType
-	if len(value) > valueSize+homeSize {
+	if len(value) > valueSize+lastSeenSize {
 		typ = sealedDescriptionType
 	}
 	return &ebpf.MapSpec{

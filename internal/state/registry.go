@@ -39,8 +39,8 @@ type Record struct {
 	// MovedTo is the link that has taken the place of this one, and MovedFrom the
 	// one whose place this one has taken; 0 for none.
 	MovedTo, MovedFrom uint32
-	// Home is where it was attached; a longer path than fits is left out.
-	Home Home
+	// LastSeen is where the member was attached; a path that is too long is left out.
+	LastSeen LastSeen
 }
 
 type rawRecord struct {
@@ -66,9 +66,9 @@ func (r *Record) MarshalBinary() ([]byte, error) {
 	}
 	copy(raw.Name[:nameSize-1], r.Name)
 	copy(raw.Owner[:nameSize-1], r.Owner)
-	raw.NetNSInode, raw.NetNSCookie = r.Home.NetNS.Inode, r.Home.NetNS.Cookie
-	if len(r.Home.Target) < targetSize {
-		copy(raw.Target[:], r.Home.Target)
+	raw.NetNSInode, raw.NetNSCookie = r.LastSeen.NetNS.Inode, r.LastSeen.NetNS.Cookie
+	if len(r.LastSeen.Target) < targetSize {
+		copy(raw.Target[:], r.LastSeen.Target)
 	}
 	return binary.Append(nil, binary.NativeEndian, raw)
 }
@@ -92,7 +92,7 @@ func (r *Record) UnmarshalBinary(b []byte) error {
 	if raw.Target[targetSize-1] != 0 { // cut off: it could not be written back
 		raw.Target = [targetSize]byte{}
 	}
-	r.Home = Home{Target: cString(raw.Target[:]), NetNS: hook.NetNS{Inode: raw.NetNSInode, Cookie: raw.NetNSCookie}}
+	r.LastSeen = LastSeen{Target: cString(raw.Target[:]), NetNS: hook.NetNS{Inode: raw.NetNSInode, Cookie: raw.NetNSCookie}}
 	return nil
 }
 

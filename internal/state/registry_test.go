@@ -37,7 +37,7 @@ const (
 func record() *state.Record {
 	return &state.Record{
 		Name: "guard", Owner: "ddos-filter", Priority: 65535, Attach: ebpf.AttachTCXEgress, MovedTo: 1<<32 - 1, MovedFrom: 7,
-		Home: state.Home{Target: "eth0.100", NetNS: hook.NetNS{Inode: 0x1122334455667788, Cookie: 1<<64 - 1}},
+		LastSeen: state.LastSeen{Target: "eth0.100", NetNS: hook.NetNS{Inode: 0x1122334455667788, Cookie: 1<<64 - 1}},
 	}
 }
 
@@ -54,7 +54,7 @@ func TestRecordRoundTrip(t *testing.T) {
 		record(),
 		{Name: "x", Priority: 1},
 		{Name: strings.Repeat("ü", 31) + "x", Owner: strings.Repeat("y", hook.MaxName), Priority: 50, Attach: ebpf.AttachCGroupInet4Connect,
-			Home: state.Home{Target: "/" + strings.Repeat("z", 254)}},
+			LastSeen: state.LastSeen{Target: "/" + strings.Repeat("z", 254)}},
 	} {
 		var got state.Record
 		qt.Assert(t, qt.IsNil(got.UnmarshalBinary(marshalRecord(t, want))))
@@ -82,13 +82,13 @@ func TestRecordLayout(t *testing.T) {
 // A path that is too long is left out: half of one would be another cgroup's. So is one that has no end.
 func TestRecordOfLongPath(t *testing.T) {
 	long := record()
-	long.Home.Target = "/" + strings.Repeat("z", 255)
+	long.LastSeen.Target = "/" + strings.Repeat("z", 255)
 	endless := marshalRecord(t, record())
 	copy(endless[offRecordTarget:], strings.Repeat("z", 256))
 	for name, b := range map[string][]byte{"long": marshalRecord(t, long), "endless": endless} {
 		var got state.Record
 		qt.Assert(t, qt.IsNil(got.UnmarshalBinary(b)))
-		qt.Check(t, qt.Equals(got.Home.Target, ""), qt.Commentf("%s", name))
+		qt.Check(t, qt.Equals(got.LastSeen.Target, ""), qt.Commentf("%s", name))
 		qt.Check(t, qt.Equals(got.Name, "guard"))
 	}
 }
