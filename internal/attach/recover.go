@@ -408,7 +408,7 @@ func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.
 		return kernel.Errno("the member's program", err)
 	}
 	defer prog.Close()
-	i := dispatch.Place(list.ranks(), rec.Priority)
+	i := dispatch.IndexFor(list.ranks(), rec.Priority)
 	at, err := sp.anchor(list, i)
 	if err != nil || r.DryRun {
 		return err

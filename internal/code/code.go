@@ -6,11 +6,12 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// A Writer puts instructions one after the other.
+// A Writer collects instructions in order.
 type Writer struct {
 	Insns asm.Instructions
-	// Lines gives each function a line, its name, if it has none. Where one function
-	// has lines all must have (check_btf_line, kernel/bpf/verifier.c).
+	// Lines gives each function that has no source line one: its name. If one
+	// function has lines, all must have them (check_btf_line,
+	// kernel/bpf/verifier.c).
 	Lines bool
 
 	pending string    // label of the next instruction
@@ -40,18 +41,20 @@ func (w *Writer) Label(name string) { w.pending = name }
 // Begin begins a Function with the next instruction.
 func (w *Writer) Begin(name string) { w.BeginAs(name, name) }
 
-// BeginAs is Begin for a Function that has another name for people.
+// BeginAs is Begin for a function that is shown under another name than its
+// label.
 func (w *Writer) BeginAs(label, name string) { w.pending, w.fn = label, Function(name) }
 
-// Function is the type of a function of XDP that the verifier looks at by itself,
-// so that it can be replaced: a global one.
+// Function returns a global XDP function. The verifier checks such a function by
+// itself, so freplace can replace it.
 func Function(name string) *btf.Func {
 	return &btf.Func{Name: name, Type: function, Linkage: btf.GlobalFunc}
 }
 
-// The kernel knows a context by the name of its type (btf_get_prog_ctx_type), and
-// compares no more than that with a component's (btf_check_func_type_match), so an
-// empty struct of that name will do.
+// function is the prototype of an XDP function. The kernel knows a context by the
+// name of its type (btf_get_prog_ctx_type), and compares only that name with a
+// component's (btf_check_func_type_match), so an empty struct of that name is
+// enough.
 var function = &btf.FuncProto{
 	Return: Int,
 	Params: []btf.FuncParam{{Name: "ctx", Type: &btf.Pointer{Target: &btf.Struct{Name: "xdp_md"}}}},

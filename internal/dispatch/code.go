@@ -6,24 +6,24 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// Code is a program as the verifier got it: relocated, its functions one after
-// the other and its main function first, so that it can be made a part of a
-// dispatcher. Jumps and calls are relative; nothing in it depends on where it
-// stands.
+// Code is a program as the verifier got it, so that it can become a part of a
+// dispatcher. It is relocated, and its functions follow one another, the main
+// function first. Jumps and calls are relative: the code works at any position.
 type Code struct {
-	// Name is the main function's.
+	// Name is the main function's name.
 	Name string
-	// Refused says why the program cannot be linked; the rest is empty then.
+	// Refused says why the program cannot be linked. The other fields are empty
+	// then.
 	Refused string
-	// Maps are the ids of its maps. An instruction that loads a map has the
-	// index in here in the lower half of its constant.
+	// Maps are the ids of the program's maps. An instruction that loads a map
+	// has the index into Maps in the lower half of its constant.
 	Maps []uint32
-	// Insns have their functions and source lines as metadata.
+	// Insns are the instructions, with functions and source lines as metadata.
 	Insns asm.Instructions
-	// Frame is what its main function takes of the stack, in bytes. It is not kept
-	// with the rest: the verifier tells it.
+	// Frame is the size of the main function's stack frame in bytes. It is not
+	// stored with the code: the verifier reports it.
 	Frame int
 }
 
-// A CodeHash tells codes apart: SHA-256 of what is kept of one.
+// A CodeHash identifies a code: the SHA-256 of its stored form.
 type CodeHash [sha256.Size]byte

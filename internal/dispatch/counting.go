@@ -12,18 +12,18 @@ import (
 // CountingName is the name of every counting dispatcher in the kernel.
 const CountingName = "ld_counting"
 
-// References of the code below, to be resolved with AssociateMap.
+// References of the code below. AssociateMap resolves them.
 const (
-	WatchRef  = "watch"  // a prog array of one entry: the counting dispatcher, while somebody watches
+	WatchRef  = "watch"  // a prog array of one entry: the counting dispatcher, while a process watches
 	CountsRef = "counts" // a per-CPU array of one entry: a Counts for each slot
 )
 
-// Counts are what a counting dispatcher counts of one slot, as it stands in the map.
+// Counts are what a counting dispatcher counts for one slot, laid out as in the map.
 type Counts struct {
-	Verdicts [hook.Verdicts]uint64 // how often the member said each
-	Other    uint64                // and what is no verdict
-	Empty    uint64                // how often there was nobody to say anything
-	Nanos    uint64                // how long the member took, the clock included
+	Verdicts [hook.Verdicts]uint64 // how often the member returned each verdict
+	Other    uint64                // how often it returned another value
+	Empty    uint64                // how often the slot was empty
+	Nanos    uint64                // how long the member took, the clock's time included
 }
 
 // Plus adds two counts.
@@ -35,7 +35,7 @@ func (c Counts) Plus(d Counts) Counts {
 	return c
 }
 
-// Ran is how often the member ran.
+// Ran returns how often the member ran.
 func (c Counts) Ran() uint64 {
 	n := c.Other
 	for _, said := range c.Verdicts {
@@ -44,7 +44,7 @@ func (c Counts) Ran() uint64 {
 	return n
 }
 
-// The same, for the code. Other comes just after the verdicts.
+// Offsets in a Counts, for the code. Other follows the verdicts.
 const (
 	CountsSize = 8 * (hook.Verdicts + 3)
 	otherAt    = 8 * hook.Verdicts
@@ -52,13 +52,13 @@ const (
 	nanosAt    = emptyAt + 8
 )
 
-// Counting returns the code of a dispatcher that does what that of [Link]
-// does, and counts. It runs in the place of the other one while somebody
-// watches, so the counters need not be cheap; to be right they need the clock
-// twice for each member, but what ends one member's time begins the next one's.
+// Counting returns the code of a dispatcher that does what [Link]'s code does,
+// and counts. It runs instead of the plain dispatcher while a process watches,
+// so counting may cost time. Correct times need the clock at both ends of each
+// member, but the end of one member is the beginning of the next.
 //
-// In R6 is the context, in R7 the verdict of the last member that ran, in R8 the
-// counters, in R9 the time.
+// R6 holds the context, R7 the verdict of the last member that ran, R8 the
+// counters, R9 the time.
 func Counting(slots []hook.Settings) asm.Instructions {
 	var g generator // not plain: a slot's function says when it is empty
 	g.Begin(CountingName)
@@ -113,7 +113,7 @@ func (g *generator) count(i int, s hook.Settings, last bool) {
 		asm.Mov.Reg(asm.R9, asm.R0),
 	)
 	g.Emit(add(base+nanosAt, asm.R1)...)
-	g.Emit( // no CPU does two packets at a time, so that no atomic addition is needed
+	g.Emit( // a CPU handles one packet at a time, so atomic additions are not needed
 		asm.Mov.Reg32(asm.R1, asm.R7),
 		asm.JLT.Imm(asm.R1, hook.Verdicts, bucket),
 		asm.Mov.Imm(asm.R1, hook.Verdicts),
@@ -133,7 +133,8 @@ func (g *generator) count(i int, s hook.Settings, last bool) {
 			g.Emit(asm.JEq.Imm32(asm.R7, int32(v), next))
 		}
 		if closed && len(s.ContinueOn.List()) == 0 {
-			// Nothing goes on; the verifier must still see a way to what follows.
+			// No verdict continues, but the verifier must see a way to the next
+			// member.
 			g.Emit(asm.JEq.Imm32(asm.R7, missingContinue, next))
 		}
 	}
@@ -154,9 +155,9 @@ func (g *generator) count(i int, s hook.Settings, last bool) {
 	}
 }
 
-// Watched returns the code of a dispatcher that is watched: it first tail-calls
-// into the prog array of the watch. When that is empty, because the watcher is
-// gone, it goes on as the code that it is made of.
+// Watched returns the code of a watched dispatcher: insns behind a tail call
+// into the prog array of the watch. When that array is empty, because the
+// watcher is gone, insns run.
 func Watched(insns asm.Instructions) asm.Instructions {
 	first := insns[0]
 	watched := asm.Instructions{
@@ -170,11 +171,11 @@ func Watched(insns asm.Instructions) asm.Instructions {
 	return append(watched, insns[1:]...)
 }
 
-// ClockCalls is how often [Clock] asks for the time.
+// ClockCalls is how often [Clock]'s code reads the clock.
 const ClockCalls = 64
 
-// Clock returns the code of a program that returns how long it takes to ask for
-// the time ClockCalls times, in nanoseconds.
+// Clock returns the code of a program that returns the time that ClockCalls
+// readings of the clock take, in nanoseconds.
 func Clock() asm.Instructions {
 	insns := asm.Instructions{
 		asm.FnKtimeGetNs.Call(),

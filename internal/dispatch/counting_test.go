@@ -17,10 +17,10 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// few are plans whose code has all that there is.
+// few are plans that together use all that the code can contain.
 var few = []string{"plain-1", "plain-2", "mixed", "never-drop", "aborted-in-set"}
 
-// As TestGenerate, of the code that counts, and of the call to it.
+// Like TestGenerate, for the code that counts and for the call into it.
 func TestGenerateCounting(t *testing.T) {
 	for _, name := range few {
 		t.Run(name, func(t *testing.T) {
@@ -36,7 +36,7 @@ func TestGenerateCounting(t *testing.T) {
 	}
 }
 
-// tally counts a run of a chain, said in another way than in the code.
+// tally counts a run of a chain, independently of the generated code.
 func tally(counts []dispatch.Counts, slots []hook.Settings, does []int) {
 	for i, s := range slots {
 		switch d := does[i]; {
@@ -54,7 +54,7 @@ func tally(counts []dispatch.Counts, slots []hook.Settings, does []int) {
 	}
 }
 
-// watchedBench is a bench whose dispatchers are watched.
+// watchedBench is a bench with watched dispatchers.
 func watchedBench(t *testing.T, slots int) (b *bench, watch **state.Watch) {
 	t.Helper()
 	b, watch = newBench(t, slots), new(*state.Watch)
@@ -74,7 +74,7 @@ func watchedBench(t *testing.T, slots int) (b *bench, watch **state.Watch) {
 	return b, watch
 }
 
-// counter loads the code that counts, without what it takes to watch it.
+// counter loads the code that counts, without a watch.
 type counter struct{ counts *ebpf.Map }
 
 func (cr *counter) build(c *state.Chain, slots []*ebpf.Map, _ []*dispatch.Code) (*ebpf.Program, error) {
@@ -126,8 +126,8 @@ func (cr *counter) close() error {
 	return cr.counts.Close()
 }
 
-// The code that counts means the same as the code that does not, for all that
-// TestSemantics has, and counts what happened.
+// The code that counts gives the verdicts of the code that does not, for all
+// cases of TestSemantics, and its counts are right.
 func TestCountingSemantics(t *testing.T) {
 	testenv.CheckLeaks(t)
 	b, cr := newBench(t, 4), &counter{}
@@ -150,8 +150,8 @@ func TestCountingSemantics(t *testing.T) {
 	b.checkAll(t)
 }
 
-// Without its watcher a dispatcher does the same, by itself: at once, or as soon as
-// the kernel has taken the call away.
+// Without its watcher a dispatcher gives the same verdicts: at once when there
+// never was a watcher, otherwise as soon as the kernel has emptied the watch.
 func TestWatchedAlone(t *testing.T) {
 	testenv.CheckLeaks(t)
 	b, watch := watchedBench(t, 4)
@@ -164,12 +164,12 @@ func TestWatchedAlone(t *testing.T) {
 		return prog, err
 	}
 	b.quick = true
-	for _, name := range few { // to empty a watch takes the kernel long
+	for _, name := range few { // the kernel takes long to empty a watch
 		b.check(t, plans[name])
 	}
 }
 
-// A value that is no verdict comes out as it is, and is counted as that.
+// A value that is no verdict is returned unchanged, and counted as other.
 func TestCountingOddVerdicts(t *testing.T) {
 	testenv.CheckLeaks(t)
 	b, watch := watchedBench(t, 2)
@@ -185,8 +185,8 @@ func TestCountingOddVerdicts(t *testing.T) {
 	qt.Check(t, qt.Equals(counted[2].Other, 1))
 }
 
-// The call to the code that counts is one of the 33 that the kernel allows: the
-// last of 32 members must still run.
+// The call into the code that counts is one of the 33 that the kernel allows.
+// The last of 32 members must still run.
 func TestFullChainWatched(t *testing.T) {
 	testenv.CheckLeaks(t)
 	b, watch := watchedBench(t, hook.MaxMembers)
@@ -199,13 +199,14 @@ func TestFullChainWatched(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.Equals(counted[hook.MaxMembers].Verdicts[hook.TX], 1))
 
-	(*watch).Close() // and when there is nobody to count, at any moment
+	(*watch).Close() // and when the watcher is gone, at any moment
 	for range 100 {
 		qt.Assert(t, qt.Equals(run(t, prog, does...), uint32(hook.TX)))
 	}
 }
 
-// What it costs a packet that a chain is watched, or was until the watcher died:
+// Measures what a packet costs in a chain that is watched, and in one whose
+// watcher died:
 //
 //	go test -run '^$' -bench Watching ./internal/dispatch
 func BenchmarkWatching(b *testing.B) {
@@ -238,7 +239,7 @@ func BenchmarkWatching(b *testing.B) {
 		qt.Assert(b, qt.IsNil(err))
 		run("watched", prog)
 		watch.Close()
-		time.Sleep(100 * time.Millisecond) // until the kernel has taken the call away
+		time.Sleep(100 * time.Millisecond) // until the kernel has emptied the watch
 		run("abandoned", prog)
 		prog.Close()
 	}

@@ -12,38 +12,38 @@ import (
 // ProgramName is the name of every dispatcher in the kernel.
 const ProgramName = "libdispatcher"
 
-// What a slot's function returns for an empty slot when the main function
-// must tell that from a verdict. Any 32-bit value that no program returns by
-// accident would do; the kernel takes values above XDP_REDIRECT for ABORTED.
+// Values that a slot's function returns for an empty slot when main must tell
+// them from verdicts. Any 32-bit values would do that no program returns by
+// accident. The kernel treats values above XDP_REDIRECT as ABORTED.
 const (
 	missingContinue = 0x6c640000
 	missingDrop     = missingContinue + 1
 	missingAborted  = missingContinue + 2
 )
 
-// SlotRef is the symbol under which the code refers to the map of the slot at
-// i, to be resolved with asm.Instructions.AssociateMap before the load.
+// SlotRef is the symbol by which the code refers to the map of the slot at i.
+// asm.Instructions.AssociateMap resolves it before the load.
 func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 
 // Link returns the code of the dispatcher.
 //
 // For each slot but the last, main calls a function that tail-calls into the
-// slot's prog array: the tail-called program returns to main. When the slot is
-// empty the tail call falls through and the function returns the slot's default.
-// These functions must be global: of a static one the verifier would conclude
-// that it always returns that default, because it does not follow tail calls.
-// The last member's verdict is the chain's whatever it is, so main tail-calls
-// that one itself and does not come back.
+// slot's prog array; the tail-called program returns to main. When the slot is
+// empty the tail call falls through, and the function returns the slot's default.
+// These functions must be global: the verifier does not follow tail calls, so it
+// would conclude that a static function always returns the default. The last
+// member's verdict is always the chain's verdict, so main tail-calls the last
+// member itself and does not return.
 //
-// The verdict of a chain is that of the last member that ran, and PASS when
-// none did. Comparisons are on 32 bits, as the kernel takes the verdict.
+// The verdict of a chain is the verdict of the last member that ran, or PASS if no
+// member ran. Comparisons are on 32 bits, because the kernel reads 32 bits of the
+// verdict.
 //
-// Members that have a code, at the same place in codes, are linked into it; nil is
-// a chain without any. Such a member is a global function, so that the verifier
-// looks at it once by itself and not at all its ways together with those of the
-// members after it. With inline, those that are not large stand in the place of
-// their call, which is faster, and more for the verifier to look at. The last one
-// needs no call in any case if it is the only one.
+// Members with a code at their index in codes are linked into the dispatcher; with
+// nil for codes, none are. A linked member is a global function, so the verifier
+// checks it once by itself, not again for each path of the members before it. With
+// inline, small main functions replace their calls. That is faster for packets and
+// more work for the verifier. An only member never needs a call.
 func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
 	g := generator{Writer: code.Writer{Lines: codes != nil}, plain: true, layout: newLayout(slots, codes, inline)}
 	for _, s := range slots[:max(len(slots)-1, 0)] {
@@ -72,7 +72,7 @@ func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
 	g.Emit(g.behind...)
 	for i, s := range slots {
 		switch {
-		case g.inlined(i): // is a part of main
+		case g.inlined(i): // part of main
 		case g.linked(i):
 			g.function(i)
 		case i < last:
@@ -82,8 +82,8 @@ func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
 	return g.Insns
 }
 
-// end emits the ends of main. A last member that stands in main has its own, and
-// comes after those of the members before it.
+// end emits the ends of main. A last member that is inlined in main has its own
+// ends and comes after the common ones.
 func (g *generator) end(last int) {
 	inlined := g.inlined(last)
 	if inlined && last > 0 {
@@ -112,11 +112,11 @@ func (g *generator) end(last int) {
 type generator struct {
 	code.Writer
 	layout
-	// plain: every member but the last continues on PASS alone, so that whenever
-	// the chain goes on the verdict is PASS and need not be kept.
+	// plain: every member but the last continues on PASS only. Whenever the
+	// chain continues the verdict is then PASS, and main need not keep it.
 	plain  bool
 	closes [hook.Verdicts]bool // final verdicts of empty slots that are in use
-	behind asm.Instructions    // other functions of members that stand in main
+	behind asm.Instructions    // other functions of inlined members
 }
 
 // loadContext puts the context into R1 for the member at i.
@@ -135,8 +135,8 @@ func (g *generator) call(i int, s hook.Settings) {
 		g.Emit(asm.Call.Label(SlotFunc(i)))
 	}
 	if g.plain {
-		// An empty slot that continues returns PASS, one that does not, its
-		// verdict: no case of its own is needed.
+		// An empty slot that continues returns PASS, and a closed one returns
+		// its verdict, so empty slots need no case of their own.
 		g.Emit(asm.JNE.Imm32(asm.R0, int32(hook.Pass), "exit"))
 		return
 	}
@@ -156,8 +156,8 @@ func (g *generator) call(i int, s hook.Settings) {
 	}
 	verdicts := s.ContinueOn.List()
 	if len(verdicts) == 0 {
-		// Only an empty slot goes on. Where that does not either, the
-		// comparison still shows the verifier a way to what follows.
+		// Only an empty slot continues. If that does not continue either, the
+		// comparison still shows the verifier a way to the next member.
 		g.Emit(asm.JNE.Imm32(asm.R0, missingContinue, "exit"))
 		return
 	}
@@ -187,14 +187,14 @@ func (g *generator) finish(i int, s hook.Settings) {
 	}
 }
 
-// slot is the function that runs the member at i.
+// slot emits the function that runs the member at i.
 func (g *generator) slot(i int, s hook.Settings) {
 	g.Begin(SlotFunc(i))
 	g.tailCall(i)
 	g.Emit(asm.Mov.Imm(asm.R0, missing(s, g.plain)), asm.Return())
 }
 
-// tailCall runs the member at i and does not come back, unless its slot is empty.
+// tailCall runs the member at i. It falls through only if the slot is empty.
 func (g *generator) tailCall(i int) {
 	g.Emit(
 		asm.LoadMapPtr(asm.R2, 0).WithReference(SlotRef(i)),
@@ -206,8 +206,9 @@ func (g *generator) tailCall(i int) {
 // SlotFunc is the name of the function that runs the member at i.
 func SlotFunc(i int) string { return fmt.Sprintf("member_%d", i) }
 
-// missing is what the function of an empty slot returns. A closed door is
-// final even where the chain would continue on that verdict.
+// missing returns what the function of an empty slot returns. The verdict of an
+// empty drop or aborted slot is final even where the chain would continue on
+// it.
 func missing(s hook.Settings, plain bool) int32 {
 	switch {
 	case s.OnMissing == hook.MissingDrop && !plain && s.ContinueOn.Has(hook.Drop):

@@ -45,7 +45,8 @@ var plans = map[string][]hook.Settings{
 	"never-drop":    {settings(hook.Never, hook.MissingDrop), plain},
 	"never-aborted": {settings(hook.Never, hook.MissingAborted), plain},
 	"any":           {settings(anyVerdict(), hook.MissingContinue), plain},
-	// A closed door is final, even where the verdict of the same name goes on.
+	// The verdict of an empty slot is final, even where the chain continues on
+	// the same verdict of a member.
 	"drop-in-set":      {settings(hook.SetOf(hook.Drop), hook.MissingDrop), plain},
 	"drop-not-in-set":  {settings(hook.SetOf(hook.TX), hook.MissingDrop), plain},
 	"aborted-in-set":   {settings(anyVerdict(), hook.MissingAborted), settings(anyVerdict(), hook.MissingDrop)},
@@ -56,8 +57,8 @@ var plans = map[string][]hook.Settings{
 	"one-never-closed": {settings(hook.Never, hook.MissingAborted)},
 }
 
-// A change of the generated code shall be seen by whoever reviews it, and the
-// kernel shall take every shape of it (see TestSemantics for what it does).
+// Golden files show a reviewer each change of the generated code, and the
+// kernel must accept every form of it. TestSemantics checks what the code does.
 func TestGenerate(t *testing.T) {
 	for name, slots := range plans {
 		t.Run(name, func(t *testing.T) {
@@ -73,7 +74,7 @@ func TestGenerate(t *testing.T) {
 			qt.Assert(t, qt.Equals(got, string(want)))
 		})
 	}
-	// No golden file is of a plan that is gone.
+	// Every golden file has a plan.
 	files, err := filepath.Glob("testdata/*.golden")
 	qt.Assert(t, qt.IsNil(err))
 	for _, f := range files {

@@ -10,11 +10,12 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// CodeMapRef is the symbol under which the code of the member at i refers to
-// the map with that index in Code.Maps.
+// CodeMapRef is the symbol by which the code of the member at i refers to the
+// map at that index of Code.Maps.
 func CodeMapRef(i, index int) string { return fmt.Sprintf("code_%d_%d", i, index) }
 
-// codeFunc is the name of a function of the code of the member at i; the main one is SlotFunc.
+// codeFunc is the name of a function in the code of the member at i. The main function's name
+// is SlotFunc.
 func codeFunc(i, function int) string {
 	if function == 0 {
 		return SlotFunc(i)
@@ -22,23 +23,23 @@ func codeFunc(i, function int) string {
 	return fmt.Sprintf("member_%d_%d", i, function)
 }
 
-// maxInline is the size of the largest main function that is put in the place of
-// its call, in instructions. Beside a larger one a call is little, and the verifier
-// need not look at it at each of the ways that lead there.
+// maxInline is the size, in instructions, of the largest main function that is
+// inlined. For a larger function the call costs little, and the verifier need not
+// check the function again on each path to it.
 const maxInline = 512
 
-// A layout is how members are linked.
+// A layout is the way that members are linked.
 type layout struct {
 	codes  []*Code
-	inline bool // main functions in the place of their calls, if they are small
+	inline bool // small main functions replace their calls
 	last   int
-	// Where main keeps what it needs while a member runs: in registers, which the
-	// members that stand in main leave alone, or on the stack below their frames.
-	context, verdict place
+	// Where main keeps its state while a member runs: in registers that no
+	// inlined member uses, or on the stack below the members' frames.
+	context, verdict location
 }
 
-// A place is a register, or for RFP one on the stack.
-type place struct {
+// A location is a register or, for RFP, a stack position.
+type location struct {
 	reg    asm.Register
 	offset int16
 }
@@ -54,33 +55,33 @@ func newLayout(slots []hook.Settings, codes []*Code, inline bool) layout {
 		}
 	}
 	at := int16(-(frame + 7) / 8 * 8)
-	for _, p := range []*place{&l.context, &l.verdict} {
+	for _, p := range []*location{&l.context, &l.verdict} {
 		if len(free) > 0 {
 			p.reg, free = free[0], free[1:]
 		} else {
 			at -= 8
-			*p = place{asm.RFP, at}
+			*p = location{asm.RFP, at}
 		}
 	}
 	return l
 }
 
-func (p place) store(from asm.Register) asm.Instruction {
+func (p location) store(from asm.Register) asm.Instruction {
 	if p.reg == asm.RFP {
 		return asm.StoreMem(asm.RFP, p.offset, from, asm.DWord)
 	}
 	return asm.Mov.Reg(p.reg, from)
 }
 
-func (p place) storeImm(value int32) asm.Instruction {
+func (p location) storeImm(value int32) asm.Instruction {
 	if p.reg == asm.RFP {
-		// asm.StoreImm makes none of this size.
+		// asm.StoreImm cannot make a store of 64 bits.
 		return asm.Instruction{OpCode: asm.StoreImmOp(asm.DWord), Dst: asm.RFP, Offset: p.offset, Constant: int64(value)}
 	}
 	return asm.Mov.Imm(p.reg, value)
 }
 
-func (p place) load(to asm.Register) asm.Instruction {
+func (p location) load(to asm.Register) asm.Instruction {
 	if p.reg == asm.RFP {
 		return asm.LoadMem(to, asm.RFP, p.offset, asm.DWord)
 	}
@@ -90,7 +91,7 @@ func (p place) load(to asm.Register) asm.Instruction {
 // linked tells whether the member at i is linked.
 func (l *layout) linked(i int) bool { return i >= 0 && i < len(l.codes) && l.codes[i] != nil }
 
-// inlined tells whether its main function stands in the place of its call.
+// inlined tells whether the member's main function replaces its call.
 func (l *layout) inlined(i int) bool {
 	if !l.linked(i) {
 		return false
@@ -109,7 +110,7 @@ func (c *Code) functions() []int {
 	return begin
 }
 
-// main is the main function.
+// main returns the main function.
 func (c *Code) main() asm.Instructions {
 	if begin := c.functions(); len(begin) > 1 {
 		return c.Insns[:begin[1]]
@@ -117,10 +118,10 @@ func (c *Code) main() asm.Instructions {
 	return c.Insns
 }
 
-// uses tells whether the main function has to do with the register.
+// uses tells whether the main function reads or writes the register.
 func (c *Code) uses(reg asm.Register) bool {
 	return slices.ContainsFunc(c.main(), func(ins asm.Instruction) bool {
-		// In a call, and in a load of 64 bits, the source is no register.
+		// In a call and in a load of 64 bits the source is not a register.
 		return ins.Dst == reg || ins.Src == reg && !ins.OpCode.IsDWordLoad() && ins.OpCode.JumpOp() != asm.Call
 	})
 }
@@ -131,7 +132,7 @@ func (l *layout) parts(i int) (main, others asm.Instructions) {
 	c := l.codes[i]
 	insns := slices.Clone(c.Insns)
 	begin := c.functions()
-	number := map[asm.RawInstructionOffset]int{} // of the function that begins there
+	number := map[asm.RawInstructionOffset]int{} // number of the function that begins there
 	iter := insns.Iterate()
 	for iter.Next() {
 		if n := slices.Index(begin, iter.Index); n >= 0 {
@@ -161,7 +162,7 @@ func (l *layout) parts(i int) (main, others asm.Instructions) {
 	return insns[:n], insns[n:]
 }
 
-// function emits the linked member at i as a function of its own.
+// function emits the linked member at i as a function.
 func (g *generator) function(i int) {
 	main, others := g.parts(i)
 	g.BeginAs(SlotFunc(i), g.codes[i].Name)
@@ -169,8 +170,8 @@ func (g *generator) function(i int) {
 	g.Emit(others...)
 }
 
-// body emits the main function of the member at i in the place of its call. Its
-// other functions come behind main.
+// body emits the main function of the member at i in place of its call. Its
+// other functions follow main.
 func (g *generator) body(i int) {
 	insns, others := g.parts(i)
 	g.behind = append(g.behind, others...)
@@ -179,9 +180,9 @@ func (g *generator) body(i int) {
 		return
 	}
 	if end := len(insns) - 1; insns[end].OpCode.JumpOp() == asm.Exit {
-		insns = insns[:end] // who jumps there comes to what follows
+		insns = insns[:end] // jumps to the end lead to the next member
 	}
-	// Elsewhere an exit is a jump to the end, in units of 8 bytes.
+	// Any other exit becomes a jump to the end, in units of 8 bytes.
 	size := asm.RawInstructionOffset(insns.Size() / asm.InstructionSize)
 	iter := insns.Iterate()
 	for iter.Next() {

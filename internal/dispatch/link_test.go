@@ -12,7 +12,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// Where the members that stand in main take all registers, main keeps what it needs on its stack.
+// When the inlined members use all registers, main keeps its state on the stack.
 func TestLinkWithoutRegisters(t *testing.T) {
 	greedy := &dispatch.Code{Name: "ldt_greedy", Frame: 20, Insns: asm.Instructions{asm.Mov.Imm(asm.R0, 1)}}
 	for r := asm.R6; r <= asm.R9; r++ {

@@ -14,16 +14,16 @@ import (
 // A Shape is what the kernel wants to be equal in a dispatcher, its slots and
 // their programs (bpf_prog_map_compatible, kernel/bpf/core.c).
 type Shape struct {
-	// AttachType is the expected_attach_type: BPF_XDP, or 0 (AttachNone) for
-	// loaders that set none. Compared by the kernel on 6.1.192,
-	// 6.18 and 7.2, not on 5.10.
+	// AttachType is the expected_attach_type: BPF_XDP, or 0 (AttachNone) from
+	// loaders that set none. Linux 6.1.192, 6.18 and 7.2 compare it; 5.10 does
+	// not.
 	AttachType ebpf.AttachType
-	// Frags is BPF_F_XDP_HAS_FRAGS.
+	// Frags tells whether BPF_F_XDP_HAS_FRAGS is set.
 	Frags bool
 }
 
-// Plain is the shape of a program from SEC("xdp"), and the one to load with
-// when nothing else asks for another.
+// Plain is the shape of a program from SEC("xdp"), and the default shape to
+// load with.
 var Plain = Shape{AttachType: ebpf.AttachXDP}
 
 func (s Shape) String() string {
@@ -41,7 +41,7 @@ func (s Shape) String() string {
 	return t + ", without frags"
 }
 
-// A Slot is a member's place in a plan.
+// A Slot is a member in a plan.
 type Slot struct {
 	// MapID is the id of the one-entry prog array that holds the program.
 	MapID uint32
@@ -49,19 +49,19 @@ type Slot struct {
 	Owner string
 	hook.Settings
 	Persistent bool
-	// Sealed says which program is linked into the dispatcher; the zero value
-	// when the member is called through its slot.
+	// Sealed says which program is linked into the dispatcher. It is zero when
+	// the dispatcher calls the member through its slot.
 	Sealed Sealed
 }
 
-// Sealed is what is linked into a dispatcher.
+// Sealed identifies a program that is linked into a dispatcher.
 type Sealed struct {
 	Program uint32 // id
-	Frame   uint32 // of its main function, in bytes
+	Frame   uint32 // of the main function, in bytes
 	Code    CodeHash
 }
 
-// A Plan is a chain as it shall be: the slots in run order.
+// A Plan is the chain to build: the slots in run order.
 type Plan struct {
 	Shape Shape
 	Slots []Slot
@@ -77,9 +77,8 @@ func (p *Plan) Named(name string) int {
 	return slices.IndexFunc(p.Slots, func(s Slot) bool { return s.Name == name })
 }
 
-// Insert puts a slot at its place: the one that is asked for, or behind all
-// those of lower or equal priority. asked is the priority that goes with a place
-// that is asked for, 0 for any.
+// Insert adds a slot at the position at or, without one, behind all slots of
+// lower or equal priority. asked is the priority for a position, 0 for any.
 func (p *Plan) Insert(s Slot, at hook.Position, asked int) error {
 	if p.Named(s.Name) >= 0 {
 		return fmt.Errorf("there is a member %q already", s.Name)
@@ -115,10 +114,10 @@ func (p *Plan) find(ref hook.Ref) (int, error) {
 	return 0, p.NoMember(ref)
 }
 
-// ErrNoEntry: nothing has the name that was given.
+// ErrNoEntry: no entry has the given name.
 var ErrNoEntry = errors.New("no such entry")
 
-// NoMember is the error for a name that no member has, an ErrNoEntry.
+// NoMember returns the error, an ErrNoEntry, for a name that no member has.
 func (p *Plan) NoMember(ref hook.Ref) error {
 	names := make([]string, len(p.Slots))
 	for i, s := range p.Slots {
@@ -127,11 +126,12 @@ func (p *Plan) NoMember(ref hook.Ref) error {
 	return hook.Because(ErrNoEntry, "there is no member %q (the chain has: %s)", ref, strings.Join(names, ", "))
 }
 
-// Remove takes the slot at i out.
+// Remove removes the slot at i.
 func (p *Plan) Remove(i int) { p.Slots = slices.Delete(p.Slots, i, i+1) }
 
-// Set gives the slot at i new settings. A member whose priority stays keeps
-// its place among equals; one whose priority changes goes behind its new equals.
+// Set changes the settings of the slot at i. A member whose priority stays the
+// same keeps its index among equals; a member whose priority changes goes behind
+// its new equals.
 func (p *Plan) Set(i int, settings hook.Settings) error {
 	s := p.Slots[i]
 	moved := settings.Priority != s.Priority
@@ -144,7 +144,7 @@ func (p *Plan) Set(i int, settings hook.Settings) error {
 	return p.settle(s, hook.Position{}, 0)
 }
 
-// Move gives the slot at i another place, with a priority that fits there.
+// Move moves the slot at i, and gives it a priority that fits there.
 func (p *Plan) Move(i int, to hook.Position) error {
 	s := p.Slots[i]
 	p.Remove(i)

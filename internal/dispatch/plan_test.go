@@ -11,7 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 )
 
-// names are the slots in run order, each with its priority.
+// names lists the slots in run order, each with its priority.
 func names(p *dispatch.Plan) string {
 	var words []string
 	for _, s := range p.Slots {
@@ -20,7 +20,7 @@ func names(p *dispatch.Plan) string {
 	return strings.Join(words, " ")
 }
 
-// plan makes a plan of slots as [names] writes them, inserted in that order.
+// plan inserts slots, written as [names] writes them, in that order.
 func plan(t testing.TB, slots string) *dispatch.Plan {
 	t.Helper()
 	p := &dispatch.Plan{Shape: dispatch.Plain}
@@ -34,8 +34,8 @@ func plan(t testing.TB, slots string) *dispatch.Plan {
 	return p
 }
 
-// Lower priorities run first, and of equals the one that came first: programs
-// that do not know of each other rely on that order.
+// Lower priorities run first, and of equals the one that came first. Programs
+// that know nothing of each other rely on that order.
 func TestInsert(t *testing.T) {
 	for _, tc := range []struct{ arrivals, order string }{
 		{"", ""},
@@ -66,7 +66,7 @@ func TestRemove(t *testing.T) {
 	qt.Assert(t, qt.Equals(names(p), ""))
 }
 
-// A member that changes anything but its priority must not lose its place.
+// A member that changes anything but its priority must keep its index.
 func TestSet(t *testing.T) {
 	for _, tc := range []struct {
 		member   string
@@ -88,7 +88,7 @@ func TestSet(t *testing.T) {
 	}
 }
 
-// What is refused leaves the plan as it was.
+// A refused insert leaves the plan unchanged.
 func TestInsertRefuses(t *testing.T) {
 	p := plan(t, "a:50 b:50")
 	qt.Assert(t, qt.ErrorMatches(p.Insert(dispatch.Slot{MapID: 9, Name: "b"}, hook.Position{}, 0), `there is a member "b" already`))

@@ -16,12 +16,12 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// missing is in the place of a verdict where a slot is empty.
+// missing replaces a verdict where a slot is empty.
 const missing = -1
 
 var verdicts = []int{int(hook.Aborted), int(hook.Drop), int(hook.Pass), int(hook.TX), int(hook.Redirect)}
 
-// reference is what a chain does, said in another way.
+// reference returns a chain's verdict, independently of the generated code.
 func reference(slots []hook.Settings, does []int) int {
 	verdict := int(hook.Pass)
 	for i, s := range slots {
@@ -42,16 +42,16 @@ func reference(slots []hook.Settings, does []int) int {
 	return verdict
 }
 
-// bench has slots whose programs take their verdict from the packet: the one in
-// slot i from byte i. To fill slots anew for each verdict would take the kernel
-// long. Each slot has a twin that stays empty.
+// bench has slots with programs that take their verdict from the packet: the
+// program in slot i returns byte i. Refilling slots for each verdict would be
+// slow. Each slot has a twin that stays empty.
 type bench struct {
 	slots, empty []*ebpf.Map
-	codes        []*dispatch.Code // of their programs
+	codes        []*dispatch.Code // of the slots' programs
 	build        func(*state.Chain, []*ebpf.Map, []*dispatch.Code) (*ebpf.Program, error)
 	ran          func(slots []hook.Settings, does []int) // may be nil
 	done         func(slots []hook.Settings)             // with a dispatcher; may be nil
-	quick        bool                                    // all that can be are sealed, or none
+	quick        bool                                    // only all possible members sealed, or none
 }
 
 func newBench(t *testing.T, slots int) *bench {
@@ -66,7 +66,7 @@ func newBench(t *testing.T, slots int) *bench {
 	return b
 }
 
-// byteProgram has the i-th byte of the packet as its verdict.
+// byteProgram returns the i-th byte of the packet as its verdict.
 func byteProgram(i int) asm.Instructions {
 	insns := asm.Instructions{
 		asm.LoadMem(asm.R2, asm.R1, 0, asm.Word), // xdp_md.data
@@ -79,7 +79,7 @@ func byteProgram(i int) asm.Instructions {
 		asm.Return().WithSymbol("end"),
 	}
 	switch i % 4 {
-	case 1: // with exits on the way, and none at the end
+	case 1: // with exits in the middle, and none at the end
 		insns = slices.Concat(insns[:4], asm.Instructions{
 			asm.JLE.Reg(asm.R4, asm.R3, "read"),
 			asm.Mov.Imm(asm.R0, 99),
@@ -89,13 +89,13 @@ func byteProgram(i int) asm.Instructions {
 			asm.LoadMem(asm.R5, asm.R2, int16(i), asm.Byte).WithSymbol("read"),
 			asm.Ja.Label("out"),
 		})
-	case 2: // with a frame, and registers that main uses too
+	case 2: // with a stack frame, and with registers that main uses too
 		insns = slices.Concat(asm.Instructions{
 			asm.Mov.Imm(asm.R6, 7),
 			asm.Mov.Imm(asm.R7, 8),
 			asm.StoreMem(asm.RFP, -8, asm.R6, asm.DWord),
 		}, insns)
-	case 3: // too large to stand in the place of its call
+	case 3: // too large to be inlined
 		insns = slices.Concat(slices.Repeat(asm.Instructions{asm.Mov.Imm(asm.R5, 1)}, 600), insns)
 	}
 	return insns
@@ -124,8 +124,8 @@ func newSlot(t *testing.T) *ebpf.Map {
 	return slot
 }
 
-// dispatcher loads the one of a chain, some of whose slots are empty, and some of
-// whose members are linked into it: sealed is a bit for each.
+// dispatcher loads a chain's dispatcher. empty tells which slots are empty, and
+// sealed has a bit for each member that is linked.
 func (b *bench) dispatcher(t *testing.T, slots []hook.Settings, empty func(i int) bool, sealed int) *ebpf.Program {
 	t.Helper()
 	chain := &state.Chain{ID: 1, Plan: dispatch.Plan{Shape: dispatch.Plain}}
@@ -152,7 +152,7 @@ func (b *bench) dispatcher(t *testing.T, slots []hook.Settings, empty func(i int
 
 func none(int) bool { return false }
 
-// run returns the verdict of a dispatcher whose slots do as given.
+// run returns the verdict of a dispatcher whose programs return what does says.
 func run(t *testing.T, prog *ebpf.Program, does ...int) uint32 {
 	t.Helper()
 	packet := make([]byte, 64)
@@ -180,14 +180,15 @@ func combinations(n, k int, fn func(chosen []int)) {
 	}
 }
 
-// check runs a chain with everything that its slots may do.
+// check runs a chain with every combination of verdicts and empty slots.
 func (b *bench) check(t *testing.T, slots []hook.Settings) {
 	t.Helper()
 	for empties := range 1 << len(slots) {
 		empty := func(i int) bool { return empties&(1<<i) != 0 }
 		var progs []*ebpf.Program
 		for sealed := range 1 << len(slots) {
-			// What is empty is not sealed. What counts, counts in slots.
+			// An empty member is never sealed, and a counting dispatcher calls
+			// slots.
 			some := sealed != 0 && sealed != 1<<len(slots)-1-empties
 			if sealed&empties == 0 && (sealed == 0 || b.done == nil) && !(some && b.quick) {
 				progs = append(progs, b.dispatcher(t, slots, empty, sealed))
@@ -223,8 +224,8 @@ func (b *bench) check(t *testing.T, slots []hook.Settings) {
 	}
 }
 
-// The generated code must mean what it is documented to mean, for the settings
-// of the golden files and for all that matter of up to three members.
+// The generated code must do what its documentation says, for the settings of
+// the golden files and for all settings that matter of up to three members.
 func TestSemantics(t *testing.T) {
 	testenv.CheckLeaks(t)
 	newBench(t, 4).checkAll(t)
@@ -255,9 +256,9 @@ func (b *bench) checkAll(t *testing.T) {
 	combinations(len(few), 3, func(c []int) { b.check(t, []hook.Settings{few[c[0]], few[c[1]], few[c[2]]}) })
 }
 
-// What is no verdict ends the chain and comes out as it is: the kernel reports
-// it (bpf_warn_invalid_xdp_action), which it must not be kept from. Of a 64-bit
-// value only what the kernel looks at counts.
+// A value that is no verdict ends the chain and is returned unchanged: the
+// kernel reports it (bpf_warn_invalid_xdp_action), and a chain must not hide
+// it. Of a 64-bit value only the half that the kernel reads counts.
 func TestOddVerdicts(t *testing.T) {
 	testenv.CheckLeaks(t)
 	b := newBench(t, 2)
@@ -284,8 +285,8 @@ func TestOddVerdicts(t *testing.T) {
 	}
 }
 
-// The kernel skips a tail call beyond the 33rd in silence: the last member of
-// a chain that is full must run.
+// The kernel silently skips a tail call beyond the 33rd. The last member of a
+// full chain must run.
 func TestFullChain(t *testing.T) {
 	testenv.CheckLeaks(t)
 	b := newBench(t, hook.MaxMembers)

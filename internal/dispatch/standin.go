@@ -2,30 +2,31 @@ package dispatch
 
 import "github.com/cilium/ebpf/asm"
 
-// References of the code below, to be resolved with AssociateMap.
+// References of the code below. AssociateMap resolves them.
 const (
-	StandInSlot = "slot" // a prog array of one entry: the program that is stood in for
+	StandInSlot = "slot" // a prog array of one entry: the program that the stand-in runs
 	StandInMark = "mark" // a per-CPU array of one 64-bit number
 )
 
-// Stand-ins are programs of TC that run another one in its place while it is
-// moved. TCX takes no program twice, and there must be no packet that the
-// program does not see, nor one that it sees twice: so while the place that it
-// leaves and the one that it goes to both exist, one stand-in is at each, and
-// they tell each other for the packet at hand, which a CPU takes through all
-// programs without doing another one in between.
+// A stand-in is a TC program that runs a member's program while the member
+// moves. TCX accepts a program only once on a hook, but during a move each
+// packet must meet the member exactly once. So while the old and the new link
+// both exist, each carries a stand-in. The two agree for each packet by a mark:
+// a CPU takes a packet through all programs before it starts another.
 const (
-	// First is for the place that packets come to first: it sets the mark and
-	// runs the program.
+	// StandInFirst is for the link that packets meet first: it sets the mark
+	// and runs the program.
 	StandInFirst = "ld_first"
-	// Second runs the program unless the mark is set, which it takes away.
+	// StandInSecond runs the program unless the mark is set, and clears the
+	// mark.
 	StandInSecond = "ld_second"
-	// Away takes the mark away and runs nothing: it is for the first place when
-	// the second is to run the program again.
+	// StandInAway clears the mark and runs nothing. It is for the first link
+	// when the second one is to run the program again.
 	StandInAway = "ld_away"
 )
 
-// tcxNext is TCX_NEXT, and TC_ACT_UNSPEC: go on as if the program were not there.
+// tcxNext is TCX_NEXT, and TC_ACT_UNSPEC: continue as if the program were not
+// there.
 const tcxNext = -1
 
 // StandIn returns the code of a stand-in.

@@ -2,18 +2,18 @@ package dispatch
 
 import "github.com/libdispatcher/dispatcher/hook"
 
-// An Entry is what counts of a program on a hook when a place is looked for.
+// An Entry is a program on a hook, as far as the order is concerned.
 type Entry struct {
-	// Ranked entries have a priority: they are members. Others keep the place
-	// that they have, wherever it is.
+	// Ranked entries have a priority: they are members. Other entries stay
+	// where they are.
 	Ranked   bool
 	Priority int
 }
 
-// Place returns the index at which a newcomer of that priority goes: just
-// behind the last member of lower or equal priority; with none, just before the
-// first member; with no members at all, at the end.
-func Place(entries []Entry, priority int) int {
+// IndexFor returns the index for a new member of that priority: after the last
+// member of lower or equal priority; without one, before the first member;
+// without members, at the end.
+func IndexFor(entries []Entry, priority int) int {
 	first, behind := len(entries), -1
 	for i, e := range entries {
 		if !e.Ranked {
@@ -30,9 +30,10 @@ func Place(entries []Entry, priority int) int {
 	return first
 }
 
-// Settle returns where a newcomer goes, and its priority: to the place that is
-// asked for, with a priority that fits there, or without one where the priority
-// puts it. asked is 0 when any priority will do, and byDefault the one for that.
+// Settle returns the index and the priority of a new member. A position decides
+// the index, and the priority must fit there; without a position the priority
+// decides. asked is 0 when any priority will do; byDefault is the priority for
+// an index without position.
 func Settle(entries []Entry, at hook.Position, find func(hook.Ref) (int, error), asked, byDefault int) (i, priority int, err error) {
 	switch {
 	case at.First:
@@ -48,7 +49,7 @@ func Settle(entries []Entry, at hook.Position, find func(hook.Ref) (int, error),
 		if asked == 0 {
 			asked = byDefault
 		}
-		return Place(entries, asked), asked, nil
+		return IndexFor(entries, asked), asked, nil
 	}
 	if err != nil {
 		return 0, 0, err
@@ -57,8 +58,8 @@ func Settle(entries []Entry, at hook.Position, find func(hook.Ref) (int, error),
 	return i, priority, err
 }
 
-// Fit returns the priority of a newcomer that goes to index i: the one that was
-// asked for, or for 0 the one nearest to the default that keeps the members in
+// Fit returns the priority of a new member at index i: the priority that was
+// asked for or, for 0, the one nearest to the default that keeps the members in
 // order of their priorities.
 func Fit(entries []Entry, i, asked int) (int, error) {
 	lowest, highest := hook.MinPriority, hook.MaxPriority
@@ -72,18 +73,18 @@ func Fit(entries []Entry, i, asked int) (int, error) {
 		}
 	}
 	switch {
-	case asked == 0 && lowest > highest: // others have put them out of order
+	case asked == 0 && lowest > highest: // another tool put them out of order
 		return lowest, nil
 	case asked == 0:
 		return min(max(hook.DefaultPriority, lowest), highest), nil
 	case asked < lowest || asked > highest:
-		return 0, hook.Because(hook.ErrUsage, "priority %d does not fit there: the members before and after it have %d and %d; give the place or the priority", asked, lowest, highest)
+		return 0, hook.Because(hook.ErrUsage, "priority %d does not fit there: the members before and after it have %d and %d; give a position or a priority, not both", asked, lowest, highest)
 	}
 	return asked, nil
 }
 
-// Stays tells whether the entry at i may keep its place with another priority:
-// no member before it has a higher one and none after it a lower one.
+// Stays tells whether the entry at i can stay there with another priority: no
+// member before it has a higher priority and no member after it a lower one.
 func Stays(entries []Entry, i, priority int) bool {
 	for j, e := range entries {
 		if e.Ranked && (j < i && e.Priority > priority || j > i && e.Priority < priority) {

@@ -12,7 +12,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 )
 
-// lists calls fn with every list of at most n entries: ranked ones with priorities from 1 to top, and others.
+// lists calls fn with every list of at most n entries: ranked ones with priorities from 1 to top, and
+// unranked ones.
 func lists(n, top int, fn func([]dispatch.Entry)) {
 	var grow func([]dispatch.Entry)
 	grow = func(list []dispatch.Entry) {
@@ -41,7 +42,7 @@ func text(list []dispatch.Entry) string {
 	return "[" + strings.Join(words, " ") + "]"
 }
 
-// inserted is the list with a member at i.
+// inserted returns the list with a member at i.
 func inserted(list []dispatch.Entry, i, priority int) []dispatch.Entry {
 	longer := append(list[:i:i], dispatch.Entry{Ranked: true, Priority: priority})
 	return append(longer, list[i:]...)
@@ -61,10 +62,10 @@ func inOrder(list []dispatch.Entry) bool {
 	return true
 }
 
-// Where a newcomer goes, in words that are not those of the code: of the places that keep the members in order it is
-// the first one behind all equals; with no member of lower or equal priority, the last one that is before all members; in
-// an empty hook and among strangers only, the end.
-func TestPlace(t *testing.T) {
+// Where a new member goes, independently of the code: of the indexes that keep the members in order it is the first one
+// behind all equals; without a member of lower or equal priority, the last one before all members; on a hook that is
+// empty or has only foreign programs, the end.
+func TestIndexFor(t *testing.T) {
 	lists(5, 3, func(list []dispatch.Entry) {
 		members := 0
 		for _, e := range list {
@@ -73,7 +74,7 @@ func TestPlace(t *testing.T) {
 			}
 		}
 		for priority := 1; priority <= 3; priority++ {
-			got := dispatch.Place(list, priority)
+			got := dispatch.IndexFor(list, priority)
 			var want int
 			switch behind := lastUpTo(list, priority); {
 			case members == 0:
@@ -108,8 +109,8 @@ func lastUpTo(list []dispatch.Entry, priority int) int {
 	return -1
 }
 
-// A place that is asked for by itself comes with a priority that keeps the order, the nearest to the default; one that is
-// asked for with it is taken just when it keeps the order.
+// A position alone gets the priority nearest to the default that keeps the order. A position with a priority is
+// accepted exactly when the priority keeps the order.
 func TestFit(t *testing.T) {
 	// Priorities on both sides of the default.
 	around := func(list []dispatch.Entry) []dispatch.Entry {
@@ -142,7 +143,7 @@ func TestFit(t *testing.T) {
 				t.Errorf("any at %d of %s: %v", i, text(list), err)
 				continue
 			}
-			if len(fitting) == 0 { // others have put them out of order: it is enough not to come before those that are there
+			if len(fitting) == 0 { // others have put them out of order: the new member must not come before members of lower priority
 				if got < hook.MinPriority || got > hook.MaxPriority {
 					t.Errorf("any at %d of %s: got %d", i, text(list), got)
 				}
@@ -164,8 +165,8 @@ func distance(priority int) int {
 	return max(priority-hook.DefaultPriority, hook.DefaultPriority-priority)
 }
 
-// betweenNeighbours tells whether a member of that priority at i has none of a higher one before it and none of a lower
-// one behind it.
+// betweenNeighbours tells whether a member of that priority at i has no higher priority before it and no lower one
+// after it.
 func betweenNeighbours(list []dispatch.Entry, i, priority int) bool {
 	for j, e := range list {
 		if e.Ranked && (j < i && e.Priority > priority || j >= i && e.Priority < priority) {
@@ -175,7 +176,7 @@ func betweenNeighbours(list []dispatch.Entry, i, priority int) bool {
 	return true
 }
 
-// The ends of the range of priorities are no trap.
+// The ends of the range of priorities need no special care.
 func TestFitAtTheEnds(t *testing.T) {
 	for _, tc := range []struct {
 		list []dispatch.Entry
@@ -196,7 +197,7 @@ func TestFitAtTheEnds(t *testing.T) {
 	qt.Check(t, qt.ErrorMatches(err, "priority 30 does not fit there: the members before and after it have 10 and 20; .*"))
 }
 
-// A member may keep its place with another priority just when the list is as much in order with it as the rest is.
+// A member may stay with another priority exactly when the list is as much in order as its other members are.
 func TestStays(t *testing.T) {
 	lists(5, 3, func(list []dispatch.Entry) {
 		for i, e := range list {
@@ -217,7 +218,7 @@ func TestStays(t *testing.T) {
 	})
 }
 
-// What is asked for is where it goes: an index, or the priority's; and what cannot be found is an error.
+// A position decides the index, or else the priority does. A reference that names no member is an error.
 func TestSettle(t *testing.T) {
 	missing := errors.New("not there")
 	lists(4, 2, func(list []dispatch.Entry) {
@@ -255,7 +256,7 @@ func TestSettle(t *testing.T) {
 				if asked == 0 {
 					want = 60
 				}
-				if err != nil || priority != want || i != dispatch.Place(list, want) {
+				if err != nil || priority != want || i != dispatch.IndexFor(list, want) {
 					t.Errorf("%d into %s: %d with priority %d, %v", asked, text(list), i, priority, err)
 				}
 			}
