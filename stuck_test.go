@@ -3,6 +3,8 @@ package dispatcher_test
 import (
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -221,6 +223,15 @@ func TestDetachLinkThatCannotBe(t *testing.T) {
 	qt.Check(t, qt.ErrorMatches(err, `.*cannot detach a link of type raw tracepoint.*holders --link \d+.*`))
 	_, err = dispatcher.AdoptLink(t.Context(), uint32(info.ID), dispatcher.AdoptOptions{Options: dispatcher.Options{BPFFS: t.TempDir()}})
 	qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
+	qt.Check(t, qt.ErrorMatches(err, `.*link \d+ is of type raw tracepoint, on no hook that members can be on`))
+
+	// Nor is it a member where the pin of one would be.
+	pin := filepath.Join(testenv.BPFFS(t), "libdispatcher/cgroup_7/member_one/link")
+	qt.Assert(t, qt.IsNil(os.MkdirAll(filepath.Dir(pin), 0o700)))
+	qt.Assert(t, qt.IsNil(l.Pin(pin)))
+	_, err = dispatcher.OpenPinned(t.Context(), pin)
+	qt.Check(t, qt.ErrorMatches(err, `.*of type raw tracepoint, on no hook that members can be on`))
+	qt.Assert(t, qt.IsNil(l.Unpin()))
 }
 
 // The chain takes the place of a random app's program in its link, without a packet that misses it; the app takes it back, and

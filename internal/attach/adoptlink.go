@@ -255,5 +255,3 @@ func (s *site) swapOnCgroup(sp *spot, list *listing, prog *ebpf.Program, noGap b
 	}
 	return nil, errors.Join(err, back)
 }
-
-func hookOf(li LinkInfo) hook.Hook { return kernel.LinkHook(li.Attach) }

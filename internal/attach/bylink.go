@@ -41,7 +41,7 @@ func ofLink(id uint32, bpffs string) (*site, rawLink, *LinkInfo, error) {
 		raw.Close()
 		return nil, nil, nil, err
 	}
-	s.Hook = hookOf(*info)
+	s.Hook = info.Hook()
 	return s, raw, info, nil
 }
 
@@ -138,7 +138,7 @@ func AdoptLink(ctx context.Context, id uint32, bpffs string, req Request) (h Han
 			return err
 		}
 		if s.Hook == "" {
-			err = hook.Because(ebpf.ErrNotSupported, "link %d is of type %v, on no hook that members can be on", id, typeName(info.Type))
+			err = info.noHook()
 		} else {
 			err = req.check(s)
 		}

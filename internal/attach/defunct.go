@@ -17,7 +17,7 @@ import (
 func (r *Reader) Defunct(ctx context.Context) []hook.Chain {
 	var chains []hook.Chain
 	for _, li := range r.links {
-		if !li.Gone() || !r.want(hookOf(li)) {
+		if !li.Gone() || !r.want(li.Hook()) {
 			continue
 		}
 		var c *hook.Chain
@@ -88,7 +88,7 @@ func (r *Reader) displacedAndGone(li LinkInfo) *hook.Chain {
 
 // defunctMember returns nil for a link that is no member.
 func (r *Reader) defunctMember(li LinkInfo) *hook.Chain {
-	h := hookOf(li)
+	h := li.Hook()
 	rec := r.names.record(li.Attach, li.ID)
 	name, pinned := r.names.pin(h, li.ID)
 	if rec == nil && !pinned || rec != nil && rec.MovedTo != 0 {

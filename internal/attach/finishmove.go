@@ -85,7 +85,7 @@ func (m *halfMove) successor(l *state.Locked, links []LinkInfo) error {
 	defer reg.Close()
 	for _, li := range links {
 		rec := reg.Get(li.ID)
-		if rec == nil || rec.MovedFrom != m.oldID || !pinnedLink(l, hookOf(li), li.ID) {
+		if rec == nil || rec.MovedFrom != m.oldID || !pinnedLink(l, li.Hook(), li.ID) {
 			continue
 		}
 		if m.next, err = openLink(li.ID); err != nil {
@@ -101,7 +101,7 @@ func (m *halfMove) successor(l *state.Locked, links []LinkInfo) error {
 func (m *halfMove) found(l *state.Locked, li LinkInfo, there *ebpf.Program, name string) error {
 	link, err := openLink(li.ID)
 	if err == nil && li.ID == m.oldID {
-		m.hook = hookOf(li)
+		m.hook = li.Hook()
 		m.old, m.there, m.up = link, there, name == dispatch.StandInSecond
 		return nil
 	}
@@ -112,7 +112,7 @@ func (m *halfMove) found(l *state.Locked, li LinkInfo, there *ebpf.Program, name
 	if err != nil {
 		return err
 	}
-	m.hook = hookOf(li)
+	m.hook = li.Hook()
 	switch {
 	case m.next == nil:
 		m.next, m.nextID, m.info = link, li.ID, li

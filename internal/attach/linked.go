@@ -223,8 +223,8 @@ func (s *site) openPinnedLink(folder, member string) (*linkHandle, error) {
 	}
 	info, err := describeLink(link)
 	if err == nil {
-		if s.Hook = kernel.LinkHook(info.Attach); s.Hook == "" {
-			err = hook.Because(hook.ErrUsage, "link %d is on no hook that is known here", info.ID)
+		if s.Hook = info.Hook(); s.Hook == "" {
+			err = info.noHook()
 		}
 	}
 	if err != nil {

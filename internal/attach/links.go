@@ -26,6 +26,14 @@ type LinkInfo struct {
 	Netfilter *link.NetfilterInfo
 }
 
+// Hook returns the hook of the link; "" when it is on none that is known here.
+func (l *LinkInfo) Hook() hook.Hook { return kernel.LinkHook(l.Type, l.Attach) }
+
+// noHook is the refusal of a link that is on no hook.
+func (l *LinkInfo) noHook() error {
+	return hook.Because(ebpf.ErrNotSupported, "link %d is of type %v, on no hook that members can be on", l.ID, typeName(l.Type))
+}
+
 // Gone tells whether the device or cgroup of the link is gone. Of netfilter the
 // kernel does not tell.
 func (l *LinkInfo) Gone() bool {

@@ -333,7 +333,7 @@ func (r *recovery) link(folder string) {
 		return
 	}
 	f := Leftover{
-		Hook: hookOf(*info), LinkID: info.ID, Members: members, Path: r.pins.Path(folder),
+		Hook: info.Hook(), LinkID: info.ID, Members: members, Path: r.pins.Path(folder),
 		What: "a member whose device is gone",
 	}
 	if info.Type == link.CgroupType {
@@ -361,7 +361,7 @@ func (r *recovery) reattachLink(folder, name string, info *LinkInfo, rec *state.
 	if rec == nil || rec.LastSeen.Target == "" {
 		return nowhere("place known")
 	}
-	s := &site{Place: Place{Hook: hookOf(*info), Target: rec.LastSeen.Target, BPFFS: r.pins.BPFFS()}, pins: r.pins}
+	s := &site{Place: Place{Hook: info.Hook(), Target: rec.LastSeen.Target, BPFFS: r.pins.BPFFS()}, pins: r.pins}
 	var err error
 	if s.Hook.OnCgroup() {
 		s.ns, err = kernel.OpenNetNS("")

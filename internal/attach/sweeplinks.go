@@ -51,7 +51,7 @@ func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
 	if err != nil {
 		return
 	}
-	h := hookOf(*info)
+	h := info.Hook()
 	if !pinnedLink(l, h, old) || !pinnedLink(l, h, by) {
 		return
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -67,7 +66,7 @@ func (e *exam) halfMoves() {
 			continue
 		}
 		e.unsettled[id], e.unsettled[old.ID] = true, true
-		h := kernel.LinkHook(old.Attach)
+		h := old.Hook()
 		if len(e.pins.Moves()) > 0 || !e.pins.Has(state.LinkFolder(h, id), rec.Name) || !e.pins.Has(state.LinkFolder(h, old.ID), rec.Name) {
 			continue // the pins tell
 		}

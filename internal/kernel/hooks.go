@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -64,14 +65,36 @@ var kinds = map[hook.Hook]Kind{
 // KindOf returns what the kernel calls a hook.
 func KindOf(h hook.Hook) Kind { return kinds[h] }
 
-// LinkHook returns the hook of a link with that attach type; "" when there is none.
-func LinkHook(t ebpf.AttachType) hook.Hook {
+// LinkHook returns the hook of a link of that type and attach type; "" when
+// there is none. The attach type alone does not tell: that of links without one
+// is 0, which is also the one of cgroup_skb/ingress.
+func LinkHook(t link.Type, attach ebpf.AttachType) hook.Hook {
 	for h, k := range kinds {
-		if k.Attach == t && h.Family() != "tc" { // whose filters have no links
+		if k.Attach == attach && linkType(h) == t {
 			return h
 		}
 	}
 	return ""
+}
+
+// linkType returns the type of the links on a hook; UnspecifiedType where there
+// are none.
+func linkType(h hook.Hook) link.Type {
+	switch {
+	case h.OnCgroup():
+		return link.CgroupType
+	case h == hook.XDP:
+		return link.XDPType
+	case h == hook.TCXIngress, h == hook.TCXEgress:
+		return link.TCXType
+	case h == hook.NetkitPrimary, h == hook.NetkitPeer:
+		return link.NetkitType
+	case h == hook.FlowDissector, h == hook.SKLookup:
+		return link.NetNsType
+	case h == hook.Netfilter:
+		return link.NetfilterType
+	}
+	return link.UnspecifiedType
 }
 
 // Takes tells whether a program that is still to be loaded is meant for the hook.

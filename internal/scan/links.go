@@ -116,7 +116,7 @@ func (s *scan) lost(ctx context.Context) ([]hook.Chain, error) {
 			continue // gone
 		}
 		c := hook.Chain{
-			Hook: kernel.LinkHook(l.Attach), Ifindex: l.Ifindex, CgroupID: l.CgroupID,
+			Hook: l.Hook(), Ifindex: l.Ifindex, CgroupID: l.CgroupID,
 			NetNS: hook.NetNS{Inode: l.NetNS}, Pins: []string{}, Members: []hook.Member{m}, Err: errNoPlace,
 		}
 		switch l.Type {
@@ -135,7 +135,7 @@ func (s *scan) lost(ctx context.Context) ([]hook.Chain, error) {
 
 // isLost tells whether a link is attached and wanted, but not shown.
 func (s *scan) isLost(l attach.LinkInfo) bool {
-	h := kernel.LinkHook(l.Attach)
+	h := l.Hook()
 	switch {
 	case h == "" || !s.Hooks(h) || s.shown[l.ID] || l.Gone():
 		return false

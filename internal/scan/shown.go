@@ -149,7 +149,7 @@ func (s *scan) lsmCgroup(at kernel.CgroupPath) []hook.Chain {
 	c := hook.Chain{Hook: hook.LSMCgroup, Target: at.Path, CgroupID: at.ID}
 	for i := range s.links {
 		l := &s.links[i]
-		if l.CgroupID != at.ID || kernel.LinkHook(l.Attach) != hook.LSMCgroup {
+		if l.CgroupID != at.ID || l.Hook() != hook.LSMCgroup {
 			continue
 		}
 		if m, err := member(l.Program, l.ID); err == nil { // else it is gone

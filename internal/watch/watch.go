@@ -278,7 +278,7 @@ func isTorn(c *hook.Chain, links []attach.LinkInfo) bool {
 			return false
 		}
 		return slices.ContainsFunc(links, func(l attach.LinkInfo) bool {
-			return l.CgroupID == c.CgroupID && l.Program == m.Program.ID && kernel.LinkHook(l.Attach) == c.Hook && !carries(c, l.ID)
+			return l.CgroupID == c.CgroupID && l.Program == m.Program.ID && l.Hook() == c.Hook && !carries(c, l.ID)
 		})
 	})
 }
