@@ -8,36 +8,39 @@ import (
 	"strings"
 )
 
-// A Spec is a packet to be made. From and To must be addresses of the same kind.
+// A Spec describes a packet to build. From and To must both be IPv4 or both be
+// IPv6.
 type Spec struct {
 	Protocol Protocol
 	From, To netip.Addr
-	// FromPort and ToPort are those of UDP and TCP.
+	// FromPort and ToPort are UDP or TCP ports.
 	FromPort, ToPort uint16
-	// Flags of TCP, see [ParseFlags].
+	// Flags are TCP flags, see [ParseFlags].
 	Flags byte
 	// FromMAC and ToMAC have 6 bytes each.
 	FromMAC, ToMAC net.HardwareAddr
 	VLAN           uint16 // 0 for none
-	// Size is how long the packet is made, at the least; what is missing is payload.
+	// Size is the least length of the packet. A longer payload fills a shorter
+	// packet.
 	Size int
 }
 
-// A Protocol is what a Spec can make.
+// A Protocol is a kind of packet that Build makes.
 type Protocol int
 
-// The protocols of a Spec. ICMP is an echo request, for IPv6 one of ICMPv6.
+// The protocols of a Spec. ICMP is an echo request; for IPv6 addresses it is an
+// ICMPv6 one.
 const (
 	UDP Protocol = iota
 	TCP
 	ICMP
 )
 
-// MaxSize is the longest packet that IP can say the length of, with room for what is
-// around it.
+// MaxSize is the length of the longest packet that Build makes: the largest length
+// that an IP header can hold.
 const MaxSize = 65535
 
-// Build makes a packet, with its checksums. Its TTL is 64.
+// Build makes a packet with correct checksums and a TTL of 64.
 func Build(s Spec) ([]byte, error) {
 	s.From, s.To = s.From.Unmap(), s.To.Unmap()
 	switch {
@@ -48,7 +51,7 @@ func Build(s Spec) ([]byte, error) {
 	case len(s.FromMAC) != 6 || len(s.ToMAC) != 6:
 		return nil, fmt.Errorf("%s, %s: Ethernet addresses have 6 bytes", s.FromMAC, s.ToMAC)
 	case s.VLAN > 4094:
-		return nil, fmt.Errorf("vlan %d: they are 1 to 4094", s.VLAN)
+		return nil, fmt.Errorf("vlan %d: VLAN ids are 1 to 4094", s.VLAN)
 	case s.Size < 0 || s.Size > MaxSize:
 		return nil, fmt.Errorf("%d bytes: a packet has at most %d", s.Size, MaxSize)
 	}
@@ -81,7 +84,7 @@ func Build(s Spec) ([]byte, error) {
 	return append(append(b, h...), t...), nil
 }
 
-// number is the protocol as IP calls it.
+// number returns the protocol's number in an IP header.
 func (s *Spec) number() byte {
 	switch {
 	case s.Protocol == TCP:
@@ -94,10 +97,10 @@ func (s *Spec) number() byte {
 	return protoICMP
 }
 
-// transport makes what comes after the IP header.
+// transport makes the part behind the IP header.
 func (s *Spec) transport(size int) []byte {
 	var h []byte
-	at := 0 // of the checksum
+	at := 0 // offset of the checksum
 	switch s.Protocol {
 	case UDP:
 		h, at = make([]byte, max(8, size)), 6
@@ -121,12 +124,12 @@ func (s *Spec) transport(size int) []byte {
 		binary.BigEndian.PutUint16(h[2:], s.ToPort)
 	}
 	var start uint32
-	if s.Protocol != ICMP || s.From.Is6() { // with the addresses, the length and the protocol
+	if s.Protocol != ICMP || s.From.Is6() { // the checksum includes the addresses, the length and the protocol
 		start = uint32(sum(uint32(len(h))+uint32(s.number()), append(s.From.AsSlice(), s.To.AsSlice()...)))
 	}
 	check := ^sum(start, h)
 	if check == 0 && s.Protocol == UDP {
-		check = 0xffff // 0 would mean that there is none
+		check = 0xffff // 0 would mean that there is no checksum
 	}
 	binary.BigEndian.PutUint16(h[at:], check)
 	return h
@@ -149,7 +152,7 @@ func sum(start uint32, b []byte) uint16 {
 
 const flagACK = 1 << 4
 
-// ParseFlags reads names of TCP flags, separated by commas: "syn,ack".
+// ParseFlags reads names of TCP flags that are separated by commas: "syn,ack".
 func ParseFlags(s string) (set byte, err error) {
 next:
 	for name := range strings.SplitSeq(s, ",") {

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Protocols: EtherTypes and those of IP.
+// EtherTypes and IP protocol numbers.
 const (
 	typeIPv4  = 0x0800
 	typeARP   = 0x0806
@@ -42,7 +42,7 @@ var protocols = map[byte]string{
 // reader takes fields off the front of a packet.
 type reader struct {
 	left []byte
-	cut  bool // something was wanted that is not there
+	cut  bool // a field was missing
 }
 
 // take returns the next n bytes, or nil.
@@ -56,8 +56,8 @@ func (r *reader) take(n int) []byte {
 	return b
 }
 
-// Describe says in a line what a packet is, as far as it is understood. It takes
-// any bytes.
+// Describe describes a packet in one line, as far as the packet can be parsed.
+// It accepts any bytes.
 func Describe(p []byte) string {
 	r := &reader{left: p}
 	h := r.take(etherSize)
@@ -90,8 +90,8 @@ func Describe(p []byte) string {
 	return strings.Join(words, " ")
 }
 
-// MACs says where a packet comes from and goes to on its link; empty for one that is too
-// short.
+// MACs returns the packet's source and destination address on its link, or "" if the
+// packet is too short.
 func MACs(p []byte) string {
 	if len(p) < etherSize {
 		return ""
@@ -165,10 +165,10 @@ func protocolName(p byte) string {
 	return fmt.Sprintf("protocol %d", p)
 }
 
-// flags of TCP, from the lowest bit.
+// flags are the TCP flags from the lowest bit up.
 var flags = []string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"}
 
-// transport describes what comes after the IP headers.
+// transport describes the part behind the IP headers.
 func (r *reader) transport(from, to netip.Addr, protocol byte) string {
 	name := protocolName(protocol)
 	plain := fmt.Sprintf("%s > %s %s", from, to, name)

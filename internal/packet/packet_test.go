@@ -36,8 +36,8 @@ func build(t *testing.T, s packet.Spec) []byte {
 	return p
 }
 
-// What is made is what was asked for. That it is right, checksums and all, the kernel says:
-// TestStackTakes.
+// Describe finds in a built packet what was asked for. TestStackTakes shows that the kernel
+// accepts built packets, checksums included.
 func TestBuildAndDescribe(t *testing.T) {
 	syn := spec(packet.TCP, "192.0.2.1", "198.51.100.7")
 	syn.Flags = 2
@@ -64,7 +64,7 @@ func TestBuildAndDescribe(t *testing.T) {
 		qt.Check(t, qt.Equals(packet.Describe(p), tc.want))
 		qt.Check(t, qt.Equals(packet.MACs(p), "02:00:00:00:00:01 > 02:00:00:00:00:02"))
 		qt.Check(t, qt.HasLen(p, tc.size))
-		for i := range p { // never a panic, and always something
+		for i := range p { // Describe never panics, and never returns an empty string
 			qt.Check(t, qt.Not(qt.Equals(packet.Describe(p[:i]), "")))
 		}
 		qt.Check(t, qt.StringContains(packet.Describe(p[:20]), "cut short"))
@@ -118,7 +118,7 @@ func TestParseFlags(t *testing.T) {
 	qt.Check(t, qt.ErrorMatches(err, `unknown flag "xmas" \(known: fin, syn, .*`))
 }
 
-// file is a capture file that is put together.
+// file is a capture file under construction.
 type file struct {
 	order binary.AppendByteOrder
 	bytes.Buffer
@@ -140,7 +140,7 @@ func pcap(order binary.AppendByteOrder, magic, linkType uint32, packets ...[]byt
 	return f
 }
 
-// block appends one of pcapng.
+// block appends a pcapng block.
 func (f *file) block(kind uint32, body []byte) {
 	for len(body)%4 != 0 {
 		body = append(body, 0)
@@ -203,7 +203,7 @@ func TestCapture(t *testing.T) {
 			qt.Assert(t, qt.DeepEquals(got, want))
 		}
 		f := pcapng(order, 1, want[:2]...)
-		f.block(5, make([]byte, 17)) // statistics, which are passed over
+		f.block(5, make([]byte, 17)) // statistics, which the reader skips
 		f.section()
 		f.iface(1)
 		f.block(3, append(f.order.AppendUint32(nil, uint32(len(want[2]))), want[2]...))
@@ -212,7 +212,7 @@ func TestCapture(t *testing.T) {
 		qt.Assert(t, qt.DeepEquals(got, want))
 	}
 
-	// What was cut off when it was captured is known.
+	// The reader knows that a captured packet was cut.
 	f := pcap(binary.LittleEndian, 0xa1b2c3d4, 1)
 	f.words(1, 2, 3, 1500)
 	f.Write([]byte{1, 2, 3})
@@ -236,7 +236,7 @@ func TestCaptureRefuses(t *testing.T) {
 		file []byte
 		want string
 	}{
-		{nil, "it is empty: no capture file"},
+		{nil, "it is empty, so it is not a capture file"},
 		{[]byte("hello, world"), "it begins with 68656c6c: neither pcap nor pcapng; .*"},
 		{whole[:10], "it ends in the middle of a packet, at byte 10: .*"},
 		{whole[:30], "it ends in the middle of a packet, at byte 30: .*"},
@@ -246,14 +246,14 @@ func TestCaptureRefuses(t *testing.T) {
 		{pcap(binary.BigEndian, 0xa1b2c3d4, 113).Bytes(), `its link type is 113 \(Linux cooked, as of "tcpdump -i any"\): packets with an Ethernet header are needed, .*`},
 		{pcapng(binary.LittleEndian, 999, make([]byte, 60)).Bytes(), `its link type is 999: .*`},
 		{ng[:len(ng)-1], "it ends in the middle of a packet, .*"},
-		{stray.Bytes(), "it is broken at byte .*: a packet of interface 3, and there are 0"},
+		{stray.Bytes(), "it is broken at byte .*: a packet of interface 3 in a file with 0 interfaces"},
 	} {
 		_, err := readAll(t, bytes.NewReader(tc.file))
 		qt.Check(t, qt.ErrorMatches(err, tc.want))
 	}
 }
 
-// Whatever a file says, it is read or refused: in memory and time that its length allows.
+// Any file is read or refused, within memory and time that its length allows.
 func FuzzCapture(f *testing.F) {
 	for _, order := range []binary.AppendByteOrder{binary.LittleEndian, binary.BigEndian} {
 		f.Add(pcap(order, 0xa1b2c3d4, 1, make([]byte, 60), []byte{1, 2, 3}).Bytes())
@@ -270,7 +270,7 @@ func FuzzCapture(f *testing.F) {
 				return
 			}
 			if total += len(p.Data); total > len(b) {
-				t.Fatalf("%d bytes of packets out of a file of %d", total, len(b))
+				t.Fatalf("%d bytes of packets from a file of %d", total, len(b))
 			}
 			packet.Describe(p.Data)
 		}

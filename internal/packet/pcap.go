@@ -8,24 +8,24 @@ import (
 	"io"
 )
 
-// A Captured is a packet of a capture file.
+// A Captured is a packet from a capture file.
 type Captured struct {
 	Data []byte
-	// Length is how long the packet was on the wire; more than there is of Data when it
-	// was truncated.
+	// Length is the packet's length on the wire. It is greater than len(Data) when the
+	// capture cut the packet.
 	Length int
 }
 
 // Truncated tells whether a part of the packet is missing.
 func (c *Captured) Truncated() bool { return c.Length > len(c.Data) }
 
-// A Capture reads a capture file, as tcpdump and Wireshark write it: pcap, of either byte
-// order and time resolution, and pcapng.
+// A Capture reads a capture file of tcpdump or Wireshark: pcap, in either byte order and
+// time resolution, or pcapng.
 type Capture struct {
 	in    *bufio.Reader
 	order binary.ByteOrder
 	ng    bool
-	// links are the link types of the interfaces; of pcap there is one.
+	// links are the link types of the interfaces; pcap has one.
 	links []iface
 	at    int64 // bytes read so far, for errors
 }
@@ -37,30 +37,31 @@ type iface struct {
 
 const (
 	ethernet = 1 // LINKTYPE_ETHERNET
-	// maxPacket is libpcap's limit (MAXIMUM_SNAPLEN): a greater length is a broken file.
+	// maxPacket is libpcap's limit (MAXIMUM_SNAPLEN). A greater length means a broken
+	// file.
 	maxPacket = 262144
-	maxBlock  = 16 << 20 // of pcapng, libpcap's too
+	maxBlock  = 16 << 20 // libpcap's limit for pcapng
 
 	magicMicro = 0xa1b2c3d4
 	magicNano  = 0xa1b23c4d
-	blockStart = 0x0a0d0d0a // a section of pcapng
+	blockStart = 0x0a0d0d0a // begins a section of pcapng
 	magicNG    = 0x1a2b3c4d
 )
 
-// linkTypes names those that people have (tcpdump.org/linktypes.html).
+// linkTypes names common link types (tcpdump.org/linktypes.html).
 var linkTypes = map[uint16]string{
 	0: "BSD loopback", 101: "raw IP", 105: "802.11", 113: "Linux cooked, as of \"tcpdump -i any\"", 127: "802.11 with radiotap",
 	228: "raw IPv4", 229: "raw IPv6", 276: "Linux cooked v2, as of \"tcpdump -i any\"",
 }
 
-// NewCapture begins to read a capture file. It reads no further than it must, so
-// that a pipe will do.
+// NewCapture begins to read a capture file. It reads only the bytes that it
+// needs, so r may be a pipe.
 func NewCapture(r io.Reader) (*Capture, error) {
 	c := &Capture{in: bufio.NewReader(r)}
 	var magic [4]byte
 	if err := c.fill(magic[:]); err != nil {
 		if errors.Is(err, io.EOF) {
-			return nil, errors.New("it is empty: no capture file")
+			return nil, errors.New("it is empty, so it is not a capture file")
 		}
 		return nil, err
 	}
@@ -73,10 +74,10 @@ func NewCapture(r io.Reader) (*Capture, error) {
 			return c, c.section()
 		}
 	}
-	return nil, fmt.Errorf("it begins with %x: neither pcap nor pcapng; \"tcpdump -w FILE\" writes what can be read", magic)
+	return nil, fmt.Errorf("it begins with %x: neither pcap nor pcapng; \"tcpdump -w FILE\" writes pcap", magic)
 }
 
-// fill reads exactly that much. io.EOF means that nothing is left.
+// fill reads exactly len(b) bytes. io.EOF means that the file ends here.
 func (c *Capture) fill(b []byte) error {
 	n, err := io.ReadFull(c.in, b)
 	c.at += int64(n)
@@ -86,7 +87,7 @@ func (c *Capture) fill(b []byte) error {
 	return err
 }
 
-// rest is fill for what must be there.
+// rest is fill for bytes that must be there.
 func (c *Capture) rest(b []byte) error {
 	err := c.fill(b)
 	if errors.Is(err, io.EOF) && len(b) > 0 {
@@ -99,18 +100,18 @@ func (c *Capture) broken(format string, args ...any) error {
 	return fmt.Errorf("it is broken at byte %d: %s", c.at, fmt.Sprintf(format, args...))
 }
 
-// header reads the rest of that of pcap.
+// header reads the rest of a pcap file header.
 func (c *Capture) header() error {
 	var h [20]byte
 	if err := c.rest(h[:]); err != nil {
 		return err
 	}
-	// The bits above the type are about frame check sequences.
+	// The bits above the type concern frame check sequences.
 	c.links = []iface{{linkType: uint16(c.order.Uint32(h[16:])), snapLen: c.order.Uint32(h[12:])}}
 	return c.links[0].check()
 }
 
-// check refuses what is not Ethernet.
+// check refuses every link type but Ethernet.
 func (i iface) check() error {
 	if i.linkType == ethernet {
 		return nil
@@ -119,7 +120,7 @@ func (i iface) check() error {
 	if name != "" {
 		name = " (" + name + ")"
 	}
-	return fmt.Errorf("its link type is %d%s: packets with an Ethernet header are needed, as \"tcpdump -i DEVICE -w FILE\" takes them on an Ethernet device", i.linkType, name)
+	return fmt.Errorf("its link type is %d%s: packets with an Ethernet header are needed, as \"tcpdump -i DEVICE -w FILE\" captures them on an Ethernet device", i.linkType, name)
 }
 
 // Next returns the next packet, and io.EOF after the last one.
@@ -134,7 +135,7 @@ func (c *Capture) Next() (*Captured, error) {
 	return c.packet(c.order.Uint32(h[8:]), c.order.Uint32(h[12:]))
 }
 
-// packet reads one of which included bytes are there.
+// packet reads a pcap packet of which included bytes are in the file.
 func (c *Capture) packet(included, length uint32) (*Captured, error) {
 	if included > maxPacket {
 		return nil, c.broken("a packet of %d bytes", included)
@@ -143,7 +144,8 @@ func (c *Capture) packet(included, length uint32) (*Captured, error) {
 	return p, c.rest(p.Data)
 }
 
-// section reads the rest of a section header block of pcapng, whose type has been read.
+// section reads the rest of a pcapng section header block. The caller has read the
+// block's type.
 func (c *Capture) section() error {
 	var h [8]byte // the block's length and the magic number
 	if err := c.rest(h[:]); err != nil {
@@ -155,7 +157,7 @@ func (c *Capture) section() error {
 	case binary.BigEndian.Uint32(h[4:]):
 		c.order = binary.BigEndian
 	default:
-		return c.broken("a section of no byte order")
+		return c.broken("a section without a byte order")
 	}
 	c.links = nil
 	size := c.order.Uint32(h[:])
@@ -174,7 +176,7 @@ func (c *Capture) skip(n int) error {
 	return err
 }
 
-// Blocks of pcapng.
+// Block types of pcapng.
 const (
 	blockInterface = 1
 	blockObsolete  = 2 // packet block
@@ -182,7 +184,7 @@ const (
 	blockEnhanced  = 6
 )
 
-// nextBlock reads blocks of pcapng up to the next packet.
+// nextBlock reads pcapng blocks up to and including the next packet.
 func (c *Capture) nextBlock() (*Captured, error) {
 	for {
 		var h [8]byte
@@ -190,7 +192,7 @@ func (c *Capture) nextBlock() (*Captured, error) {
 			return nil, err
 		}
 		kind := c.order.Uint32(h[:])
-		if kind == blockStart { // the same in both byte orders
+		if kind == blockStart { // this type is the same in both byte orders
 			if err := c.section(); err != nil {
 				return nil, err
 			}
@@ -209,7 +211,7 @@ func (c *Capture) nextBlock() (*Captured, error) {
 			}
 			continue
 		}
-		body := make([]byte, size-8) // with the length, which comes once more
+		body := make([]byte, size-8) // the block ends with its length once more
 		if err := c.rest(body); err != nil {
 			return nil, err
 		}
@@ -220,7 +222,7 @@ func (c *Capture) nextBlock() (*Captured, error) {
 	}
 }
 
-// block reads one block; there is no packet in that of an interface.
+// block reads one block. It returns nil for a block that holds no packet.
 func (c *Capture) block(kind uint32, b []byte) (*Captured, error) {
 	fixed := map[uint32]int{blockInterface: 8, blockObsolete: 20, blockSimple: 4, blockEnhanced: 20}[kind]
 	if len(b) < fixed {
@@ -232,7 +234,7 @@ func (c *Capture) block(kind uint32, b []byte) (*Captured, error) {
 		return nil, nil
 	case blockSimple:
 		if len(c.links) == 0 {
-			return nil, c.broken("a packet before its interface")
+			return nil, c.broken("a packet before the block of its interface")
 		}
 		length, data := c.order.Uint32(b), b[4:]
 		included := min(uint32(len(data)), length)
@@ -246,7 +248,7 @@ func (c *Capture) block(kind uint32, b []byte) (*Captured, error) {
 		id = uint32(c.order.Uint16(b))
 	}
 	if id >= uint32(len(c.links)) {
-		return nil, c.broken("a packet of interface %d, and there are %d", id, len(c.links))
+		return nil, c.broken("a packet of interface %d in a file with %d interfaces", id, len(c.links))
 	}
 	included, length := c.order.Uint32(b[12:]), c.order.Uint32(b[16:])
 	if included > maxPacket || int(included) > len(b)-20 {

@@ -13,8 +13,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// The kernel's stack takes the packets that are made, and answers them; and its answers are read rightly. A
-// packet with a wrong checksum gets none.
+// The kernel's stack accepts built packets and answers them, and Describe reads the answers correctly. The
+// kernel does not answer a packet with a wrong checksum.
 func TestStackTakes(t *testing.T) {
 	testenv.CheckLeaks(t)
 	pair := testenv.NewPair(t)
@@ -23,7 +23,7 @@ func TestStackTakes(t *testing.T) {
 	for _, tc := range []struct {
 		protocol packet.Protocol
 		from, to netip.Addr
-		checksum int // where it is
+		checksum int // its offset
 		answer   string
 	}{
 		{packet.UDP, testenv.ClientIPv4, testenv.ServerIPv4, 14 + 20 + 6, "IPv4 10.77.0.2 > 10.77.0.1 ICMP unreachable"},
@@ -41,7 +41,7 @@ func TestStackTakes(t *testing.T) {
 		bad := build(t, s)
 		bad[tc.checksum] ^= 1
 		const end = 999
-		s.Protocol, s.Size = packet.ICMP, end // of such a length is the answer to the last one
+		s.Protocol, s.Size = packet.ICMP, end // the answer to the last packet has this length
 		wire.send(t, bad, good, build(t, s))
 		answers := 0
 		for {
@@ -57,7 +57,7 @@ func TestStackTakes(t *testing.T) {
 	}
 }
 
-// wire is a packet socket on the client's device of a pair.
+// wire is a packet socket on the client's side of a pair.
 type wire struct{ fd int }
 
 func openWire(t *testing.T, pair *testenv.Pair) wire {

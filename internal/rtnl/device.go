@@ -17,7 +17,8 @@ import (
 // skipStats keeps counters out of answers (RTEXT_FILTER_SKIP_STATS, linux/rtnetlink.h).
 const skipStats = 1 << 3
 
-// altNameSize is ALTIFNAMSIZ (linux/if.h): the room for an alternative name.
+// altNameSize is ALTIFNAMSIZ (linux/if.h): the buffer size of an alternative
+// name.
 const altNameSize = 128
 
 // A Device is a network device and the XDP programs on it.
@@ -27,19 +28,19 @@ type Device struct {
 	MTU   int
 	// Qdisc is the kind of the root qdisc.
 	Qdisc string
-	// XDP is what is attached, at most one program for each mode.
+	// XDP are the attached programs, at most one for each mode.
 	XDP []XDP
 }
 
-// XDP is a program on a device. Whether a link or netlink put it there,
-// rtnetlink does not tell.
+// XDP is a program on a device. rtnetlink does not tell whether a link or
+// netlink attached it.
 type XDP struct {
 	Mode    hook.Mode
 	Program uint32 // id
 }
 
-// Software returns the program that runs on the host, as opposed to the card.
-// The kernel allows one, native or generic.
+// Software returns the program that runs on the host, not on the card. The
+// kernel allows one, native or generic.
 func (d *Device) Software() (XDP, bool) {
 	for _, x := range d.XDP {
 		if x.Mode != hook.ModeOffload {
@@ -49,8 +50,9 @@ func (d *Device) Software() (XDP, bool) {
 	return XDP{}, false
 }
 
-// A Conn is a connection to the rtnetlink of one network namespace: the one
-// of the thread that called Dial, wherever it is used afterwards.
+// A Conn is a connection to the rtnetlink of one network namespace: the
+// namespace of the thread that called Dial, whichever thread uses the
+// connection later.
 type Conn struct {
 	nl   *netlink.Conn
 	wide bool // see widen
@@ -62,7 +64,7 @@ func Dial() (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rtnetlink: %w", kernel.Explain(err))
 	}
-	// For messages in errors. Refused before Linux 4.12 only.
+	// Errors then have messages. Linux before 4.12 refuses the option.
 	_ = nl.SetOption(netlink.ExtendedAcknowledge, true)
 	return &Conn{nl: nl}, nil
 }
@@ -82,13 +84,13 @@ func In(ns *kernel.NetNS, fn func(*Conn) error) error {
 // Close releases the connection.
 func (c *Conn) Close() error { return c.nl.Close() }
 
-// Device returns the device of that name or alternative name, or an error
-// that is fs.ErrNotExist.
+// Device returns the device of that name or alternative name. The error is
+// fs.ErrNotExist when there is none.
 func (c *Conn) Device(name string) (*Device, error) {
 	if name == "" {
 		return nil, hook.Because(hook.ErrUsage, "the device name is empty")
 	}
-	// The kernel would look for what is before the zero.
+	// The kernel would use only the part before the zero.
 	if strings.Contains(name, "\x00") || len(name) >= altNameSize {
 		return nil, hook.Because(fs.ErrNotExist, "there is no device %.40q in this network namespace", name)
 	}
@@ -155,7 +157,7 @@ func (c *Conn) get(index int, ae *netlink.AttributeEncoder, flags netlink.Header
 	return devices, nil
 }
 
-// ifinfomsg is struct ifinfomsg (linux/rtnetlink.h) for any family.
+// ifinfomsg returns a struct ifinfomsg (linux/rtnetlink.h) for any family.
 func ifinfomsg(index int) []byte {
 	b := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(b[4:], uint32(index))
@@ -190,8 +192,8 @@ func parse(b []byte) (Device, error) {
 	return d, ad.Err()
 }
 
-// parseXDP reads the ids by mode. IFLA_XDP_ATTACHED is not used: its values
-// (XDP_ATTACHED_*) look like the flags for attaching and are others.
+// parseXDP reads the ids by mode. It ignores IFLA_XDP_ATTACHED, whose values
+// (XDP_ATTACHED_*) look like the flags for attaching but differ from them.
 func parseXDP(ad *netlink.AttributeDecoder) []XDP {
 	var list []XDP
 	for ad.Next() {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a device can do in native mode (enum netdev_xdp_act, linux/netdev.h).
+// Features of a device in native mode (enum netdev_xdp_act, linux/netdev.h).
 const (
 	XDPBasic    = 1 << 0
 	XDPRedirect = 1 << 1
@@ -27,8 +27,9 @@ const (
 	netdevXDPFeatures = 3
 )
 
-// XDPFeatures returns what the driver of a device offers, in the namespace of
-// the calling thread. The error is ebpf.ErrNotSupported before Linux 6.3.
+// XDPFeatures returns the features that the driver of a device offers. The
+// device is in the calling thread's namespace. The error is
+// ebpf.ErrNotSupported before Linux 6.3.
 func XDPFeatures(index int) (uint64, error) {
 	conn, err := netlink.Dial(unix.NETLINK_GENERIC, nil)
 	if err != nil {
@@ -56,8 +57,8 @@ func XDPFeatures(index int) (uint64, error) {
 	return 0, answer.Err()
 }
 
-// genericFamily looks up the number of a family; fs.ErrNotExist when the
-// kernel has none of that name.
+// genericFamily looks up the number of a family. The error is fs.ErrNotExist
+// when the kernel has no such family.
 func genericFamily(conn *netlink.Conn, name string) (uint16, error) {
 	ae := netlink.NewAttributeEncoder()
 	ae.String(unix.CTRL_ATTR_FAMILY_NAME, name)
@@ -73,13 +74,13 @@ func genericFamily(conn *netlink.Conn, name string) (uint16, error) {
 	return 0, errors.Join(answer.Err(), fs.ErrNotExist)
 }
 
-// generic asks one question of a generic netlink family.
+// generic sends one request to a generic netlink family and returns the answer.
 func generic(conn *netlink.Conn, family uint16, cmd uint8, ae *netlink.AttributeEncoder) (*netlink.AttributeDecoder, error) {
 	attrs, err := ae.Encode()
 	if err != nil {
 		return nil, err
 	}
-	const headerSize = 4 // struct genlmsghdr
+	const headerSize = 4 // size of struct genlmsghdr
 	header := binary.NativeEndian.AppendUint16([]byte{cmd, 1}, 0)
 	msgs, err := conn.Execute(netlink.Message{
 		Header: netlink.Header{Type: netlink.HeaderType(family), Flags: netlink.Request},

@@ -14,15 +14,15 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// Parents of the filters of clsact: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
-// and its like (linux/pkt_sched.h).
+// Parents of clsact's filters: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS) and
+// TC_H_MIN_EGRESS (linux/pkt_sched.h).
 const (
 	ClsactIngress uint32 = 0xfffffff2
 	ClsactEgress  uint32 = 0xfffffff3
 )
 
 // EnsureClsact adds the clsact qdisc (Linux 4.5) if the device has none. The
-// error is hook.ErrBusy when the old ingress qdisc is in its place.
+// error is hook.ErrBusy when the device has the old ingress qdisc instead.
 func (c *Conn) EnsureClsact(index int) error {
 	const what = "add the clsact qdisc"
 	for range tries {
@@ -45,46 +45,47 @@ func (c *Conn) EnsureClsact(index int) error {
 		case kinds[ingressMajor] == clsact:
 			return nil
 		case kinds[ingressMajor] == ingress:
-			return hook.Because(hook.ErrBusy, "%s: the old ingress qdisc is in its place; it has no egress side", what)
+			return hook.Because(hook.ErrBusy, "%s: the device has the old ingress qdisc instead, which has no egress side", what)
 		}
-		// It went away meanwhile, or was skipped when a device did, see widen.
+		// The qdisc went away meanwhile, or the dump skipped it because a
+		// device went away, see widen.
 	}
 	return fmt.Errorf("%s: %w", what, hook.ErrChanged)
 }
 
-// AddFilter adds a filter with the program with descriptor fd, at the place
-// that f names; it is always direct-action. The error is EEXIST when a filter
-// is there, and EINVAL when the preference is in use for another protocol or
-// another kind of filter, or when there is no such parent.
+// AddFilter adds a direct-action filter at the address f with the program of
+// descriptor fd. The error is EEXIST when the address has a filter. It is
+// EINVAL when another protocol or kind of filter uses the preference, or when
+// the parent does not exist.
 func (c *Conn) AddFilter(index int, f hook.Filter, fd int, name string) error {
 	err := c.changeFilter(index, f, fd, name, netlink.Create|netlink.Excl)
 	switch {
 	case errors.Is(err, unix.ENOENT): // no such kind of filter
-		return fmt.Errorf("add %s: %w (needs CONFIG_NET_CLS_BPF)", place(f), ebpf.ErrNotSupported)
+		return fmt.Errorf("add %s: %w (needs CONFIG_NET_CLS_BPF)", nameOf(f), ebpf.ErrNotSupported)
 	case err != nil:
-		return c.refused("add "+place(f), index, err)
+		return c.refused("add "+nameOf(f), index, err)
 	}
 	return nil
 }
 
-// ReplaceFilter puts another program and name into the filter at the place
-// that f names, which becomes direct-action and loses a class of its own, if
-// it had one. The error is fs.ErrNotExist when the filter is gone.
+// ReplaceFilter changes the program and the name of the filter at the address
+// f. The filter becomes direct-action and loses its class id. The error is
+// fs.ErrNotExist when the filter is gone.
 //
-// Packets meet the old program or the new one: it is one list_replace_rcu
-// (cls_bpf_change, net/sched/cls_bpf.c), and the filter keeps its turn.
+// A packet meets the old program or the new one: the kernel exchanges the
+// filter by one list_replace_rcu (cls_bpf_change, net/sched/cls_bpf.c), so the
+// order stays the same.
 func (c *Conn) ReplaceFilter(index int, f hook.Filter, fd int, name string) error {
-	// It is the missing NLM_F_CREATE that keeps the kernel from making a filter
-	// when there is none. NLM_F_REPLACE is never looked at (tc_new_tfilter,
-	// net/sched/cls_api.c).
+	// Without NLM_F_CREATE the kernel makes no filter when there is none. The
+	// kernel ignores NLM_F_REPLACE (tc_new_tfilter, net/sched/cls_api.c).
 	return c.gone("replace", index, f, c.changeFilter(index, f, fd, name, netlink.Replace))
 }
 
-// DeleteFilter removes the filter at the place that f names, and leaves the
-// qdisc. The error is fs.ErrNotExist when the filter is gone.
+// DeleteFilter removes the filter at the address f; the qdisc stays. The error
+// is fs.ErrNotExist when the filter is gone.
 func (c *Conn) DeleteFilter(index int, f hook.Filter) error {
 	// Without a handle the kernel would delete the whole preference.
-	if err := checkPlace(f); err != nil {
+	if err := checkAddress(f); err != nil {
 		return err
 	}
 	m, ae := address(index, f)
@@ -92,11 +93,11 @@ func (c *Conn) DeleteFilter(index int, f hook.Filter) error {
 	return c.gone("delete", index, f, err)
 }
 
-// changeFilter is the RTM_NEWTFILTER of tc. On a shared block, which other
-// devices may have too, the kernel refuses it (EOPNOTSUPP): such filters are
+// changeFilter sends RTM_NEWTFILTER. The kernel refuses it (EOPNOTSUPP) on a
+// shared block, which other devices may use too: filters of shared blocks are
 // only read here.
 func (c *Conn) changeFilter(index int, f hook.Filter, fd int, name string, flags netlink.HeaderFlags) error {
-	if err := checkPlace(f); err != nil {
+	if err := checkAddress(f); err != nil {
 		return err
 	}
 	if len(name) > maxFilterName || strings.Contains(name, "\x00") {
@@ -113,9 +114,9 @@ func (c *Conn) changeFilter(index int, f hook.Filter, fd int, name string, flags
 	return err
 }
 
-// gone tells an error that means that the filter does not exist from others.
-// EINVAL may mean that: there is no qdisc or class, or the preference is now
-// of another protocol or kind.
+// gone turns an error that means "no such filter" into fs.ErrNotExist. EINVAL
+// can mean that too: the qdisc or class is gone, or the preference now belongs
+// to another protocol or kind.
 func (c *Conn) gone(op string, index int, f hook.Filter, err error) error {
 	missing := errors.Is(err, unix.ENOENT)
 	if errors.Is(err, unix.EINVAL) {
@@ -125,15 +126,15 @@ func (c *Conn) gone(op string, index int, f hook.Filter, err error) error {
 	}
 	switch {
 	case missing:
-		return hook.Because(fs.ErrNotExist, "there is no %s", place(f))
+		return hook.Because(fs.ErrNotExist, "there is no %s", nameOf(f))
 	case err != nil:
-		return c.refused(op+" "+place(f), index, err)
+		return c.refused(op+" "+nameOf(f), index, err)
 	}
 	return nil
 }
 
-// refused says what failed. When the device is gone the error is that of
-// DeviceByIndex.
+// refused adds what failed to an error. When the device is gone it returns
+// DeviceByIndex's error.
 func (c *Conn) refused(what string, index int, err error) error {
 	if errors.Is(err, unix.ENODEV) {
 		if _, gone := c.DeviceByIndex(index); gone != nil {
@@ -143,17 +144,18 @@ func (c *Conn) refused(what string, index int, err error) error {
 	return fmt.Errorf("%s: %w", what, kernel.Explain(err))
 }
 
-// checkPlace refuses what would let the kernel choose, so that the caller
-// could not find its filter again, or stand for more than one filter.
-func checkPlace(f hook.Filter) error {
+// checkAddress refuses an address that lets the kernel choose a part, since the
+// caller could not find its filter again, and an address of more than one
+// filter.
+func checkAddress(f hook.Filter) error {
 	if f.Pref == 0 || f.Protocol == 0 || f.Handle == 0 {
-		return hook.Because(hook.ErrUsage, "%s: preference, protocol and handle must not be 0", place(f))
+		return hook.Because(hook.ErrUsage, "%s: preference, protocol and handle must not be 0", nameOf(f))
 	}
 	return nil
 }
 
-// place names a filter as "tc filter show" does.
-func place(f hook.Filter) string {
+// nameOf names a filter as "tc filter show" does.
+func nameOf(f hook.Filter) string {
 	return fmt.Sprintf("bpf filter %#x of parent %x:%x, chain %d, protocol %#04x, pref %d",
 		f.Handle, f.Parent>>16, f.Parent&0xffff, f.Chain, f.Protocol, f.Pref)
 }

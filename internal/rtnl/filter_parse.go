@@ -29,13 +29,13 @@ const (
 type Filter struct {
 	hook.Filter
 	Name    string // as tc shows it: "file.o:[section]" where tc loaded it
-	Program uint32 // id, 0 for classic BPF
-	Tag     string // of the program, hex
-	Qdisc   string // kind of the qdisc that the parent belongs to: "clsact", "ingress", "htb"
+	Program uint32 // id; 0 for classic BPF
+	Tag     string // the program's tag in hex
+	Qdisc   string // kind of the parent's qdisc: "clsact", "ingress", "htb"
 }
 
-// Hook tells on which hook the filter is. The old ingress qdisc runs its
-// filters where clsact does; it is told by its kind, since it takes any parent.
+// Hook returns the filter's hook. The old ingress qdisc runs its filters where
+// clsact runs them. Its kind identifies it, because it accepts any parent.
 func (f *Filter) Hook() hook.Hook {
 	switch {
 	case f.Qdisc == ingress, f.Qdisc == clsact && f.Parent == ClsactIngress:
@@ -46,24 +46,25 @@ func (f *Filter) Hook() hook.Hook {
 	return hook.TCQdisc
 }
 
-// Filters returns the bpf filters of a device: of all its qdiscs, their
-// classes and the chains of tc. Those of a parent and chain are in the order in
-// which they run: by preference, and of equals the newest first. A block that
-// qdiscs share (Linux 4.16) is read through each of its parents.
+// Filters returns the bpf filters of a device, from all its qdiscs, their
+// classes and the chains of tc. The filters of one parent and chain are in run
+// order: by preference, and of equals the newest first. A block that qdiscs
+// share (Linux 4.16) is read once for each of its parents.
 func (c *Conn) Filters(index int) ([]Filter, error) {
 	all, err := c.FiltersOf(&Device{Index: index})
 	if err == nil && len(all) == 0 {
-		// A device that does not exist has none either, says the kernel.
+		// For a device that does not exist the kernel reports no filters.
 		_, err = c.DeviceByIndex(index)
 	}
 	return all, err
 }
 
-// FiltersOf returns the same of a device that was found, with less to ask for. If
-// it is gone meanwhile it has none.
+// FiltersOf is Filters for a device that the caller has read. It needs fewer
+// requests. If the device is gone meanwhile there are no filters.
 func (c *Conn) FiltersOf(d *Device) ([]Filter, error) {
 	all, err := c.atClsact(d.Index)
-	// These qdiscs have neither classes nor filters: they take no packets.
+	// These qdiscs have neither classes nor filters, because they queue no
+	// packets.
 	if err == nil && d.Qdisc != "noqueue" && d.Qdisc != "noop" {
 		var rest []Filter
 		rest, err = c.elsewhere(d.Index)
@@ -75,7 +76,7 @@ func (c *Conn) FiltersOf(d *Device) ([]Filter, error) {
 	return all, nil
 }
 
-// atClsact returns those of the clsact or ingress qdisc.
+// atClsact returns the filters of the clsact or ingress qdisc.
 func (c *Conn) atClsact(index int) ([]Filter, error) {
 	if err := c.widen(); err != nil {
 		return nil, err
@@ -86,9 +87,10 @@ func (c *Conn) atClsact(index int) ([]Filter, error) {
 		return nil, err
 	}
 	if len(all) > 0 {
-		// The ingress qdisc has its one list of filters under any parent, and clsact
-		// none under this one. To get the qdisc itself is not for readers: the answer
-		// goes to everybody who watches (qdisc_get_notify, net/sched/sch_api.c).
+		// The ingress qdisc shows its one list of filters under any parent, and
+		// clsact has none under this one. A reader should not request the qdisc
+		// itself: the kernel sends the answer to all listeners (qdisc_get_notify,
+		// net/sched/sch_api.c).
 		old, err := c.filters(index, []uint32{ingressMajor})
 		if err != nil {
 			return nil, err
@@ -103,7 +105,8 @@ func (c *Conn) atClsact(index int) ([]Filter, error) {
 	return all, nil
 }
 
-// elsewhere returns those of the root qdisc and what is below it.
+// elsewhere returns the filters of the root qdisc and of all qdiscs and classes
+// below it.
 func (c *Conn) elsewhere(index int) ([]Filter, error) {
 	parents, err := c.egressParents(index)
 	if err != nil {
@@ -113,7 +116,8 @@ func (c *Conn) elsewhere(index int) ([]Filter, error) {
 	if err != nil || len(rest) == 0 {
 		return nil, err
 	}
-	// Only now: the kernel dumps the qdiscs of all devices or of none.
+	// This request comes last, because the kernel dumps the qdiscs of all
+	// devices or of none.
 	kinds, err := c.qdiscKinds(index)
 	if err != nil {
 		return nil, err
@@ -124,21 +128,21 @@ func (c *Conn) elsewhere(index int) ([]Filter, error) {
 	return rest, nil
 }
 
-// egressParents returns what else may have filters: the root qdisc, its
-// classes, their qdiscs, and so on.
+// egressParents returns all other parents that may have filters: the root
+// qdisc, its classes, the classes' qdiscs, and so on.
 func (c *Conn) egressParents(index int) ([]uint32, error) {
 	msgs, err := c.dump(unix.RTM_GETTCLASS, tcmsg{index: index})
 	if err != nil {
 		return nil, err
 	}
-	parents := []uint32{0} // the root qdisc, whatever its handle is
+	parents := []uint32{0} // the root qdisc, whatever its handle
 	for _, m := range msgs {
 		class, _, err := parseTC(m.Data)
 		if err != nil {
 			return nil, err
 		}
 		parents = append(parents, class.handle)
-		if class.info != 0 { // the qdisc of the class
+		if class.info != 0 { // the class has a qdisc
 			parents = append(parents, class.info)
 		}
 	}
@@ -157,8 +161,8 @@ func (c *Conn) qdiscKinds(index int) (map[uint32]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		// A qdisc that the kernel made has the handle 0. Of these only the root can
-		// have filters.
+		// A qdisc that the kernel made has the handle 0. Only the root qdisc of
+		// these can have filters.
 		if qdisc.index != index || qdisc.handle == 0 && qdisc.parent != rootQdisc {
 			continue
 		}
@@ -174,8 +178,8 @@ func (c *Conn) qdiscKinds(index int) (map[uint32]string, error) {
 	return kinds, nil
 }
 
-// filters returns the bpf filters of some parents. One that does not exist (any
-// more) has none (tc_dump_tfilter, net/sched/cls_api.c).
+// filters returns the bpf filters of some parents. A parent that does not exist
+// has no filters (tc_dump_tfilter, net/sched/cls_api.c).
 func (c *Conn) filters(index int, parents []uint32) ([]Filter, error) {
 	var list []Filter
 	for _, parent := range parents {
@@ -189,21 +193,22 @@ func (c *Conn) filters(index int, parents []uint32) ([]Filter, error) {
 			if err != nil {
 				return nil, err
 			}
-			// The preference itself comes before its filters, with handle 0.
+			// The preference itself, with handle 0, comes before its filters.
 			if kind == "bpf" && f.Handle != 0 {
 				list = append(list, *f)
 			}
 		}
-		// The dump has the preferences in order, and within one the filters as they
-		// run: cls_bpf_change puts a new one at the head (list_add_rcu,
-		// net/sched/cls_bpf.c). But the chains are in the order of their making.
+		// The dump has the preferences in order, and the filters of a preference in
+		// run order: cls_bpf_change puts a new filter at the head (list_add_rcu,
+		// net/sched/cls_bpf.c). But the dump has the chains in the order of their
+		// creation.
 		slices.SortStableFunc(list[start:], func(a, b Filter) int { return cmp.Compare(a.Chain, b.Chain) })
 	}
 	return list, nil
 }
 
-// OtherBefore returns the kind of a filter that is not a bpf one and that runs
-// before f: "flower", "matchall"; "" when there is none.
+// OtherBefore returns the kind of a filter that runs before f and is not a bpf
+// filter, such as "flower" or "matchall". It returns "" when there is none.
 func (c *Conn) OtherBefore(index int, f hook.Filter) (string, error) {
 	msgs, err := c.dump(unix.RTM_GETTFILTER, tcmsg{index: index, parent: f.Parent})
 	if err != nil {
@@ -221,14 +226,15 @@ func (c *Conn) OtherBefore(index int, f hook.Filter) (string, error) {
 	return "", nil
 }
 
-// parseFilter reads a filter and its kind; of other kinds than bpf the place only.
+// parseFilter reads a filter and its kind. Of a filter that is not a bpf one it
+// reads only the address.
 func parseFilter(b []byte, parent uint32) (*Filter, string, error) {
 	m, ad, err := parseTC(b)
 	if err != nil {
 		return nil, "", err
 	}
 	if m.index == blockIndex {
-		m.parent = parent // here it is the number of the block
+		m.parent = parent // the message has the block's number here
 	}
 	f := &Filter{Filter: hook.Filter{
 		Parent:   m.parent,
@@ -268,7 +274,7 @@ func (f *Filter) parseOptions(ad *netlink.AttributeDecoder) error {
 	return nil
 }
 
-// address is the part of a message that names one filter.
+// address returns the part of a message that identifies one filter.
 func address(index int, f hook.Filter) (tcmsg, *netlink.AttributeEncoder) {
 	ae := netlink.NewAttributeEncoder()
 	ae.String(unix.TCA_KIND, "bpf")
@@ -283,7 +289,7 @@ func address(index int, f hook.Filter) (tcmsg, *netlink.AttributeEncoder) {
 	}, ae
 }
 
-// swapProtocol is htons, and ntohs.
+// swapProtocol is htons and ntohs.
 func swapProtocol(p uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, p))
 }

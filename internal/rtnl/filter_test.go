@@ -24,7 +24,7 @@ import (
 
 const port = 7000
 
-// at is the place of a filter for all protocols on ingress.
+// at is the address of a filter for all protocols on ingress.
 func at(pref uint16, handle uint32) hook.Filter {
 	return hook.Filter{Parent: rtnl.ClsactIngress, Pref: pref, Protocol: unix.ETH_P_ALL, Handle: handle, DirectAction: true}
 }
@@ -41,7 +41,8 @@ func dial(t testing.TB, ns *testenv.NetNS) *rtnl.Conn {
 	return c
 }
 
-// newServer returns a pair, and a connection to the side where filters are.
+// newServer returns a pair, and a connection to its server side, which gets the
+// filters.
 func newServer(t testing.TB) (*testenv.Pair, *rtnl.Conn) {
 	t.Helper()
 	testenv.CheckLeaks(t)
@@ -71,8 +72,8 @@ func pinned(t testing.TB, prog *ebpf.Program) string {
 	return path
 }
 
-// as is what Filters is to return for a filter with that program.
-func as(t testing.TB, f hook.Filter, prog *ebpf.Program, name, qdisc string) rtnl.Filter {
+// wantFilter is the filter that Filters must return for f with that program.
+func wantFilter(t testing.TB, f hook.Filter, prog *ebpf.Program, name, qdisc string) rtnl.Filter {
 	t.Helper()
 	info, err := prog.Info()
 	qt.Assert(t, qt.IsNil(err))
@@ -84,7 +85,7 @@ func filters(t testing.TB, c *rtnl.Conn, index int) []rtnl.Filter {
 	t.Helper()
 	list, err := c.Filters(index)
 	qt.Assert(t, qt.IsNil(err))
-	// What is known of the device leaves out questions, and no answer.
+	// FiltersOf needs fewer requests and returns the same.
 	d, err := c.DeviceByIndex(index)
 	qt.Assert(t, qt.IsNil(err))
 	known, err := c.FiltersOf(d)
@@ -104,38 +105,38 @@ func TestFilter(t *testing.T) {
 	qt.Assert(t, qt.IsNil(c.EnsureClsact(index)))
 	qt.Assert(t, qt.HasLen(filters(t, c, index), 0))
 
-	place := at(7, 0x2a)
-	qt.Assert(t, qt.ErrorIs(c.ReplaceFilter(index, place, drop.FD(), "nobody"), fs.ErrNotExist))
-	qt.Assert(t, qt.HasLen(filters(t, c, index), 0)) // and it made none
+	address := at(7, 0x2a)
+	qt.Assert(t, qt.ErrorIs(c.ReplaceFilter(index, address, drop.FD(), "nobody"), fs.ErrNotExist))
+	qt.Assert(t, qt.HasLen(filters(t, c, index), 0)) // and the request made no qdisc
 
-	qt.Assert(t, qt.IsNil(c.AddFilter(index, place, drop.FD(), "first")))
-	qt.Assert(t, qt.DeepEquals(filters(t, c, index), []rtnl.Filter{as(t, place, drop, "first", "clsact")}))
+	qt.Assert(t, qt.IsNil(c.AddFilter(index, address, drop.FD(), "first")))
+	qt.Assert(t, qt.DeepEquals(filters(t, c, index), []rtnl.Filter{wantFilter(t, address, drop, "first", "clsact")}))
 	qt.Assert(t, qt.Equals(pair.Passed(t, port, 10), 0))
 
-	err := c.AddFilter(index, place, pass.FD(), "second")
+	err := c.AddFilter(index, address, pass.FD(), "second")
 	qt.Assert(t, qt.ErrorIs(err, unix.EEXIST))
 	qt.Assert(t, qt.ErrorIs(err, fs.ErrExist))
-	qt.Assert(t, qt.DeepEquals(filters(t, c, index), []rtnl.Filter{as(t, place, drop, "first", "clsact")}))
+	qt.Assert(t, qt.DeepEquals(filters(t, c, index), []rtnl.Filter{wantFilter(t, address, drop, "first", "clsact")}))
 
-	qt.Assert(t, qt.IsNil(c.ReplaceFilter(index, place, pass.FD(), "second")))
-	qt.Assert(t, qt.DeepEquals(filters(t, c, index), []rtnl.Filter{as(t, place, pass, "second", "clsact")}))
+	qt.Assert(t, qt.IsNil(c.ReplaceFilter(index, address, pass.FD(), "second")))
+	qt.Assert(t, qt.DeepEquals(filters(t, c, index), []rtnl.Filter{wantFilter(t, address, pass, "second", "clsact")}))
 	qt.Assert(t, qt.Equals(pair.Passed(t, port, 10), 10))
 
-	qt.Assert(t, qt.IsNil(c.DeleteFilter(index, place)))
+	qt.Assert(t, qt.IsNil(c.DeleteFilter(index, address)))
 	qt.Assert(t, qt.HasLen(filters(t, c, index), 0))
-	qt.Assert(t, qt.ErrorIs(c.DeleteFilter(index, place), fs.ErrNotExist))
+	qt.Assert(t, qt.ErrorIs(c.DeleteFilter(index, address), fs.ErrNotExist))
 	qt.Assert(t, qt.StringContains(tc(t, pair.Server, "qdisc show dev veth1"), "clsact"))
 }
 
-// Filters that are gone in other ways than by their handle.
+// Filters that disappeared in other ways than by a request with their handle.
 func TestFilterMissing(t *testing.T) {
 	pair, c := newServer(t)
 	index := pair.ServerIfindex
 	prog := verdict(t, "ldt_pass", testenv.TCPass)
-	missing := func(place hook.Filter) {
+	missing := func(address hook.Filter) {
 		t.Helper()
-		qt.Check(t, qt.ErrorIs(c.ReplaceFilter(index, place, prog.FD(), ""), fs.ErrNotExist))
-		qt.Check(t, qt.ErrorIs(c.DeleteFilter(index, place), fs.ErrNotExist))
+		qt.Check(t, qt.ErrorIs(c.ReplaceFilter(index, address, prog.FD(), ""), fs.ErrNotExist))
+		qt.Check(t, qt.ErrorIs(c.DeleteFilter(index, address), fs.ErrNotExist))
 	}
 	qt.Assert(t, qt.IsNil(c.EnsureClsact(index)))
 	qt.Assert(t, qt.IsNil(c.AddFilter(index, at(7, 1), prog.FD(), "")))
@@ -159,7 +160,8 @@ func TestFilterMissing(t *testing.T) {
 	missing(class)
 	qt.Assert(t, qt.HasLen(filters(t, c, index), 1))
 
-	// That the filter is there is no reason to hide why it cannot be replaced.
+	// A filter that exists: the error must be the kernel's reason for refusing
+	// the program.
 	xdp := testenv.VerdictProgram(t, "ldt_xdp", testenv.XDPPass)
 	err := c.ReplaceFilter(index, at(7, 1), xdp.FD(), "")
 	qt.Assert(t, qt.ErrorIs(err, unix.EINVAL))
@@ -200,23 +202,23 @@ func TestFilterUsage(t *testing.T) {
 	qt.Assert(t, qt.IsNil(c.AddFilter(index, at(7, 1), prog.FD(), long)))
 	qt.Assert(t, qt.IsNil(c.AddFilter(index, at(7, 2), prog.FD(), "")))
 	qt.Assert(t, qt.DeepEquals(filters(t, c, index), []rtnl.Filter{
-		as(t, at(7, 2), prog, "", "clsact"), as(t, at(7, 1), prog, long, "clsact"),
+		wantFilter(t, at(7, 2), prog, "", "clsact"), wantFilter(t, at(7, 1), prog, long, "clsact"),
 	}))
 	qt.Assert(t, qt.ErrorIs(c.AddFilter(index, at(7, 3), prog.FD(), long+"n"), hook.ErrUsage))
 	qt.Assert(t, qt.ErrorIs(c.ReplaceFilter(index, at(7, 1), prog.FD(), "a\x00b"), hook.ErrUsage))
 
 	other := at(7, 1)
 	other.Protocol = 0
-	for _, place := range []hook.Filter{at(7, 0), at(0, 1), other} {
-		qt.Check(t, qt.ErrorIs(c.AddFilter(index, place, prog.FD(), ""), hook.ErrUsage))
-		qt.Check(t, qt.ErrorIs(c.ReplaceFilter(index, place, prog.FD(), ""), hook.ErrUsage))
-		qt.Check(t, qt.ErrorIs(c.DeleteFilter(index, place), hook.ErrUsage))
+	for _, address := range []hook.Filter{at(7, 0), at(0, 1), other} {
+		qt.Check(t, qt.ErrorIs(c.AddFilter(index, address, prog.FD(), ""), hook.ErrUsage))
+		qt.Check(t, qt.ErrorIs(c.ReplaceFilter(index, address, prog.FD(), ""), hook.ErrUsage))
+		qt.Check(t, qt.ErrorIs(c.DeleteFilter(index, address), hook.ErrUsage))
 	}
 	qt.Assert(t, qt.HasLen(filters(t, c, index), 2))
 }
 
-// The order of the list is the order in which packets meet the filters: what
-// is behind a program with a final verdict does not see them.
+// The list has the order in which packets meet the filters: a filter behind a
+// program with a final verdict gets no packet.
 func TestFilterOrder(t *testing.T) {
 	pair, c := newServer(t)
 	index := pair.ServerIfindex
@@ -226,10 +228,10 @@ func TestFilterOrder(t *testing.T) {
 	var want []hook.Filter
 	progs := map[hook.Filter]*ebpf.Program{}
 	counts := map[hook.Filter]func() int{}
-	for i, place := range []hook.Filter{at(20, 1), at(10, 5), at(30, 1), at(10, 9), at(10, 7), at(20, 2)} {
+	for i, address := range []hook.Filter{at(20, 1), at(10, 5), at(30, 1), at(10, 9), at(10, 7), at(20, 2)} {
 		name := fmt.Sprintf("ldt_count_%d", i)
-		progs[place], counts[place] = testenv.CountProgram(t, name, port, testenv.TCNext, testenv.On(hook.TCIngress))
-		qt.Assert(t, qt.IsNil(c.AddFilter(index, place, progs[place].FD(), name)))
+		progs[address], counts[address] = testenv.CountProgram(t, name, port, testenv.TCNext, testenv.On(hook.TCIngress))
+		qt.Assert(t, qt.IsNil(c.AddFilter(index, address, progs[address].FD(), name)))
 	}
 	for _, f := range filters(t, c, index) {
 		want = append(want, f.Filter)
@@ -237,25 +239,25 @@ func TestFilterOrder(t *testing.T) {
 	// Of equal preference the newest is first.
 	qt.Assert(t, qt.DeepEquals(want, []hook.Filter{at(10, 7), at(10, 9), at(10, 5), at(20, 2), at(20, 1), at(30, 1)}))
 
-	for last, place := range want {
+	for last, address := range want {
 		before := map[hook.Filter]int{}
-		for place, count := range counts {
-			before[place] = count()
+		for address, count := range counts {
+			before[address] = count()
 		}
-		qt.Assert(t, qt.IsNil(c.ReplaceFilter(index, place, final.FD(), "final")))
+		qt.Assert(t, qt.IsNil(c.ReplaceFilter(index, address, final.FD(), "final")))
 		qt.Assert(t, qt.Equals(pair.Passed(t, port, 10), 10))
-		for i, place := range want {
+		for i, address := range want {
 			seen := 10
 			if i >= last {
 				seen = 0
 			}
-			qt.Check(t, qt.Equals(counts[place]()-before[place], seen), qt.Commentf("filter %d with filter %d final", i, last))
+			qt.Check(t, qt.Equals(counts[address]()-before[address], seen), qt.Commentf("filter %d with filter %d final", i, last))
 		}
-		qt.Assert(t, qt.IsNil(c.ReplaceFilter(index, place, progs[place].FD(), "count")))
+		qt.Assert(t, qt.IsNil(c.ReplaceFilter(index, address, progs[address].FD(), "count")))
 	}
 }
 
-// What tc made is read as tc shows it.
+// Filters reads filters that tc made as tc shows them.
 func TestFiltersOfTC(t *testing.T) {
 	pair, c := newServer(t)
 	index := pair.ServerIfindex
@@ -279,7 +281,7 @@ func TestFiltersOfTC(t *testing.T) {
 	classic := hook.Filter{Parent: rtnl.ClsactEgress, Pref: 7, Protocol: unix.ETH_P_ALL, Handle: 4}
 	list := filters(t, c, index)
 	qt.Assert(t, qt.DeepEquals(list, []rtnl.Filter{
-		as(t, in, prog, name, "clsact"), as(t, chain, prog, name, "clsact"), as(t, out, prog, name, "clsact"),
+		wantFilter(t, in, prog, name, "clsact"), wantFilter(t, chain, prog, name, "clsact"), wantFilter(t, out, prog, name, "clsact"),
 		{Filter: classic, Qdisc: "clsact"},
 	}))
 	qt.Assert(t, qt.Equals(list[1].Hook(), hook.TCIngress))
@@ -291,13 +293,13 @@ func TestFiltersOfTC(t *testing.T) {
 	qt.Assert(t, qt.HasLen(filters(t, c, index), 0))
 }
 
-// What is made here is shown by tc as it would show its own.
+// tc shows filters that this package made as it shows its own.
 func TestFilterShownByTC(t *testing.T) {
 	pair, c := newServer(t)
 	qt.Assert(t, qt.IsNil(c.EnsureClsact(pair.ServerIfindex)))
 	prog := verdict(t, "ldt_pass", testenv.TCPass)
-	place := hook.Filter{Parent: rtnl.ClsactEgress, Chain: 2, Pref: 17, Protocol: unix.ETH_P_IPV6, Handle: 0x2a}
-	qt.Assert(t, qt.IsNil(c.AddFilter(pair.ServerIfindex, place, prog.FD(), "file.o:[tc]")))
+	address := hook.Filter{Parent: rtnl.ClsactEgress, Chain: 2, Pref: 17, Protocol: unix.ETH_P_IPV6, Handle: 0x2a}
+	qt.Assert(t, qt.IsNil(c.AddFilter(pair.ServerIfindex, address, prog.FD(), "file.o:[tc]")))
 	qt.Assert(t, qt.StringContains(tc(t, pair.Server, "filter show dev veth1 egress"),
 		"filter protocol ipv6 pref 17 bpf chain 2 handle 0x2a file.o:[tc] direct-action not_in_hw id "))
 	qt.Assert(t, qt.Equals(tc(t, pair.Server, "filter show dev veth1 ingress"), ""))
@@ -319,17 +321,17 @@ func TestFiltersOfHTB(t *testing.T) {
 	qt.Assert(t, qt.IsNil(c.EnsureClsact(index)))
 	var want []rtnl.Filter
 	for _, parent := range []uint32{rtnl.ClsactIngress, 0x1_0000, 0x1_0010, 0x2_0000, 0x2_0005} {
-		place := at(3, 1)
-		place.Parent = parent
+		address := at(3, 1)
+		address.Parent = parent
 		qdisc := "htb"
 		if parent == rtnl.ClsactIngress {
 			qdisc = "clsact"
 		}
-		qt.Assert(t, qt.IsNil(c.AddFilter(index, place, prog.FD(), "f")))
-		want = append(want, as(t, place, prog, "f", qdisc))
+		qt.Assert(t, qt.IsNil(c.AddFilter(index, address, prog.FD(), "f")))
+		want = append(want, wantFilter(t, address, prog, "f", qdisc))
 	}
 	list := filters(t, c, index)
-	qt.Assert(t, qt.ContentEquals(list, want)) // the classes are in no order
+	qt.Assert(t, qt.ContentEquals(list, want)) // the kernel lists classes in any order
 	for _, f := range list[1:] {
 		qt.Check(t, qt.Equals(f.Hook(), hook.TCQdisc))
 	}
@@ -349,13 +351,14 @@ func TestFiltersOfIngress(t *testing.T) {
 	qt.Assert(t, qt.ErrorMatches(err, ".*old ingress qdisc.*"))
 	qt.Assert(t, qt.HasLen(filters(t, c, index), 0))
 
-	// It takes any parent, the egress side of clsact too, and shows the last.
+	// The ingress qdisc accepts any parent, clsact's egress side too, and shows
+	// the one that was used last.
 	for _, parent := range []uint32{0xffff0000, rtnl.ClsactIngress, rtnl.ClsactEgress} {
-		place := at(3, 1)
-		place.Parent = parent
-		qt.Assert(t, qt.IsNil(c.AddFilter(index, place, drop.FD(), "f")))
+		address := at(3, 1)
+		address.Parent = parent
+		qt.Assert(t, qt.IsNil(c.AddFilter(index, address, drop.FD(), "f")))
 		list := filters(t, c, index)
-		qt.Assert(t, qt.DeepEquals(list, []rtnl.Filter{as(t, place, drop, "f", "ingress")}))
+		qt.Assert(t, qt.DeepEquals(list, []rtnl.Filter{wantFilter(t, address, drop, "f", "ingress")}))
 		qt.Assert(t, qt.Equals(list[0].Hook(), hook.TCIngress))
 		qt.Assert(t, qt.Equals(pair.Passed(t, port, 10), 0))
 		qt.Assert(t, qt.IsNil(c.DeleteFilter(index, list[0].Filter)))
@@ -363,7 +366,7 @@ func TestFiltersOfIngress(t *testing.T) {
 	}
 }
 
-// The filters of a shared block are read like others, and left alone.
+// Filters of a shared block are read like others, and cannot be changed.
 func TestFiltersOfSharedBlock(t *testing.T) {
 	pair, c := newServer(t)
 	index := pair.ServerIfindex
@@ -372,7 +375,7 @@ func TestFiltersOfSharedBlock(t *testing.T) {
 	tc(t, pair.Server, "qdisc add dev veth1 ingress_block 22 egress_block 23 clsact")
 	tc(t, pair.Server, "filter add block 22 pref 5 handle 1 protocol all bpf da object-pinned "+pin)
 
-	want := as(t, at(5, 1), prog, "prog:[*fsobj]", "clsact")
+	want := wantFilter(t, at(5, 1), prog, "prog:[*fsobj]", "clsact")
 	qt.Assert(t, qt.DeepEquals(filters(t, c, index), []rtnl.Filter{want}))
 	qt.Assert(t, qt.ErrorIs(c.DeleteFilter(index, at(5, 1)), unix.EOPNOTSUPP))
 	qt.Assert(t, qt.ErrorIs(c.ReplaceFilter(index, at(5, 1), prog.FD(), ""), unix.EOPNOTSUPP))
@@ -380,7 +383,7 @@ func TestFiltersOfSharedBlock(t *testing.T) {
 	qt.Assert(t, qt.DeepEquals(filters(t, c, index), []rtnl.Filter{want}))
 }
 
-// While one drop program replaces the other no packet passes.
+// While one drop program replaces another, no packet passes.
 func TestReplaceFilterUnderFlood(t *testing.T) {
 	pair, c := newServer(t)
 	index := pair.ServerIfindex
@@ -404,8 +407,8 @@ func TestReplaceFilterUnderFlood(t *testing.T) {
 	qt.Assert(t, qt.Not(qt.Equals(marked, 0)))
 }
 
-// A list has every filter that was there all the time exactly once, whatever
-// comes and goes beside it.
+// A list contains every filter that existed all the time exactly once, whatever
+// is added or removed meanwhile.
 func TestFiltersWhileOthersChange(t *testing.T) {
 	pair, c := newServer(t)
 	index := pair.ServerIfindex
@@ -414,17 +417,17 @@ func TestFiltersWhileOthersChange(t *testing.T) {
 	qt.Assert(t, qt.IsNil(c.EnsureClsact(index)))
 	var want []hook.Filter
 	for i := range uint32(50) {
-		place := at(7, 50-i)
-		qt.Assert(t, qt.IsNil(c.AddFilter(index, place, prog.FD(), "a name of usual length")))
-		want = append([]hook.Filter{place}, want...)
+		address := at(7, 50-i)
+		qt.Assert(t, qt.IsNil(c.AddFilter(index, address, prog.FD(), "a name of usual length")))
+		want = append([]hook.Filter{address}, want...)
 	}
 
 	var stop atomic.Bool
 	var changing sync.WaitGroup
 	changing.Go(func() {
 		for !stop.Load() {
-			for _, place := range []hook.Filter{at(7, 100), at(6, 1)} {
-				if err := errors.Join(other.AddFilter(index, place, prog.FD(), ""), other.DeleteFilter(index, place)); err != nil {
+			for _, address := range []hook.Filter{at(7, 100), at(6, 1)} {
+				if err := errors.Join(other.AddFilter(index, address, prog.FD(), ""), other.DeleteFilter(index, address)); err != nil {
 					t.Error(err)
 					return
 				}

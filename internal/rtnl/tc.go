@@ -12,11 +12,11 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// Of linux/pkt_sched.h.
+// Values from linux/pkt_sched.h.
 const (
 	rootQdisc    uint32 = 0xffffffff // TC_H_ROOT
-	ingressQdisc uint32 = 0xfffffff1 // TC_H_INGRESS and TC_H_CLSACT, which have one place
-	ingressMajor uint32 = 0xffff0000 // the handle of what is there
+	ingressQdisc uint32 = 0xfffffff1 // TC_H_INGRESS and TC_H_CLSACT are the same
+	ingressMajor uint32 = 0xffff0000 // the handle of the ingress or clsact qdisc
 	majorMask    uint32 = 0xffff0000 // TC_H_MAJ_MASK
 )
 
@@ -26,7 +26,7 @@ const (
 	ingress = "ingress"
 )
 
-// tcmsg is struct tcmsg (linux/rtnetlink.h), the header of all messages of tc.
+// tcmsg is struct tcmsg (linux/rtnetlink.h), the header of all tc messages.
 type tcmsg struct {
 	index                int
 	handle, parent, info uint32
@@ -37,7 +37,7 @@ const (
 	blockIndex  = -1 // TCM_IFINDEX_MAGIC_BLOCK, for the filters of a shared block
 )
 
-// tc sends one message of tc and returns the answer.
+// tc sends one tc message and returns the answer.
 func (c *Conn) tc(kind netlink.HeaderType, flags netlink.HeaderFlags, m tcmsg, ae *netlink.AttributeEncoder) ([]netlink.Message, error) {
 	attrs, err := ae.Encode()
 	if err != nil {
@@ -54,10 +54,11 @@ func (c *Conn) tc(kind netlink.HeaderType, flags netlink.HeaderFlags, m tcmsg, a
 	})
 }
 
-// tries bounds how often something is begun again because others were quicker.
+// tries bounds how often an operation is repeated because another process was
+// faster.
 const tries = 10
 
-// dump asks for all objects of a kind.
+// dump requests all objects of a kind.
 func (c *Conn) dump(kind netlink.HeaderType, m tcmsg) ([]netlink.Message, error) {
 	for range tries {
 		msgs, err := c.tc(kind, netlink.Dump, m, netlink.NewAttributeEncoder())
@@ -71,13 +72,15 @@ func (c *Conn) dump(kind netlink.HeaderType, m tcmsg) ([]netlink.Message, error)
 	return nil, hook.ErrChanged
 }
 
-// widen makes the kernel send dumps in pieces of 32 KiB, not 4: it goes by the
-// largest buffer that was ever read into (netlink_dump, net/netlink/af_netlink.c).
+// widen makes the kernel send dumps in pieces of 32 KiB instead of 4. The size of
+// a piece follows the largest buffer that was ever read into (netlink_dump,
+// net/netlink/af_netlink.c).
 //
-// A piece is true, but when others add or remove something between two pieces
-// the kernel, which counts where it was, skips or repeats what was there all the
-// time, and tc does not set NLM_F_DUMP_INTR (seen on Linux 6.18). One piece has
-// room for more than 100 filters, unless their names are very long.
+// A piece is consistent. Between two pieces other processes may add or remove
+// objects; the kernel continues at a count, so it then skips or repeats objects
+// that existed all the time, and tc does not set NLM_F_DUMP_INTR (seen on Linux
+// 6.18). One piece has room for more than 100 filters, unless their names are very
+// long.
 func (c *Conn) widen() error {
 	if c.wide {
 		return nil
@@ -86,7 +89,7 @@ func (c *Conn) widen() error {
 	if err != nil {
 		return err
 	}
-	// No device has the index 0: the answer is empty.
+	// No device has the index 0, so the answer is empty.
 	none := netlink.Message{
 		Header: netlink.Header{Type: unix.RTM_GETTFILTER, Flags: netlink.Request | netlink.Dump},
 		Data:   make([]byte, sizeofTcmsg),

@@ -7,7 +7,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// Flags returns the XDP_FLAGS_* value that asks for a mode.
+// Flags returns the XDP_FLAGS_* value that requests a mode.
 func Flags(m hook.Mode) uint32 {
 	switch m {
 	case hook.ModeNative:
@@ -20,10 +20,10 @@ func Flags(m hook.Mode) uint32 {
 	return 0
 }
 
-// ReplaceXDP puts the program with descriptor fd, or none when fd is -1, in
-// the place of the one with descriptor old, or of none when old is -1.
+// ReplaceXDP replaces the program of descriptor old, or no program when old is
+// -1, by the program of descriptor fd, or by none when fd is -1.
 //
-// The error is EEXIST when another program is there, and EBUSY when a link
+// The error is EEXIST when another program is attached, and EBUSY when a link
 // holds the device (dev_xdp_attach, net/core/dev.c).
 func (c *Conn) ReplaceXDP(index, fd, old int, mode hook.Mode) error {
 	ae := netlink.NewAttributeEncoder()
