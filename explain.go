@@ -16,9 +16,6 @@ type ExplainOptions struct {
 	BPFFS string
 }
 
-// WritableMap is a map that a program may write to while it is explained.
-type WritableMap = attach.WritableMap
-
 // An Explainer answers "who drops my packet?": see [Explain].
 type Explainer struct {
 	target Target
@@ -38,7 +35,7 @@ type Explainer struct {
 // What a test run cannot show: where a redirect goes, what is done to a packet on a card before
 // or after, and the fields of a socket buffer that neither are in the packet nor can be given
 // (its hash, its socket, the VLAN tag that the stack takes out of it). Fields that can be, metadata
-// in front of the packet, and the device come along where the kernel allows; [Explainer.Lacks]
+// in front of the packet, and the device come along where the kernel allows; [Explainer.Limits]
 // says what does not. A member that makes tail calls has the kernel's whole limit for itself.
 //
 // Errors: as for [Read], and ebpf.ErrNotSupported for hooks that have no test run.
@@ -64,16 +61,16 @@ func (e *Explainer) Run(ctx context.Context, packets ...[]byte) ([]hook.Trace, e
 // Chain is what is on the hook. It may have no members: then every packet passes.
 func (e *Explainer) Chain() *hook.Chain { return e.e.Chain }
 
-// Whole is why the members are not told apart, and run as one: behind a dispatcher of
+// Together is why the members are not told apart, and run as one: behind a dispatcher of
 // libxdp. It is empty when they are told apart.
-func (e *Explainer) Whole() string { return e.e.Whole }
+func (e *Explainer) Together() string { return e.e.Together }
 
-// Lacks is what this kernel does not let a test run show, in words.
-func (e *Explainer) Lacks() []string { return e.e.Lacks }
+// Limits is what this kernel does not let a test run show, in words.
+func (e *Explainer) Limits() []string { return e.e.Limits }
 
 // Maps are those that the programs may write to, by themselves; not those of what they
 // tail-call.
-func (e *Explainer) Maps() []WritableMap { return e.e.Writable }
+func (e *Explainer) Maps() []hook.WritableMap { return e.e.Writable }
 
 // Close lets the programs go.
 func (e *Explainer) Close() { e.e.Close() }

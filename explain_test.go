@@ -299,11 +299,11 @@ func TestExplainDevice(t *testing.T) {
 	tr := explain(t, e, s.udpTo(port))
 	if !hasContext() {
 		qt.Assert(t, qt.Equals(tr.Verdict, hook.Drop))
-		qt.Assert(t, qt.HasLen(e.Lacks(), 2))
+		qt.Assert(t, qt.HasLen(e.Limits(), 2))
 		return
 	}
 	qt.Assert(t, qt.Equals(tr.Verdict, hook.Pass))
-	qt.Assert(t, qt.HasLen(e.Lacks(), 0))
+	qt.Assert(t, qt.HasLen(e.Limits(), 0))
 	qt.Assert(t, qt.Equals(s.Passed(t, port, 1), 1)) // and so it is
 
 	_, err := dispatcher.Explain(t.Context(), s.target, dispatcher.ExplainOptions{BPFFS: s.bpffs, Queue: 1000})
@@ -408,7 +408,7 @@ func TestExplainTCX(t *testing.T) {
 			s.attach(t, testenv.VerdictProgram(t, "ldt_pass", testenv.TCPass, testenv.On(h)), dispatcher.Options{Settings: priority(4)})
 
 			e := s.explainer(t, s.target)
-			qt.Assert(t, qt.HasLen(e.Lacks(), 0))
+			qt.Assert(t, qt.HasLen(e.Limits(), 0))
 			tr := explain(t, e, s.udpTo(port))
 			qt.Assert(t, qt.IsNil(tr.Err))
 			qt.Assert(t, qt.DeepEquals(said(&tr), []string{"next", "next", "drop", "unreached"}))
@@ -490,7 +490,7 @@ func TestExplainLibxdpAlone(t *testing.T) {
 
 	e := s.explainer(t, s.target)
 	qt.Assert(t, qt.Equals(e.Chain().Style, hook.StyleLibxdp))
-	qt.Assert(t, qt.Not(qt.Equals(e.Whole(), "")))
+	qt.Assert(t, qt.Not(qt.Equals(e.Together(), "")))
 	qt.Assert(t, qt.HasLen(e.Maps(), 0)) // that of the dispatcher is for reading
 	tr := explain(t, e, s.udpTo(port))
 	qt.Assert(t, qt.Equals(tr.Verdict, hook.Drop))
@@ -507,12 +507,12 @@ func TestExplainLibxdp(t *testing.T) {
 	tr := explain(t, e, s.udpTo(port))
 	qt.Assert(t, qt.Equals(tr.Verdict, hook.Drop))
 	qt.Assert(t, qt.Equals(tr.Steps[0].Member, 0)) // alone, it is who says it
-	qt.Assert(t, qt.Equals(e.Whole(), ""))
+	qt.Assert(t, qt.Equals(e.Together(), ""))
 	e.Close()
 
 	s.joinLibxdp(t, 2, testenv.XDPPass, 5)
 	e = s.explainer(t, s.target)
-	qt.Assert(t, qt.Not(qt.Equals(e.Whole(), "")))
+	qt.Assert(t, qt.Not(qt.Equals(e.Together(), "")))
 	s.trace.Reset(t)
 	tr = explain(t, e, s.udpTo(port))
 	qt.Assert(t, qt.DeepEquals(s.trace.Last(t), []int{2, 1}))

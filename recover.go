@@ -57,32 +57,17 @@ type RecoverOptions struct {
 	Reattach bool
 }
 
-// A Leftover is something that [Recover] found, and did away with.
-type Leftover struct {
-	Hook    hook.Hook // empty for what is not about a hook
-	Target  string    // the device or cgroup that it was on, as far as known
-	LinkID  uint32
-	Members []string
-	Path    string // of its pins
-	What    string // in words
-	// Reattached: it is attached again, or would be.
-	Reattached bool
-	// Err is why it is still there.
-	Err error
-}
-
 // Recover cleans up a bpffs: members whose device or cgroup is gone, what
 // processes that were killed have left half done, and a registry that this
 // version cannot read. Nothing that runs is touched. The error is about the whole;
 // fs.ErrNotExist when there is no bpffs.
-func Recover(ctx context.Context, o RecoverOptions) ([]Leftover, error) {
+func Recover(ctx context.Context, o RecoverOptions) ([]hook.Leftover, error) {
 	found, err := attach.Recover(ctx, bpffsOf(o.BPFFS), attach.Recovery{DryRun: o.DryRun, Reattach: o.Reattach})
-	left := make([]Leftover, len(found))
-	for i, f := range found {
-		left[i] = Leftover(f)
-		left[i].Err = wrap("recover", On(f.Hook, f.Target), f.Err)
+	for i := range found {
+		l := &found[i]
+		l.Err = wrap("recover", On(l.Hook, l.Target), l.Err)
 	}
-	return left, wrap("recover", Target{}, err)
+	return found, wrap("recover", Target{}, err)
 }
 
 func bpffsOf(path string) string {

@@ -33,7 +33,7 @@ func (s *scene) gone(t testing.TB, h hook.Hook) string {
 	return words
 }
 
-func (s *scene) recover(t testing.TB, o dispatcher.RecoverOptions) []dispatcher.Leftover {
+func (s *scene) recover(t testing.TB, o dispatcher.RecoverOptions) []hook.Leftover {
 	t.Helper()
 	o.BPFFS = s.bpffs
 	found, err := dispatcher.Recover(t.Context(), o)

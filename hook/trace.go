@@ -75,6 +75,16 @@ func (c *Change) IsZero() bool {
 	return c.Head == 0 && c.Tail == 0 && len(c.Edits) == 0 && c.Meta == 0 && c.Mark == nil && c.Priority == nil
 }
 
+// A WritableMap is a map that a program may write to while it is explained.
+type WritableMap struct {
+	// Member is the index in Chain.Members of the entry whose program may write to
+	// it; -1 for all of them at once.
+	Member int
+	ID     uint32 // unique while the map exists
+	Name   string // as the kernel has it: cut after 15 bytes
+	Type   string // as cilium/ebpf names it: "Hash", "PerCPUArray"
+}
+
 // Compare returns how one packet became another. Either may be any bytes.
 func Compare(before, after []byte) Change {
 	grown := len(after) - len(before)
@@ -123,10 +133,10 @@ func alike(before, after []byte, head int) (n int) {
 // linux/pkt_cls.h), from -1.
 var actions = []string{"next", "pass", "reclassify", "drop", "pipe", "stolen", "queued", "repeat", "redirect", "trap"}
 
-// Reads tells what a program's return value means on a hook: in a word, the verdict
+// Interpret tells what a program's return value means on a hook: in a word, the verdict
 // if the packet's way ended there, and whether it does. For XDP, on is what the member goes
 // on after.
-func (h Hook) Reads(returned uint32, on VerdictSet) (says string, v Verdict, goesOn bool) {
+func (h Hook) Interpret(returned uint32, on VerdictSet) (says string, v Verdict, goesOn bool) {
 	switch h.Family() {
 	case "xdp":
 		v = Verdict(returned)

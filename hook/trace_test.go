@@ -90,7 +90,7 @@ func TestReads(t *testing.T) {
 		{hook.CgroupSKBEgress, 2, 0, "deny", hook.Drop, true},
 		{hook.CgroupSKBEgress, 3, 0, "allow", hook.Pass, true},
 	} {
-		says, v, goesOn := tc.hook.Reads(uint32(tc.returned), tc.on)
+		says, v, goesOn := tc.hook.Interpret(uint32(tc.returned), tc.on)
 		qt.Check(t, qt.Equals(says, tc.says), qt.Commentf("%v", tc))
 		qt.Check(t, qt.Equals(v, tc.verdict), qt.Commentf("%v", tc))
 		qt.Check(t, qt.Equals(goesOn, tc.goesOn), qt.Commentf("%v", tc))

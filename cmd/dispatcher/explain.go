@@ -196,11 +196,11 @@ func (a *app) warnExplained(ctx context.Context, t dispatcher.Target, e *dispatc
 	if len(writes) > 0 {
 		a.warn("the programs run for real, and what they write to their maps stays; they may write to %s", strings.Join(writes, "; "))
 	}
-	if why := e.Whole(); why != "" && len(c.Members) > 1 {
+	if why := e.Together(); why != "" && len(c.Members) > 1 {
 		a.note("the members are not told apart: %s", why)
 	}
-	for _, lack := range e.Lacks() {
-		a.note("%s", lack)
+	for _, limit := range e.Limits() {
+		a.note("%s", limit)
 	}
 	if c.Hook.Family() == "tcx" {
 		tc := t

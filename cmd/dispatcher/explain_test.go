@@ -47,7 +47,7 @@ func TestPrintExplained(t *testing.T) {
 	pushed := append(append(append([]byte{}, before[:12]...), 0x81, 0, 0, 5), before[12:]...)
 	ran := func(member int, returned uint32, before, after []byte) hook.Step {
 		s := hook.Step{Member: member, Outcome: hook.OutcomeRan, Returned: returned, Packet: after, Change: hook.Compare(before, after)}
-		s.Says, _, s.GoesOn = hook.XDP.Reads(returned, hook.SetOf(hook.Pass))
+		s.Says, _, s.GoesOn = hook.XDP.Interpret(returned, hook.SetOf(hook.Pass))
 		return s
 	}
 	empty := hook.Step{Member: 1, Outcome: hook.OutcomeEmpty, GoesOn: true}

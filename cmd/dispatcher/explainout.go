@@ -40,7 +40,7 @@ type outcome struct {
 }
 
 func (a *app) newExplained(e *dispatcher.Explainer, expected *hook.Verdict) *explained {
-	return &explained{a: a, chain: e.Chain(), whole: e.Whole(), expected: expected, outcomes: map[outcome]int{}, shown: time.Now()}
+	return &explained{a: a, chain: e.Chain(), whole: e.Together(), expected: expected, outcomes: map[outcome]int{}, shown: time.Now()}
 }
 
 // packet prints one.

@@ -41,7 +41,7 @@ type jsonFeature struct {
 	Unknown   bool   `json:"unknown,omitempty"`
 }
 
-func (a *app) printFeatures(features []dispatcher.Feature) error {
+func (a *app) printFeatures(features []hook.Feature) error {
 	if a.format == formatJSON {
 		list := make([]jsonFeature, 0, len(features))
 		for _, f := range features {

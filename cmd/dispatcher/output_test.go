@@ -9,7 +9,6 @@ import (
 
 	"github.com/go-quicktest/qt"
 
-	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
@@ -178,7 +177,7 @@ func TestPrintNothing(t *testing.T) {
 }
 
 func TestPrintFeatures(t *testing.T) {
-	features := []dispatcher.Feature{
+	features := []hook.Feature{
 		{Name: "xdp-link", Supported: true, Needs: "Linux 5.9"},
 		{Name: "freplace", Needs: "Linux 5.6", Detail: "operation not permitted"},
 	}

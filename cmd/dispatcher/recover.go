@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 func (a *app) recoverCommand() *cobra.Command {
@@ -50,7 +51,7 @@ type jsonRecovered struct {
 }
 
 // printRecovered prints what was found. The error is that of what is still there.
-func (a *app) printRecovered(found []dispatcher.Leftover, dryRun bool) error {
+func (a *app) printRecovered(found []hook.Leftover, dryRun bool) error {
 	var left []error
 	for _, f := range found {
 		left = append(left, f.Err)
@@ -84,7 +85,7 @@ func (a *app) printRecovered(found []dispatcher.Leftover, dryRun bool) error {
 	return errors.Join(a.print(b.String()), err)
 }
 
-func done(f dispatcher.Leftover, dryRun bool) cell {
+func done(f hook.Leftover, dryRun bool) cell {
 	switch {
 	case f.Err != nil:
 		return cell{"no", red}

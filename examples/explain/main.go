@@ -47,7 +47,7 @@ func run(ctx context.Context, device, text string) error {
 	}
 	for _, s := range t.Steps {
 		if s.Member < 0 {
-			fmt.Printf("all members say %s\n", s.Says) // see Whole
+			fmt.Printf("all members say %s\n", s.Says) // see Together
 			continue
 		}
 		name := e.Chain().Members[s.Member].Name

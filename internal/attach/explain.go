@@ -21,12 +21,12 @@ import (
 // member in its chain.
 type Explainer struct {
 	Chain *hook.Chain
-	// Whole is why the members are not told apart; empty when they are.
-	Whole string
-	// Lacks is what this kernel does not let a test run show, in words.
-	Lacks []string
+	// Together is why the members are not told apart; empty when they are.
+	Together string
+	// Limits is what this kernel does not let a test run show, in words.
+	Limits []string
 	// Writable are the maps that the programs may write to.
-	Writable []WritableMap
+	Writable []hook.WritableMap
 
 	site  *site
 	queue uint32
@@ -34,14 +34,6 @@ type Explainer struct {
 	whole *ebpf.Program   // that of all members, when they are not told apart
 	with  knowledge
 	room  []byte // for a packet that comes out
-}
-
-// A WritableMap is one that a program may write to.
-type WritableMap struct {
-	Member int // whose program it is, as in hook.Step
-	ID     uint32
-	Name   string
-	Type   string
 }
 
 // knowledge is what a test run can be told of a packet beside its bytes.
@@ -124,7 +116,7 @@ func (e *Explainer) open() error {
 	e.Writable = nil
 	if e.Chain.Style == hook.StyleLibxdp {
 		if len(e.Chain.Members) != 1 { // one alone is told apart
-			e.Whole = "behind a dispatcher of libxdp they are freplace programs, which the kernel runs as a part of the dispatcher only"
+			e.Together = "behind a dispatcher of libxdp they are freplace programs, which the kernel runs as a part of the dispatcher only"
 		}
 		var err error
 		e.whole, err = e.openProgram(-1, e.Chain.DispatcherID)
@@ -177,7 +169,7 @@ func (e *Explainer) openProgram(member int, id uint32) (*ebpf.Program, error) {
 
 // writable tells of a map of a program whether that may write to it, or to maps in it: not to
 // what is read-only for programs, nor to maps whose entries only user space sets.
-func writable(id ebpf.MapID) (w WritableMap, ok bool) {
+func writable(id ebpf.MapID) (w hook.WritableMap, ok bool) {
 	m, err := ebpf.NewMapFromID(id)
 	if err != nil {
 		return w, false // gone meanwhile
@@ -191,7 +183,7 @@ func writable(id ebpf.MapID) (w WritableMap, ok bool) {
 	if err != nil || m.Flags()&unix.BPF_F_RDONLY_PROG != 0 {
 		return w, false
 	}
-	return WritableMap{ID: uint32(id), Name: info.Name, Type: m.Type().String()}, true
+	return hook.WritableMap{ID: uint32(id), Name: info.Name, Type: m.Type().String()}, true
 }
 
 func (e *Explainer) release() {
@@ -273,12 +265,12 @@ func (e *Explainer) probe() error {
 		return hook.Because(hook.ErrUsage, "receive queue %d: %s has none, or this kernel cannot pretend it on a test run (Linux 5.15 can): %w", e.queue, e.Chain.Target, refused)
 	case e.with == levels[0]:
 	case e.with == itsDevice:
-		e.Lacks = append(e.Lacks, "programs see the device in ifindex, and 0 in ingress_ifindex")
+		e.Limits = append(e.Limits, "programs see the device in ifindex, and 0 in ingress_ifindex")
 	case !e.Chain.Hook.OnCgroup():
-		e.Lacks = append(e.Lacks, fmt.Sprintf("this kernel cannot pretend on a test run that a packet is on %s (%v): programs that look at the device see lo", e.Chain.Target, refused))
+		e.Limits = append(e.Limits, fmt.Sprintf("this kernel cannot pretend on a test run that a packet is on %s (%v): programs that look at the device see lo", e.Chain.Target, refused))
 	}
 	if e.with == nothing {
-		e.Lacks = append(e.Lacks, "metadata does not come from one program to the next")
+		e.Limits = append(e.Limits, "metadata does not come from one program to the next")
 	}
 	return nil
 }
@@ -439,7 +431,7 @@ func (e *Explainer) step(step *hook.Step, prog *ebpf.Program, f *frame, on hook.
 		return 0, e.refused(err, len(before.packet()))
 	}
 	var v hook.Verdict
-	step.Says, v, step.GoesOn = e.Chain.Hook.Reads(returned, on)
+	step.Says, v, step.GoesOn = e.Chain.Hook.Interpret(returned, on)
 	step.Outcome, step.Returned, step.Packet = hook.OutcomeRan, returned, f.packet()
 	step.Change = hook.Compare(before.packet(), f.packet())
 	step.Change.Meta = f.meta - before.meta

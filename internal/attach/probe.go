@@ -20,22 +20,12 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// A Feature is something that may be missing.
-type Feature struct {
-	Name      string
-	Supported bool
-	Needs     string
-	Detail    string
-	// Unknown: the kernel does not tell; Supported is false then.
-	Unknown bool
-}
-
 // Probe tries what works here, and asks the device at p, if one is named, what
 // it can do. Links are tried on the loopback device of a namespace made for it, and none on cgroups.
-func Probe(ctx context.Context, p Place) ([]Feature, error) {
-	var list []Feature
+func Probe(ctx context.Context, p Place) ([]hook.Feature, error) {
+	var list []hook.Feature
 	add := func(name, needs string, err error) {
-		f := Feature{Name: name, Needs: needs, Supported: err == nil}
+		f := hook.Feature{Name: name, Needs: needs, Supported: err == nil}
 		if err != nil {
 			f.Detail = oneLine(err)
 		}
@@ -158,13 +148,13 @@ func tryBPFFS(path string) error {
 }
 
 // probeDevice asks the kernel what XDP a device can do.
-func probeDevice(p Place) ([]Feature, error) {
+func probeDevice(p Place) ([]hook.Feature, error) {
 	s, err := p.open()
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
-	var list []Feature
+	var list []hook.Feature
 	err = rtnl.In(s.ns, func(conn *rtnl.Conn) error {
 		d, err := conn.Device(p.Target)
 		if err != nil {
@@ -180,7 +170,7 @@ func probeDevice(p Place) ([]Feature, error) {
 			{"native-frags", rtnl.XDPFrags},
 			{"offload", rtnl.XDPOffload},
 		} {
-			feature := Feature{Name: "dev-" + f.name, Needs: "the driver of " + d.Name, Supported: bits&f.bit != 0}
+			feature := hook.Feature{Name: "dev-" + f.name, Needs: "the driver of " + d.Name, Supported: bits&f.bit != 0}
 			switch {
 			case err != nil:
 				feature.Unknown, feature.Detail = true, "cannot be told: "+oneLine(err)
@@ -189,7 +179,7 @@ func probeDevice(p Place) ([]Feature, error) {
 			}
 			list = append(list, feature)
 		}
-		list = append(list, Feature{Name: "dev-generic", Needs: "any device", Supported: true})
+		list = append(list, hook.Feature{Name: "dev-generic", Needs: "any device", Supported: true})
 		return nil
 	})
 	return list, err

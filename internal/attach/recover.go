@@ -20,19 +20,6 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// A Leftover is something that recover found.
-type Leftover struct {
-	Hook    hook.Hook
-	Target  string // where it was
-	LinkID  uint32
-	Members []string
-	Path    string
-	What    string // in words
-	// Reattached tells that it is attached again, and not collected.
-	Reattached bool
-	Err        error // why it is still there
-}
-
 // A Recovery is one run of recover.
 type Recovery struct {
 	DryRun   bool
@@ -41,12 +28,12 @@ type Recovery struct {
 
 // Recover collects what is left of members whose device or cgroup is gone, and
 // of processes that died.
-func Recover(ctx context.Context, bpffs string, o Recovery) ([]Leftover, error) {
+func Recover(ctx context.Context, bpffs string, o Recovery) ([]hook.Leftover, error) {
 	pins, err := state.OpenPins(bpffs)
 	if err != nil {
 		return nil, err
 	}
-	var found []Leftover
+	var found []hook.Leftover
 	s := &site{Place: Place{BPFFS: bpffs}, pins: pins}
 	err = s.lockedUnswept(ctx, func(l *state.Locked) error {
 		r := &recovery{Recovery: o, ctx: ctx, l: l, pins: pins}
@@ -76,14 +63,14 @@ func Recover(ctx context.Context, bpffs string, o Recovery) ([]Leftover, error) 
 
 // libxdpLeftovers deals with the pins of dispatchers of libxdp that are on no
 // device, whoever made them.
-func libxdpLeftovers(ctx context.Context, bpffs string, dryRun bool) (found []Leftover, err error) {
+func libxdpLeftovers(ctx context.Context, bpffs string, dryRun bool) (found []hook.Leftover, err error) {
 	find := libxdp.Device.Clean
 	if dryRun {
 		find = libxdp.Device.Leftovers
 	}
 	paths, err := find(libxdp.Device{BPFFS: bpffs}, ctx)
 	for _, path := range paths {
-		found = append(found, Leftover{Hook: hook.XDP, Path: path, What: "pins of a dispatcher of libxdp that is on no device"})
+		found = append(found, hook.Leftover{Hook: hook.XDP, Path: path, What: "pins of a dispatcher of libxdp that is on no device"})
 	}
 	return found, err
 }
@@ -116,18 +103,18 @@ type recovery struct {
 	ctx   context.Context
 	l     *state.Locked
 	pins  *state.Pins
-	found []Leftover
+	found []hook.Leftover
 }
 
-func (r *recovery) add(f Leftover) { r.found = append(r.found, f) }
+func (r *recovery) add(f hook.Leftover) { r.found = append(r.found, f) }
 
 // abandoned reports what the sweep is about to remove.
 func (r *recovery) abandoned() {
 	for _, path := range r.l.Leftovers() {
-		r.add(Leftover{Path: path, What: "pins that a process was about to make or to remove when it died"})
+		r.add(hook.Leftover{Path: path, What: "pins that a process was about to make or to remove when it died"})
 	}
 	for _, name := range r.l.Moves() {
-		r.add(Leftover{LinkID: state.ParseMove(name), Path: r.pins.Path(name), What: "a move that a process died at"})
+		r.add(hook.Leftover{LinkID: state.ParseMove(name), Path: r.pins.Path(name), What: "a move that a process died at"})
 	}
 	for _, folder := range append(r.pins.Chains(), r.pins.Links()...) {
 		id, chain := state.ParseChainFolder(folder)
@@ -135,7 +122,7 @@ func (r *recovery) abandoned() {
 			id = link
 		}
 		if id != 0 && !linkExists(id) || id == 0 && chain != 0 && !alive(folder) {
-			r.add(Leftover{LinkID: id, Members: r.pins.Members(folder), Path: r.pins.Path(folder), What: "pins of what is not attached any more"})
+			r.add(hook.Leftover{LinkID: id, Members: r.pins.Members(folder), Path: r.pins.Path(folder), What: "pins of what is not attached any more"})
 		}
 	}
 }
@@ -171,7 +158,7 @@ func (r *recovery) watchedIn(ns *kernel.NetNS) {
 		return err
 	})
 	for _, snap := range found {
-		f := Leftover{Hook: hook.XDP, Target: snap.device.Name, LinkID: snap.root.linkID(), What: "a dispatcher that counts for nobody: whoever watched it died"}
+		f := hook.Leftover{Hook: hook.XDP, Target: snap.device.Name, LinkID: snap.root.linkID(), What: "a dispatcher that counts for nobody: whoever watched it died"}
 		if !r.DryRun {
 			f.Err = unwatch(snap.root, snap.prog, snap.chain)
 		}
@@ -187,7 +174,7 @@ func (r *recovery) registry() {
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	f := Leftover{Path: r.pins.RegistryPath(), What: "a registry of another version: members have no names"}
+	f := hook.Leftover{Path: r.pins.RegistryPath(), What: "a registry of another version: members have no names"}
 	if !r.DryRun {
 		f.Err = os.RemoveAll(f.Path)
 	}
@@ -205,7 +192,7 @@ func (r *recovery) chain(folder string) {
 	if err != nil || index != 0 {
 		return
 	}
-	f := Leftover{
+	f := hook.Leftover{
 		Hook: hook.XDP, LinkID: root.id, Members: r.pins.Members(folder), Path: r.pins.Path(folder),
 		What: "a chain whose device is gone",
 	}
@@ -226,7 +213,7 @@ func (r *recovery) chain(folder string) {
 }
 
 // settle collects what was not attached again, or says what kept it from that.
-func (r *recovery) settle(f Leftover, folder string, err error) (done bool) {
+func (r *recovery) settle(f hook.Leftover, folder string, err error) (done bool) {
 	switch {
 	case r.Reattach && err != nil:
 		f.Err = err
@@ -332,7 +319,7 @@ func (r *recovery) link(folder string) {
 	if err != nil || !info.Gone() {
 		return
 	}
-	f := Leftover{
+	f := hook.Leftover{
 		Hook: info.Hook(), LinkID: info.ID, Members: members, Path: r.pins.Path(folder),
 		What: "a member whose device is gone",
 	}
