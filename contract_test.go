@@ -94,7 +94,7 @@ func (what promise) without(t testing.TB, h hook.Hook) string {
 	t.Helper()
 	switch has := !h.OnCgroup() || testenv.Has(t, testenv.FeatureCgroupOrder); {
 	case what.ordered && !has:
-		return testenv.Lacks(testenv.FeatureCgroupOrder)
+		return testenv.Requirement(testenv.FeatureCgroupOrder)
 	case what.name == "appended" && has:
 		return "a place among others is had, see order and position"
 	}

@@ -22,30 +22,30 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/qemu"
 )
 
-// A file is put into the machine.
+// A file is a file or folder of this computer and its path in the machine.
 type file struct{ here, there string }
 
-// options say how a machine is made.
+// options describe a machine.
 type options struct {
 	files   []file
 	tools   []string // versions of xdp-tools
 	memory  int
 	cpus    int
 	append  string
-	console string // a file to keep what the kernel prints in
+	console string // a file for the kernel's output
 	quiet   bool
 	counted bool // see qemu.Machine
 }
 
 func (o *options) flags(f *flag.FlagSet) {
 	f.IntVar(&o.memory, "memory", 2048, "`megabytes` of the machine")
-	f.IntVar(&o.cpus, "cpus", 0, "`number` of the machine's processors (default 2 with KVM, 1 without: emulated ones take turns)")
-	f.StringVar(&o.append, "append", "", "more `words` for the kernel's command line")
-	f.StringVar(&o.console, "console", "", "keep what the kernel prints in this `file`")
-	f.BoolVar(&o.quiet, "quiet", false, "say nothing but what the command says")
+	f.IntVar(&o.cpus, "cpus", 0, "`number` of the machine's processors (default 2 with KVM, 1 without: more would only take turns)")
+	f.StringVar(&o.append, "append", "", "add these `words` to the kernel's command line")
+	f.StringVar(&o.console, "console", "", "keep the kernel's output in this `file`")
+	f.BoolVar(&o.quiet, "quiet", false, "print only the command's output")
 }
 
-// handler gets what happens in the machine. Each may be nil.
+// handler gets reports from the machine. Each function may be nil.
 type handler struct {
 	ready  func(release string, took time.Duration)
 	begin  func(step string)
@@ -53,10 +53,11 @@ type handler struct {
 	end    func(guest.Result)
 }
 
-// places is how many machines may run at once for a user. Emulated ones take a processor each.
-const places = 2
+// maxMachines is how many machines a user may run at once. An emulated machine occupies a
+// processor.
+const maxMachines = 2
 
-// boot makes a machine, and returns when it has done the steps.
+// boot starts a machine, and returns when the machine has finished the steps.
 func boot(ctx context.Context, kernel string, o options, steps []guest.Step, h handler) error {
 	say := func(format string, args ...any) {
 		if !o.quiet {
@@ -92,7 +93,7 @@ func boot(ctx context.Context, kernel string, o options, steps []guest.Step, h h
 		archives = append(archives, tools...)
 	}
 
-	unlock, err := c.Machine(ctx, places)
+	unlock, err := c.Machine(ctx, maxMachines)
 	if err != nil {
 		return err
 	}
@@ -127,7 +128,7 @@ func boot(ctx context.Context, kernel string, o options, steps []guest.Step, h h
 		Kernel: k.Image, Initrd: initrd, Console: console, Append: o.append, Memory: o.memory, CPUs: o.cpus, KVM: kvm, Counted: o.counted,
 	}.Run(ctx, qemu.Handler{
 		Ready: func(release string) {
-			os.Remove(initrd) // it has been read
+			os.Remove(initrd) // the machine has read it
 			say("Linux %s is up after %.1f s", release, time.Since(begin).Seconds())
 			if h.ready != nil {
 				h.ready(release, time.Since(begin))
@@ -150,7 +151,7 @@ func boot(ctx context.Context, kernel string, o options, steps []guest.Step, h h
 	return fmt.Errorf("kernel %s: %w", kernel, err)
 }
 
-// canUseKVM tries it, once after each boot of this computer.
+// canUseKVM tests KVM, once after each boot of this computer.
 func canUseKVM(ctx context.Context, c *cache.Cache, k image.Kernel, archives []string, tmp string, say func(string, ...any)) (bool, error) {
 	if err := qemu.CanOpenKVM(); err != nil {
 		return false, nil
@@ -175,13 +176,13 @@ func canUseKVM(ctx context.Context, c *cache.Cache, k image.Kernel, archives []s
 	answer := "yes"
 	if err != nil {
 		first, _, _ := strings.Cut(err.Error(), "\n")
-		say("KVM does not work here (%s): going on without, at a tenth of the speed", first)
+		say("KVM does not work here (%s): continuing without it, at a tenth of the speed", first)
 		answer = "no"
 	}
 	return err == nil, os.WriteFile(verdict, []byte(answer), 0o644)
 }
 
-// writeInitrd puts the archives behind each other, and behind them what is of this run alone.
+// writeInitrd joins the archives, and adds an archive with the files of this run.
 func writeInitrd(ctx context.Context, path string, archives []string, files []file, job guest.Job) error {
 	out, err := os.Create(path)
 	if err != nil {
@@ -199,7 +200,7 @@ func writeInitrd(ctx context.Context, path string, archives []string, files []fi
 			return err
 		}
 	}
-	self, err := ourselves(ctx, filepath.Dir(path))
+	self, err := ownBinary(ctx, filepath.Dir(path))
 	if err != nil {
 		return err
 	}
@@ -225,9 +226,9 @@ func writeInitrd(ctx context.Context, path string, archives []string, files []fi
 	return out.Close()
 }
 
-// ourselves is this program, in a form that can be the first process of a machine: it is the file that is
-// running, unless that is linked to libraries or for another kind of processor.
-func ourselves(ctx context.Context, tmp string) (string, error) {
+// ownBinary returns the path of this program in a form that can be a machine's first process. That is the
+// running file, unless the file is linked dynamically or for another kind of processor.
+func ownBinary(ctx context.Context, tmp string) (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", err

@@ -19,11 +19,11 @@ const module = "github.com/libdispatcher/dispatcher"
 
 // A testBinary is the test binary of a package.
 type testBinary struct {
-	Package string // its folder; . is the library's
+	Package string // its folder; . for the library's package
 	Path    string
 }
 
-// goCommand is the go tool, which builds for the machines.
+// goCommand returns a call of the go tool that builds for the machines.
 func goCommand(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
@@ -74,8 +74,8 @@ func folderOf(importPath string) string {
 	return strings.TrimPrefix(importPath, module+"/")
 }
 
-// buildTests builds the test binaries of the packages, two at a time, without symbols: stack traces have
-// names all the same.
+// buildTests builds the packages' test binaries, two at a time, without symbols. Stack traces have names
+// anyway.
 func buildTests(ctx context.Context, root, to string, packages []string) ([]testBinary, error) {
 	binaries := make([]testBinary, len(packages))
 	errs := make([]error, len(packages))
@@ -107,8 +107,8 @@ func buildCommand(ctx context.Context, root, to string) error {
 	return nil
 }
 
-// sources are the files of the project, as tests read some: all but what is hidden or built. In the
-// machine they have the same paths.
+// sources returns the files of the project, because tests read some of them: all files that are
+// neither hidden nor built. They have the same paths in the machine.
 func sources(root string) ([]file, error) {
 	var files []file
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {

@@ -17,7 +17,7 @@ Runs the demo in a virtual machine. Nothing on this machine is touched.
 
 `
 
-// demoCommand is "matrix demo".
+// demoCommand runs "matrix demo".
 func demoCommand(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
 	var o options

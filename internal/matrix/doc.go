@@ -17,7 +17,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/image"
 )
 
-// docFile is the page that is generated.
+// docFile is the generated page.
 const docFile = "docs/kernels.md"
 
 const docUsage = `usage: matrix doc [OPTION]...
@@ -26,7 +26,7 @@ Writes ` + docFile + ` from the results of "matrix test" on all kernels. Fails i
 
 `
 
-// docCommand is "matrix doc".
+// docCommand runs "matrix doc".
 func docCommand(_ context.Context, args []string) error {
 	flags := flag.NewFlagSet("doc", flag.ContinueOnError)
 	results := flags.String("results", "bin/kernels", "the `folder` with the results")
@@ -67,11 +67,11 @@ func docCommand(_ context.Context, args []string) error {
 	if err := os.WriteFile(*file, page, 0o644); err != nil {
 		return err
 	}
-	return fmt.Errorf("%s was out of date, and has been written anew: look at it and commit it", *file)
+	return fmt.Errorf("%s was out of date, and has been written again: look at it and commit it", *file)
 }
 
-// releasesBegin begins the line that changes with every update of Debian's: that alone does not make the
-// page out of date.
+// releasesBegin begins the line that changes with every update of Debian. A change in that line alone
+// does not make the page out of date.
 const releasesBegin = "Seen on "
 
 func sameButReleases(a, b []byte) bool {
@@ -87,7 +87,7 @@ func sameButReleases(a, b []byte) bool {
 	return strip(a) == strip(b)
 }
 
-// A kernelFeature is one of the features in the JSON of "dispatcher features".
+// A kernelFeature is a feature in the JSON of "dispatcher features".
 type kernelFeature struct {
 	Name      string `json:"name"`
 	Supported bool   `json:"supported"`
@@ -95,7 +95,7 @@ type kernelFeature struct {
 	Unknown   bool   `json:"unknown"`
 }
 
-// kernelsPage is the page that says which kernel can do what.
+// kernelsPage returns the page that says what each kernel can do.
 func kernelsPage(all []kernelResult) ([]byte, error) {
 	var b bytes.Buffer
 	var releases, names []string
@@ -111,8 +111,8 @@ This page is generated from runs of the tests on Debian's kernels ("make test-ke
 
 ## What the kernel can do
 
-As "dispatcher features DEVICE" finds it there, as root, on a veth device, by trying. Other systems' kernels of
-these versions can differ by their configuration, and devices by their drivers: run it where it matters.
+"dispatcher features DEVICE" found this by trying, as root, on a veth device. Kernels of these versions can differ by
+their configuration, and devices by their drivers: run the command on the system that matters.
 
 `)
 	if err := featureTable(&b, all, names); err != nil {
@@ -121,8 +121,8 @@ these versions can differ by their configuration, and devices by their drivers: 
 	b.WriteString(`
 ## What the tests found
 
-*yes*: the tests of the package passed. *part*: those passed that are about what the kernel has; the list below says
-what others need. *-*: left out on that kernel; ` + "[leftout.txt](../internal/matrix/leftout.txt)" + ` says why, and names single tests that are.
+*yes*: the package's tests passed. *part*: the tests passed but for those that need what the kernel lacks; they are
+listed below. *-*: left out on that kernel; ` + "[leftout.txt](../internal/matrix/leftout.txt)" + ` says why, and lists single tests that are left out.
 
 `)
 	packageTable(&b, all, names)
@@ -193,11 +193,11 @@ func packageTable(b *bytes.Buffer, all []kernelResult, names []string) {
 	}
 }
 
-// A skipReasonOf is a reason for which tests of a package were skipped.
+// A skipReasonOf is a reason for skipping tests of a package.
 type skipReasonOf struct{ pkg, reason string }
 
-// kernelSkips are the reasons that have to do with the kernel, and the kernels: those that tests of a
-// package give wherever it runs have not.
+// kernelSkips returns the skip reasons that concern the kernel, with their kernels. It leaves out a
+// reason that a package's tests give on every kernel where they run.
 func kernelSkips(all []kernelResult) map[skipReasonOf][]string {
 	skips := map[skipReasonOf][]string{}
 	ran := map[string]int{}
@@ -225,7 +225,7 @@ func skipList(b *bytes.Buffer, all []kernelResult) {
 		return
 	}
 	slices.Sort(lines)
-	b.WriteString("\nTests that are not about these kernels, in their words:\n\n" + strings.Join(lines, ""))
+	b.WriteString("\nSkipped tests, with their reasons:\n\n" + strings.Join(lines, ""))
 }
 
 func row(b *bytes.Buffer, cells ...string) {

@@ -69,10 +69,10 @@ func TestDocCommand(t *testing.T) {
 	put(young, "6.12")
 	qt.Check(t, qt.ErrorMatches(call(), "no results of kernel 7.2 in .*"))
 	put(young, "7.2")
-	qt.Check(t, qt.ErrorMatches(call(), ".*kernels.md was out of date, and has been written anew.*"))
+	qt.Check(t, qt.ErrorMatches(call(), ".*kernels.md was out of date, and has been written again.*"))
 	qt.Check(t, qt.IsNil(call()))
 
-	// A new version of a kernel that can do the same is no reason to commit anything.
+	// A new version of a kernel that can do the same changes nothing worth a commit.
 	before, err := os.ReadFile(page)
 	qt.Assert(t, qt.IsNil(err))
 	young.Release = "7.2.14+deb14-amd64"

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hereCommand is "matrix here": it says why the demo and the tests cannot run on this machine, as this
-// user, and fails; or it succeeds and says nothing.
+// hereCommand runs "matrix here". It fails and says why the demo and the tests cannot run on this
+// machine as this user, or it succeeds silently.
 func hereCommand(context.Context, []string) error {
 	result := make(chan error)
 	// The thread changes its namespaces and ends.
@@ -28,19 +28,20 @@ func hereCommand(context.Context, []string) error {
 	return nil
 }
 
-// canRunHere tries what the demo and all tests do, in namespaces that go with this thread.
+// canRunHere tries what the demo and all tests do, in namespaces that end with this
+// thread.
 func canRunHere() error {
 	if uid := os.Geteuid(); uid != 0 {
 		return fmt.Errorf("this needs root, and you are user %d", uid)
 	}
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return fmt.Errorf("leave the folder that threads share: %w", err)
+		return fmt.Errorf("separate this thread's folder from the other threads': %w", err)
 	}
 	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
-		return because("make a network namespace", err)
+		return explain("make a network namespace", err)
 	}
 	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return because("mount", err)
+		return explain("mount", err)
 	}
 	dir, err := os.MkdirTemp("", "libdispatcher-here-")
 	if err != nil {
@@ -48,7 +49,7 @@ func canRunHere() error {
 	}
 	defer os.Remove(dir)
 	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
-		return because("mount a bpffs", err)
+		return explain("mount a bpffs", err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -57,17 +58,17 @@ func canRunHere() error {
 		License:      "Dual BSD/GPL",
 	})
 	if err != nil {
-		return because("load an XDP program", err)
+		return explain("load an XDP program", err)
 	}
 	defer prog.Close()
 	if err := prog.Pin(dir + "/probe"); err != nil {
-		return because("pin a program", err)
+		return explain("pin a program", err)
 	}
 	return nil
 }
 
-// because explains why this machine does not allow something.
-func because(what string, err error) error {
+// explain says why this machine refuses something.
+func explain(what string, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("cannot %s, although this is root: a container, or the kernel's policy, does not allow it (%v)", what, err)

@@ -16,7 +16,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// The process that asks changes its namespaces, so the test is not that process.
+// The check changes the namespaces of its process, so it runs in another process
+// than the test.
 func TestMain(m *testing.M) {
 	if os.Getenv("MATRIX_TEST") == "here" {
 		if err := hereCommand(context.Background(), nil); err != nil {
@@ -27,7 +28,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Where the other tests run, so does the demo; and asking leaves nothing behind.
+// Where the other tests run, the demo runs too. The check leaves nothing behind.
 func TestHere(t *testing.T) {
 	testenv.CheckLeaks(t)
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -54,6 +55,6 @@ func TestBecause(t *testing.T) {
 		{ebpf.ErrNotSupported, "cannot mount: this kernel was built without what it needs .*"},
 		{errors.New("disk full"), "cannot mount: disk full"},
 	} {
-		qt.Check(t, qt.ErrorMatches(because("mount", test.err), test.want))
+		qt.Check(t, qt.ErrorMatches(explain("mount", test.err), test.want))
 	}
 }

@@ -10,17 +10,18 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/image"
 )
 
-// leftOutFile says which tests do not run in virtual machines, and why.
+// leftOutFile lists the tests that do not run in virtual machines, with
+// reasons.
 //
 //go:embed leftout.txt
 var leftOutFile string
 
 // A leftOut is a line of leftout.txt.
 type leftOut struct {
-	Always  bool     // they cannot run in a machine; otherwise they are left out of the short way only
+	Always  bool     // they cannot run in a machine; otherwise only -short leaves them out
 	Kernels []string // empty: all
 	Package string   // its folder
-	Tests   string   // a pattern as of "go test -skip"; empty: the whole package
+	Tests   string   // a pattern for "go test -skip"; empty: the whole package
 	Reason  string
 }
 
@@ -58,7 +59,8 @@ func parseLeftOut(text string) ([]leftOut, error) {
 	return all, nil
 }
 
-// skipping says what of a package to leave out on a kernel: all of it, or the tests of a pattern.
+// skipping returns what to leave out of a package on a kernel: the whole package, or the tests
+// that match pattern.
 func skipping(all []leftOut, kernel, pkg string, short bool) (whole bool, pattern string) {
 	var patterns []string
 	for _, l := range all {
@@ -73,7 +75,8 @@ func skipping(all []leftOut, kernel, pkg string, short bool) (whole bool, patter
 	return false, strings.Join(patterns, "|")
 }
 
-// of says whether the line is about the package: internal/x/... is internal/x and all below it.
+// of says whether the line applies to the package: internal/x/... means internal/x and all
+// below it.
 func (l leftOut) of(pkg string) bool {
 	if above, ok := strings.CutSuffix(l.Package, "/..."); ok {
 		return pkg == above || strings.HasPrefix(pkg, above+"/")

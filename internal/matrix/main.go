@@ -1,5 +1,5 @@
-// Command matrix runs commands, tests and the demo in virtual machines with Debian's kernels. It is the
-// project's own tool: "make test-kernels" and its relatives call it.
+// Command matrix runs commands, tests and the demo in virtual machines with Debian's kernels. It is a
+// tool of this project: "make test-kernels" and similar targets call it.
 package main
 
 import (
@@ -22,7 +22,7 @@ const usage = `usage: matrix COMMAND
   here   say why the demo and the tests cannot run on this machine itself
 `
 
-// exitStatus is an error that says nothing more than the status.
+// exitStatus is an error that means only an exit status.
 type exitStatus int
 
 func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
@@ -40,7 +40,7 @@ func main() {
 	case errors.As(err, &status):
 		os.Exit(int(status))
 	case ctx.Err() != nil:
-		os.Exit(130) // as Ctrl-C leaves a shell
+		os.Exit(130) // the status of a shell after Ctrl-C
 	default:
 		fmt.Fprintln(os.Stderr, "matrix:", err)
 		os.Exit(1)

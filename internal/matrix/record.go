@@ -13,14 +13,14 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/guest"
 )
 
-// A recorder hears what the machine of one kernel says.
+// A recorder records what the machine of one kernel reports.
 type recorder struct {
 	kernelResult
 	tester *tester
 	raw    io.Writer
 
 	step     string
-	log      *testLog // of the tests that are running
+	log      *testLog // of the running tests
 	features bytes.Buffer
 	failed   []string
 }
@@ -80,12 +80,12 @@ func (r *recorder) end(result guest.Result) {
 
 var complaint = regexp.MustCompile(`(?m)^.*(?:WARNING: |BUG: |INFO: task .* blocked|Oops).*$`)
 
-// complaints are lines of a console that tell of a fault in the kernel.
+// complaints returns the lines of a console that report a fault in the kernel.
 func complaints(console string) []string {
 	return complaint.FindAllString(strings.ReplaceAll(console, "\r", ""), -1)
 }
 
-// verdict is an error if something failed.
+// verdict returns an error if a test failed.
 func (r *recorder) verdict() error {
 	if len(r.failed) == 0 {
 		return nil
@@ -93,7 +93,7 @@ func (r *recorder) verdict() error {
 	return errors.New("failed: " + strings.Join(r.failed, ", "))
 }
 
-// sayLeftOut lists what did not run, and why.
+// sayLeftOut lists the tests that did not run, with reasons.
 func (t *tester) sayLeftOut() {
 	fmt.Fprintln(t.show, "left out:")
 	for _, l := range t.leftOut {

@@ -25,18 +25,18 @@ Boots a virtual machine, runs the command in it as root, and ends with its statu
 
 `
 
-// runCommand is "matrix run".
+// runCommand runs "matrix run".
 func runCommand(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("run", flag.ContinueOnError)
 	var o options
 	var files, env list
 	kernel := flags.String("kernel", "7.2", "the `series` of the kernel")
-	tools := flags.String("xdp-tools", "", "put in xdp-tools of these `versions` or Debian releases, comma-separated, or all")
-	flags.Var(&files, "file", "put in this file or folder, `HERE[:THERE]`; may be repeated; without THERE it goes to /root")
+	tools := flags.String("xdp-tools", "", "add xdp-tools of these `versions` or Debian releases, comma-separated, or all")
+	flags.Var(&files, "file", "copy this file or folder into the machine, `HERE[:THERE]`; may be repeated; without THERE it goes to /root")
 	flags.Var(&env, "env", "set an environment variable, `NAME=VALUE`; may be repeated")
 	dir := flags.String("dir", "/root", "the `folder` to run in")
 	timeout := flags.Duration("timeout", 30*time.Minute, "the command must end within this")
-	flags.BoolVar(&o.counted, "counted", false, "let the machine's clock go by the instructions that it executes: what takes as many takes as long, each time")
+	flags.BoolVar(&o.counted, "counted", false, "let the machine's clock count executed instructions, so that equal work takes equal time")
 	o.flags(flags)
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), runUsage)
@@ -68,7 +68,7 @@ func runCommand(ctx context.Context, args []string) error {
 	})
 }
 
-// bootOne runs one step in a machine. What it says is said here, and its status is ours.
+// bootOne runs one step in a machine, prints the step's output and returns its status.
 func bootOne(ctx context.Context, kernel string, o options, step guest.Step) error {
 	status := 0
 	err := boot(ctx, kernel, o, []guest.Step{step}, handler{

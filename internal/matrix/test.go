@@ -17,22 +17,22 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/image"
 )
 
-// testsThere is where the test binaries are in a machine. The sources are at the same place as here, for
-// what tests show of them when they fail.
+// testsThere is the folder of the test binaries in a machine. The sources have the same path as here, so
+// that failing tests can show lines of them.
 const testsThere = "/tests"
 
-// packageTimeout is how long the tests of one package may take, emulated on a machine that is busy.
+// packageTimeout bounds the tests of one package, emulated on a busy machine.
 const packageTimeout = 30 * time.Minute
 
-// A kernelResult is what a run found out about one kernel.
+// A kernelResult is the result of a run on one kernel.
 type kernelResult struct {
 	Series   string          `json:"series"`
 	Release  string          `json:"release"`
-	Features json.RawMessage `json:"features"` // of "dispatcher features -o json"
+	Features json.RawMessage `json:"features"` // from "dispatcher features -o json"
 	Packages []packageResult `json:"packages"`
 }
 
-// A packageResult is how the tests of one package ended.
+// A packageResult is the result of one package's tests.
 type packageResult struct {
 	Package string       `json:"package"`
 	Status  int          `json:"status"`
@@ -46,16 +46,16 @@ Runs the project's tests in virtual machines with Debian's kernels. A package is
 
 `
 
-// testCommand is "matrix test".
+// testCommand runs "matrix test".
 func testCommand(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("test", flag.ContinueOnError)
 	t := tester{show: os.Stdout}
 	kernels := flags.String("kernel", "", "the `series` of the kernels, comma-separated (default all)")
-	flags.BoolVar(&t.short, "short", false, "leave out what takes long, see leftout.txt")
-	flags.BoolVar(&t.verbose, "v", false, "show all that the tests say")
+	flags.BoolVar(&t.short, "short", false, "leave out tests that take long, see leftout.txt")
+	flags.BoolVar(&t.verbose, "v", false, "show all output of the tests")
 	flags.StringVar(&t.run, "run", "", "run only the tests that match this `pattern`")
 	flags.StringVar(&t.results, "results", "bin/kernels", "the `folder` for results, logs and consoles")
-	flags.IntVar(&t.jobs, "jobs", places, "`number` of machines at once")
+	flags.IntVar(&t.jobs, "jobs", maxMachines, "`number` of machines at once")
 	t.options.flags(flags)
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), testUsage)
@@ -95,7 +95,7 @@ type tester struct {
 	binaries []testBinary
 }
 
-// say prints lines, each with the kernel before it. What is said at once stays together.
+// say prints lines, each with the kernel in front. Lines of one call stay together.
 func (t *tester) say(kernel, format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -159,7 +159,7 @@ func (t *tester) all(ctx context.Context) error {
 	return nil
 }
 
-// build builds what the machines get.
+// build builds the files for the machines.
 func (t *tester) build(ctx context.Context, tmp string) error {
 	packages := t.packages
 	if len(packages) == 0 {
@@ -198,8 +198,8 @@ func (t *tester) build(ctx context.Context, tmp string) error {
 	return nil
 }
 
-// goStandIn is what the machines have as go: some tests build the command, which is there already. For
-// anything else it fails.
+// goStandIn is the command "go" in the machines. Some tests build the command dispatcher, which the
+// machine has already. For anything else goStandIn fails.
 const goStandIn = `#!/bin/sh
 [ "$1" = build ] || { echo "go $*: there is no Go in this machine" >&2; exit 1; }
 while [ $# -gt 1 ]; do
@@ -215,14 +215,15 @@ exit 1
 
 const featuresStep = "features"
 
-// featuresScript asks on a system as it usually is, with a bpffs, and leaves none: tests mount their own.
+// featuresScript runs "dispatcher features" with a bpffs, as on an ordinary system, and unmounts it:
+// tests mount their own.
 const featuresScript = `mount -t bpf bpf /sys/fs/bpf
 ip link add probe0 type veth peer name probe1
 dispatcher features probe0 -o json
 ip link del probe0
 umount /sys/fs/bpf`
 
-// steps are what a machine does, and the names of the packages among them.
+// steps returns the steps of a machine, and the names of their packages.
 func (t *tester) steps(kernel string) []guest.Step {
 	steps := []guest.Step{{
 		Name:    featuresStep,

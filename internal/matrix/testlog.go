@@ -22,15 +22,15 @@ type testResult struct {
 	Reason  string  `json:"reason,omitempty"` // why it was skipped
 }
 
-// A testLog reads the output of a test binary that was called with -test.v=test2json. That puts the byte
-// mark before each line of the framework's own, so that what tests print cannot be taken for one.
+// A testLog reads the output of a test binary that was called with -test.v=test2json. The framework
+// marks its own lines with a byte, so that a test's output cannot look like one of them.
 type testLog struct {
 	Results []testResult
 
 	partial string
 	current string
 	lines   map[string][]string
-	rest    []string // what belongs to no test: a panic, for instance
+	rest    []string // output of no test, such as a panic
 }
 
 const mark = "\x16"
@@ -54,7 +54,7 @@ func (l *testLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close takes what came after the last newline.
+// Close handles the output after the last newline.
 func (l *testLog) Close() error {
 	if l.partial != "" {
 		l.line(l.partial)
@@ -69,8 +69,8 @@ func (l *testLog) line(line string) {
 		l.keep(line)
 		return
 	}
-	// Subtests' lines have the mark behind the indentation or before it, and one that a test printed
-	// without a newline at its end is before the mark.
+	// A subtest's line has the mark before or after the indentation. Output that a test printed
+	// without a final newline comes before the mark.
 	if strings.TrimSpace(before) != "" {
 		l.keep(before)
 	}
@@ -109,7 +109,7 @@ func (l *testLog) keep(line string) {
 
 var logLine = regexp.MustCompile(`^\s*\S+\.go:\d+: (.*)`)
 
-// skipReason is the last thing that a test said before it was skipped.
+// skipReason returns a test's last output before it was skipped.
 func skipReason(lines []string) string {
 	for i := len(lines) - 1; i >= 0; i-- {
 		if said := logLine.FindStringSubmatch(lines[i]); said != nil {
@@ -119,8 +119,8 @@ func skipReason(lines []string) string {
 	return ""
 }
 
-// Failures is what to show of a package that failed: the tests that failed with what they said, those
-// that never ended, and what belongs to no test.
+// Failures returns what to show of a package that failed: the failed tests with their output, tests
+// that never ended, and output of no test.
 func (l *testLog) Failures() string {
 	var b strings.Builder
 	ended := map[string]bool{}
@@ -147,7 +147,7 @@ func (l *testLog) Failures() string {
 	return b.String()
 }
 
-// count counts the tests, subtests included, that ended so.
+// count counts the tests with that outcome, subtests included.
 func count(results []testResult, outcome string) int {
 	n := 0
 	for _, r := range results {

@@ -32,7 +32,7 @@ func TestTestLog(t *testing.T) {
 		{"TestTree/leaf", fail, 1.5, ""},
 		{"TestTree", fail, 1.6, ""},
 	}
-	// However it is cut into pieces.
+	// The result must be the same for pieces of any size.
 	for size := range 40 {
 		l := new(testLog)
 		for rest := someTests; rest != ""; {
@@ -98,7 +98,8 @@ always  *         internal/own/... *      the tool's own
 		qt.Check(t, qt.ErrorMatches(err, want), qt.Commentf("%q", text))
 	}
 
-	// What the short way leaves out runs on one kernel at least, or it says where else.
+	// A test that -short leaves out runs on one kernel at least, or its reason names
+	// another run.
 	all, err = parseLeftOut(leftOutFile)
 	qt.Assert(t, qt.IsNil(err))
 	for _, l := range all {

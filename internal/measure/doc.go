@@ -1,4 +1,5 @@
-// Package measure tells how often the programs on hooks run, what they say and
-// how long they take: on chains of ours by a dispatcher that counts, see
-// attach.Count, and elsewhere by the kernel's run statistics of programs.
+// Package measure reports how often the programs on hooks run, which verdicts
+// they give and how long they take. On owned chains a counting dispatcher
+// counts, see attach.Count. Elsewhere it reads the kernel's run statistics of
+// programs.
 package measure

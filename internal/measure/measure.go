@@ -12,24 +12,24 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// Options say what is measured.
+// Options say what to measure.
 type Options struct {
 	scan.Options
-	// Place is the one hook to measure; nil: all that are found.
+	// Place is the one hook to measure; nil for all hooks.
 	Place *attach.Place
-	// Interval is how long a sample takes.
+	// Interval is the time between two samples.
 	Interval time.Duration
-	// Ready is called when the counting has begun; may be nil.
+	// Ready is called when counting has begun; may be nil.
 	Ready func()
 }
 
-// By is how a hook was measured.
+// By is the way in which a hook was measured.
 type By string
 
 const (
-	ByNothing By = ""       // it was not
-	ByChain   By = "chain"  // a dispatcher of ours counted
-	ByKernel  By = "kernel" // run statistics of the programs
+	ByNothing By = ""       // it was not measured
+	ByChain   By = "chain"  // by the counting dispatcher of an owned chain
+	ByKernel  By = "kernel" // by the kernel's run statistics of programs
 )
 
 // A Sample is what happened on one hook in one interval.
@@ -38,11 +38,12 @@ type Sample struct {
 	Time    time.Time // when it was taken
 	Elapsed time.Duration
 	By      By
-	// Clock is how much of the time of each run is the clock's own.
+	// Clock is the clock's own part of the time of each run.
 	Clock time.Duration
-	// Interrupted: the chain was changed, and not all was counted.
+	// Interrupted tells that the chain was changed and that some runs were not
+	// counted.
 	Interrupted bool
-	Whole       Counts   // of what the chain as a whole did
+	Whole       Counts   // counts of the chain as a whole
 	Entries     []Counts // one for each of Chain.Members
 	Err         error    // why it was not measured
 }
@@ -57,19 +58,20 @@ type Counts struct {
 	Time     time.Duration
 }
 
-// glance is how often to look, between two samples, whether chains still count.
-const glance = 100 * time.Millisecond
+// checkEvery is how often to check, between two samples, whether chains still
+// count.
+const checkEvery = 100 * time.Millisecond
 
 // cleanUp bounds how long the end of the counting may take.
 const cleanUp = 10 * time.Second
 
-// Run takes samples until ctx ends or emit returns false. The error is that
-// nothing could be read at the start, that the place is gone, or that the
-// counting could not be ended.
+// Run takes samples until ctx ends or emit returns false. It returns an error
+// when nothing could be read at the start, when the target is gone, or when
+// counting could not be ended. The end of ctx is not an error.
 func Run(ctx context.Context, o Options, emit func([]Sample) bool) (err error) {
-	m := &meter{Options: o, hooks: map[place]*meterOf{}}
+	m := &meter{Options: o, hooks: map[key]*hookMeter{}}
 	defer func() {
-		// The end of ctx is how it is meant to end.
+		// The end of ctx is the normal end.
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUp)
 		defer cancel()
 		if ctx.Err() != nil {
@@ -101,39 +103,39 @@ type meter struct {
 	clock time.Duration
 	stats runStats
 	taken time.Time // the last samples
-	hooks map[place]*meterOf
+	hooks map[key]*hookMeter
 }
 
-// A place names a hook across samples.
-type place struct {
+// A key identifies a hook across samples.
+type key struct {
 	hook    hook.Hook
 	inode   uint64
 	cookie  uint64
 	ifindex int
 	cgroup  uint64
-	target  string // of what is on neither
+	target  string // only when neither ifindex nor cgroup is known
 }
 
-func placeOf(c *hook.Chain) place {
-	p := place{hook: c.Hook, inode: c.NetNS.Inode, cookie: c.NetNS.Cookie, ifindex: c.Ifindex, cgroup: c.CgroupID}
+func keyOf(c *hook.Chain) key {
+	p := key{hook: c.Hook, inode: c.NetNS.Inode, cookie: c.NetNS.Cookie, ifindex: c.Ifindex, cgroup: c.CgroupID}
 	if p.ifindex == 0 && p.cgroup == 0 {
 		p.target = c.Target
 	}
 	return p
 }
 
-// wait returns when it is time for a sample; false at the end of ctx.
+// wait waits until the next sample is due. It returns false when ctx ends.
 func (m *meter) wait(ctx context.Context) bool {
 	for end := m.taken.Add(m.Interval); ; {
 		left := time.Until(end)
-		timer := time.NewTimer(min(left, glance))
+		timer := time.NewTimer(min(left, checkEvery))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return false
 		case <-timer.C:
 		}
-		if left <= glance {
+		if left <= checkEvery {
 			return ctx.Err() == nil
 		}
 		for _, of := range m.hooks {
@@ -142,25 +144,25 @@ func (m *meter) wait(ctx context.Context) bool {
 	}
 }
 
-// take reads all counters and begins to count what is new.
+// take reads all counters and starts to count on new chains.
 func (m *meter) take(ctx context.Context) ([]Sample, error) {
 	defer func() { m.taken = time.Now() }()
-	chains, err := m.look(ctx)
+	chains, err := m.readChains(ctx)
 	if err != nil {
 		return nil, err
 	}
 	samples := []Sample{}
-	seen := map[place]bool{}
+	seen := map[key]bool{}
 	for i := range chains {
 		c := &chains[i]
-		p := placeOf(c)
+		p := keyOf(c)
 		if len(c.Members) == 0 && c.Err == nil && m.Place == nil || seen[p] {
 			continue
 		}
 		seen[p] = true
 		of := m.hooks[p]
 		if of == nil {
-			of = &meterOf{meter: m, at: time.Now()}
+			of = &hookMeter{meter: m, at: time.Now()}
 			m.hooks[p] = of
 		}
 		samples = append(samples, of.take(ctx, c))
@@ -178,7 +180,7 @@ func (m *meter) take(ctx context.Context) ([]Sample, error) {
 	return samples, errors.Join(gone...)
 }
 
-func (m *meter) look(ctx context.Context) ([]hook.Chain, error) {
+func (m *meter) readChains(ctx context.Context) ([]hook.Chain, error) {
 	if m.Place == nil {
 		return scan.All(ctx, m.Options.Options)
 	}
@@ -197,20 +199,20 @@ func (m *meter) close(ctx context.Context) error {
 	return errors.Join(append(errs, m.stats.close())...)
 }
 
-// A meterOf measures one hook.
-type meterOf struct {
+// A hookMeter measures one hook.
+type hookMeter struct {
 	*meter
-	at       time.Time         // the last sample
-	ran      map[uint32]Counts // what the kernel knew then, by program
-	counting *attach.Counting  // of a chain; else nil
-	place    attach.Place      // where that is
-	last     map[uint32]Counts // what the counters had when they were read last, by slot
-	sum      map[uint32]Counts // what was counted since the last sample, by slot
-	// interrupted: not all of it was.
+	at       time.Time         // time of the last sample
+	ran      map[uint32]Counts // the kernel's counts at that time, by program
+	counting *attach.Counting  // for an owned chain; else nil
+	counted  attach.Place      // the target of counting
+	last     map[uint32]Counts // the counters when they were read last, by slot
+	sum      map[uint32]Counts // counts since the last sample, by slot
+	// interrupted tells that some runs were not counted.
 	interrupted bool
 }
 
-func (of *meterOf) take(ctx context.Context, c *hook.Chain) Sample {
+func (of *hookMeter) take(ctx context.Context, c *hook.Chain) Sample {
 	s := Sample{Chain: *c, Entries: make([]Counts, len(c.Members))}
 	switch {
 	case c.Err != nil, c.Hook.OnDevice() && c.Ifindex == 0, len(c.Members) == 0:
@@ -236,8 +238,8 @@ func (of *meterOf) take(ctx context.Context, c *hook.Chain) Sample {
 	return s
 }
 
-// count takes what was counted of a chain, and sees to it that it counts.
-func (of *meterOf) count(ctx context.Context, s *Sample) error {
+// count moves a chain's counts into the sample, and makes the chain count.
+func (of *hookMeter) count(ctx context.Context, s *Sample) error {
 	if of.counting != nil {
 		if err := of.collect(); err != nil {
 			return err
@@ -260,13 +262,13 @@ func (of *meterOf) count(ctx context.Context, s *Sample) error {
 		}
 		of.meter.clock, s.Clock = clock, clock
 	}
-	of.place = of.placeOf(&s.Chain)
+	of.counted = of.target(&s.Chain)
 	return of.start(ctx)
 }
 
-// recount has a chain counted again that somebody has changed: no build of it counts
-// but ours. What fails is left to the next sample.
-func (of *meterOf) recount(ctx context.Context) {
+// recount makes a chain count again after another process changed it: such a change
+// builds a dispatcher that does not count. The next sample reports an error.
+func (of *hookMeter) recount(ctx context.Context) {
 	if of.counting == nil || of.counting.Current() {
 		return
 	}
@@ -276,17 +278,17 @@ func (of *meterOf) recount(ctx context.Context) {
 	}
 }
 
-// start has the chain counted.
-func (of *meterOf) start(ctx context.Context) (err error) {
-	if of.counting, err = attach.Count(ctx, of.place); err != nil {
+// start makes the chain count.
+func (of *hookMeter) start(ctx context.Context) (err error) {
+	if of.counting, err = attach.Count(ctx, of.counted); err != nil {
 		return err
 	}
 	of.last = countsOf(of.counting.Found())
 	return nil
 }
 
-// placeOf is where the chain is to be found by others.
-func (of *meterOf) placeOf(c *hook.Chain) attach.Place {
+// target returns the target by which attach finds the chain.
+func (of *hookMeter) target(c *hook.Chain) attach.Place {
 	if of.Place != nil {
 		return *of.Place
 	}
@@ -307,8 +309,8 @@ func countsOf(counted map[uint32]dispatch.Counts) map[uint32]Counts {
 	return counts
 }
 
-// collect adds what was counted since the counters were read last.
-func (of *meterOf) collect() error {
+// collect adds the counts since the counters were read last.
+func (of *hookMeter) collect() error {
 	counted, err := of.counting.Read()
 	if err != nil {
 		return err
@@ -324,12 +326,12 @@ func (of *meterOf) collect() error {
 	return nil
 }
 
-// fill moves what was counted into a sample.
-func (of *meterOf) fill(s *Sample) {
+// fill moves the counts into a sample.
+func (of *hookMeter) fill(s *Sample) {
 	for i, m := range s.Chain.Members {
 		c := of.sum[m.SlotID]
 		s.Entries[i] = c
-		if c.Known && !s.Whole.Known { // all packets come to the first one
+		if c.Known && !s.Whole.Known { // all packets come to the first member
 			s.Whole = Counts{Known: true, Runs: c.Runs + c.Empty}
 		}
 		s.Whole.Time += c.Time
@@ -338,8 +340,8 @@ func (of *meterOf) fill(s *Sample) {
 	of.sum, of.interrupted = nil, false
 }
 
-// statistics reads what the kernel knows of the programs.
-func (of *meterOf) statistics(s *Sample) error {
+// statistics reads the kernel's counts of the programs.
+func (of *hookMeter) statistics(s *Sample) error {
 	if err := of.stats.enable(); err != nil {
 		return err
 	}
@@ -352,13 +354,13 @@ func (of *meterOf) statistics(s *Sample) error {
 		now[id] = ran
 		before, known := of.ran[id]
 		if !known {
-			return Counts{} // how much of it was before, nobody knows
+			return Counts{} // the part before this interval is unknown
 		}
 		return ran.since(before)
 	}
 	if s.Chain.Style == hook.StyleLibxdp {
-		// Its components are no programs of their own for the kernel: freplace has put
-		// them into the dispatcher.
+		// For the kernel its components are no programs of their own: freplace made
+		// them part of the dispatcher.
 		s.Whole = read(s.Chain.DispatcherID)
 	} else {
 		for i, m := range s.Chain.Members {
@@ -374,7 +376,7 @@ func (of *meterOf) statistics(s *Sample) error {
 	return nil
 }
 
-func (of *meterOf) stop(ctx context.Context) error {
+func (of *hookMeter) stop(ctx context.Context) error {
 	if of.counting == nil {
 		return nil
 	}

@@ -11,9 +11,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// runStats are the kernel's run statistics (BPF_ENABLE_STATS, Linux 5.8): for all
-// programs of the machine, for as long as anybody has them enabled. The
-// descriptor ends with the process, however that ends.
+// runStats are the kernel's run statistics (BPF_ENABLE_STATS, Linux 5.8). The
+// kernel counts the runs of all programs while any process has them enabled. The
+// descriptor, and with it this process's request, ends with the process.
 type runStats struct{ enabled io.Closer }
 
 func (r *runStats) enable() error {
@@ -35,7 +35,8 @@ func (r *runStats) close() error {
 	return r.enabled.Close()
 }
 
-// runsOf reads the statistics of a program; false when it is gone.
+// runsOf reads the statistics of a program. It returns false when the program
+// is gone.
 func runsOf(id uint32) (Counts, bool) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BPFFS mounts an empty bpffs and returns its path. It goes with the test, and what is pinned in it as
-// well. Something that still uses it by then is an error.
+// BPFFS mounts an empty bpffs and returns its path. The mount and all pins in it end with the test. A
+// mount that is still in use then is an error.
 func BPFFS(t testing.TB) string {
 	t.Helper()
 	Require(t)
@@ -31,13 +31,13 @@ func BPFFS(t testing.TB) string {
 
 func removeBPFFS(path string) error {
 	err := unix.Unmount(path, 0)
-	// A process that was just killed may still be letting go.
+	// A process that was just killed may still hold it.
 	for try := 0; err == unix.EBUSY && try < 20; try++ {
 		time.Sleep(10 * time.Millisecond)
 		err = unix.Unmount(path, 0)
 	}
 	switch err {
-	case nil, unix.EINVAL, unix.ENOENT: // EINVAL: not mounted, for the test did it itself
+	case nil, unix.EINVAL, unix.ENOENT: // EINVAL: not mounted, because the test unmounted it
 		return os.RemoveAll(path)
 	}
 	unix.Unmount(path, unix.MNT_DETACH)

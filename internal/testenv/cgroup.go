@@ -19,13 +19,13 @@ import (
 // Cgroup is a cgroup (v2) of a test. It begins empty; see [Cgroup.Enter] and [Cgroup.StartHelper].
 type Cgroup struct {
 	Path string
-	ID   uint64 // the folder's inode, which the kernel calls the cgroup by
+	ID   uint64 // the folder's inode, by which the kernel identifies the cgroup
 
 	parent *Cgroup
-	procs  []*Proc // in it and below
+	procs  []*Proc // in the cgroup and below it
 }
 
-// NewCgroup creates a cgroup below the root. It goes with the test, and what is below it as well.
+// NewCgroup creates a cgroup below the root. The cgroup and all below it end with the test.
 func NewCgroup(t testing.TB) *Cgroup {
 	t.Helper()
 	Require(t)
@@ -36,7 +36,7 @@ func NewCgroup(t testing.TB) *Cgroup {
 	return newCgroup(t, filepath.Join(root, uniqueName()), nil)
 }
 
-// Child creates a cgroup inside.
+// Child creates a cgroup inside c.
 func (c *Cgroup) Child(t testing.TB, name string) *Cgroup {
 	t.Helper()
 	return newCgroup(t, filepath.Join(c.Path, name), c)
@@ -57,7 +57,7 @@ func newCgroup(t testing.TB, path string, parent *Cgroup) *Cgroup {
 	return c
 }
 
-// Remove takes the cgroup away, with what is below it. Helpers in it are killed. To remove it again does nothing.
+// Remove removes the cgroup and all below it, and kills the helpers in it. Removing it again does nothing.
 func (c *Cgroup) Remove(t testing.TB) {
 	t.Helper()
 	for _, p := range c.procs {
@@ -69,7 +69,8 @@ func (c *Cgroup) Remove(t testing.TB) {
 	}
 }
 
-// removeCgroup removes the folders from the leaves up. The files in them go along.
+// removeCgroup removes the folders from the leaves up. The files in them need no
+// removal.
 func removeCgroup(path string) error {
 	var folders []string
 	err := filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
@@ -83,7 +84,7 @@ func removeCgroup(path string) error {
 	}
 	for _, folder := range slices.Backward(folders) {
 		err := unix.Rmdir(folder)
-		// A process that was just killed may still be letting go.
+		// A process that was just killed may still be in it.
 		for start := time.Now(); err == unix.EBUSY && time.Since(start) < time.Second; {
 			time.Sleep(time.Millisecond)
 			err = unix.Rmdir(folder)
@@ -111,7 +112,7 @@ func (c *Cgroup) StartHelper(t testing.TB, name string, args ...string) *Proc {
 	return p
 }
 
-// cgroupRoot finds where cgroups v2 are mounted: there is no place that all systems agree on.
+// cgroupRoot finds the mount of cgroups v2: systems mount it in different folders.
 var cgroupRoot = sync.OnceValues(func() (string, error) {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -128,5 +129,6 @@ var cgroupRoot = sync.OnceValues(func() (string, error) {
 	return "", errors.New("cgroup2 is not mounted")
 })
 
-// unescape undoes what the kernel does to paths in mountinfo (seq_path, fs/seq_file.c).
+// unescape reverses the kernel's escapes of paths in mountinfo (seq_path,
+// fs/seq_file.c).
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

@@ -31,14 +31,15 @@ func attachCgroup(t testing.TB, cg *testenv.Cgroup, h hook.Hook, prog *ebpf.Prog
 	return l
 }
 
-// resident makes a cgroup with a process in a namespace of its own.
+// resident makes a cgroup with a process that has a namespace of its own.
 func resident(t testing.TB) (*testenv.Cgroup, *testenv.Resident, *testenv.NetNS) {
 	t.Helper()
 	cg, ns := testenv.NewCgroup(t), testenv.NewNetNS(t)
 	return cg, cg.Enter(t, ns), ns
 }
 
-// verdict closes the program's link, so that the next one is alone.
+// verdict exercises a hook with one program, and closes the program's link so
+// that the next program is alone.
 func verdict(t *testing.T, cg *testenv.Cgroup, r *testenv.Resident, h hook.Hook, prog *ebpf.Program) error {
 	t.Helper()
 	defer attachCgroup(t, cg, h, prog).Close()
@@ -111,7 +112,8 @@ func TestRemoveCgroup(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.Equals(string(procs), fmt.Sprintln(helper.Pid)))
 
-	// What is attached without a link goes with the cgroup, and so does not leak.
+	// A program that is attached without a link ends with the cgroup, so it does
+	// not leak.
 	folder, err := os.Open(cg.Path)
 	qt.Assert(t, qt.IsNil(err))
 	prog, err := ebpf.NewProgram(testenv.VerdictSpec("ldt_legacy", testenv.CgroupAllow, testenv.On(hook.CgroupSockOps)))
@@ -192,7 +194,7 @@ func TestPacketsOfACgroup(t *testing.T) {
 	want(0, 0, 100)
 	a, b := r.Passed(t, pair.Client, netip.AddrPortFrom(loopback4.Addr(), other), 10)
 	qt.Assert(t, qt.Equals([2]int{a, b}, [2]int{10, 10}))
-	qt.Assert(t, qt.Equals(pair.Passed(t, port, 10), 10)) // those of others
+	qt.Assert(t, qt.Equals(pair.Passed(t, port, 10), 10)) // datagrams of other processes
 	qt.Assert(t, qt.IsNil(l.Close()))
 
 	drop = testenv.DropUDPPort(t, "ldt_drop", port, testenv.On(hook.CgroupSKBIngress))
@@ -243,7 +245,8 @@ func TestConnectTo(t *testing.T) {
 		attachCgroup(t, cg, h, testenv.ConnectTo(t, "ldt_connect", real))
 		reach(real)
 
-		// Others are not redirected, although they are in the same namespace.
+		// A process outside the cgroup is not redirected, although it is in the
+		// same namespace.
 		got, err := testenv.NewCgroup(t).Enter(t, ns).Dial(t, "tcp", asked)
 		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.Equals(got.Answer, asked))

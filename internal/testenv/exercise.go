@@ -15,9 +15,9 @@ var (
 	loopback6 = netip.IPv6Loopback()
 )
 
-// Exercise makes the system call that a hook of the cgroup is for, and returns its error; see [Denied].
-// Each program on the hook runs once, those of [hook.CgroupSockOps] several times. For
-// [hook.CgroupSKBIngress] the call is to receive a datagram.
+// Exercise makes the system call that a cgroup hook checks, and returns the call's error; see [Denied].
+// Each program on the hook runs once, but programs of [hook.CgroupSockOps] run several times. For
+// [hook.CgroupSKBIngress] the call receives a datagram.
 func (r *Resident) Exercise(t testing.TB, h hook.Hook) error {
 	t.Helper()
 	switch h {
@@ -86,11 +86,11 @@ func (r *Resident) exerciseUnix(t testing.TB, h hook.Hook) error {
 	t.Helper()
 	inside := r.socket(t, unix.AF_UNIX, unix.SOCK_DGRAM)
 	defer unix.Close(inside)
-	// The other end is in the cgroup too: getpeername(2) runs the programs for the peer's (unix_getname,
+	// The other end is in the cgroup too: getpeername(2) runs the peer's programs (unix_getname,
 	// net/unix/af_unix.c).
 	other := r.socket(t, unix.AF_UNIX, unix.SOCK_DGRAM)
 	defer unix.Close(other)
-	// The names are of the namespace, and go with the sockets.
+	// The names belong to the namespace and end with the sockets.
 	here, there := &unix.SockaddrUnix{Name: "@" + uniqueName()}, &unix.SockaddrUnix{Name: "@" + uniqueName()}
 	must(t, "bind", unix.Bind(inside, here))
 	must(t, "bind", unix.Bind(other, there))

@@ -1,4 +1,4 @@
 package testenv
 
-// Sweep lets the tests call what [Require] does once for each process.
+// Sweep gives the tests access to what [Require] does once for each process.
 var Sweep = sweep

@@ -15,26 +15,26 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// A Feature is something that not all kernels have on which the project runs. Those that "dispatcher
-// features" lists have the same name there.
+// A Feature is something that only some of the supported kernels have. A feature that "dispatcher
+// features" lists has the same name there.
 type Feature string
 
 // The features that tests depend on.
 const (
-	FeatureCallbacks     Feature = "callbacks"      // functions of a program that a helper calls
-	FeatureNetNSCookie   Feature = "netns-cookie"   // namespaces have numbers that do not come again
-	FeatureFrags         Feature = "frags"          // XDP programs that understand packets in fragments
+	FeatureCallbacks     Feature = "callbacks"      // program functions that a helper calls
+	FeatureNetNSCookie   Feature = "netns-cookie"   // namespaces have numbers that are never reused
+	FeatureFrags         Feature = "frags"          // XDP programs that can handle packets in fragments
 	FeaturePerfLink      Feature = "perf-link"      // programs of perf events with links
 	FeatureLSMCgroup     Feature = "lsm-cgroup"     // LSM programs on a cgroup
 	FeatureNetfilterLink Feature = "netfilter-link" // BPF programs as netfilter hooks
-	FeatureXDPKfuncs     Feature = "xdp-kfuncs"     // functions of the kernel's that XDP programs may call
+	FeatureXDPKfuncs     Feature = "xdp-kfuncs"     // kernel functions that XDP programs may call
 	FeatureTCX           Feature = "tcx-link"       // links on tcx/*
-	FeatureCgroupOrder   Feature = "cgroup-order"   // a place among others on a cgroup
+	FeatureCgroupOrder   Feature = "cgroup-order"   // a program can be attached before or after another on a cgroup
 	FeatureSlotTypes     Feature = "slot-types"     // a prog array takes programs of one expected attach type only
 )
 
-// features say since when the kernel has them, and how to try whether it does: distributions bring features to
-// older kernels. Nil: nothing but the version can tell.
+// features tells since when the kernel has each feature, and how to try it: distributions bring features to
+// older kernels. Without a function the version decides.
 var features = map[Feature]struct {
 	major, minor int
 	try          func() bool
@@ -56,8 +56,8 @@ var (
 	triedLock sync.Mutex
 )
 
-// Has tells whether this kernel has a feature. It fails the test when a kernel lacks what its version should
-// have: nothing is left out there.
+// Has tells whether this kernel has a feature. It fails the test when a kernel lacks a feature that its
+// version should have, so that no test is skipped there.
 func Has(t testing.TB, feature Feature) bool {
 	t.Helper()
 	Require(t)
@@ -81,16 +81,16 @@ func Has(t testing.TB, feature Feature) bool {
 	return has
 }
 
-// Need skips the test on kernels without the feature. What they answer instead is for another test to check.
+// Need skips the test on kernels without the feature. Another test checks what these kernels answer.
 func Need(t testing.TB, feature Feature) {
 	t.Helper()
 	if !Has(t, feature) {
-		t.Skip(Lacks(feature))
+		t.Skip(Requirement(feature))
 	}
 }
 
-// Lacks says in words which kernel a feature needs.
-func Lacks(feature Feature) string {
+// Requirement says in words which kernel a feature needs.
+func Requirement(feature Feature) string {
 	f := features[feature]
 	return fmt.Sprintf("%s needs Linux %d.%d", feature, f.major, f.minor)
 }
@@ -103,9 +103,9 @@ func NeedHook(t testing.TB, h hook.Hook) {
 	}
 }
 
-// NeedFreplace skips the test where the kernel refuses programs that replace functions of others: some are
-// built or hardened like that, of whatever version. It tries with programs of its own, so that a fault of what
-// is tested cannot look like one.
+// NeedFreplace skips the test when the kernel refuses programs that replace functions of others. Kernels of
+// any version may be built or hardened that way. It tries with its own programs, so that a fault of the tested
+// code cannot look like a refusal.
 func NeedFreplace(t testing.TB) {
 	t.Helper()
 	Require(t)
@@ -130,7 +130,7 @@ func NeedFreplace(t testing.TB) {
 	prog.Close()
 }
 
-// HasHook tells whether this kernel has a hook, as [Has] does for features.
+// HasHook is [Has] for a hook.
 func HasHook(t testing.TB, h hook.Hook) bool {
 	t.Helper()
 	Require(t)
@@ -173,14 +173,15 @@ func tryFrags() bool {
 	return true
 }
 
-// tryTCX asks for what is on the loopback device, and changes nothing.
+// tryTCX queries the loopback device's hook, and changes nothing.
 func tryTCX() bool {
 	const loopback = 1
 	_, err := kernel.QueryPrograms(loopback, ebpf.AttachTCXIngress, 0)
 	return err == nil
 }
 
-// tryOrder asks whether the kernel counts the changes of a cgroup's programs, without which there are no places.
+// tryOrder asks whether the kernel has a revision number for a cgroup's programs. Without one a program cannot
+// be attached before or after another.
 func tryOrder() bool {
 	path, err := cgroupRoot()
 	if err != nil {
@@ -195,7 +196,8 @@ func tryOrder() bool {
 	return err == nil && q.Revision != 0
 }
 
-// trySlotTypes asks whether two programs that differ in nothing else fit in one prog array.
+// trySlotTypes asks whether two programs that differ only in their expected attach type fit
+// in one prog array.
 func trySlotTypes() bool {
 	slots, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ldt_slots", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 	if err != nil {

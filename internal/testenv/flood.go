@@ -11,18 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The bounds of a flood that nobody stops.
+// The bounds of a flood that no test stops.
 const (
 	floodTime    = 2 * time.Minute
 	floodPackets = 50_000_000
 )
 
-// markerEvery makes the marker one of so many datagrams: enough to show that traffic flows, few enough
-// for its receiver to leave the CPU to others.
+// markerEvery: every 16th datagram goes to the marker port. That is enough to show that traffic flows,
+// and leaves CPU time to others than the marker's receiver.
 const markerEvery = 16
 
-// Flood sends UDP datagrams from client to server as fast as one thread can, and counts those that
-// arrive.
+// Flood sends UDP datagrams from client to server as fast as one thread can, and counts the
+// datagrams that arrive.
 type Flood struct {
 	t         testing.TB
 	pair      *Pair
@@ -35,17 +35,17 @@ type Flood struct {
 	exhausted atomic.Bool
 }
 
-// stream is the datagrams to one port.
+// stream are the datagrams to one port.
 type stream struct {
 	out, in        int
 	sent, received atomic.Uint64
-	gap            time.Duration // between two that were received; read when the receiver has ended
+	gap            time.Duration // between two received datagrams; read it when the receiver has ended
 }
 
 // Flood starts a flood to port of the server. With a marker port, every 16th datagram goes there: a
-// test that wants none to arrive at port can tell from the marker that traffic does flow. The flood
-// ends with the test, after 2 minutes, or after 50 million datagrams; [Flood.Stop] fails the test when
-// it has ended before.
+// test that expects no arrivals at port can see by the marker that traffic flows. The flood ends with
+// the test, after 2 minutes, or after 50 million datagrams; [Flood.Stop] fails the test when the flood
+// ended before.
 func (p *Pair) Flood(t testing.TB, port int, marker ...int) *Flood {
 	t.Helper()
 	f := &Flood{t: t, pair: p}
@@ -86,8 +86,9 @@ func (f *Flood) Received() uint64 {
 	return f.streams[0].received.Load()
 }
 
-// Marker returns how many datagrams were sent to the marker port so far and how many arrived. It is final
-// after [Flood.Stop]. Some may be missing although nothing dropped them on purpose: queues overflow.
+// Marker returns how many datagrams were sent to the marker port so far and how many arrived. The numbers
+// are final after [Flood.Stop]. Some datagrams may be missing although no program dropped them: queues
+// overflow.
 func (f *Flood) Marker() (sent, received uint64) {
 	return f.streams[1].sent.Load(), f.streams[1].received.Load()
 }
@@ -115,7 +116,7 @@ func (f *Flood) stop() {
 }
 
 func (f *Flood) send() {
-	var payload [8]byte // distinct, as [Trace] wants it
+	var payload [8]byte // distinct, as [Trace] needs it
 	deadline := time.Now().Add(floodTime)
 	for n := 0; !f.stopping.Load(); n++ {
 		if n == floodPackets || n%1024 == 0 && time.Now().After(deadline) {

@@ -7,7 +7,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// kinds are the type of the programs that a hook takes, and how the hook is called on attaching.
+// kinds are the program type of each hook, and the attach type that names the hook.
 var kinds = map[hook.Hook]struct {
 	program ebpf.ProgramType
 	attach  ebpf.AttachType
@@ -48,12 +48,12 @@ var kinds = map[hook.Hook]struct {
 	hook.CgroupSockOps:         {ebpf.SockOps, ebpf.AttachCGroupSockOps},
 }
 
-// AttachType is how the kernel calls a hook when a program is attached; 0 for those of clsact, to which
-// programs are not attached by bpf(2).
+// AttachType returns the kernel's number of a hook, by which programs are attached. It is 0 for
+// clsact's hooks, to which bpf(2) does not attach.
 func AttachType(h hook.Hook) ebpf.AttachType { return kinds[h].attach }
 
-// On makes the program one for a hook. Those of TCX and clsact have no expected attach type, as those of
-// SEC("tc"), so that they fit all four.
+// On makes the program one for a hook. Programs of TCX and clsact have no expected attach type, like
+// programs from SEC("tc"), so that they fit all four hooks.
 func On(h hook.Hook) ProgramOption {
 	kind, known := kinds[h]
 	if !known {
@@ -79,7 +79,8 @@ func CanDeny(h hook.Hook) bool {
 	return true
 }
 
-// Denied is what [Resident.Exercise] returns when a program denies: nil where nobody heeds that.
+// Denied returns the error of [Resident.Exercise] when a program denies. It is nil on hooks
+// where the kernel ignores that verdict.
 func Denied(h hook.Hook) error {
 	switch h {
 	case hook.CgroupSockRelease, hook.CgroupSockOps:

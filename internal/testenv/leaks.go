@@ -21,20 +21,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CheckLeaks fails the test if it leaves anything behind: BPF links, programs and maps of ours, open
-// files of this process, namespaces, cgroups, child processes, goroutines of this package. Call it
-// first: what is registered with t.Cleanup afterwards is cleaned up before the check.
+// CheckLeaks fails the test if it leaves anything behind: BPF links, programs and maps of this project, open
+// files of this process, namespaces, cgroups, child processes, goroutines of this package. Call it first:
+// functions that are registered with t.Cleanup later run before the check.
 //
-// Ours are programs and maps whose name begins with libdispatcher, ld_, ldt_ or xdp_disp, the links that carry
-// such programs, and every new link of a kind that the project deals with.
+// Programs and maps of this project have names that begin with libdispatcher, ld_, ldt_ or xdp_disp. The check
+// covers these, links that carry such programs, and every new link of a type that the project attaches.
 func CheckLeaks(t testing.TB) {
 	t.Helper()
 	checkLeaks(t, false)
 }
 
-// CheckLeaksUnderLoad is [CheckLeaks] for a test that keeps all CPUs busy. Prog arrays that the kernel
-// has lost count of are only logged: nothing holds them, no descriptor, no pin, no program, so nobody but
-// the kernel can be to blame. See hold in internal/state for how that happens.
+// CheckLeaksUnderLoad is [CheckLeaks] for a test that keeps all CPUs busy. It only logs prog arrays that
+// the kernel itself keeps by a miscount: no descriptor, pin or program holds them, so the test cannot be
+// the cause. See hold in internal/state for how that happens.
 func CheckLeaksUnderLoad(t testing.TB) {
 	t.Helper()
 	checkLeaks(t, true)
@@ -67,21 +67,23 @@ func checkLeaks(t testing.TB, load bool) {
 	})
 }
 
-// things are what may leak: a key that is not used twice, and words for the reader.
+// things are what may leak: a key that is never reused, and a description for the
+// reader.
 type things map[string]string
 
 const (
-	// leakPatience is how long the kernel may take to free what is no longer used.
+	// leakPatience is how long the kernel may take to free an unused object.
 	leakPatience = 10 * time.Second
 
-	// openAfter is how long the check makes do with the ids of BPF objects before it opens them to learn their
-	// names, each but once. To open and close a prog array in the moment after its last FD was closed
-	// makes the kernel keep it for good: the reference that it takes for the deferred clearing is lost
-	// when the clearing is queued already (Linux 6.18).
+	// openAfter is how long the check uses only the ids of BPF objects. After that it opens each object once
+	// to learn its name. Opening and closing a prog array just after its last descriptor was closed makes the
+	// kernel keep it forever: the kernel loses the reference for the deferred clearing when the clearing is
+	// queued already (Linux 6.18).
 	openAfter = 100 * time.Millisecond
 )
 
-// waitForLeaks returns what exists now and did not before, unless it goes away in time.
+// waitForLeaks returns what exists now and did not exist before, unless it goes away in
+// time.
 func waitForLeaks(before things) ([]string, error) {
 	opened := things{}
 	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
@@ -91,7 +93,7 @@ func waitForLeaks(before things) ([]string, error) {
 		}
 		maps.DeleteFunc(now, func(key, _ string) bool { _, known := before[key]; return known })
 		if time.Since(start) > openAfter {
-			describe(now, opened)
+			nameObjects(now, opened)
 		}
 		if len(now) == 0 || time.Since(start) > leakPatience {
 			addHolders(now)
@@ -100,7 +102,8 @@ func waitForLeaks(before things) ([]string, error) {
 	}
 }
 
-// inventory lists what exists. BPF objects are only ids yet, see [describe].
+// inventory lists what exists. BPF objects have only ids at first, see
+// [nameObjects].
 func inventory() (things, error) {
 	found := things{}
 	for _, list := range []func(things) error{bpfObjects, files, namespaces, cgroups, children, goroutines} {
@@ -111,8 +114,8 @@ func inventory() (things, error) {
 	return found, nil
 }
 
-// bpfKinds are the kinds of BPF objects: how their ids are called in fdinfo, how they are enumerated, and
-// what tells in words what an object is, or nothing if it is not ours.
+// bpfKinds are the kinds of BPF objects: the key of the id in fdinfo, the function that lists them, and
+// the function that describes an object. The description is empty for an object of another project.
 var bpfKinds = map[string]struct {
 	nextID   int
 	describe func(id uint32) (string, error)
@@ -140,9 +143,9 @@ func bpfObjects(found things) error {
 	return nil
 }
 
-// describe puts words to the BPF objects among found and removes those that are not ours. Opened has the
-// words from earlier times.
-func describe(found, opened things) {
+// nameObjects gives the BPF objects in found their descriptions and removes objects of other projects.
+// opened has the descriptions of earlier calls.
+func nameObjects(found, opened things) {
 	for key := range found {
 		kind, number, _ := strings.Cut(key, " ")
 		k, isBPF := bpfKinds[kind]
@@ -156,7 +159,7 @@ func describe(found, opened things) {
 				delete(found, key) // gone meanwhile
 				continue
 			} else if err != nil {
-				continue // try later: a link in the making cannot be opened yet (EAGAIN)
+				continue // try later: a link under construction cannot be opened yet (EAGAIN)
 			}
 			opened[key] = words
 		}
@@ -170,10 +173,10 @@ func describe(found, opened things) {
 
 func ours(name string) bool {
 	return strings.HasPrefix(name, "libdispatcher") || strings.HasPrefix(name, "ld_") || strings.HasPrefix(name, "ldt_") ||
-		strings.HasPrefix(name, "xdp_disp") // a dispatcher by libxdp's protocol, and its configuration
+		strings.HasPrefix(name, "xdp_disp") // a dispatcher of libxdp, or its configuration
 }
 
-// linkTypes are the kinds of links that the project deals with.
+// linkTypes are the types of links that the project attaches.
 var linkTypes = []link.Type{
 	link.XDPType, link.TCXType, link.CgroupType, link.NetkitType, link.NetfilterType, link.NetNsType,
 }
@@ -232,10 +235,10 @@ func describeMap(id uint32) (string, error) {
 	return fmt.Sprintf("map %d %q", id, info.Name), nil
 }
 
-// slot is the word for a prog array among what has leaked.
+// slot describes a prog array in a list of leaks.
 const slot = "prog array"
 
-// split parts what has leaked from the prog arrays that no process holds, which are lost.
+// split separates leaks from prog arrays that no process holds, which are lost.
 func split(things []string) (leaked, lost []string) {
 	for _, what := range things {
 		if strings.HasPrefix(what, slot) && !strings.Contains(what, "held by") {
@@ -255,7 +258,7 @@ func files(found things) error {
 	for _, entry := range entries {
 		target, err := os.Readlink("/proc/self/fd/" + entry.Name())
 		if err != nil {
-			continue // the folder's own
+			continue // the descriptor of the folder itself
 		}
 		fd := fmt.Sprintf("fd %s -> %s", entry.Name(), target)
 		found[fd] = fd
@@ -289,7 +292,7 @@ func children(found things) error {
 		return err
 	}
 	for _, stat := range stats {
-		// pid (comm) state ppid ...: comm may hold anything, brackets too.
+		// pid (comm) state ppid ...: comm may contain anything, brackets too.
 		line, err := os.ReadFile(stat)
 		after := bytes.LastIndexByte(line, ')')
 		if err != nil || after < 0 {
@@ -304,8 +307,8 @@ func children(found things) error {
 	return nil
 }
 
-// goroutines lists those that run code of this package, but for the one that asks, which is the first of
-// the dump.
+// goroutines lists the goroutines that run code of this package, except the calling one, which is the
+// first in the dump.
 func goroutines(found things) error {
 	dump := make([]byte, 1<<20)
 	dump = dump[:runtime.Stack(dump, true)]
@@ -321,7 +324,7 @@ func goroutines(found things) error {
 	return nil
 }
 
-// startPoller makes the Go runtime open the files that it keeps for waiting, lest they look like leaks.
+// startPoller makes the Go runtime open its poller's files now, so that they do not look like leaks.
 func startPoller(t testing.TB) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -332,7 +335,7 @@ func startPoller(t testing.TB) {
 	w.Close()
 }
 
-// addHolders adds to each BPF object which processes hold it, so that the reader knows where to look.
+// addHolders adds to each BPF object the processes that hold it, to help the reader find the cause.
 func addHolders(leaked things) {
 	infos, _ := filepath.Glob("/proc/[0-9]*/fdinfo/*")
 	for _, path := range infos {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Listen answers to TCP connections and UDP datagrams at an address with that address, so that a client sees
-// whom it reached. It ends with the test. With port 0 the kernel chooses a port.
+// Listen answers TCP connections and UDP datagrams at an address with that address, so that a client sees
+// which listener it reached. It ends with the test. With port 0 the kernel chooses a port.
 func (ns *NetNS) Listen(t testing.TB, addr netip.AddrPort) netip.AddrPort {
 	t.Helper()
 	var stream net.Listener
@@ -38,7 +38,7 @@ func (ns *NetNS) Listen(t testing.TB, addr netip.AddrPort) netip.AddrPort {
 			}
 			conn.SetDeadline(time.Now().Add(time.Second))
 			conn.Write(answer)
-			conn.Read(make([]byte, 1)) // or the question that was not read becomes a reset
+			conn.Read(make([]byte, 1)) // an unread request would cause a reset
 			conn.Close()
 		}
 	})

@@ -23,8 +23,8 @@ const (
 
 var serial atomic.Int64
 
-// uniqueName returns a name that tells which process made a thing, so that [sweep] can find what a
-// killed one left behind.
+// uniqueName returns a name that contains the pid, so that [sweep] can find what a killed process
+// left behind.
 func uniqueName() string {
 	return fmt.Sprintf("%s%d-%d", prefix, os.Getpid(), serial.Add(1))
 }
@@ -34,7 +34,8 @@ type NetNS struct {
 	Name string
 }
 
-// NewNetNS creates a network namespace whose loopback device is up. It goes with the test.
+// NewNetNS creates a network namespace whose loopback device is up. The namespace ends
+// with the test.
 func NewNetNS(t testing.TB) *NetNS {
 	t.Helper()
 	Require(t)
@@ -98,8 +99,8 @@ func (ns *NetNS) Run(fn func() error) (err error) {
 		return err
 	}
 	defer func() {
-		// A thread that cannot go home stays locked: the runtime ends it with this goroutine
-		// instead of running other code on it.
+		// If the thread cannot return it stays locked: the runtime then ends it with this
+		// goroutine and runs no other code on it.
 		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
 			err = errors.Join(err, fmt.Errorf("leave netns %s: %w", ns.Name, back))
 			return
@@ -131,7 +132,8 @@ func (ns *NetNS) IP(t testing.TB, args ...string) string {
 	return out
 }
 
-// TryIP runs `ip -n NAME args...` and returns what it prints. The error carries what ip said.
+// TryIP runs `ip -n NAME args...` and returns what it prints. The error contains ip's
+// message.
 func (ns *NetNS) TryIP(args ...string) (string, error) {
 	return ip("", append([]string{"-n", ns.Name}, args...)...)
 }
@@ -146,7 +148,7 @@ func (ns *NetNS) TC(t testing.TB, args ...string) string {
 	return out
 }
 
-// batch runs several ip commands in the namespace at the price of one process.
+// batch runs several ip commands in the namespace with one process.
 func (ns *NetNS) batch(t testing.TB, commands ...string) {
 	t.Helper()
 	if _, err := ip(strings.Join(commands, "\n"), "-n", ns.Name, "-batch", "-"); err != nil {

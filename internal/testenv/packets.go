@@ -13,7 +13,7 @@ import (
 )
 
 // Passed sends n IPv4 UDP datagrams from the client to port of the server and returns how many of them
-// arrive in a socket there. The answer is certain when it returns; nothing is waited out.
+// arrive in a socket there. The number is certain, and Passed does not wait for a fixed time.
 func (p *Pair) Passed(t testing.TB, port, n int) int {
 	t.Helper()
 	return p.passed(t, p.Client, p.Server, netip.AddrPortFrom(ServerIPv4, uint16(port)), n)
@@ -38,49 +38,50 @@ func (p *Pair) Replied6(t testing.TB, port, n int) int {
 }
 
 // Returned sends n IPv4 UDP datagrams from the client to port of the server and returns how many of them
-// come back to the client's device as frames, as they do after XDP_TX. While it runs, a native
-// program that passes everything is attached to that device, unless the test attached one of its own.
+// come back to the client's device as frames, as they do after XDP_TX. Meanwhile a native program that
+// passes everything is attached to that device, unless the test attached one.
 func (p *Pair) Returned(t testing.TB, port, n int) int {
 	t.Helper()
 	defer p.openClientRing(t)()
-	return p.exchange(t, p.Client, p.clientTap(t, 14+9), netip.AddrPortFrom(ServerIPv4, uint16(port)), n)
+	return p.sendAndCount(t, p.Client, p.clientTap(t, 14+9), netip.AddrPortFrom(ServerIPv4, uint16(port)), n)
 }
 
 // Returned6 is [Pair.Returned] with IPv6.
 func (p *Pair) Returned6(t testing.TB, port, n int) int {
 	t.Helper()
 	defer p.openClientRing(t)()
-	return p.exchange(t, p.Client, p.clientTap(t, 14+6), netip.AddrPortFrom(ServerIPv6, uint16(port)), n)
+	return p.sendAndCount(t, p.Client, p.clientTap(t, 14+6), netip.AddrPortFrom(ServerIPv6, uint16(port)), n)
 }
 
 // Send sends n IPv4 UDP datagrams from the client to port of the server. When it returns, programs on
 // the way have seen them all.
 func (p *Pair) Send(t testing.TB, port, n int) {
 	t.Helper()
-	p.exchange(t, p.Client, -1, netip.AddrPortFrom(ServerIPv4, uint16(port)), n)
+	p.sendAndCount(t, p.Client, -1, netip.AddrPortFrom(ServerIPv4, uint16(port)), n)
 }
 
 // Send6 is [Pair.Send] with IPv6.
 func (p *Pair) Send6(t testing.TB, port, n int) {
 	t.Helper()
-	p.exchange(t, p.Client, -1, netip.AddrPortFrom(ServerIPv6, uint16(port)), n)
+	p.sendAndCount(t, p.Client, -1, netip.AddrPortFrom(ServerIPv6, uint16(port)), n)
 }
 
 // passed sends n datagrams and returns how many arrive in a socket that is bound to their destination.
 func (p *Pair) passed(t testing.TB, from, in *NetNS, to netip.AddrPort, n int) int {
 	t.Helper()
-	return p.exchange(t, from, in.receiver(t, to), to, n)
+	return p.sendAndCount(t, from, in.receiver(t, to), to, n)
 }
 
-// exchange sends n datagrams and counts those that the socket in sees; it closes in.
-func (p *Pair) exchange(t testing.TB, from *NetNS, in int, to netip.AddrPort, n int) int {
+// sendAndCount sends n datagrams and counts the arrivals in the socket in; it closes
+// in.
+func (p *Pair) sendAndCount(t testing.TB, from *NetNS, in int, to netip.AddrPort, n int) int {
 	t.Helper()
 	if in >= 0 {
 		defer unix.Close(in)
 	}
 	out := from.sender(t, to.Addr())
 	defer unix.Close(out)
-	_, arrived, err := p.settler.exchange(t, out, in, to, n)
+	_, arrived, err := p.settler.sendAndCount(t, out, in, to, n)
 	if err != nil {
 		t.Fatalf("send to %s: %v", to, err)
 	}
@@ -94,9 +95,9 @@ func (p *Pair) Settle(t testing.TB) {
 	p.settler.settle(t)
 }
 
-// clientTap returns a packet socket that sees the UDP frames which arrive at the client's device, those
-// addressed to others included. The protocol of a frame is at the given offset. It is looked at because
-// the server's answers about closed ports, which are ICMP, quote the datagrams.
+// clientTap returns a packet socket that sees the UDP frames that arrive at the client's device, frames
+// for other addresses included. The protocol of a frame is at the given offset. The filter checks it
+// because the server's answers about closed ports, which are ICMP, quote the datagrams.
 func (p *Pair) clientTap(t testing.TB, protocolOffset uint32) (fd int) {
 	t.Helper()
 	filter := []unix.SockFilter{
@@ -128,10 +129,10 @@ func (p *Pair) clientTap(t testing.TB, protocolOffset uint32) (fd int) {
 	return fd
 }
 
-// openClientRing attaches a native program to the client's device unless it has one, and returns what
-// detaches it. Frames that a native program of the server bounces go to a ring of the client's device,
-// and veth looks into that only with a native program there. (NAPI by GRO is not enough, to Linux 6.18
-// at least: the frames stay in the ring.)
+// openClientRing attaches a native program to the client's device unless it has one, and returns a
+// function that detaches it. Frames that a native program of the server bounces go to a ring of the
+// client's device, and veth reads that ring only while a native program is attached. (NAPI by GRO is
+// not enough, up to Linux 6.18 at least: the frames stay in the ring.)
 func (p *Pair) openClientRing(t testing.TB) (undo func()) {
 	t.Helper()
 	pass, err := ebpf.NewProgram(VerdictSpec("ldt_peer", XDPPass))

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Addresses of every [Pair]; pairs do not see each other.
+// Addresses of every [Pair]. Pairs do not see each other.
 var (
 	ClientIPv4 = netip.MustParseAddr("10.77.0.1")
 	ServerIPv4 = netip.MustParseAddr("10.77.0.2")
@@ -34,21 +34,21 @@ type Pair struct {
 	settler settler
 }
 
-// PairOptions are the choices for [NewPairOpts]. Zero lets the kernel choose.
+// PairOptions are options of [NewPairOpts]. With zero the kernel chooses.
 type PairOptions struct {
 	ClientIfindex, ServerIfindex int
 }
 
-// NewPair creates a pair. It goes with the test.
+// NewPair creates a pair, which ends with the test.
 //
-// The link is all but silent: addresses are static, neighbours permanent, IPv6 does not look for routers.
-// What is left are a few multicast reports in the first milliseconds.
+// The link is nearly silent: addresses are static, neighbours permanent, and IPv6 does not look for
+// routers. Only a few multicast reports remain, in the first milliseconds.
 func NewPair(t testing.TB) *Pair {
 	t.Helper()
 	return NewPairOpts(t, PairOptions{})
 }
 
-// NewPairOpts is [NewPair] with choices.
+// NewPairOpts is [NewPair] with options.
 func NewPairOpts(t testing.TB, opts PairOptions) *Pair {
 	t.Helper()
 	p := &Pair{
@@ -77,7 +77,7 @@ func NewPairOpts(t testing.TB, opts PairOptions) *Pair {
 	return p
 }
 
-// configure returns the ip commands that give a device its addresses and its only neighbour.
+// configure returns the ip commands that set a device's addresses and its only neighbour.
 func configure(dev string, own4, own6, peer4, peer6 netip.Addr, peerMAC string) []string {
 	return []string{
 		fmt.Sprintf("link set %s addrgenmode none up", dev),
@@ -88,8 +88,8 @@ func configure(dev string, own4, own6, peer4, peer6 netip.Addr, peerMAC string) 
 	}
 }
 
-// quiet turns off what IPv6 would send on devices yet to come. Its multicast
-// reports cannot be turned off, so they are made to come at once.
+// quiet turns off what IPv6 would send on devices that are created later.
+// Multicast reports cannot be turned off, so quiet makes them come at once.
 func quiet(t testing.TB, ns *NetNS) {
 	t.Helper()
 	ns.Do(t, func() {
@@ -106,7 +106,7 @@ func quiet(t testing.TB, ns *NetNS) {
 	})
 }
 
-// waitUntilReady waits for what the kernel does in its own time when a device comes up: the carrier, the
+// waitUntilReady waits for what the kernel finishes some time after a device comes up: the carrier, the
 // queue, the IPv6 address.
 func (p *Pair) waitUntilReady(t testing.TB) {
 	t.Helper()

@@ -18,14 +18,14 @@ import (
 const (
 	helperEnv = "LDT_HELPER"
 
-	// patience bounds how long a test waits for a helper: beyond any honest delay of a busy machine, an
-	// emulated one too, short of a test that seems to hang.
+	// patience bounds how long a test waits for a helper: longer than any normal delay on a busy or
+	// emulated machine, and short enough that a test does not seem to hang.
 	patience = time.Minute
 )
 
 var helpers = map[string]func(args []string){}
 
-// RegisterHelper names a function that [StartHelper] runs in a process of its own. Call it before
+// RegisterHelper names a function that [StartHelper] runs in a new process. Call it before
 // [Main], from an init function or from TestMain.
 func RegisterHelper(name string, fn func(args []string)) {
 	if _, taken := helpers[name]; taken {
@@ -35,7 +35,7 @@ func RegisterHelper(name string, fn func(args []string)) {
 }
 
 // Main runs the tests, or the helper that this process was started for. Call it from TestMain. A helper
-// that returns exits with 0, one that panics with 2.
+// that returns exits with 0; one that panics exits with 2.
 func Main(m *testing.M) {
 	name, helping := os.LookupEnv(helperEnv)
 	if !helping {
@@ -65,7 +65,7 @@ type Proc struct {
 	err    error
 }
 
-// StartHelper runs a registered helper in a process of its own: this test binary, executed again. Inside
+// StartHelper runs a registered helper in a new process: this test binary, executed again. Inside
 // [NetNS.Do] it starts in that namespace. It is killed at the end of the test, and when the test binary
 // dies.
 func StartHelper(t testing.TB, name string, args ...string) *Proc {
@@ -104,7 +104,7 @@ func startHelper(t testing.TB, attr *syscall.SysProcAttr, name string, args []st
 }
 
 // Expect reads lines from the helper's stdout up to one that begins with prefix, and returns the rest of
-// it without surrounding space. It fails the test when the helper ends or a minute passes before.
+// that line without surrounding space. It fails the test when the helper ends first, or after a minute.
 func (p *Proc) Expect(t testing.TB, prefix string) string {
 	t.Helper()
 	timeout := time.After(patience)
@@ -123,7 +123,7 @@ func (p *Proc) Expect(t testing.TB, prefix string) string {
 		}
 		select {
 		case <-p.stdout.news:
-		case <-p.done: // look once more: its last words may have come meanwhile
+		case <-p.done: // check once more: its last lines may have come meanwhile
 			ended = true
 		case <-timeout:
 			t.Fatalf("helper %s: no line %q within %s\n%s", p.name, prefix, patience, p.output())
@@ -131,19 +131,20 @@ func (p *Proc) Expect(t testing.TB, prefix string) string {
 	}
 }
 
-// Send writes a line to the helper's stdin. A helper that has ended does not read it; [Proc.Wait] tells.
+// Send writes a line to the helper's stdin. If the helper has ended Send reports nothing; [Proc.Wait]
+// does.
 func (p *Proc) Send(line string) {
 	io.WriteString(p.stdin, line+"\n")
 }
 
-// Kill ends the helper with SIGKILL, if it still runs, and waits until it is gone.
+// Kill kills the helper with SIGKILL if it still runs, and waits until it is gone.
 func (p *Proc) Kill() {
 	p.cmd.Process.Kill()
 	<-p.done
 }
 
 // Wait waits until the helper ends by itself and returns its exit status as an error, as
-// [exec.Cmd.Wait] does. It gives up after a minute and kills it.
+// [exec.Cmd.Wait] does. After a minute it kills the helper.
 func (p *Proc) Wait() error {
 	select {
 	case <-p.done:
@@ -157,7 +158,8 @@ func (p *Proc) Wait() error {
 	return nil
 }
 
-// Stop closes the helper's stdin, which asks it to end, and waits for it as [Proc.Wait] does.
+// Stop closes the helper's stdin, which asks the helper to end, and waits for it as
+// [Proc.Wait] does.
 func (p *Proc) Stop() error {
 	p.stdin.Close()
 	return p.Wait()
@@ -167,11 +169,11 @@ func (p *Proc) output() string {
 	return fmt.Sprintf("stdout:\n%s\nstderr:\n%s", p.stdout.all(), p.stderr.all())
 }
 
-// output collects what a process writes and hands it out by line.
+// output collects what a process writes and returns it line by line.
 type output struct {
 	mu   sync.Mutex
 	text []byte
-	read int // bytes handed out
+	read int // bytes returned so far
 	news chan struct{}
 }
 

@@ -26,14 +26,15 @@ const (
 )
 
 // The verdicts of programs of TCX and clsact (tcx_action_base and TC_ACT_*, linux/bpf.h and
-// linux/pkt_cls.h). After TCNext the next program runs; the others are final.
+// linux/pkt_cls.h). After TCNext the next program runs; the other verdicts are final.
 const (
 	TCNext = -1
 	TCPass = 0
 	TCDrop = 2
 )
 
-// The verdicts of cgroup programs. All run, and one that denies is enough.
+// The verdicts of cgroup programs. All programs run, and a single denial
+// denies.
 const (
 	CgroupDeny = iota
 	CgroupAllow
@@ -41,16 +42,17 @@ const (
 
 const license = "Dual BSD/GPL"
 
-// ProgramOption changes how a test program is loaded. Without options it is what clang and libbpf make
-// of SEC("xdp"): expected attach type BPF_XDP, no frags. See [On] for programs of other hooks.
+// ProgramOption changes how a test program is loaded. Without options the program is what clang and
+// libbpf make from SEC("xdp"): expected attach type BPF_XDP, no frags. See [On] for programs of other
+// hooks.
 type ProgramOption func(*ebpf.ProgramSpec)
 
-// ExpectedAttachType loads the program for another attach type, [ebpf.AttachNone] for instance.
+// ExpectedAttachType loads the program for another attach type, such as [ebpf.AttachNone].
 func ExpectedAttachType(attach ebpf.AttachType) ProgramOption {
 	return func(spec *ebpf.ProgramSpec) { spec.AttachType = attach }
 }
 
-// Frags declares that the program understands packets in fragments.
+// Frags declares that the program can handle packets in fragments.
 func Frags() ProgramOption {
 	return func(spec *ebpf.ProgramSpec) { spec.Flags |= unix.BPF_F_XDP_HAS_FRAGS }
 }
@@ -61,7 +63,7 @@ func VerdictProgram(t testing.TB, name string, verdict int, opts ...ProgramOptio
 	return Load(t, VerdictSpec(name, verdict, opts...))
 }
 
-// VerdictSpec is the program of [VerdictProgram], not loaded.
+// VerdictSpec returns the program of [VerdictProgram] without loading it.
 func VerdictSpec(name string, verdict int, opts ...ProgramOption) *ebpf.ProgramSpec {
 	spec := newSpec(name, opts)
 	spec.Instructions = asm.Instructions{
@@ -71,14 +73,14 @@ func VerdictSpec(name string, verdict int, opts ...ProgramOption) *ebpf.ProgramS
 	return spec
 }
 
-// DropUDPPort loads a program that drops UDP datagrams to a port, IPv4 and IPv6, and passes the rest: on to
-// the next program where that is for the program to say.
+// DropUDPPort loads a program that drops UDP datagrams to a port, IPv4 and IPv6, and passes all other
+// packets, to the next program on hooks where a program decides that.
 func DropUDPPort(t testing.TB, name string, port int, opts ...ProgramOption) *ebpf.Program {
 	t.Helper()
 	return Load(t, DropUDPPortSpec(name, port, opts...))
 }
 
-// DropUDPPortSpec is the program of [DropUDPPort], not loaded.
+// DropUDPPortSpec returns the program of [DropUDPPort] without loading it.
 func DropUDPPortSpec(name string, port int, opts ...ProgramOption) *ebpf.ProgramSpec {
 	spec := newSpec(name, opts)
 	view := viewOf(spec)
@@ -89,25 +91,24 @@ func DropUDPPortSpec(name string, port int, opts ...ProgramOption) *ebpf.Program
 	return spec
 }
 
-// CountProgram loads a program that counts UDP datagrams to a port, IPv4 and IPv6, and a function that
-// returns the number so far. Its verdict is the same for every packet.
+// CountProgram loads a program that counts UDP datagrams to a port, IPv4 and IPv6, and returns it with
+// a function that reads the count. The program gives every packet the same verdict.
 func CountProgram(t testing.TB, name string, port, verdict int, opts ...ProgramOption) (*ebpf.Program, func() int) {
 	t.Helper()
 	counter, count := newCounter(t)
 	return Load(t, CountSpec(name, counter, port, verdict, opts...)), count
 }
 
-// CountSpec is the program of [CountProgram], not loaded. It counts in the first entry of counter, an
-// array of 64-bit numbers.
+// CountSpec returns the program of [CountProgram] without loading it. It counts in the first entry of
+// counter, an array of 64-bit numbers.
 func CountSpec(name string, counter *ebpf.Map, port, verdict int, opts ...ProgramOption) *ebpf.ProgramSpec {
 	spec := newSpec(name, opts)
 	spec.Instructions = onUDPPort(viewOf(spec), port, int32(verdict), counting(counter, verdict))
 	return spec
 }
 
-// CgroupProgram loads a program for a hook of a cgroup, and a function that returns how often it ran so far.
-// Its verdict is always the same; not every hook takes [CgroupDeny], see
-// [CanDeny].
+// CgroupProgram loads a program for a cgroup hook, and returns it with a function that reads how often it
+// ran. Its verdict is always the same. Some hooks do not accept [CgroupDeny], see [CanDeny].
 func CgroupProgram(t testing.TB, name string, h hook.Hook, verdict int, opts ...ProgramOption) (*ebpf.Program, func() int) {
 	t.Helper()
 	counter, count := newCounter(t)
@@ -116,7 +117,7 @@ func CgroupProgram(t testing.TB, name string, h hook.Hook, verdict int, opts ...
 	return Load(t, spec), count
 }
 
-// ConnectTo loads a program that makes every connect(2) in its cgroup one to that address:
+// ConnectTo loads a program that redirects every connect(2) in its cgroup to an address:
 // [hook.CgroupConnect4] for an IPv4 address, [hook.CgroupConnect6] for an IPv6 address.
 func ConnectTo(t testing.TB, name string, to netip.AddrPort) *ebpf.Program {
 	t.Helper()
@@ -144,7 +145,7 @@ func ConnectTo(t testing.TB, name string, to netip.AddrPort) *ebpf.Program {
 	return Load(t, spec)
 }
 
-// Load loads a program for the length of the test.
+// Load loads a program and closes it at the end of the test.
 func Load(t testing.TB, spec *ebpf.ProgramSpec) *ebpf.Program {
 	t.Helper()
 	if !strings.HasPrefix(spec.Name, "ldt_") || len(spec.Name) >= unix.BPF_OBJ_NAME_LEN {
@@ -158,7 +159,7 @@ func Load(t testing.TB, spec *ebpf.ProgramSpec) *ebpf.Program {
 	return prog
 }
 
-// Typed gives the function of an XDP program the type that libxdp's dispatcher wants of its components.
+// Typed gives an XDP program's function the type that libxdp's dispatcher requires of its components.
 func Typed(name string, insns asm.Instructions) asm.Instructions {
 	insns = slices.Clone(insns)
 	insns[0] = btf.WithFuncMetadata(insns[0], code.Function(name)).WithSymbol(name)
@@ -178,7 +179,7 @@ func Maps(t testing.TB, prog *ebpf.Program) (maps []*ebpf.Map) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if info, err := m.Info(); err == nil && info.Name == "ld_code" { // bound by the library, not the program's own
+		if info, err := m.Info(); err == nil && info.Name == "ld_code" { // the library bound it; it is not the program's own
 			m.Close()
 			continue
 		}
@@ -197,7 +198,8 @@ func newMap(t testing.TB, spec *ebpf.MapSpec) *ebpf.Map {
 	return m
 }
 
-// newCounter returns an array of one number, and what reads it.
+// newCounter returns an array of one number, and a function that reads the
+// number.
 func newCounter(t testing.TB) (*ebpf.Map, func() int) {
 	t.Helper()
 	counter := newMap(t, &ebpf.MapSpec{Name: "ldt_count", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
@@ -236,14 +238,14 @@ func newSpec(name string, opts []ProgramOption) *ebpf.ProgramSpec {
 	return spec
 }
 
-// view is how a program looks at a packet.
+// view tells how a program reads a packet.
 type view struct {
-	data, end  int16 // where its context has the bounds of the packet
+	data, end  int16 // offsets of the packet's bounds in the context
 	ethernet   int32 // the bytes before the IP header
 	pass, drop int32
 }
 
-// views are the types of programs that see packets.
+// views are the program types that handle packets.
 var views = map[ebpf.ProgramType]view{
 	ebpf.XDP:       {0, 4, 14, XDPPass, XDPDrop},         // struct xdp_md
 	ebpf.SchedCLS:  {76, 80, 14, TCNext, TCDrop},         // struct __sk_buff
@@ -258,8 +260,9 @@ func viewOf(spec *ebpf.ProgramSpec) view {
 	return v
 }
 
-// onUDPPort is a program that runs then for UDP datagrams to a port, IPv4 and IPv6 without options, and
-// gives other packets a verdict. Then finds the UDP header at R6 and the end of the packet at R7.
+// onUDPPort returns a program that runs then for UDP datagrams to a port, over IPv4 or IPv6 without
+// options, and returns the verdict other for all other packets. then finds the UDP header at R6 and the
+// end of the packet at R7.
 func onUDPPort(v view, port int, other int32, then asm.Instructions) asm.Instructions {
 	const (
 		ipv4 = 20

@@ -14,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Resident is a process in a cgroup and a network namespace. It makes sockets, which stay in its cgroup
-// whoever calls them, and hands them over to the test; it opens files itself, since there the caller counts.
+// Resident is a process in a cgroup and a network namespace. It makes sockets and hands them to the test: a
+// socket stays in the cgroup of its creator, whichever process uses it. It opens files itself, because there
+// the calling process counts.
 type Resident struct {
 	ns      *NetNS
 	proc    *Proc
@@ -23,7 +24,7 @@ type Resident struct {
 	settler settler
 }
 
-// Enter starts a resident. It goes with the test.
+// Enter starts a resident, which ends with the test.
 func (c *Cgroup) Enter(t testing.TB, ns *NetNS) *Resident {
 	t.Helper()
 	r := &Resident{ns: ns}
@@ -53,13 +54,15 @@ func (r *Resident) Socket(t testing.TB, domain, kind, protocol int) (fd int, err
 	return fd, nil
 }
 
-// Open opens a file and closes it again, as a device node for the device hook.
+// Open opens a file and closes it again; for the device hook the file is a
+// device node.
 func (r *Resident) Open(t testing.TB, path string) error {
 	t.Helper()
 	return r.ask(t, request{Op: "open", Path: path}).err()
 }
 
-// Read returns what one read(2) of a file gives, as of a sysctl of the namespace.
+// Read returns what one read(2) of a file gives, for example of a sysctl of the
+// namespace.
 func (r *Resident) Read(t testing.TB, path string) (string, error) {
 	t.Helper()
 	got := r.ask(t, request{Op: "read", Path: path})
@@ -72,20 +75,20 @@ func (r *Resident) Write(t testing.TB, path, text string) error {
 	return r.ask(t, request{Op: "write", Path: path, Text: text}).err()
 }
 
-// Passed sends n UDP datagrams to an address from a socket in the cgroup, and returns how many of them the
-// kernel took, and how many arrive in a socket in another namespace, or the same, outside of the
-// cgroup. As with [Pair.Passed] the answer is certain when it returns.
+// Passed sends n UDP datagrams to an address from a socket in the cgroup. It returns how many of them the
+// kernel accepted, and how many arrived in a socket outside the cgroup, in any namespace. As with
+// [Pair.Passed] the numbers are certain.
 func (r *Resident) Passed(t testing.TB, receiver *NetNS, to netip.AddrPort, n int) (accepted, arrived int) {
 	t.Helper()
 	in := receiver.receiver(t, to)
 	defer unix.Close(in)
 	out := r.socket(t, family(to.Addr()), unix.SOCK_DGRAM)
 	defer unix.Close(out)
-	accepted, arrived, _ = r.settler.exchange(t, out, in, to, n)
+	accepted, arrived, _ = r.settler.sendAndCount(t, out, in, to, n)
 	return accepted, arrived
 }
 
-// Received sends n UDP datagrams to an address from outside of the cgroup, and returns how many of them
+// Received sends n UDP datagrams to an address from outside the cgroup, and returns how many of them
 // arrive in a socket in the cgroup.
 func (r *Resident) Received(t testing.TB, sender *NetNS, at netip.AddrPort, n int) (arrived int) {
 	t.Helper()
@@ -96,20 +99,20 @@ func (r *Resident) Received(t testing.TB, sender *NetNS, at netip.AddrPort, n in
 	}
 	out := sender.sender(t, at.Addr())
 	defer unix.Close(out)
-	_, arrived, err := r.settler.exchange(t, out, in, at, n)
+	_, arrived, err := r.settler.sendAndCount(t, out, in, at, n)
 	if err != nil {
 		t.Fatalf("send to %s: %v", at, err)
 	}
 	return arrived
 }
 
-// Reached is whom a client reached.
+// Reached tells which listener a client reached.
 type Reached struct {
-	Peer   netip.AddrPort // as getpeername(2) has it
-	Answer netip.AddrPort // as the listener itself said, see [NetNS.Listen]
+	Peer   netip.AddrPort // from getpeername(2)
+	Answer netip.AddrPort // the listener's own answer, see [NetNS.Listen]
 }
 
-// Dial connects from the cgroup to an address, "tcp" or "udp", where a [NetNS.Listen] answers.
+// Dial connects by "tcp" or "udp" from the cgroup to an address that a [NetNS.Listen] answers.
 func (r *Resident) Dial(t testing.TB, network string, to netip.AddrPort) (Reached, error) {
 	t.Helper()
 	fd := r.socket(t, family(to.Addr()), map[string]int{"tcp": unix.SOCK_STREAM, "udp": unix.SOCK_DGRAM}[network])
@@ -139,7 +142,8 @@ func (r *Resident) Dial(t testing.TB, network string, to netip.AddrPort) (Reache
 	return Reached{addrPort(peer), answer}, err
 }
 
-// socket is [Resident.Socket] for calls that are not about making sockets.
+// socket is [Resident.Socket] for calls that need a socket but do not test its
+// creation.
 func (r *Resident) socket(t testing.TB, domain, kind int) int {
 	t.Helper()
 	fd, err := r.Socket(t, domain, kind|unix.SOCK_CLOEXEC, 0)
@@ -149,7 +153,7 @@ func (r *Resident) socket(t testing.TB, domain, kind int) int {
 	return fd
 }
 
-// request is a line to the helper, reply its answer.
+// request is a line to the helper, reply the helper's answer.
 type (
 	request struct {
 		Op   string
@@ -199,7 +203,7 @@ func init() {
 	})
 }
 
-// do does what is asked with as few system calls as can be.
+// do executes the request with as few system calls as possible.
 func (r request) do() (done reply) {
 	var err error
 	switch r.Op {

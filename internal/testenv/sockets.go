@@ -13,20 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settler knows when packets have arrived. Its socket receives what it sends.
+// settler knows when packets have arrived. Its socket receives its own
+// datagrams.
 type settler struct {
 	mu     sync.Mutex
 	socket int
 }
 
-// burst is how many datagrams are on the way at once: well below the 256 frames of a veth ring, and
-// one poll of a NAPI.
+// burst is how many datagrams are sent before waiting: well below the 256 frames of a veth ring,
+// and one poll of a NAPI.
 const burst = 64
 
-// exchange sends n datagrams from the socket out and counts those that the kernel took, and the distinct
-// ones that the socket in sees, if there is one. The error is the last of sending.
-// Each datagram ends in 8 bytes that are its own: late ones of an earlier exchange do not count.
-func (s *settler) exchange(t testing.TB, out, in int, to netip.AddrPort, n int) (accepted, arrived int, failed error) {
+// sendAndCount sends n datagrams from the socket out. It returns how many the kernel accepted, how many
+// distinct ones arrived in the socket in, if there is one, and the last error of sending. Each datagram
+// ends in 8 bytes of its own, so late datagrams of an earlier call do not count.
+func (s *settler) sendAndCount(t testing.TB, out, in int, to netip.AddrPort, n int) (accepted, arrived int, failed error) {
 	t.Helper()
 	dest := sockaddr(to)
 	nonce := rand.Uint32()
@@ -61,13 +62,13 @@ func (s *settler) exchange(t testing.TB, out, in int, to netip.AddrPort, n int) 
 	return accepted, len(seen), failed
 }
 
-// settle returns when the kernel has dealt with every packet that was sent before the call, over loopback
-// or a veth pair.
+// settle returns when the kernel has handled every packet that was sent before the call over loopback or
+// a veth pair.
 //
-// Received packets wait in queues of the CPU that sent them, and a CPU works through its queues in
-// order. So a packet sent through the loopback device on each CPU comes out after all those before
-// it. It has to go round several times: the queue of a device is as good as its own turn, and a bounced
-// packet passes through the queues of two devices.
+// Received packets wait in queues of the CPU that sent them, and a CPU handles its queues in order. So a
+// packet that is sent through the loopback device on each CPU arrives after all packets before it. It
+// must go round several times: the CPU serves the queues of its devices in turn, and a bounced packet
+// passes through the queues of two devices.
 func (s *settler) settle(t testing.TB) {
 	t.Helper()
 	s.mu.Lock()
@@ -80,7 +81,8 @@ func (s *settler) settle(t testing.TB) {
 		t.Fatalf("read affinity: %v", err)
 	}
 	defer func() {
-		// A thread that stays pinned stays locked, and ends with this goroutine.
+		// A thread that stays pinned to a CPU stays locked, and ends with this
+		// goroutine.
 		if err := unix.SchedSetaffinity(0, &home); err != nil {
 			t.Fatalf("restore affinity: %v", err)
 		}
@@ -104,7 +106,7 @@ func (s *settler) settle(t testing.TB) {
 	}
 }
 
-// roundTrip sends a datagram over loopback and waits for it. Under a flood it may be lost.
+// roundTrip sends a datagram over loopback and waits for it. A flood may cause its loss.
 func (s *settler) roundTrip() error {
 	var want, got [8]byte
 	for range 100 {
@@ -123,12 +125,13 @@ func (s *settler) roundTrip() error {
 	return errors.New("loopback loses everything")
 }
 
-// again reports whether a call on a socket with a timeout only has to be repeated.
+// again reports whether to repeat a call on a socket with a timeout.
 func again(err error) bool {
 	return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)
 }
 
-// open gives the settler its socket, in the namespace of the thread. It goes with the test.
+// open creates the settler's socket in the namespace of the thread. The socket ends with
+// the test.
 func (s *settler) open(t testing.TB) {
 	t.Helper()
 	fd := socket(t, unix.AF_INET, unix.SOCK_DGRAM, 0)
@@ -171,7 +174,8 @@ func receive(fd int, addr netip.AddrPort) error {
 	return unix.Bind(fd, sockaddr(addr))
 }
 
-// sender returns a UDP socket. It is not connected: answers about closed ports are not errors.
+// sender returns a UDP socket. It is not connected, so answers about closed ports are not
+// errors.
 func (ns *NetNS) sender(t testing.TB, to netip.Addr) (fd int) {
 	t.Helper()
 	ns.Do(t, func() { fd = socket(t, family(to), unix.SOCK_DGRAM, 0) })

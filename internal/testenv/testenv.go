@@ -1,12 +1,12 @@
-// Package testenv gives tests a small network of their own: namespaces joined by a veth pair, a
-// private bpffs, cgroups and processes in them, packets that really travel, programs that say what they
-// saw, helper processes that can be killed, and a check at the end that nothing was left behind.
+// Package testenv gives tests a small network of their own: namespaces joined by a veth pair, a private
+// bpffs, cgroups with processes, packets that really travel, programs that report what they saw, helper
+// processes that can be killed, and a final check that nothing was left behind.
 //
 // It is for tests only. Everything it makes is named ldt-<pid>-<n> or ldt_*, belongs to one test and
-// goes with it; the root network namespace is never touched. Nothing is skipped: without the
-// privileges it needs, a test fails and says so.
+// ends with it. The root network namespace is never touched. No test is skipped for lack of privileges:
+// it fails and says what is missing.
 //
-// A test begins with [CheckLeaks], or with [Require] where leaks are not its subject:
+// A test begins with [CheckLeaks], or with [Require] if leaks are not its subject:
 //
 //	func TestDrop(t *testing.T) {
 //		testenv.CheckLeaks(t)
@@ -33,9 +33,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// Require fails the test unless it can do what the project's tests do: act as root with
-// CAP_SYS_ADMIN and load an XDP program. It also takes this process's turn on the machine, see [turn],
-// and removes what earlier test processes left behind when they were killed.
+// Require fails the test unless it can do what the project's tests do: act as root with CAP_SYS_ADMIN
+// and load an XDP program. It also takes this process's turn on the machine, see [turn], and removes
+// what killed test processes left behind.
 func Require(t testing.TB) {
 	t.Helper()
 	takeTurn(t)
@@ -69,9 +69,9 @@ var usable = sync.OnceValue(func() error {
 	return sweep()
 })
 
-// turn makes test processes that share a machine take turns, one test at a time: ids of programs and
-// links are global, so a leak check could not tell its own from those of a neighbour, and timings
-// would suffer as well. Tests of the same process share a turn.
+// turn makes test processes that share a machine take turns, one test at a time. Ids of programs and
+// links are global, so a leak check could not tell its own objects from another process's, and
+// timings would suffer too. Tests of one process share a turn.
 var turn struct {
 	sync.Mutex
 	users int
@@ -105,8 +105,8 @@ func takeTurn(t testing.TB) {
 	})
 }
 
-// waitForLock locks f and writes the pid of this process into it. While another process has it, it says
-// so now and then: a test that seems to hang is a riddle otherwise.
+// waitForLock locks f and writes the pid of this process into it. While it waits it says so now and
+// then, so that the test does not seem to hang.
 func waitForLock(f *os.File) error {
 	for wait := 0; ; wait++ {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)

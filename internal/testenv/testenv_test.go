@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 		fmt.Println("veth1", err)
 	})
 	testenv.RegisterHelper("attach", func(args []string) {
-		// Its own program and link, held until it dies.
+		// The helper's own program and link, held until the helper dies.
 		prog, err := ebpf.NewProgram(testenv.DropUDPPortSpec("ldt_held", port))
 		if err == nil {
 			var dev *net.Interface
@@ -84,7 +84,7 @@ func TestPairCarriesPackets(t *testing.T) {
 		qt.Assert(t, qt.Equals(pair.Passed(t, port, n), n))
 		qt.Assert(t, qt.Equals(pair.Passed6(t, port, n), n))
 	}
-	// The answers about the closed port, which quote the datagrams, are not taken for them.
+	// Returned does not count the answers about the closed port, which quote the datagrams.
 	qt.Assert(t, qt.Equals(pair.Returned(t, port, 10), 0))
 	qt.Assert(t, qt.Equals(pair.Returned6(t, port, 10), 0))
 }
@@ -191,7 +191,7 @@ func TestReturned(t *testing.T) {
 	}
 }
 
-// The counts of Passed and Returned must be certain, whatever else keeps the CPUs busy.
+// Passed and Returned must count exactly, however busy the CPUs are.
 func TestCountsAreCertain(t *testing.T) {
 	for name, mode := range modes {
 		t.Run(name, func(t *testing.T) {
@@ -299,11 +299,11 @@ func TestBPFFS(t *testing.T) {
 	testenv.CheckLeaks(t)
 	dir := testenv.BPFFS(t)
 	prog := testenv.VerdictProgram(t, "ldt_pinned", testenv.XDPPass)
-	qt.Assert(t, qt.IsNil(prog.Pin(filepath.Join(dir, "prog")))) // gone with the mount
+	qt.Assert(t, qt.IsNil(prog.Pin(filepath.Join(dir, "prog")))) // the pin ends with the mount
 	qt.Assert(t, qt.Not(qt.Equals(testenv.BPFFS(t), dir)))
 }
 
-// Tests of the project attach the old way with ip.
+// Tests of this project attach programs without links by ip.
 func TestIPAttachesPinned(t *testing.T) {
 	testenv.CheckLeaks(t)
 	pair := testenv.NewPair(t)
@@ -372,7 +372,7 @@ func TestHelperInNetNS(t *testing.T) {
 	qt.Assert(t, qt.Equals(holder.Expect(t, "attached"), "<nil>"))
 	qt.Assert(t, qt.Equals(pair.Passed(t, port, 10), 0))
 	holder.Kill()
-	// The kernel frees the link of a killed process in its own time.
+	// The kernel frees the link of a killed process some time later.
 	for start := time.Now(); pair.Passed(t, port, 10) != 10; {
 		qt.Assert(t, qt.IsTrue(time.Since(start) < time.Second))
 	}
@@ -386,7 +386,7 @@ func TestCheckLeaksFindsLeaks(t *testing.T) {
 
 	sub := &recorder{TB: t}
 	testenv.CheckLeaks(sub)
-	undo := &recorder{TB: t} // knows how to repair what sub does not
+	undo := &recorder{TB: t} // repairs what sub does not
 
 	prog, err := ebpf.NewProgram(testenv.VerdictSpec("ldt_leak", testenv.XDPPass))
 	qt.Assert(t, qt.IsNil(err))
@@ -431,7 +431,8 @@ func TestCheckLeaksFindsLeaks(t *testing.T) {
 	}
 }
 
-// recorder is a test inside a test: it keeps the errors, and its end can be chosen.
+// recorder is a test inside a test: it keeps the errors, and its caller chooses
+// when it ends.
 type recorder struct {
 	testing.TB
 	errors   []string

@@ -8,7 +8,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// Trace records in which order programs saw a packet. Programs on hooks of a cgroup that have no packets
+// Trace records the order in which programs saw a packet. Programs on cgroup hooks without packets
 // ([On]) record each of their runs.
 type Trace struct {
 	port int
@@ -16,7 +16,8 @@ type Trace struct {
 }
 
 // traceLog is the only value of the map that the programs share. Datagrams of this package begin with 8
-// bytes of their own; when a program meets others than those of Packet, the log begins anew.
+// bytes of their own. When a program meets a datagram with other bytes than those in Packet, the log
+// starts again.
 type traceLog struct {
 	Packet  uint64
 	Count   uint64
@@ -36,14 +37,14 @@ func NewTrace(t testing.TB, port int) *Trace {
 	return &Trace{port: port, log: log}
 }
 
-// Program loads a program that records its number. Its verdict is for the traced datagrams; it passes
-// all others, as [DropUDPPort] does.
+// Program loads a program that records its number. The verdict is for the traced datagrams; the
+// program passes all other packets, as [DropUDPPort] does.
 func (tr *Trace) Program(t testing.TB, number, verdict int, opts ...ProgramOption) *ebpf.Program {
 	t.Helper()
 	return Load(t, tr.Spec(number, verdict, opts...))
 }
 
-// Spec is the program of [Trace.Program], not loaded.
+// Spec returns the program of [Trace.Program] without loading it.
 func (tr *Trace) Spec(number, verdict int, opts ...ProgramOption) *ebpf.ProgramSpec {
 	const (
 		payload = 8
@@ -83,8 +84,9 @@ func (tr *Trace) Spec(number, verdict int, opts ...ProgramOption) *ebpf.ProgramS
 	return spec
 }
 
-// Last returns the numbers of the programs that saw the last traced packet, in order; nil when no
-// packet was seen since the start or [Trace.Reset]. Runs without a packet are all there since then, up to 64.
+// Last returns the numbers of the programs that saw the last traced packet, in order, or nil when no packet
+// was seen since the start or [Trace.Reset]. Runs without a packet are recorded since the same time, up to 64
+// of them.
 func (tr *Trace) Last(t testing.TB) []int {
 	t.Helper()
 	var log traceLog
@@ -98,7 +100,7 @@ func (tr *Trace) Last(t testing.TB) []int {
 	return numbers
 }
 
-// Reset forgets what was seen.
+// Reset empties the log.
 func (tr *Trace) Reset(t testing.TB) {
 	t.Helper()
 	if err := tr.log.Put(uint32(0), traceLog{}); err != nil {

@@ -1,4 +1,5 @@
-// Package cache keeps what was downloaded and made from it, for all processes of a user.
+// Package cache keeps downloads, and files made from downloads, for all processes of a
+// user.
 package cache
 
 import (
@@ -15,32 +16,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Cache is a folder. Its methods may be called by several processes at once.
+// A Cache is a folder. Several processes may call its methods at once.
 type Cache struct {
 	Dir string
-	Say func(format string, args ...any) // what is being waited for
+	Say func(format string, args ...any) // reports what a method waits for
 }
 
-// Open makes the folder, below the user's cache folder.
+// Open creates the folder below the user's cache folder.
 func Open(say func(format string, args ...any)) (*Cache, error) {
 	user, err := os.UserCacheDir()
 	if err != nil {
-		return nil, fmt.Errorf("where to keep downloads: %w", err)
+		return nil, fmt.Errorf("the folder for downloads: %w", err)
 	}
 	dir := filepath.Join(user, "libdispatcher", "matrix")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("where to keep downloads: %w", err)
+		return nil, fmt.Errorf("the folder for downloads: %w", err)
 	}
 	return &Cache{Dir: dir, Say: say}, nil
 }
 
 const (
-	fresh  = 7 * 24 * time.Hour // then a thing is made again: there may be newer packages
-	unused = 24 * time.Hour     // then nobody uses the one before it
+	fresh  = 7 * 24 * time.Hour // older things are made again, because there may be newer packages
+	unused = 24 * time.Hour     // a replaced thing of this age is no longer in use
 )
 
-// Get returns the folder of a thing. It calls make, with an empty folder, unless the thing is there, was
-// made by the same recipe, and is fresh. One that is not fresh does if make fails.
+// Get returns the folder of a thing. It calls make with an empty folder unless the thing exists, was
+// made by the same recipe, and is fresh. If make fails, Get returns a thing that is not fresh.
 func (c *Cache) Get(ctx context.Context, name, recipe string, make func(dir string) error) (string, error) {
 	top := filepath.Join(c.Dir, filepath.FromSlash(name))
 	sum := sha256.Sum256([]byte(recipe))
@@ -68,7 +69,7 @@ func (c *Cache) Get(ctx context.Context, name, recipe string, make func(dir stri
 	if err := make(dir); err != nil {
 		os.RemoveAll(dir)
 		if old != "" && ctx.Err() == nil {
-			c.Say("going on with %s of %s: %v", name, time.Now().Add(-age).Format(time.DateOnly), err)
+			c.Say("continuing with %s of %s: %v", name, time.Now().Add(-age).Format(time.DateOnly), err)
 			return old, nil
 		}
 		return "", err
@@ -85,7 +86,8 @@ func (c *Cache) Get(ctx context.Context, name, recipe string, make func(dir stri
 	return dir, nil
 }
 
-// resolve follows the link to the newest; empty if there is none.
+// resolve follows the link to the newest version. dir is empty if there is
+// none.
 func resolve(current string) (dir string, age time.Duration) {
 	target, err := os.Readlink(current)
 	if err != nil {
@@ -99,7 +101,7 @@ func resolve(current string) (dir string, age time.Duration) {
 	return dir, time.Since(info.ModTime())
 }
 
-// sweep removes what was made before, unless somebody may still be using it.
+// sweep removes older versions, unless a process may still use them.
 func sweep(top, keep string) {
 	used := map[string]bool{filepath.Base(keep): true}
 	entries, _ := os.ReadDir(top)
@@ -122,10 +124,10 @@ func (c *Cache) Lock(ctx context.Context, name string) (unlock func(), err error
 	return c.lockAny(ctx, "another process to finish with "+name, filepath.FromSlash(name)+".lock")
 }
 
-// Machine waits for one of the places for virtual machines on this computer.
-func (c *Cache) Machine(ctx context.Context, places int) (unlock func(), err error) {
+// Machine waits until fewer than limit virtual machines run on this computer.
+func (c *Cache) Machine(ctx context.Context, limit int) (unlock func(), err error) {
 	var names []string
-	for i := range places {
+	for i := range limit {
 		names = append(names, fmt.Sprintf("machine-%d.lock", i))
 	}
 	return c.lockAny(ctx, "another virtual machine to end", names...)

@@ -45,7 +45,7 @@ func TestGet(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(again, first))
 
-	// Another recipe makes another thing, and does not take the first one away.
+	// Another recipe makes another thing, and the first one stays.
 	_, err = c.Get(ctx, "kernels/7.2", "2", fails)
 	qt.Check(t, qt.ErrorIs(err, failing))
 	other, err := c.Get(ctx, "kernels/7.2", "2", put("other"))
@@ -53,7 +53,7 @@ func TestGet(t *testing.T) {
 	qt.Check(t, qt.Equals(content(t, other), "other"))
 	qt.Check(t, qt.Equals(content(t, first), "first"))
 
-	// What is old is made again; if that fails, it does.
+	// An old thing is made again. If that fails, the old one is returned.
 	old := time.Now().Add(-fresh - time.Hour)
 	qt.Assert(t, qt.IsNil(os.Chtimes(first, old, old)))
 	stale, err := c.Get(ctx, "kernels/7.2", "1", fails)

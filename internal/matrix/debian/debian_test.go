@@ -40,7 +40,7 @@ func TestChooseKernel(t *testing.T) {
 			},
 			"5.10", []string{"linux-image-5.10.0-30-amd64"}, "5.10.0-30-amd64",
 		},
-		"6.12 is not of 6.1": {
+		"6.12 does not match 6.1": {
 			[]string{"linux-image-6.12.107+deb13-amd64", "linux-image-6.12.94+deb13-amd64"},
 			"6.1", nil, "",
 		},

@@ -9,12 +9,13 @@ import (
 	"strings"
 )
 
-// kernelImage matches the packages of Debian's ordinary signed kernels for amd64: the flavours (cloud,
-// rt) and the unsigned and debug packages are called otherwise. Since 7.x the kernel itself is in
+// kernelImage matches the packages of Debian's ordinary signed kernels for amd64. The flavours (cloud,
+// rt) and the unsigned and debug packages have other names. Since 7.x the kernel itself is in
 // linux-binary and its modules are in linux-modules.
 var kernelImage = regexp.MustCompile(`^linux-(?:image|binary)-(\d[0-9.]*(?:-\d+)?(?:\+[a-z0-9]+)?-amd64)$`)
 
-// KernelPackages are the packages of the newest kernel of a series, such as 6.12, and its release.
+// KernelPackages returns the packages of the newest kernel of a series, such as 6.12, and the
+// kernel's release.
 func (s *Suite) KernelPackages(ctx context.Context, series string) (packages []string, release string, err error) {
 	var names []string
 	for _, prefix := range []string{"linux-image-", "linux-binary-", "linux-modules-"} {
@@ -51,7 +52,8 @@ func chooseKernel(names []string, series string) (packages []string, release str
 	return []string{"linux-image-" + release}, release
 }
 
-// inSeries says whether 6.12.107+deb13-amd64 is of series 6.12; it is not of 6.1.
+// inSeries says whether a release belongs to a series: 6.12.107+deb13-amd64
+// belongs to 6.12, not to 6.1.
 func inSeries(release, series string) bool {
 	rest, ok := strings.CutPrefix(release, series)
 	return ok && rest != "" && strings.ContainsRune(".-+", rune(rest[0]))
@@ -59,7 +61,7 @@ func inSeries(release, series string) bool {
 
 var number = regexp.MustCompile(`\d+`)
 
-// compareReleases compares the numbers in them, one after the other.
+// compareReleases compares the releases' numbers one after the other.
 func compareReleases(a, b string) int {
 	return slices.Compare(numbers(a), numbers(b))
 }

@@ -10,18 +10,18 @@ import (
 	"strings"
 )
 
-// A Mirror is where apt gets Debian's packages from.
+// A Mirror is apt's source of Debian's packages.
 type Mirror struct {
 	URI     string
-	Keyring string // empty: the keys that apt trusts anyway
+	Keyring string // empty: apt's usual keys
 }
 
-// MirrorVariable names the environment variable that says which mirror to use where apt's own
-// configuration has none of Debian's, on Ubuntu for instance.
+// MirrorVariable names the environment variable with the mirror to use when apt's own
+// configuration has no mirror of Debian, for example on Ubuntu.
 const MirrorVariable = "DEBIAN_MIRROR"
 
-// releases are the names that a line of apt's sources gives a release of Debian's main archive: those
-// with -security and -updates live elsewhere or hold less.
+// releases are the names by which apt's sources call a release of Debian's main archive. Releases
+// with -security and -updates are in other archives or contain less.
 var releases = []string{
 	"oldoldstable", "oldstable", "stable", "testing", "unstable",
 	"buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid",
@@ -29,7 +29,7 @@ var releases = []string{
 
 const debianKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-// FindMirror finds the mirror in the configuration of this machine's apt.
+// FindMirror finds the mirror in apt's configuration on this machine.
 func FindMirror(ctx context.Context) (Mirror, error) {
 	for _, name := range []string{"apt-get", "dpkg-deb"} {
 		if _, err := exec.LookPath(name); err != nil {
@@ -51,7 +51,7 @@ func FindMirror(ctx context.Context) (Mirror, error) {
 	return Mirror{URI: uri, Keyring: keyring}, err
 }
 
-// chooseMirror takes lines of release, component, address.
+// chooseMirror chooses from lines of release, component and address.
 func chooseMirror(targets string) (string, error) {
 	for line := range strings.Lines(targets) {
 		fields := strings.Fields(line)

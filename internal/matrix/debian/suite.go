@@ -15,26 +15,26 @@ import (
 	"time"
 )
 
-// maxAge is how old package lists get before they are fetched again.
+// maxAge is the age at which package lists are fetched again.
 const maxAge = 7 * 24 * time.Hour
 
 // A Suite is a release of Debian, such as trixie or sid.
 type Suite struct {
 	Name   string
 	Mirror Mirror
-	Say    func(format string, args ...any) // what takes long
+	Say    func(format string, args ...any) // reports what takes long
 
 	dir string
 }
 
-// NewSuite says where the suite's lists and downloads are kept. Only one process may use the folder at
-// a time.
+// NewSuite returns a suite that keeps its lists and downloads in dir. Only one process may use the
+// folder at a time.
 func NewSuite(name string, mirror Mirror, dir string, say func(format string, args ...any)) *Suite {
 	return &Suite{Name: name, Mirror: mirror, Say: say, dir: dir}
 }
 
-// Refresh fetches the package lists if there are none, if they are old, or if it is forced to. Old lists
-// do when new ones are not to be had.
+// Refresh fetches the package lists if there are none, if they are old, or if force is set. If that
+// fails it uses old lists.
 func (s *Suite) Refresh(ctx context.Context, force bool) error {
 	stamp := filepath.Join(s.dir, "fetched")
 	info, err := os.Stat(stamp)
@@ -52,7 +52,7 @@ func (s *Suite) Refresh(ctx context.Context, force bool) error {
 	}
 	for name, content := range map[string]string{
 		"sources.list": fmt.Sprintf("deb %s%s %s main\n", signed, s.Mirror.URI, s.Name),
-		"status":       "", // nothing is installed, as far as this apt knows
+		"status":       "", // this apt believes that nothing is installed
 	} {
 		if err := os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o644); err != nil {
 			return err
@@ -64,20 +64,20 @@ func (s *Suite) Refresh(ctx context.Context, force bool) error {
 		return os.WriteFile(stamp, nil, 0o644)
 	}
 	if err == nil && !force {
-		s.Say("going on with Debian %s's package lists of %s: %v", s.Name, info.ModTime().Format(time.DateOnly), updateErr)
+		s.Say("continuing with Debian %s's package lists of %s: %v", s.Name, info.ModTime().Format(time.DateOnly), updateErr)
 		return nil
 	}
 	return fmt.Errorf("fetch the package lists of Debian %s from %s: %w", s.Name, s.Mirror.URI, updateErr)
 }
 
-// Names are the names of all packages that begin with prefix.
+// Names returns the names of all packages that begin with prefix.
 func (s *Suite) Names(ctx context.Context, prefix string) ([]string, error) {
 	out, err := s.apt(ctx, "apt-cache", "pkgnames", prefix)
 	return strings.Fields(string(out)), err
 }
 
-// Version is the version of a package that would be installed; an error that is [fs.ErrNotExist] if
-// there is none.
+// Version returns the version of a package that apt would install. The error is [fs.ErrNotExist] if
+// there is no such package.
 func (s *Suite) Version(ctx context.Context, name string) (string, error) {
 	out, err := s.apt(ctx, "apt-cache", "show", "--no-all-versions", name)
 	if err != nil {
@@ -91,8 +91,8 @@ func (s *Suite) Version(ctx context.Context, name string) (string, error) {
 	return "", fmt.Errorf("package %s of Debian %s: %w", name, s.Name, fs.ErrNotExist)
 }
 
-// WithLibraries are the given packages and the libraries that they need, as a machine would get them
-// that has nothing yet.
+// WithLibraries returns the given packages and the libraries that they need on a machine that has no
+// packages.
 func (s *Suite) WithLibraries(ctx context.Context, names ...string) ([]string, error) {
 	args := append([]string{"install", "--print-uris", "-qq", "--no-install-recommends"}, names...)
 	out, err := s.apt(ctx, "apt-get", args...)
@@ -102,7 +102,7 @@ func (s *Suite) WithLibraries(ctx context.Context, names ...string) ([]string, e
 	return libraries(string(out), names), nil
 }
 
-// libraries picks the packages that are wanted, and those of libraries, from the lines of apt-get
+// libraries returns the wanted packages and the libraries among the lines of apt-get
 // --print-uris: 'address' file size hash.
 func libraries(uris string, wanted []string) []string {
 	var found []string
@@ -119,7 +119,8 @@ func libraries(uris string, wanted []string) []string {
 	return found
 }
 
-// sizes adds up the packages in lines of apt-get --print-uris.
+// sizes counts the packages in lines of apt-get --print-uris, and adds up their
+// sizes.
 func sizes(uris string) (n int, bytes int64) {
 	for line := range strings.Lines(uris) {
 		if fields := strings.Fields(line); len(fields) > 2 {
@@ -130,13 +131,13 @@ func sizes(uris string) (n int, bytes int64) {
 	return n, bytes
 }
 
-// Fetch downloads packages, unless they are there already, and returns the paths of their files.
+// Fetch downloads packages that are not there yet, and returns the paths of their files.
 func (s *Suite) Fetch(ctx context.Context, names ...string) ([]string, error) {
 	paths, err := s.fetch(ctx, names)
 	if err == nil {
 		return paths, nil
 	}
-	// The archive may have moved on since the lists were fetched.
+	// The archive may have changed since the lists were fetched.
 	if s.Refresh(ctx, true) == nil {
 		paths, err = s.fetch(ctx, names)
 	}
@@ -148,7 +149,7 @@ func (s *Suite) fetch(ctx context.Context, names []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What the folder has already is neither listed nor downloaded again.
+	// apt neither lists nor downloads packages that the folder has.
 	missing, err := s.aptIn(ctx, "debs", "apt-get", append([]string{"download", "--print-uris", "-qq"}, names...)...)
 	if err != nil {
 		return nil, err
@@ -175,8 +176,8 @@ func (s *Suite) fetch(ctx context.Context, names []string) ([]string, error) {
 	return paths, nil
 }
 
-// apt runs apt-get or apt-cache on the private folder. The rest of the machine's configuration, a proxy
-// for instance, is in force.
+// apt runs apt-get or apt-cache on the private folder. The rest of the machine's configuration, such as
+// a proxy, applies.
 func (s *Suite) apt(ctx context.Context, name string, args ...string) ([]byte, error) {
 	return s.aptIn(ctx, ".", name, args...)
 }
@@ -200,7 +201,7 @@ func (s *Suite) aptIn(ctx context.Context, dir, name string, args ...string) ([]
 		"Acquire::Retries=3",
 	}
 	if os.Geteuid() == 0 {
-		// The user _apt cannot get at a folder below root's home.
+		// The user _apt cannot read a folder below root's home.
 		options = append(options, "APT::Sandbox::User=root")
 	}
 	var all []string
@@ -213,7 +214,7 @@ func (s *Suite) aptIn(ctx context.Context, dir, name string, args ...string) ([]
 	return output(cmd)
 }
 
-// output is the command's stdout; the error has what it says on stderr.
+// output returns the command's stdout. The error has the command's stderr.
 func output(cmd *exec.Cmd) ([]byte, error) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -31,8 +31,8 @@ var environment = []string{
 	"HOME=/root", "USER=root", "LOGNAME=root", "TERM=dumb", "LANG=C.UTF-8", "TMPDIR=/tmp",
 }
 
-// Init is the first process of the machine. It starts a second one, which does the work, and buries
-// what has lost its parent, as the first process must. It does not return.
+// Init is the first process of the machine. It starts a second process for the work, and reaps
+// orphans, as the first process must. It does not return.
 func Init() {
 	err := prepare()
 	if err == nil {
@@ -46,7 +46,7 @@ func Init() {
 		}
 	}
 	unix.Sync()
-	// qemu takes a restart for the end (-no-reboot).
+	// A restart ends qemu (-no-reboot).
 	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	select {}
 }
@@ -108,7 +108,7 @@ func Steps() error {
 	if err := out.Send(Bye, nil); err != nil {
 		return err
 	}
-	return unix.IoctlSetInt(int(f.Fd()), unix.TCSBRK, 1) // wait until it has been sent
+	return unix.IoctlSetInt(int(f.Fd()), unix.TCSBRK, 1) // wait until the output has been sent
 }
 
 func run(out *Sender, step Step) error {
@@ -134,7 +134,7 @@ func runCommand(step Step, stdout, stderr io.Writer) Result {
 	cmd.Env = append(cmd.Environ(), step.Env...)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	// What a command leaves behind may hold its output open.
+	// A process that the command left behind may hold the output open.
 	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Start(); err != nil {
 		return Result{Status: 127, Error: err.Error()}
@@ -143,7 +143,7 @@ func runCommand(step Step, stdout, stderr io.Writer) Result {
 	if step.Timeout > 0 {
 		timer := time.AfterFunc(step.Timeout, func() {
 			close(timedOut)
-			cmd.Process.Signal(unix.SIGQUIT) // a Go program says what it was doing
+			cmd.Process.Signal(unix.SIGQUIT) // a Go program then prints its stacks
 			time.Sleep(10 * time.Second)
 			unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		})
@@ -156,7 +156,7 @@ func runCommand(step Step, stdout, stderr io.Writer) Result {
 		result.Error = fmt.Sprintf("did not end within %v", step.Timeout)
 	default:
 		if errors.Is(err, exec.ErrWaitDelay) {
-			result.Error = "it ended, but a process that it left behind has its output open"
+			result.Error = "it ended, but a process that it left behind holds its output open"
 		}
 	}
 	return result
@@ -171,12 +171,12 @@ func status(state *os.ProcessState) int {
 }
 
 func openPort() (*os.File, error) {
-	// Opened for blocking use: reads and writes wait in the kernel.
+	// The port is opened for blocking use: reads and writes wait in the kernel.
 	fd, err := unix.Open(port, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", port, err)
 	}
-	// What is written passes unchanged.
+	// Output must pass unchanged.
 	termios, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", port, err)
@@ -189,7 +189,7 @@ func openPort() (*os.File, error) {
 	return os.NewFile(uintptr(fd), port), nil
 }
 
-// mounts are what a system has before any service starts. There is no bpffs: tests mount their own.
+// mounts are what a system has before its services start. There is no bpffs: tests mount their own.
 var mounts = []struct{ kind, path, options string }{
 	{"proc", "/proc", ""},
 	{"sysfs", "/sys", ""},
@@ -206,7 +206,7 @@ var mounts = []struct{ kind, path, options string }{
 
 func prepare() error {
 	for _, m := range mounts {
-		// The project may be in /tmp, and its files are where they are at home.
+		// The project may be in /tmp, and its files have the same paths here.
 		if found, err := os.ReadDir(m.path); m.kind == "tmpfs" && err == nil && len(found) > 0 {
 			if err := os.Chmod(m.path, 0o777|os.ModeSticky); err != nil {
 				return err
@@ -235,8 +235,8 @@ func prepare() error {
 	if out, err := exec.Command("/usr/bin/busybox", "--install", "-s", "/bin").CombinedOutput(); err != nil {
 		return fmt.Errorf("busybox --install: %w: %s", err, out)
 	}
-	// Before Linux 5.11 BPF memory counts towards this limit, and the kernel's own default of 64 KB is
-	// less than what systems set.
+	// Before Linux 5.11 BPF memory counts towards this limit. The kernel's default of 64 KB is less
+	// than systems set.
 	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: memlock, Max: memlock}); err != nil {
 		return fmt.Errorf("set the limit of locked memory: %w", err)
 	}
@@ -246,7 +246,7 @@ func prepare() error {
 	return loopbackUp()
 }
 
-// moduleOptions keep these from making devices as they load.
+// moduleOptions keep modules from creating devices when they load.
 var moduleOptions = map[string]string{"dummy.ko": "numdummies=0", "ifb.ko": "numifbs=0"}
 
 func loadModules() error {

@@ -1,8 +1,8 @@
-// Package guest is the side inside the virtual machine: its first process, which prepares the system and
-// runs what it was given, and what it says to the side outside.
+// Package guest is the part that runs inside the virtual machine: the first process, which prepares the
+// system, runs the given steps, and reports to the host.
 //
-// They talk over the second serial port, so that what the kernel prints does not mix with what the
-// commands do: each frame is a byte that says what it is, four bytes of length, and that much content.
+// The two talk over the second serial port, so that the kernel's output does not mix with the commands'
+// output. A frame is a byte for its kind, four bytes for its length, and the content.
 package guest
 
 import (
@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// A Kind is what a frame holds.
+// A Kind says what a frame contains.
 type Kind byte
 
 // The kinds of frames.
@@ -23,20 +23,20 @@ const (
 	Stdout Kind = 'O'
 	Stderr Kind = 'E'
 	End    Kind = 'X' // a step ended: a Result as JSON
-	Alive  Kind = 'A' // every few seconds, so that a hang is noticed
+	Alive  Kind = 'A' // every few seconds, so that the host notices a hang
 	Failed Kind = 'F' // the machine could not do its part; why
 	Bye    Kind = 'Q' // all steps are done
 )
 
-// JobFile is where a virtual machine finds its Job.
+// JobFile is the path of a virtual machine's Job.
 const JobFile = "/job.json"
 
-// A Job is what a virtual machine is to do.
+// A Job is the work of a virtual machine.
 type Job struct {
 	Steps []Step
 }
 
-// A Step is a command. The next one is run when it has ended, whatever its result.
+// A Step is a command. When it has ended the next step runs, whatever the result.
 type Step struct {
 	Name    string
 	Args    []string
@@ -47,23 +47,23 @@ type Step struct {
 
 // A Result is how a step ended.
 type Result struct {
-	Status   int           // the exit status; 128 and the signal's number if one ended it
-	Error    string        // why it could not be run, or did not end
-	Duration time.Duration // as the machine's own clock has it
+	Status   int           // the exit status, or 128 plus the number of the signal that killed it
+	Error    string        // why it could not run, or did not end
+	Duration time.Duration // by the machine's own clock
 }
 
 const maxFrame = 1 << 16
 
-// A Sender writes frames. It may be used by several goroutines.
+// A Sender writes frames. Several goroutines may use it.
 type Sender struct {
 	mu sync.Mutex
 	w  io.Writer
 }
 
-// NewSender sends to w.
+// NewSender returns a Sender that writes to w.
 func NewSender(w io.Writer) *Sender { return &Sender{w: w} }
 
-// Send writes content as one frame, or as several when it is long.
+// Send writes content as one frame, or as several frames when it is long.
 func (s *Sender) Send(kind Kind, content []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,7 +79,7 @@ func (s *Sender) Send(kind Kind, content []byte) error {
 	}
 }
 
-// Stream makes a writer whose content is sent as frames of that kind.
+// Stream returns a writer that sends its content as frames of that kind.
 func (s *Sender) Stream(kind Kind) io.Writer { return stream{s, kind} }
 
 type stream struct {

@@ -1,5 +1,6 @@
-// Package image makes what a virtual machine boots from, out of Debian's packages: a kernel with its
-// modules, the programs that tests use, and xdp-tools of several releases beside each other.
+// Package image makes the files that a virtual machine boots from, out of Debian's packages: a
+// kernel with its modules, the programs that tests use, and several releases of xdp-tools side by
+// side.
 package image
 
 import (
@@ -19,13 +20,13 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/initramfs"
 )
 
-// A Series is a kernel of Debian's that is tested.
+// A Series is a Debian kernel that the matrix tests.
 type Series struct {
-	Name  string // 6.12
+	Name  string // such as 6.12
 	Suite string // the release of Debian that has it
 }
 
-// Kernels are the kernels of the matrix, from the oldest.
+// Kernels are the kernels of the matrix, the oldest first.
 var Kernels = []Series{
 	{"5.10", "bullseye"},
 	{"6.1", "bookworm"},
@@ -45,26 +46,26 @@ func FindSeries(name string) (Series, error) {
 	return Series{}, fmt.Errorf("there is no kernel %q: there are %s", name, strings.Join(names, ", "))
 }
 
-// modules are those that tests and the demo use, where they are not built in: there is no modprobe in
-// the machine, so all are loaded as it boots.
+// modules are the modules that tests and the demo use, unless the kernel has them built in. The
+// machine has no modprobe, so it loads all of them as it boots.
 var modules = []string{
 	"crc32c_generic", "veth", "dummy", "netkit", "ifb", "tun",
 	"sch_ingress", "sch_fq_codel", "sch_htb", "sch_prio", "cls_bpf", "cls_u32", "cls_matchall", "cls_flower", "act_bpf", "act_gact", "act_mirred",
 	"nf_defrag_ipv4", "nf_defrag_ipv6", "nf_tables", "nfnetlink_hook",
 }
 
-// moduleFolders are where modules are kept that these may need.
+// moduleFolders are the folders of all modules that these may need.
 var moduleFolders = []string{"kernel/net/", "kernel/lib/", "kernel/crypto/", "kernel/arch/x86/crypto/", "kernel/drivers/net/"}
 
 // A Maker makes images, in a cache.
 type Maker struct {
 	Cache *cache.Cache
-	Say   func(format string, args ...any) // what is going on
+	Say   func(format string, args ...any) // reports progress
 
 	mirror *debian.Mirror
 }
 
-// suite locks the suite's folder for as long as use takes.
+// suite locks the suite's folder while use runs.
 func (m *Maker) suite(ctx context.Context, name string, use func(*debian.Suite) error) error {
 	if m.mirror == nil {
 		mirror, err := debian.FindMirror(ctx)
@@ -119,7 +120,7 @@ func (m *Maker) makeKernel(ctx context.Context, s *debian.Suite, series Series, 
 		return err
 	}
 	m.Say("unpacking kernel %s", release)
-	found := map[string]string{} // the modules' files by name
+	found := map[string]string{} // the modules' files by module name
 	loose := filepath.Join(dir, "modules")
 	defer os.RemoveAll(loose)
 	for _, deb := range debs {
@@ -146,12 +147,13 @@ func (m *Maker) makeKernel(ctx context.Context, s *debian.Suite, series Series, 
 		return err
 	}
 	for _, deb := range debs {
-		os.Remove(deb) // a hundred megabytes, and not needed again
+		os.Remove(deb) // it has a hundred megabytes and is not needed again
 	}
 	return os.WriteFile(filepath.Join(dir, "release"), []byte(release), 0o644)
 }
 
-// packModules writes an archive with the wanted modules and what they need.
+// packModules writes an archive with the wanted modules and the modules that
+// those need.
 func packModules(ctx context.Context, archive string, files map[string]string) error {
 	contents := map[string][]byte{}
 	order, err := initramfs.ModuleOrder(modules, func(name string) ([]string, bool, error) {
@@ -183,7 +185,7 @@ func packModules(ctx context.Context, archive string, files map[string]string) e
 	})
 }
 
-// decompress reads a module, with the tool that its name asks for.
+// decompress reads a module with the tool for its file name.
 func decompress(ctx context.Context, file string) ([]byte, error) {
 	tools := map[string]string{".xz": "xz", ".zst": "zstd", ".gz": "gzip"}
 	tool, ok := tools[filepath.Ext(file)]
@@ -221,7 +223,7 @@ func save(path string, r io.Reader, perm os.FileMode) error {
 	return f.Close()
 }
 
-// writeArchive makes an archive of what fill puts into it.
+// writeArchive writes an archive and lets fill add the content.
 func writeArchive(path string, fill func(*initramfs.Writer) error) error {
 	f, err := os.Create(path)
 	if err != nil {

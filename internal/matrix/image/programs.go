@@ -16,13 +16,13 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/initramfs"
 )
 
-// programsSuite is the release that the programs in all machines are from.
+// programsSuite is the release from which all machines get their programs.
 const programsSuite = "trixie"
 
-// programs are what the machines have, by package.
+// programs are the machines' programs, by package.
 var programs = map[string][]string{
 	"busybox-static": {"busybox"},
-	"dash":           {"dash"}, // busybox's shell takes its own ip, mount, ... before others
+	"dash":           {"dash"}, // busybox's shell would run its own ip, mount, ... instead of the other packages' programs
 	"iproute2":       {"ip", "tc", "ss"},
 	"bpftool":        {"bpftool"},
 	"mount":          {"mount", "umount"},
@@ -31,7 +31,7 @@ var programs = map[string][]string{
 
 var packageOrder = []string{"busybox-static", "dash", "iproute2", "bpftool", "mount", "util-linux"}
 
-// programFolders are where packages keep programs.
+// programFolders are the folders in which packages have programs.
 var programFolders = []string{"usr/bin", "usr/sbin", "bin", "sbin"}
 
 // Programs makes an archive with the programs and their libraries.
@@ -88,7 +88,7 @@ func (m *Maker) makePrograms(ctx context.Context, s *debian.Suite, dir string) e
 	})
 }
 
-// putProgram writes a program and its libraries at the places where they belong.
+// putProgram writes a program and its libraries to their usual paths.
 func putProgram(w *initramfs.Writer, root, name string, written map[string]bool) error {
 	program, err := findProgram(root, name)
 	if err != nil {
@@ -120,7 +120,8 @@ func putProgram(w *initramfs.Writer, root, name string, written map[string]bool)
 	return w.Copy(interpreter, file)
 }
 
-// unpack puts the packages' programs and libraries, with the libraries that they need, below root.
+// unpack unpacks programs and libraries of the packages below root, with the libraries that they
+// need.
 func (m *Maker) unpack(ctx context.Context, s *debian.Suite, root string, packages ...string) error {
 	all, err := s.WithLibraries(ctx, packages...)
 	if err != nil {
@@ -155,8 +156,8 @@ func (m *Maker) unpack(ctx context.Context, s *debian.Suite, root string, packag
 	return nil
 }
 
-// findProgram finds the file of a program. Links that lead out of root are not followed: another folder
-// has the program that they mean.
+// findProgram finds the file of a program. It does not follow links that lead out of root: the program
+// that they mean is in another folder.
 func findProgram(root, name string) (string, error) {
 	for _, folder := range programFolders {
 		file := filepath.Join(root, folder, name)
@@ -171,7 +172,7 @@ func findProgram(root, name string) (string, error) {
 	return "", fmt.Errorf("program %s: %w", name, fs.ErrNotExist)
 }
 
-// findInterpreter finds the file of ld.so: the name that programs call it by may be a link.
+// findInterpreter finds the file of ld.so. The name that programs use for it may be a link.
 func findInterpreter(root, interpreter string) (string, error) {
 	name := path.Base(interpreter)
 	for _, folder := range []string{"usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib64", "lib64"} {

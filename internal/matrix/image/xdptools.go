@@ -14,15 +14,16 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/initramfs"
 )
 
-// toolSuites are the releases of Debian whose xdp-tools differ in the version of libxdp.
+// toolSuites are the releases of Debian whose xdp-tools have different versions of
+// libxdp.
 var toolSuites = []string{"bookworm", "trixie", "sid"}
 
 // tools are the programs of xdp-tools.
 var tools = []string{"xdp-loader", "xdpdump", "xdp-filter", "xdp-bench", "xdp-monitor", "xdp-trafficgen", "xdp-forward"}
 
-// XDPTools makes an archive with Debian's xdp-tools of each of the versions (1.5.4) or releases (trixie),
-// or all. Each is in a folder of its own, /opt/xdp-tools-VERSION, with its libraries, and its programs can
-// be called by name and version: xdp-loader-1.5.4.
+// XDPTools makes archives with Debian's xdp-tools of the wanted versions (1.5.4) or releases (trixie), or
+// of all. Each version is in its own folder /opt/xdp-tools-VERSION with its libraries, and its programs
+// can be called by name and version: xdp-loader-1.5.4.
 func (m *Maker) XDPTools(ctx context.Context, wanted ...string) (archives []string, err error) {
 	var have []string
 	found := map[string]bool{}
@@ -129,9 +130,10 @@ func putTools(w *initramfs.Writer, root, version string) error {
 	return nil
 }
 
-// toolScript calls a tool with its own libraries and objects. Those of libxdp are
-// found by a variable, those of the tools before 1.6 only where the package has
-// them: whichever version is called has the place.
+// toolScript calls a tool with its own libraries and objects. A variable tells
+// the tool where libxdp's objects are. Tools before 1.6 find their own objects
+// only in the package's folder, so the version that is called puts its objects
+// there.
 const toolScript = `#!/bin/sh
 : ${LIBXDP_OBJECT_PATH:=%[1]s/lib/bpf}
 export LIBXDP_OBJECT_PATH
@@ -139,8 +141,8 @@ mkdir -p $(dirname %[3]s) && ln -sfn %[1]s/lib/bpf %[3]s
 exec %[1]s/lib/ld.so --library-path %[1]s/lib %[1]s/libexec/%[2]s "$@"
 `
 
-// putObjects copies the BPF programs that libxdp loads, such as its dispatcher,
-// and those of the tools, and returns the folder that the package has them in.
+// putObjects copies the BPF programs of libxdp, such as its dispatcher, and of
+// the tools. It returns the package's folder for them.
 func putObjects(w *initramfs.Writer, root, prefix string) (folder string, err error) {
 	err = filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || filepath.Ext(file) != ".o" || path.Base(path.Dir(file)) != "bpf" {
@@ -155,7 +157,8 @@ func putObjects(w *initramfs.Writer, root, prefix string) (folder string, err er
 	return folder, err
 }
 
-// upstreamVersion is 1.5.4 of 1:1.5.4-1+b2.
+// upstreamVersion returns the upstream part of a package's version: 1.5.4 for
+// 1:1.5.4-1+b2.
 func upstreamVersion(version string) string {
 	if _, rest, ok := strings.Cut(version, ":"); ok {
 		version = rest

@@ -1,5 +1,5 @@
-// Package initramfs makes what a kernel boots into: archives of files, the programs among them with the
-// libraries that they need, and kernel modules in the order in which they load.
+// Package initramfs makes the archives that a kernel boots into: files, programs with the libraries
+// that they need, and kernel modules in load order.
 package initramfs
 
 import (
@@ -11,8 +11,8 @@ import (
 	"path/filepath"
 )
 
-// A Writer writes a cpio archive of the kind "newc", which is what the kernel unpacks. Archives may be
-// put behind each other; a later file replaces an earlier one.
+// A Writer writes a cpio archive in the format "newc", which the kernel unpacks. Archives may follow
+// one another; a later file replaces an earlier one.
 type Writer struct {
 	w       io.Writer
 	inode   int
@@ -32,7 +32,7 @@ const (
 	typeChar   = 0o020000
 )
 
-// Folder makes a folder, and those above it.
+// Folder creates a folder and the folders above it.
 func (w *Writer) Folder(name string, perm fs.FileMode) error {
 	name = path.Clean("/" + name)
 	if w.folders[name] {
@@ -44,7 +44,7 @@ func (w *Writer) Folder(name string, perm fs.FileMode) error {
 	return w.err
 }
 
-// File writes a file of that size.
+// File writes a file of the given size.
 func (w *Writer) File(name string, perm fs.FileMode, size int64, content io.Reader) error {
 	name = path.Clean("/" + name)
 	w.parents(name)
@@ -59,7 +59,7 @@ func (w *Writer) File(name string, perm fs.FileMode, size int64, content io.Read
 	return w.err
 }
 
-// Link makes a symbolic link.
+// Link creates a symbolic link.
 func (w *Writer) Link(name, target string) error {
 	name = path.Clean("/" + name)
 	w.parents(name)
@@ -69,7 +69,7 @@ func (w *Writer) Link(name, target string) error {
 	return w.err
 }
 
-// CharDevice makes a character device.
+// CharDevice creates a character device.
 func (w *Writer) CharDevice(name string, perm fs.FileMode, major, minor int) error {
 	name = path.Clean("/" + name)
 	w.parents(name)
@@ -77,8 +77,8 @@ func (w *Writer) CharDevice(name string, perm fs.FileMode, major, minor int) err
 	return w.err
 }
 
-// Copy puts a file, a link or a whole folder of this machine into the archive. Links to files outside
-// of the folder are followed.
+// Copy copies a file, a link or a whole folder of this machine into the archive. It follows links to
+// files outside the folder.
 func (w *Writer) Copy(name, from string) error {
 	info, err := os.Stat(from)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/go-quicktest/qt"
 )
 
-// An entry is what the kernel would make of one entry of an archive.
+// An entry is what the kernel would create from one entry of an archive.
 type entry struct {
 	name    string
 	mode    uint64
@@ -22,8 +22,8 @@ type entry struct {
 	content string
 }
 
-// unpack reads an archive as the kernel does (init/initramfs.c): fields of eight hexadecimal digits, and
-// name and content each begin at a multiple of four.
+// unpack reads an archive as the kernel does (init/initramfs.c): fields have eight hexadecimal digits,
+// and name and content each begin at a multiple of four.
 func unpack(t *testing.T, archive []byte) []entry {
 	t.Helper()
 	var all []entry
@@ -55,7 +55,7 @@ func TestArchive(t *testing.T) {
 	var b bytes.Buffer
 	w := NewWriter(&b)
 	qt.Assert(t, qt.IsNil(w.File("/etc/deep/hosts", 0o640, 5, strings.NewReader("hello"))))
-	qt.Assert(t, qt.IsNil(w.Folder("/etc", 0o700))) // was made already
+	qt.Assert(t, qt.IsNil(w.Folder("/etc", 0o700))) // exists already
 	qt.Assert(t, qt.IsNil(w.Folder("/root", 0o700)))
 	qt.Assert(t, qt.IsNil(w.Link("/etc/mtab", "/proc/mounts")))
 	qt.Assert(t, qt.IsNil(w.CharDevice("/dev/console", 0o600, 5, 1)))
@@ -109,7 +109,7 @@ func TestArchiveKeepsTheFirstError(t *testing.T) {
 	w := NewWriter(full{})
 	w.Link("/a", "b")
 	qt.Check(t, qt.ErrorIs(w.Close(), fs.ErrClosed))
-	// A file that is shorter than was said would shift all that comes behind it.
+	// A file that is shorter than announced would shift everything behind it.
 	w = NewWriter(new(bytes.Buffer))
 	qt.Check(t, qt.IsNotNil(w.File("/short", 0o644, 10, strings.NewReader("five5"))))
 }

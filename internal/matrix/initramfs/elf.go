@@ -10,14 +10,15 @@ import (
 	"slices"
 )
 
-// libraryFolders are where Debian keeps libraries, with and without a merged /usr.
+// libraryFolders are Debian's folders for libraries, with and without a merged
+// /usr.
 var libraryFolders = []string{
 	"usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib", "lib", "usr/lib64", "lib64",
 	"usr/lib/x86_64-linux-gnu/systemd",
 }
 
-// Libraries are the shared libraries and the program interpreter that a program needs, by the names it
-// calls them, as paths below root. A program that is linked statically needs none.
+// Libraries returns the shared libraries and the program interpreter that a program needs, as paths
+// below root with the names that the program uses. A statically linked program needs none.
 func Libraries(root, program string) (libraries []string, interpreter string, err error) {
 	found := map[string]string{}
 	var visit func(file string) error

@@ -8,8 +8,9 @@ import (
 	"strings"
 )
 
-// ModuleName is the kernel's name of a module, from the name of its file: nf_tables of
-// kernel/net/netfilter/nf_tables.ko.xz, and crc32c_generic of crc32c-generic.ko.
+// ModuleName returns the kernel's name of a module, from the name of its file:
+// nf_tables for kernel/net/netfilter/nf_tables.ko.xz, and crc32c_generic for
+// crc32c-generic.ko.
 func ModuleName(file string) (name string, ok bool) {
 	base := path.Base(file)
 	for _, suffix := range []string{".ko", ".ko.xz", ".ko.zst", ".ko.gz"} {
@@ -20,7 +21,7 @@ func ModuleName(file string) (name string, ok bool) {
 	return "", false
 }
 
-// ModuleDepends are the modules that a module needs, as its file says.
+// ModuleDepends returns the modules that a module needs, as listed in its file.
 func ModuleDepends(module []byte) ([]string, error) {
 	f, err := elf.NewFile(bytes.NewReader(module))
 	if err != nil {
@@ -48,9 +49,9 @@ func ModuleDepends(module []byte) ([]string, error) {
 	return nil, nil
 }
 
-// ModuleOrder is the order in which to load the wanted modules: what one needs comes before it. A
-// wanted module that there is no file of is built into the kernel, or the kernel is older than it; one
-// that another module needs must be there.
+// ModuleOrder returns the order in which to load the wanted modules: each module comes after the
+// modules that it needs. A wanted module without a file is built into the kernel, or newer than the
+// kernel. A module that another one needs must exist.
 func ModuleOrder(wanted []string, depends func(name string) (needs []string, exists bool, err error)) ([]string, error) {
 	var order []string
 	seen := map[string]bool{}

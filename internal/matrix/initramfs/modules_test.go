@@ -28,7 +28,7 @@ func TestModuleName(t *testing.T) {
 	}
 }
 
-// module makes an ELF file with nothing but a section of that name.
+// module makes an ELF file that has only a section of that name.
 func module(t *testing.T, section, content string) []byte {
 	t.Helper()
 	names := "\x00.shstrtab\x00" + section + "\x00"
@@ -91,13 +91,14 @@ func TestModuleOrder(t *testing.T) {
 	qt.Check(t, qt.ErrorMatches(err, "module broken needs away, which is not there"))
 	_, err = ModuleOrder([]string{"unreadable"}, depends)
 	qt.Check(t, qt.IsTrue(errors.Is(err, os.ErrPermission)))
-	// No such pair exists; it must not run in circles all the same.
+	// Real modules never depend on each other, but such a pair must not cause
+	// an endless loop.
 	order, err = ModuleOrder([]string{"one_of_two"}, depends)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.HasLen(order, 2))
 }
 
-// This test's own program is linked statically, as those of the machines are.
+// This test binary is linked statically, like the machines' test binaries.
 func TestLibraries(t *testing.T) {
 	self, err := os.Executable()
 	qt.Assert(t, qt.IsNil(err))

@@ -10,10 +10,11 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/guest"
 )
 
-// probeTime is how long a machine may take to boot with KVM: it takes 1 to 3 s.
+// probeTime is how long a machine may take to boot with KVM. Usually it takes 1
+// to 3 s.
 const probeTime = 20 * time.Second
 
-// CanOpenKVM says whether this user may use KVM at all.
+// CanOpenKVM returns an error if this user cannot use KVM at all.
 func CanOpenKVM() error {
 	if runtime.GOARCH != "amd64" {
 		return fmt.Errorf("this machine is %s", runtime.GOARCH)
@@ -25,8 +26,8 @@ func CanOpenKVM() error {
 	return f.Close()
 }
 
-// TryKVM boots the machine, which has no steps, with KVM. There are machines where KVM can be opened and
-// runs a kernel for some milliseconds only, as where the machine is itself a virtual one.
+// TryKVM boots the machine, which has no steps, with KVM. On some computers KVM can be opened but runs a
+// kernel for some milliseconds only, for example when the computer is itself a virtual machine.
 func (m Machine) TryKVM(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, probeTime, fmt.Errorf("no boot within %v", probeTime))
 	defer cancel()

@@ -1,4 +1,5 @@
-// Package qemu runs a job in a virtual machine and passes on what it says.
+// Package qemu runs a job in a virtual machine and passes on the machine's
+// reports.
 package qemu
 
 import (
@@ -21,21 +22,21 @@ import (
 // Program is the program that runs virtual machines, from Debian's package qemu-system-x86.
 const Program = "qemu-system-x86_64"
 
-// A Machine is a virtual machine that has not been started.
+// A Machine describes a virtual machine to start.
 type Machine struct {
 	Kernel  string // path of the kernel
 	Initrd  string
-	Console string // the file that gets what the kernel prints
-	Append  string // more for the kernel's command line
+	Console string // file for the kernel's output
+	Append  string // added to the kernel's command line
 	Memory  int    // megabytes
 	CPUs    int
 	KVM     bool
-	// Counted lets the machine's clock go by the instructions that it executes, one processor's, so that
-	// what takes as many takes as long, each time (tcg with -icount).
+	// Counted lets the machine's clock count the executed instructions of its one processor, so that
+	// equal work takes equal time (tcg with -icount).
 	Counted bool
 }
 
-// Handler gets what the machine says, one call at a time.
+// Handler gets the machine's reports, one call at a time.
 type Handler struct {
 	Ready  func(release string)
 	Begin  func(step string)
@@ -43,17 +44,17 @@ type Handler struct {
 	End    func(guest.Result)
 }
 
-// quiet is how long a machine may be silent before it counts as hung. Emulated, it boots in 7 to 15 s on
-// an idle machine, and says that it lives every 5 s from then on.
+// quiet is how long a machine may be silent before it counts as hung. An emulated machine boots in 7 to
+// 15 s on an idle computer, and reports every 5 s after that.
 const (
 	quietAtBoot = 3 * time.Minute
 	quiet       = 2 * time.Minute
 )
 
 func (m Machine) args() []string {
-	// Emulated processors take turns on one thread. On a thread each, qemu 7.2 now and then runs an
-	// instruction that the kernel has replaced on another processor meanwhile, and the kernel panics
-	// (int3 in bpf_dispatcher_xdp_func); they are no faster either.
+	// Emulated processors take turns on one thread. With a thread for each, qemu 7.2 sometimes
+	// executes an instruction that the kernel has just replaced on another processor, and the kernel
+	// panics (int3 in bpf_dispatcher_xdp_func). Several threads are no faster either.
 	accel := []string{"-accel", "tcg,thread=single"}
 	if m.KVM {
 		accel = []string{"-accel", "kvm", "-cpu", "host"}
@@ -70,28 +71,28 @@ func (m Machine) args() []string {
 		"-append", strings.TrimSpace("console=ttyS0 loglevel=5 panic=-1 oops=panic "+m.Append))
 }
 
-// Run boots the machine and returns when it has done its job. The error says what went wrong with the
-// machine; how the steps ended is for the handler.
+// Run boots the machine and returns when the machine has done its job. The error says what went wrong
+// with the machine; the handler gets the results of the steps.
 func (m Machine) Run(ctx context.Context, h Handler) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	cmd := exec.CommandContext(ctx, Program, m.args()...)
-	// "KVM internal error" leaves the machine standing still.
+	// After "KVM internal error" the machine stands still.
 	stderr := &watchedBuffer{word: "KVM internal error", found: func() { cancel(errors.New("KVM internal error")) }}
 	cmd.Stderr = stderr
-	// The machine ends with us, and Ctrl-C is for us alone.
+	// The machine ends with this process, and only this process handles Ctrl-C.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
 	}
-	runtime.LockOSThread() // Pdeathsig counts the thread that started it as the parent
+	runtime.LockOSThread() // Pdeathsig acts when the thread that started the process ends
 	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	watchdog := time.AfterFunc(quietAtBoot, func() {
-		cancel(fmt.Errorf("the machine hangs: it said nothing for minutes"))
+		cancel(fmt.Errorf("the machine hangs: it was silent for minutes"))
 	})
 	defer watchdog.Stop()
 
@@ -112,7 +113,7 @@ func (m Machine) Run(ctx context.Context, h Handler) error {
 	return errors.New("the machine ended before it was done: the kernel panicked, or restarted")
 }
 
-// receive reads frames until the machine says that it is done, or ends.
+// receive reads frames until the machine reports that it is done, or ends.
 func receive(r io.Reader, h Handler, alive func()) (done bool, err error) {
 	for {
 		kind, content, err := guest.Receive(r)
@@ -144,8 +145,8 @@ func receive(r io.Reader, h Handler, alive func()) (done bool, err error) {
 	}
 }
 
-// watchedBuffer keeps what is written to it, and tells when it sees a word. Only the goroutine that
-// copies writes to it, and it is read after that has ended.
+// watchedBuffer keeps what is written to it, and reports when it sees a word. Only the goroutine
+// that copies the output writes to it, and the buffer is read after that goroutine has ended.
 type watchedBuffer struct {
 	strings.Builder
 	word  string

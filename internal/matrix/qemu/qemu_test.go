@@ -12,8 +12,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/guest"
 )
 
-// hear receives what is on the wire, and returns what the handler got.
-func hear(t *testing.T, wire string) (heard []string, alive int, done bool, err error) {
+// receiveAll receives all frames, and returns what the handler got.
+func receiveAll(t *testing.T, wire string) (heard []string, alive int, done bool, err error) {
 	t.Helper()
 	say := func(what string, args ...any) { heard = append(heard, strings.TrimSpace(what+" "+fmt.Sprint(args...))) }
 	done, err = receive(strings.NewReader(wire), Handler{
@@ -36,30 +36,30 @@ func wire(t *testing.T, frames ...string) string {
 }
 
 func TestReceive(t *testing.T) {
-	heard, alive, done, err := hear(t, wire(t, "R7.2", "Bone", "Ohello", "Eoops", "A", `X{"Status":3}`, "Q"))
+	heard, alive, done, err := receiveAll(t, wire(t, "R7.2", "Bone", "Ohello", "Eoops", "A", `X{"Status":3}`, "Q"))
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.IsTrue(done))
 	qt.Check(t, qt.Equals(alive, 7))
 	qt.Check(t, qt.DeepEquals(heard, []string{"ready 7.2", "begin one", "output false hello", "output true oops", "end 3"}))
 }
 
-// A machine that ends in the middle has not done its job.
+// A machine that ends early has not done its job.
 func TestReceiveEndsEarly(t *testing.T) {
 	all := wire(t, "R7.2", "Bone", "Ohello")
 	for n := range len(all) + 1 {
-		_, _, done, err := hear(t, all[:n])
+		_, _, done, err := receiveAll(t, all[:n])
 		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.IsFalse(done))
 	}
 }
 
 func TestReceiveFails(t *testing.T) {
-	_, _, done, err := hear(t, wire(t, "Fno modules", "Q"))
+	_, _, done, err := receiveAll(t, wire(t, "Fno modules", "Q"))
 	qt.Check(t, qt.IsFalse(done))
 	qt.Check(t, qt.ErrorMatches(err, "in the machine: no modules"))
-	_, _, _, err = hear(t, "qemu-system: a message")
+	_, _, _, err = receiveAll(t, "qemu-system: a message")
 	qt.Check(t, qt.ErrorMatches(err, "not a frame: .*"))
-	_, _, _, err = hear(t, wire(t, "Xtext"))
+	_, _, _, err = receiveAll(t, wire(t, "Xtext"))
 	qt.Check(t, qt.IsNotNil(err))
 }
 
@@ -71,7 +71,7 @@ func TestArgs(t *testing.T) {
 	qt.Check(t, qt.IsFalse(slices.Contains(args, "kvm")))
 	m.KVM = true
 	qt.Check(t, qt.IsTrue(slices.Contains(m.args(), "kvm")))
-	m.Counted = true // by an emulator only
+	m.Counted = true // only with an emulator
 	qt.Check(t, qt.IsFalse(slices.Contains(m.args(), "kvm")))
 	qt.Check(t, qt.IsTrue(slices.Contains(m.args(), "-icount")))
 }
