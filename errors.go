@@ -16,3 +16,12 @@ var (
 	ErrPermission   = hook.ErrPermission
 	ErrUsage        = hook.ErrUsage
 )
+
+// wrap makes the error that is returned: of what was tried, and where.
+func wrap(op string, t Target, err error) error {
+	err = hook.Wrap(op, t.Hook, t.Name(), err)
+	if e, ok := err.(*Error); ok && e.Occupant != nil {
+		nameHolders(e.Occupant)
+	}
+	return err
+}

@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"context"
-	"errors"
 
 	"github.com/cilium/ebpf"
 
@@ -96,20 +95,4 @@ func (l *Link) Chain(ctx context.Context) (*hook.Chain, error) {
 func (l *Link) Program() (*ebpf.Program, error) {
 	p, err := l.handle.Program()
 	return p, wrap("open program", l.target, err)
-}
-
-// wrap adds what was tried, and where, to an error.
-func wrap(op string, t Target, err error) error {
-	if err == nil {
-		return nil
-	}
-	var e *Error
-	if errors.As(err, &e) && e.Op == "" {
-		e.Op, e.Hook, e.Target = op, t.Hook, t.Name()
-		if e.Occupant != nil {
-			nameHolders(e.Occupant)
-		}
-		return err
-	}
-	return &Error{Op: op, Hook: t.Hook, Target: t.Name(), Err: err}
 }

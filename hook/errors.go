@@ -3,6 +3,7 @@ package hook
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -29,17 +30,42 @@ var (
 	ErrUsage = errors.New("invalid request")
 )
 
-// An Error tells what failed, where, why, and what to do next.
+// An Error tells what failed, where, why, and what to do next. Only functions
+// that users call make one, with [Wrap]: so it is the outermost error, and its
+// text has all that the functions below added. Those return a [Cause].
 type Error struct {
 	Op     string // "attach", "replace", ...
 	Hook   Hook
 	Target string
 	// Occupant is what is on the hook, when that is the reason.
 	Occupant *Occupant
-	// Err is the cause.
+	// Err is the cause: everything that the functions below said.
 	Err error
 	// Hint is the next step, in words; may be empty.
 	Hint string
+}
+
+// Wrap returns the Error of an operation that failed with err, with the
+// occupant and the hints of the causes in err; nil if err is nil.
+//
+// Each hint is said once, from the outermost cause to the innermost. So a hint
+// has to hold beside those of the causes that it is wrapped around.
+func Wrap(op string, h Hook, target string, err error) error {
+	if err == nil {
+		return nil
+	}
+	e := &Error{Op: op, Hook: h, Target: target, Err: err}
+	var hints []string
+	for c := range causes(err) {
+		if e.Occupant == nil {
+			e.Occupant = c.occupant
+		}
+		if c.hint != "" && !slices.Contains(hints, c.hint) {
+			hints = append(hints, c.hint)
+		}
+	}
+	e.Hint = strings.Join(hints, "; ")
+	return e
 }
 
 // An Occupant is what holds a hook.
@@ -89,8 +115,11 @@ func (e *Error) Error() string {
 	if e.Occupant != nil {
 		fmt.Fprintf(&b, ": held by %v", e.Occupant)
 	}
-	if e.Err != nil && (e.Occupant == nil || e.Err != ErrBusy) {
-		fmt.Fprintf(&b, ": %v", e.Err)
+	if e.Err != nil {
+		cause := oneLine(e.Err.Error())
+		if e.Occupant == nil || cause != ErrBusy.Error() {
+			fmt.Fprintf(&b, ": %s", cause)
+		}
 	}
 	if e.Hint != "" {
 		fmt.Fprintf(&b, "; %s", e.Hint)
@@ -100,6 +129,13 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
+// oneLine returns the text of an error, which [errors.Join] puts in several
+// lines, in one.
+func oneLine(s string) string {
+	lines := strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' })
+	return strings.Join(lines, "; ")
+}
+
 // printable returns s, quoted and cut where it would spoil a line.
 func printable(s string) string {
 	const room = 200
@@ -107,25 +143,4 @@ func printable(s string) string {
 		return s
 	}
 	return fmt.Sprintf("%.*q", room, s)
-}
-
-// caused is a sentinel with a text of its own.
-type caused struct {
-	text   string
-	causes []error
-}
-
-func (c *caused) Error() string   { return c.text }
-func (c *caused) Unwrap() []error { return c.causes }
-
-// Because returns an error that is the sentinel for errors.Is and reads as
-// the formatted text. Errors among the arguments are wrapped too.
-func Because(sentinel error, format string, args ...any) error {
-	c := &caused{text: fmt.Errorf(format, args...).Error(), causes: []error{sentinel}}
-	for _, a := range args {
-		if err, ok := a.(error); ok {
-			c.causes = append(c.causes, err)
-		}
-	}
-	return c
 }

@@ -3,7 +3,6 @@ package libxdp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"slices"
 
@@ -140,10 +139,8 @@ func configFor(src Source, s hook.Settings) ProgramConfig {
 func (j joining) edit(p *plan) error {
 	for _, l := range j {
 		if l.mode != hook.ModeAuto && p.mode != l.mode {
-			return &hook.Error{
-				Err:  hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", p.mode),
-				Hint: fmt.Sprintf("ask for %v or auto", p.mode),
-			}
+			return hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", p.mode).
+				Hint("ask for %v or auto", p.mode)
 		}
 		p.entries = append(p.entries, &entry{name: l.Name(), config: l.config, source: &l.loader})
 	}

@@ -49,7 +49,7 @@ func (s *site) edited(snap *snapshot, edit func(*plan) error, o *newChain) (*pla
 	case snap.chain == nil:
 		return nil, s.occupied(snap)
 	case snap.refused != nil:
-		return nil, &hook.Error{Err: snap.refused, Hint: "a program that knows that version can change it; so can taking all of it off"}
+		return nil, hook.WithHint(snap.refused, "a program that knows that version can change it; so can taking all of it off")
 	default:
 		if err := snap.elsewhere(s.BPFFS); err != nil {
 			return nil, err
@@ -70,10 +70,8 @@ func (s *snapshot) elsewhere(bpffs string) error {
 	}
 	for _, m := range s.chain.Members {
 		if !m.Missing {
-			return &hook.Error{
-				Err:  hook.Because(hook.ErrBusy, "the chain runs, but its pins are not in %s", folderIn(bpffs).path),
-				Hint: "they are in another bpffs, whose path is to be given, or a process keeps the programs without pins; all of the chain can be taken off nevertheless",
-			}
+			return hook.Because(hook.ErrBusy, "the chain runs, but its pins are not in %s", folderIn(bpffs).path).
+				Hint("they are in another bpffs, whose path is to be given, or a process keeps the programs without pins; all of the chain can be taken off nevertheless")
 		}
 	}
 	return nil
@@ -139,7 +137,7 @@ func (s *site) install(ctx context.Context, f folder, snap *snapshot, c *Chain, 
 	}
 	kernel.Step("attach: pinned")
 	if err := s.exchange(snap, b.prog, c.Mode); err != nil {
-		return errors.Join(err, l.unpin(c.Folder))
+		return kernel.Undo(err, l.unpin(c.Folder))
 	}
 	kernel.Step("attach: attached")
 	l.giveWay()
@@ -206,18 +204,8 @@ func (s *site) exchange(snap *snapshot, next *ebpf.Program, mode hook.Mode) erro
 		return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%w: %w", errHeld, err)
-	case errors.Is(err, unix.ENODEV):
-		return hook.Because(fs.ErrNotExist, "device %q does not exist any more", s.Name)
-	case errors.Is(err, unix.EOPNOTSUPP) && mode == hook.ModeNative:
-		return &hook.Error{
-			Err:  fmt.Errorf("the driver has no native XDP: %w: %w", ebpf.ErrNotSupported, err),
-			Hint: "use generic mode",
-		}
-	case errors.Is(err, unix.EPERM), next == nil:
-		return kernel.Errno("change the program of the device", err)
+	case next == nil && !errors.Is(err, unix.ENODEV):
+		return kernel.Errno("take the dispatcher off the device", err)
 	}
-	return &hook.Error{
-		Err:  fmt.Errorf("the kernel or the driver refused the dispatcher: %w", err),
-		Hint: "common reasons are an MTU above what XDP takes (a page less headers, unless all members have frags), or too few queues; generic mode has fewer demands",
-	}
+	return kernel.RefusedXDP(s.Name, mode, err)
 }

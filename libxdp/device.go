@@ -1,7 +1,6 @@
 package libxdp
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -116,13 +115,5 @@ func (d Device) at(op string, fn func(*site) error) error {
 
 // failed says what was tried and where.
 func (d Device) failed(op string, err error) error {
-	if err == nil {
-		return nil
-	}
-	var e *hook.Error
-	if errors.As(err, &e) && e.Op == "" {
-		e.Op, e.Hook, e.Target = op, hook.XDP, d.Name
-		return err
-	}
-	return &hook.Error{Op: op, Hook: hook.XDP, Target: d.Name, Err: err}
+	return hook.Wrap(op, hook.XDP, d.Name, err)
 }

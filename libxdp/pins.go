@@ -23,10 +23,8 @@ func folderIn(bpffs string) folder { return folder{filepath.Join(bpffs, "xdp")} 
 // folderToChange is folderIn for changes, which need the bpffs.
 func folderToChange(bpffs string) (folder, error) {
 	if !kernel.IsBPFFS(bpffs) {
-		return folder{}, &hook.Error{
-			Err:  hook.Because(fs.ErrNotExist, "the programs of a chain are pinned, and there is no bpffs at %s", bpffs),
-			Hint: fmt.Sprintf("mount one with \"mount -t bpf bpffs %s\"", bpffs),
-		}
+		return folder{}, hook.Because(fs.ErrNotExist, "the programs of a chain are pinned, and there is no bpffs at %s", bpffs).
+			Hint("mount one with \"mount -t bpf bpffs %s\"", bpffs)
 	}
 	return folderIn(bpffs), nil
 }
@@ -48,7 +46,7 @@ func (l *locked) pin(dir string, links []link.Link, progs []*ebpf.Program) (err 
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.unpin(dir))
+			err = kernel.Undo(err, l.unpin(dir))
 		}
 	}()
 	for n := range links {

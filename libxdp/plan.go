@@ -135,23 +135,10 @@ func (s *site) build(p *plan, ifindex int) (*built, error) {
 		stub := stubName(n, len(p.entries))
 		if err := b.add(e, stub); err != nil {
 			b.close()
-			return nil, freplaceRefused(err)
+			return nil, err
 		}
 	}
 	return b, nil
-}
-
-// freplaceRefused tells what the kernel cannot or may not do from other failures
-// with a component: the dispatcher was loaded just before with the same rights.
-func freplaceRefused(err error) error {
-	refused := errors.Is(err, unix.EPERM) && len(kernel.MissingCapabilities()) == 0
-	if !refused && !errors.Is(err, ebpf.ErrNotSupported) {
-		return err
-	}
-	return &hook.Error{
-		Err:  hook.Because(ebpf.ErrNotSupported, "this kernel refuses freplace (BPF_PROG_TYPE_EXT), which libxdp's dispatchers are built on: %w", err),
-		Hint: "a chain that is not libxdp's does not need it",
-	}
 }
 
 // add puts a component in the place of a stub.

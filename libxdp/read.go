@@ -3,7 +3,6 @@ package libxdp
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 
@@ -327,18 +326,17 @@ func describe(prog *ebpf.Program) hook.Program {
 func (s *site) occupied(snap *snapshot) error {
 	on := &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode, Program: describe(snap.prog)}
 	on.LinkID = carrier(on.Program.ID, snap.device.Index)
-	e := &hook.Error{Err: hook.Because(hook.ErrBusy, "%w", ErrNotDispatcher), Occupant: on}
-	e.Hint = "libxdp joins its own dispatchers only; what is there must go first"
+	busy := hook.Because(hook.ErrBusy, "%w", ErrNotDispatcher).
+		Hint("libxdp joins its own dispatchers only; what is there must go first")
 	if snap.chain != nil { // so that it is a link that stands in the way
 		on.Kind = hook.KindForeign
-		e.Err = hook.Because(hook.ErrBusy, "a dispatcher of libxdp's that a link carries is not to be changed by libxdp's protocol")
-		e.Hint = ""
+		busy = hook.Because(hook.ErrBusy, "a dispatcher of libxdp's that a link carries is not to be changed by libxdp's protocol")
 	}
 	if on.LinkID != 0 {
 		on.Kind = hook.KindForeign
-		e.Hint = fmt.Sprintf("the device can be had when whoever holds link %d lets it go; \"dispatcher holders --link %d\" tells who that is", on.LinkID, on.LinkID)
+		busy = busy.Hint("the device can be had when whoever holds link %d lets it go; \"dispatcher holders --link %d\" tells who that is", on.LinkID, on.LinkID)
 	}
-	return e
+	return busy.HeldBy(on)
 }
 
 // carrier returns a link that carries the program on a device with that index,

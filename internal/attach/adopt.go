@@ -2,7 +2,6 @@ package attach
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -63,7 +62,8 @@ func (s *site) adopt(l *state.Locked, req AdoptRequest) (*slotHandle, error) {
 	case snap.root.linkID() == 0 && !req.NoGap:
 		return s.protect(l, snap, req.Persistent)
 	}
-	return nil, &hook.Error{Err: hook.Because(fs.ErrExist, "a chain of libdispatcher is there already"), Hint: "attach adds members to it"}
+	return nil, hook.Because(fs.ErrExist, "a chain of libdispatcher is there already").
+		Hint("attach adds members to it")
 }
 
 func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req AdoptRequest) (*slotHandle, error) {
@@ -105,7 +105,7 @@ func (s *site) adoptLegacy(l *state.Locked, snap *snapshot, req AdoptRequest) (*
 		if err := l.Add(h.folder(), h.root.pinner(), state.MemberPins{Name: member.Name, Slot: slot}); err != nil {
 			undo := s.restore(h.root, dispatcher, snap)
 			h.drop()
-			return nil, errors.Join(err, undo)
+			return nil, kernel.Undo(err, undo)
 		}
 	}
 	return h, nil
@@ -131,7 +131,7 @@ func (s *site) exchange(snap *snapshot, dispatcher *ebpf.Program) (root, error) 
 			if back != nil {
 				back = fmt.Errorf("program %d could not be put back: %w", programID(snap.prog), back)
 			}
-			return errors.Join(fmt.Errorf("create the root link: %w", err), back)
+			return kernel.Undo(fmt.Errorf("create the root link: %w", err), back)
 		}
 		return nil
 	})
@@ -178,16 +178,12 @@ func (s *site) protect(l *state.Locked, snap *snapshot, persistent bool) (*slotH
 		}
 	}
 	if first < 0 {
-		return nil, &hook.Error{
-			Err:  hook.Because(fs.ErrNotExist, "the chain has no member to protect: all owners are gone"),
-			Hint: "detach the chain with --all",
-		}
+		return nil, hook.Because(fs.ErrNotExist, "the chain has no member to protect: all owners are gone").
+			Hint("detach the chain with --all")
 	}
 	if persistent && len(l.Members(state.ChainFolder(0, snap.chain.ID))) == 0 {
-		return nil, &hook.Error{
-			Err:  hook.Because(hook.ErrUsage, "all members are owned by processes, so nothing would hold the link once it is made"),
-			Hint: "hold it (--hold) until the owners have done something with their members, which makes them hold it as well",
-		}
+		return nil, hook.Because(hook.ErrUsage, "all members are owned by processes, so nothing would hold the link once it is made").
+			Hint("hold it (--hold) until the owners have done something with their members, which makes them hold it as well")
 	}
 	r, err := s.exchange(snap, snap.prog)
 	if err != nil {
@@ -200,7 +196,7 @@ func (s *site) protect(l *state.Locked, snap *snapshot, persistent bool) (*slotH
 	if err != nil {
 		undo := s.restore(r, snap.prog, snap)
 		r.close()
-		return nil, errors.Join(err, undo)
+		return nil, kernel.Undo(err, undo)
 	}
 	return h, nil
 }

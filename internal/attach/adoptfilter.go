@@ -2,8 +2,6 @@ package attach
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io/fs"
 
 	"github.com/cilium/ebpf"
@@ -145,10 +143,8 @@ func (s *site) adoptFilter(l *state.Locked, conn *rtnl.Conn, ln *lane, i int, pr
 	case kind != "":
 		return nil, hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and a filter of kind %s would be passed over", kind)
 	case i > 0:
-		return nil, &hook.Error{
-			Err:  hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and filter id:%d would be passed over", ln.list[i-1].Program),
-			Hint: fmt.Sprintf("adopt that one first (id:%d)", ln.list[0].Program),
-		}
+		return nil, hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and filter id:%d would be passed over", ln.list[i-1].Program).
+			Hint("adopt that one first (id:%d)", ln.list[0].Program)
 	}
 	loaded, err := load.Program{Program: prog}.Load(load.Want{Hook: to.Hook})
 	if err != nil {
@@ -182,7 +178,7 @@ func (s *site) adoptFilter(l *state.Locked, conn *rtnl.Conn, ln *lane, i int, pr
 	link, err := sp.takePlace(l, filterIncumbent{conn, ln.dev.Index, ln.list[i].Filter}, prog, true, create, keep)
 	if err != nil {
 		if link != nil && h != nil {
-			err = errors.Join(err, h.link.Close())
+			err = kernel.Undo(err, h.link.Close())
 		}
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package attach
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 
@@ -117,7 +116,7 @@ func (s *site) adoptBare(l *state.Locked, req AdoptRequest) (*linkHandle, error)
 	link, err := sp.takePlaceOf(l, carried, prog, create, keep)
 	if err != nil {
 		if link != nil && h != nil {
-			err = errors.Join(err, h.Close())
+			err = kernel.Undo(err, h.Close())
 		}
 		return nil, err
 	}
@@ -186,11 +185,8 @@ func (sp *spot) adoptable(list *listing, ref hook.Ref) (int, error) {
 
 // foreignKept is the refusal to adopt what a link of another tool attaches.
 func (sp *spot) foreignKept(e entry) error {
-	return &hook.Error{
-		Err:      hook.ErrBusy,
-		Occupant: &hook.Occupant{Kind: hook.KindForeign, Program: programOf(e.prog), LinkID: e.link},
-		Hint:     "it has a link already: nobody can take its place as long as that is held",
-	}
+	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: programOf(e.prog), LinkID: e.link}).
+		Hint("it has a link already, and \"dispatcher adopt --link %d\" makes it a member", e.link)
 }
 
 // real opens a program, or the one that it stands in for.
@@ -229,10 +225,8 @@ func sharesCgroup(flags uint32) bool { return flags&unix.BPF_F_ALLOW_MULTI != 0 
 // attached.
 func (s *site) swapOnCgroup(sp *spot, list *listing, prog *ebpf.Program, noGap bool, keep func(rawLink) error, made func() *linkHandle) (*linkHandle, error) {
 	if noGap {
-		return nil, &hook.Error{
-			Err:  fmt.Errorf("the program is attached for itself alone (%s), and the kernel lets no link be beside it: %w", cgroupFlags(list.flags, list.entries[0]), ebpf.ErrNotSupported),
-			Hint: "adopt it with the gap, in which nothing is attached",
-		}
+		return nil, hook.Because(ebpf.ErrNotSupported, "the program is attached for itself alone (%s), and the kernel lets no link be beside it: %w", cgroupFlags(list.flags, list.entries[0]), ebpf.ErrNotSupported).
+			Hint("adopt it with the gap, in which nothing is attached")
 	}
 	old := bare{sp}
 	kernel.Step("adopt: before the gap")
@@ -253,5 +247,5 @@ func (s *site) swapOnCgroup(sp *spot, list *listing, prog *ebpf.Program, noGap b
 	if back != nil {
 		back = fmt.Errorf("program %d could not be put back: %w", programID(prog), back)
 	}
-	return nil, errors.Join(err, back)
+	return nil, kernel.Undo(err, back)
 }

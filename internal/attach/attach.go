@@ -3,7 +3,6 @@ package attach
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -77,10 +76,8 @@ func (s *site) command() string {
 
 // noBPFFS is the refusal to pin where that is not possible.
 func (s *site) noBPFFS() error {
-	return &hook.Error{
-		Err:  hook.Because(fs.ErrNotExist, "a persistent member is pinned, and there is no bpffs at %s", s.BPFFS),
-		Hint: fmt.Sprintf("mount one with \"mount -t bpf bpffs %s\"", s.BPFFS),
-	}
+	return hook.Because(fs.ErrNotExist, "a persistent member is pinned, and there is no bpffs at %s", s.BPFFS).
+		Hint("mount one with \"mount -t bpf bpffs %s\"", s.BPFFS)
 }
 
 // check completes a request and refuses what can be refused without looking.

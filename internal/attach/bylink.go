@@ -77,11 +77,8 @@ func (s *site) detachLink(locked *state.Locked, l rawLink, info *LinkInfo, force
 		ours = pinned || names.record(info.Attach, info.ID) != nil
 	}
 	if !ours && !force {
-		return &hook.Error{
-			Err:      hook.ErrBusy,
-			Occupant: &hook.Occupant{Kind: hook.KindForeign, Program: programOf(info.Program), LinkID: info.ID},
-			Hint:     "--force detaches it all the same; whoever holds it keeps a link that does nothing",
-		}
+		return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: programOf(info.Program), LinkID: info.ID}).
+			Hint("--force detaches it all the same; whoever holds it keeps a link that does nothing")
 	}
 	if locked != nil && folder != "" { // of a chain that was displaced, too
 		if err := locked.RemoveChain(folder); err != nil {
@@ -92,10 +89,8 @@ func (s *site) detachLink(locked *state.Locked, l rawLink, info *LinkInfo, force
 	err := l.Detach()
 	if errors.Is(err, unix.EOPNOTSUPP) || unsupported(err) {
 		// bpf_link_ops.detach is missing (kernel/bpf/syscall.c).
-		return &hook.Error{
-			Err:  hook.Because(ebpf.ErrNotSupported, "the kernel cannot detach a link of type %v", typeName(info.Type)),
-			Hint: fmt.Sprintf("whoever holds it has to close it: \"dispatcher holders --link %d\" tells who that is", info.ID),
-		}
+		return hook.Because(ebpf.ErrNotSupported, "the kernel cannot detach a link of type %v", typeName(info.Type)).
+			Hint("whoever holds it has to close it: \"dispatcher holders --link %d\" tells who that is", info.ID)
 	}
 	if err != nil {
 		return kernel.Errno("detach the link", err)
@@ -179,7 +174,8 @@ func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle
 	defer old.Close()
 	switch _, err := state.Find(old); {
 	case err == nil:
-		return nil, &hook.Error{Err: hook.Because(fs.ErrExist, "link %d carries a chain of libdispatcher already", r.id), Hint: "attach adds members to it"}
+		return nil, hook.Because(fs.ErrExist, "link %d carries a chain of libdispatcher already", r.id).
+			Hint("attach adds members to it")
 	case !errors.Is(err, state.ErrNotOurs):
 		return nil, kernel.Again(err) // of a later version, it may be
 	}
@@ -228,7 +224,7 @@ func (s *site) adoptRoot(locked *state.Locked, r *linkRoot, req Request) (Handle
 	if err != nil {
 		undo := r.swap(old, dispatcher)
 		slot.Close()
-		return nil, errors.Join(err, undo)
+		return nil, kernel.Undo(err, undo)
 	}
 	h.releaseNetNS()
 	return h, nil
@@ -315,10 +311,8 @@ func (s *site) adoptMember(locked *state.Locked, l rawLink, info *LinkInfo, req 
 		return nil, hook.Because(fs.ErrExist, "link %d is a member already", info.ID)
 	}
 	if names.reg == nil && !req.Persistent {
-		return nil, &hook.Error{
-			Err:  hook.Because(ebpf.ErrNotSupported, "there is no registry in %s that could take its name", s.BPFFS),
-			Hint: "pinned (Persistent) it has one without that",
-		}
+		return nil, hook.Because(ebpf.ErrNotSupported, "there is no registry in %s that could take its name", s.BPFFS).
+			Hint("pinned (Persistent) it has one without that")
 	}
 	called, pinned := names.pin(s.Hook, info.ID)
 	if req.Name == "" {
@@ -353,7 +347,7 @@ func (s *site) adoptMember(locked *state.Locked, l rawLink, info *LinkInfo, req 
 	}
 	if req.Persistent {
 		if err := s.pinNamed(locked, h, called, pinned); err != nil {
-			return nil, errors.Join(err, names.reg.Delete(h.id))
+			return nil, kernel.Undo(err, names.reg.Delete(h.id))
 		}
 	}
 	s.ns.Release()
@@ -368,5 +362,5 @@ func (s *site) pinNamed(locked *state.Locked, h *linkHandle, called string, pinn
 	if err := h.pin(locked, nil); err != nil || !pinned {
 		return err
 	}
-	return errors.Join(locked.MoveMaps(h.folder(), called, h.folder(), h.rec.Name), locked.Remove(h.folder(), called))
+	return kernel.Join(locked.MoveMaps(h.folder(), called, h.folder(), h.rec.Name), locked.Remove(h.folder(), called))
 }

@@ -135,7 +135,8 @@ func (s *site) toOwned(ctx context.Context, req ConvertRequest) error {
 	case snap.free():
 		return hook.Because(fs.ErrNotExist, "nothing is attached")
 	case snap.chain != nil:
-		return &hook.Error{Err: hook.Because(fs.ErrExist, "the chain is an owned one already"), Hint: "attach adds members to it"}
+		return hook.Because(fs.ErrExist, "the chain is an owned one already").
+			Hint("attach adds members to it")
 	case from == nil:
 		return s.occupied(snap)
 	}
@@ -150,12 +151,12 @@ func (s *site) toOwned(ctx context.Context, req ConvertRequest) error {
 		folder := state.ChainFolder(0, owned.chain.ID)
 		for i, slot := range owned.chain.Slots {
 			if err := l.Add(folder, nil, state.MemberPins{Name: slot.Name, Slot: owned.slots[i], Maps: owned.loaded[i].Maps}); err != nil {
-				return errors.Join(err, l.RemoveChain(folder))
+				return kernel.Undo(err, l.RemoveChain(folder))
 			}
 		}
 		kernel.Step("convert: pinned")
 		if err := s.exchangeChain(l, snap, owned, req.NoGap); err != nil {
-			return errors.Join(err, l.RemoveChain(folder))
+			return kernel.Undo(err, l.RemoveChain(folder))
 		}
 		used = true
 		return nil
@@ -181,7 +182,7 @@ func (s *site) exchangeChain(l *state.Locked, snap *snapshot, owned *anOwned, no
 	defer r.close()
 	kernel.Step("convert: after the gap")
 	if err := l.Move(state.ChainFolder(0, owned.chain.ID), state.ChainFolder(r.linkID(), 0), r.pinner()); err != nil {
-		return errors.Join(err, s.restore(r, owned.prog, snap))
+		return kernel.Undo(err, s.restore(r, owned.prog, snap))
 	}
 	return nil
 }
@@ -238,10 +239,8 @@ func (s *site) ownedOf(snap *snapshot, from *libxdp.Chain, req ConvertRequest) (
 		return nil, err
 	}
 	if len(o.slots) == 0 {
-		return nil, &hook.Error{
-			Err:  hook.Because(fs.ErrNotExist, "the dispatcher has no members any more: their pins are gone"),
-			Hint: "detach it with --all",
-		}
+		return nil, hook.Because(fs.ErrNotExist, "the dispatcher has no members any more: their pins are gone").
+			Hint("detach it with --all")
 	}
 	if o.prog, err = state.Build(&o.chain, o.slots, nil); err != nil && len(bare) > 0 {
 		err = notCallable(bare, err)
@@ -286,10 +285,8 @@ func notCallable(members []string, err error) error {
 	for _, name := range members {
 		hint += fmt.Sprintf(" --program %s=FILE[:NAME]", name)
 	}
-	return &hook.Error{
-		Err:  hook.Because(hook.ErrIncompatible, "%s: loaded for libxdp's dispatcher, and this kernel lets such programs run nowhere else: %w", strings.Join(members, ", "), err),
-		Hint: hint,
-	}
+	return hook.Because(hook.ErrIncompatible, "%s: loaded for libxdp's dispatcher, and this kernel lets such programs run nowhere else: %w", strings.Join(members, ", "), err).
+		Hint("%s", hint)
 }
 
 // uniqueName returns the name, with a number if it is taken.

@@ -2,7 +2,6 @@ package attach
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -31,7 +30,8 @@ func (s *site) toLibxdp(ctx context.Context, req ConvertRequest) error {
 		case snap.free():
 			return hook.Because(fs.ErrNotExist, "nothing is attached")
 		case snap.isLibxdp():
-			return &hook.Error{Err: hook.Because(fs.ErrExist, "the chain is one of libxdp already"), Hint: "attach adds members to it"}
+			return hook.Because(fs.ErrExist, "the chain is one of libxdp already").
+				Hint("attach adds members to it")
 		case snap.chain == nil:
 			return s.occupied(snap)
 		}
@@ -46,7 +46,7 @@ func (s *site) toLibxdp(ctx context.Context, req ConvertRequest) error {
 		built, err := s.libxdp().Build(ctx, members, libxdp.BuildOptions{Version: req.ConfigVersion})
 		if err != nil {
 			release(false)
-			return err
+			return cause(err)
 		}
 		err = s.exchangeForLibxdp(l, snap, built)
 		release(err == nil)
@@ -61,16 +61,16 @@ func (s *site) exchangeForLibxdp(l *state.Locked, snap *snapshot, built *libxdp.
 	kernel.Step("convert: before the gap")
 	if snap.root.linkID() == 0 {
 		if err := n.swap(built.Dispatcher, snap.prog); err != nil {
-			return errors.Join(err, built.Discard())
+			return kernel.Undo(err, built.Discard())
 		}
 	} else {
 		if err := snap.root.release(snap.prog); err != nil {
-			return errors.Join(err, built.Discard())
+			return kernel.Undo(err, built.Discard())
 		}
 		kernel.Step("convert: in the gap")
 		err := n.rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(n.index, built.Dispatcher.FD(), -1, n.mode) })
 		if err != nil {
-			return errors.Join(fmt.Errorf("attach libxdp's dispatcher: %w", err), s.reinstate(l, snap, folder), built.Discard())
+			return kernel.Undo(fmt.Errorf("attach libxdp's dispatcher: %w", err), s.reinstate(l, snap, folder), built.Discard())
 		}
 	}
 	kernel.Step("convert: after the gap")
@@ -149,15 +149,11 @@ func (s *site) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp.
 func convertible(m *hook.Member) error {
 	switch {
 	case m.State != hook.StateRunning && m.OnMissing != hook.MissingContinue, m.OnMissing > hook.MissingContinue:
-		return &hook.Error{
-			Err:  hook.Because(hook.ErrIncompatible, "member %q asks for a closed door when its owner is gone (%v), which libxdp does not have", m.Name, m.OnMissing),
-			Hint: "set it to --on-missing continue first, or detach it",
-		}
+		return hook.Because(hook.ErrIncompatible, "member %q asks for a closed door when its owner is gone (%v), which libxdp does not have", m.Name, m.OnMissing).
+			Hint("set it to --on-missing continue first, or detach it")
 	case m.State == hook.StateRunning && !m.Persistent:
-		return &hook.Error{
-			Err:  hook.Because(hook.ErrBusy, "member %q is owned by a process, which would lose it", m.Name),
-			Hint: "pin it first (dispatcher pin), or end its owner",
-		}
+		return hook.Because(hook.ErrBusy, "member %q is owned by a process, which would lose it", m.Name).
+			Hint("pin it first (dispatcher pin), or end its owner")
 	}
 	return nil
 }

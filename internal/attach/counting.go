@@ -54,10 +54,8 @@ func (s *site) count() (*Counting, error) {
 			return c.join(snap.prog)
 		}
 		if errors.Is(err, ebpf.ErrNotSupported) {
-			return nil, &hook.Error{
-				Err:  hook.Because(hook.ErrBusy, "another version of dispatcher is watching the chain: %w", err),
-				Hint: "end that one first",
-			}
+			return nil, hook.Because(hook.ErrBusy, "another version of dispatcher is watching the chain: %w", err).
+				Hint("end that one first")
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err

@@ -90,10 +90,8 @@ func cannotRun(h hook.Hook) error {
 	if h.Family() == "tc" {
 		why = "filters that are no BPF programs may run between its programs"
 	}
-	return &hook.Error{
-		Err:  hook.Because(ebpf.ErrNotSupported, "packets cannot be taken through this hook: %s", why),
-		Hint: "xdp, tcx/ingress, tcx/egress, cgroup_skb/ingress and cgroup_skb/egress can",
-	}
+	return hook.Because(ebpf.ErrNotSupported, "packets cannot be taken through this hook: %s", why).
+		Hint("xdp, tcx/ingress, tcx/egress, cgroup_skb/ingress and cgroup_skb/egress can")
 }
 
 // explained reads what packets go through: for a cgroup with what is above it.

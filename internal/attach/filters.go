@@ -236,10 +236,8 @@ func (ln *lane) free(i, priority int) (f hook.Filter, before []laneEntry, err er
 	}
 	// Not that of a filter of others, who may delete all of a preference.
 	if !ln.allOurs(below) {
-		return f, nil, &hook.Error{
-			Err:  hook.Because(hook.ErrBusy, "there is no preference (pref) left between %d and %d, the filters that are to run before and after it", above, below),
-			Hint: "choose another priority",
-		}
+		return f, nil, hook.Because(hook.ErrBusy, "there is no preference (pref) left between %d and %d, the filters that are to run before and after it", above, below).
+			Hint("choose another priority")
 	}
 	f.Pref = uint16(below)
 	for _, e := range ln.all {
@@ -279,10 +277,8 @@ func (ln *lane) settle(prog *load.Loaded, req Request) (int, label, error) {
 		}
 	}
 	if _, err := ln.find(hook.Ref(lb.Name)); err == nil {
-		return 0, lb, &hook.Error{
-			Err:  hook.Because(fs.ErrExist, "there is a member %q already", lb.Name),
-			Hint: "choose another name, or replace its program",
-		}
+		return 0, lb, hook.Because(fs.ErrExist, "there is a member %q already", lb.Name).
+			Hint("choose another name, or replace its program")
 	}
 	byDefault := req.Settings.Or(prog.Defaults).WithDefaults().Priority
 	i, priority, err := dispatch.Settle(ln.ranks(), req.Position, ln.find, req.Priority, byDefault)
@@ -295,10 +291,8 @@ func (ln *lane) settle(prog *load.Loaded, req Request) (int, label, error) {
 
 func (filters) attach(ctx context.Context, s *site, src load.Source, req Request) (Handle, error) {
 	if !req.Persistent {
-		return nil, &hook.Error{
-			Err:  hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays when its process ends, and so it can only be persistent"),
-			Hint: fmt.Sprintf("ask for that (Persistent; without --hold), or use %s, where a link owns a member (Linux 6.6)", s.owned()),
-		}
+		return nil, hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays when its process ends, and so it can only be persistent").
+			Hint("ask for that (Persistent; without --hold), or use %s, where a link owns a member (Linux 6.6)", s.owned())
 	}
 	prog, err := load.PinningIn(src, s.BPFFS).Load(load.Want{Hook: s.Hook})
 	if err != nil {
@@ -394,11 +388,8 @@ func (ln *lane) legacy(e laneEntry) error {
 		hint = fmt.Sprintf("make it a member with \"%s adopt %s %s id:%d\", or detach it with --force",
 			ln.site.command(), ln.site.Hook, ln.dev.Name, e.Program)
 	}
-	return &hook.Error{
-		Err:      hook.ErrBusy,
-		Occupant: &hook.Occupant{Kind: hook.KindLegacy, Program: programOf(e.Program)},
-		Hint:     hint,
-	}
+	return hook.Busy(&hook.Occupant{Kind: hook.KindLegacy, Program: programOf(e.Program)}).
+		Hint("%s", hint)
 }
 
 func (filters) detach(ctx context.Context, s *site, ref hook.Ref, force bool) error {

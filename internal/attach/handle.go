@@ -495,10 +495,8 @@ func (s *site) open(r root, c *state.Chain, i int) (*slotHandle, error) {
 func (s *site) openPinned(folder, member string) (*slotHandle, error) {
 	r, err := openPinnedRoot(s.pins, folder)
 	if errors.Is(err, fs.ErrNotExist) && s.pins.Has(folder, member) {
-		return nil, &hook.Error{
-			Err:  hook.Because(fs.ErrNotExist, "the chain of %q has no link that is pinned", member),
-			Hint: "open it by device and name",
-		}
+		return nil, hook.Because(fs.ErrNotExist, "the chain of %q has no link that is pinned", member).
+			Hint("open it by device and name")
 	}
 	if err != nil {
 		return nil, err

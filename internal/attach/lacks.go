@@ -2,7 +2,6 @@ package attach
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -27,9 +26,6 @@ func withoutFrags(src load.Source, err error) error {
 	if failed != nil || what.Loaded || !what.Shape.Frags || tryFrags() == nil {
 		return err
 	}
-	return &hook.Error{
-		Err: fmt.Errorf("program %q is for packets in fragments, which needs Linux 5.18: %w: %w",
-			what.Name, ebpf.ErrNotSupported, unix.EINVAL),
-		Hint: `load it from SEC("xdp")`,
-	}
+	return hook.Because(ebpf.ErrNotSupported, "program %q is for packets in fragments, which needs Linux 5.18: %w", what.Name, unix.EINVAL).
+		Hint("load it from SEC(\"xdp\")")
 }

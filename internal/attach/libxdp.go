@@ -32,10 +32,8 @@ func (s *site) style(asked hook.Style) (hook.Style, error) {
 		}
 		return hook.StyleLibxdp, nil
 	case snap.chain != nil && !snap.chain.Closed && asked == hook.StyleLibxdp:
-		return "", &hook.Error{
-			Err:  hook.Because(hook.ErrIncompatible, "the chain on %s is an owned one, and a device has one chain", snap.device.Name),
-			Hint: fmt.Sprintf("join it (leave the style out), or move it over with \"%s convert xdp %s --style libxdp\"", s.command(), snap.device.Name),
-		}
+		return "", hook.Because(hook.ErrIncompatible, "the chain on %s is an owned one, and a device has one chain", snap.device.Name).
+			Hint("join it (leave the style out), or move it over with \"%s convert xdp %s --style libxdp\"", s.command(), snap.device.Name)
 	case snap.chain == nil && !snap.free(), asked != hook.StyleLibxdp:
 		return hook.StyleOwned, nil
 	}
@@ -111,10 +109,8 @@ func (s *site) component(src load.Source, req Request) (*component, error) {
 	}
 	c := &component{src: src, about: about, asked: req.Settings, bpffs: s.BPFFS}
 	if req.Name != "" && req.Name != about.Name {
-		return nil, &hook.Error{
-			Err:  hook.Because(hook.ErrUsage, "a chain of libxdp keeps no names: a member is called as its function, here %q", about.Name),
-			Hint: "leave the name out",
-		}
+		return nil, hook.Because(hook.ErrUsage, "a chain of libxdp keeps no names: a member is called as its function, here %q", about.Name).
+			Hint("leave the name out")
 	}
 	return c, noSlots(req.Settings)
 }
@@ -184,10 +180,8 @@ func (c *component) discard() {
 // one.
 func (s *site) attachLibxdp(ctx context.Context, src load.Source, req Request) (Handle, error) {
 	if !req.Persistent {
-		return nil, &hook.Error{
-			Err:  hook.Because(hook.ErrUsage, "nobody owns a member of a chain of libxdp: it stays when its process ends, and so it can only be persistent"),
-			Hint: "ask for that (Persistent; without --hold), or move the device over to an owned chain with \"" + s.command() + " convert\"",
-		}
+		return nil, hook.Because(hook.ErrUsage, "nobody owns a member of a chain of libxdp: it stays when its process ends, and so it can only be persistent").
+			Hint("ask for that (Persistent; without --hold), or move the device over to an owned chain with \"%s convert xdp %s --style owned\"", s.command(), s.Target)
 	}
 	if !req.Position.IsZero() {
 		return nil, byPriorityOnly()
@@ -209,14 +203,22 @@ func (s *site) attachLibxdp(ctx context.Context, src load.Source, req Request) (
 }
 
 func byPriorityOnly() error {
-	return &hook.Error{
-		Err:  hook.Because(hook.ErrUsage, "a chain of libxdp is ordered by priority, and of equals by name: there is no other place to ask for"),
-		Hint: "choose a priority",
+	return hook.Because(hook.ErrUsage, "a chain of libxdp is ordered by priority, and of equals by name: there is no other place to ask for").
+		Hint("choose a priority")
+}
+
+// cause takes the frame off an error of package libxdp, whose functions are the
+// top for others only.
+func cause(err error) error {
+	if e, ok := err.(*hook.Error); ok {
+		return e.Err
 	}
+	return err
 }
 
 // otherStyle marks the error of a chain of libxdp that has gone meanwhile.
 func otherStyle(err error) error {
+	err = cause(err)
 	if errors.Is(err, libxdp.ErrNotDispatcher) {
 		return fmt.Errorf("%w: %w", errStyle, err)
 	}

@@ -23,7 +23,7 @@ type libxdpHandle struct {
 // there is errDetached.
 func (h *libxdpHandle) do(fn func(d libxdp.Device, ref hook.Ref) error) error {
 	return h.locked(func() error {
-		err := fn(h.site.libxdp(), hook.ProgramRef(h.id))
+		err := cause(fn(h.site.libxdp(), hook.ProgramRef(h.id)))
 		switch {
 		case errors.Is(err, kernel.ErrNetNSGone):
 			return err
@@ -57,7 +57,7 @@ func (h *libxdpHandle) Update(ctx context.Context, src load.Source) error {
 
 // Set changes priority and continue set.
 func (h *libxdpHandle) Set(ctx context.Context, settings hook.Settings) error {
-	if err := errors.Join(settings.Check(), noSlots(settings)); err != nil {
+	if err := kernel.Join(settings.Check(), noSlots(settings)); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)
 	}
 	return h.do(func(d libxdp.Device, ref hook.Ref) error { return d.Set(ctx, ref, settings) })

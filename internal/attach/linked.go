@@ -111,7 +111,7 @@ func (l *listing) place(s *site, prog *load.Loaded, req Request) (int, *state.Re
 		if !l.entries[i].pinned {
 			err = hook.Because(errTaken, "%w", err)
 		}
-		return 0, nil, &hook.Error{Err: err, Hint: "choose another name, or replace its program"}
+		return 0, nil, err.Hint("choose another name, or replace its program")
 	}
 	byDefault := req.Settings.Or(prog.Defaults).WithDefaults().Priority
 	i, priority, err := dispatch.Settle(l.ranks(), req.Position, l.find, req.Priority, byDefault)
@@ -155,13 +155,13 @@ func (s *site) joinLinks(l *state.Locked, prog *load.Loaded, req Request) (*link
 	}
 	h.made = true
 	if err := names.reg.Put(h.id, rec); err != nil {
-		return nil, errors.Join(err, h.Close())
+		return nil, kernel.Undo(err, h.Close())
 	}
 	kernel.Step("attach: named")
 	if req.Persistent {
 		if err := h.pin(l, prog.Maps); err != nil {
 			// Half attached is not attached.
-			return nil, errors.Join(err, names.reg.Delete(h.id), h.link.Close())
+			return nil, kernel.Undo(err, names.reg.Delete(h.id), h.link.Close())
 		}
 	}
 	return h, nil
@@ -247,20 +247,14 @@ func (s *site) openPinnedLink(folder, member string) (*linkHandle, error) {
 
 // legacy is the refusal of an entry that has no link.
 func (sp *spot) legacy(e entry) error {
-	return &hook.Error{
-		Err:      hook.ErrBusy,
-		Occupant: &hook.Occupant{Kind: hook.KindLegacy, Program: programOf(e.prog)},
-		Hint:     fmt.Sprintf("make it a member with \"%s adopt %s %s id:%d\", or detach it with --force", sp.command, sp.hook, sp.target(), e.prog),
-	}
+	return hook.Busy(&hook.Occupant{Kind: hook.KindLegacy, Program: programOf(e.prog)}).
+		Hint("make it a member with \"%s adopt %s %s id:%d\", or detach it with --force", sp.command, sp.hook, sp.target(), e.prog)
 }
 
 // foreign is the refusal to take out what a link of another tool attaches.
 func (sp *spot) foreign(e entry) error {
-	return &hook.Error{
-		Err:      hook.ErrBusy,
-		Occupant: &hook.Occupant{Kind: hook.KindForeign, Program: programOf(e.prog), LinkID: e.link},
-		Hint:     fmt.Sprintf("it is not a member; --force detaches it all the same, \"dispatcher adopt --link %d\" makes it one", e.link),
-	}
+	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: programOf(e.prog), LinkID: e.link}).
+		Hint("it is not a member; --force detaches it all the same, \"dispatcher adopt --link %d\" makes it one", e.link)
 }
 
 func (sp *spot) target() string {

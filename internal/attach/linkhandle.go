@@ -213,10 +213,8 @@ func (h *linkHandle) Pin(ctx context.Context) error {
 		case l == nil:
 			return h.site.noBPFFS()
 		case g.rec.Name == "":
-			return &hook.Error{
-				Err:  hook.Because(hook.ErrUsage, "link %d has no name that it could be pinned under", h.id),
-				Hint: fmt.Sprintf("\"dispatcher adopt --link %d\" gives it one, and pins it", h.id),
-			}
+			return hook.Because(hook.ErrUsage, "link %d has no name that it could be pinned under", h.id).
+				Hint("\"dispatcher adopt --link %d\" gives it one, and pins it", h.id)
 		case l.Has(h.folder(), g.rec.Name):
 			return nil
 		}

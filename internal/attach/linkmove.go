@@ -71,10 +71,8 @@ func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) 
 			return h.record(g, &rec)
 		}
 		if !h.made && !list.entries[i].pinned {
-			return &hook.Error{
-				Err:  hook.Because(hook.ErrBusy, "the kernel cannot move a link, only its owner can put a new one in its place: member %q is not pinned, and this Link has not attached it", g.rec.Name),
-				Hint: "have its owner do it, or pin it first",
-			}
+			return hook.Because(hook.ErrBusy, "the kernel cannot move a link, only its owner can put a new one in its place: member %q is not pinned, and this Link has not attached it", g.rec.Name).
+				Hint("have its owner do it, or pin it first")
 		}
 		if _, err := sp.anchor(others, j); err != nil {
 			return err
@@ -147,12 +145,12 @@ func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing,
 	// From here on the new link is the member, whatever else went wrong.
 	info, infoErr := describeLink(link)
 	if infoErr != nil {
-		return errors.Join(err, infoErr)
+		return kernel.Join(err, infoErr)
 	}
 	h.link.Close()
 	h.link, h.id, h.rec, h.made = link, info.ID, *rec, true
 	if l != nil {
-		err = errors.Join(err, l.RemoveChain(state.LinkFolder(h.site.Hook, oldID)))
+		err = kernel.Join(err, l.RemoveChain(state.LinkFolder(h.site.Hook, oldID)))
 	}
 	return err
 }
@@ -172,7 +170,7 @@ func sameLinks(a, b *listing) bool {
 
 // spot opens the place where the link is by now.
 func (h *linkHandle) spot(info *LinkInfo) (*spot, error) {
-	sp := &spot{hook: h.site.Hook, kind: kernel.KindOf(h.site.Hook)}
+	sp := &spot{hook: h.site.Hook, kind: kernel.KindOf(h.site.Hook), command: h.site.command()}
 	if sp.hook.OnCgroup() {
 		var err error
 		if sp.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.site.Target); errors.Is(err, fs.ErrNotExist) {

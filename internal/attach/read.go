@@ -173,14 +173,14 @@ func linksCarrying(prog uint32, index int) ([]uint32, error) {
 
 // occupied is the error for a hook that is held by something that is not ours.
 func (s *site) occupied(snap *snapshot) error {
-	e := &hook.Error{Err: hook.ErrBusy, Occupant: &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode}}
-	e.Occupant.Program, _ = describe(snap.prog)
+	on := &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode}
+	on.Program, _ = describe(snap.prog)
+	busy := hook.Busy(on)
 	switch len(snap.links) {
 	case 0:
 		if snap.isLibxdp() {
-			e.Occupant.Kind = hook.KindLibxdp
-			e.Hint = fmt.Sprintf("\"%s convert xdp %s --style owned\" moves its members over to an owned chain", s.command(), snap.device.Name)
-			return e
+			on.Kind = hook.KindLibxdp
+			return busy.Hint("\"%s convert xdp %s --style owned\" moves its members over to an owned chain", s.command(), snap.device.Name)
 		}
 		in, xdp := "", "xdp"
 		if s.NetNS != "" {
@@ -189,18 +189,15 @@ func (s *site) occupied(snap *snapshot) error {
 		if snap.mode == hook.ModeGeneric {
 			xdp = "xdpgeneric"
 		}
-		e.Hint = fmt.Sprintf("make it a member with \"dispatcher %sadopt xdp %s\", or remove it with \"ip %slink set dev %s %s off\"",
-			in, snap.device.Name, in, snap.device.Name, xdp)
-		return e
+		return busy.Hint("make it a member with \"%s adopt xdp %s\", or remove it with \"ip %slink set dev %s %s off\"",
+			s.command(), snap.device.Name, in, snap.device.Name, xdp)
 	case 1:
-		e.Occupant.LinkID = snap.links[0]
+		on.Kind, on.LinkID = hook.KindForeign, snap.links[0]
+		return busy.Hint("\"%s holders xdp %s\" tells more; \"dispatcher adopt --link %d\" makes it a member, \"dispatcher detach --link %d --force\" frees the hook",
+			s.command(), snap.device.Name, on.LinkID, on.LinkID)
 	}
-	e.Occupant.Kind = hook.KindForeign
-	e.Hint = fmt.Sprintf("\"%s holders xdp %s\" tells more", s.command(), snap.device.Name)
-	if id := e.Occupant.LinkID; id != 0 {
-		e.Hint += fmt.Sprintf("; \"dispatcher adopt --link %d\" makes it a member, \"dispatcher detach --link %d --force\" frees the hook", id, id)
-	}
-	return e
+	on.Kind = hook.KindForeign
+	return busy.Hint("\"%s holders xdp %s\" tells more", s.command(), snap.device.Name)
 }
 
 // describe reads what the kernel says about a program, and whether it makes

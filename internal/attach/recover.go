@@ -72,7 +72,7 @@ func libxdpLeftovers(ctx context.Context, bpffs string, dryRun bool) (found []ho
 	for _, path := range paths {
 		found = append(found, hook.Leftover{Hook: hook.XDP, Path: path, What: "pins of a dispatcher of libxdp that is on no device"})
 	}
-	return found, err
+	return found, cause(err)
 }
 
 // lockedUnswept is locked without the sweeping, which recover reports.
@@ -226,10 +226,8 @@ func (r *recovery) settle(f hook.Leftover, folder string, err error) (done bool)
 
 // nowhere is that nothing of the old name is there to be attached to.
 func nowhere(what string) error {
-	return &hook.Error{
-		Err:  hook.Because(fs.ErrNotExist, "there is no %s to attach it to", what),
-		Hint: "make it and recover again, or recover without --reattach to let it go",
-	}
+	return hook.Because(fs.ErrNotExist, "there is no %s to attach it to", what).
+		Hint("make it and recover again, or recover without --reattach to let it go")
 }
 
 // homeNS finds the namespace of old, or the one that has its place: the one that
@@ -299,7 +297,7 @@ func (r *recovery) reattachChain(folder string, root *linkRoot, progID uint32, c
 	to := state.ChainFolder(next.linkID(), 0)
 	kernel.Step("recover: attached")
 	if err := r.l.Succession(folder, to, next.pinner()); err != nil {
-		return errors.Join(err, next.release(prog))
+		return kernel.Undo(err, next.release(prog))
 	}
 	return nil
 }

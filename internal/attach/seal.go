@@ -65,10 +65,8 @@ func (p Place) onOwned(ctx context.Context, fn func(*site, *state.Locked, *snaps
 			})
 		}
 		return s.inStyle(ctx, "", owned, func() error {
-			return &hook.Error{
-				Err:  hook.Because(hook.ErrIncompatible, "the chain is one of libxdp's, and cannot be sealed"),
-				Hint: fmt.Sprintf("\"%s convert xdp %s --style owned\" makes it an owned one", s.command(), s.Target),
-			}
+			return hook.Because(hook.ErrIncompatible, "the chain is one of libxdp's, and cannot be sealed").
+				Hint("\"%s convert xdp %s --style owned\" makes it an owned one", s.command(), s.Target)
 		})
 	})
 }

@@ -265,10 +265,8 @@ func (sp *spot) anchor(l *listing, i int) (kernel.Neighbor, error) {
 	case i == n && (sp.cgroup == nil || l.revision == 0):
 		return kernel.Neighbor{}, nil // the end: known to every kernel
 	case sp.cgroup != nil && l.revision == 0:
-		return kernel.Neighbor{}, &hook.Error{
-			Err:  fmt.Errorf("number %d of %d: a place among others on a cgroup needs Linux 6.17: %w", i+1, n+1, ebpf.ErrNotSupported),
-			Hint: fmt.Sprintf("this kernel attaches behind all others: ask for that (--last), or for a priority of %d", max(l.highest(), hook.DefaultPriority)),
-		}
+		return kernel.Neighbor{}, hook.Because(ebpf.ErrNotSupported, "number %d of %d: a place among others on a cgroup needs Linux 6.17: %w", i+1, n+1, ebpf.ErrNotSupported).
+			Hint("this kernel attaches behind all others: ask for that (--last), or for a priority of %d", max(l.highest(), hook.DefaultPriority))
 	case i == 0:
 		return kernel.Before(0, false), nil
 	case i == n:
@@ -278,11 +276,9 @@ func (sp *spot) anchor(l *listing, i int) (kernel.Neighbor, error) {
 	case l.entries[i-1].link != 0:
 		return kernel.After(l.entries[i-1].link, true), nil
 	case sp.cgroup != nil:
-		return kernel.Neighbor{}, &hook.Error{
-			Err: fmt.Errorf("number %d of %d is between programs %d and %d, which have no links, and the kernel puts a link on a cgroup next to links only: %w",
-				i+1, n+1, l.entries[i-1].prog, l.entries[i].prog, ebpf.ErrNotSupported),
-			Hint: fmt.Sprintf("adopt one of them first (id:%d), or choose another place", l.entries[i-1].prog),
-		}
+		return kernel.Neighbor{}, hook.Because(ebpf.ErrNotSupported, "number %d of %d is between programs %d and %d, which have no links, and the kernel puts a link on a cgroup next to links only: %w",
+			i+1, n+1, l.entries[i-1].prog, l.entries[i].prog, ebpf.ErrNotSupported).
+			Hint("adopt one of them first (id:%d), or choose another place", l.entries[i-1].prog)
 	}
 	return kernel.Before(l.entries[i].carried, false), nil
 }
@@ -338,10 +334,8 @@ func (sp *spot) String() string {
 // twice is the refusal of a program that is there already. TCX takes a program
 // once (bpf_mprog_attach, kernel/bpf/mprog.c).
 func (sp *spot) twice(prog *ebpf.Program) error {
-	return &hook.Error{
-		Err:  hook.Because(fs.ErrExist, "program %d is on %s already, and the kernel takes a program there once", programID(prog), sp.hook),
-		Hint: "load it again, from its file",
-	}
+	return hook.Because(fs.ErrExist, "program %d is on %s already, and the kernel takes a program there once", programID(prog), sp.hook).
+		Hint("load it again, from its file")
 }
 
 // closed finds the legacy program that keeps links off a cgroup: one attached
@@ -366,12 +360,9 @@ func (sp *spot) closed(l *listing) error {
 			return nil
 		}
 	}
-	e := &hook.Error{
-		Err:      hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where),
-		Occupant: &hook.Occupant{Kind: hook.KindLegacy, Program: programOf(at.entries[0].prog)},
-		Hint:     fmt.Sprintf("make it a member with \"%s adopt %s %s\", or detach it", sp.command, sp.hook, where),
-	}
-	return e
+	return hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where).
+		HeldBy(&hook.Occupant{Kind: hook.KindLegacy, Program: programOf(at.entries[0].prog)}).
+		Hint("make it a member with \"%s adopt %s %s\", or detach it", sp.command, sp.hook, where)
 }
 
 // programOf describes a program by its id, as far as it is still there.

@@ -2,7 +2,6 @@ package attach
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -151,10 +150,8 @@ func (s *standIn) load(t ebpf.AttachType) error {
 }
 
 func cannotMove(err error) error {
-	return &hook.Error{
-		Err:  hook.Because(hook.ErrIncompatible, "the program cannot be moved without missing packets, because the kernel does not let another one call it: %w", err),
-		Hint: "detach it, and attach it at the place where it shall be",
-	}
+	return hook.Because(hook.ErrIncompatible, "the program cannot be moved without missing packets, because the kernel does not let another one call it: %w", err).
+		Hint("detach it, and attach it at the place where it shall be")
 }
 
 // close removes the stand-ins, which are nowhere attached any more.
@@ -236,7 +233,7 @@ func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(err, undo(old.exchange(prog, before)))
+		return nil, kernel.Undo(err, old.exchange(prog, before))
 	}
 	kernel.Step("move: at both places")
 	return link, s.finish(old, before, link, prog, up)
@@ -252,13 +249,13 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link rawLink, prog 
 	if up {
 		err := swap(link, first, dispatch.StandInAway)
 		kernel.Step("move: seen at the new place")
-		err = errors.Join(err, old.remove(there))
+		err = kernel.Join(err, old.remove(there))
 		kernel.Step("move: at the new place")
 		if now := old.carries(there); now != nil {
 			defer now.Close()
 			prog = now
 		}
-		return errors.Join(err, swap(link, prog, dispatch.StandInFirst))
+		return kernel.Join(err, swap(link, prog, dispatch.StandInFirst))
 	}
 	// Whoever comes to the old place now is seen at the new one.
 	err := old.exchange(away, there)
@@ -271,9 +268,9 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link rawLink, prog 
 	}
 	settled()
 	kernel.Step("move: seen at the new place")
-	err = errors.Join(err, swap(link, prog, dispatch.StandInSecond))
+	err = kernel.Join(err, swap(link, prog, dispatch.StandInSecond))
 	kernel.Step("move: at the new place")
-	return errors.Join(err, old.remove(away))
+	return kernel.Join(err, old.remove(away))
 }
 
 // swap puts a program into a link that has the stand-in of that name. Another
@@ -292,11 +289,4 @@ func swap(l rawLink, next *ebpf.Program, standIn string) error {
 		return nil
 	}
 	return exchange(l, next, now)
-}
-
-func undo(err error) error {
-	if err != nil {
-		return fmt.Errorf("and it could not be undone: %w", err)
-	}
-	return nil
 }

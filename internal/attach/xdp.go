@@ -143,10 +143,8 @@ func (s *site) readToJoin(prog *load.Loaded, req Request) (*snapshot, error) {
 	case snap.chain.Shape != prog.Shape:
 		err = kernel.ErrAgain
 	case req.Mode != hook.ModeAuto && req.Mode != snap.mode:
-		err = &hook.Error{
-			Err:  hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", snap.mode),
-			Hint: fmt.Sprintf("ask for %v or auto", snap.mode),
-		}
+		err = hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", snap.mode).
+			Hint("ask for %v or auto", snap.mode)
 	default:
 		return snap, nil
 	}
@@ -210,7 +208,7 @@ func insert(member dispatch.Slot, req Request) func(*state.Chain, map[uint32]boo
 				if !c.Slots[i].Persistent {
 					err = hook.Because(errTaken, "%w", err)
 				}
-				return &hook.Error{Err: err, Hint: "choose another name, or replace its program"}
+				return err.Hint("choose another name, or replace its program")
 			}
 			c.Remove(i)
 		}
@@ -273,7 +271,7 @@ func (s *site) join(l *state.Locked, prog *load.Loaded, req Request) (*slotHandl
 			// Half attached is not attached.
 			_, undo := change(h.root, h.chainID, nil, without(h.slotID))
 			h.drop()
-			return nil, errors.Join(err, undo)
+			return nil, kernel.Undo(err, undo)
 		}
 	}
 	return h, nil
@@ -319,20 +317,8 @@ func (s *site) create(index int, mode hook.Mode, prog *ebpf.Program) (root, erro
 		// Somebody was quicker. Or a link was closed just now, and the kernel
 		// is still at it.
 		return nil, fmt.Errorf("%w: %w", kernel.ErrAgain, err)
-	case errors.Is(err, unix.ENODEV):
-		return nil, hook.Because(fs.ErrNotExist, "device %q does not exist any more", s.Target)
-	case errors.Is(err, unix.EOPNOTSUPP) && mode == hook.ModeNative:
-		return nil, &hook.Error{
-			Err:  fmt.Errorf("the driver has no native XDP: %w: %w", ebpf.ErrNotSupported, err),
-			Hint: "use generic mode",
-		}
-	case errors.Is(err, unix.EPERM):
-		return nil, kernel.Errno("create the root link", err)
 	}
-	return nil, &hook.Error{
-		Err:  fmt.Errorf("the kernel or the driver refused the dispatcher: %w", err),
-		Hint: "common reasons are an MTU above what XDP takes (a page less headers, unless all members have frags), or too few queues; generic mode has fewer demands",
-	}
+	return nil, kernel.RefusedXDP(s.Target, mode, err)
 }
 
 // plan computes what join would do, up to the point where others would see it.
