@@ -21,6 +21,7 @@ const module = "github.com/libdispatcher/dispatcher"
 // says what they are for.
 var layers = []string{
 	"hook",
+	"internal/procfs",
 	"internal/kernel",
 	"internal/rtnl",
 	"internal/holders",

@@ -10,6 +10,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 const defaultBPFFS = kernel.DefaultBPFFS
@@ -47,14 +48,14 @@ func (a *app) needBPFFS() error {
 // and services with private mounts are. A bpffs that is mounted in there goes
 // with the command, and the members with it.
 func inPrivateMounts() bool {
-	own, err := os.Readlink("/proc/self/ns/mnt")
-	if err != nil {
+	own := procfs.Namespace("/proc/self", "mnt")
+	if own == 0 {
 		return false
 	}
 	for pid := os.Getppid(); pid > 0; pid = parent(pid) {
-		// Of some, such as init in a sandbox, one may not know.
-		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-		if err == nil && ns != own {
+		// It cannot be read of some, such as init in a sandbox.
+		ns := procfs.Namespace(fmt.Sprintf("/proc/%d", pid), "mnt")
+		if ns != 0 && ns != own {
 			return true
 		}
 	}

@@ -91,7 +91,7 @@ func TestSuspects(t *testing.T) {
 
 // Mounts are found under names with spaces.
 func TestMounts(t *testing.T) {
-	m := with(map[string]string{"/proc/thread-self/mounts": "bpf /a\\040b bpf rw 0 0\ntmpfs /bpf tmpfs rw 0 0\nx\nnone /c bpf rw 0 0\n"})
+	m := with(map[string]string{"/proc/thread-self/mountinfo": "1 2 0:3 / /a\\040b rw - bpf bpf rw\n1 2 0:4 / /bpf rw - tmpfs tmpfs rw\nx\n1 2 0:5 / /c rw - bpf none rw"})
 	qt.Check(t, qt.DeepEquals(m.mounts("bpf"), []string{"/a b", "/c"}))
 }
 

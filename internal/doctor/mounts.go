@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -66,18 +66,15 @@ func (m machine) otherMounts() []Finding {
 
 // mounts returns where file systems of a type are mounted.
 func (m machine) mounts(fsType string) []string {
-	text, _ := m.read("/proc/thread-self/mounts")
+	text, _ := m.read("/proc/thread-self/mountinfo")
 	var points []string
-	for line := range strings.Lines(text) {
-		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == fsType {
-			points = append(points, unescape.Replace(fields[1]))
+	for _, mount := range procfs.ParseMounts(text) {
+		if mount.Type == fsType {
+			points = append(points, mount.Point)
 		}
 	}
 	return points
 }
-
-// unescape undoes what the kernel does to paths (mangle_path, fs/seq_file.c).
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 func cgroups() []Finding {
 	root, err := kernel.CgroupRoot()

@@ -2,11 +2,12 @@ package doctor
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // memlock matters where BPF memory counts towards RLIMIT_MEMLOCK.
@@ -87,25 +88,18 @@ func (m machine) suspects() string {
 	return "no seccomp filter, lockdown or security module does that, so it is the kernel's own policy"
 }
 
-// The namespaces that the kernel begins with (include/linux/proc_ns.h).
-const (
-	firstUserNS = "user:[4026531837]"
-	firstPIDNS  = "pid:[4026531836]"
-)
-
 // namespaces looks for those that hide things from this process.
 func namespaces() []Finding {
 	var found []Finding
 	note := func(text string) { found = append(found, Finding{Check: "namespaces", Level: Note, Text: text}) }
-	if ns, err := os.Readlink("/proc/thread-self/ns/user"); err == nil && ns != firstUserNS {
+	if ns := procfs.Namespace("/proc/thread-self", "user"); ns != 0 && ns != procfs.InitialUserNS {
 		note("in a user namespace, whose capabilities do not count for BPF")
 	}
-	if ns, err := os.Readlink("/proc/thread-self/ns/pid"); err == nil && ns != firstPIDNS {
+	if ns := procfs.Namespace("/proc/thread-self", "pid"); ns != 0 && ns != procfs.InitialPIDNS {
 		note("in a pid namespace: network namespaces of processes outside of it are not found")
 	}
-	own, err := os.Readlink("/proc/thread-self/ns/mnt")
-	first, err1 := os.Readlink("/proc/1/ns/mnt")
-	if err == nil && err1 == nil && own != first {
+	own, first := procfs.Namespace("/proc/thread-self", "mnt"), procfs.Namespace("/proc/1", "mnt")
+	if own != 0 && first != 0 && own != first {
 		note("in a mount namespace of its own: a bpffs that is mounted only in here goes with it, and what is pinned there")
 	}
 	if len(found) == 0 {

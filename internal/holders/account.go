@@ -3,8 +3,9 @@ package holders
 import (
 	"cmp"
 	"fmt"
-	"os"
 	"strings"
+
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // account compares what was found with what the kernel counts.
@@ -67,7 +68,7 @@ func (v *View) explain(h *Holders, users int) {
 			}
 			may[0] += ", perhaps of " + strings.Join(names, ", ")
 		}
-		if target, _ := os.Readlink("/proc/self/ns/pid"); namespaceInode(target, "pid") != initialPIDNS {
+		if procfs.Namespace("/proc/self", "pid") != procfs.InitialPIDNS {
 			may = append(may, "a process outside of this pid namespace")
 		}
 		for _, m := range v.hidden {
@@ -102,6 +103,3 @@ func (v *View) keepsMap(id uint32) string {
 	}
 	return "a program that is just going away"
 }
-
-// initialPIDNS is PROC_PID_INIT_INO, linux/proc_ns.h.
-const initialPIDNS = 0xEFFFFFFC

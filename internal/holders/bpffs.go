@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // filesystems are all bpffs that were found, and what else is mounted.
@@ -53,14 +55,14 @@ func (fs *filesystems) visit() {
 // there.
 func (fs *filesystems) look(ns *mountNS) {
 	var doors []string
-	fs.visitMounts(ns, func(prefix string, m mountLine) {
-		fs.types[m.dev] = m.fsType
-		switch m.fsType {
+	fs.visitMounts(ns, func(prefix string, m procfs.Mount) {
+		fs.types[m.Dev] = m.Type
+		switch m.Type {
 		case "bpf":
 			fs.add(m, ns, prefix)
 		case "nsfs":
-			if namespaceInode(m.root, "mnt") != 0 {
-				doors = append(doors, m.point)
+			if procfs.NamespaceInode(m.Root, "mnt") != 0 {
+				doors = append(doors, m.Point)
 			}
 		}
 	})
@@ -89,25 +91,25 @@ func prefixes(ns *mountNS, own bool) []string {
 }
 
 // add takes note of a mount, and opens what is mounted unless it is open.
-func (fs *filesystems) add(m mountLine, ns *mountNS, prefix string) {
-	b := fs.instance(m.dev)
-	mount := Mount{NS: ns.inode, Point: m.point, root: m.root}
-	fd, err := unix.Open(prefix+m.point, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+func (fs *filesystems) add(m procfs.Mount, ns *mountNS, prefix string) {
+	b := fs.instance(m.Dev)
+	mount := Mount{NS: ns.inode, Point: m.Point, root: m.Root}
+	fd, err := unix.Open(prefix+m.Point, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		b.hidden = &mount
 		return
 	}
-	if dev, _ := identity(fd); dev != m.dev {
+	if dev, _ := identity(fd); dev != m.Dev {
 		unix.Close(fd)
 		b.hidden = &mount
 		return
 	}
 	b.mounts = append(b.mounts, mount)
-	if _, known := b.roots[m.root]; known {
+	if _, known := b.roots[m.Root]; known {
 		unix.Close(fd)
 		return
 	}
-	b.roots[m.root] = fd
+	b.roots[m.Root] = fd
 }
 
 func (fs *filesystems) instance(dev uint64) *bpffs {
@@ -261,7 +263,7 @@ func below(name, root string) (string, bool) {
 
 // directories are the working directories and roots of tasks that may lead to
 // a bpffs.
-func (fs *filesystems) directories(all []task) []door {
+func (fs *filesystems) directories(all []procfs.Task) []door {
 	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil
@@ -269,9 +271,10 @@ func (fs *filesystems) directories(all []task) []door {
 	defer unix.Close(proc)
 	var list []door
 	for _, t := range all {
+		dir := t.Dir()
 		for _, name := range []string{"/cwd", "/root"} {
-			if fs.leads(proc, t.dir[len("/proc/"):]+name) {
-				list = append(list, door(t.dir+name))
+			if fs.leads(proc, dir[len("/proc/"):]+name) {
+				list = append(list, door(dir+name))
 			}
 		}
 	}

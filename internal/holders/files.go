@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // A descriptor leads to a BPF object.
@@ -63,7 +65,7 @@ func iterateFiles(its *iterators) (*files, error) {
 		}
 		if int(r.Kind) >= len(kinds) {
 			if r.Own == 0 {
-				dir := newTask(int(r.PID), int(tid)).dir
+				dir := procfs.Task{PID: int(r.PID), TID: int(tid)}.Dir()
 				found.doors = append(found.doors, door(dir+"/fd/"+strconv.Itoa(int(r.FD))))
 			}
 			return
@@ -86,19 +88,19 @@ func iterateFiles(its *iterators) (*files, error) {
 
 // procFiles finds open files by /proc. What cannot be read is left out: it is
 // another user's, or gone.
-func procFiles(all []task, fs *filesystems) *files {
+func procFiles(all []procfs.Task, fs *filesystems) *files {
 	found := &files{}
 	self := os.Getpid()
-	var tables []task // of the process at hand: threads with different tables
+	var tables []procfs.Task // threads of the current process, each with another table
 	for _, t := range all {
-		if t.first() {
+		if t.First() {
 			tables = tables[:0]
 		}
 		if sharesTable(t, tables) {
 			continue
 		}
 		tables = append(tables, t)
-		found.read(t, fs, t.pid == self)
+		found.read(t, fs, t.PID == self)
 	}
 	found.identify()
 	return found
@@ -106,9 +108,9 @@ func procFiles(all []task, fs *filesystems) *files {
 
 // sharesTable tells whether a thread has the table of one of the others. Where
 // kcmp does not tell it is taken to have that of the first.
-func sharesTable(t task, tables []task) bool {
+func sharesTable(t procfs.Task, tables []procfs.Task) bool {
 	for _, other := range tables {
-		if order, err := kcmp(other.tid, t.tid, kcmpFiles, 0, 0); err != nil || order == 0 {
+		if order, err := kcmp(other.TID, t.TID, kcmpFiles, 0, 0); err != nil || order == 0 {
 			return true
 		}
 	}
@@ -116,27 +118,28 @@ func sharesTable(t task, tables []task) bool {
 }
 
 // read adds the descriptors of one table.
-func (f *files) read(t task, fs *filesystems, own bool) {
-	dir, err := os.Open(t.dir + "/fd")
+func (f *files) read(t procfs.Task, fs *filesystems, own bool) {
+	dir := t.Dir()
+	fds, err := os.Open(dir + "/fd")
 	if err != nil {
 		return
 	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
+	defer fds.Close()
+	names, _ := fds.Readdirnames(-1)
 	buf := make([]byte, 64)
 	for _, name := range names {
-		n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+		n, err := unix.Readlinkat(int(fds.Fd()), name, buf)
 		if err != nil {
 			continue
 		}
 		target := string(buf[:n]) // cut, but its beginning says enough
 		switch {
 		case strings.HasPrefix(target, "anon_inode:bpf"):
-			ref, ok := fdinfo(t.dir + "/fdinfo/" + name)
+			ref, ok := fdinfo(dir + "/fdinfo/" + name)
 			fd, _ := strconv.Atoi(name)
-			d := descriptor{ref: ref, pid: t.pid, fd: fd}
-			if !t.first() {
-				d.tid = t.tid
+			d := descriptor{ref: ref, pid: t.PID, fd: fd}
+			if !t.First() {
+				d.tid = t.TID
 			}
 			if ok && own {
 				f.own = append(f.own, d)
@@ -144,8 +147,8 @@ func (f *files) read(t task, fs *filesystems, own bool) {
 				f.open = append(f.open, d)
 			}
 		case own:
-		case strings.HasPrefix(target, "mnt:["), strings.HasPrefix(target, "/") && fs.leads(int(dir.Fd()), name):
-			f.doors = append(f.doors, door(t.dir+"/fd/"+name))
+		case strings.HasPrefix(target, "mnt:["), strings.HasPrefix(target, "/") && fs.leads(int(fds.Fd()), name):
+			f.doors = append(f.doors, door(dir+"/fd/"+name))
 		}
 	}
 }

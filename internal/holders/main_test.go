@@ -140,7 +140,7 @@ func holdHelper() {
 	runtime.LockOSThread() // of whose death children are told
 	fmt.Println("pid", os.Getpid())
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-		words := strings.Fields(in.Text())
+		words := strings.Split(in.Text(), " ")
 		fmt.Println("done", commands[words[0]](words[1:]...))
 	}
 }

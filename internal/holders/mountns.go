@@ -4,6 +4,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // A mountNS is a mount namespace.
@@ -27,21 +29,21 @@ const someTasks = 4
 
 // findMountNSs finds the namespaces that tasks live in, and on Linux 6.12 and
 // newer all others. The caller closes what it returns.
-func findMountNSs(all []task) *mountNSs {
+func findMountNSs(all []procfs.Task) *mountNSs {
 	found := &mountNSs{known: map[uint64]*mountNS{}}
 	if found.add("/proc/thread-self/ns/mnt", "/proc/self") == nil {
 		found.list = []*mountNS{{fd: -1, tasks: []string{"/proc/self"}}}
 	}
 	for _, t := range all {
-		path := t.dir + "/ns/mnt"
-		ino := namespaceOf(t.dir, "mnt")
+		dir := t.Dir()
+		ino := procfs.Namespace(dir, "mnt")
 		ns := found.known[ino]
 		switch {
 		case ino == 0: // not to be read, or gone
 		case ns == nil:
-			found.add(path, t.dir)
+			found.add(dir+"/ns/mnt", dir)
 		case len(ns.tasks) < someTasks:
-			ns.tasks = append(ns.tasks, t.dir)
+			ns.tasks = append(ns.tasks, dir)
 		}
 	}
 	found.next(nsMntGetPrev)
@@ -54,7 +56,7 @@ func findMountNSs(all []task) *mountNSs {
 func (f *mountNSs) add(path, task string) *mountNS {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		if ino := namespaceOf(task, "mnt"); task != "" && ino != 0 { // may be looked at all the same
+		if ino := procfs.Namespace(task, "mnt"); task != "" && ino != 0 { // may be looked at all the same
 			ns := &mountNS{inode: ino, fd: -1, tasks: []string{task}, enter: path}
 			f.known[ino] = ns
 			f.list = append(f.list, ns)

@@ -1,7 +1,6 @@
 package holders
 
 import (
-	"slices"
 	"strings"
 	"testing"
 
@@ -40,20 +39,6 @@ func TestCgroupPath(t *testing.T) {
 	} {
 		qt.Check(t, qt.Equals(cgroupPath(text), want), qt.Commentf("%q", text))
 	}
-}
-
-func TestParseMounts(t *testing.T) {
-	text := `22 27 0:20 / /sys/fs/bpf rw,relatime shared:8 - bpf bpf rw,mode=700
-36 35 8:1 /a\040b /mnt\134x rw master:1 propagate_from:2 - ext4 /dev/sda1 rw
-50 35 0:4 mnt:[4026532177] /run/ns rw - nsfs nsfs rw
-nonsense
-1 2 x:y / / rw - tmpfs t rw
-`
-	qt.Check(t, qt.IsTrue(slices.Equal(parseMounts(text), []mountLine{
-		{20, "/", "/sys/fs/bpf", "bpf"},
-		{0x801, "/a b", `/mnt\x`, "ext4"},
-		{4, "mnt:[4026532177]", "/run/ns", "nsfs"},
-	})))
 }
 
 func TestBelow(t *testing.T) {

@@ -85,11 +85,13 @@ func TestPinInPart(t *testing.T) {
 	reachable(t, h.Pins[1])
 }
 
+// The path has white space that mountinfo does not escape.
 func TestPinElsewhere(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := isolated(t)
-	dir := t.TempDir()
+	dir := t.TempDir() + "/a\r\f\v\u0085\u00a0\u2003b"
 	ref := newLink(t, func(ref holders.Ref) {
+		p.do("mkdir %s", dir)
 		p.do("bpffs %s", dir)
 		p.do("pin link %d %s/one", ref.ID, dir)
 	})

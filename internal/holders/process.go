@@ -7,15 +7,17 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // describe says which process it is. What cannot be read stays empty.
 func describe(pid, tid int) Process {
 	p := Process{PID: pid, TID: tid, Comm: comm(pid)}
-	at := newTask(pid, cmp.Or(tid, pid)).dir // namespaces and cgroups are those of a thread
+	at := procfs.Task{PID: pid, TID: cmp.Or(tid, pid)}.Dir() // namespaces and cgroups are those of a thread
 	p.Exe, _ = os.Readlink(at + "/exe")
-	p.PIDNS = namespaceOf(at, "pid")
-	p.MountNS = namespaceOf(at, "mnt")
+	p.PIDNS = procfs.Namespace(at, "pid")
+	p.MountNS = procfs.Namespace(at, "mnt")
 	cgroups, _ := os.ReadFile(at + "/cgroup")
 	p.Cgroup = cgroupPath(string(cgroups))
 	p.Unit, p.Container = owner(p.Cgroup)
@@ -25,23 +27,6 @@ func describe(pid, tid int) Process {
 func comm(pid int) string {
 	name, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
 	return strings.TrimSuffix(string(name), "\n")
-}
-
-// namespaceOf returns the inode of a namespace of the task at dir; 0 if it
-// cannot be read.
-func namespaceOf(dir, kind string) uint64 {
-	target, _ := os.Readlink(dir + "/ns/" + kind)
-	return namespaceInode(target, kind)
-}
-
-// namespaceInode returns N of "mnt:[N]".
-func namespaceInode(s, kind string) uint64 {
-	s, ok := strings.CutPrefix(s, kind+":[")
-	if !ok {
-		return 0
-	}
-	ino, _ := strconv.ParseUint(strings.TrimSuffix(s, "]"), 10, 64)
-	return ino
 }
 
 // cgroupPath picks from /proc/PID/cgroup the path of version 2, or where

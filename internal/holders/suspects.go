@@ -5,6 +5,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // A suspect has files without descriptors.
@@ -18,7 +20,7 @@ type suspect struct {
 func (v *View) suspectsOf(kind Kind) []Suspect {
 	if v.suspects == nil {
 		v.suspects = []suspect{}
-		pids, _ := numbers("/proc")
+		pids, _ := procfs.Numbers("/proc")
 		for _, pid := range pids {
 			v.suspects = append(v.suspects, suspectsIn(pid)...)
 		}
@@ -35,7 +37,7 @@ func (v *View) suspectsOf(kind Kind) []Suspect {
 // suspectsIn looks at what the sockets, rings and memory of a process say.
 func suspectsIn(pid int) []suspect {
 	dir := "/proc/" + strconv.Itoa(pid)
-	fds, err := numbers(dir + "/fd")
+	fds, err := procfs.Numbers(dir + "/fd")
 	if err != nil || len(fds) == 0 {
 		return nil
 	}

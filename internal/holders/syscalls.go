@@ -187,3 +187,19 @@ func (o *objects) readMap(id, kind uint32) {
 		}
 	}
 }
+
+// What kcmp(2) compares.
+const (
+	kcmpFile  = 0
+	kcmpFiles = 2
+)
+
+// kcmp returns 0 for the same, 1 and 2 for an order among different ones. An
+// error where the kernel was built without it.
+func kcmp(pid1, pid2, what, fd1, fd2 int) (int, error) {
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid1), uintptr(pid2), uintptr(what), uintptr(fd1), uintptr(fd2), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(order), nil
+}

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // A View is the answer of one look. It is not for several goroutines at once.
@@ -52,7 +53,7 @@ func (f *Finder) Look(kinds ...Kind) (*View, error) {
 	v.before = f.count(v.kinds)
 	v.objects = lookAtObjects(v.before, v.kinds)
 
-	all, err := tasks()
+	all, err := procfs.Tasks()
 	if err != nil {
 		return nil, fmt.Errorf("look for holders: %w", err)
 	}
@@ -88,7 +89,7 @@ func (f *Finder) count(kinds map[Kind]bool) *records {
 
 // files finds open files in the best way there is. v.why says why it was not the
 // iterator.
-func (f *Finder) files(v *View, all []task, mounted *filesystems) *files {
+func (f *Finder) files(v *View, all []procfs.Task, mounted *filesystems) *files {
 	v.why = errNoIterators
 	if f.its == nil {
 		return procFiles(all, mounted)

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // The visitor is a thread that goes into other mount namespaces. For that it
@@ -70,7 +72,7 @@ func receiveVisits(ready chan struct{}) {
 // visitMounts hands each mount of a namespace to fn while paths are those of
 // the namespace; prefix is empty then. Where the namespace cannot be entered the
 // mounts are those that one of its tasks sees, with a prefix for this process.
-func (fs *filesystems) visitMounts(ns *mountNS, fn func(prefix string, m mountLine)) {
+func (fs *filesystems) visitMounts(ns *mountNS, fn func(prefix string, m procfs.Mount)) {
 	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
@@ -78,14 +80,14 @@ func (fs *filesystems) visitMounts(ns *mountNS, fn func(prefix string, m mountLi
 	defer unix.Close(proc)
 	err = visit(ns.fd, fs.spaces.list[0].fd, func() {
 		text, _ := readAt(proc, "thread-self/mountinfo")
-		for _, m := range parseMounts(text) {
+		for _, m := range procfs.ParseMounts(text) {
 			fn("", m)
 		}
 	})
 	for i := 0; err != nil && i < len(ns.tasks); i++ {
-		var text []byte
-		text, err = os.ReadFile(ns.tasks[i] + "/mountinfo")
-		for _, m := range parseMounts(string(text)) {
+		var list []procfs.Mount
+		list, err = procfs.Mounts(ns.tasks[i] + "/mountinfo")
+		for _, m := range list {
 			fn(ns.tasks[i]+"/root", m)
 		}
 	}

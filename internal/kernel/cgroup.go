@@ -10,26 +10,27 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // CgroupRoot returns where cgroup v2 is mounted, preferring a mount of the
 // whole tree over one of a part of it. fs.ErrNotExist when it is not mounted.
 func CgroupRoot() (string, error) {
-	list, err := mounts("/proc/thread-self/mountinfo")
+	list, err := procfs.Mounts("/proc/thread-self/mountinfo")
 	if err != nil {
 		return "", fmt.Errorf("cgroups: %w", err)
 	}
 	part := ""
 	for _, m := range list {
 		// Something else may have been mounted over it.
-		if m.fsType != "cgroup2" || !isCgroup(m.point) {
+		if m.Type != "cgroup2" || !isCgroup(m.Point) {
 			continue
 		}
-		if m.root == "/" {
-			return m.point, nil
+		if m.Root == "/" {
+			return m.Point, nil
 		}
 		if part == "" {
-			part = m.point
+			part = m.Point
 		}
 	}
 	if part == "" {

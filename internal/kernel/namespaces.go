@@ -6,11 +6,11 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // NetNamespaces returns every network namespace that can be found, each once,
@@ -110,13 +110,17 @@ func (w *walk) all() error {
 		}
 	}
 
-	tasks, err := processes()
+	all, err := procfs.Tasks()
 	if err != nil {
 		return fmt.Errorf("network namespaces: %w", err)
 	}
-	for _, look := range []func(task) error{w.process, w.threads, w.mountTable, w.descriptors} {
-		for _, t := range tasks {
-			if err := look(t); err != nil {
+	processes := procfs.Living(all)
+	for _, pass := range []struct {
+		tasks []procfs.Task
+		look  func(dir string) error
+	}{{processes, w.namespace}, {all, w.namespace}, {processes, w.mountTable}, {processes, w.descriptors}} {
+		for _, t := range pass.tasks {
+			if err := pass.look(t.Dir()); err != nil {
 				return err
 			}
 		}
@@ -133,38 +137,36 @@ func netnsSpec(name string) string {
 	return name
 }
 
-func (w *walk) process(t task) error { return w.link(t.dir + "/ns/net") }
-
-func (w *walk) threads(t task) error {
-	for _, dir := range t.threads {
-		if err := w.link(dir + "/ns/net"); err != nil {
-			return err
-		}
+// namespace opens the namespace of a task, if it is not known yet.
+func (w *walk) namespace(dir string) error {
+	if ino := procfs.Namespace(dir, "net"); ino == 0 || w.known[ino] {
+		return nil
 	}
-	return nil
+	path := dir + "/ns/net"
+	return w.open(path, path)
 }
 
-// mountTable looks at the mounts that a process sees, unless another one with
-// the same mount namespace and root has been looked at.
-func (w *walk) mountTable(t task) error {
-	view, err := mountView(t.dir)
+// mountTable looks at the mounts that a task sees, unless it has looked at those
+// of another task with the same mount namespace and root.
+func (w *walk) mountTable(dir string) error {
+	view, err := mountView(dir)
 	if err != nil || w.mounts[view] {
 		return nil
 	}
-	list, err := mounts(t.dir + "/mountinfo")
+	list, err := procfs.Mounts(dir + "/mountinfo")
 	if err != nil {
 		return nil
 	}
 	w.mounts[view] = true
-	root := t.dir + "/root"
+	root := dir + "/root"
 	if view == w.view {
 		root = ""
 	}
 	for _, m := range list {
-		if ino, ok := netInode(m.root); m.fsType != "nsfs" || !ok || w.known[ino] {
+		if ino := procfs.NamespaceInode(m.Root, "net"); m.Type != "nsfs" || ino == 0 || w.known[ino] {
 			continue
 		}
-		path := root + m.point
+		path := root + m.Point
 		if err := w.file(path, path); err != nil {
 			return err
 		}
@@ -182,50 +184,28 @@ func mountView(dir string) (string, error) {
 	return ns + root, err
 }
 
-func (w *walk) descriptors(t task) error {
-	dir, err := os.Open(t.dir + "/fd")
+// descriptors looks at what a task has open.
+func (w *walk) descriptors(dir string) error {
+	fds, err := os.Open(dir + "/fd")
 	if err != nil {
 		return nil
 	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
+	defer fds.Close()
+	names, _ := fds.Readdirnames(-1)
 	var st unix.Statx_t
 	for _, name := range names {
 		// What the link says is no help: of a namespace that is or was mounted it
 		// is a path. No file is to be waited for, as on a server that is gone.
-		err := unix.Statx(int(dir.Fd()), name, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+		err := unix.Statx(int(fds.Fd()), name, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
 		if err != nil || unix.Mkdev(st.Dev_major, st.Dev_minor) != w.nsfs || w.known[st.Ino] {
 			continue
 		}
-		path := dir.Name() + "/" + name
+		path := fds.Name() + "/" + name
 		if err := w.open(path, path); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// netInode returns N of "net:[N]", which is how links and mounts name a
-// network namespace.
-func netInode(s string) (uint64, bool) {
-	s, ok := strings.CutPrefix(s, "net:[")
-	if !ok {
-		return 0, false
-	}
-	ino, err := strconv.ParseUint(strings.TrimSuffix(s, "]"), 10, 64)
-	return ino, err == nil
-}
-
-// link opens what a link of /proc leads to, if it is not known yet.
-func (w *walk) link(path string) error {
-	target, err := os.Readlink(path)
-	if err != nil {
-		return nil
-	}
-	if ino, ok := netInode(target); !ok || w.known[ino] {
-		return nil
-	}
-	return w.open(path, path)
 }
 
 // file opens a file that may be a namespace, if it is not known yet.

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // Cgroup is a cgroup (v2) of a test. It begins empty; see [Cgroup.Enter] and [Cgroup.StartHelper].
@@ -114,21 +116,14 @@ func (c *Cgroup) StartHelper(t testing.TB, name string, args ...string) *Proc {
 
 // cgroupRoot finds the mount of cgroups v2: systems mount it in different folders.
 var cgroupRoot = sync.OnceValues(func() (string, error) {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := procfs.Mounts("/proc/self/mountinfo")
 	if err != nil {
 		return "", err
 	}
-	for line := range strings.Lines(string(mounts)) {
-		// 41 31 0:38 / /mount/point options [optional fields] - type source options
-		mount, fsType, _ := strings.Cut(line, " - ")
-		fields := strings.Fields(mount)
-		if len(fields) > 4 && fields[3] == "/" && strings.HasPrefix(fsType, "cgroup2 ") {
-			return unescape.Replace(fields[4]), nil
+	for _, m := range mounts {
+		if m.Type == "cgroup2" && m.Root == "/" {
+			return m.Point, nil
 		}
 	}
 	return "", errors.New("cgroup2 is not mounted")
 })
-
-// unescape reverses the kernel's escapes of paths in mountinfo (seq_path,
-// fs/seq_file.c).
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

@@ -3,7 +3,6 @@ package watch
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // A tracer tells who called bpf(2), and what about. It is three programs: at the
@@ -44,7 +44,7 @@ const most = 1 << 14
 
 // newTracer begins to trace; sign is called for each call.
 func newTracer(sign func()) (t *tracer, err error) {
-	if ns, err := os.Readlink("/proc/self/ns/pid"); err != nil || ns != fmt.Sprintf("pid:[%d]", initialPIDNS) {
+	if procfs.Namespace("/proc/self", "pid") != procfs.InitialPIDNS {
 		return nil, errors.New("not in the initial pid namespace: ids of processes would be others")
 	}
 	t = &tracer{sign: sign, flushed: make(chan struct{})}
@@ -73,9 +73,6 @@ func newTracer(sign func()) (t *tracer, err error) {
 	t.done.Go(t.read)
 	return t, nil
 }
-
-// initialPIDNS is PROC_PID_INIT_INO (linux/proc_ns.h).
-const initialPIDNS = 0xEFFFFFFC
 
 // attach has a program run at a tracepoint until the descriptor is closed.
 func (t *tracer) attach(p *ebpf.Program, name string) error {

@@ -7,11 +7,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // Version is that of the xdp-loader whose behaviour this package has.
@@ -145,13 +147,8 @@ func anyBPFFS() bool {
 	if kernel.IsBPFFS(kernel.DefaultBPFFS) || kernel.IsBPFFS("/bpf") {
 		return true
 	}
-	mounts, _ := os.ReadFile("/proc/mounts")
-	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); len(f) > 2 && f[2] == "bpf" {
-			return true
-		}
-	}
-	return false
+	mounts, _ := procfs.Mounts("/proc/self/mountinfo")
+	return slices.ContainsFunc(mounts, func(m procfs.Mount) bool { return m.Type == "bpf" })
 }
 
 // atLeastMemlock raises RLIMIT_MEMLOCK, which bounds the BPF memory of kernels
