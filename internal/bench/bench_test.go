@@ -109,8 +109,8 @@ func TestJudge(t *testing.T) {
 	r.Sections[0].Tables[0].put("slots", 10, exactly(30))
 	r.Sections[0].Tables[0].put("libxdp's shape", 10, exactly(20))
 	r.judge()
-	qt.Assert(t, qt.HasLen(r.Targets, 1))
-	qt.Check(t, qt.Equals(r.Targets[0].Got, 1.5))
-	qt.Check(t, qt.IsFalse(r.Targets[0].Met()))
-	qt.Check(t, qt.Not(qt.Equals(r.Targets[0].Why, "")))
+	qt.Assert(t, qt.HasLen(r.Results, 1))
+	qt.Check(t, qt.Equals(r.Results[0].Got, 1.5))
+	qt.Check(t, qt.IsFalse(r.Results[0].Met()))
+	qt.Check(t, qt.Not(qt.Equals(r.Results[0].Why, "")))
 }

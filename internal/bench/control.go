@@ -37,14 +37,16 @@ type contender struct {
 func controlSection(b *bench, s *Section) {
 	s.Title = "Control"
 	s.About = []string{
-		"Each contender in turn attaches a program that is loaded already to the same veth device, puts another in its place, changes " +
-			"its priority, lists what is on the device and who holds it, and detaches it. Commands are whole processes, from fork to exit.",
-		"The system calls are what any tool must make: BPF_LINK_CREATE, BPF_LINK_UPDATE, for set the load of a " +
-			"dispatcher and BPF_LINK_UPDATE, for list the walk over all links by id, for detach the close of the last descriptor. " +
-			"The kernel waits for an RCU grace period in several of them; that is most of the time that they take.",
-		"ip, bpftool and xdp-loader attach by netlink: nobody owns what they attach, and with ip and bpftool there is room for one program. " +
-			"xdp-loader and dispatcher xdp-loader, its drop-in, load the program from its object file as well. Where the kernel refuses " +
-			"freplace, which is what libxdp chains with, both put it on the device alone.",
+		"Each contender in turn attaches a loaded program to the same veth device, replaces it with another one, changes " +
+			"its priority, lists what is on the device and which processes hold it, and detaches it. Commands are whole " +
+			"processes, from fork to exit.",
+		"The row of system calls has only the calls that every tool must make: BPF_LINK_CREATE for attach, " +
+			"BPF_LINK_UPDATE for update, the load of a dispatcher and BPF_LINK_UPDATE for set, the walk over all links by id " +
+			"for list, and the close of the last descriptor for detach. In several of them the kernel waits for an RCU grace " +
+			"period, which takes most of their time.",
+		"ip, bpftool and xdp-loader attach by netlink: their programs have no owner, and with ip and bpftool there is " +
+			"room for one program. xdp-loader and its drop-in, dispatcher xdp-loader, also load the program from its object " +
+			"file. Where the kernel refuses freplace, with which libxdp builds its chains, both attach the program alone.",
 	}
 	p := newPlayground(b)
 	t := s.table(Table{Name: "operations", Title: "One member on one device", Unit: "ms", Labels: operations})

@@ -30,10 +30,10 @@ const countedWords = "tsc_early_khz=1000000 tsc=reliable"
 func instructionsSection(b *bench, s *Section) {
 	s.Title = "Instructions per packet"
 	s.About = []string{
-		"The same chains on Linux " + countedKernel + " in a virtual machine whose clock goes by the instructions that its processor " +
-			"executes (qemu, tcg with -icount). What a test run reports there as time is a number of instructions: it is exact, and the " +
-			"same each time. It knows nothing of cache misses and branches that were guessed wrong. The figures are what a chain executes " +
-			"beyond what a test run of one such program alone does.",
+		"The same chains on Linux " + countedKernel + " in a virtual machine with a clock that counts the instructions of its processor " +
+			"(qemu, tcg with -icount). The time that a test run reports there is a number of instructions: it is exact, and the same " +
+			"each time. It does not include cache misses and mispredicted branches. The figures are the instructions of a chain beyond " +
+			"those of one such program alone.",
 	}
 	r, err := countedReport(b.ctx, b.matrix)
 	b.must(err)

@@ -14,19 +14,19 @@ import (
 func writeDoc(report *Report, folder string) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Performance\n\n")
-	fmt.Fprintf(&b, "<!-- Written by \"make bench-doc\" from the last \"make bench\"; what is around the figures is in internal/bench. -->\n\n")
+	fmt.Fprintf(&b, "<!-- Written by \"make bench-doc\" from the last \"make bench\"; the text around the figures is in internal/bench. -->\n\n")
 	b.WriteString(wrap(fmt.Sprintf("All figures are from one run of `make bench`, %s, on Linux %s, %d x %s, %s. They are medians; ± is half the distance "+
-		"between the quartiles. `bin/bench.json` has the quartiles, the least and the most as well. What is compared takes turns in "+
+		"between the quartiles. `bin/bench.json` also has the quartiles, the minimum and the maximum. All contenders take turns in "+
 		"the same run: trust the ratios, not the nanoseconds of this machine.",
 		report.Date[:10], report.Machine.Kernel, report.Machine.CPUs, report.Machine.CPU, report.Machine.Go)))
 	if report.Machine.Returns != "" {
 		b.WriteString(wrap("What a function costs depends on what the kernel does at each return, which differs between processors. Here: " +
-			report.Machine.Returns + " (/sys/devices/system/cpu/vulnerabilities). With Safe RET a return is expensive, and what is inlined or " +
-			"tail-called is ahead by more than elsewhere."))
+			report.Machine.Returns + " (/sys/devices/system/cpu/vulnerabilities). With Safe RET a return is expensive, so inlined and tail-called " +
+			"code is further ahead than elsewhere."))
 	}
-	if len(report.Targets) > 0 {
-		fmt.Fprintf(&b, "## Targets\n\n| ratio | at most | measured | |\n|---|---:|---:|---|\n")
-		for _, t := range report.Targets {
+	if len(report.Results) > 0 {
+		fmt.Fprintf(&b, "## Goals\n\n| ratio | at most | measured | |\n|---|---:|---:|---|\n")
+		for _, t := range report.Results {
 			met := "met"
 			if !t.Met() {
 				met = fmt.Sprintf("missed by %.0f %%: %s", 100*(t.Got/t.Most-1), t.Why)

@@ -19,11 +19,12 @@ const (
 func loadSection(b *bench, s *Section) {
 	s.Title = "Changes under load"
 	s.About = []string{
-		"One thread sends UDP datagrams through a veth pair as fast as it can. A member drops all of them, but for every 16th, which goes " +
-			"to another port. Meanwhile the chain is changed again and again. What arrives at the port that is dropped has met no filter: that must not " +
-			"happen once. The control detaches the filter and attaches it again, as one had to do without links: the same test sees what gets through.",
-		"The longest gap is the longest time between two datagrams that were to arrive and did; without changes it says how " +
-			"evenly this machine gives CPU time to the sender and the receiver.",
+		"One thread sends UDP datagrams through a veth pair as fast as it can. A member drops all of them except every " +
+			"16th, which goes to another port. Meanwhile the chain is changed again and again. A datagram that arrives at the " +
+			"dropped port has met no filter: that must not happen once. The control detaches the filter and attaches it " +
+			"again, as one had to do without links. It shows that the test sees what slips through.",
+		"The longest gap is the longest time between two datagrams of the other port. Without changes it shows how evenly " +
+			"this machine gives CPU time to the sender and the receiver.",
 	}
 	t := s.table(Table{Name: "flood", Title: "Datagrams", Unit: "each row a flood", Labels: []string{
 		"changes", "per second", "sent to be dropped", "not filtered", "arrived of the others", "longest gap, ms",

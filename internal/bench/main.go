@@ -1,4 +1,4 @@
-// Command bench measures what the project does against what else there is, and reports it. It is the
+// Command bench measures the project against the other ways, and reports the figures. It is the
 // project's own tool: "make bench" calls it.
 package main
 
@@ -21,7 +21,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-const usage = `usage: bench [OPTION]...           measure, and report
+const usage = `usage: bench [OPTION]...           measure and report
        bench check [OPTION]...     fail if a chain has become more costly than expected.json says
        bench doc [OPTION]...       write docs/performance.md from the last report
 
@@ -194,9 +194,9 @@ func run(ctx context.Context, args []string) error {
 		}
 	}
 	report.judge()
-	for _, t := range report.Targets {
+	for _, t := range report.Results {
 		if *out != "-" {
-			fmt.Printf("\n  target: %s: %.3f, at most %.2f\n", t.Name, t.Got, t.Most)
+			fmt.Printf("\n  goal: %s: %.3f, at most %.2f\n", t.Name, t.Got, t.Most)
 		}
 	}
 	content, err := json.MarshalIndent(report, "", " ")

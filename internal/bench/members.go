@@ -34,7 +34,7 @@ var ways = []way{
 	{Name: "sealed", about: "this project's sealed chain: the members' code linked into the dispatcher", build: (*workshop).sealed},
 	{Name: "merged", about: "hand-merged C: one program, each member a function of its own", build: (*workshop).merged},
 	{Name: "inlined", about: "hand-merged C: one program, all members inlined", build: (*workshop).inlined},
-	{Name: "tail calls", about: "each program tail-calls the next, which each must have been written for", build: (*workshop).tailCalls},
+	{Name: "tail calls", about: "each program tail-calls the next one, and must have been written for that", build: (*workshop).tailCalls},
 	{Name: "libxdp's shape", about: "the instructions of libxdp's dispatcher with the members linked in: libxdp without the jump of freplace", build: (*workshop).libxdpShape, most: 10},
 }
 

@@ -24,11 +24,11 @@ const (
 func packetSection(b *bench, s *Section) {
 	s.Title = "Per packet"
 	s.About = []string{
-		"Chains of 1 to 32 members run by BPF_PROG_TEST_RUN on one CPU; the time that the thread had the CPU, " +
-			"by the number of runs. All chains take turns in each round, so that what else the machine does meets them alike. " +
-			"What a test run itself costs is in each figure: see the row of one program alone.",
-		"Members that are empty return XDP_PASS. Members that work parse Ethernet, IPv4 and UDP and look the port up in " +
-			"a hash map of their own.",
+		"Chains of 1 to 32 members run by BPF_PROG_TEST_RUN on one CPU. A figure is the CPU time of the thread, divided " +
+			"by the number of runs. All chains take turns in each round, so that other work on the machine affects them " +
+			"alike. Each figure includes the cost of the test run itself: compare it with the row of one program alone.",
+		"Empty members return XDP_PASS. Members that work parse Ethernet, IPv4 and UDP and look up the port in a hash map " +
+			"of their own.",
 	}
 	within := b.rounds(packetRounds)
 	for _, kind := range kinds {

@@ -17,7 +17,7 @@ type Report struct {
 	Date     string     `json:"date"`
 	Machine  Machine    `json:"machine"`
 	Sections []*Section `json:"sections"`
-	Targets  []Target   `json:"targets,omitempty"`
+	Results  []Result   `json:"results,omitempty"`
 }
 
 // A Section is one question.
@@ -57,16 +57,16 @@ type Cell struct {
 	Stat
 }
 
-// A Target is a ratio that is aimed at.
-type Target struct {
+// A Result is the ratio that was measured for a goal.
+type Result struct {
 	Name string  `json:"name"`
 	Got  float64 `json:"got"`
 	Most float64 `json:"most"`
-	Why  string  `json:"why,omitempty"` // it is missed
+	Why  string  `json:"why,omitempty"` // why the goal is missed
 }
 
-// Met says whether it is.
-func (t Target) Met() bool { return t.Got <= t.Most }
+// Met says whether the goal is reached.
+func (r Result) Met() bool { return r.Got <= r.Most }
 
 // table adds a table to the section.
 func (s *Section) table(t Table) *Table {

@@ -28,8 +28,9 @@ var filled = []int{1, 10, 100, 500}
 func scaleSection(b *bench, s *Section) {
 	s.Title = "Control, as the machine fills"
 	s.About = []string{
-		"Devices: veth devices of one network namespace, with a chain of one member on each. Attach is to a device without a chain.",
-		fmt.Sprintf("A crowd: %s more bpf_links, on cgroups, open in one process, and %d more processes. Commands are whole processes.", grouped(fmt.Sprint(crowdLinks)), crowdProcesses),
+		"The devices are veth devices of one network namespace, each with a chain of one member. Attach is to a device " +
+			"without a chain.",
+		fmt.Sprintf("The crowd is %s more bpf_links, on cgroups, open in one process, and %d more processes. Commands are whole processes.", grouped(fmt.Sprint(crowdLinks)), crowdProcesses),
 	}
 	devices := s.table(Table{Name: "devices", Title: "A namespace that fills", Unit: "ms", Axis: "devices with chains", Plot: true})
 	crowd := s.table(Table{Name: "crowd", Title: "A machine that fills", Unit: "ms", Labels: []string{"as it is", "with the crowd"}})

@@ -23,12 +23,13 @@ const weightRounds = 30
 func weightSection(b *bench, s *Section) {
 	s.Title = "Weight"
 	s.About = []string{
-		"A process is timed from fork to exit, and its memory is the most that was resident (VmHWM, when it ends). A C program that " +
-			"does nothing, true, shows what a process costs by itself.",
-		"Kernel memory is what the kernel says of a program and its maps (memlock in /proc/self/fdinfo): the dispatcher with its code, " +
-			"its description, and a slot for each member; the members' own programs come on top with or without a chain. It allocates the code of programs " +
-			"from pages that it shares among them, and says the size in whole pages here.",
-		"Allocations are those of the Go heap in one call.",
+		"A process is timed from fork to exit. Its memory is the most that was resident (VmHWM, when it ends). The C " +
+			"program true, which does nothing, shows what a process costs by itself.",
+		"Kernel memory is what the kernel reports for a program and its maps (memlock in /proc/self/fdinfo): the " +
+			"dispatcher with its code, its description, and a slot for each member. The members' own programs come on top, " +
+			"with or without a chain. The kernel allocates the code of several programs from shared pages, but reports whole " +
+			"pages here.",
+		"Allocations are on the Go heap, in one call.",
 	}
 	p := newPlayground(b)
 	p.binaries(s)

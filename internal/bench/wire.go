@@ -20,11 +20,11 @@ const (
 func wireSection(b *bench, s *Section) {
 	s.Title = "Packets a second"
 	s.About = []string{
-		"Frames are sent into a veth pair by the kernel (BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES, Linux 5.18) and arrive " +
-			"at a chain in native mode on the other end, whose last member counts and drops them. Sender and receiver share one CPU, so " +
-			"the figure has the cost of both, and of the veth pair. Counted is what the last member saw.",
+		"The kernel sends frames into a veth pair (BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES, Linux 5.18). They " +
+			"arrive at a chain in native mode on the other end. The last member counts and drops them, and the figure is its " +
+			"count. Sender and receiver share one CPU, so the figure includes the cost of both, and of the veth pair.",
 	}
-	t := s.table(Table{Name: "veth", Title: "Through a veth pair, ten members, nine of which are empty", Unit: "million packets a second"})
+	t := s.table(Table{Name: "veth", Title: "Through a veth pair, ten members, nine of them empty", Unit: "million packets a second"})
 	w := newWorkshop(b.scope)
 	pair := testenv.NewPair(b.scope)
 	sender := b.sender()

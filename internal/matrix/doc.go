@@ -121,8 +121,8 @@ their configuration, and devices by their drivers: run the command on the system
 	b.WriteString(`
 ## What the tests found
 
-*yes*: the package's tests passed. *part*: the tests passed but for those that need what the kernel lacks; they are
-listed below. *-*: left out on that kernel; ` + "[leftout.txt](../internal/matrix/leftout.txt)" + ` says why, and lists single tests that are left out.
+*yes*: the tests of the package passed. *part*: the tests of features that the kernel has passed; the list below says
+what the other tests need. *-*: the tests were left out on that kernel; ` + "[leftout.txt](../internal/matrix/leftout.txt)" + ` says why, and names single tests that are left out.
 
 `)
 	packageTable(&b, all, names)

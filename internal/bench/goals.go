@@ -1,17 +1,17 @@
 package main
 
-// A goal is a ratio that is aimed at: of a figure to another in the same table.
+// A goal is a ratio to reach, between two figures of the same table.
 type goal struct {
 	name           string
 	section, table string
 	row            string
-	against        []string // the first of these rows that is there
+	against        []string // the first of these rows that exists
 	n, againstN    int
 	most           float64
-	why            string // it is missed, if it is
+	why            string // why the goal is missed, if it is
 }
 
-// goals are those of issue 6. Those of rows that are not there are left out.
+// goals are the ratios that the project aims at. A goal with a row that is missing is left out.
 var goals = []goal{
 	{"10 open slots, instructions, to libxdp's", "instructions", "empty", "slots", []string{"libxdp", "libxdp's shape"}, 10, 10, 1, whySlots},
 	{"10 open slots, time, to libxdp's shape", "packet", "empty", "slots", []string{"libxdp's shape"}, 10, 10, 1.1, whySlots},
@@ -25,9 +25,9 @@ var goals = []goal{
 
 const whySlots = "a slot is entered by a call and by a tail call, which counts itself; see What was tried"
 
-// judge finds out how far the report is from the targets.
+// judge finds out how far the report is from the goals.
 func (r *Report) judge() {
-	r.Targets = nil
+	r.Results = nil
 	for _, g := range goals {
 		t := r.find(g.section, g.table)
 		got, ok := t.get(g.row, g.n)
@@ -37,11 +37,11 @@ func (r *Report) judge() {
 		for _, row := range g.against {
 			if other, ok := t.get(row, g.againstN); ok {
 				ratio := got.Median / other.Median
-				target := Target{Name: g.name, Got: ratio, Most: g.most}
-				if !target.Met() {
-					target.Why = g.why
+				result := Result{Name: g.name, Got: ratio, Most: g.most}
+				if !result.Met() {
+					result.Why = g.why
 				}
-				r.Targets = append(r.Targets, target)
+				r.Results = append(r.Results, result)
 				break
 			}
 		}
