@@ -45,10 +45,10 @@ var layers = []string{
 }
 
 // aside are packages that none may import but those beside them.
-var aside = []string{"internal/testenv", "internal/matrix", "internal/bench", "examples/"}
+var aside = []string{"internal/testenv", "internal/matrix", "internal/bench", "examples/", "test/"}
 
 // tools are those that are made of the same as tests.
-var tools = []string{"internal/bench"}
+var tools = []string{"internal/bench", "test/internal/scene"}
 
 // library are the packages that other modules import.
 var library = []string{"", "hook", "libxdp", "programs"}

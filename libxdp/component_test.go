@@ -20,7 +20,7 @@ func TestLoadComponentOfOther(t *testing.T) {
 		{"several.o", "ldt_tc", hook.ErrIncompatible, `program "ldt_tc" is a SchedCLS program, not an XDP program`},
 		{"nobtf.o", "ldt_nobtf", hook.ErrIncompatible, `program "ldt_nobtf" has no type information, .* compile it with clang -g`},
 	} {
-		spec, err := ebpf.LoadCollectionSpec("../testdata/" + test.object)
+		spec, err := ebpf.LoadCollectionSpec("../test/testdata/" + test.object)
 		qt.Assert(t, qt.IsNil(err))
 		_, err = loadComponent(spec, test.program, nil, "prog0", ebpf.CollectionOptions{})
 		qt.Check(t, qt.ErrorIs(err, test.is))

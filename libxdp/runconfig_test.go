@@ -13,7 +13,7 @@ import (
 
 // The metadata of libxdp's own programs decides where they run and who runs after them.
 func TestRunConfig(t *testing.T) {
-	types, err := btf.LoadSpec("../testdata/runconfig.o")
+	types, err := btf.LoadSpec("../test/testdata/runconfig.o")
 	qt.Assert(t, qt.IsNil(err))
 	pass, drop, tx := hook.SetOf(hook.Pass), hook.SetOf(hook.Drop), hook.SetOf(hook.TX)
 	for _, test := range []struct {
@@ -50,7 +50,7 @@ func TestRunConfig(t *testing.T) {
 
 // A file without the section asks for nothing.
 func TestRunConfigWithoutSection(t *testing.T) {
-	types, err := btf.LoadSpec("../testdata/filter.o")
+	types, err := btf.LoadSpec("../test/testdata/filter.o")
 	qt.Assert(t, qt.IsNil(err))
 	got, err := RunConfig(types, "ldt_filter")
 	qt.Check(t, qt.IsNil(err))
@@ -59,7 +59,7 @@ func TestRunConfigWithoutSection(t *testing.T) {
 
 // BTF and object files come from anywhere.
 func FuzzRunConfig(f *testing.F) {
-	object, err := os.ReadFile("../testdata/runconfig.o")
+	object, err := os.ReadFile("../test/testdata/runconfig.o")
 	qt.Assert(f, qt.IsNil(err))
 	f.Add(object)
 	types, err := btf.LoadSpecFromReader(bytes.NewReader(object))

@@ -21,7 +21,7 @@ func TestKeepOnly(t *testing.T) {
 		{"tailcall.o", "ldt_tail", []string{"ldt_tail"}, nil},
 		{"mapinmap.o", "ldt_nested", []string{"ldt_nested"}, []string{"ldt_inner", "ldt_outer"}},
 	} {
-		spec, err := ebpf.LoadCollectionSpec("../../testdata/" + test.object)
+		spec, err := ebpf.LoadCollectionSpec("../../test/testdata/" + test.object)
 		qt.Assert(t, qt.IsNil(err))
 		KeepOnly(spec, test.program)
 		qt.Check(t, qt.DeepEquals(slices.Sorted(maps.Keys(spec.Programs)), test.programs), qt.Commentf("%s", test.program))

@@ -20,7 +20,7 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-const testdata = "../../testdata"
+const testdata = "../../test/testdata"
 
 // objects returns the bytes of every test object and of the shipped programs, both byte orders.
 func objects(t testing.TB) map[string][]byte {

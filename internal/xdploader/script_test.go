@@ -25,7 +25,7 @@ import (
 var record = flag.Bool("record", false, "record the golden files from $XDP_LOADER")
 
 // objects is where the test objects are; commands run there.
-const objects = "../../testdata"
+const objects = "../../test/testdata"
 
 // An xdpLoader runs one command line.
 type xdpLoader func(t *testing.T, env map[string]string, args ...string) (stdout, stderr string, exit int)

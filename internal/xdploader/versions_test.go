@@ -37,8 +37,8 @@ func TestLaterVersion(t *testing.T) {
 
 	const script = `$ status veth1
 $ status
-$ load veth1 ../../testdata/filter.o
-$ load veth1 ../../testdata/filter.o -m skb
+$ load veth1 ../../test/testdata/filter.o
+$ load veth1 ../../test/testdata/filter.o -m skb
 $ unload veth1 --all
 $ unload veth1 -i {id}
 `
@@ -50,7 +50,7 @@ $ unload veth1 -i {id}
 		return text
 	}
 	got := play(ours)
-	qt.Check(t, qt.StringContains(got, `$ load veth1 ../../testdata/filter.o
+	qt.Check(t, qt.StringContains(got, `$ load veth1 ../../test/testdata/filter.o
 2>  libxdp: XDP dispatcher version 4 higher than supported 3
 2>  libxdp: Dispatcher version check failed for ID N
 2> Couldn't attach XDP program on iface 'veth1': Device or resource busy(-16)

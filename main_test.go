@@ -1,9 +1,0 @@
-package dispatcher_test
-
-import (
-	"testing"
-
-	"github.com/libdispatcher/dispatcher/internal/testenv"
-)
-
-func TestMain(m *testing.M) { testenv.Main(m) }

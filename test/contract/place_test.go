@@ -1,0 +1,349 @@
+package contract
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+	"github.com/libdispatcher/dispatcher/test/internal/scene"
+)
+
+// A place is a scene on any hook. What can be done on all of them is done in the same way.
+type place struct {
+	*scene.Scene
+	hook     hook.Hook
+	above    *testenv.Cgroup // which cgroup is in
+	cgroup   *testenv.Cgroup
+	resident *testenv.Resident
+	aside    *testenv.NetNS // where nothing is attached
+	links    []*dispatcher.Link
+}
+
+// newPlace begins a test, which fails if it leaves anything behind. It is left out on a kernel without the hook:
+// there TestContract checks that it is refused.
+func newPlace(t testing.TB, h hook.Hook) *place {
+	t.Helper()
+	testenv.NeedHook(t, h)
+	return placeOn(t, h)
+}
+
+func placeOn(t testing.TB, h hook.Hook) *place {
+	t.Helper()
+	testenv.CheckLeaks(t)
+	p := &place{hook: h}
+	if h.OnDevice() {
+		p.Scene = scene.SetUp(t)
+		p.Target, p.aside = dispatcher.On(h, p.ServerDev).In(p.Server.Name), p.Client
+		return p
+	}
+	const discard = 9 // where Exercise sends to
+	p.above, p.aside = testenv.NewCgroup(t), testenv.NewNetNS(t)
+	p.enter(t)
+	p.Scene = &scene.Scene{Target: dispatcher.On(h, p.cgroup.Path), BPFFS: testenv.BPFFS(t), Trace: testenv.NewTrace(t, discard)}
+	return p
+}
+
+// enter makes the cgroup, with a process in it.
+func (p *place) enter(t testing.TB) {
+	t.Helper()
+	p.cgroup = p.above.Child(t, "here")
+	p.resident = p.cgroup.Enter(t, p.aside)
+}
+
+// A verdict is what a program answers.
+type verdict int
+
+const (
+	goesOn verdict = iota // the packet or call is fine, and the next program runs
+	drops                 // the packet is dropped, the call refused
+)
+
+func (p *place) verdict(v verdict) int {
+	return map[string][2]int{
+		"xdp":    {testenv.XDPPass, testenv.XDPDrop},
+		"tcx":    {testenv.TCNext, testenv.TCDrop},
+		"tc":     {testenv.TCNext, testenv.TCDrop},
+		"cgroup": {testenv.CgroupAllow, testenv.CgroupDeny},
+	}[p.hook.Family()][v]
+}
+
+// tracer is a program for the hook that writes its number down and lets everything go on.
+func (p *place) tracer(t testing.TB, number int) *ebpf.Program {
+	t.Helper()
+	return p.Trace.Program(t, number, p.verdict(goesOn), testenv.On(p.hook))
+}
+
+// join makes a tracer a member that is named by its number.
+func (p *place) join(t testing.TB, number int, o dispatcher.Options) *dispatcher.Link {
+	t.Helper()
+	link, err := p.tryJoin(t, number, o)
+	qt.Assert(t, qt.IsNil(err))
+	return link
+}
+
+func (p *place) tryJoin(t testing.TB, number int, o dispatcher.Options) (*dispatcher.Link, error) {
+	t.Helper()
+	if o.Name == "" {
+		o.Name = scene.Numbers[number]
+	}
+	return p.tryAttach(t, p.tracer(t, number), o)
+}
+
+func (p *place) tryAttach(t testing.TB, prog *ebpf.Program, o dispatcher.Options) (*dispatcher.Link, error) {
+	t.Helper()
+	o.BPFFS = p.BPFFS
+	o.Persistent = o.Persistent || p.hook.Family() == "tc"
+	link, err := dispatcher.Attach(t.Context(), p.Target, dispatcher.Program(prog), o)
+	return p.keep(t, link), err
+}
+
+// reopen opens an entry.
+func (p *place) reopen(t testing.TB, ref string) *dispatcher.Link {
+	t.Helper()
+	link, err := dispatcher.Open(t.Context(), p.Target, ref, p.Look())
+	qt.Assert(t, qt.IsNil(err))
+	return p.keep(t, link)
+}
+
+// keep remembers a link, to be closed at the end at the latest.
+func (p *place) keep(t testing.TB, link *dispatcher.Link) *dispatcher.Link {
+	if link != nil {
+		p.links = append(p.links, link)
+		t.Cleanup(func() { link.Close() })
+	}
+	return link
+}
+
+// exercise does what the hook is for, once.
+func (p *place) exercise(t testing.TB) error {
+	t.Helper()
+	switch p.hook {
+	case hook.XDP, hook.TCXIngress, hook.TCIngress:
+		if p.Passed(t, scene.Port, 1) == 0 {
+			return errDropped
+		}
+		return nil
+	case hook.TCXEgress, hook.TCEgress:
+		if p.Replied(t, scene.Port, 1) == 0 {
+			return errDropped
+		}
+		return nil
+	}
+	return p.resident.Exercise(t, p.hook)
+}
+
+var errDropped = errors.New("the packet was dropped")
+
+// ran returns the numbers of the tracers that run for one packet or call, in order. Nothing stands in its way.
+func (p *place) ran(t testing.TB) []int {
+	t.Helper()
+	p.Trace.Reset(t)
+	qt.Assert(t, qt.IsNil(p.exercise(t)))
+	got := p.Trace.Last(t)
+	if p.hook == hook.CgroupSockOps { // they run for several events
+		return period(t, got)
+	}
+	return got
+}
+
+// period returns what the numbers are a repetition of.
+func period(t testing.TB, numbers []int) []int {
+	t.Helper()
+	for n := 1; n < len(numbers); n++ {
+		if len(numbers)%n == 0 && slices.Equal(numbers, slices.Repeat(numbers[:n], len(numbers)/n)) {
+			return numbers[:n]
+		}
+	}
+	return numbers
+}
+
+func (p *place) wantRun(t testing.TB, numbers ...int) {
+	t.Helper()
+	qt.Assert(t, qt.DeepEquals(p.ran(t), numbers))
+}
+
+// wantRunSoon is wantRun for what the kernel does in its own time, see [scene.wantRunSoon].
+func (p *place) wantRunSoon(t testing.TB, numbers ...int) {
+	t.Helper()
+	for start := time.Now(); !slices.Equal(p.ran(t), numbers); {
+		if time.Since(start) > scene.Patience {
+			p.wantRun(t, numbers...)
+		}
+	}
+}
+
+// wantRunning checks what runs, and that Read has the same members in the same order. On XDP, where
+// empty slots may be left, those are passed over.
+func (p *place) wantRunning(t testing.TB, numbered ...int) {
+	t.Helper()
+	p.wantRunSoon(t, numbered...)
+	var want, got []string
+	for _, n := range numbered {
+		want = append(want, scene.Numbers[n])
+	}
+	for _, m := range p.Read(t).Members {
+		if m.State == hook.StateRunning {
+			got = append(got, m.Name)
+		}
+	}
+	qt.Assert(t, qt.DeepEquals(got, want))
+}
+
+// pinPaths are the paths of all pins, folders included, but for the registry.
+func (p *place) pinPaths(t testing.TB) []string {
+	t.Helper()
+	var paths []string
+	top := filepath.Join(p.BPFFS, "libdispatcher")
+	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && path != top && d.Name() != "registry" {
+			paths = append(paths, path)
+		}
+		return err
+	})
+	if !errors.Is(err, fs.ErrNotExist) {
+		qt.Assert(t, qt.IsNil(err))
+	}
+	return paths
+}
+
+// records are the links that the registry knows.
+func (p *place) records(t testing.TB) []uint32 {
+	t.Helper()
+	pins, err := state.OpenPins(p.BPFFS)
+	qt.Assert(t, qt.IsNil(err))
+	reg, err := pins.OpenRegistry()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	qt.Assert(t, qt.IsNil(err))
+	defer reg.Close()
+	return reg.Links()
+}
+
+// end takes everything out, and checks that nothing is left: no entry, no pin, no record.
+func (p *place) end(t testing.TB, gone bool) {
+	t.Helper()
+	for _, link := range p.links {
+		qt.Check(t, qt.IsNil(link.Close()))
+	}
+	p.links = nil
+	if !gone {
+		p.Clear(t)
+		p.wantRunSoon(t)
+		scene.Soon(t, func() bool { return len(p.Read(t).Members) == 0 })
+	}
+	// The records of links that were closed go with the next change.
+	scene.Soon(t, func() bool { p.sweep(t); return len(p.records(t)) == 0 })
+	qt.Check(t, qt.HasLen(p.pinPaths(t), 0))
+}
+
+// sweep is a change somewhere that changes nothing.
+func (p *place) sweep(t testing.TB) {
+	t.Helper()
+	err := dispatcher.Detach(t.Context(), dispatcher.XDP("lo").In(p.aside.Name), "nosuch", p.Leave())
+	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
+}
+
+// outsider attaches a tracer as somebody else would who does not know of this library: before all others,
+// or just behind a member. It returns the id of its link, 0 where there is none, and what takes it out.
+func (p *place) outsider(t testing.TB, number int, behind string) (id uint32, leave func()) {
+	t.Helper()
+	prog := p.tracer(t, number)
+	var l link.Link
+	var err error
+	switch p.hook.Family() {
+	case "tcx":
+		anchor := link.Head()
+		if behind != "" {
+			anchor = link.AfterLinkByID(link.ID(p.Read(t).Member(behind).LinkID))
+		}
+		p.Server.Do(t, func() {
+			l, err = link.AttachTCX(link.TCXOptions{Interface: p.ServerIfindex, Program: prog, Attach: testenv.AttachType(p.hook), Anchor: anchor})
+		})
+	case "cgroup":
+		at := kernel.Before(0, false)
+		if behind != "" {
+			at = kernel.After(p.Read(t).Member(behind).LinkID, true)
+		}
+		folder, err2 := os.Open(p.cgroup.Path)
+		qt.Assert(t, qt.IsNil(err2))
+		defer folder.Close()
+		l, err = kernel.CreateLink(prog, int(folder.Fd()), testenv.AttachType(p.hook), at, 0)
+	case "tc":
+		pref := 3
+		if behind != "" {
+			pref = int(p.Read(t).Member(behind).Filter.Pref) + 12
+		}
+		filter := []string{"dev", p.ServerDev, p.side(), "pref", fmt.Sprint(pref)}
+		p.Server.TC(t, append(append([]string{"filter", "add"}, filter...), "bpf", "da", "pinned", p.Pinned(t, prog))...)
+		return 0, func() { p.Server.TC(t, append([]string{"filter", "del"}, filter...)...) }
+	}
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { l.Close() })
+	info, err := l.Info()
+	qt.Assert(t, qt.IsNil(err))
+	return uint32(info.ID), func() { qt.Assert(t, qt.IsNil(l.Close())) }
+}
+
+// side is ingress or egress.
+func (p *place) side() string { return filepath.Base(string(p.hook)) }
+
+// attachBare attaches a program without a link.
+func (p *place) attachBare(t testing.TB, prog *ebpf.Program, flags uint32) (leave func()) {
+	t.Helper()
+	qt.Assert(t, qt.IsNil(p.tryBare(t, prog, flags)))
+	return func() { qt.Assert(t, qt.IsNil(p.tryLeave(t, prog))) }
+}
+
+// tryBare and tryLeave are BPF_PROG_ATTACH and BPF_PROG_DETACH.
+func (p *place) tryBare(t testing.TB, prog *ebpf.Program, flags uint32) error {
+	t.Helper()
+	return p.onTarget(t, func(target int) error {
+		return link.RawAttachProgram(link.RawAttachProgramOptions{Target: target, Program: prog, Attach: testenv.AttachType(p.hook), Flags: flags})
+	})
+}
+
+func (p *place) tryLeave(t testing.TB, prog *ebpf.Program) error {
+	t.Helper()
+	return p.onTarget(t, func(target int) error {
+		return link.RawDetachProgram(link.RawDetachProgramOptions{Target: target, Program: prog, Attach: testenv.AttachType(p.hook)})
+	})
+}
+
+// tryReplace is BPF_PROG_ATTACH with BPF_F_REPLACE.
+func (p *place) tryReplace(t testing.TB, prog, old *ebpf.Program) error {
+	t.Helper()
+	return p.onTarget(t, func(target int) error {
+		o := link.RawAttachProgramOptions{Target: target, Program: prog, Attach: testenv.AttachType(p.hook), Anchor: link.ReplaceProgram(old)}
+		if p.cgroup != nil {
+			o.Flags = unix.BPF_F_ALLOW_MULTI
+		}
+		return link.RawAttachProgram(o)
+	})
+}
+
+func (p *place) onTarget(t testing.TB, fn func(target int) error) error {
+	t.Helper()
+	if p.cgroup == nil {
+		return p.Server.Run(func() error { return fn(p.ServerIfindex) })
+	}
+	folder, err := os.Open(p.cgroup.Path)
+	qt.Assert(t, qt.IsNil(err))
+	defer folder.Close()
+	return fn(int(folder.Fd()))
+}

@@ -1,0 +1,249 @@
+package scene
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+)
+
+// Port is where the packets of these tests go.
+const Port = 7000
+
+// Scene is where a test takes place: a device that packets arrive at, and a bpffs.
+type Scene struct {
+	*testenv.Pair
+	Target dispatcher.Target
+	BPFFS  string
+	Trace  *testenv.Trace
+	Coded  bool // tracers are loaded such that they can be sealed
+}
+
+// New begins a test, which fails if it leaves anything behind.
+func New(t testing.TB) *Scene {
+	t.Helper()
+	testenv.CheckLeaks(t)
+	return SetUp(t)
+}
+
+// NewBusy is newScene for a test that keeps all CPUs busy, or kills
+// processes that are at it.
+func NewBusy(t testing.TB) *Scene {
+	t.Helper()
+	testenv.CheckLeaksUnderLoad(t)
+	return SetUp(t)
+}
+
+func SetUp(t testing.TB) *Scene {
+	t.Helper()
+	pair := testenv.NewPair(t)
+	return &Scene{
+		Pair:   pair,
+		Target: dispatcher.XDP(pair.ServerDev).In(pair.Server.Name),
+		BPFFS:  testenv.BPFFS(t),
+		Trace:  testenv.NewTrace(t, Port),
+	}
+}
+
+// OnDevice is the same scene with its device found in another way.
+func (s *Scene) OnDevice(target dispatcher.Target) *Scene {
+	moved := *s
+	moved.Target = target
+	return &moved
+}
+
+// WithoutBPFFS is the same scene for those who have no bpffs: no lock, no pins.
+func (s *Scene) WithoutBPFFS(t testing.TB) *Scene {
+	bare := *s
+	bare.BPFFS = t.TempDir()
+	return &bare
+}
+
+func (s *Scene) Look() dispatcher.ReadOptions { return dispatcher.ReadOptions{BPFFS: s.BPFFS} }
+
+func (s *Scene) Leave() dispatcher.DetachOptions { return dispatcher.DetachOptions{BPFFS: s.BPFFS} }
+
+// Tracer is a program that writes its number down when it sees a packet.
+func (s *Scene) Tracer(t testing.TB, number, verdict int) *ebpf.Program {
+	if s.Coded {
+		return Coded(t, s.Trace.Spec(number, verdict))
+	}
+	return s.Trace.Program(t, number, verdict)
+}
+
+// Attach makes a program a member, which leaves with the test at the latest.
+func (s *Scene) Attach(t testing.TB, prog *ebpf.Program, o dispatcher.Options) *dispatcher.Link {
+	t.Helper()
+	o.BPFFS = s.BPFFS
+	link, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Program(prog), o)
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { link.Close() })
+	return link
+}
+
+// Open opens a member by its name.
+func (s *Scene) Open(t testing.TB, name string) *dispatcher.Link {
+	t.Helper()
+	link, err := dispatcher.Open(t.Context(), s.Target, name, s.Look())
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { link.Close() })
+	return link
+}
+
+func (s *Scene) Detach(t testing.TB, name string) {
+	t.Helper()
+	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), s.Target, name, s.Leave())))
+}
+
+// Clear takes everything off the device, if there is anything.
+func (s *Scene) Clear(t testing.TB) {
+	t.Helper()
+	err := dispatcher.DetachAll(t.Context(), s.Target, s.Leave())
+	if !errors.Is(err, fs.ErrNotExist) {
+		qt.Assert(t, qt.IsNil(err))
+	}
+}
+
+func (s *Scene) Read(t testing.TB) *hook.Chain {
+	t.Helper()
+	c, err := dispatcher.Read(t.Context(), s.Target, s.Look())
+	qt.Assert(t, qt.IsNil(err))
+	return c
+}
+
+// WantChain compares what Read shows with a summary, see [Summary].
+func (s *Scene) WantChain(t testing.TB, want string) {
+	t.Helper()
+	qt.Assert(t, qt.Equals(Summary(s.Read(t)), want))
+}
+
+// Ran sends a packet and returns the numbers of the tracers that saw it, in order.
+func (s *Scene) Ran(t testing.TB) []int {
+	t.Helper()
+	s.Trace.Reset(t)
+	s.Send(t, Port, 1)
+	return s.Trace.Last(t)
+}
+
+// WantRun sends a packet, which must be seen by these tracers.
+func (s *Scene) WantRun(t testing.TB, numbers ...int) {
+	t.Helper()
+	qt.Assert(t, qt.DeepEquals(s.Ran(t), numbers))
+}
+
+// WantRunSoon is wantRun for what the kernel does in its own time: a slot whose
+// owner is gone is emptied by a worker, and after that the jumps of each
+// dispatcher that was there, up to the present one, are undone, with a wait for
+// all CPUs each (prog_array_map_poke_run, kernel/bpf/arraymap.c). Until then,
+// the packets see what they saw before, and never anything else.
+func (s *Scene) WantRunSoon(t testing.TB, numbers ...int) {
+	t.Helper()
+	before := s.Ran(t)
+	for got, start := before, time.Now(); !slices.Equal(got, numbers); got = s.Ran(t) {
+		if time.Since(start) > Patience {
+			qt.Assert(t, qt.DeepEquals(got, numbers))
+		}
+		qt.Assert(t, qt.DeepEquals(got, before))
+	}
+}
+
+// Patience is how long the kernel may take for what it does in its own time, on a slow machine.
+const Patience = 20 * time.Second
+
+// Soon waits for something to become so.
+func Soon(t testing.TB, so func() bool) {
+	t.Helper()
+	for start := time.Now(); !so(); {
+		if time.Since(start) > Patience {
+			t.Fatal("it has not become so")
+		}
+	}
+}
+
+// Drops tells what becomes of the packets.
+func (s *Scene) Drops(t testing.TB) bool {
+	t.Helper()
+	n := s.Passed(t, Port, 10)
+	if n != 0 && n != 10 {
+		t.Fatalf("%d packets of 10 passed", n)
+	}
+	return n == 0
+}
+
+// WantFree checks that nothing is attached, and nothing pinned. The kernel
+// releases a slot and a link whose last reference is gone each in its own time.
+func (s *Scene) WantFree(t testing.TB) {
+	t.Helper()
+	s.WantRunSoon(t)
+	Soon(t, func() bool { return s.Read(t).LinkID == 0 })
+	s.WantChain(t, "")
+	qt.Assert(t, qt.IsFalse(s.Read(t).Ours()))
+	s.WantNoPins(t)
+}
+
+func (s *Scene) WantNoPins(t testing.TB) {
+	t.Helper()
+	qt.Assert(t, qt.HasLen(s.Pins(t), 0))
+}
+
+// Pins are the names in the library's folder.
+func (s *Scene) Pins(t testing.TB) []string {
+	t.Helper()
+	var names []string
+	entries, err := os.ReadDir(s.BPFFS + "/libdispatcher")
+	if !errors.Is(err, fs.ErrNotExist) {
+		qt.Assert(t, qt.IsNil(err))
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// InOwnMountNS runs fn on a thread whose mounts are a copy: what it mounts and
+// unmounts, nobody else sees.
+func InOwnMountNS(t testing.TB, fn func() error) {
+	t.Helper()
+	errs := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		}
+		if err == nil {
+			err = fn()
+		}
+		errs <- err
+	}()
+	qt.Assert(t, qt.IsNil(<-errs))
+}
+
+const (
+	Drop = testenv.XDPDrop
+	Pass = testenv.XDPPass
+)
+
+func (s *Scene) On() testenv.ProgramOption { return testenv.On(s.Target.Hook) }
+
+// GoOn is the verdict after which the next member runs.
+func (s *Scene) GoOn() int {
+	switch {
+	case s.Target.Hook == hook.XDP:
+		return testenv.XDPPass
+	case s.Target.Hook.OnCgroup():
+		return testenv.CgroupAllow
+	}
+	return testenv.TCNext
+}

@@ -1,0 +1,231 @@
+package lifetime
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/test/internal/scene"
+)
+
+// What is pinned shall outlive the command that attached it.
+func TestPersistent(t *testing.T) {
+	s := scene.New(t)
+	owner := s.AttachIn(t, s.Tracer(t, 1, scene.Drop), dispatcher.Options{Name: "guard", Persistent: true})
+	qt.Assert(t, qt.IsNil(owner.Stop()))
+	s.WantChain(t, "guard*")
+	qt.Assert(t, qt.IsTrue(s.Drops(t)))
+
+	// An administrator without any tool: rm.
+	c := s.Read(t)
+	qt.Assert(t, qt.HasLen(c.Pins, 2), qt.Commentf("%q", c.Pins))
+	pin := filepath.Join(s.BPFFS, "libdispatcher", s.Pins(t)[0], "member_guard", "slot")
+	qt.Assert(t, qt.SliceContains(c.Pins, pin))
+	qt.Assert(t, qt.IsNil(os.Remove(pin)))
+	s.WantRunSoon(t)
+	qt.Assert(t, qt.IsFalse(s.Drops(t)))
+	s.WantChain(t, "guard*(empty)")
+
+	// The next change removes the rest.
+	next := s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "next"})
+	s.WantChain(t, "next")
+	s.WantRun(t, 2)
+	qt.Assert(t, qt.IsNil(next.Set(t.Context(), scene.Priority(7))))
+	s.WantNoPins(t)
+	qt.Assert(t, qt.IsNil(next.Close()))
+	s.WantFree(t)
+}
+
+// rm -r of the whole folder is what an administrator in need will do.
+func TestRemovedFolder(t *testing.T) {
+	s := scene.New(t)
+	s.Attach(t, s.Tracer(t, 1, scene.Drop), dispatcher.Options{Name: "one", Persistent: true}).Close()
+	s.Attach(t, s.Tracer(t, 2, scene.Drop), dispatcher.Options{Name: "two", Persistent: true}).Close()
+	s.WantChain(t, "one* two*")
+	qt.Assert(t, qt.IsNil(os.RemoveAll(filepath.Join(s.BPFFS, "libdispatcher"))))
+	s.WantFree(t)
+	qt.Assert(t, qt.IsFalse(s.Drops(t)))
+	s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "one", Persistent: true})
+	s.WantRun(t, 3)
+	s.Clear(t)
+}
+
+// A persistent member whose slot was unpinned by hand comes back under its
+// name, whatever is left of its pins.
+func TestAttachAgainAfterRemovedPin(t *testing.T) {
+	s := scene.New(t)
+	attach := func() {
+		link, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Spec(scene.CountingSpec(), dispatcher.LoadOptions{}),
+			dispatcher.Options{Name: "counter", Persistent: true, BPFFS: s.BPFFS, Settings: hook.Settings{OnMissing: hook.MissingDrop}})
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.IsNil(link.Close()))
+	}
+	attach()
+	qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(s.BPFFS, "libdispatcher", s.Pins(t)[0], "member_counter", "slot"))))
+	scene.Soon(t, func() bool { return s.Passed(t, scene.Port, 1) == 0 })
+	s.WantChain(t, "counter*(empty)")
+	attach()
+	s.WantChain(t, "counter*")
+	qt.Assert(t, qt.IsFalse(s.Drops(t)))
+	s.Clear(t)
+	s.WantFree(t)
+}
+
+// Somebody removed the root's pin only: a member that is pinned afterwards
+// must outlive its process all the same.
+func TestPinAfterRemovedRoot(t *testing.T) {
+	s := scene.New(t)
+	one := s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "one", Persistent: true})
+	qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(s.BPFFS, "libdispatcher", s.Pins(t)[0], "root"))))
+	s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "two", Persistent: true}).Close()
+	s.WantRun(t, 1, 2)
+	qt.Assert(t, qt.IsNil(one.Close()))
+	s.WantChain(t, "one* two*")
+	s.WantRun(t, 1, 2)
+	s.Clear(t)
+	s.WantFree(t)
+
+	// Pinning again repairs it for a member that has its own pin still.
+	again := s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "three", Persistent: true})
+	root := filepath.Join(s.BPFFS, "libdispatcher", s.Pins(t)[0], "root")
+	qt.Assert(t, qt.IsNil(os.Remove(root)))
+	qt.Assert(t, qt.IsNil(again.Pin(t.Context())))
+	_, err := os.Lstat(root)
+	qt.Check(t, qt.IsNil(err))
+	s.Clear(t)
+}
+
+// A program that decides at run time whether it shall outlive itself.
+func TestPinAndUnpin(t *testing.T) {
+	s := scene.New(t)
+	owner := s.AttachIn(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "one"})
+	s.WantChain(t, "one")
+	s.WantNoPins(t)
+
+	for range 2 { // pinning twice is no error
+		qt.Assert(t, qt.IsNil(owner.Do(t, scene.Command{Op: "pin"})))
+		s.WantChain(t, "one*")
+		qt.Assert(t, qt.HasLen(s.Pins(t), 1))
+	}
+	for range 2 {
+		qt.Assert(t, qt.IsNil(owner.Do(t, scene.Command{Op: "unpin"})))
+		s.WantChain(t, "one")
+		s.WantNoPins(t)
+	}
+	qt.Assert(t, qt.IsNil(owner.Do(t, scene.Command{Op: "pin"})))
+	owner.Kill()
+	s.WantChain(t, "one*")
+	s.WantRun(t, 1)
+
+	// Another process unpins it: then it is the only owner.
+	heir := s.Open(t, "one")
+	qt.Assert(t, qt.IsNil(heir.Unpin(t.Context())))
+	s.WantChain(t, "one")
+	s.WantRun(t, 1)
+	qt.Assert(t, qt.IsNil(heir.Close()))
+	s.WantFree(t)
+}
+
+// A pin is an address, too.
+func TestOpenPinned(t *testing.T) {
+	s := scene.New(t)
+	s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "one", Persistent: true}).Close()
+	folder := filepath.Join(s.BPFFS, "libdispatcher", s.Pins(t)[0], "member_one")
+	for _, path := range []string{folder, filepath.Join(folder, "slot")} {
+		link, err := dispatcher.OpenPinned(t.Context(), path)
+		qt.Assert(t, qt.IsNil(err))
+		m, err := link.Info(t.Context())
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.Equals(m.Name, "one"))
+		qt.Assert(t, qt.Equals(m.State, hook.StateRunning))
+		qt.Assert(t, qt.IsNil(link.Set(t.Context(), scene.Priority(7))))
+		qt.Assert(t, qt.IsNil(link.Close()))
+	}
+	for _, path := range []string{folder + "x", filepath.Join(s.BPFFS, "libdispatcher/xdp_1/member_one")} {
+		_, err := dispatcher.OpenPinned(t.Context(), path)
+		qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
+	}
+	_, err := dispatcher.OpenPinned(t.Context(), s.BPFFS)
+	qt.Assert(t, qt.ErrorIs(err, dispatcher.ErrUsage))
+	s.Clear(t)
+	s.WantFree(t)
+}
+
+// The truth is in the kernel: who cannot see the pins sees the same members.
+func TestReadFromElsewhere(t *testing.T) {
+	s := scene.New(t)
+	s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "one", Persistent: true})
+	s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "two", Owner: "me", Settings: hook.Settings{
+		Priority: 7, ContinueOn: hook.SetOf(hook.Pass, hook.TX), OnMissing: hook.MissingDrop,
+	}})
+	s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "three"}).Close()
+	s.WantRunSoon(t, 2, 1)
+	want := s.Read(t)
+	qt.Assert(t, qt.Equals(scene.Summary(want), "two one* three(empty)"))
+	qt.Assert(t, qt.HasLen(want.Pins, 2))
+	want.Pins = []string{}
+
+	qt.Check(t, qt.DeepEquals(s.WithoutBPFFS(t).Read(t), want))
+	scene.InOwnMountNS(t, func() error {
+		if err := unix.Unmount(s.BPFFS, 0); err != nil {
+			return err
+		}
+		got, err := dispatcher.Read(t.Context(), s.Target, s.Look())
+		qt.Check(t, qt.DeepEquals(got, want))
+		return err
+	})
+	qt.Assert(t, qt.HasLen(s.Pins(t), 1))
+	s.Clear(t)
+}
+
+// The library needs a bpffs for what must outlive processes, and else none.
+func TestWithoutBPFFS(t *testing.T) {
+	s := scene.New(t).WithoutBPFFS(t)
+	one := s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "one"})
+	s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "two"})
+	qt.Assert(t, qt.IsNil(one.Set(t.Context(), scene.Priority(60))))
+	qt.Assert(t, qt.IsNil(one.Update(t.Context(), dispatcher.Program(s.Tracer(t, 3, scene.Pass)))))
+	s.WantRun(t, 2, 3)
+	qt.Assert(t, qt.IsNil(s.Open(t, "one").Unpin(t.Context())))
+	s.Detach(t, "two")
+	s.WantRun(t, 3)
+
+	const refusal = `.*: a persistent member is pinned, and there is no bpffs at .*; mount one with "mount -t bpf bpffs .*"`
+	err := one.Pin(t.Context())
+	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
+	qt.Assert(t, qt.ErrorMatches(err, refusal))
+	_, err = dispatcher.Attach(t.Context(), s.Target, dispatcher.Program(s.Tracer(t, 4, scene.Pass)),
+		dispatcher.Options{Name: "four", Persistent: true, BPFFS: s.BPFFS})
+	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
+	qt.Assert(t, qt.ErrorMatches(err, refusal))
+
+	s.WantChain(t, "one")
+	s.Clear(t)
+	s.WantFree(t)
+}
+
+// Who detaches may not see the pins: they are in another container's bpffs.
+// They must not bring the member back, and go with the next change there.
+func TestDetachWithoutSeeingPins(t *testing.T) {
+	s := scene.New(t)
+	s.Attach(t, s.Tracer(t, 1, scene.Drop), dispatcher.Options{Name: "one", Persistent: true}).Close()
+	s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "two", Persistent: true}).Close()
+	blind := s.WithoutBPFFS(t)
+	blind.Detach(t, "one")
+	blind.WantChain(t, "two*")
+	s.WantRun(t, 2)
+	qt.Assert(t, qt.HasLen(s.Read(t).Pins, 3)) // root, and both members
+
+	s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "three"})
+	qt.Assert(t, qt.HasLen(s.Read(t).Pins, 2))
+	blind.Clear(t)
+	s.WantRun(t)
+	s.Clear(t)
+	s.WantFree(t)
+}

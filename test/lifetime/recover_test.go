@@ -1,0 +1,145 @@
+package lifetime
+
+import (
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+	"github.com/libdispatcher/dispatcher/test/internal/scene"
+)
+
+// What somebody left in the folder, by hand or by another tool, keeps nobody from anything, and stays if it is not ours.
+func TestStrangePins(t *testing.T) {
+	s := scene.New(t)
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ldt_map", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	qt.Assert(t, qt.IsNil(err))
+	defer m.Close()
+	dir := filepath.Join(s.BPFFS, "libdispatcher")
+	for _, folder := range []string{
+		"xdp_foo/member_a", "xdp_chain_zz", "xdp_4000000000/member_a", "tcx_foo/member_a", "tcx_4000000001/member_b", "cgroup_", "tmp_1_2/member_x",
+		"registry/of", "member_x", "xdp_4000000002/member_%%%",
+	} {
+		qt.Assert(t, qt.IsNil(os.MkdirAll(filepath.Join(dir, folder), 0o700)))
+	}
+	pinned := []string{"note", "xdp_7", "tcx_8", "move_1_2_3", "tmp_3_4", "xdp_foo/root", "xdp_4000000000/root", "xdp_4000000000/member_a/slot", "tcx_foo/member_a/link", "tcx_4000000001/member_b/link"}
+	for _, pin := range pinned {
+		twin, err := m.Clone()
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.IsNil(twin.Pin(filepath.Join(dir, pin))))
+		qt.Assert(t, qt.IsNil(twin.Close()))
+	}
+	use := func() {
+		t.Helper()
+		for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
+			if !testenv.HasHook(t, h) {
+				continue
+			}
+			at := s.OnDevice(dispatcher.On(h, s.ServerDev).In(s.Server.Name))
+			one := at.Attach(t, at.Trace.Program(t, 1, at.GoOn(), at.On()), dispatcher.Options{Name: "one", Persistent: true})
+			qt.Assert(t, qt.IsNil(one.Update(t.Context(), dispatcher.Program(at.Trace.Program(t, 2, at.GoOn(), at.On())))))
+			at.WantRun(t, 2)
+			qt.Assert(t, qt.IsNil(one.Unpin(t.Context())))
+			qt.Assert(t, qt.IsNil(one.Pin(t.Context())))
+			qt.Assert(t, qt.IsNil(one.Close()))
+			at.WantChain(t, "one*")
+			_, err := dispatcher.List(t.Context(), dispatcher.ListOptions{BPFFS: s.BPFFS})
+			qt.Assert(t, qt.IsNil(err))
+			at.Detach(t, "one")
+			at.WantRunSoon(t)
+		}
+	}
+	use()
+	s.Recover(t, dispatcher.RecoverOptions{DryRun: true})
+	for _, f := range s.Recover(t, dispatcher.RecoverOptions{}) {
+		qt.Check(t, qt.IsNil(f.Err), qt.Commentf("%s: %s", f.Path, f.What))
+	}
+	use()
+	_, err = os.Lstat(filepath.Join(dir, "note"))
+	qt.Check(t, qt.IsNil(err))
+	if testenv.Has(t, testenv.FeatureTCX) { // a chain needs no registry
+		left, err := os.Lstat(filepath.Join(dir, "registry"))
+		qt.Assert(t, qt.IsNil(err))
+		qt.Check(t, qt.IsFalse(left.IsDir())) // it was made anew
+	}
+	qt.Check(t, qt.HasLen(s.Recover(t, dispatcher.RecoverOptions{}), 0))
+}
+
+// laterChain is the dispatcher of a version to come.
+func laterChain(t testing.TB) *ebpf.Program {
+	t.Helper()
+	value := make([]byte, 4680)
+	binary.NativeEndian.PutUint32(value, 0x6c646331)
+	binary.NativeEndian.PutUint32(value[4:], state.Version+1)
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "ld_chain", Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(value)), MaxEntries: 1,
+		Flags: unix.BPF_F_RDONLY_PROG, Contents: []ebpf.MapKV{{Key: uint32(0), Value: value}},
+	})
+	qt.Assert(t, qt.IsNil(err))
+	defer m.Close()
+	qt.Assert(t, qt.IsNil(m.Freeze()))
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "libdispatcher", Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "GPL",
+		Instructions: testenv.VerdictSpec("ldt_later", testenv.XDPPass).Instructions,
+	})
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(func() { prog.Close() })
+	qt.Assert(t, qt.IsNil(prog.BindMap(m)))
+	return prog
+}
+
+// A chain of a later version is neither free nor foreign: everybody says so and leaves it, until it is forced.
+func TestLaterChain(t *testing.T) {
+	s := scene.New(t)
+	_, id := s.ForeignLink(t, laterChain(t))
+	list, err := dispatcher.List(t.Context(), dispatcher.ListOptions{BPFFS: s.BPFFS, NetNS: s.Server.Name})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.HasLen(list, 1))
+	qt.Check(t, qt.ErrorMatches(list[0].Err, `.*description of version 3.*`))
+	_, err = s.TryJoin(t, dispatcher.Program(s.Tracer(t, 1, scene.Pass)), dispatcher.Options{})
+	qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
+	qt.Check(t, qt.HasLen(s.Recover(t, dispatcher.RecoverOptions{Reattach: true}), 0))
+	for _, err := range []error{
+		dispatcher.DetachLink(t.Context(), id, s.Leave()),
+		scene.Second(dispatcher.AdoptLink(t.Context(), id, dispatcher.AdoptOptions{Options: dispatcher.Options{BPFFS: s.BPFFS}})),
+	} {
+		qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
+		qt.Check(t, qt.ErrorMatches(err, `.*description of version 3.*`))
+	}
+	qt.Assert(t, qt.IsNil(dispatcher.DetachLink(t.Context(), id, dispatcher.DetachOptions{BPFFS: s.BPFFS, Force: true})))
+	s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{})
+	s.WantRun(t, 1)
+}
+
+// What is gone for good is collected.
+func TestRecoverCollects(t *testing.T) {
+	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
+		t.Run(string(h), func(t *testing.T) {
+			testenv.NeedHook(t, h)
+			s := scene.New(t)
+			s.Target.Hook = h
+			l := s.Attach(t, s.Trace.Program(t, 1, s.GoOn(), s.On()), dispatcher.Options{Name: "one", Persistent: true})
+			qt.Assert(t, qt.IsNil(l.Close()))
+			s.Server.IP(t, "link", "del", s.ServerDev)
+			scene.Soon(t, func() bool { return s.Gone(t, h) != "" })
+			dry := s.Recover(t, dispatcher.RecoverOptions{DryRun: true})
+			qt.Assert(t, qt.HasLen(dry, 1))
+			qt.Check(t, qt.DeepEquals(dry[0].Members, []string{"one"}))
+			qt.Check(t, qt.Equals(dry[0].Target, s.ServerDev))
+			qt.Check(t, qt.Not(qt.Equals(s.Gone(t, h), "")))
+			found := s.Recover(t, dispatcher.RecoverOptions{})
+			qt.Assert(t, qt.HasLen(found, 1))
+			qt.Check(t, qt.IsNil(found[0].Err))
+			qt.Check(t, qt.HasLen(s.Recover(t, dispatcher.RecoverOptions{}), 0))
+			scene.Soon(t, func() bool { return s.Gone(t, h) == "" })
+		})
+	}
+}

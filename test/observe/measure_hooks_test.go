@@ -1,0 +1,124 @@
+package observe
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/go-quicktest/qt"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+	"github.com/libdispatcher/dispatcher/test/internal/scene"
+)
+
+// A chain that netlink carries is watched like others.
+func TestMeasureUnprotected(t *testing.T) {
+	s := scene.New(t)
+	all, checkAll := seen(t, "ldt_all", hook.XDP, testenv.XDPDrop)
+	s.AttachLegacy(t, all)
+
+	// Before, there is a program without a link, of which the kernel tells less.
+	got := sample(t, s, s.Target, func() { qt.Assert(t, qt.IsTrue(s.Drops(t))) })
+	qt.Check(t, qt.Equals(got.Method, dispatcher.MethodKernel))
+	checkAll(t, got.Entries[0].Runs, 10)
+	qt.Check(t, qt.IsTrue(got.Entries[0].Time > 0))
+	qt.Check(t, qt.Equals(got.Entries[0].Verdicts, [hook.Verdicts]uint64{}))
+
+	link, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{NoGap: true, Options: dispatcher.Options{BPFFS: s.BPFFS}})
+	qt.Assert(t, qt.IsNil(err))
+	defer link.Close()
+	got = sample(t, s, s.Target, func() { qt.Assert(t, qt.IsTrue(s.Drops(t))) })
+	checkAll(t, dropped(got.Entries[0]), 10)
+	wantPlain(t, s)
+	s.Clear(t)
+}
+
+// Links on TCX are measured by the kernel.
+func TestMeasureTCX(t *testing.T) {
+	testenv.Need(t, testenv.FeatureTCX)
+	s := scene.New(t)
+	at := dispatcher.On(hook.TCXIngress, s.ServerDev).In(s.Server.Name)
+	tcx := s.OnDevice(at)
+	first, checkFirst := seen(t, "ldt_first", hook.TCXIngress, testenv.TCNext)
+	second, checkSecond := seen(t, "ldt_second", hook.TCXIngress, testenv.TCPass)
+	tcx.Attach(t, first, dispatcher.Options{Settings: scene.Priority(10)})
+	tcx.Attach(t, second, dispatcher.Options{Settings: scene.Priority(20)})
+	got := sample(t, s, at, func() {
+		s.Send(t, scene.Port, 30)
+		s.Send(t, scene.Port+1, 20)
+	})
+	qt.Check(t, qt.Equals(got.Method, dispatcher.MethodKernel))
+	qt.Check(t, qt.IsFalse(got.Whole.Known))
+	checkFirst(t, got.Entries[0].Runs, 50)
+	checkSecond(t, got.Entries[1].Runs, 50)
+	for _, c := range got.Entries {
+		qt.Check(t, qt.IsTrue(c.Known && c.Time > 0))
+	}
+}
+
+// So are programs on a cgroup, whatever they are about.
+func TestMeasureCgroup(t *testing.T) {
+	s := scene.New(t)
+	cgroup := testenv.NewCgroup(t)
+	at := dispatcher.On(hook.CgroupConnect4, cgroup.Path)
+	prog, ran := testenv.CgroupProgram(t, "ldt_connect", hook.CgroupConnect4, testenv.CgroupAllow)
+	s.OnDevice(at).Attach(t, prog, dispatcher.Options{})
+	resident := cgroup.Enter(t, s.Client)
+	to := netip.AddrPortFrom(testenv.ServerIPv4, scene.Port)
+	s.Server.Listen(t, to)
+	got := sample(t, s, at, func() {
+		for range 7 {
+			_, err := resident.Dial(t, "udp", to)
+			qt.Assert(t, qt.IsNil(err))
+		}
+	})
+	qt.Check(t, qt.Equals(ran(), 7))
+	qt.Check(t, qt.Equals(counted(got.Entries[0]), dispatcher.Counts{Known: true, Runs: 7}))
+}
+
+// All of the machine at once.
+func TestMeasureAll(t *testing.T) {
+	s := scene.New(t)
+	s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{})
+	other := scene.SetUp(t)
+	legacy, checkLegacy := seen(t, "ldt_legacy", hook.XDP, testenv.XDPDrop)
+	other.AttachLegacy(t, legacy)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	o := dispatcher.MeasureOptions{
+		Interval: soonest, ListOptions: dispatcher.ListOptions{Hooks: []hook.Hook{hook.XDP}, BPFFS: s.BPFFS},
+		Started: func() {
+			qt.Check(t, qt.IsTrue(s.Drops(t)))
+			qt.Check(t, qt.IsTrue(other.Drops(t)))
+		},
+	}
+	for samples, err := range dispatcher.Measure(ctx, o) {
+		qt.Assert(t, qt.IsNil(err))
+		of := func(pair *scene.Scene) dispatcher.Counts {
+			i := slices.IndexFunc(samples, func(got dispatcher.Sample) bool { return got.Chain.NetNS.Name == pair.Server.Name })
+			qt.Assert(t, qt.IsTrue(i >= 0))
+			return samples[i].Entries[0]
+		}
+		qt.Check(t, qt.Equals(dropped(of(s)), 10))
+		checkLegacy(t, of(other).Runs, 10)
+		cancel()
+	}
+	wantPlain(t, s)
+}
+
+// Of a chain of libxdp only the whole is known: its members are no programs of
+// their own once they are in the dispatcher.
+func TestMeasureLibxdp(t *testing.T) {
+	s := scene.New(t)
+	testenv.NeedFreplace(t)
+	s.JoinLibxdp(t, 1, scene.Pass, 10)
+	s.JoinLibxdp(t, 2, scene.Pass, 20)
+	got := sample(t, s, s.Target, func() { s.Send(t, scene.Port, 10) })
+	qt.Check(t, qt.Equals(got.Method, dispatcher.MethodKernel))
+	qt.Check(t, qt.IsTrue(got.Whole.Known && got.Whole.Runs >= 10))
+	qt.Check(t, qt.DeepEquals(got.Entries, make([]dispatcher.Counts, 2)))
+	s.Clear(t)
+}
