@@ -26,7 +26,7 @@ func attachCgroup(t *testing.T, cgroup *testenv.Cgroup, h hook.Hook, name string
 	return coll
 }
 
-// Packets of the cgroup's sockets are counted, in either direction, and go on.
+// Packets of the cgroup's sockets are counted, in both directions, and pass.
 func TestCountCgroup(t *testing.T) {
 	testenv.CheckLeaks(t)
 	pair := testenv.NewPair(t)

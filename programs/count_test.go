@@ -91,7 +91,7 @@ func TestCount(t *testing.T) {
 	}
 }
 
-// Cut at every length, a packet is accounted to the last header that is there.
+// A packet that is cut at any length counts for its last complete header.
 func TestCountTruncated(t *testing.T) {
 	whole := packet(eth(typeQinQ), vlan(1, typeVLAN), vlan(2, typeIPv6), ipv6("2001:db8::1", protoHopByHop),
 		extension(protoRouting, 8), extension(protoTCP, 16), payload(20))
@@ -133,7 +133,7 @@ func TestCountTruncated(t *testing.T) {
 	}
 }
 
-// What the kernel handles as one counts as the packets that it is on the wire.
+// When the kernel handles several packets as one, they count as the packets that they are on the wire.
 func TestCountSegments(t *testing.T) {
 	p := packet(eth(typeIPv4), ipv4("192.0.2.1", protoTCP), payload(3000))
 	for _, on := range hooks {
@@ -146,7 +146,7 @@ func TestCountSegments(t *testing.T) {
 	}
 }
 
-// More protocols than the table takes: the others keep counting, and total counts all.
+// When the table has no room for more protocols, the protocols in it are still counted, and total counts all packets.
 func TestCountFull(t *testing.T) {
 	coll := load(t, "count", nil)
 	const sent = 3000

@@ -115,7 +115,7 @@ func TestDroplistWithoutCounters(t *testing.T) {
 	qt.Check(t, qt.Equals(drops(t, coll, "192.0.2.0/24"), 0))
 }
 
-// A packet is judged from the moment that its IP header is complete.
+// A packet is dropped only if its IP header is complete.
 func TestDroplistTruncated(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -146,7 +146,7 @@ func TestDroplistTruncated(t *testing.T) {
 	}
 }
 
-// A packet counts as those that it was or will be on the wire.
+// A packet that is several on the wire counts as several.
 func TestDroplistSegments(t *testing.T) {
 	coll := loadFor(t, hook.TCXIngress, "droplist", nil)
 	putPrefix(t, coll, "192.0.2.0/24")

@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// minPacket is the shortest that BPF_PROG_TEST_RUN takes.
+// minPacket is the length of the shortest packet that BPF_PROG_TEST_RUN takes.
 const minPacket = 14
 
 const (
@@ -60,14 +60,14 @@ func ipv6(src string, next byte) []byte {
 	return h
 }
 
-// extension is an IPv6 extension header of a length that is a multiple of 8.
+// extension is an IPv6 extension header; its length is a multiple of 8.
 func extension(next byte, length int) []byte {
 	h := make([]byte, length)
 	h[0], h[1] = next, byte(length/8-1)
 	return h
 }
 
-// authentication is an IPv6 AH, which alone counts its length in units of 4.
+// authentication is an IPv6 AH, the only extension header with a length in units of 4.
 func authentication(next byte, length int) []byte {
 	h := make([]byte, length)
 	h[0], h[1] = next, byte(length/4-2)

@@ -4,17 +4,17 @@
 //	count      counts packets and bytes per protocol
 //	droplist   drops packets by source prefix
 //	ratelimit  limits the packets a second from each source
-//	redirect   has connect(2) go to another address and port
+//	redirect   sends connect(2) to another address and port
 //	sample     copies the start of every Nth packet to a ring buffer
 //
-// Some are for several hooks, see [Hooks]. Then there is a function for each kind
-// of hook, see [Function], and they have the same maps and constants.
+// A program can be for several hooks, see [Hooks]. Then it has a function for each
+// kind of hook, see [Function]. The functions share the maps and constants.
 //
-// They load on Linux 5.10 and newer, look through up to two VLAN tags, and pass
-// what they do not understand. README.md beside this file describes their maps
-// and constants; the types in this package are the maps' keys and values.
+// The programs load on Linux 5.10 and newer. They look through up to two VLAN tags,
+// and pass packets that they cannot read. README.md beside this file describes the
+// maps and constants; the types in this package are the maps' keys and values.
 //
-// To set a constant, use the spec before it is loaded:
+// To set a constant, change the spec before you load it:
 //
 //	spec, err := programs.Spec("sample")
 //	...
@@ -61,7 +61,7 @@ var builtins = map[string]builtin{
 		onHooks(map[string][]hook.Hook{"ratelimit": {hook.XDP}}),
 	},
 	"redirect": {
-		"have connect(2) go to another address and port", object.LoadRedirect,
+		"send connect(2) to another address and port", object.LoadRedirect,
 		onHooks(map[string][]hook.Hook{
 			"redirect4": {hook.CgroupConnect4},
 			"redirect6": {hook.CgroupConnect6},
@@ -90,7 +90,7 @@ func Names() []string {
 	return slices.Sorted(maps.Keys(builtins))
 }
 
-// Describe says in one line what a program does. It is empty for an unknown name.
+// Describe returns one line about what a program does. It is empty for an unknown name.
 func Describe(name string) string {
 	return builtins[name].describe
 }
@@ -102,16 +102,17 @@ func Hooks(name string) []hook.Hook {
 	return slices.DeleteFunc(hook.Hooks(), func(h hook.Hook) bool { return functions[h] == "" })
 }
 
-// Function returns which of the program's functions runs on a hook: the name in
-// the spec's Programs, and in the kernel. It is empty if there is none.
+// Function returns the name of the function that runs on a hook: its name in the
+// spec's Programs, and in the kernel. It is empty if there is none.
 func Function(name string, h hook.Hook) string {
 	return builtins[name].functions[h]
 }
 
 // Spec returns a program with its maps and constants, ready to be changed and
-// loaded. Every call returns a new one. It has a function for each kind of hook;
-// whoever loads it all by other means than this module deletes the others from
-// Programs first, or they are loaded as well. All functions use the same maps.
+// loaded. Every call returns a new spec. It has a function for each kind of hook,
+// and all functions use the same maps. This module loads only the function that
+// fits the hook. If you load the spec by other means, delete the other functions
+// from Programs first.
 //
 // The error for an unknown name wraps [fs.ErrNotExist].
 func Spec(name string) (*ebpf.CollectionSpec, error) {

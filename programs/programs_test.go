@@ -32,10 +32,10 @@ const (
 	pass = 2
 )
 
-// TestMain also sees to it that no test leaves a program or a map behind.
+// TestMain also checks that no test leaves a program or a map behind.
 func TestMain(m *testing.M) {
 	if os.Getenv("LDT_HELPER") != "" {
-		testenv.Main(m) // which is this process's only purpose
+		testenv.Main(m) // this process does nothing else
 	}
 	code := m.Run()
 	if left := bpfDescriptors(); len(left) > 0 {
@@ -71,13 +71,13 @@ func set(v *ebpf.VariableSpec, value uint64) error {
 	return v.Set(value)
 }
 
-// load loads a program, as it is for XDP, for the length of the test.
+// load loads a program for XDP, for the length of the test.
 func load(t *testing.T, name string, constants constants) *ebpf.Collection {
 	t.Helper()
 	return loadFor(t, hook.XDP, name, constants)
 }
 
-// loadFor loads a program, as it is for a hook, for the length of the test.
+// loadFor loads a program for a hook, for the length of the test.
 func loadFor(t *testing.T, h hook.Hook, name string, constants constants) *ebpf.Collection {
 	t.Helper()
 	spec, err := programs.Spec(name)
@@ -89,7 +89,7 @@ func loadFor(t *testing.T, h hook.Hook, name string, constants constants) *ebpf.
 	qt.Assert(t, qt.IsNotNil(spec.Programs[function]))
 	maps.DeleteFunc(spec.Programs, func(other string, _ *ebpf.ProgramSpec) bool { return other != function })
 
-	// Only kernels before 5.11 have this limit. If it stays, loading says so.
+	// Only kernels before 5.11 have this limit. If this fails, loading reports it.
 	_ = rlimit.RemoveMemlock()
 	coll, err := ebpf.NewCollection(spec)
 	if errors.Is(err, fs.ErrPermission) {
@@ -100,7 +100,7 @@ func loadFor(t *testing.T, h hook.Hook, name string, constants constants) *ebpf.
 	return coll
 }
 
-// run has a program judge one packet.
+// run runs a program on one packet.
 func run(t *testing.T, coll *ebpf.Collection, name string, packet []byte) uint32 {
 	t.Helper()
 	verdict, err := coll.Programs[name].Run(&ebpf.RunOptions{Data: packet})
@@ -162,7 +162,7 @@ func TestHooks(t *testing.T) {
 	}
 }
 
-// A program is chosen by the hook: there has to be one that fits, and no more.
+// The hook chooses the program: exactly one must fit.
 func TestFunctions(t *testing.T) {
 	for _, name := range programs.Names() {
 		spec, err := programs.Spec(name)
@@ -194,7 +194,7 @@ func TestUnknownName(t *testing.T) {
 	qt.Check(t, qt.Equals(programs.Function("dorplist", hook.XDP), ""))
 }
 
-// The objects for both byte orders must offer the same, whichever is embedded.
+// The objects for both byte orders must have the same programs, maps and constants.
 func TestByteOrders(t *testing.T) {
 	for _, name := range programs.Names() {
 		var shapes [2][]string
@@ -257,7 +257,7 @@ func checkLayout(t *testing.T, g reflect.Type, c btf.Type) {
 	}
 }
 
-// cleanName turns a C name into how the Go name is spelt, in lower case.
+// cleanName turns a C name into the Go name in lower case.
 func cleanName(c string) string {
 	if c == "pad" {
 		return "_"

@@ -42,7 +42,7 @@ func passing(t *testing.T, coll *ebpf.Collection, packet []byte, n int) int {
 	return passed
 }
 
-// One packet a second: as good as no refill within a test.
+// One packet a second: practically no refill within a test.
 const slow = 1
 
 func TestRatelimitBurst(t *testing.T) {
@@ -80,7 +80,7 @@ func TestRatelimitBurst(t *testing.T) {
 	}
 }
 
-// To the program, time has passed when the time at which a bucket is full again has come nearer.
+// When the time at which a bucket is full again comes nearer, time has passed for the program.
 func TestRatelimitRefill(t *testing.T) {
 	coll := load(t, "ratelimit", constants{"rate": slow, "burst": 5})
 	p := packet(eth(typeIPv4), ipv4("192.0.2.1", protoUDP))
@@ -117,7 +117,7 @@ func TestRatelimitOverTime(t *testing.T) {
 	}
 	refilled := rate * time.Since(start).Seconds()
 	qt.Check(t, qt.IsTrue(float64(passed) <= burst+refilled+1), qt.Commentf("%d passed", passed))
-	// A test that is not run for a while only loses what a full bucket cannot take.
+	// A pause of the test only loses tokens that a full bucket cannot take.
 	qt.Check(t, qt.IsTrue(float64(passed) >= burst+refilled/2), qt.Commentf("%d passed", passed))
 }
 
@@ -128,7 +128,7 @@ func TestRatelimitSources(t *testing.T) {
 	for _, test := range []struct {
 		set         constants
 		first, then []byte
-		source      string // whose bucket both packets come out of; empty: they have one each
+		source      string // both packets use the bucket of this source; empty: each has a bucket of its own
 	}{
 		{constants{}, from4("192.0.2.1"), from4("192.0.2.2"), ""},
 		{constants{"bits_v4": 24}, from4("192.0.2.1"), from4("192.0.2.200"), "192.0.2.0"},
@@ -182,7 +182,7 @@ func TestRatelimitConstants(t *testing.T) {
 	}
 }
 
-// What has no source passes and takes up no bucket.
+// A packet without a source passes and takes no bucket.
 func TestRatelimitNotIP(t *testing.T) {
 	coll := load(t, "ratelimit", constants{"rate": slow, "burst": 1})
 	whole := packet(eth(typeQinQ), vlan(1, typeVLAN), vlan(2, typeIPv6), ipv6("2001:db8::1", protoUDP))
@@ -196,7 +196,7 @@ func TestRatelimitNotIP(t *testing.T) {
 	qt.Check(t, qt.Equals(passing(t, coll, whole, 3), 1))
 }
 
-// However many CPUs ask at once: no token is spent twice, and none is lost.
+// When several CPUs ask at once, no token is spent twice, and none is lost.
 func TestRatelimitConcurrent(t *testing.T) {
 	const workers, each, burst = 4, 200_000, 300_000
 	coll := load(t, "ratelimit", constants{"rate": slow, "burst": burst})
@@ -206,7 +206,7 @@ func TestRatelimitConcurrent(t *testing.T) {
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() {
-			// The kernel starts again when it is interrupted, so this is at least as many as asked for.
+			// The kernel starts again when it is interrupted, so there are at least as many runs as asked for.
 			_, err := coll.Programs["ratelimit"].Run(&opts)
 			qt.Check(t, qt.IsNil(err))
 		})

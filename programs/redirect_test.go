@@ -35,7 +35,7 @@ func connects(t *testing.T, coll *ebpf.Collection, from string) uint64 {
 	return v.Connects
 }
 
-// connectHook is the hook that connect(2) to an address comes by.
+// connectHook is the hook for connect(2) to an address.
 func connectHook(to netip.Addr) hook.Hook {
 	if to.Is4() {
 		return hook.CgroupConnect4
@@ -49,14 +49,14 @@ func dial(t *testing.T, client *testenv.Resident, network, to string) string {
 	if err != nil {
 		return ""
 	}
-	// There is no program for getpeername(2): it tells where the connection went.
+	// There is no program for getpeername(2), so it tells where the connection went.
 	peer := netip.AddrPortFrom(reached.Peer.Addr().Unmap(), reached.Peer.Port())
 	qt.Check(t, qt.Equals(peer, reached.Answer))
 	return reached.Answer.String()
 }
 
-// In a namespace where there is nothing but a few listeners on its loopback device, connect(2) to
-// anywhere else fails.
+// The namespace has only a few listeners on its loopback device. connect(2) to any other address
+// fails.
 func TestRedirect(t *testing.T) {
 	testenv.CheckLeaks(t)
 	ns := testenv.NewNetNS(t)
@@ -69,9 +69,9 @@ func TestRedirect(t *testing.T) {
 	type entry struct{ from, to string }
 	for _, test := range []struct {
 		name    string
-		entries []entry // the first is used if there is an answer
+		entries []entry // the first one is used if there is an answer
 		dial    string
-		want    string // whose answer; empty: none
+		want    string // the answer's sender; empty: no answer
 	}{
 		{"no entries", nil, "127.0.0.1:80", "127.0.0.1:80"},
 		{"no entries, elsewhere", nil, "192.0.2.1:80", ""},

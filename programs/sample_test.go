@@ -16,7 +16,7 @@ import (
 	"github.com/libdispatcher/dispatcher/programs"
 )
 
-// samples takes all that is in the ring buffer.
+// samples takes all records out of the ring buffer.
 func samples(t *testing.T, coll *ebpf.Collection) []programs.Sample {
 	t.Helper()
 	r, err := ringbuf.NewReader(coll.Maps["samples"])
@@ -47,7 +47,7 @@ func sampleStats(t *testing.T, coll *ebpf.Collection) programs.SampleStats {
 	return s
 }
 
-// onOneCPU keeps the test where it is: every Nth packet is counted on each CPU.
+// onOneCPU keeps the test on its CPU: each CPU counts to N by itself.
 func onOneCPU(t *testing.T) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -94,7 +94,7 @@ func TestSample(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			coll := load(t, "sample", test.set)
 			before := now()
-			qt.Check(t, qt.Equals(run(t, coll, "sample", test.packet), pass)) // the first is always chosen
+			qt.Check(t, qt.Equals(run(t, coll, "sample", test.packet), pass)) // the first packet is always chosen
 			after := now()
 
 			all := samples(t, coll)
@@ -148,7 +148,7 @@ func TestSampleTruncated(t *testing.T) {
 	}
 }
 
-// When nobody reads, samples are lost and counted, and packets pass all the same.
+// When nobody reads, samples are lost and counted as lost, and packets still pass.
 func TestSampleLost(t *testing.T) {
 	coll := load(t, "sample", constants{"every": 1, "snaplen": 512})
 	const sent = 1000

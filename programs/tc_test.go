@@ -16,7 +16,7 @@ import (
 	"github.com/libdispatcher/dispatcher/programs"
 )
 
-// attachTCX loads a program for a TCX hook and attaches it to a device, behind those that are there.
+// attachTCX loads a program for a TCX hook and attaches it to a device, behind all others.
 func attachTCX(t *testing.T, ns *testenv.NetNS, ifindex int, h hook.Hook, name string) *ebpf.Collection {
 	t.Helper()
 	testenv.NeedHook(t, h)
@@ -37,9 +37,9 @@ func udpCounted(t *testing.T, coll *ebpf.Collection, etherType uint16) programs.
 	return counted(t, coll)[programs.Protocol{EtherType: etherType, Protocol: protoUDP}]
 }
 
-const datagram = 14 + 20 + 8 + 8 // bytes of what a pair sends, with IPv4
+const datagram = 14 + 20 + 8 + 8 // bytes of each packet that a pair sends, with IPv4
 
-// What droplist drops does not arrive, and the next program does not see it; the rest goes on.
+// A packet that droplist drops does not arrive, and the next program does not see it; the others pass.
 func TestTCXIngress(t *testing.T) {
 	testenv.CheckLeaks(t)
 	pair := testenv.NewPair(t)
@@ -94,7 +94,7 @@ func sendFrame(t *testing.T, pair *testenv.Pair, frame []byte, linear int) {
 }
 
 // The kernel takes the first VLAN tag off, and it may have only the Ethernet header in one piece. A frame
-// may also be cut off anywhere: nothing has looked at it yet.
+// may also be cut off anywhere: nothing has checked it yet.
 func TestTCXFrames(t *testing.T) {
 	testenv.CheckLeaks(t)
 	pair := testenv.NewPair(t)
@@ -152,7 +152,7 @@ func TestTCXFrames(t *testing.T) {
 	}
 }
 
-// On devices without Ethernet, packets begin with the IP header, also if what follows looks like an EtherType.
+// On devices without Ethernet, packets begin with the IP header, even if the next bytes look like an EtherType.
 func TestTCXWithoutEthernet(t *testing.T) {
 	testenv.CheckLeaks(t)
 	ns := testenv.NewNetNS(t)

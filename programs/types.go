@@ -32,7 +32,7 @@ func (p PrefixV6) Prefix() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(p.Addr), int(p.Len))
 }
 
-// DropKey says which of droplist's maps a valid prefix belongs in, and its key there:
+// DropKey returns the name of the droplist map for a valid prefix, and the key there:
 //
 //	name, key := programs.DropKey(netip.MustParsePrefix("192.0.2.0/24"))
 //	err := coll.Maps[name].Put(key, uint64(0))
@@ -54,10 +54,10 @@ func (s Source) Addr() netip.Addr {
 	return netip.AddrFrom16(s).Unmap()
 }
 
-// Bucket is a value of ratelimit's map buckets: a token bucket, and what became of
-// its source's packets since the source was last new to the map.
+// Bucket is a value of ratelimit's map buckets: a token bucket, and how many packets
+// of its source passed or were dropped since the source came into the map.
 type Bucket struct {
-	FullAt  uint64 // when it is full again: nanoseconds, CLOCK_MONOTONIC
+	FullAt  uint64 // when the bucket is full again: nanoseconds, CLOCK_MONOTONIC
 	Passed  uint64
 	Dropped uint64
 }
@@ -72,7 +72,7 @@ type LimitTotals struct {
 
 // Protocol is a key of count's map protocols.
 type Protocol struct {
-	EtherType uint16 // of what is behind the VLAN tags; 0 for 802.3 frames with a length
+	EtherType uint16 // the one behind the VLAN tags; 0 for 802.3 frames with a length
 	Protocol  uint8  // of IPv4 and IPv6; 255 if the IP header is cut short
 	_         uint8
 }
@@ -83,8 +83,8 @@ type Traffic struct {
 	Bytes   uint64 // from the Ethernet header on, without the checksum; on a cgroup, from the IP header on
 }
 
-// DestinationV4 is a key of redirect's map redirect_v4: where connect(2) is to go. An
-// address of zeros stands for any, and so does port 0.
+// DestinationV4 is a key of redirect's map redirect_v4: the destination of connect(2).
+// An address of zeros means any address, and port 0 means any port.
 type DestinationV4 struct {
 	Addr [4]byte
 	Port uint16
@@ -107,7 +107,7 @@ func (d DestinationV6) AddrPort() netip.AddrPort {
 }
 
 // TargetV4 is a value of redirect's map redirect_v4: where connect(2) goes instead. An
-// address of zeros stands for the same address as before, port 0 for the same port.
+// address of zeros means the same address as before, and port 0 the same port.
 type TargetV4 struct {
 	Addr     [4]byte
 	Port     uint16
@@ -133,7 +133,7 @@ func (t TargetV6) AddrPort() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16(t.Addr), t.Port)
 }
 
-// RedirectEntry says which of redirect's maps an entry belongs in, and its key and
+// RedirectEntry returns the name of the redirect map for an entry, and the key and
 // value there:
 //
 //	name, key, value, err := programs.RedirectEntry(
@@ -141,9 +141,10 @@ func (t TargetV6) AddrPort() netip.AddrPort {
 //	...
 //	err = coll.Maps[name].Put(key, value)
 //
-// The unspecified address (0.0.0.0 or ::) and port 0 stand for any in from, and for
-// the same as before in to. IPv4 goes to IPv4 only, and IPv6 to IPv6: anything else
-// is an error, and so is a zone, which the maps have no room for.
+// In from, the unspecified address (0.0.0.0 or ::) means any address, and port 0 any
+// port. In to, they mean the same as before. IPv4 goes to IPv4 only, and IPv6 to
+// IPv6: anything else is an error. A zone is an error too, since the maps have no
+// room for it.
 func RedirectEntry(from, to netip.AddrPort) (mapName string, key, value any, err error) {
 	f, t := from.Addr().Unmap(), to.Addr().Unmap()
 	switch {
@@ -161,10 +162,10 @@ func RedirectEntry(from, to netip.AddrPort) (mapName string, key, value any, err
 
 // SampleStats is the value of sample's map stats: what one CPU saw.
 type SampleStats struct {
-	Packets uint64 // all
+	Packets uint64 // all packets
 	Sampled uint64
 	Lost    uint64 // chosen, but the ring buffer was full
-	Skip    uint64 // packets until the next is chosen
+	Skip    uint64 // packets until the next one is chosen
 }
 
 // Sample is a record of sample's ring buffer samples.
@@ -173,14 +174,14 @@ type Sample struct {
 	PacketLen uint32
 	Ifindex   uint32 // of the device that received it
 	RxQueue   uint32
-	Bytes     []byte // the packet, or as much of it as was asked for
+	Bytes     []byte // the packet, at most snaplen bytes of it
 }
 
-// sampleHeader is what comes before the bytes: the time (8 bytes), then the
-// packet's length, the captured length, the ifindex and the queue (4 each).
+// sampleHeader is the length of the header before the bytes: the time (8 bytes), then
+// the packet's length, the captured length, the ifindex and the queue (4 each).
 const sampleHeader = 24
 
-// ParseSample reads a record. The sample's bytes are those of the record, not a copy.
+// ParseSample reads a record. The sample's bytes are a part of the record, not a copy.
 func ParseSample(record []byte) (Sample, error) {
 	if len(record) < sampleHeader {
 		return Sample{}, fmt.Errorf("sample of %d bytes: shorter than its header", len(record))

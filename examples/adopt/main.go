@@ -1,6 +1,6 @@
-// Command adopt makes the program that was attached to a device without a link
-// ("ip link set xdp", older tools) the first member of a chain. It is the same
-// program with the same maps, and others can then join it.
+// Command adopt makes a program that is on a device without a link ("ip link set
+// xdp", older tools) the first member of a chain. The program and its maps stay
+// the same, and others can then join.
 //
 //	adopt eth0
 package main
@@ -27,16 +27,16 @@ func main() {
 }
 
 func run(ctx context.Context, device string) error {
-	// Nobody owned the program: it stayed because it was on the device. As a
+	// The program had no owner: it stayed because it was on the device. As a
 	// member it stays because it is pinned.
 	if _, err := dispatcher.MountBPFFS("/sys/fs/bpf"); err != nil {
 		return err
 	}
 	link, err := dispatcher.Adopt(ctx, dispatcher.XDP(device), dispatcher.AdoptOptions{
 		Options: dispatcher.Options{Persistent: true, Owner: "examples/adopt"},
-		// The kernel wants the device to be empty before a link takes it, and
-		// the packets of that moment pass unfiltered. With NoGap none does, and
-		// the chain is not protected until it is adopted once more without.
+		// The kernel wants the device to be empty before a link takes it, and in
+		// that moment packets pass unfiltered. With NoGap no packet does, but the
+		// chain is not protected until it is adopted again without NoGap.
 		NoGap: false,
 	})
 	var e *dispatcher.Error

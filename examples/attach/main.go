@@ -1,6 +1,6 @@
 // Command attach loads a program with cilium/ebpf, attaches it to a device and
-// owns it until Ctrl-C. However the command ends, also by kill -9, the program
-// leaves the device with it.
+// owns it until Ctrl-C. When the command ends, even by kill -9, the program leaves
+// the device.
 //
 //	attach eth0
 package main
@@ -34,11 +34,11 @@ func main() {
 }
 
 func run(ctx context.Context, device string) error {
-	// Before Linux 5.11 the memory of maps counts towards a limit that is low.
+	// Before Linux 5.11 the memory of maps counts towards a low limit.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return err
 	}
-	// Any XDP program will do, one of your own from bpf2go for example.
+	// Any XDP program will do, for example one of your own from bpf2go.
 	spec, err := programs.Spec("count")
 	if err != nil {
 		return err
@@ -51,18 +51,18 @@ func run(ctx context.Context, device string) error {
 
 	link, err := dispatcher.Attach(ctx, dispatcher.XDP(device), dispatcher.Program(coll.Programs["count"]), dispatcher.Options{
 		Name: "example-count",
-		// The other members do their work whatever this one says: it only counts.
+		// After pass the next member runs. This program only counts, and always passes.
 		Settings: hook.Settings{Priority: 10, ContinueOn: hook.SetOf(hook.Pass)},
 	})
 	if err != nil {
-		return err // names who is on the device, and the next step
+		return err // names what is on the device, and the next step
 	}
 	defer link.Close()
 
 	fmt.Printf("counting on %s, Ctrl-C ends it\n", device)
 	<-ctx.Done()
 
-	// The maps are those of the collection. This one has a value for each CPU.
+	// The member uses the collection's maps. This map has a value for each CPU.
 	var total []programs.Traffic
 	if err := coll.Maps["total"].Lookup(uint32(0), &total); err != nil {
 		return fmt.Errorf("read the counters: %w", err)

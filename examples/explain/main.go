@@ -1,5 +1,5 @@
-// Command explain tells what the programs on a device do to a packet: each of
-// them, one after the other, without sending it.
+// Command explain shows what each program on a device does to a packet. It runs
+// the programs one after the other, without sending the packet.
 //
 //	explain eth0 0200000000020200000000010800450000...
 package main
@@ -16,7 +16,7 @@ import (
 
 func main() {
 	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: explain DEVICE PACKET, which is in hexadecimal and begins with its Ethernet header")
+		fmt.Fprintln(os.Stderr, "usage: explain DEVICE PACKET (PACKET in hexadecimal, from the Ethernet header on)")
 		os.Exit(1)
 	}
 	if err := run(context.Background(), os.Args[1], os.Args[2]); err != nil {
@@ -30,8 +30,8 @@ func run(ctx context.Context, device, text string) error {
 	if err != nil {
 		return err
 	}
-	// What is on the device is read once, here. The programs run with their own
-	// maps, so that their counters count the packet.
+	// Explain reads once what is on the device. The programs run with their own
+	// maps, so their counters count the packet.
 	e, err := dispatcher.Explain(ctx, dispatcher.XDP(device), dispatcher.ExplainOptions{})
 	if err != nil {
 		return err

@@ -1,5 +1,5 @@
-// Command file attaches a program from an object file so that it stays: it is
-// pinned in a bpffs and outlives the command, until "dispatcher detach" or a
+// Command file attaches a program from an object file so that it stays. The member
+// is pinned in a bpffs and outlives the command, until "dispatcher detach" or a
 // reboot.
 //
 //	file eth0 filter.o
@@ -33,8 +33,8 @@ func run(ctx context.Context, device, path string) error {
 		return err
 	}
 
-	// What is left out is the default: here the only XDP program of the file,
-	// with its constants as they are.
+	// The defaults are the only XDP program of the file, and its constants as
+	// they are.
 	source := dispatcher.File(path, dispatcher.LoadOptions{
 		// Program: "xdp_filter",
 		// Globals: map[string]string{"limit": "1000"},
@@ -44,7 +44,7 @@ func run(ctx context.Context, device, path string) error {
 		Settings: hook.Settings{
 			Priority:   20,
 			ContinueOn: hook.SetOf(hook.Pass, hook.TX),
-			// Should its pin be removed, no packet passes until it is back.
+			// If somebody removes its pin, no packet passes until the member is back.
 			OnMissing: hook.MissingDrop,
 		},
 		Persistent: true,
@@ -55,7 +55,7 @@ func run(ctx context.Context, device, path string) error {
 	case errors.Is(err, fs.ErrExist):
 		return fmt.Errorf("%w\n(to attach it anew: dispatcher detach xdp %s example-file)", err, device)
 	case errors.As(err, &refused):
-		return fmt.Errorf("%w\n%+v", err, refused.Verifier) // with the whole log
+		return fmt.Errorf("%w\n%+v", err, refused.Verifier) // with the whole log of the verifier
 	case err != nil:
 		return err
 	}

@@ -1,6 +1,6 @@
-// Command hooks attaches the same counter to a device, as packets come in and
-// as they go out, and to a cgroup, and owns all three until Ctrl-C: one way to
-// attach for all hooks.
+// Command hooks attaches the same counter to a device, for packets that come in
+// and for packets that go out, and to a cgroup. It owns all three members until
+// Ctrl-C. All hooks are attached in the same way.
 //
 //	hooks eth0 /sys/fs/cgroup/system.slice
 package main
@@ -35,7 +35,7 @@ func run(ctx context.Context, device, cgroup string) error {
 	if err != nil {
 		return err
 	}
-	// The file has a program for each kind of hook; the one that fits is loaded.
+	// The file has a program for each kind of hook, and Attach loads the one that fits.
 	counter := dispatcher.Spec(spec, dispatcher.LoadOptions{})
 	for _, t := range []dispatcher.Target{
 		dispatcher.XDP(device),
@@ -55,7 +55,7 @@ func run(ctx context.Context, device, cgroup string) error {
 	return nil
 }
 
-// show prints what runs on the hook, in order.
+// show prints the programs on the hook, in the order in which they run.
 func show(ctx context.Context, link *dispatcher.Link) error {
 	chain, err := link.Chain(ctx)
 	if err != nil {

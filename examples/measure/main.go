@@ -1,5 +1,5 @@
-// Command measure prints every second how many packets the programs on a device
-// see, and how many the members of a chain drop, until Ctrl-C.
+// Command measure prints every second, until Ctrl-C, how many packets the programs
+// on a device see, and how many packets the members of a chain drop.
 //
 //	measure eth0
 package main
@@ -19,7 +19,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: measure DEVICE")
 		os.Exit(1)
 	}
-	// The end of the context, or of the loop, ends the counting.
+	// The counting ends with the context, or with the loop.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := run(ctx, os.Args[1]); err != nil {
@@ -38,7 +38,7 @@ func run(ctx context.Context, device string) error {
 			for i, m := range s.Chain.Members {
 				counts := s.Entries[i]
 				if !counts.Known {
-					continue // it came just now
+					continue // the member came just now
 				}
 				fmt.Printf("%s: %.0f packets/s, %v each", m.Name, float64(counts.Runs)/s.Elapsed.Seconds(), counts.PerRun())
 				if s.Method == dispatcher.MethodChain {

@@ -1,5 +1,5 @@
-// Command observe prints what is on a device, in the order in which it runs:
-// the members of a chain, or the one program that somebody else attached.
+// Command observe prints what is on a device: the members of a chain in the order
+// in which they run, or the only program if another tool attached it.
 //
 //	observe eth0
 package main

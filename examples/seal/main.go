@@ -1,4 +1,4 @@
-// Command seal attaches programs from object files to a device, for good, and links
+// Command seal attaches programs from object files to a device, pins them, and links
 // them into one program, which takes less time for each packet.
 //
 //	seal eth0 filter.o count.o
@@ -26,7 +26,7 @@ func main() {
 func run(ctx context.Context, device string, files []string) error {
 	target := dispatcher.XDP(device)
 	for _, file := range files {
-		// Only what no process owns is sealed.
+		// Only pinned members are sealed: no process owns them.
 		link, err := dispatcher.Attach(ctx, target, dispatcher.File(file, dispatcher.LoadOptions{}), dispatcher.Options{Persistent: true})
 		if err != nil {
 			return err

@@ -1,6 +1,6 @@
-// Command update gives a member of a chain another program. Each packet sees
-// the old one or the new one, never none and never both, and the other members
-// notice nothing.
+// Command update gives a member of a chain another program. Each packet meets the
+// old program or the new one, never none and never both. The other members are not
+// touched.
 //
 //	update eth0 filter filter-v2.o
 package main
@@ -20,7 +20,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: update DEVICE MEMBER FILE")
 		os.Exit(1)
 	}
-	// The time limit is for the waiting, for others who change the chain too.
+	// Update waits while others change the chain. The time limit ends that wait.
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := run(ctx, os.Args[1], os.Args[2], os.Args[3]); err != nil {
@@ -30,7 +30,7 @@ func main() {
 }
 
 func run(ctx context.Context, device, name, path string) error {
-	// A link to a member that somebody attached, this process or another.
+	// Open works for every member, also if another process attached it.
 	link, err := dispatcher.Open(ctx, dispatcher.XDP(device), name, dispatcher.ReadOptions{})
 	if err != nil {
 		return err
@@ -41,9 +41,9 @@ func run(ctx context.Context, device, name, path string) error {
 		return err
 	}
 
-	// The file is loaded to fit the chain, and goes on with the maps of the old
-	// program where they have the same names (but for LoadOptions.NewMaps). When
-	// that fails, or the kernel refuses it, the old program goes on running.
+	// The file is loaded to fit the chain. The new program takes over the old
+	// program's maps of the same names (except those in LoadOptions.NewMaps). If
+	// this fails, the old program runs on.
 	err = link.Update(ctx, dispatcher.File(path, dispatcher.LoadOptions{}))
 	if errors.Is(err, dispatcher.ErrDefunct) {
 		return fmt.Errorf("%s is gone, and its chain with it", device)

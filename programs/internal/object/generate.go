@@ -1,7 +1,7 @@
 // Package object embeds the compiled programs of the folder programs/bpf.
 //
-// All else in this folder is generated. "go generate" gives the same bytes on
-// any machine: it needs clang 19 and nothing else, no headers of the system's.
+// Everything else in this folder is generated. "go generate" gives the same bytes
+// on any machine: it needs clang 19, and no headers of the system.
 package object
 
 //go:generate sh -c "{ command -v clang-19 && command -v llvm-strip-19; } >/dev/null || { echo 'programs: needs clang 19: apt-get install clang-19 llvm-19' >&2; exit 1; }"
