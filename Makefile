@@ -1,7 +1,6 @@
-# What a fresh Debian machine lacks for a target, the target installs with apt.
-# All targets work as root, and otherwise through sudo. Where neither is to be had,
-# or the kernel refuses, demo and test run in a virtual machine: that is also what
-# VM=7.2 asks for.
+# On a fresh Debian machine each make target installs with apt what it lacks. All
+# targets work as root, or else through sudo. Without both, or where the kernel
+# refuses, demo and test run in a virtual machine. VM=7.2 always runs in one.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,12 +13,12 @@ export CGO_ENABLED := 0
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-# git refuses the work tree of another user, root's for instance.
+# git refuses a work tree of another user, for example root.
 GIT := git -c safe.directory='*'
 VERSION := $(shell $(GIT) describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || \
 	echo "devel-$$($(GIT) describe --always --dirty 2>/dev/null)" | sed 's/-$$//')
 
-# For others than root: tests are built as the user and run as root.
+# Users other than root build the tests as themselves and run them as root.
 TESTEXEC := $(if $(filter 0,$(shell id -u)),,-exec "'$(CURDIR)/scripts/as-root'")
 
 ## build: bin/dispatcher, the command
@@ -46,7 +45,7 @@ demo-here: build
 	@scripts/need ip:iproute2
 	@scripts/as-root bin/dispatcher demo
 
-## test: all tests on this kernel, those with concurrency with the race detector too; VM=7.2: in a virtual machine
+## test: all tests on this kernel, tests of concurrency also with the race detector; VM=7.2: in a virtual machine
 .PHONY: test
 test: matrix
 	@if scripts/can-run-here '$(VM)'; then \
@@ -58,12 +57,12 @@ test: matrix
 # The kernels to test on, comma-separated; empty: all.
 KERNEL ?=
 
-## test-kernels: the tests on Debian's kernels 5.10, 6.1, 6.12 and 7.2, in virtual machines; KERNEL=6.12: on that one
+## test-kernels: the tests on Debian's kernels 5.10, 6.1, 6.12 and 7.2, in virtual machines; KERNEL=6.12: on one
 .PHONY: test-kernels
 test-kernels: matrix
 	@scripts/need $(VM_NEEDS)
 	@bin/matrix test -short -kernel '$(KERNEL)'
-	@$(if $(KERNEL),,bin/matrix doc || echo 'the tests passed; what they found differs from what docs/kernels.md said')
+	@$(if $(KERNEL),,bin/matrix doc || echo 'the tests passed, but docs/kernels.md was out of date')
 
 ## kernels-doc: write docs/kernels.md from the last run of test-kernels
 .PHONY: kernels-doc
@@ -73,38 +72,38 @@ kernels-doc: matrix
 # What virtual machines need: see scripts/need.
 VM_NEEDS := qemu-system-x86_64:qemu-system-x86 xz:xz-utils apt-get:apt dpkg-deb:dpkg
 
-# The tool for virtual machines. It is built each time, which is a matter of a second.
+# The tool for virtual machines. It is built each time, which takes about a second.
 .PHONY: matrix
 matrix: have-go
 	@go build -trimpath -buildvcs=false -o bin/matrix ./internal/matrix
 
-# The packages that have tests of concurrency: to link all with the race detector takes half a minute.
+# The packages with tests of concurrency. Linking all packages with the race detector would take half a minute.
 CONCURRENT = $$(grep -rl --include='*_test.go' 'func Test[A-Za-z0-9_]*Concurrent' . | xargs -n1 dirname | sort -u)
 
 .PHONY: test-here
 test-here: have-go
 	@scripts/need ip:iproute2
-	@scripts/need bpftool:bpftool groff:groff-base || echo 'going on without: tests that need it will fail'
+	@scripts/need bpftool:bpftool groff:groff-base || echo 'the tests that need it will fail'
 	@if scripts/need gcc:gcc /usr/include/stdlib.h:libc6-dev; then \
 		echo 'with the race detector:'; \
 		export CGO_ENABLED=1; \
 		go test $(TESTEXEC) -race -count=1 -timeout 10m -run Concurrent $(CONCURRENT); \
 		go test $(TESTEXEC) -race -count=1 -timeout 10m ./internal/testenv; \
 	else \
-		echo 'going on without the race detector: it needs gcc'; \
+		echo 'without the race detector, which needs gcc'; \
 	fi
 	@echo 'all tests:'
 	@go test $(TESTEXEC) -count=1 -timeout 15m ./...
 
-# Of make bench: the sections, comma-separated; empty: all.
+# The sections of make bench, comma-separated; empty: all.
 ONLY ?=
 
-## bench: measure everything against what else there is: tables, bin/bench.json; ONLY=packet,control: those sections
+## bench: measure against the other ways: tables, bin/bench.json; ONLY=packet,control: only these sections
 .PHONY: bench
 bench: build matrix bench-tool
 	@scripts/need ip:iproute2 $(VM_NEEDS)
-	@scripts/need bpftool:bpftool || echo 'going on without: there are no figures of bpftool'
-	@scripts/need xdp-loader:xdp-tools || echo 'going on without: there are no figures of xdp-loader'
+	@scripts/need bpftool:bpftool || echo 'there will be no figures of bpftool'
+	@scripts/need xdp-loader:xdp-tools || echo 'there will be no figures of xdp-loader'
 	@scripts/as-root bin/bench $(if $(ONLY),-only '$(ONLY)')
 
 ## bench-doc: write docs/performance.md from the last make bench
@@ -112,7 +111,7 @@ bench: build matrix bench-tool
 bench-doc: bench-tool
 	@bin/bench doc
 
-## bench-check: fail if chains have become more costly: instructions, counted in a virtual machine, and ratios of times
+## bench-check: fail if chains cost more than before: instructions, counted in a virtual machine, and ratios of times
 .PHONY: bench-check
 bench-check: matrix bench-tool
 	@scripts/need $(VM_NEEDS)
@@ -137,9 +136,9 @@ generate: have-go
 	@scripts/need clang-19:clang-19 llvm-strip-19:llvm-19
 	go generate ./...
 	@if ! $(GIT) rev-parse HEAD >/dev/null 2>&1; then \
-		echo 'not compared with what is committed: this is not a git work tree'; \
+		echo 'not compared with the committed files: this is not a git work tree'; \
 	elif changed=$$($(GIT) status --porcelain -- '*.o' '*_bpfel.go' '*_bpfeb.go') && [ -n "$$changed" ]; then \
-		printf '%s\n' "$$changed" 'this differs from what is committed: commit it with its sources'; \
+		printf '%s\n' "$$changed" 'these files differ from the committed ones: commit them with their sources'; \
 		exit 1; \
 	fi
 
