@@ -47,7 +47,7 @@ func TestTable(t *testing.T) {
 		"    alone               3\n"), qt.Commentf("%s", b.String()))
 }
 
-// A plot is XML, and labels do not lie upon each other.
+// A plot is XML, and its labels do not overlap.
 func TestPlot(t *testing.T) {
 	d := xml.NewDecoder(strings.NewReader(plot(example())))
 	for {
@@ -72,8 +72,8 @@ func TestWrap(t *testing.T) {
 	qt.Check(t, qt.Equals(wrap(" a  b "), "a b\n\n"))
 }
 
-// A chain that executes one instruction more for each member is found out, one that differs by what is
-// uncertain is not.
+// A chain that executes one instruction more for each member is reported. A chain within the measuring
+// error is not.
 func TestCompareCounts(t *testing.T) {
 	ten := func(count float64) counts { return counts{"empty": {"slots": {10: count}}} }
 	want := expected{Instructions: ten(263)}
@@ -96,7 +96,7 @@ func TestCompareCounts(t *testing.T) {
 	qt.Check(t, qt.DeepEquals(got, ten(264)))
 }
 
-// What is expected is for chains that there are.
+// The expected counts belong to existing chains.
 func TestExpected(t *testing.T) {
 	var e expected
 	qt.Assert(t, qt.IsNil(json.Unmarshal(expectedJSON, &e)))

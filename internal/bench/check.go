@@ -10,21 +10,22 @@ import (
 	"strings"
 )
 
-// expectedFile is where -update writes.
+// expectedFile is the file that -update writes.
 const expectedFile = "internal/bench/expected.json"
 
 //go:embed expected.json
 var expectedJSON []byte
 
-// expected is what may not become more.
+// expected has the upper bounds.
 type expected struct {
-	// Instructions beyond those of one program alone, by kind of member, row and number of members.
+	// Instructions are the instructions beyond one program alone, by kind of member, row and number
+	// of members.
 	Instructions counts       `json:"instructions"`
 	Ratios       []ratioBound `json:"ratios"`
 }
 
-// A ratioBound is for the time of a chain by that of another with as many members. The bound is above what was
-// measured by several times the noise of a busy machine of two CPUs.
+// A ratioBound is for the ratio of two chains' times, with equal numbers of members. The bound exceeds the
+// measured ratio by several times the noise of a busy machine with two CPUs.
 type ratioBound struct {
 	Kind    string  `json:"kind"`
 	Row     string  `json:"row"`
@@ -33,10 +34,11 @@ type ratioBound struct {
 	Most    float64 `json:"most"`
 }
 
-// checkedRows are this project's own.
+// checkedRows are this project's own rows.
 var checkedRows = []string{"slots", "sealed", "libxdp's protocol, from here"}
 
-// check compares with what is expected. With update it expects what it finds, of instructions.
+// check compares with the expected counts and ratios. With update it writes the counts that it
+// measures.
 func (b *bench) check(update bool) error {
 	var want expected
 	if err := json.Unmarshal(expectedJSON, &want); err != nil {
@@ -59,7 +61,8 @@ func (b *bench) check(update bool) error {
 	}
 	got := ownCounts(r)
 	if grown, _ := compareCounts(want, got); len(grown) > 0 {
-		// Once more, lest it was the timer of the machine.
+		// A second run, because the machine's timer may have disturbed the
+		// first.
 		b.progress("again")
 		r, err := countedReport(b.ctx, b.matrix)
 		b.clear()
@@ -71,7 +74,7 @@ func (b *bench) check(update bool) error {
 	grown, less := compareCounts(want, got)
 	fmt.Printf("instructions of %d chains: %d have more than expected, %d have less\n", countOf(got), len(grown), less)
 	if less > 0 {
-		fmt.Println("  less is good: have it kept with bench check -update")
+		fmt.Println("  less is good: write it down with bench check -update")
 	}
 	if len(grown) > 0 {
 		err = fmt.Errorf("chains have become more costly (if that is meant: bench check -update):\n  %s", strings.Join(grown, "\n  "))
@@ -91,7 +94,7 @@ func countOf(c counts) int {
 	return n
 }
 
-// keepLess takes the lesser ones of two counts.
+// keepLess takes the smaller of two counts.
 func keepLess(counts, others counts) {
 	for kind, rows := range counts {
 		for row, columns := range rows {
@@ -104,7 +107,7 @@ func keepLess(counts, others counts) {
 	}
 }
 
-// ownCounts are the counts of our own rows.
+// ownCounts returns the counts of this project's rows.
 func ownCounts(r *Report) counts {
 	counts := counts{}
 	for _, t := range r.Sections[0].Tables {
@@ -123,10 +126,12 @@ func ownCounts(r *Report) counts {
 	return counts
 }
 
-// slack is what two runs may differ by: the kernel's figures have no fractions, and a tick of the timer may come in.
+// slack is the tolerated difference of two runs: the kernel's figures have no fractions, and a timer tick may add to
+// one.
 func slack(count float64) float64 { return 2 + count/200 }
 
-// compareCounts says which chains have more than expected, and how many have less.
+// compareCounts returns the chains with more instructions than expected, and the
+// number of chains with less.
 func compareCounts(want expected, got counts) (grown []string, less int) {
 	for kind, rows := range want.Instructions {
 		for row, columns := range rows {
@@ -147,7 +152,8 @@ func compareCounts(want expected, got counts) (grown []string, less int) {
 	return grown, less
 }
 
-// checkRatios measures times, in turns, and compares the medians of the ratios.
+// checkRatios measures times in turns, and compares the medians of their
+// ratios.
 func (b *bench) checkRatios(bounds []ratioBound) error {
 	const rounds = 40
 	b.section = "ratios"

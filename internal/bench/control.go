@@ -22,18 +22,18 @@ import (
 
 const controlRounds = 20
 
-// The operations that are timed, in the order in which they are done.
+// operations are timed in this order.
 var operations = []string{"attach", "update", "set", "list", "holders", "detach"}
 
 // A contender can do some of the operations on a device.
 type contender struct {
 	name string
 	do   map[string]func()
-	// after is done behind all, and not timed.
+	// after runs at the end, and is not timed.
 	after func()
 }
 
-// controlSection times what is done to a device.
+// controlSection times operations on a device.
 func controlSection(b *bench, s *Section) {
 	s.Title = "Control"
 	s.About = []string{
@@ -81,7 +81,7 @@ func controlSection(b *bench, s *Section) {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// A playground is a device, a bpffs, and two programs to put on it.
+// A playground is a device, a bpffs, and two programs to attach.
 type playground struct {
 	*bench
 	*testenv.Pair
@@ -216,7 +216,7 @@ func (p *playground) bpftoolNet() contender {
 	}}
 }
 
-// loader is xdp-loader, or what is called as it is.
+// loader is xdp-loader, or a command that is called in the same way.
 func (p *playground) loader(name, command string, first ...string) contender {
 	object := filepath.Join(p.TempDir(), "members.o")
 	p.must(os.WriteFile(object, _MembersBytes, 0o600))
@@ -234,7 +234,7 @@ func (p *playground) loader(name, command string, first ...string) contender {
 	}}
 }
 
-// process runs a command, which must succeed.
+// process returns a function that runs a command, which must succeed.
 func (s *scope) process(name string, args ...string) func() {
 	return func() { s.run(exec.Command(name, args...)) }
 }
@@ -247,10 +247,10 @@ func (s *scope) run(cmd *exec.Cmd) {
 	}
 }
 
-// lengths are how long the chain is that an operation is timed on.
+// lengths are the lengths of the chains on which operations are timed.
 var lengths = []int{0, 1, 3, 7, 15, 31}
 
-// growingChain times what is done to the last member of a chain.
+// growingChain times operations on the last member of a chain.
 func (p *playground) growingChain(t *Table) {
 	samples := map[string]map[int][]float64{}
 	rounds := p.rounds(6)

@@ -20,13 +20,15 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// countedKernel is where instructions are counted.
+// countedKernel is the kernel on which instructions are counted.
 const countedKernel = "7.2"
 
-// countedWords have its kernel take the clock for what it is, one tick an instruction, and not measure it.
+// countedWords tell the kernel the rate of the clock, one tick for each instruction, so that it does not
+// measure the rate.
 const countedWords = "tsc_early_khz=1000000 tsc=reliable"
 
-// instructionsSection has instructions counted, in a virtual machine whose clock goes by them.
+// instructionsSection counts instructions in a virtual machine whose clock counts executed
+// instructions.
 func instructionsSection(b *bench, s *Section) {
 	s.Title = "Instructions per packet"
 	s.About = []string{
@@ -43,7 +45,7 @@ func instructionsSection(b *bench, s *Section) {
 	s.Notes = append(s.Notes, ratios(s.Tables)...)
 }
 
-// countedReport is what this program finds out in the machine.
+// countedReport returns the report of this program from the machine.
 func countedReport(ctx context.Context, matrix string) (*Report, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -67,7 +69,7 @@ func countedReport(ctx context.Context, matrix string) (*Report, error) {
 	return &r, nil
 }
 
-// countedSection is for a machine whose clock goes by instructions.
+// countedSection is for a machine whose clock counts instructions.
 func countedSection(b *bench, s *Section) {
 	loader := xdpLoader()
 	for _, kind := range kinds {
@@ -97,24 +99,26 @@ func countedSection(b *bench, s *Section) {
 	}
 }
 
-func whole(v float64) float64 { return math.Round(v) + 0 } // and not -0
+func whole(v float64) float64 { return math.Round(v) + 0 } // avoids -0
 
 // A meter counts the instructions of a program. The kernel corrects its clock now and then, by up to 2 %, so each
-// sample is held against a program of known length that runs before and after it, and takes the same both times.
+// sample is compared with a program of known length that runs before and after it, and the sample counts only if
+// that program took the same time twice.
 type meter struct {
 	*workshop
 	line   *ebpf.Program
-	length float64 // instructions of a run of the line
+	length float64 // instructions of a run of line(lineLength)
 }
 
-// lineLength is so long that the kernel's figure is exact enough without fractions.
+// lineLength is large enough to make the kernel's figure exact enough without
+// fractions.
 const lineLength = 3000
 
 func newMeter(w *workshop) *meter {
 	line := func(n int) *ebpf.Program {
 		code := asm.Instructions{asm.Mov.Imm(asm.R0, int32(hook.Pass))}
 		for range n {
-			code = append(code, asm.Mov.Reg(asm.R2, asm.R1)) // one, compiled
+			code = append(code, asm.Mov.Reg(asm.R2, asm.R1)) // one instruction when compiled
 		}
 		return w.load(&ebpf.ProgramSpec{
 			Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "Dual BSD/GPL", Instructions: append(code, asm.Return()),
@@ -126,10 +130,11 @@ func newMeter(w *workshop) *meter {
 	return m
 }
 
-// count returns how many instructions a run of the program executes, the test run's own included.
+// count returns how many instructions a run of the program executes, including those of the test
+// run itself.
 func (m *meter) count(prog *ebpf.Program) float64 {
 	const samples, tries = 5, 100
-	const short = 100_000 // ns, lest a tick of the timer come in
+	const short = 100_000 // ns; short enough that a timer tick is rare
 	took := func(prog *ebpf.Program, repeat int) float64 {
 		_, took, err := prog.Benchmark(packet(), repeat, nil)
 		m.must(err)
@@ -143,14 +148,14 @@ func (m *meter) count(prog *ebpf.Program) float64 {
 			all = append(all, sample/before*m.length)
 		}
 		if len(all) == samples {
-			return statOf(all).Min // in the others, the timer came in
+			return statOf(all).Min // a timer tick came into the others
 		}
 	}
 	m.Fatal("the machine's clock does not go evenly")
 	return 0
 }
 
-// behindLibxdp has the members put behind a dispatcher of libxdp's protocol by package libxdp.
+// behindLibxdp puts the members behind a dispatcher of libxdp's protocol, by package libxdp.
 func (w *workshop) behindLibxdp(kind string, n int, measure func(*ebpf.Program)) {
 	w.must(within(w.ctx, func(t *scope) {
 		pair, bpffs := testenv.NewPair(t), testenv.BPFFS(t)
@@ -171,7 +176,7 @@ func (w *workshop) behindLibxdp(kind string, n int, measure func(*ebpf.Program))
 	}))
 }
 
-// xdpLoader is libxdp's own command, empty where there is none.
+// xdpLoader returns the path of libxdp's own command, or "".
 func xdpLoader() string {
 	if path, err := exec.LookPath("xdp-loader"); err == nil {
 		return path
@@ -183,7 +188,7 @@ func xdpLoader() string {
 	return found[len(found)-1]
 }
 
-// behindLoader has the members put behind libxdp's own dispatcher by xdp-loader.
+// behindLoader puts the members behind libxdp's own dispatcher, by xdp-loader.
 func (w *workshop) behindLoader(loader, kind string, n int, measure func(*ebpf.Program)) {
 	w.must(within(w.ctx, func(t *scope) {
 		pair, bpffs := testenv.NewPair(t), testenv.BPFFS(t)

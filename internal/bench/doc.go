@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// writeDoc writes docs/performance.md, and its plots, from a report.
+// writeDoc writes docs/performance.md and its plots from a report.
 func writeDoc(report *Report, folder string) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Performance\n\n")
@@ -79,7 +79,7 @@ func writeDoc(report *Report, folder string) error {
 	return os.WriteFile(filepath.Join(folder, "performance.md"), bytes.TrimSuffix(b.Bytes(), []byte("\n")), 0o644)
 }
 
-// readReport reads what an earlier run has written.
+// readReport reads the report of an earlier run.
 func readReport(path string) (*Report, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -92,7 +92,7 @@ func readReport(path string) (*Report, error) {
 	return r, nil
 }
 
-// wrap makes a paragraph of the text.
+// wrap wraps the text to a paragraph.
 func wrap(text string) string {
 	const width = 120
 	var b strings.Builder

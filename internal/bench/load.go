@@ -15,7 +15,7 @@ const (
 	loadChanges = 2000
 )
 
-// loadSection changes chains while packets flow that a member drops: none may get through.
+// loadSection changes chains while a member drops packets. No packet may get through.
 func loadSection(b *bench, s *Section) {
 	s.Title = "Changes under load"
 	s.About = []string{
@@ -56,7 +56,7 @@ type flooding struct {
 func (f flooding) run(p *playground, t *Table) {
 	changes := loadChanges
 	if f.name == control {
-		changes = 100 // they show that the test sees what gets through
+		changes = 100 // enough to show that the test sees packets that get through
 	}
 	if p.quick {
 		changes = 100
@@ -66,7 +66,7 @@ func (f flooding) run(p *playground, t *Table) {
 	}
 	filter := p.attach(drops[0], dispatcher.Options{Name: "filter"})
 	change := f.prepare(p, filter, drops)
-	// Emulated machines are slow, and busy ones too.
+	// Emulated machines and busy machines are slow.
 	const longest = 100 * time.Second
 	flood := p.Flood(p.scope, loadPort, loadPort+1)
 	begin, done := time.Now(), 0
@@ -103,16 +103,16 @@ func updating(p *playground, filter *dispatcher.Link, drops [2]*ebpf.Program) fu
 	}
 }
 
-// restructuring has another member move from before the filter to behind it and back, and go on after other verdicts.
+// restructuring moves another member before the filter and behind it again, and changes its continue set.
 func restructuring(p *playground, filter *dispatcher.Link, _ [2]*ebpf.Program) func(int) *dispatcher.Link {
 	mover := p.attach(p.one, dispatcher.Options{Name: "mover"})
 	return func(i int) *dispatcher.Link {
-		p.must(mover.Set(p.ctx, hook.Settings{Priority: 10 + 80*(i%2), ContinueOn: hook.VerdictSet(4 + i%4)})) // with pass, always
+		p.must(mover.Set(p.ctx, hook.Settings{Priority: 10 + 80*(i%2), ContinueOn: hook.VerdictSet(4 + i%4)})) // always with pass
 		return filter
 	}
 }
 
-// reattaching is what everybody did before.
+// reattaching detaches and attaches, as everybody did before links.
 func reattaching(p *playground, filter *dispatcher.Link, drops [2]*ebpf.Program) func(int) *dispatcher.Link {
 	return func(int) *dispatcher.Link {
 		p.must(filter.Detach(p.ctx))

@@ -9,13 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Machine is where the figures come from.
+// A Machine describes the machine that the figures come from.
 type Machine struct {
 	Kernel string `json:"kernel"`
 	CPU    string `json:"cpu"`
 	CPUs   int    `json:"cpus"`
 	Go     string `json:"go"`
-	// Returns is what the kernel does against guessed returns, which every function pays for.
+	// Returns is the kernel's protection against speculated returns, which costs every
+	// function.
 	Returns string `json:"returns,omitempty"`
 }
 

@@ -27,11 +27,11 @@ const usage = `usage: bench [OPTION]...           measure and report
 
 `
 
-// sections are what there is to measure, in the order of the report.
+// sections are the measurements, in the order of the report.
 var sections = []struct {
 	name string
 	run  func(*bench, *Section)
-	when string // not unless it is asked for
+	when string // only if it is asked for
 }{
 	{"packet", packetSection, ""},
 	{"wire", wireSection, ""},
@@ -40,7 +40,7 @@ var sections = []struct {
 	{"load", loadSection, ""},
 	{"weight", weightSection, ""},
 	{"instructions", instructionsSection, ""},
-	{"counted", countedSection, "for a machine whose clock goes by instructions"},
+	{"counted", countedSection, "for a machine whose clock counts instructions"},
 }
 
 // A bench is a run of the benchmarks.
@@ -54,7 +54,7 @@ type bench struct {
 	shown    int    // characters of progress on the terminal
 }
 
-// rounds is how many to do of so many.
+// rounds returns how many of n rounds to do.
 func (b *bench) rounds(n int) int {
 	if b.quick {
 		return max(n/6, 3)
@@ -62,7 +62,7 @@ func (b *bench) rounds(n int) int {
 	return n
 }
 
-// apart runs fn in a scope of its own.
+// apart runs fn with a scope of its own.
 func (b *bench) apart(fn func(b *bench)) {
 	inner := *b
 	err := within(b.ctx, func(t *scope) {
@@ -73,7 +73,7 @@ func (b *bench) apart(fn func(b *bench)) {
 	b.must(err)
 }
 
-// progress shows what is being done, in one line of a terminal.
+// progress shows the current work in one line of a terminal.
 func (b *bench) progress(format string, args ...any) {
 	b.must(nil)
 	if !b.terminal {
@@ -119,7 +119,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	b := &bench{terminal: term.IsTerminal(int(os.Stderr.Fd()))}
 	only := flags.String("only", "", "only these `sections`, comma-separated, of "+strings.Join(names, ", "))
-	out := flags.String("json", "bin/bench.json", "write the report to this `file`; - for stdout, and nothing else there")
+	out := flags.String("json", "bin/bench.json", "write the report to this `file`; - for stdout, with no other output there")
 	flags.BoolVar(&b.quick, "quick", false, "fewer rounds")
 	flags.StringVar(&b.tool, "dispatcher", "bin/dispatcher", "the command dispatcher")
 	flags.StringVar(&b.matrix, "matrix", "bin/matrix", "the tool for virtual machines")
@@ -127,7 +127,7 @@ func run(ctx context.Context, args []string) error {
 		fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()
 	}
-	update := flags.Bool("update", false, "check: expect what is found, of instructions")
+	update := flags.Bool("update", false, "check: write the measured instructions as the expected ones")
 	docs := flags.String("docs", "docs", "doc: the `folder` of the documents")
 	verb := ""
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {

@@ -12,12 +12,12 @@ import (
 
 const readOnly = unix.BPF_F_RDONLY_PROG
 
-// alone is the row of one program without any chain, against which the others are held.
+// alone is the row of one program without a chain, with which the others are compared.
 const alone = "one program alone"
 
 const (
 	packetRounds = 20
-	packetTime   = 4 * time.Millisecond // of each sample; each call waits for as long again, for RCU
+	packetTime   = 4 * time.Millisecond // of each sample; each call also waits that long for RCU
 )
 
 // packetSection runs every chain by test run, in turns.
@@ -45,7 +45,7 @@ func kindTitle(kind string) string {
 	return "Members that work"
 }
 
-// A subject is a chain that is measured.
+// A subject is a chain to measure.
 type subject struct {
 	row     string
 	n       int
@@ -87,7 +87,7 @@ func measurePackets(b *bench, t *Table, kind string, rounds int) {
 	})
 }
 
-// ratios holds the ways against each other, at ten members.
+// ratios compares the ways with each other, at ten members.
 func ratios(tables []*Table) []string {
 	var notes []string
 	for _, t := range tables {
@@ -106,7 +106,7 @@ func ratios(tables []*Table) []string {
 	return notes
 }
 
-// packet is a UDP datagram to port 7000, as a test run feeds it to programs.
+// packet returns a UDP datagram to port 7000 for test runs.
 func packet() []byte {
 	p := make([]byte, 64)
 	copy(p, []byte{2, 0x77, 0, 0, 0, 2, 2, 0x77, 0, 0, 0, 1, 8, 0}) // Ethernet
@@ -117,7 +117,8 @@ func packet() []byte {
 	return p
 }
 
-// onOneCPU runs fn on a thread that stays on one CPU: the last that we may use.
+// onOneCPU runs fn on a thread that stays on one CPU, the last one that the
+// process may use.
 func onOneCPU(t *scope, fn func()) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -134,12 +135,12 @@ func onOneCPU(t *scope, fn func()) {
 	fn()
 }
 
-// A runner runs programs by test run. Each such call costs something by itself: the kernel makes the program one
+// A runner runs programs by test run. Each such call has a cost of its own: the kernel makes the program one
 // that it calls directly, and patches its own code for that (bpf_prog_change_xdp).
 type runner struct {
 	*scope
 	data []byte
-	call time.Duration // what a call costs
+	call time.Duration // the cost of a call
 }
 
 func newRunner(t *scope, prog *ebpf.Program) *runner {
@@ -152,13 +153,13 @@ func newRunner(t *scope, prog *ebpf.Program) *runner {
 	return r
 }
 
-// run returns the CPU time of so many runs.
+// run returns the CPU time of repeat runs.
 func (r *runner) run(prog *ebpf.Program, repeat int) time.Duration {
 	begin := cpuTime()
 	verdict, err := prog.Run(&ebpf.RunOptions{
 		Data: r.data, Repeat: uint32(repeat),
 		//lint:ignore SA1019 what is recommended in its place is for whole benchmarks
-		Reset: func() { begin = cpuTime() }, // a signal came in, and it begins again
+		Reset: func() { begin = cpuTime() }, // after a signal the test run begins again
 	})
 	took := cpuTime() - begin
 	r.must(err)
@@ -168,15 +169,15 @@ func (r *runner) run(prog *ebpf.Program, repeat int) time.Duration {
 	return took
 }
 
-// repeats is how many runs take packetTime.
+// repeats returns how many runs take packetTime.
 func (r *runner) repeats(prog *ebpf.Program) int {
 	const first = 5000
 	r.run(prog, first)
 	return int(float64(packetTime)/r.perRun(prog, first)) + 1
 }
 
-// perRun is how many nanoseconds a run of the program takes, of so many. The kernel's own figure has no
-// fractions.
+// perRun returns how many nanoseconds a run of the program takes, from repeat runs. The kernel's own
+// figure has no fractions.
 func (r *runner) perRun(prog *ebpf.Program, repeat int) float64 {
 	return max(float64(r.run(prog, repeat)-r.call)/float64(repeat), 0.01)
 }

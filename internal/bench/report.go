@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// A Report is what one run found out. It is what bin/bench.json has.
+// A Report is the result of one run, and the content of bin/bench.json.
 type Report struct {
 	Version  int        `json:"version"`
 	Command  string     `json:"command"`
@@ -20,38 +20,38 @@ type Report struct {
 	Results  []Result   `json:"results,omitempty"`
 }
 
-// A Section is one question.
+// A Section answers one question.
 type Section struct {
 	Name    string   `json:"name"`
 	Title   string   `json:"title"`
 	About   []string `json:"about"`   // paragraphs: what is measured, and how
-	Command string   `json:"command"` // gives this section alone
+	Command string   `json:"command"` // runs this section alone
 	Tables  []*Table `json:"tables"`
-	Notes   []string `json:"notes,omitempty"` // what was found out besides
+	Notes   []string `json:"notes,omitempty"` // other results
 	Seconds float64  `json:"seconds"`
 	Failed  string   `json:"failed,omitempty"` // why there are no figures
 }
 
-// A Table has a row for each thing that is compared, and a column for each size.
+// A Table has a row for each compared thing, and a column for each size.
 type Table struct {
 	Name  string `json:"name"`
 	Title string `json:"title"`
 	Unit  string `json:"unit"`
 	Axis  string `json:"axis,omitempty"` // what the columns count; empty: there is one column
-	// Labels are the heads of the columns, for tables whose columns count nothing.
+	// Labels are the headings of columns that count nothing.
 	Labels []string `json:"labels,omitempty"`
 	Rows   []*Row   `json:"rows"`
 	Plot   bool     `json:"plot,omitempty"`
 }
 
-// A Row is one thing that is compared.
+// A Row is one of the compared things.
 type Row struct {
 	Name  string `json:"name"`
 	About string `json:"about,omitempty"`
 	Cells []Cell `json:"cells"`
 }
 
-// A Cell is a figure, of the column X.
+// A Cell is a figure of the column X.
 type Cell struct {
 	X int `json:"x"`
 	Stat
@@ -96,7 +96,7 @@ func (t *Table) put(row string, x int, s Stat) {
 	t.Rows[i].Cells = append(t.Rows[i].Cells, Cell{x, s})
 }
 
-// get returns a figure, if it is there.
+// get returns a figure if it exists.
 func (t *Table) get(row string, x int) (Stat, bool) {
 	if t == nil {
 		return Stat{}, false
@@ -111,7 +111,7 @@ func (t *Table) get(row string, x int) (Stat, bool) {
 	return Stat{}, false
 }
 
-// columns are the sizes in the table.
+// columns returns the table's sizes.
 func (t *Table) columns() []int {
 	var xs []int
 	for _, r := range t.Rows {
@@ -125,7 +125,7 @@ func (t *Table) columns() []int {
 	return xs
 }
 
-// cells are the table as text, the heads first.
+// cells returns the table as text, the headings first.
 func (t *Table) cells() [][]string {
 	xs := t.columns()
 	head := []string{""}
@@ -155,7 +155,7 @@ func (t *Table) cells() [][]string {
 	return lines
 }
 
-// String is the median, and how far the middle half of the samples is from it.
+// String returns the median, and half the distance between the quartiles.
 func (s Stat) String() string {
 	text := figure(s.Median)
 	if s.Q3 > s.Q1 && s.Median != 0 {
@@ -166,7 +166,7 @@ func (s Stat) String() string {
 	return text
 }
 
-// figure has three digits that count, or all of a number without fractions.
+// figure writes three significant digits, or all digits of a whole number.
 func figure(v float64) string {
 	switch a := math.Abs(v); {
 	case v == math.Trunc(v):
@@ -193,7 +193,7 @@ func grouped(digits string) string {
 	return sign + digits
 }
 
-// title says what the figures are.
+// title names the table and the unit of its figures.
 func (t *Table) title() string {
 	text := t.Title + ", " + t.Unit
 	if t.Axis != "" {
@@ -217,7 +217,8 @@ func (s *Section) print(w io.Writer) {
 	}
 }
 
-// align prints columns: the first to the left, the others to the right.
+// align prints columns: the first one aligned to the left, the others to the
+// right.
 func align(w io.Writer, lines [][]string) {
 	widths := map[int]int{}
 	for _, line := range lines {

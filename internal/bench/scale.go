@@ -21,10 +21,10 @@ const (
 	crowdProcesses = 200
 )
 
-// filled is on how many devices of a namespace there are chains.
+// filled are the numbers of devices with chains in the namespace.
 var filled = []int{1, 10, 100, 500}
 
-// scaleSection times what has to look at many things.
+// scaleSection times operations that look at many objects.
 func scaleSection(b *bench, s *Section) {
 	s.Title = "Control, as the machine fills"
 	s.About = []string{
@@ -38,14 +38,14 @@ func scaleSection(b *bench, s *Section) {
 	b.apart(func(b *bench) { b.crowd(crowd) })
 }
 
-// A step is something that is timed.
+// A step is a timed operation.
 type step struct {
 	name string
 	do   func()
 	undo func() // may be nil; not timed
 }
 
-// time does the steps in turns, and puts what they take into the column x.
+// time runs the steps in turns, and puts their times into the column x.
 func (b *bench) time(t *Table, x int, steps []step) {
 	samples := make([][]float64, len(steps))
 	for range b.rounds(scaleRounds) {
@@ -64,7 +64,7 @@ func (b *bench) time(t *Table, x int, steps []step) {
 
 func (b *bench) manyDevices(t *Table) {
 	p := newPlayground(b)
-	most := filled[len(filled)-1] + 1 // one without a chain
+	most := filled[len(filled)-1] + 1 // one device without a chain
 	var batch strings.Builder
 	for i := 0; i < most; i += 2 {
 		fmt.Fprintf(&batch, "link add d%d type veth peer name d%d\n", i, i+1)
@@ -110,7 +110,8 @@ func (b *bench) manyDevices(t *Table) {
 	}
 }
 
-// inParallel does something with each, some at a time: most of it is waiting.
+// inParallel calls fn for each element, several at a time: most of the time fn
+// waits.
 func inParallel[T any](all []T, fn func(i int, x T) error) error {
 	var wait sync.WaitGroup
 	room := make(chan struct{}, 16)
@@ -168,7 +169,7 @@ func (b *bench) crowd(t *Table) {
 
 // gather makes many links and processes, for the length of the scope.
 func (b *bench) gather() {
-	const each = 50 // a cgroup takes 64
+	const each = 50 // a cgroup allows 64
 	program, _ := testenv.CgroupProgram(b.scope, "ldt_crowd", hook.CgroupSKBEgress, testenv.CgroupAllow)
 	var links []link.Link
 	b.Cleanup(func() {

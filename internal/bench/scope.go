@@ -10,19 +10,19 @@ import (
 	"testing"
 )
 
-// A scope stands for the test that internal/testenv wants: what is made in it goes with it, and what fails
-// ends it.
+// A scope replaces the test that internal/testenv needs: things made in it end with it, and a failure ends
+// it.
 type scope struct {
-	testing.TB // for what this does not have; nothing calls it
+	testing.TB // for the methods that scope lacks; nothing calls them
 	ctx        context.Context
 	undo       []func()
 	errs       []error
 }
 
-// failed is what Fatal panics with.
+// failed is the value with which Fatal panics.
 type failed struct{ error }
 
-// within runs fn in a scope and cleans up behind it.
+// within runs fn in a scope and cleans up after it.
 func within(ctx context.Context, fn func(t *scope)) error {
 	s := &scope{ctx: ctx}
 	for run := func() { fn(s) }; run != nil; {
@@ -69,7 +69,7 @@ func (s *scope) TempDir() string {
 	return dir
 }
 
-// must ends the scope if there is an error, or if whoever runs the benchmark wants it to end.
+// must ends the scope if there is an error, or if the user interrupted the benchmark.
 func (s *scope) must(err error) {
 	if err = errors.Join(slices.DeleteFunc([]error{err, context.Cause(s.ctx)}, func(e error) bool { return e == nil })...); err != nil {
 		panic(failed{err})

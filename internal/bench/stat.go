@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Stat sums up what was measured again and again.
+// A Stat summarizes repeated measurements.
 type Stat struct {
 	Median float64 `json:"median"`
-	Q1     float64 `json:"q1"` // a quarter was below
-	Q3     float64 `json:"q3"` // a quarter was above
+	Q1     float64 `json:"q1"` // a quarter of the samples is below
+	Q3     float64 `json:"q3"` // a quarter of the samples is above
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
 	Count  int     `json:"count"`
@@ -25,7 +25,7 @@ func statOf(samples []float64) Stat {
 	return Stat{quantile(s, 0.5), quantile(s, 0.25), quantile(s, 0.75), s[0], s[len(s)-1], len(s)}
 }
 
-// exactly is the Stat of what has no spread.
+// exactly returns the Stat of a value without spread.
 func exactly(v float64) Stat { return Stat{v, v, v, v, v, 1} }
 
 // quantile interpolates between the two nearest of the sorted samples.
@@ -38,7 +38,8 @@ func quantile(sorted []float64, q float64) float64 {
 	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
 }
 
-// cpuTime is what the thread has spent on the CPU, so that it is not counted when others have it.
+// cpuTime returns the time that the thread has spent on the CPU, so that the time of other
+// threads does not count.
 func cpuTime() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
@@ -47,7 +48,7 @@ func cpuTime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// elapsed is how long fn takes.
+// elapsed returns how long fn takes.
 func elapsed(fn func()) time.Duration {
 	begin := time.Now()
 	fn()

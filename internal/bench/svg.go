@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// The size of a plot, and of what is around it.
+// The size of a plot, and its margins.
 const (
 	plotWidth, plotHeight  = 720, 400
 	plotLeft, plotTop      = 60, 44
@@ -15,8 +15,8 @@ const (
 	plotAcross, plotUpward = plotWidth - plotLeft - plotRight, plotHeight - plotTop - plotBottom
 )
 
-// style has colours that can be told apart on white and on black, also by those who see fewer of them
-// (Okabe and Ito's, without yellow).
+// style has colours that are distinct on white and on black, also for colour-blind readers (Okabe and
+// Ito's, without yellow).
 const style = `<style>
   text { font: 12px sans-serif; fill: #24292f }
   .title { font-size: 14px; font-weight: bold }
@@ -33,7 +33,8 @@ const style = `<style>
 
 const colours = 8
 
-// plot draws the rows of a table as lines, with the middle half of the samples as a band around each.
+// plot draws the rows of a table as lines, with a band around each for the middle half of the
+// samples.
 func plot(t *Table) string {
 	xs := t.columns()
 	top := 0.0
@@ -90,7 +91,8 @@ func plot(t *Table) string {
 	return b.String()
 }
 
-// tick is the distance of some four to eight lines of a grid up to top: 1, 2 or 5 and zeros.
+// tick returns the distance of grid lines, 1, 2 or 5 and zeros, for about four to eight
+// lines up to top.
 func tick(top float64) float64 {
 	if top <= 0 {
 		return 1
@@ -104,14 +106,14 @@ func tick(top float64) float64 {
 	return step
 }
 
-// A label is at the end of a line.
+// A label names a line at its end.
 type label struct {
 	x, y   float64
 	text   string
 	colour int
 }
 
-// spread moves labels apart that end at the same place.
+// spread moves labels apart that would overlap.
 func spread(labels []label) []label {
 	const apart = 14
 	for range 100 {

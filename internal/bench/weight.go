@@ -19,7 +19,7 @@ import (
 
 const weightRounds = 30
 
-// weightSection is what it all weighs.
+// weightSection measures sizes and memory.
 func weightSection(b *bench, s *Section) {
 	s.Title = "Weight"
 	s.About = []string{
@@ -87,8 +87,8 @@ func (p *playground) processes(s *Section) {
 	}
 }
 
-// peak is the most memory that a process had resident, in MB. It is looked up when the process is about to end:
-// what wait4 says has the memory of whoever started it in it.
+// peak returns the most memory that a process had resident, in MB. It is read when the process is about to end,
+// because wait4 includes the memory of the process that started it.
 func peak(t *scope, call []string) float64 {
 	runtime.LockOSThread() // the tracer is a thread
 	defer runtime.UnlockOSThread()
@@ -98,7 +98,7 @@ func peak(t *scope, call []string) float64 {
 	pid := cmd.Process.Pid
 	defer cmd.Process.Release()
 	var status unix.WaitStatus
-	_, err := unix.Wait4(pid, &status, 0, nil) // it begins
+	_, err := unix.Wait4(pid, &status, 0, nil) // until the process begins
 	t.must(err)
 	t.must(unix.PtraceSetOptions(pid, unix.PTRACE_O_TRACEEXIT|unix.PTRACE_O_EXITKILL))
 	most := 0.0
@@ -147,7 +147,7 @@ func (p *playground) kernelMemory(s *Section) {
 	}
 }
 
-// memlock is the memory of a BPF object, as its fdinfo has it.
+// memlock returns the memory of a BPF object, from its fdinfo.
 func memlock(t *scope, fd int) float64 {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
 	t.must(err)
@@ -158,7 +158,7 @@ func memlock(t *scope, fd int) float64 {
 			return float64(n)
 		}
 	}
-	t.Fatal("the kernel does not tell the memory of BPF objects")
+	t.Fatal("the kernel does not report the memory of BPF objects")
 	return 0
 }
 

@@ -16,7 +16,7 @@ const (
 	wireTime    = 100 * time.Millisecond // of each sample
 )
 
-// wireSection counts the packets that get through a veth pair and a chain in a second.
+// wireSection counts the packets that pass a veth pair and a chain in a second.
 func wireSection(b *bench, s *Section) {
 	s.Title = "Packets a second"
 	s.About = []string{
@@ -51,7 +51,7 @@ func wireSection(b *bench, s *Section) {
 				before := w.packets()
 				took := elapsed(func() { pair.Client.Do(b.scope, func() { b.send(sender, pair.ClientIfindex, repeat) }) })
 				seen := float64(w.packets() - before)
-				if round > 0 { // the first finds out how many to send
+				if round > 0 { // the first round finds out how many to send
 					c.samples = append(c.samples, seen/took.Seconds()/1e6)
 				} else if seen > 0 {
 					repeat = max(repeat, int(seen*float64(wireTime)/float64(took)))
@@ -64,13 +64,14 @@ func wireSection(b *bench, s *Section) {
 	}
 }
 
-// sender is a program that sends what it is run with out of the device that it seems to come from.
+// sender returns a program that sends its frames out of the device on which they seem to arrive.
 func (b *bench) sender() *ebpf.Program {
 	const tx = 3
 	return testenv.VerdictProgram(b.scope, "ldt_sender", tx)
 }
 
-// send runs the sender for so many frames that seem to have come in on a device of this namespace.
+// send runs the sender for a number of frames, which seem to have arrived on a device of this
+// namespace.
 func (b *bench) send(sender *ebpf.Program, ifindex, frames int) {
 	const liveFrames = 1 << 1 // BPF_F_TEST_XDP_LIVE_FRAMES
 	data := packet()
@@ -81,7 +82,7 @@ func (b *bench) send(sender *ebpf.Program, ifindex, frames int) {
 	b.must(err)
 }
 
-// packets is how many packets the last members have seen.
+// packets returns how many packets the last members have seen.
 func (w *workshop) packets() uint64 {
 	var all []uint64
 	w.must(w.dropped.Lookup(uint32(0), &all))

@@ -8,25 +8,25 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// packets are how many of each source are sent to see what becomes of them.
+// packets is how many packets each source sends when the demo counts arrivals.
 const packets = 20
 
 var acts = []act{
 	{"Two network namespaces, joined by a veth pair", (*stage).setUp},
 	{"Three processes put three members on one device", (*stage).attachThree},
 	{"ip cannot throw them out", (*stage).refuse},
-	{"An owner is killed: its member leaves, and nobody else's", (*stage).killOwner},
+	{"An owner is killed: only its member leaves", (*stage).killOwner},
 	{"A member is replaced under a flood, and nothing slips through", (*stage).replaceUnderFlood},
 	{"The order is changed", (*stage).reorder},
 	{"A member is sealed into the dispatcher, and replaced there", (*stage).seal},
-	{"Who drops a packet, and how many", (*stage).explain},
+	{"Which member drops a packet, and how many", (*stage).explain},
 	{"TC: members beside a filter of tc, which cannot remove them", (*stage).joinFilter},
 	{"A member is moved under a flood, and nothing slips through", (*stage).moveUnderFlood},
 	{"A filter of tc becomes a member", (*stage).adoptFilter},
-	{"A cgroup: its connections go elsewhere, and its packets are counted", (*stage).redirectCgroup},
-	{"The owner is killed: connections go where they went before", (*stage).killRedirect},
-	{"Everything in one view: members, and what others attached", (*stage).view},
-	{"A random app came first and keeps its link", (*stage).adoptKept},
+	{"A cgroup: its connections are redirected, and its packets are counted", (*stage).redirectCgroup},
+	{"The owner is killed: connections are no longer redirected", (*stage).killRedirect},
+	{"Everything in one view: members, and programs of others", (*stage).view},
+	{"Another app came first and keeps its link", (*stage).adoptKept},
 	{"All of it is detached", (*stage).detachAll},
 }
 
@@ -59,8 +59,8 @@ func (s *stage) setUp(ctx context.Context) error {
 		return err
 	}
 
-	s.say("The old way: whoever comes last has the device, and anybody can clear it. $BPFFS/rival is a")
-	s.say("program that drops everything; ip attaches and removes it without a question.")
+	s.say("The old way: the last program to come replaces the others, and anybody can remove it. $BPFFS/rival")
+	s.say("drops everything; ip attaches and removes it without asking.")
 	if err := s.pinRival(); err != nil {
 		return err
 	}
@@ -88,19 +88,19 @@ func (s *stage) openNetwork(at ends) (*network, error) {
 	return n, n.warmUp()
 }
 
-// arrive sends packets of both addresses and checks how many arrive.
+// arrive sends packets from both addresses and checks how many arrive.
 func (s *stage) arrive(wantGood, wantBad int) error { return s.arriveOn(s.net, wantGood, wantBad) }
 
 func (s *stage) arriveOn(n *network, wantGood, wantBad int) error {
-	good, bad, err := n.exchange(packets)
+	good, bad, err := n.sendAndCount(packets)
 	if err != nil {
 		return err
 	}
 	return s.equal([...]int{good, bad}, [...]int{wantGood, wantBad},
-		"of %d packets from each address, %d arrive from %s and %d from %s", packets, good, n.at.good, bad, n.at.bad)
+		"each address sent %d packets: %d arrived from %s and %d from %s", packets, good, n.at.good, bad, n.at.bad)
 }
 
-// order is the members' names as they run.
+// order returns the members' names in run order.
 func order(c *hook.Chain) string {
 	var names []string
 	for _, m := range c.Members {
@@ -109,7 +109,7 @@ func order(c *hook.Chain) string {
 	return strings.Join(names, ", ")
 }
 
-// programID is that of the program a member runs, 0 if there is none.
+// programID returns the id of a member's program, 0 if there is none.
 func programID(c *hook.Chain, member string) uint32 {
 	if m := c.Member(member); m != nil {
 		return m.Program.ID

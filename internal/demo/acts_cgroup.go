@@ -13,14 +13,15 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// cgroupCLI begins the commands for cgroups, which are in no network namespace.
+// cgroupCLI begins the commands for cgroups. A cgroup belongs to no network
+// namespace.
 const cgroupCLI = "dispatcher --bpffs $BPFFS "
 
 func (s *stage) redirectCgroup(ctx context.Context) error {
 	if err := s.addCgroup(); err != nil {
 		return err
 	}
-	s.say("The server answers TCP, and says which of its addresses a client has reached.")
+	s.say("The server answers TCP, and tells a client which of its addresses the client has reached.")
 	if err := s.serve(); err != nil {
 		return err
 	}
@@ -55,7 +56,7 @@ func (s *stage) redirectCgroup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.check(inside > 0 && all == inside, "count saw the %d packets that the two in the cgroup sent, and %d of the other", inside, all-inside); err != nil {
+	if err := s.check(inside > 0 && all == inside, "count saw the %d packets of the two clients in the cgroup, and %d of the other client's", inside, all-inside); err != nil {
 		return err
 	}
 
@@ -68,20 +69,20 @@ func (s *stage) redirectCgroup(ctx context.Context) error {
 			return err
 		}
 		if m := runs[0].Member(name); m == nil || m.From != s.cgroup {
-			return s.check(false, "%s runs for the child as well", name)
+			return s.check(false, "%s runs for the child too", name)
 		}
 	}
-	return s.check(true, "both run for the child as well, for which nothing was attached")
+	return s.check(true, "both run for the child too, although nothing was attached to it")
 }
 
-// reach has a client in a cgroup connect to the first address of the server, and
-// checks which one it gets.
+// reach lets a client in a cgroup connect to the server's first address, and
+// checks which address the client reaches.
 func (s *stage) reach(ctx context.Context, cgroup string, want netip.Addr) error {
 	got, err := s.connect(ctx, cgroup)
 	if err != nil || got == want {
 		return err
 	}
-	return s.check(false, "it has reached %v (expected: %v)", got, want)
+	return s.check(false, "it reached %v (expected: %v)", got, want)
 }
 
 // hexAddr writes an address as --global takes it.
@@ -92,7 +93,7 @@ func hexAddr(a netip.Addr) string {
 func (s *stage) killRedirect(ctx context.Context) error {
 	o := s.owners[redirect]
 	if o == nil {
-		return notHere("the cgroup of the act before")
+		return notHere("the cgroup of the previous act")
 	}
 	s.show(fmt.Sprintf("kill -9 %d", o.cmd.Process.Pid))
 	_ = o.kill()
@@ -108,5 +109,5 @@ func (s *stage) killRedirect(ctx context.Context) error {
 	if err := s.reach(ctx, "$CGROUP", serverAddr); err != nil {
 		return err
 	}
-	return s.check(true, "connect() to %v leads there again", serverAddr)
+	return s.check(true, "connect() to %v reaches that address again", serverAddr)
 }

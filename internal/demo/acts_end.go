@@ -12,16 +12,16 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// registry is where the names of members with links of their own are. It stays
-// when they go.
+// registry is the pin of the registry, which has the names of members with
+// links of their own. It stays when the members leave.
 const registry = "$BPFFS/libdispatcher/registry"
 
 func (s *stage) view(ctx context.Context) error {
 	const addEgress = "tc -n $NS filter add dev veth1 egress bpf da object-pinned $BPFFS/watch"
-	want := kinds{members: 4, legacy: 2} // the filter on the way in is not adopted
+	want := kinds{members: 4, legacy: 2} // the ingress filter is not adopted
 	if s.tcx() {
 		want = kinds{members: 5, legacy: 1, foreign: 1}
-		s.say("On the way out there is a filter of tc, and what another tool has attached through a link of its own.")
+		s.say("On egress there are a filter of tc, and a program that another tool attached with its own link.")
 		if err := s.attachOther(ctx); err != nil {
 			return err
 		}
@@ -29,8 +29,8 @@ func (s *stage) view(ctx context.Context) error {
 			return err
 		}
 	} else {
-		s.say("On the way out there is a filter of tc.")
-		s.notHere("another tool's link, which would be one of TCX")
+		s.say("On egress there is a filter of tc.")
+		s.notHere("another tool's link, which needs TCX")
 	}
 	if err := s.run(ctx, addEgress, cli+"list"); err != nil {
 		return err
@@ -45,14 +45,15 @@ func (s *stage) view(ctx context.Context) error {
 	if s.cgroup == "" {
 		return nil
 	}
-	s.say("A cgroup is in no namespace. Without -n, list shows all of the machine.")
+	s.say("A cgroup belongs to no namespace. Without -n, list shows the whole machine.")
 	return s.run(ctx, cgroupCLI+"list cgroup $CGROUP")
 }
 
-// kinds are how many entries there are of each.
+// kinds are the numbers of entries by kind.
 type kinds struct{ members, legacy, foreign int }
 
-// all reads what is in the server's namespace, and enters it in the ledger.
+// all reads all hooks in the server's namespace, and enters their objects in
+// the ledger.
 func (s *stage) all(ctx context.Context) (found kinds, err error) {
 	chains, err := dispatcher.List(ctx, dispatcher.ListOptions{NetNS: s.vars["NS"], BPFFS: s.bpffs})
 	if err != nil {
@@ -75,7 +76,7 @@ func (s *stage) all(ctx context.Context) (found kinds, err error) {
 }
 
 func (s *stage) detachAll(ctx context.Context) error {
-	s.say("Members go whoever owns them: the processes that hold count and sample are told, and end.")
+	s.say("detach removes members of any owner: the processes that hold count and sample are told, and end.")
 	lines := []string{cli + "detach xdp veth1 --all", fmt.Sprintf(cli+"detach %s veth1 --all", s.tc)}
 	if s.cgroup != "" {
 		lines = append(lines, cgroupCLI+"detach cgroup_skb/egress $CGROUP --all")
@@ -90,7 +91,7 @@ func (s *stage) detachAll(ctx context.Context) error {
 		}
 		s.answer(words)
 	}
-	s.say("What others attached goes by force only.")
+	s.say("Programs of others go only with --force.")
 	if err := s.detachOthers(ctx); err != nil {
 		return err
 	}
@@ -108,7 +109,8 @@ func (s *stage) detachAll(ctx context.Context) error {
 		return err
 	}
 
-	// Not in all of the bpffs: ip and tc, run by others, use any that they find.
+	// Only this folder is compared: ip and tc, started by others, use any bpffs
+	// that they find.
 	left := pinned(s.expand("$BPFFS/libdispatcher"))
 	left = slices.DeleteFunc(left, func(path string) bool { return path == s.expand(registry) })
 	s.show("rm -r $BPFFS/maps $BPFFS/rival $BPFFS/watch $BPFFS/libdispatcher")
@@ -120,10 +122,10 @@ func (s *stage) detachAll(ctx context.Context) error {
 	if left = append(left, vanishing(s.made.left)...); len(left) > 0 {
 		return s.check(false, "still there: %s", strings.Join(left, ", "))
 	}
-	return s.check(true, "all that was made is gone (%s)", s.made)
+	return s.check(true, "everything that the demo made is gone (%s)", s.made)
 }
 
-// detachOthers detaches what is not the demo's own, each by the id of its program.
+// detachOthers detaches the programs that are no members, each by its id.
 func (s *stage) detachOthers(ctx context.Context) error {
 	hooks := []hook.Hook{hook.TCIngress, hook.TCEgress}
 	if s.tcx() {
@@ -143,5 +145,5 @@ func (s *stage) detachOthers(ctx context.Context) error {
 	if s.other == nil {
 		return nil
 	}
-	return s.other.Close() // as a tool does that is told its link is gone
+	return s.other.Close() // as a tool does when its link is gone
 }

@@ -22,8 +22,8 @@ import (
 
 const (
 	keptDevice = "veth3"
-	keptFD     = 3     // the first that a child inherits
-	app        = "app" // XDP: drops what comes from one address
+	keptFD     = 3     // the first descriptor that a child inherits
+	app        = "app" // XDP: drops packets from one address
 )
 
 // keptEnds are the addresses of a second pair of devices.
@@ -39,22 +39,22 @@ func (s *stage) adoptKept(ctx context.Context) error {
 		return err
 	}
 	pid := o.cmd.Process.Pid
-	s.say("On veth3 an app was first that knows nothing of all this: its program drops what comes from %s,", keptEnds.bad)
-	s.say("and process %d keeps the link's descriptor. (It is sleep, which was given it and never looks at it.)", pid)
+	s.say("On veth3 an app was first that does not know libdispatcher: its program drops packets from %s,", keptEnds.bad)
+	s.say("and process %d keeps the link's descriptor. (It is sleep, which inherited the descriptor and never uses it.)", pid)
 	if err := s.arriveOn(n, packets, 0); err != nil {
 		return err
 	}
 	const attachCount = cli + "attach xdp veth3 builtin:count --priority 10"
 	out, err := s.try(ctx, attachCount)
 	if err := s.check(err != nil && strings.Contains(out, fmt.Sprintf("pid %d ", pid)) && strings.Contains(out, fmt.Sprintf("link %d ", id)),
-		"it is refused, and told that process %d holds link %d", pid, id); err != nil {
+		"attach is refused, and says that process %d holds link %d", pid, id); err != nil {
 		return err
 	}
 	if err := s.heldBy(ctx, pid); err != nil {
 		return err
 	}
 
-	s.say("The link becomes that of a chain, with the app's program as a member, while %s sends as fast as it can.", keptEnds.bad)
+	s.say("The link now gets a chain, with the app's program as a member, while %s sends as fast as it can.", keptEnds.bad)
 	bad, good, err := n.underFlood(func() error {
 		return s.run(ctx, fmt.Sprintf("dispatcher --bpffs $BPFFS adopt --link %d", id), attachCount)
 	})
@@ -68,11 +68,11 @@ func (s *stage) adoptKept(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.check(c.LinkID == id && c.Protected() && within(c, count, app), "count and app are members of a chain on the link that it was, %d", c.LinkID); err != nil {
+	if err := s.check(c.LinkID == id && c.Protected() && within(c, count, app), "count and app are members of a chain on the same link, %d", c.LinkID); err != nil {
 		return err
 	}
 	if err := s.check(bad.sent > 0 && bad.arrived == 0 && good.arrived > 0,
-		"meanwhile, of %s packets from %s %s arrived; of %s from %s, %s", grouped(bad.sent), keptEnds.bad, grouped(bad.arrived),
+		"meanwhile, of %s packets from %s, %s arrived; of %s from %s, %s", grouped(bad.sent), keptEnds.bad, grouped(bad.arrived),
 		grouped(good.sent), keptEnds.good, grouped(good.arrived)); err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (s *stage) adoptKept(ctx context.Context) error {
 	return s.freeKept(ctx, n, o)
 }
 
-// kept is what the app was first on.
+// kept is the app's hook.
 func (s *stage) kept() dispatcher.Target { return dispatcher.XDP(keptDevice).In(s.vars["NS"]) }
 
 // joinAgain joins the namespaces by a second pair of devices.
@@ -101,8 +101,8 @@ func (s *stage) joinAgain(ctx context.Context) (*network, error) {
 	return s.openNetwork(keptEnds)
 }
 
-// heldBy shows who holds what is on the device, and checks that it is one process
-// and nobody else.
+// heldBy shows what is on the device and which process holds it, and checks that
+// no other process does.
 func (s *stage) heldBy(ctx context.Context, pid int) error {
 	if err := s.run(ctx, cli+"holders xdp veth3"); err != nil {
 		return err
@@ -112,17 +112,17 @@ func (s *stage) heldBy(ctx context.Context, pid int) error {
 		return err
 	}
 	h := held[0].Holders
-	if err := s.check(len(h.Processes) == 1 && h.Processes[0].PID == pid && len(h.Pins) == 0, "it is process %d, and there is no pin", pid); err != nil {
+	if err := s.check(len(h.Processes) == 1 && h.Processes[0].PID == pid && len(h.Pins) == 0, "process %d holds it, and there is no pin", pid); err != nil {
 		return err
 	}
 	if h.Counted == 0 {
-		s.notHere("BPF iterators, by which it would be known whether that is all")
+		s.notHere("BPF iterators, which would show whether that is all")
 		return nil
 	}
 	return s.equal([...]int{h.Found, h.Counted}, [...]int{1, 1}, "that is %d of the %d references that the kernel counts", h.Found, h.Counted)
 }
 
-// countsAll sends packets, of which app drops half, and checks that count has
+// countsAll sends packets, half of which app drops, and checks that count has
 // seen all of them.
 func (s *stage) countsAll(n *network, program uint32) error {
 	saw := func() (packets uint64, err error) {
@@ -146,7 +146,7 @@ func (s *stage) countsAll(n *network, program uint32) error {
 	return s.equal(after-before, uint64(2*packets), "count saw %d, before app dropped %d of them", after-before, packets)
 }
 
-// freeKept takes the chain off the device, whose link the app still keeps.
+// freeKept detaches the chain from the device; the app still keeps the link.
 func (s *stage) freeKept(ctx context.Context, n *network, o *owner) error {
 	if err := s.run(ctx, cli+"detach xdp veth3 --all"); err != nil {
 		return err
@@ -163,16 +163,17 @@ func (s *stage) freeKept(ctx context.Context, n *network, o *owner) error {
 	}
 	pid := o.cmd.Process.Pid
 	fd, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, keptFD))
-	if err := s.check(strings.Contains(fd, "bpf"), "process %d lives on, and has its descriptor: of a link that does nothing any more", pid); err != nil {
+	if err := s.check(strings.Contains(fd, "bpf"), "process %d still runs and has its descriptor, but the link is attached to nothing", pid); err != nil {
 		return err
 	}
 	s.show(fmt.Sprintf("kill %d", pid))
 	return o.kill()
 }
 
-// keep has a process hold a link on XDP that drops what comes from an address,
-// and returns it and the id of the link. The process is sleep: a link is a
-// descriptor, and children inherit those.
+// keep attaches a program that drops XDP packets from an address, by a link
+// that another process holds. It returns the process and the id of the link.
+// The process is sleep: a link is a descriptor, and children inherit
+// descriptors.
 func (s *stage) keep(device string, drops netip.Addr) (*owner, uint32, error) {
 	prog, err := ebpf.NewProgram(dropFrom(drops))
 	if err != nil {
@@ -215,7 +216,7 @@ func (s *stage) keep(device string, drops netip.Addr) (*owner, uint32, error) {
 	return o, id, nil
 }
 
-// attachXDP attaches a program as those do who do not know the dispatcher.
+// attachXDP attaches a program as a tool that does not know the dispatcher.
 func (s *stage) attachXDP(device string, prog *ebpf.Program) (l *link.RawLink, err error) {
 	ns, err := kernel.OpenNetNS(s.vars["NS"])
 	if err != nil {
@@ -233,9 +234,9 @@ func (s *stage) attachXDP(device string, prog *ebpf.Program) (l *link.RawLink, e
 	return l, err
 }
 
-// dropFrom is a program that drops IPv4 from one address.
+// dropFrom returns a program that drops IPv4 from one address.
 func dropFrom(from netip.Addr) *ebpf.ProgramSpec {
-	// In struct xdp_md, linux/bpf.h, and in a frame.
+	// offsets in struct xdp_md, linux/bpf.h, and in a frame
 	const data, dataEnd = 0, 4
 	const etherType, source, length = 12, 14 + 12, 14 + 20
 	address := from.As4()

@@ -12,22 +12,22 @@ const (
 )
 
 func (s *stage) explain(ctx context.Context) error {
-	s.say("These packets are not real; they are taken through the members off the wire. Which member drops them?")
+	s.say("explain builds packets and runs them through the members without sending them. Which member drops them?")
 	out, err := s.try(ctx, fmt.Sprintf(explainFrom, "", badAddr, serverAddr, port))
 	if err != nil {
 		return err
 	}
-	if err := s.check(strings.Contains(out, "=> drop by droplist"), "what comes from %s is dropped by droplist", badAddr); err != nil {
+	if err := s.check(strings.Contains(out, "=> drop by droplist"), "droplist drops a packet from %s", badAddr); err != nil {
 		return err
 	}
 	if out, err = s.try(ctx, fmt.Sprintf(explainFrom, "-q ", goodAddr, serverAddr, port)); err != nil {
 		return err
 	}
-	if err := s.check(strings.Contains(out, "1 packet: 1 passed"), "what comes from %s passes all of them", goodAddr); err != nil {
+	if err := s.check(strings.Contains(out, "1 packet: 1 passed"), "a packet from %s passes all members", goodAddr); err != nil {
 		return err
 	}
 
-	s.say("And live: %s sends as fast as it can, and for half a second the chain counts.", badAddr)
+	s.say("And live: %s sends as fast as it can, and top counts for half a second.", badAddr)
 	bad, good, err := s.net.underFlood(func() (err error) {
 		out, err = s.try(ctx, top)
 		return err
@@ -40,10 +40,10 @@ func (s *stage) explain(ctx context.Context) error {
 		words := strings.Fields(line)
 		dropped = dropped || len(words) > 1 && words[1] == droplist && strings.Contains(line, "drop ")
 	}
-	if err := s.check(dropped, "droplist says drop"); err != nil {
+	if err := s.check(dropped, "top shows that droplist drops"); err != nil {
 		return err
 	}
 	return s.check(bad.sent > 0 && bad.arrived == 0 && good.arrived > 0,
-		"meanwhile, of %s packets from %s %s arrived; of %s from %s, %s", grouped(bad.sent), badAddr, grouped(bad.arrived),
+		"meanwhile, of %s packets from %s, %s arrived; of %s from %s, %s", grouped(bad.sent), badAddr, grouped(bad.arrived),
 		grouped(good.sent), goodAddr, grouped(good.arrived))
 }

@@ -16,17 +16,17 @@ const (
 	addClsact  = "tc -n $NS qdisc add dev veth1 clsact"
 	dropClsact = "tc -n $NS qdisc del dev veth1 clsact"
 
-	// movingTime is as replacementTime.
+	// movingTime bounds the moves on a slow machine.
 	movingTime = 10 * time.Second
 )
 
-// rounds are how often a member is moved to and fro under the flood.
+// rounds is how often a member is moved to and fro under the flood.
 var rounds = 25
 
-// withoutTCX plays as on a kernel that has none, for the test.
+// withoutTCX makes the demo play as on a kernel without TCX, for the test.
 var withoutTCX = false
 
-// chooseTC finds out where on TC members can be.
+// chooseTC finds out which hooks of TC can have members.
 func (s *stage) chooseTC(ctx context.Context) error {
 	_, err := s.chain(ctx, hook.TCXIngress)
 	switch {
@@ -37,7 +37,7 @@ func (s *stage) chooseTC(ctx context.Context) error {
 	}
 	s.tc = hook.TCIngress
 	s.notHere("TCX, which came with Linux 6.6. Members are filters of clsact instead, in order and with names. But no")
-	s.say("link holds a filter, so that tc can remove it; that it cannot is not shown.")
+	s.say("link holds a filter, so tc can remove it, and the protection from tc cannot be shown.")
 	return nil
 }
 
@@ -48,16 +48,16 @@ func (s *stage) joinFilter(ctx context.Context) error {
 	if err := s.chooseTC(ctx); err != nil {
 		return err
 	}
-	s.say("Somebody has a filter on veth1 already: $BPFFS/watch counts packets.")
+	s.say("Another tool has a filter on veth1 already: $BPFFS/watch counts packets.")
 	if err := s.pinWatch(); err != nil {
 		return err
 	}
 	if err := s.run(ctx, addClsact, addFilter); err != nil {
 		return err
 	}
-	s.say("count and droplist come, one behind the other. droplist shares the list of the one on XDP, which leaves.")
+	s.say("count and droplist are attached. This droplist shares its list with the one on XDP, which then leaves.")
 	droplistTo, countTo := "--priority 20", "--priority 10"
-	if !s.tcx() { // a filter comes behind what is there, unless it is told not to
+	if !s.tcx() { // a filter goes behind existing ones unless a position is given
 		droplistTo, countTo = "--first", "--before droplist"
 	}
 	err := s.run(ctx,
@@ -89,7 +89,7 @@ func (s *stage) joinFilter(ctx context.Context) error {
 }
 
 func (s *stage) removeFilter(ctx context.Context) error {
-	s.say("tc removes its own filter, and all of clsact. It does not even see the members.")
+	s.say("tc removes its own filter, and then all of clsact. It does not even see the members.")
 	if err := s.run(ctx, "tc -n $NS filter del dev veth1 ingress", dropClsact); err != nil {
 		return err
 	}
@@ -97,14 +97,14 @@ func (s *stage) removeFilter(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.check(members.Protected() && within(members, count, droplist), "count and droplist are there, and protected"); err != nil {
+	if err := s.check(members.Protected() && within(members, count, droplist), "count and droplist are still there, and protected"); err != nil {
 		return err
 	}
 	return s.arrive(packets, 0)
 }
 
-// watches sends packets while the bad ones are dropped, and checks what the
-// members on TC saw of them, and the filter of tc, to which the rest goes.
+// watches sends packets while the bad ones are dropped. It checks what the
+// members on TC saw of them, and what tc's filter saw, which gets the rest.
 func (s *stage) watches(ctx context.Context) error {
 	type saw struct{ counted, dropped, watched uint64 }
 	look := func() (now saw, err error) {
@@ -131,7 +131,7 @@ func (s *stage) watches(ctx context.Context) error {
 
 func (s *stage) moveUnderFlood(ctx context.Context) error {
 	move := fmt.Sprintf(cli+"set %s veth1 droplist ", s.tc)
-	s.say("While %s sends as fast as it can, droplist goes before count and behind it, %d times.", badAddr, rounds)
+	s.say("While %s sends as fast as it can, droplist moves before count and behind it again, %d times.", badAddr, rounds)
 	s.show(fmt.Sprintf("for i in $(seq %d); do for to in before after; do %s--$to count; done; done", rounds, move))
 	before, err := s.chain(ctx, s.tc)
 	if err != nil {
@@ -167,20 +167,20 @@ func (s *stage) moveUnderFlood(ctx context.Context) error {
 		return err
 	}
 	if err := s.check(programID(before, droplist) == programID(after, droplist),
-		"after %d moves the program is the one that it was, id %d", moves, programID(after, droplist)); err != nil {
+		"after %d moves the program is the same, id %d", moves, programID(after, droplist)); err != nil {
 		return err
 	}
 	return s.check(bad.sent > moves && bad.arrived == 0 && good.arrived > 0,
-		"meanwhile, of %s packets from %s %s arrived; of %s from %s, %s", grouped(bad.sent), badAddr, grouped(bad.arrived),
+		"meanwhile, of %s packets from %s, %s arrived; of %s from %s, %s", grouped(bad.sent), badAddr, grouped(bad.arrived),
 		grouped(good.sent), goodAddr, grouped(good.arrived))
 }
 
 func (s *stage) adoptFilter(ctx context.Context) error {
 	if !s.tcx() {
-		return notHere("TCX, to which it would go: it would only get a name")
+		return notHere("TCX; adopting on clsact would only give the filter a name")
 	}
-	s.say("tc attaches its filter again. Adopted, it is a member with a link: the same program, behind the others,")
-	s.say("and tc cannot remove it any more.")
+	s.say("tc attaches its filter again. adopt makes it a member with a link: the same program, behind the others,")
+	s.say("and tc can no longer remove it.")
 	if err := s.run(ctx, addClsact, addFilter, cli+"adopt tc/ingress veth1 --name watch", dropClsact); err != nil {
 		return err
 	}
@@ -189,13 +189,13 @@ func (s *stage) adoptFilter(ctx context.Context) error {
 		return err
 	}
 	if err := s.check(programID(c, watch) == s.watcher && order(c) == "count, droplist, watch",
-		"it runs behind the others, and is the program that it was, id %d", programID(c, watch)); err != nil {
+		"it runs behind the others, and is the same program, id %d", programID(c, watch)); err != nil {
 		return err
 	}
 	return s.watches(ctx)
 }
 
-// within tells whether the names are those of members that run in that order.
+// within tells whether these members run in this order.
 func within(c *hook.Chain, names ...string) bool {
 	for _, m := range c.Members {
 		if len(names) > 0 && m.Kind == hook.KindMember && m.Name == names[0] {

@@ -13,22 +13,23 @@ import (
 )
 
 const (
-	// cli begins the commands for devices of the server.
+	// cli begins the commands for the server's devices.
 	cli = "dispatcher -n $NS --bpffs $BPFFS "
 
-	// With --map-pins the list outlives the program, and the next one has it.
+	// With --map-pins the list outlives the program, and the next program gets
+	// it.
 	attachDroplist  = cli + "attach xdp veth1 builtin:droplist --priority 20 --map-pins $BPFFS/maps"
 	replaceDroplist = cli + "replace xdp veth1 droplist builtin:droplist --map-pins $BPFFS/maps"
 
-	// replacementTime is what a slow machine may take for them.
+	// replacementTime bounds the replacements on a slow machine.
 	replacementTime = 10 * time.Second
 )
 
-// replacements are how often a member is replaced under the flood.
+// replacements is how often a member is replaced under the flood.
 var replacements uint64 = 100
 
 func (s *stage) attachThree(ctx context.Context) error {
-	s.say("Each is owned by its process, --hold. They run by priority, not in the order in which they came.")
+	s.say("With --hold a member belongs to its process. Members run by priority, not in the order in which they came.")
 	attach := []struct{ name, line string }{
 		{sample, cli + "attach xdp veth1 builtin:sample --priority 50 --global every=1 --hold"},
 		{droplist, attachDroplist + " --hold"},
@@ -41,7 +42,7 @@ func (s *stage) attachThree(ctx context.Context) error {
 		}
 		s.owners[a.name] = o
 	}
-	s.say("%s is put on the droplist, through its pinned map:", badAddr)
+	s.say("This puts %s on the droplist, through its pinned map:", badAddr)
 	if err := s.drop(); err != nil {
 		return err
 	}
@@ -71,14 +72,14 @@ func (s *stage) drop() error {
 }
 
 func (s *stage) refuse(ctx context.Context) error {
-	s.say("The device is held by a link now. What worked in act 1 does not any more, not even with -force.")
+	s.say("A link holds the device now. What worked in act 1 no longer works, not even with -force.")
 	for _, line := range []string{
 		"ip -n $NS link set dev veth1 xdp off",
 		"ip -n $NS link set dev veth1 xdp pinned $BPFFS/rival",
 		"ip -force -n $NS link set dev veth1 xdp pinned $BPFFS/rival",
 	} {
 		out, err := s.try(ctx, line)
-		// The second is what the first says where ip was built without libmnl.
+		// An ip without libmnl prints the second message.
 		busy := strings.Contains(out, "Can't replace active BPF XDP link") || strings.Contains(out, "Device or resource busy")
 		if err == nil || !busy {
 			return s.check(false, "the kernel refuses %q (%v)", s.expand(line), err)
@@ -95,7 +96,7 @@ func (s *stage) killOwner(ctx context.Context) error {
 	s.say("Process %d holds droplist. It gets no chance to clean up.", o.cmd.Process.Pid)
 	s.show(fmt.Sprintf("kill -9 %d", o.cmd.Process.Pid))
 	_ = o.kill()
-	// The kernel empties the slot in its own time, which is milliseconds.
+	// The kernel empties the slot some milliseconds later.
 	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		c, err := s.chain(ctx, hook.XDP)
 		if err != nil {
@@ -122,8 +123,8 @@ func (s *stage) killOwner(ctx context.Context) error {
 }
 
 func (s *stage) replaceUnderFlood(ctx context.Context) error {
-	s.say("droplist comes back, pinned this time: no process holds it. The new program shares the map of the")
-	s.say("old one, so the list is what it was.")
+	s.say("droplist comes back, pinned this time, so no process holds it. The new program shares the map of the")
+	s.say("old one, so the list is the same.")
 	if err := s.run(ctx, attachDroplist); err != nil {
 		return err
 	}
@@ -135,7 +136,7 @@ func (s *stage) replaceUnderFlood(ctx context.Context) error {
 		return err
 	}
 
-	s.say("Now %s sends as fast as it can, while the program is exchanged for a new copy %d times.", badAddr, replacements)
+	s.say("Now %s sends as fast as it can, while the program is replaced by a new copy %d times.", badAddr, replacements)
 	s.show(fmt.Sprintf("for i in $(seq %d); do %s; done", replacements, replaceDroplist))
 	done := uint64(0)
 	bad, good, err := s.net.underFlood(func() error {
@@ -157,16 +158,16 @@ func (s *stage) replaceUnderFlood(ctx context.Context) error {
 		return err
 	}
 	was, is := programID(before, droplist), programID(after, droplist)
-	if err := s.check(was != 0 && is != 0 && was != is, "after %d replacements the program that was id %d is id %d", done, was, is); err != nil {
+	if err := s.check(was != 0 && is != 0 && was != is, "after %d replacements the program, once id %d, is id %d", done, was, is); err != nil {
 		return err
 	}
 	if err := s.check(bad.sent > done && bad.arrived == 0 && good.arrived > 0,
-		"meanwhile, of %s packets from %s %s arrived; of %s from %s, %s", grouped(bad.sent), badAddr, grouped(bad.arrived),
+		"meanwhile, of %s packets from %s, %s arrived; of %s from %s, %s", grouped(bad.sent), badAddr, grouped(bad.arrived),
 		grouped(good.sent), goodAddr, grouped(good.arrived)); err != nil {
 		return err
 	}
 
-	s.say("Would it show if one slipped through? The same flood, and droplist leaves for a moment.")
+	s.say("Would a packet that slips through be seen? The same flood, while droplist is away for a moment.")
 	bad, _, err = s.net.underFlood(func() error { return s.run(ctx, cli+"detach xdp veth1 droplist", attachDroplist) })
 	if err != nil {
 		return err
@@ -175,7 +176,7 @@ func (s *stage) replaceUnderFlood(ctx context.Context) error {
 }
 
 func (s *stage) reorder(ctx context.Context) error {
-	s.say("count runs before droplist and sees everything, until it moves behind it.")
+	s.say("count runs before droplist and sees everything. Then it moves behind droplist.")
 	if err := s.sees(ctx, 2*packets); err != nil {
 		return err
 	}
@@ -193,8 +194,8 @@ func (s *stage) reorder(ctx context.Context) error {
 }
 
 func (s *stage) seal(ctx context.Context) error {
-	s.say("droplist was loaded from a file, and no process holds it: its code can be linked into the dispatcher,")
-	s.say("and packets are spared the way through its slot. The others go on to belong to their processes.")
+	s.say("droplist was loaded from a file, and no process holds it, so its code can be linked into the dispatcher.")
+	s.say("Packets then skip the way through its slot. The other members still belong to their processes.")
 	if err := s.run(ctx, cli+"seal xdp veth1"); err != nil {
 		return err
 	}
@@ -240,21 +241,21 @@ func (s *stage) wantSealed(ctx context.Context, want ...string) error {
 }
 
 // sees sends packets while the bad ones are dropped, and checks what the
-// members saw of them. How many count sees depends on where it is.
+// members saw of them. How many count sees depends on its position.
 func (s *stage) sees(ctx context.Context, counted uint64) error {
-	before, err := s.look(ctx)
+	before, err := s.readMaps(ctx)
 	if err != nil {
 		return err
 	}
 	if err := s.arrive(packets, 0); err != nil {
 		return err
 	}
-	after, err := s.look(ctx)
+	after, err := s.readMaps(ctx)
 	if err != nil {
 		return err
 	}
 	saw, dropped := after.counted-before.counted, after.dropped-before.dropped
 	good, bad := after.sampled[goodAddr], after.sampled[badAddr]
 	return s.equal([...]uint64{saw, dropped, good, bad}, [...]uint64{counted, packets, packets, 0},
-		"their maps tell: count saw %d, droplist dropped %d, sample got %d from %s and %d from %s", saw, dropped, good, goodAddr, bad, badAddr)
+		"the members' maps say: count saw %d, droplist dropped %d, sample got %d from %s and %d from %s", saw, dropped, good, goodAddr, bad, badAddr)
 }

@@ -14,10 +14,10 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// cgroupRoot finds where cgroup v2 is mounted; for a test, that it is not.
+// cgroupRoot finds the mount of cgroup v2. A test makes it fail.
 var cgroupRoot = kernel.CgroupRoot
 
-// addCgroup makes a cgroup, and one in it.
+// addCgroup makes a cgroup, and another one inside.
 func (s *stage) addCgroup() error {
 	root, err := cgroupRoot()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -31,7 +31,7 @@ func (s *stage) addCgroup() error {
 	s.show("mkdir $CGROUP $CGROUP/child")
 	err = os.Mkdir(path, 0o755)
 	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
-		return notHere(fmt.Sprintf("a cgroup of the demo's own cannot be made: %v", err))
+		return notHere(fmt.Sprintf("the demo cannot make a cgroup: %v", err))
 	}
 	if err != nil {
 		return err
@@ -41,8 +41,8 @@ func (s *stage) addCgroup() error {
 	return os.Mkdir(filepath.Join(path, "child"), 0o755)
 }
 
-// removeCgroup removes a cgroup and those in it. It waits for processes that were
-// killed just now.
+// removeCgroup removes a cgroup and the cgroups in it. It waits for processes
+// that were killed just now.
 func removeCgroup(path string) error {
 	var folders []string
 	_ = filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {

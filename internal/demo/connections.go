@@ -13,13 +13,14 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// secondAddr is where a client in the cgroup goes when it connects to serverAddr.
+// secondAddr is the address that a client in the cgroup reaches when it connects
+// to serverAddr.
 var secondAddr = netip.MustParseAddr("10.66.0.3")
 
-// answer is what the server says to whoever connects.
+// answer is the server's message to each client.
 const answer = "you have reached %v\n"
 
-// serve answers TCP on all addresses of the server, until the end.
+// serve answers TCP on all addresses of the server until the demo ends.
 func (s *stage) serve() error {
 	ns, err := kernel.OpenNetNS(s.vars["NS"])
 	if err != nil {
@@ -56,8 +57,8 @@ func (s *stage) serve() error {
 	return nil
 }
 
-// Connect connects to an address of TCP and copies what it says. The demo runs
-// it as a process of its own, since a cgroup is a matter of processes.
+// Connect connects to a TCP address and copies the server's message. The demo
+// runs it as a process, because a cgroup contains processes.
 func Connect(netns, address string, out io.Writer) error {
 	ns, err := kernel.OpenNetNS(netns)
 	if err != nil {
@@ -80,8 +81,9 @@ func Connect(netns, address string, out io.Writer) error {
 	return err
 }
 
-// connect has a client in a cgroup connect to the server, as nc would, and returns
-// which address it has reached. Without a cgroup it is where the demo is.
+// connect lets a client in a cgroup connect to the server, as nc would, and
+// returns the address that the client reached. Without a cgroup the client is in
+// the demo's cgroup.
 func (s *stage) connect(ctx context.Context, cgroup string) (reached netip.Addr, err error) {
 	where := cgroup
 	if cgroup == "" {

@@ -1,7 +1,7 @@
-// Package demo plays what libdispatcher does, act by act, on packets that
-// really travel, and writes a transcript of it. Everything happens in network
-// namespaces, a cgroup and a bpffs of the demo's own, through the commands that a
-// user would type; every claim is checked, and in the end that nothing is left.
+// Package demo shows what libdispatcher does, act by act, on packets that really
+// travel, and writes a transcript. Everything happens in network namespaces, a
+// cgroup and a bpffs of the demo's own, by the commands that a user would type.
+// Every claim is checked, and at the end the demo checks that nothing is left.
 package demo
 
 import (
@@ -26,10 +26,9 @@ type act struct {
 	play  func(*stage, context.Context) error
 }
 
-// Run plays the demo and writes the transcript to out. The error is that of
-// the step that did not go as it should, if any, with what could not be
-// cleaned up. The caller's executable must be the dispatcher command: the demo
-// runs it.
+// Run plays the demo and writes the transcript to out. The error is the error
+// of the failed step, if any, with what could not be cleaned up. The caller's
+// executable must be the dispatcher command, because the demo runs it.
 func Run(ctx context.Context, out io.Writer, color bool) error {
 	return perform(ctx, &transcript{out: out, color: color}, acts)
 }
@@ -38,12 +37,12 @@ func perform(ctx context.Context, t *transcript, acts []act) error {
 	if err := ready(ctx); err != nil {
 		return err
 	}
-	// A closed terminal, or "| head", must not keep it from cleaning up. With
+	// A closed terminal, or "| head", must not prevent the clean-up. With
 	// SIGPIPE caught, the write fails instead.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
-	// The kernel kills the processes of the demo when the thread dies that
-	// started them, so it must be one that lives as long as the demo.
+	// The kernel kills the demo's processes when the thread that started them
+	// ends, so that thread must live as long as the demo.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
@@ -61,7 +60,7 @@ func perform(ctx context.Context, t *transcript, acts []act) error {
 	return s.failed
 }
 
-// played tells how many acts there were.
+// played says how many acts were played.
 func (s *stage) played(all int) string {
 	var not []string
 	if s.missed > 0 {
@@ -76,7 +75,7 @@ func (s *stage) played(all int) string {
 	return fmt.Sprintf("Of %d acts %s; the others", all, strings.Join(not, ", "))
 }
 
-// A notHere is what an act needs that this machine does not have.
+// A notHere names what an act needs and this machine lacks.
 type notHere string
 
 func (what notHere) Error() string { return string(what) }
@@ -109,13 +108,13 @@ func (s *stage) play(ctx context.Context, acts []act) error {
 	return nil
 }
 
-// ready tells what is missing before anything is begun.
+// ready says what is missing before anything begins.
 func ready(ctx context.Context) error {
 	if missing := kernel.MissingCapabilities(); len(missing) > 0 {
 		return hook.Because(hook.ErrPermission, "missing %s; run the demo as root", strings.Join(missing, " and "))
 	}
 	for _, tool := range []struct{ name, fedora string }{{"ip", "iproute"}, {"tc", "iproute-tc"}} {
-		// Those of busybox have the name only.
+		// Busybox has commands of these names, but not iproute2's.
 		version, err := exec.CommandContext(ctx, tool.name, "-V").CombinedOutput()
 		if err != nil || !strings.Contains(string(version), "iproute2") {
 			return fmt.Errorf("the demo needs the command %s of iproute2; install the package iproute2 (Debian, Alpine, Arch) or %s (Fedora, RHEL)", tool.name, tool.fedora)

@@ -18,8 +18,8 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// inBrief has the demo run the command of this source tree, which in a test is
-// another executable, and keeps the floods short.
+// inBrief makes the demo run the command of this source tree, since the
+// executable of a test is another one, and keeps the floods short.
 func inBrief(t *testing.T) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "dispatcher")
@@ -31,14 +31,14 @@ func inBrief(t *testing.T) {
 	set(t, &rounds, 2)
 }
 
-// set changes a variable for a test.
+// set changes a variable for the length of a test.
 func set[T any](t *testing.T, v *T, to T) {
 	was := *v
 	*v = to
 	t.Cleanup(func() { *v = was })
 }
 
-// A lines is a transcript as it comes: see is called with each line.
+// lines calls see with each line of a transcript.
 type lines struct{ see func(line string) }
 
 func (l lines) Write(b []byte) (int, error) {
@@ -48,11 +48,11 @@ func (l lines) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Wherever it is interrupted, all that was made goes.
+// After an interruption at any line the demo removes everything that it made.
 func TestInterrupted(t *testing.T) {
 	testenv.Require(t)
 	inBrief(t)
-	var lengths []int // of the acts, in lines
+	var lengths []int // the acts' lengths in lines
 	var whole strings.Builder
 	err := perform(t.Context(), &transcript{out: lines{func(line string) {
 		if strings.HasPrefix(line, "== ") {
@@ -101,7 +101,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// What a machine does not have is named, and the rest is played.
+// The demo names what the machine lacks, and plays the rest.
 func TestNotHere(t *testing.T) {
 	testenv.CheckLeaks(t)
 	inBrief(t)
@@ -122,8 +122,8 @@ func TestNotHere(t *testing.T) {
 	}
 }
 
-// What a demo has left that was killed goes with the next one; what belongs to
-// one that runs stays.
+// The next demo removes what a killed demo left behind, and keeps what belongs
+// to a running one.
 func TestSweep(t *testing.T) {
 	testenv.CheckLeaks(t)
 	root, err := cgroupRoot()
@@ -143,7 +143,7 @@ func TestSweep(t *testing.T) {
 	qt.Check(t, qt.IsNil(err))
 }
 
-// What happens when an act does not go as it should.
+// What happens when an act fails.
 func TestFailure(t *testing.T) {
 	refusal := errors.New("refused")
 	for name, test := range map[string]struct {
@@ -184,7 +184,7 @@ func TestFailure(t *testing.T) {
 	}
 }
 
-// What is still there in the end is an error, and named.
+// Remains at the end are an error, which names them.
 func TestSomethingIsLeft(t *testing.T) {
 	testenv.CheckLeaks(t)
 	left := t.TempDir()

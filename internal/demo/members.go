@@ -26,15 +26,15 @@ const (
 	redirect = "redirect"
 )
 
-// seen is what the members have to say of packets, from their maps.
+// seen is what the members' maps say about packets.
 type seen struct {
 	counted uint64
 	dropped uint64
-	sampled map[netip.Addr]uint64 // by source, since it was last asked
+	sampled map[netip.Addr]uint64 // by source, since the last reading
 }
 
-// look reads the maps of the members on XDP.
-func (s *stage) look(ctx context.Context) (now seen, err error) {
+// readMaps reads the maps of the members on XDP.
+func (s *stage) readMaps(ctx context.Context) (now seen, err error) {
 	if now.counted, now.dropped, err = s.tally(ctx, hook.XDP); err != nil {
 		return now, err
 	}
@@ -42,7 +42,8 @@ func (s *stage) look(ctx context.Context) (now seen, err error) {
 	return now, s.readMap(ctx, hook.XDP, sample, "samples", func(m *ebpf.Map) error { return drain(m, now.sampled) })
 }
 
-// tally reads what count and droplist on a hook have to say of UDP.
+// tally reads the numbers of UDP packets that count and droplist on a hook have
+// in their maps.
 func (s *stage) tally(ctx context.Context, h hook.Hook) (counted, dropped uint64, err error) {
 	if counted, err = s.counted(ctx, h, unix.IPPROTO_UDP); err != nil {
 		return 0, 0, err
@@ -52,7 +53,7 @@ func (s *stage) tally(ctx context.Context, h hook.Hook) (counted, dropped uint64
 	return counted, dropped, err
 }
 
-// counted reads how many packets of a protocol count has seen on a hook.
+// counted reads how many packets of a protocol count saw on a hook.
 func (s *stage) counted(ctx context.Context, h hook.Hook, protocol uint8) (packets uint64, err error) {
 	err = s.readMap(ctx, h, count, "protocols", func(m *ebpf.Map) error {
 		packets, err = sum(m, protocol)
@@ -61,7 +62,7 @@ func (s *stage) counted(ctx context.Context, h hook.Hook, protocol uint8) (packe
 	return packets, err
 }
 
-// sum adds up what the map of count has of a protocol.
+// sum adds up a protocol's packets in the map of count.
 func sum(protocols *ebpf.Map, protocol uint8) (packets uint64, err error) {
 	var perCPU []programs.Traffic
 	err = protocols.Lookup(programs.Protocol{EtherType: unix.ETH_P_IP, Protocol: protocol}, &perCPU)
@@ -71,13 +72,13 @@ func sum(protocols *ebpf.Map, protocol uint8) (packets uint64, err error) {
 	return packets, err
 }
 
-// badPrefix is the entry of droplist for the bad address.
+// badPrefix is droplist's entry for the bad address.
 func badPrefix() (mapName string, key any) {
 	return programs.DropKey(netip.PrefixFrom(badAddr, badAddr.BitLen()))
 }
 
-// readMap reads a map of a member. The way there is that of everybody who did
-// not make it: the hook, the member on it, its program, the program's maps.
+// readMap reads a map of a member. It finds the map as any other process could:
+// by the hook, the member, its program, and the program's maps.
 func (s *stage) readMap(ctx context.Context, h hook.Hook, member, name string, read func(*ebpf.Map) error) error {
 	chain, err := s.chain(ctx, h)
 	if err != nil {
@@ -95,14 +96,14 @@ func readMapOf(program uint32, name string, read func(*ebpf.Map) error) error {
 		return err
 	}
 	defer m.Close()
-	// A map that has no such entry yet has counted nothing.
+	// A map without the entry has counted nothing yet.
 	if err := read(m); !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return err
 	}
 	return nil
 }
 
-// mapOf opens the map of that name of a program.
+// mapOf opens a program's map of that name.
 func mapOf(id ebpf.ProgramID, name string) (*ebpf.Map, error) {
 	prog, err := ebpf.NewProgramFromID(id)
 	if err != nil {
@@ -127,14 +128,14 @@ func mapOf(id ebpf.ProgramID, name string) (*ebpf.Map, error) {
 	return nil, fs.ErrNotExist
 }
 
-// drain takes all samples out and counts those of UDP by their source.
+// drain removes all samples and counts the UDP ones by their source.
 func drain(samples *ebpf.Map, bySource map[netip.Addr]uint64) error {
 	r, err := ringbuf.NewReader(samples)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	r.SetDeadline(time.Now()) // what is there, and no waiting for more
+	r.SetDeadline(time.Now()) // read what is there, without waiting for more
 	for {
 		record, err := r.Read()
 		if errors.Is(err, os.ErrDeadlineExceeded) {

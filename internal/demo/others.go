@@ -12,17 +12,17 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// What somebody else attaches, with other tools or with links of his own.
+// Programs of other tools, which use tc, ip or links of their own.
 const (
 	rival = "rival" // XDP: drops everything
-	watch = "watch" // TC: counts IPv4, and goes on
-	other = "other" // TC: goes on
+	watch = "watch" // TC: counts IPv4 and continues
+	other = "other" // TC: continues
 )
 
 const (
 	watched = "watched" // the map of watch
 
-	// The next program of TC runs after it (TCX_NEXT, TC_ACT_UNSPEC in linux/bpf.h).
+	// goOn lets TC's next program run (TCX_NEXT, TC_ACT_UNSPEC in linux/bpf.h).
 	goOn = -1
 )
 
@@ -59,7 +59,7 @@ func (s *stage) pinWatch() error {
 		return err
 	}
 	defer m.Close()
-	const protocol = 16 // in struct __sk_buff, linux/bpf.h
+	const protocol = 16 // offset in struct __sk_buff, linux/bpf.h
 	s.watcher, err = s.pin(&ebpf.ProgramSpec{
 		Name: watch, Type: ebpf.SchedCLS,
 		Instructions: asm.Instructions{
@@ -76,13 +76,14 @@ func (s *stage) pinWatch() error {
 	return err
 }
 
-// watched is how many packets watch has seen.
+// watched returns how many packets watch has counted.
 func (s *stage) watched() (packets uint64, err error) {
 	err = readMapOf(s.watcher, watched, func(m *ebpf.Map) error { return m.Lookup(uint32(0), &packets) })
 	return packets, err
 }
 
-// attachOther attaches a program to tcx/egress through a link, which is s.other.
+// attachOther attaches a program to tcx/egress by a link, which it keeps in
+// s.other.
 func (s *stage) attachOther(ctx context.Context) error {
 	free, err := s.chain(ctx, hook.TCXEgress)
 	if err != nil {

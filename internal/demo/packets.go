@@ -17,8 +17,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// The client has two addresses: nobody minds the packets of one, and those of
-// the other are to be dropped.
+// The client has two addresses: packets from goodAddr are welcome, packets from
+// badAddr are to be dropped.
 var (
 	goodAddr   = netip.MustParseAddr("10.66.0.1")
 	badAddr    = netip.MustParseAddr("10.66.0.66")
@@ -32,14 +32,14 @@ const port = 7000
 type network struct {
 	at        ends
 	good, bad *flow
-	serial    uint64 // of the next datagram, so that late ones are told apart
+	serial    uint64 // of the next datagram; it identifies late ones
 }
 
-// Ends are the addresses of a network.
+// ends are the addresses of a network.
 type ends struct{ good, bad, server netip.Addr }
 
-// A flow is one source: a socket in the client, and the one in the server that
-// takes its datagrams and no others.
+// A flow is one source: a socket in the client, and the socket in the server
+// that receives this client's datagrams only.
 type flow struct {
 	out, in       net.Conn
 	sent, arrived atomic.Uint64 // in a flood
@@ -73,7 +73,8 @@ func openNetwork(client, server string, at ends) (*network, error) {
 	return n, nil
 }
 
-// connected opens a UDP socket that sends to, and takes from, one address only.
+// connected opens a UDP socket that sends to one address and receives only from
+// there.
 func connected(local, remote netip.Addr) (net.Conn, error) {
 	d := net.Dialer{
 		LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(local, port)),
@@ -89,9 +90,9 @@ func connected(local, remote netip.Addr) (net.Conn, error) {
 
 func prepare(fd int) error {
 	return errors.Join(
-		// The server has a socket for each source, and all have the same port.
+		// The server has a socket for each source, and all use the same port.
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
-		// Room for what comes while the CPUs are busy with other things.
+		// Room for datagrams that arrive while the CPUs are busy.
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20),
 	)
 }
@@ -114,7 +115,8 @@ func (f *flow) send(serial uint64) error {
 	return err
 }
 
-// receive returns the next datagram, os.ErrDeadlineExceeded if there is none.
+// receive returns the next datagram's serial, or os.ErrDeadlineExceeded if
+// there is none.
 func (f *flow) receive() (serial uint64, err error) {
 	var buf [8]byte
 	if _, err := f.in.Read(buf[:]); err != nil {
@@ -123,12 +125,13 @@ func (f *flow) receive() (serial uint64, err error) {
 	return binary.BigEndian.Uint64(buf[:]), nil
 }
 
-// exchange sends count datagrams of each source and returns how many arrive.
+// sendAndCount sends count datagrams from each source and returns how many
+// arrive.
 //
-// Nothing is waited out: all are sent on one CPU, on which the kernel keeps
-// them in order, and the last one is good. When that is there, all the others
-// have been delivered or dropped.
-func (n *network) exchange(count int) (good, bad int, err error) {
+// It waits for no fixed time: it sends all datagrams on one CPU, on which the
+// kernel keeps them in order, and the last one is good. When that one arrives,
+// all others have been delivered or dropped.
+func (n *network) sendAndCount(count int) (good, bad int, err error) {
 	first := n.serial
 	n.serial += uint64(count)
 	onOneCPU(func() {
@@ -165,11 +168,11 @@ func (n *network) exchange(count int) (good, bad int, err error) {
 	return good, bad, err
 }
 
-// warmUp waits for what the kernel does in its own time when a device comes up.
+// warmUp waits for what the kernel finishes some time after a device comes up.
 func (n *network) warmUp() error {
 	for start := time.Now(); ; {
-		// While the carrier is away, sending may fail.
-		if good, _, err := n.exchange(1); good == 1 || time.Since(start) > patience {
+		// Without a carrier, sending may fail.
+		if good, _, err := n.sendAndCount(1); good == 1 || time.Since(start) > patience {
 			return err
 		}
 	}
@@ -194,8 +197,8 @@ func onOneCPU(fn func()) *sync.WaitGroup {
 	return &w
 }
 
-// goodEvery makes one of so many datagrams of a flood a good one: enough to
-// show that packets do travel.
+// goodEvery is the number of datagrams in a flood for each good one: enough
+// good ones to show that packets travel.
 const goodEvery = 64
 
 // lastOne is the serial of the datagram that ends a flood.
@@ -205,7 +208,7 @@ const lastOne = ^uint64(0)
 type flood struct {
 	net      *network
 	stopping atomic.Bool
-	over     atomic.Bool // all that was sent has been delivered or dropped
+	over     atomic.Bool // all datagrams were delivered or dropped
 	sender   *sync.WaitGroup
 	takers   sync.WaitGroup
 }
@@ -221,11 +224,12 @@ func (n *network) flood() *flood {
 	return f
 }
 
-// underFlood does something while packets come as fast as one thread can send
-// them, and returns what became of the packets.
+// underFlood calls do while packets come as fast as one thread can send them,
+// and returns what happened to the packets.
 func (n *network) underFlood(do func() error) (bad, good traffic, err error) {
 	f := n.flood()
-	// A moment before and after, so that there is traffic all the time.
+	// The flood begins before do and ends after it, so that there is traffic
+	// all the time.
 	time.Sleep(50 * time.Millisecond)
 	err = do()
 	time.Sleep(50 * time.Millisecond)
@@ -236,7 +240,7 @@ func (n *network) underFlood(do func() error) (bad, good traffic, err error) {
 // A traffic is how many datagrams were sent and how many of them arrived.
 type traffic struct{ sent, arrived uint64 }
 
-// stop ends the flood and returns when all is counted.
+// stop ends the flood and returns when all arrivals are counted.
 func (f *flood) stop() (bad, good traffic) {
 	f.stopping.Store(true)
 	f.sender.Wait()
@@ -254,14 +258,15 @@ func (f *flood) send() {
 			flow.sent.Add(1)
 		}
 	}
-	// As in exchange; but the queues are full, so one may be lost.
+	// As in sendAndCount, but the queues are full, so the last datagram may be
+	// lost.
 	for start := time.Now(); !f.over.Load() && time.Since(start) < time.Second; time.Sleep(time.Millisecond) {
 		_ = f.net.good.send(lastOne)
 	}
 	f.over.Store(true)
 }
 
-// take counts until the flood is over and the socket is empty.
+// take counts arrivals until the flood is over and the socket is empty.
 func (f *flood) take(flow *flow) {
 	for {
 		last := f.over.Load()

@@ -16,9 +16,9 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// A ledger has the ids of the BPF objects that the demo has made, and its pins.
-// Comparing all of the machine before and after would blame the demo for what
-// others do meanwhile.
+// A ledger has the ids of the BPF objects that the demo made, and its pins. A
+// comparison of the whole machine before and after would blame the demo for the
+// work of other processes.
 type ledger struct {
 	links, programs, maps map[uint32]bool
 	pins                  map[string]bool
@@ -32,7 +32,7 @@ func (l ledger) String() string {
 	return fmt.Sprintf("links: %d, programs: %d, maps: %d, pins: %d", len(l.links), len(l.programs), len(l.maps), len(l.pins))
 }
 
-// addChain enters what is on a hook.
+// addChain enters the objects of a hook.
 func (l ledger) addChain(c *hook.Chain) {
 	if c.LinkID != 0 {
 		l.links[c.LinkID] = true
@@ -49,7 +49,7 @@ func (l ledger) addChain(c *hook.Chain) {
 	}
 }
 
-// addMap enters a pinned map, once there is one.
+// addMap enters a pinned map, if the pin exists.
 func (l ledger) addMap(pin string) {
 	if l.pins[pin] {
 		return
@@ -67,12 +67,12 @@ func (l ledger) addMap(pin string) {
 	}
 }
 
-// addProgram enters a program and its maps; those of a dispatcher are the
+// addProgram enters a program and its maps. The maps of a dispatcher are the
 // slots and the description of the chain.
 func (l ledger) addProgram(id uint32) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
-		return // there is none, or it is gone already
+		return // no program, or it is gone already
 	}
 	defer prog.Close()
 	l.programs[id] = true
@@ -84,7 +84,7 @@ func (l ledger) addProgram(id uint32) {
 	}
 }
 
-// left returns in words what is still there.
+// left describes what still exists.
 func (l ledger) left() []string {
 	var left []string
 	for _, kind := range []struct {
@@ -110,15 +110,15 @@ func (l ledger) left() []string {
 	return left
 }
 
-// exists tells whether there is an object of that id, without opening it,
-// which would keep it there.
+// exists tells whether there is an object of that id. It does not open the
+// object, because that would keep the object alive.
 func exists(nextID int, id uint32) bool {
 	attr := struct{ id, next, flags uint32 }{id: id - 1}
 	_, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(nextID), uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	return errno == 0 && attr.next == id
 }
 
-// remains returns in words what is left of the demo.
+// remains describes what is left of the demo.
 func (s *stage) remains() []string {
 	return vanishing(func() []string {
 		left := s.made.left()
@@ -136,8 +136,8 @@ func (s *stage) remains() []string {
 	})
 }
 
-// vanishing asks again for a while before it returns what is left: the kernel
-// frees things some milliseconds after the last reference has gone.
+// vanishing calls left again for a while before it returns the result: the
+// kernel frees objects some milliseconds after the last reference is gone.
 func vanishing(left func() []string) []string {
 	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		if now := left(); len(now) == 0 || time.Since(start) > 3*time.Second {
@@ -146,7 +146,7 @@ func vanishing(left func() []string) []string {
 	}
 }
 
-// processes finds those with a word in their command line.
+// processes finds processes with a word in their command line.
 func processes(word string) []string {
 	var found []string
 	paths, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -170,7 +170,7 @@ func pinned(dir string) []string {
 	return paths
 }
 
-// sweep removes what a demo has left that was killed with SIGKILL.
+// sweep removes what demos left behind that were killed with SIGKILL.
 func sweep() {
 	sweepIn(netnsDir, removeNetNS)
 	sweepIn(os.TempDir(), func(path string) error {
@@ -181,7 +181,8 @@ func sweep() {
 	}
 }
 
-// sweepIn removes what has the name of a demo whose process is no more.
+// sweepIn removes each entry whose name belongs to a demo whose process is
+// gone.
 func sweepIn(dir string, remove func(path string) error) {
 	paths, _ := filepath.Glob(filepath.Join(dir, prefix+"*"))
 	for _, path := range paths {

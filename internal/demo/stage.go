@@ -23,32 +23,34 @@ import (
 )
 
 const (
-	// prefix begins the name of whatever the demo makes; the process id follows.
+	// prefix begins the name of everything that the demo makes; the process id
+	// follows.
 	prefix   = "ld-demo-"
 	netnsDir = "/run/netns"
 	device   = "veth1"
 
-	// patience is how long anything may take that takes milliseconds.
+	// patience bounds how long an operation may take that should take
+	// milliseconds.
 	patience = 10 * time.Second
 )
 
-// executable is what runs as the command "dispatcher": this process's own.
+// executable runs as the command "dispatcher": it is this process's own file.
 var executable = "/proc/self/exe"
 
 // A stage is where the demo plays: two network namespaces, a cgroup, a bpffs,
-// the processes that run, and what undoes all that.
+// the running processes, and the functions that undo all of it.
 type stage struct {
 	*transcript
-	name    string            // what all names here begin with
+	name    string            // begins all names here
 	vars    map[string]string // in the commands
 	bpffs   string
 	net     *network
-	tc      hook.Hook // the side of TC where packets come in: of TCX, or of clsact
+	tc      hook.Hook // the hook for incoming packets on TC, of TCX or of clsact
 	cgroup  string    // empty while there is none
-	watcher uint32    // id of the program that others attach with tc
+	watcher uint32    // id of the program that tc attaches
 	other   io.Closer // the link of another tool
 	missed  int       // acts that could not be played
-	inPart  int       // acts of which something could not be shown
+	inPart  int       // acts of which a part could not be shown
 	made    ledger
 	undo    []func() error
 	owners  map[string]*owner // by member
@@ -68,18 +70,18 @@ func newStage(t *transcript) *stage {
 	}
 }
 
-// later leaves something to be done at the end, in reverse order.
+// later adds a function to call at the end. They are called in reverse order.
 func (s *stage) later(undo func() error) { s.undo = append(s.undo, undo) }
 
-// strike removes all that was made, whatever has happened, and checks that it
-// is gone.
+// strike removes everything that was made, whatever has happened, and checks
+// that it is gone.
 func (s *stage) strike() error {
 	var errs []error
 	for _, undo := range slices.Backward(s.undo) {
 		errs = append(errs, undo())
 	}
 	s.undo = nil
-	err := s.check(true, "nothing is left: no link, program, map, pin, namespace, cgroup or process of the demo's")
+	err := s.check(true, "nothing is left: no link, program, map, pin, namespace, cgroup or process of the demo")
 	if left := s.remains(); len(left) > 0 {
 		err = s.check(false, "still there: %s", strings.Join(left, ", "))
 	}
@@ -90,8 +92,8 @@ func (s *stage) expand(line string) string {
 	return os.Expand(line, func(name string) string { return s.vars[name] })
 }
 
-// command is what a line would run in a shell: words, and variables in them.
-// A process that it starts ends with this one.
+// command returns a call of what the line would run in a shell; the line has
+// words and variables. The process ends with this one.
 func (s *stage) command(ctx context.Context, line string) *exec.Cmd {
 	words := strings.Fields(s.expand(line))
 	path := words[0]
@@ -100,7 +102,7 @@ func (s *stage) command(ctx context.Context, line string) *exec.Cmd {
 	}
 	cmd := exec.CommandContext(ctx, path, words[1:]...)
 	cmd.Args[0] = words[0]
-	// Ctrl-C is for the demo, which ends its processes in order.
+	// Only the demo handles Ctrl-C, and it ends its processes in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	return cmd
 }
@@ -116,7 +118,7 @@ func (s *stage) quietly(ctx context.Context, line string) (string, error) {
 	return string(out), err
 }
 
-// try runs a command line in front of the reader.
+// try shows a command line to the reader and runs it.
 func (s *stage) try(ctx context.Context, line string) (string, error) {
 	s.show(line)
 	out, err := s.quietly(ctx, line)
@@ -124,7 +126,7 @@ func (s *stage) try(ctx context.Context, line string) (string, error) {
 	return out, err
 }
 
-// run runs command lines that are expected to succeed.
+// run runs command lines that must succeed.
 func (s *stage) run(ctx context.Context, lines ...string) error {
 	for _, line := range lines {
 		if _, err := s.try(ctx, line); err != nil {
@@ -134,7 +136,7 @@ func (s *stage) run(ctx context.Context, lines ...string) error {
 	return nil
 }
 
-// target is the hook on veth1, or on the demo's cgroup.
+// target returns the hook on veth1, or on the demo's cgroup.
 func (s *stage) target(h hook.Hook) dispatcher.Target {
 	if h.OnCgroup() {
 		return dispatcher.On(h, s.cgroup)
@@ -142,7 +144,7 @@ func (s *stage) target(h hook.Hook) dispatcher.Target {
 	return dispatcher.On(h, device).In(s.vars["NS"])
 }
 
-// list shows what is on a hook of veth1.
+// list shows the chain on a hook of veth1.
 func (s *stage) list(ctx context.Context, h hook.Hook) (*hook.Chain, error) {
 	if err := s.run(ctx, fmt.Sprintf(cli+"list %s veth1", h)); err != nil {
 		return nil, err
@@ -150,7 +152,7 @@ func (s *stage) list(ctx context.Context, h hook.Hook) (*hook.Chain, error) {
 	return s.chain(ctx, h)
 }
 
-// chain reads what is on a hook, and enters it in the ledger.
+// chain reads the chain on a hook, and enters it in the ledger.
 func (s *stage) chain(ctx context.Context, h hook.Hook) (*hook.Chain, error) {
 	return s.chainOn(ctx, s.target(h))
 }
@@ -167,11 +169,12 @@ func (s *stage) chainOn(ctx context.Context, t dispatcher.Target) (*hook.Chain, 
 // An owner is a process that holds a member.
 type owner struct {
 	cmd  *exec.Cmd
-	last bytes.Buffer  // what it printed on stderr
+	last bytes.Buffer  // its output on stderr
 	done chan struct{} // closed when it has ended
 }
 
-// hold runs an "attach --hold" in the background and returns when it holds.
+// hold runs an "attach --hold" in the background and returns when the process
+// holds its member.
 func (s *stage) hold(ctx context.Context, line string) (*owner, error) {
 	s.show(line + " &")
 	o := &owner{cmd: s.command(ctx, line), done: make(chan struct{})}
@@ -198,14 +201,14 @@ func (s *stage) hold(ctx context.Context, line string) (*owner, error) {
 	return o, nil
 }
 
-// kill ends the process as nothing can prevent.
+// kill ends the process with SIGKILL.
 func (o *owner) kill() error {
 	_ = o.cmd.Process.Kill()
 	<-o.done
 	return nil
 }
 
-// words waits for the process to end by itself and returns its last words.
+// words waits until the process ends by itself and returns its last output.
 func (o *owner) words() (string, error) {
 	select {
 	case <-o.done:
@@ -218,7 +221,7 @@ func (o *owner) words() (string, error) {
 // mountBPFFS gives the demo a bpffs of its own.
 func (s *stage) mountBPFFS() error {
 	s.show("mkdir -m 0700 $BPFFS; mount -t bpf bpffs $BPFFS")
-	// Mkdir does not follow a link that somebody has put into /tmp.
+	// Mkdir does not follow a symbolic link that another user put into /tmp.
 	if err := os.Mkdir(s.bpffs, 0o700); err != nil {
 		return err
 	}
@@ -243,16 +246,17 @@ func unmount(path string) error {
 	return nil
 }
 
-// addNetNS makes a namespace, which goes with all that is in it.
+// addNetNS makes a namespace. The demo removes it, with all that is in it, at
+// the end.
 func (s *stage) addNetNS(ctx context.Context, name string) error {
-	// Also when ip is interrupted in the middle.
+	// The removal also works after an interrupted ip.
 	s.later(func() error { return removeNetNS(filepath.Join(netnsDir, s.expand(name))) })
 	return s.run(ctx, "ip netns add "+name)
 }
 
 // removeNetNS does what "ip netns delete" does.
 func removeNetNS(path string) error {
-	// EINVAL: it has a name, but did not come to life.
+	// EINVAL: the file exists, but nothing is mounted on it.
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
 		return fmt.Errorf("unmount %s: %w", path, err)
 	}

@@ -20,8 +20,8 @@ const (
 type transcript struct {
 	out    io.Writer
 	color  bool
-	failed error // of the first write that failed
-	// lacking is how often something was not here.
+	failed error // the first write's error
+	// lacking counts what was missing on this machine.
 	lacking int
 }
 
@@ -41,7 +41,7 @@ func (t *transcript) heading(number int, title string) {
 	t.line(bold, fmt.Sprintf("== %d. %s", number, title))
 }
 
-// say tells the story.
+// say writes a sentence of the story.
 func (t *transcript) say(format string, args ...any) { t.line("", fmt.Sprintf(format, args...)) }
 
 // show shows a command.
@@ -54,13 +54,13 @@ func (t *transcript) answer(text string) {
 	}
 }
 
-// notHere tells what this machine does not have.
+// notHere says what this machine lacks.
 func (t *transcript) notHere(what string) {
 	t.lacking++
 	t.line(yellow, "NOT HERE  "+what)
 }
 
-// check shows what was expected and came true, or fails with it.
+// check writes that an expectation came true, or fails with it.
 func (t *transcript) check(ok bool, format string, args ...any) error {
 	text := fmt.Sprintf(format, args...)
 	if !ok {
@@ -71,7 +71,7 @@ func (t *transcript) check(ok bool, format string, args ...any) error {
 	return nil
 }
 
-// equal is check for a value. Text tells what got is.
+// equal is check for a value. The text describes got.
 func (t *transcript) equal(got, want any, format string, args ...any) error {
 	if got != want {
 		format, args = format+" (expected: %v)", append(args, want)

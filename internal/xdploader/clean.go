@@ -17,7 +17,7 @@ func (t *tool) clean(ctx context.Context, v *values) error {
 	if !t.haveBPFFS() {
 		return failed(unix.ENOENT, nil)
 	}
-	removed, err := t.site(v.device).Clean(ctx)
+	removed, err := t.handle(v.device).Clean(ctx)
 	for _, folder := range removed {
 		var index, prog int
 		name := filepath.Base(folder)

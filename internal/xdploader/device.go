@@ -18,17 +18,17 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// An occupant is what is attached to a device.
+// An occupant is everything that is attached to a device.
 type occupant struct {
 	device rtnl.Device
-	// prog runs on the host: one that was attached by itself, or a dispatcher;
-	// nil when there is none.
+	// prog runs on the host: a dispatcher, or a program without one. It is nil
+	// when there is none.
 	prog    *ebpf.Program
 	mode    hook.Mode
 	program hook.Program
-	chain   *libxdp.Chain // behind libxdp's dispatcher; else nil
-	owned   *hook.Chain   // behind libdispatcher's; else nil
-	offload *ebpf.Program // that runs on the card; nil when there is none
+	chain   *libxdp.Chain // of libxdp's dispatcher; else nil
+	owned   *hook.Chain   // of libdispatcher's dispatcher; else nil
+	offload *ebpf.Program // runs on the card; nil when there is none
 }
 
 func (o *occupant) close() {
@@ -42,21 +42,21 @@ func (o *occupant) close() {
 // free tells whether nothing is attached.
 func (o *occupant) free() bool { return o.prog == nil && o.offload == nil }
 
-// look tells what is on a device of the thread's namespace. What it says of a
-// dispatcher that it cannot read is what xdp-loader says.
-func (t *tool) look(ctx context.Context, index int) (*occupant, error) {
+// readOccupant reads what is attached to a device of the thread's namespace.
+// For a dispatcher that it cannot read it prints xdp-loader's message.
+func (t *tool) readOccupant(ctx context.Context, index int) (*occupant, error) {
 	var o *occupant
 	for tries := 0; ; tries++ {
 		var err error
 		o, err = t.lookOnce(ctx, index)
-		// What was there may be gone before it was opened.
+		// A program may have gone before it was opened.
 		if err == nil || !errors.Is(err, fs.ErrNotExist) || tries == maxTries || ctx.Err() != nil {
 			return o, err
 		}
 	}
 }
 
-// maxTries is how often xdp-loader tries again where others are quicker.
+// maxTries is how often xdp-loader retries when another process is faster.
 const maxTries = 10
 
 func (t *tool) lookOnce(ctx context.Context, index int) (_ *occupant, err error) {
@@ -93,7 +93,8 @@ func (t *tool) lookOnce(ctx context.Context, index int) (_ *occupant, err error)
 		return o, nil
 	}
 	if _, err := state.Find(o.prog); !errors.Is(err, state.ErrNotOurs) {
-		// Of a later version, it can be ours without being readable.
+		// An owned chain of a later version cannot be read, but it is still
+		// owned.
 		if o.owned, err = dispatcher.Read(ctx, dispatcher.XDP(d.Name), dispatcher.ReadOptions{}); err != nil {
 			o.owned = &hook.Chain{}
 		}
@@ -117,8 +118,9 @@ func (t *tool) lookOnce(ctx context.Context, index int) (_ *occupant, err error)
 	return o, nil
 }
 
-// laterVersion is that of a dispatcher of libxdp's which is not known here: the
-// byte behind the first one of its configuration, as since version 2.
+// laterVersion returns the version of a libxdp dispatcher that this package
+// does not know: the second byte of its configuration, as in all versions since
+// 2.
 func laterVersion(prog *ebpf.Program) uint8 {
 	info, err := prog.Info()
 	if err != nil {
@@ -138,7 +140,8 @@ func laterVersion(prog *ebpf.Program) uint8 {
 	return 0
 }
 
-// describe is what "status" shows of a program, with its whole name.
+// describe returns what "status" shows of a program, with the program's whole
+// name.
 func describe(prog *ebpf.Program) hook.Program {
 	info, err := prog.Info()
 	if err != nil {
@@ -149,7 +152,7 @@ func describe(prog *ebpf.Program) hook.Program {
 	if len(p.Name) < unix.BPF_OBJ_NAME_LEN-1 {
 		return p
 	}
-	// The kernel may have cut it.
+	// The kernel may have cut the name.
 	functions, err := info.FuncInfos()
 	if err == nil && len(functions) > 0 && strings.HasPrefix(functions[0].Func.Name, p.Name) {
 		p.Name = functions[0].Func.Name
@@ -157,7 +160,7 @@ func describe(prog *ebpf.Program) hook.Program {
 	return p
 }
 
-// bpffs is where libxdp has its pins.
+// bpffs returns the folder of libxdp's pins.
 func (t *tool) bpffs() string {
 	if dir := t.getenv("LIBXDP_BPFFS"); dir != "" {
 		return dir
@@ -165,7 +168,7 @@ func (t *tool) bpffs() string {
 	return kernel.DefaultBPFFS
 }
 
-// haveBPFFS tells whether there is a bpffs, and mounts one if the environment
+// haveBPFFS tells whether there is a bpffs. It mounts one if the environment
 // asks for that.
 func (t *tool) haveBPFFS() bool {
 	dir := t.bpffs()
@@ -183,14 +186,14 @@ func (t *tool) haveBPFFS() bool {
 	return false
 }
 
-// site is the device for package libxdp.
-func (t *tool) site(name string) libxdp.Device {
+// handle returns the device as package libxdp takes it.
+func (t *tool) handle(name string) libxdp.Device {
 	return libxdp.Device{Name: name, BPFFS: t.bpffs()}
 }
 
-// whose tells whose chain it is that is in the way, and what can be done. It is
-// said at the end, after all that xdp-loader says.
-func (t *tool) whose(o *occupant, advice string) {
+// noteOwner keeps a note for the end of the output: which chain is in the way,
+// and what to do.
+func (t *tool) noteOwner(o *occupant, advice string) {
 	by := "by netlink"
 	if o.owned.LinkID != 0 {
 		by = fmt.Sprintf("by link %d", o.owned.LinkID)

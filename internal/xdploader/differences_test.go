@@ -10,8 +10,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/xdploader"
 )
 
-// What docs/xdp-loader.md says of chains that xdp-loader 1.6.3 does not change
-// or clean up.
+// TestDifferences checks what docs/xdp-loader.md says about chains that
+// xdp-loader 1.6.3 does not change or clean up.
 func TestDifferences(t *testing.T) {
 	if err := xdploader.ReplacesFunctions(); err != nil {
 		t.Skip("this kernel has no dispatcher of libxdp's: runs in the kernel matrix")
@@ -22,7 +22,7 @@ func TestDifferences(t *testing.T) {
 		qt.Assert(t, qt.IsNil(err))
 		return found
 	}
-	t.Run("pins of a dispatcher that was taken off go with the next load", func(t *testing.T) {
+	t.Run("the next load removes the pins of a detached dispatcher", func(t *testing.T) {
 		b := newBench(t)
 		b.run(t, 0, "load", "veth1", object)
 		b.Server.IP(t, "link", "set", "dev", "veth1", "xdp", "off")
@@ -34,7 +34,7 @@ func TestDifferences(t *testing.T) {
 		b.run(t, 0, "unload", "veth1", "--all")
 		qt.Check(t, qt.HasLen(folders(b), 0))
 	})
-	t.Run("a dispatcher without programs makes room", func(t *testing.T) {
+	t.Run("a dispatcher without programs is replaced", func(t *testing.T) {
 		b := newBench(t)
 		b.run(t, 0, "load", "veth1", object, object)
 		s := &scene{pair: b.Pair, bpffs: b.bpffs}
@@ -46,7 +46,7 @@ func TestDifferences(t *testing.T) {
 		qt.Check(t, qt.Equals(stderr, ""))
 		b.run(t, 0, "unload", "veth1", "--all")
 	})
-	t.Run("an unspecified mode is that of the chain", func(t *testing.T) {
+	t.Run("an unspecified mode is the chain's mode", func(t *testing.T) {
 		b := newBench(t)
 		b.run(t, 0, "load", "veth1", object, "-m", "skb")
 		b.run(t, 0, "load", "veth1", object, "-m", "unspecified")

@@ -1,5 +1,5 @@
-// Package xdploader is a drop-in replacement of xdp-loader, the tool of libxdp
-// (xdp-tools): the same commands, options, words and exit codes as those of
-// version 1.6.3, for scripts that call it. It works on libxdp's own chains, and
-// leaves those of libdispatcher alone. docs/xdp-loader.md says what differs.
+// Package xdploader is a drop-in replacement for xdp-loader, the tool of libxdp
+// (xdp-tools). It has the commands, options, messages and exit codes of version
+// 1.6.3, for scripts that call it. It works on libxdp's own chains, and does
+// not change chains of libdispatcher. docs/xdp-loader.md lists the differences.
 package xdploader

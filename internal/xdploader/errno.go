@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A failure is an error as the commands of xdp-loader return it: a number,
-// those of libbpf included. Whatever there was to say has been said.
+// A failure is an error of an xdp-loader command: a number, which may be one of
+// libbpf's. The command has already printed its messages.
 type failure struct {
 	code int // positive
 	err  error
@@ -18,13 +18,13 @@ type failure struct {
 func (f *failure) Error() string { return message(f.code) }
 func (f *failure) Unwrap() error { return f.err }
 
-// failed is a failure with that number; err may be nil.
+// failed returns a failure with that number; err may be nil.
 func failed(code syscall.Errno, err error) *failure { return &failure{int(code), err} }
 
-// errFailed is a failure that has no number: the command exits with 1.
+// errFailed is a failure without a number: the command exits with 1.
 var errFailed = errors.New("failed")
 
-// exitCode is the exit code of a command that returned err.
+// exitCode returns the exit code of a command that returned err.
 func exitCode(err error) int {
 	if err == nil {
 		return exitOK
@@ -38,8 +38,7 @@ func exitCode(err error) int {
 	return exitFailure
 }
 
-// number returns the error number of an error, which many of ours have within
-// them, and EINVAL for those that say it in words only.
+// number returns the error number inside an error, or EINVAL if there is none.
 func number(err error) int {
 	var f *failure
 	var errno syscall.Errno
@@ -60,7 +59,7 @@ func number(err error) int {
 	return int(unix.EINVAL)
 }
 
-// words is what C calls the error.
+// words returns C's text for the error.
 func words(err error) string { return message(number(err)) }
 
 // Errors of libbpf (enum libbpf_errno, bpf/libbpf_legacy.h).
@@ -83,7 +82,7 @@ func message(code int) string {
 		return "Endian mismatch"
 	}
 	// Go has the texts of the C library, but begins them with a small letter
-	// where the second one is small too.
+	// unless the second letter is a capital.
 	s := syscall.Errno(code).Error()
 	if len(s) > 1 && isLower(s[0]) && isLower(s[1]) {
 		s = string(s[0]-'a'+'A') + s[1:]

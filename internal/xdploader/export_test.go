@@ -1,9 +1,10 @@
 package xdploader
 
-// ReplacesFunctions tells why the kernel has no dispatcher of libxdp's, if so.
+// ReplacesFunctions returns an error if the kernel cannot have a dispatcher of
+// libxdp.
 var ReplacesFunctions = replacesFunctions
 
-// Programs tells whether the programs of an object file can be listed.
+// Programs returns an error if the programs of an object file cannot be listed.
 func Programs(b []byte) error {
 	_, _, err := programs(b)
 	return err

@@ -10,8 +10,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
-// featureNames are those of the bits that a driver reports, from the lowest on
-// (enum netdev_xdp_act, linux/netdev.h).
+// featureNames are the names of the bits that a driver reports, from the lowest
+// bit on (enum netdev_xdp_act, linux/netdev.h).
 var featureNames = []string{
 	"NETDEV_XDP_ACT_BASIC",
 	"NETDEV_XDP_ACT_REDIRECT",
@@ -24,11 +24,11 @@ var featureNames = []string{
 
 func (t *tool) features(_ context.Context, v *values) error {
 	bits, err := rtnl.XDPFeatures(v.index)
-	if err != nil && !errors.Is(err, ebpf.ErrNotSupported) { // a kernel that does not tell has none
+	if err != nil && !errors.Is(err, ebpf.ErrNotSupported) { // without this interface of the kernel there are no features
 		t.warn("Couldn't query XDP features (%d).", -number(err))
 		return err
 	}
-	const column = 23 // names that are shorter get another tab
+	const column = 23 // shorter names get another tab
 	for i, name := range featureNames {
 		tabs, answer := "\t", "no"
 		if len(name) < column {

@@ -6,20 +6,20 @@ import (
 	"strings"
 )
 
-// An opt is an option that getopt knows.
+// An opt is an option of a command line.
 type opt struct {
-	name  string // long, without dashes
+	name  string // the long name, without dashes
 	short byte
 	arg   bool // takes an argument
 }
 
-// getopt reads a command line as getopt_long(3) of the GNU C library does: long
-// names may be abbreviated, short ones combined, and options may come after
-// other arguments, unless posix is set. args[0] is the name for its messages,
-// which are those of the C library.
+// getopt reads a command line like getopt_long(3) of the GNU C library: long
+// names may be abbreviated, short ones combined, and options may follow other
+// arguments unless posix is set. args[0] is the name in error messages, which
+// are the C library's.
 //
-// It calls handle for each option in turn until that returns false, or with
-// nil for one that is wrong, and returns what are not options.
+// getopt calls handle for each option in turn, with nil for a wrong option,
+// until handle returns false. It returns the arguments that are not options.
 func getopt(args []string, opts []opt, posix bool, w io.Writer, handle func(o *opt, arg string) bool) (rest []string, ok bool) {
 	g := &scanner{name: args[0], args: args[1:], opts: opts, w: w, handle: handle}
 	for len(g.args) > 0 {
@@ -45,7 +45,7 @@ func getopt(args []string, opts []opt, posix bool, w io.Writer, handle func(o *o
 
 type scanner struct {
 	name   string
-	args   []string // that are left
+	args   []string // the remaining arguments
 	opts   []opt
 	w      io.Writer
 	handle func(o *opt, arg string) bool
@@ -81,8 +81,8 @@ func (g *scanner) long(text string) bool {
 	return g.handle(o, value)
 }
 
-// find returns the option of that name, or the one whose name begins so, and
-// the names of all that do if it is not that very name.
+// find returns the option of that name, or else the last option whose name
+// begins with it, with the names of all such options.
 func (g *scanner) find(name string) (found *opt, possible []string) {
 	for i := range g.opts {
 		o := &g.opts[i]

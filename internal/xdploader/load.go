@@ -54,13 +54,13 @@ func (t *tool) load(ctx context.Context, v *values) error {
 	return err
 }
 
-// attach puts the programs on the device: behind libxdp's dispatcher, or where
-// that does not work or is not wanted one by itself.
+// attach attaches the programs to the device: in a libxdp chain or, if that
+// does not work or is not wanted, one program alone.
 func (t *tool) attach(ctx context.Context, v *values, objects []*object) error {
-	o, err := t.look(ctx, v.index)
+	o, err := t.readOccupant(ctx, v.index)
 	if err != nil {
-		// xdp-loader takes what it cannot read for nothing, and then finds that
-		// the kernel does not.
+		// xdp-loader ignores a chain that it cannot read, and then gets the
+		// kernel's refusal.
 		code := t.occupied(v)
 		t.attachRefused(v.index, int(code))
 		return failed(code, err)
@@ -88,15 +88,15 @@ func (t *tool) attach(ctx context.Context, v *values, objects []*object) error {
 	return t.attachAlone(v, objects[0], o)
 }
 
-// noChains are libxdp's words for a kernel without BPF_PROG_TYPE_EXT.
+// noChains is libxdp's message for a kernel without BPF_PROG_TYPE_EXT.
 const noChains = `This means that the kernel does not support the features needed
 by the multiprog dispatcher, either because it is too old entirely,
 or because it is not yet supported on the current architecture.`
 
-// errNoChains: there can be no dispatcher of libxdp's here.
+// errNoChains: this kernel cannot have a dispatcher of libxdp.
 var errNoChains = errors.New("the kernel does not replace functions of programs")
 
-// joinable tells whether more programs can come to what is on the device.
+// joinable returns an error unless the device's chain can take more programs.
 func (t *tool) joinable(o *occupant, more int) error {
 	there := 0
 	if o.chain != nil {
@@ -109,14 +109,14 @@ func (t *tool) joinable(o *occupant, more int) error {
 	if !o.free() && (o.chain == nil || !kernel.IsBPFFS(t.bpffs())) {
 		t.libWarn("Existing program is not using a dispatcher, can't replace; unload first")
 		if o.owned != nil {
-			t.whose(o, fmt.Sprintf(`"dispatcher attach xdp %s FILE" adds a program to it`, o.device.Name))
+			t.noteOwner(o, fmt.Sprintf(`"dispatcher attach xdp %s FILE" adds a program to it`, o.device.Name))
 		}
 		return failed(unix.EBUSY, nil)
 	}
 	return nil
 }
 
-// chained adds the programs to the chain on the device, or starts one.
+// chained adds the programs to the chain on the device, or starts a chain.
 func (t *tool) chained(ctx context.Context, v *values, objects []*object) error {
 	if !t.haveBPFFS() {
 		t.libWarn("Can't use dispatcher without a working bpffs")
@@ -136,7 +136,7 @@ func (t *tool) chained(ctx context.Context, v *values, objects []*object) error 
 		}
 		components, sources = append(components, c), append(sources, c)
 	}
-	_, _, err := t.site(v.device).AttachAll(ctx, sources, libxdp.AttachOptions{Mode: v.mode.hook(), Start: true})
+	_, _, err := t.handle(v.device).AttachAll(ctx, sources, libxdp.AttachOptions{Mode: v.mode.hook(), Start: true})
 	if err == nil {
 		return nil
 	}
@@ -150,7 +150,8 @@ func (t *tool) chained(ctx context.Context, v *values, objects []*object) error 
 	}
 	switch {
 	case errors.Is(err, hook.ErrChanged), errors.Is(err, hook.ErrIncompatible):
-		// Or the chain is in another mode, which xdp-loader takes for a race.
+		// The chain may also be in another mode, which xdp-loader treats as a
+		// race.
 		t.libWarn("Retried more than %d times, giving up", maxTries+1)
 		return failed(unix.EBUSY, err)
 	case errors.Is(err, hook.ErrBusy):
@@ -164,7 +165,8 @@ func (t *tool) chained(ctx context.Context, v *values, objects []*object) error 
 	return failed(syscall.Errno(number(err)), err)
 }
 
-// attachRefused is what libxdp says with -v when a device takes no program.
+// attachRefused prints libxdp's message with -v when a device refuses a
+// program.
 func (t *tool) attachRefused(index, code int) {
 	t.libInfo("Error attaching XDP program to ifindex %d: %s", index, message(code))
 	switch syscall.Errno(code) {
@@ -175,7 +177,7 @@ func (t *tool) attachRefused(index, code int) {
 	}
 }
 
-// attachAlone attaches one program by itself, if nothing is there.
+// attachAlone attaches one program without a dispatcher, if the device is free.
 func (t *tool) attachAlone(v *values, obj *object, o *occupant) error {
 	ifindex := 0
 	if v.mode == modeHW {
@@ -186,7 +188,7 @@ func (t *tool) attachAlone(v *values, obj *object, o *occupant) error {
 		return err
 	}
 	defer prog.Close()
-	err = exchange(v.index, prog, nil, v.mode.hook())
+	err = replaceProgram(v.index, prog, nil, v.mode.hook())
 	if err == nil {
 		return nil
 	}
@@ -196,13 +198,13 @@ func (t *tool) attachAlone(v *values, obj *object, o *occupant) error {
 	}
 	t.attachRefused(v.index, code)
 	if o.owned != nil {
-		t.whose(o, fmt.Sprintf(`"dispatcher attach xdp %s %s" adds the program to it`, v.device, strings.Join(v.files, " ")))
+		t.noteOwner(o, fmt.Sprintf(`"dispatcher attach xdp %s %s" adds the program to it`, v.device, strings.Join(v.files, " ")))
 	}
 	return failed(syscall.Errno(code), err)
 }
 
-// occupied is what the kernel says to xdp-loader, which asks for an empty
-// place, when a program is there: EBUSY, or EEXIST when that is in another mode
+// occupied returns the kernel's refusal for an attempt to attach to a device
+// that has a program: EBUSY, or EEXIST when that program is in another mode
 // (dev_xdp_attach, net/core/dev.c).
 func (t *tool) occupied(v *values) syscall.Errno {
 	conn, err := rtnl.Dial()
@@ -220,9 +222,9 @@ func (t *tool) occupied(v *values) syscall.Errno {
 	return unix.EBUSY
 }
 
-// exchange puts next on a device, or nothing, in the place of old, or of
-// nothing.
-func exchange(index int, next, old *ebpf.Program, mode hook.Mode) error {
+// replaceProgram replaces the program old on a device by next. Either may be
+// nil for no program.
+func replaceProgram(index int, next, old *ebpf.Program, mode hook.Mode) error {
 	conn, err := rtnl.Dial()
 	if err != nil {
 		return err

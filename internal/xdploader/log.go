@@ -8,7 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Levels of messages. -v shows those of debug too, -vv all.
+// Levels of messages. -v shows debug messages too, -vv all.
 const (
 	levelWarn = iota
 	levelInfo
@@ -16,7 +16,7 @@ const (
 	levelVerbose
 )
 
-// A logger writes what is not output to stderr.
+// A logger writes messages to stderr.
 type logger struct {
 	w     io.Writer
 	level int
@@ -30,11 +30,12 @@ func (l *logger) print(level int, prefix, format string, args ...any) {
 	}
 }
 
-// What the tool says itself.
+// Messages of the tool itself.
 func (l *logger) warn(format string, args ...any)  { l.print(levelWarn, "", format, args...) }
 func (l *logger) debug(format string, args ...any) { l.print(levelDebug, "", format, args...) }
 
-// What the library says in xdp-loader.
+// libWarn and the functions below print messages of the library inside
+// xdp-loader.
 func (l *logger) libWarn(format string, args ...any) {
 	l.print(levelInfo, " libxdp: ", format, args...)
 }
@@ -42,13 +43,13 @@ func (l *logger) libInfo(format string, args ...any) {
 	l.print(levelDebug, " libxdp: ", format, args...)
 }
 
-// note is what xdp-loader does not say: whose chain it is, what to do.
+// note prints what xdp-loader does not say: which chain it is, and what to do.
 func (l *logger) note(format string, args ...any) {
 	l.print(levelWarn, "libdispatcher: ", format, args...)
 }
 
-// detail says with -v what is behind an error number, and with -vv all that
-// the verifier said.
+// detail prints with -v the cause of an error number, and with -vv the whole
+// output of the verifier.
 func (l *logger) detail(err error) {
 	var f *failure
 	if errors.As(err, &f) {

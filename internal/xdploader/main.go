@@ -16,19 +16,19 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// Version is that of the xdp-loader whose behaviour this package has.
+// Version is the version of xdp-loader whose behaviour this package has.
 const Version = "1.6.3"
 
-// A command is what the first argument names.
+// A command is selected by the first argument.
 type command struct {
 	name    string
 	summary string // in the list of all commands
-	doc     string // in its own help
+	doc     string // in the command's own help
 	options []option
 	run     func(*tool, context.Context, *values) error
 }
 
-// commands are in the order in which an abbreviation is looked up.
+// commands are in the order in which abbreviations are looked up.
 var commands = []command{
 	{"load", "load an XDP program on an interface", "Load an XDP program on an interface", loadOptions, (*tool).load},
 	{"unload", "unload an XDP program from an interface", "Unload an XDP program from an interface", unloadOptions, (*tool).unload},
@@ -41,15 +41,15 @@ var commands = []command{
 // A tool is one run of xdp-loader.
 type tool struct {
 	logger
-	name   string // it was called as
+	name   string // the name that the tool was called by
 	stdout io.Writer
 	getenv func(string) string
-	advice string // what to do instead; see whose
+	advice string // what to do instead; see noteOwner
 }
 
-// Main runs xdp-loader in the network namespace of the calling thread. args[0]
-// is the name that it was called as, for its usage lines; getenv is os.Getenv.
-// It returns the exit code.
+// Main runs xdp-loader in the network namespace of the calling thread and
+// returns the exit code. args[0] is the tool's name for its usage lines; getenv
+// is os.Getenv.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer, getenv func(string) string) int {
 	t := &tool{
 		logger: logger{w: stderr, level: levelInfo},
@@ -67,8 +67,8 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer, getenv f
 	return t.dispatch(ctx, args)
 }
 
-// Exit codes. A command that fails exits with the negative error number that
-// it failed with, of which the system keeps the low byte.
+// Exit codes. A failed command exits with the negative error number, of which
+// the system keeps the low byte.
 const (
 	exitOK      = 0
 	exitFailure = 1
@@ -98,8 +98,8 @@ func (t *tool) dispatch(ctx context.Context, args []string) int {
 	return exitCode(err)
 }
 
-// lookup finds a command by its name or the beginning of it, nil when several
-// begin so.
+// lookup finds a command by its name or the beginning of its name. It returns
+// nil when several names begin so.
 func lookup(name string) (*command, int) {
 	var found *command
 	matches := 0
@@ -129,7 +129,7 @@ func (t *tool) help() int {
 	return exitHelp
 }
 
-// prepare checks what every command needs.
+// prepare makes the checks that every command makes.
 func (t *tool) prepare() bool {
 	if !anyBPFFS() {
 		t.debug("Could not find BPF working dir - bpffs not mounted?")
@@ -152,7 +152,7 @@ func anyBPFFS() bool {
 }
 
 // atLeastMemlock raises RLIMIT_MEMLOCK, which bounds the BPF memory of kernels
-// before 5.11, to a minimum. Failing is no reason to stop.
+// before 5.11, to a minimum. It ignores a failure.
 func (t *tool) atLeastMemlock(minimum uint64) {
 	limit, ok := t.memlock()
 	switch {
@@ -165,7 +165,7 @@ func (t *tool) atLeastMemlock(minimum uint64) {
 	}
 }
 
-// liftMemlock removes the limit. It tells whether trying again makes sense.
+// liftMemlock removes the limit. It tells whether a retry makes sense.
 func (t *tool) liftMemlock() bool {
 	t.debug("Permission denied when loading eBPF object; raising rlimit and retrying")
 	if _, ok := t.memlock(); !ok {
@@ -174,7 +174,7 @@ func (t *tool) liftMemlock() bool {
 	return t.setMemlock(unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
 }
 
-// memlock returns the limit, false when there is none.
+// memlock returns the limit, or false when there is none.
 func (t *tool) memlock() (limit unix.Rlimit, ok bool) {
 	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
 		t.warn("Couldn't get current rlimit")

@@ -20,15 +20,15 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// An object is a program of an object file that is to be attached.
+// An object is a program of an object file to attach.
 type object struct {
-	spec     *ebpf.CollectionSpec // nil for one that was compiled for the other byte order
+	spec     *ebpf.CollectionSpec // nil for an object that was compiled for the other byte order
 	function string
-	settings hook.Settings // that it asks for, or that it is given
-	pins     string        // folder for the maps that are to be pinned; may be empty
+	settings hook.Settings // from the object file, or from the options
+	pins     string        // folder for the pins of maps; may be empty
 }
 
-// open reads an object file and chooses the program that the options mean.
+// open reads an object file and chooses the program by the options.
 func (t *tool) open(path string, v *values) (*object, error) {
 	o, err := t.read(path, v)
 	if err != nil {
@@ -74,7 +74,7 @@ func (t *tool) read(path string, v *values) (*object, error) {
 		settings: hook.Settings{Priority: libxdp.DefaultPriority, ContinueOn: hook.SetOf(hook.Pass)},
 	}
 	if order.Uint16([]byte{1, 0}) != binary.NativeEndian.Uint16([]byte{1, 0}) {
-		return o, nil // it is refused when it is loaded
+		return o, nil // loading it will be refused
 	}
 	spec, err := load.Parse(b)
 	if err != nil {
@@ -86,7 +86,7 @@ func (t *tool) read(path string, v *values) (*object, error) {
 		return nil, failed(unix.EOPNOTSUPP, errors.New("the function is static"))
 	}
 	if p.Type != ebpf.XDP {
-		// Whatever its section says, it is going to be an XDP program.
+		// Whatever its section is, the program becomes an XDP program.
 		p.Type, p.AttachType, p.AttachTo = ebpf.XDP, ebpf.AttachNone, ""
 	}
 	asks, err := libxdp.RunConfig(spec.Types, o.function)
@@ -123,11 +123,10 @@ func readFile(path string) ([]byte, error) {
 // A program is a function of an object file that can be loaded.
 type program struct{ name, section string }
 
-// programs lists those of an object file in the order of libbpf: of the
-// sections, and in them of the symbols. The first one is loaded when none is
-// asked for.
+// programs lists the programs of an object file in libbpf's order: by section,
+// and within a section by symbol. Without a choice the first one is loaded.
 func programs(b []byte) (list []program, order binary.ByteOrder, err error) {
-	// debug/elf is not meant for hostile input.
+	// debug/elf is not safe against hostile input.
 	defer func() {
 		if recover() != nil {
 			err = &failure{errFormat, nil}
@@ -142,7 +141,7 @@ func programs(b []byte) (list []program, order binary.ByteOrder, err error) {
 		return nil, nil, &failure{errFormat, err}
 	}
 	for i, s := range f.Sections {
-		// Functions in .text are called by others.
+		// Functions in .text are called by other functions.
 		if s.Type != elf.SHT_PROGBITS || s.Flags&elf.SHF_EXECINSTR == 0 || s.Name == ".text" {
 			continue
 		}
@@ -156,7 +155,7 @@ func programs(b []byte) (list []program, order binary.ByteOrder, err error) {
 }
 
 // nameMaps gives the maps of global variables the names that libbpf gives them
-// in the kernel, as "filter.rodata", by which scripts find them
+// in the kernel, such as "filter.rodata". Scripts find them by these names
 // (internal_map_name, libbpf.c).
 func nameMaps(spec *ebpf.CollectionSpec, path string) {
 	const maxName, minSuffix = unix.BPF_OBJ_NAME_LEN - 1, len(".rodata")
@@ -179,8 +178,8 @@ func nameMaps(spec *ebpf.CollectionSpec, path string) {
 	}
 }
 
-// load loads the program. spec is a copy of the object's that fit has changed
-// for the place where the program is to run.
+// load loads the program. spec is a copy of the object's spec that fit has
+// changed for its use.
 func (o *object) load(fit func(*ebpf.ProgramSpec)) (*ebpf.Program, error) {
 	if o.spec == nil {
 		return nil, &failure{errEndian, nil}
@@ -197,7 +196,7 @@ func (o *object) load(fit func(*ebpf.ProgramSpec)) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	// All maps are made, those too that only other programs use.
+	// Like libbpf, create all maps, even those of other programs only.
 	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
 	if err != nil {
 		for _, path := range fresh {
@@ -209,9 +208,9 @@ func (o *object) load(fit func(*ebpf.ProgramSpec)) (*ebpf.Program, error) {
 	return coll.DetachProgram(o.function), nil
 }
 
-// pinMaps leaves only those maps to be pinned that say so in the file
-// (LIBBPF_PIN_BY_NAME), and none without a folder for the pins. It returns the
-// paths that will be new.
+// pinMaps keeps the pinning of maps that the file asks to pin
+// (LIBBPF_PIN_BY_NAME) if there is a folder for pins, and clears all other
+// pinning. It returns the paths of the new pins.
 func (o *object) pinMaps(spec *ebpf.CollectionSpec) (fresh []string, err error) {
 	for name, m := range spec.Maps {
 		if o.pins == "" || m.Pinning != ebpf.PinByName {

@@ -16,20 +16,20 @@ import (
 type option struct {
 	name       string
 	short      byte
-	metavar    string // what stands for its value in the help
+	metavar    string // the name of its value in the help
 	help       string
 	choices    []string // valid values, for the help
 	flag       bool     // takes no value
 	positional bool
 	required   bool
-	many       bool // may be given again
+	many       bool // may be repeated
 	set        func(t *tool, v *values, value string) error
 }
 
-// values are what the command line says.
+// values are the values on the command line.
 type values struct {
 	device  string
-	index   int // of the device, 0 when none was named
+	index   int // of the device; 0 when no device was named
 	files   []string
 	pinPath *string
 	section *string
@@ -94,8 +94,8 @@ func device(help, metavar string, required bool) option {
 		}}
 }
 
-// ifindex looks up a device in the namespace of the calling thread, as
-// if_nametoindex(3) does: alternative names are found too, if they are short.
+// ifindex looks up a device in the namespace of the calling thread, like
+// if_nametoindex(3): it also finds alternative names, if they are short.
 func ifindex(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -112,12 +112,13 @@ func ifindex(name string) (int, error) {
 	return int(req.Uint32()), nil
 }
 
-// common are the options that every command has, in this order and before its
-// own.
+// common are the options of every command, in this order, before its own
+// options.
 var common = []opt{{name: "help", short: 'h'}, {name: "verbose", short: 'v'}, {name: "version"}}
 
-// parse reads the command line of a command; false when it is wrong, or was
-// only a question. args[0] is the command as it was written.
+// parse reads the command line of a command. It returns false when the line is
+// wrong or only asks for help or the version. args[0] is the command as it was
+// typed.
 func (t *tool) parse(c *command, args []string) (*values, bool) {
 	v := &values{given: map[string]bool{}}
 	opts := slices.Clone(common)
@@ -162,7 +163,7 @@ func (t *tool) parse(c *command, args []string) (*values, bool) {
 	return v, true
 }
 
-// set gives a value to the first option that which chooses.
+// set sets the first option that which accepts.
 func (t *tool) set(c *command, v *values, which func(option) bool, value string) bool {
 	i := slices.IndexFunc(c.options, which)
 	if i >= 0 {
@@ -172,7 +173,7 @@ func (t *tool) set(c *command, v *values, which func(option) bool, value string)
 			v.given[o.name] = true
 			return true
 		}
-		if err != unix.ENOENT { // which has been explained
+		if err != unix.ENOENT { // the error has been explained
 			t.warn("Couldn't parse option %s: %s.", o.name, words(err))
 		}
 	}

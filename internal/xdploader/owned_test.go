@@ -20,7 +20,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// bench is a device where xdp-loader commands are run.
+// bench is a device on which tests run xdp-loader commands.
 type bench struct {
 	*testenv.Pair
 	bpffs string
@@ -31,18 +31,19 @@ func newBench(t *testing.T) *bench {
 	return &bench{testenv.NewPair(t), testenv.BPFFS(t)}
 }
 
-// run runs a command line on the device; it has to end with that exit code.
+// run runs a command line on the device. The command must end with that exit
+// code.
 func (b *bench) run(t *testing.T, exit int, args ...string) (stdout, stderr string) {
 	t.Helper()
 	b.Server.Do(t, func() {
 		var got int
-		stdout, stderr, got = ours(t, map[string]string{"LIBXDP_BPFFS": b.bpffs}, args...)
+		stdout, stderr, got = packageLoader(t, map[string]string{"LIBXDP_BPFFS": b.bpffs}, args...)
 		qt.Assert(t, qt.Equals(got, exit), qt.Commentf("%q: %s%s", args, stdout, stderr))
 	})
 	return stdout, stderr
 }
 
-// own attaches members of a chain of libdispatcher.
+// own attaches members to an owned chain.
 func (b *bench) own(t *testing.T, names ...string) {
 	b.Server.Do(t, func() {
 		for i, name := range names {
@@ -66,8 +67,8 @@ func (b *bench) read(t *testing.T) (c *hook.Chain) {
 	return c
 }
 
-// An owned chain is shown with its members, and is neither joined nor taken
-// off: the words are xdp-loader's, and a line says what to do instead.
+// An owned chain is shown with its members, and is neither joined nor detached.
+// The messages are xdp-loader's, and one more line says what to do instead.
 func TestOwnedChain(t *testing.T) {
 	b := newBench(t)
 	b.own(t, "first", "second")
@@ -87,7 +88,7 @@ func TestOwnedChain(t *testing.T) {
 	object += "/" + objects + "/filter.o"
 	holds := fmt.Sprintf(`libdispatcher: a chain of libdispatcher \(first, second\) holds veth1 by link %d; `, before.LinkID)
 	attach := holds + `"dispatcher attach xdp veth1 \S+" adds .*\n`
-	detach := holds + `"dispatcher detach xdp veth1 %s" takes .*\n`
+	detach := holds + `"dispatcher detach xdp veth1 %s" detaches .*\n`
 	const busy = 240
 	for _, test := range []struct {
 		skip   bool
@@ -118,7 +119,7 @@ Couldn't attach XDP program on iface 'veth1': Device or resource busy\(-16\)
 			env["LIBXDP_SKIP_DISPATCHER"] = "1"
 		}
 		b.Server.Do(t, func() {
-			stdout, stderr, exit := ours(t, env, test.args...)
+			stdout, stderr, exit := packageLoader(t, env, test.args...)
 			qt.Check(t, qt.Equals(stdout, ""))
 			qt.Check(t, qt.Matches(stderr, test.stderr))
 			qt.Check(t, qt.Equals(exit, test.exit), qt.Commentf("%q", test.args))
@@ -127,7 +128,7 @@ Couldn't attach XDP program on iface 'veth1': Device or resource busy\(-16\)
 	qt.Assert(t, qt.DeepEquals(b.read(t), before))
 }
 
-// A link of another tool is told to let go, as xdp-loader does.
+// A foreign link is detached, as xdp-loader does.
 func TestForeignLink(t *testing.T) {
 	for _, how := range []string{"all", "id"} {
 		t.Run(how, func(t *testing.T) {
@@ -162,7 +163,7 @@ func id(t *testing.T, prog *ebpf.Program) string {
 	return strconv.Itoa(int(id))
 }
 
-// What is shown is a function's whole name, which the kernel cuts.
+// status shows a function's whole name, which the kernel cuts.
 func TestWholeName(t *testing.T) {
 	b := newBench(t)
 	const name = "ldt_a_name_of_more_than_fifteen_bytes"
@@ -184,7 +185,7 @@ func TestMapNames(t *testing.T) {
 	} {
 		env := map[string]string{"LIBXDP_SKIP_DISPATCHER": "1"}
 		b.Server.Do(t, func() {
-			_, stderr, exit := ours(t, env, "load", "veth1", objects+"/"+object)
+			_, stderr, exit := packageLoader(t, env, "load", "veth1", objects+"/"+object)
 			qt.Assert(t, qt.Equals(exit, 0), qt.Commentf("%s", stderr))
 		})
 		qt.Check(t, qt.DeepEquals(b.mapNames(t), want))
@@ -193,13 +194,13 @@ func TestMapNames(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	stdout, stderr, exit := ours(t, nil, "status", "--version")
+	stdout, stderr, exit := packageLoader(t, nil, "status", "--version")
 	qt.Check(t, qt.Matches(stdout, `xdp-loader version 1\.6\.3 using cilium/ebpf version \S+ \(libdispatcher\)\n`))
 	qt.Check(t, qt.Equals(stderr, ""))
 	qt.Check(t, qt.Equals(exit, 1))
 }
 
-// withTypes gives a program the type of a function of XDP.
+// withTypes gives a program the type of an XDP function.
 func withTypes(spec *ebpf.ProgramSpec, name string) {
 	spec.Instructions[0] = btf.WithFuncMetadata(spec.Instructions[0], code.Function(name))
 }

@@ -20,25 +20,25 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/xdploader"
 )
 
-// record writes the golden files anew, from the xdp-loader that XDP_LOADER
-// names, which has to be of version 1.6.3.
+// record writes the golden files from the xdp-loader that XDP_LOADER names,
+// which must be version 1.6.3.
 var record = flag.Bool("record", false, "record the golden files from $XDP_LOADER")
 
-// objects is where the test objects are; commands run there.
+// objects is the folder of the test objects, in which commands run.
 const objects = "../../test/testdata"
 
 // An xdpLoader runs one command line.
 type xdpLoader func(t *testing.T, env map[string]string, args ...string) (stdout, stderr string, exit int)
 
-// ours is the package.
-func ours(t *testing.T, env map[string]string, args ...string) (string, string, int) {
+// packageLoader is this package.
+func packageLoader(t *testing.T, env map[string]string, args ...string) (string, string, int) {
 	var stdout, stderr bytes.Buffer
 	exit := xdploader.Main(t.Context(), append([]string{"xdp-loader"}, args...), &stdout, &stderr, func(name string) string { return env[name] })
 	return stdout.String(), stderr.String(), exit
 }
 
-// real is the tool of xdp-tools at that path.
-func real(path string) xdpLoader {
+// realLoader is the tool of xdp-tools at that path.
+func realLoader(path string) xdpLoader {
 	return func(t *testing.T, env map[string]string, args ...string) (string, string, int) {
 		cmd := exec.CommandContext(t.Context(), path, args...)
 		cmd.Env = os.Environ()
@@ -63,17 +63,17 @@ type scene struct {
 	next  func() xdpLoader // for the next command
 }
 
-// play runs the commands of a script and returns it with what they print in the
-// place of what it says that they print:
+// play runs the commands of a script. It returns the script with the commands'
+// output in place of the expected output:
 //
 //	# a comment
 //	$ [NAME=VALUE] ARGUMENT...    xdp-loader with these arguments; {id:NAME} is the
 //	                              id of the first program of that name in its status
 //	1> ...                        what it prints to stdout
 //	2> ...                        what it prints to stderr
-//	= N                           its exit code, where it is not 0
-//	% pins                        what is pinned
-//	% off DEVICE                  take off what is on the device, by netlink
+//	= N                           its exit code, if it is not 0
+//	% pins                        list the pins
+//	% off DEVICE                  detach by netlink what is on the device
 //	% forget                      remove the pins of libxdp
 func (s *scene) play(t *testing.T, script string) string {
 	var out strings.Builder
@@ -123,7 +123,7 @@ func (s *scene) expand(t *testing.T, word string) string {
 	word = strings.Trim(word, "{}")
 	switch name, ok := strings.CutPrefix(word, "id:"); {
 	case ok:
-		status, _, _ := ours(t, map[string]string{"LIBXDP_BPFFS": s.bpffs}, "status")
+		status, _, _ := packageLoader(t, map[string]string{"LIBXDP_BPFFS": s.bpffs}, "status")
 		id := memberID(status, name)
 		qt.Assert(t, qt.Not(qt.Equals(id, "")), qt.Commentf("no %s in\n%s", name, status))
 		return id
@@ -136,7 +136,7 @@ func (s *scene) expand(t *testing.T, word string) string {
 	return ""
 }
 
-// memberID finds the first program of that name in what status prints.
+// memberID finds the first program of that name in the output of status.
 func memberID(status, name string) string {
 	m := regexp.MustCompile(`(?m) ` + name + ` .* (\d+) +[0-9a-f]{16}`).FindStringSubmatch(status)
 	if m == nil {
@@ -155,8 +155,8 @@ func (s *scene) directive(t *testing.T, out *strings.Builder, words []string) {
 		})))
 		slices.Sort(paths)
 		for _, path := range paths {
-			// The kernel has files of its own in a bpffs, and the folder itself may be
-			// made sooner or later.
+			// The kernel has files of its own in a bpffs, and creates the folder
+			// itself at its own time.
 			if path != "" && path != "/xdp" && !strings.HasSuffix(path, ".debug") {
 				fmt.Fprintf(out, "1> %s\n", s.normal(path))
 			}
@@ -180,13 +180,12 @@ var (
 	dispatcherID = regexp.MustCompile(`(xdp_dispatcher +\w+ +# )[0-9a-f]{16}`)
 	otherNumbers = regexp.MustCompile(`\b(ID|id|ifindex) \d+\b`)
 	folder       = regexp.MustCompile(`dispatch-\d+-\d+`)
-	// What the limit of the test's process is, where bpffs are mounted, and what
-	// is said in addition to xdp-loader's words.
+	// The limit of the test's process, the mounts of bpffs, and messages that
+	// xdp-loader does not have.
 	leftOut = regexp.MustCompile(`(?m)^(Current rlimit .*|Could not find BPF working dir .*| ?libdispatcher: .*)\n`)
 )
 
-// normal takes out of what is printed all that differs from one run to the
-// next.
+// normal removes from the output what differs from run to run.
 func (s *scene) normal(text string) string {
 	text = strings.ReplaceAll(text, s.bpffs, "BPFFS")
 	text = leftOut.ReplaceAllString(text, "")
@@ -196,7 +195,7 @@ func (s *scene) normal(text string) string {
 	return folder.ReplaceAllString(text, "dispatch-I-N")
 }
 
-// perform plays a script on a device of its own.
+// perform plays a script on a new device.
 func perform(t *testing.T, next func() xdpLoader, script string) (result string) {
 	s := &scene{pair: testenv.NewPair(t), bpffs: testenv.BPFFS(t), next: next}
 	s.pair.Server.Do(t, func() { result = s.play(t, script) })
@@ -212,15 +211,15 @@ func scripts(t *testing.T) []string {
 	return names
 }
 
-// portable takes out what depends on the kernel as well: how it computes tags,
-// and what its drivers offer.
+// portable also removes what depends on the kernel: its tags, and its drivers'
+// features.
 func portable(text string) string {
 	text = regexp.MustCompile(`# [0-9a-f]{16}`).ReplaceAllString(text, "# TAG")
 	return regexp.MustCompile(`(NETDEV_XDP_ACT_\w+:\t+)(?:yes|no)`).ReplaceAllString(text, "${1}yes or no")
 }
 
-// The golden files are what xdp-loader 1.6.3 printed, on Linux 6.18 and, for the
-// chain, 7.2.
+// The golden files are the output of xdp-loader 1.6.3, on Linux 6.18 and, for
+// the chain, on 7.2.
 func TestGolden(t *testing.T) {
 	for _, name := range scripts(t) {
 		path, err := filepath.Abs("testdata/" + name + ".txt")
@@ -230,17 +229,17 @@ func TestGolden(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Chdir(objects)
 			if *record {
-				text := portable(perform(t, always(real(os.Getenv("XDP_LOADER"))), string(golden)))
+				text := portable(perform(t, always(realLoader(os.Getenv("XDP_LOADER"))), string(golden)))
 				qt.Assert(t, qt.IsNil(os.WriteFile(path, []byte(text), 0o666)))
 				return
 			}
-			qt.Assert(t, qt.Equals(portable(perform(t, always(ours), string(golden))), string(golden)))
+			qt.Assert(t, qt.Equals(portable(perform(t, always(packageLoader), string(golden))), string(golden)))
 		})
 	}
 }
 
-// Where there is an xdp-loader 1.6.3, both do the same side by side, and in
-// turns: what the one has made the other changes and takes off.
+// Where xdp-loader 1.6.3 is installed, both do the same, side by side and in
+// turns: each changes and detaches what the other attached.
 func TestWithTheRealOne(t *testing.T) {
 	path, err := findReal()
 	if err != nil {
@@ -251,11 +250,11 @@ func TestWithTheRealOne(t *testing.T) {
 		qt.Assert(t, qt.IsNil(err))
 		t.Run(name, func(t *testing.T) {
 			t.Chdir(objects)
-			want := perform(t, always(real(path)), string(script))
+			want := perform(t, always(realLoader(path)), string(script))
 			for how, run := range map[string]func() xdpLoader{
-				"alone":            always(ours),
-				"after each other": inTurn(ours, real(path)),
-				"before":           inTurn(real(path), ours),
+				"alone":    always(packageLoader),
+				"in turns": inTurn(packageLoader, realLoader(path)),
+				"before":   inTurn(realLoader(path), packageLoader),
 			} {
 				qt.Check(t, qt.Equals(perform(t, run, string(script)), want), qt.Commentf("%s", how))
 			}

@@ -15,10 +15,10 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// A component is an object on its way into a chain of libxdp's.
+// A component is an object on its way into a libxdp chain.
 type component struct {
 	*object
-	refused error // what the kernel said when it was loaded
+	refused error // the kernel's refusal to load it
 }
 
 var _ libxdp.Source = (*component)(nil)
@@ -31,8 +31,8 @@ func (c *component) Frags() bool {
 	return c.spec != nil && c.spec.Programs[c.function].Flags&unix.BPF_F_XDP_HAS_FRAGS != 0
 }
 
-// typed tells whether the program has the type information without which it
-// cannot take the place of a function.
+// typed tells whether the program has the type information that it needs to
+// replace a function.
 func (c *component) typed() bool {
 	if c.spec == nil {
 		return true
@@ -45,14 +45,14 @@ func (c *component) Load(dispatcher *ebpf.Program, function string) (*ebpf.Progr
 	prog, err := c.load(func(p *ebpf.ProgramSpec) {
 		p.Type, p.AttachType = ebpf.Extension, ebpf.AttachNone
 		p.AttachTarget, p.AttachTo = dispatcher, function
-		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS | unix.BPF_F_XDP_DEV_BOUND_ONLY // they are the dispatcher's
+		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS | unix.BPF_F_XDP_DEV_BOUND_ONLY // they belong to the dispatcher
 	})
 	c.refused = err
 	return prog, err
 }
 
-// alone loads the program to be attached by itself; ifindex is the device it is
-// offloaded to, or 0.
+// alone loads the program to be attached without a dispatcher. ifindex is the
+// device to offload it to, or 0.
 func (o *object) alone(ifindex int) (*ebpf.Program, error) {
 	var frags uint32 = unix.BPF_F_XDP_HAS_FRAGS
 	fit := func(p *ebpf.ProgramSpec) {
@@ -61,7 +61,8 @@ func (o *object) alone(ifindex int) (*ebpf.Program, error) {
 	}
 	prog, err := o.load(fit)
 	if errors.Is(err, unix.EINVAL) && o.spec != nil && o.spec.Programs[o.function].Flags&frags != 0 {
-		// Before Linux 5.18 there is no such flag; the program can do without.
+		// Before Linux 5.18 there is no such flag, and the program works
+		// without it.
 		frags = 0
 		if again, e := o.load(fit); e == nil {
 			return again, nil
@@ -70,9 +71,9 @@ func (o *object) alone(ifindex int) (*ebpf.Program, error) {
 	return prog, err
 }
 
-// replacesFunctions tells why not, if the kernel does not let one program
-// replace a function of another, which libxdp's way to run several is built on.
-// Some kernels forbid it, some have no trampolines on their architecture.
+// replacesFunctions returns an error if the kernel does not let a program
+// replace a function of another, as libxdp needs to run several programs. Some
+// kernels forbid it, some have no trampolines on their architecture.
 func replacesFunctions() error {
 	const name = "xdp_pass"
 	spec := &ebpf.ProgramSpec{

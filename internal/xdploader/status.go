@@ -43,7 +43,7 @@ func devices() ([]rtnl.Device, error) {
 }
 
 func (t *tool) statusOfDevice(ctx context.Context, name string, index int) error {
-	o, err := t.look(ctx, index)
+	o, err := t.readOccupant(ctx, index)
 	if err != nil {
 		t.warn("Error getting XDP status for interface %s: %s", name, words(err))
 		t.detail(err)

@@ -22,7 +22,7 @@ func (t *tool) unload(ctx context.Context, v *values) error {
 		t.warn("Must specify ifname")
 		return errFailed
 	}
-	o, err := t.look(ctx, v.index)
+	o, err := t.readOccupant(ctx, v.index)
 	if err == nil && o.free() {
 		o.close()
 	}
@@ -53,7 +53,7 @@ var errNotThere = errors.New("no such program on the device")
 
 func (t *tool) detachAll(ctx context.Context, o *occupant) error {
 	if o.offload != nil {
-		if err := exchange(o.device.Index, nil, o.offload, hook.ModeOffload); err != nil {
+		if err := replaceProgram(o.device.Index, nil, o.offload, hook.ModeOffload); err != nil {
 			return err
 		}
 	}
@@ -78,14 +78,14 @@ func (t *tool) detachID(ctx context.Context, o *occupant, id uint32) error {
 	case o.owned != nil:
 		for _, m := range o.owned.Members {
 			if m.Program.ID == id {
-				t.whose(o, fmt.Sprintf(`"dispatcher detach xdp %s %s" takes the program out`, o.device.Name, m.Name))
+				t.noteOwner(o, fmt.Sprintf(`"dispatcher detach xdp %s %s" detaches the program`, o.device.Name, m.Name))
 				return failed(unix.EBUSY, nil)
 			}
 		}
 	}
 	if o.offload != nil && describe(o.offload).ID == id {
 		t.detaching(o, id)
-		return exchange(o.device.Index, nil, o.offload, hook.ModeOffload)
+		return replaceProgram(o.device.Index, nil, o.offload, hook.ModeOffload)
 	}
 	return errNotThere
 }
@@ -94,18 +94,18 @@ func (t *tool) detaching(o *occupant, id uint32) {
 	t.debug("Detaching XDP program with ID %d from %s", id, o.device.Name)
 }
 
-// detachMain takes off what runs on the host.
+// detachMain detaches what runs on the host.
 func (t *tool) detachMain(ctx context.Context, o *occupant) error {
 	if o.owned != nil {
-		t.whose(o, fmt.Sprintf(`"dispatcher detach xdp %s --all" takes it off`, o.device.Name))
+		t.noteOwner(o, fmt.Sprintf(`"dispatcher detach xdp %s --all" detaches it`, o.device.Name))
 		return failed(unix.EBUSY, nil)
 	}
 	if o.chain != nil && kernel.IsBPFFS(t.bpffs()) {
-		return t.site(o.device.Name).DetachAll(ctx)
+		return t.handle(o.device.Name).DetachAll(ctx)
 	}
-	err := exchange(o.device.Index, nil, o.prog, o.mode)
+	err := replaceProgram(o.device.Index, nil, o.prog, o.mode)
 	if errors.Is(err, unix.EBUSY) {
-		// A link holds it, which xdp-loader tells to let go.
+		// Like xdp-loader, it detaches the link that holds the program.
 		t.attachRefused(o.device.Index, int(unix.EBUSY))
 		return t.detachLink(ctx, o)
 	}
@@ -126,9 +126,9 @@ func (t *tool) detachLink(ctx context.Context, o *occupant) error {
 	return dispatcher.DetachLink(ctx, c.LinkID, dispatcher.DetachOptions{Force: true})
 }
 
-// detachMember takes one program out of libxdp's chain.
+// detachMember removes one program from libxdp's chain.
 func (t *tool) detachMember(ctx context.Context, o *occupant, id uint32) error {
-	err := t.site(o.device.Name).Detach(ctx, hook.ProgramRef(id))
+	err := t.handle(o.device.Name).Detach(ctx, hook.ProgramRef(id))
 	if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EPERM) {
 		t.libWarn("Asked to detach 1 progs, but %d loaded on ifindex %d, and partial detach is not supported by the kernel.",
 			len(o.chain.Members), o.device.Index)

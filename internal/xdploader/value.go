@@ -11,7 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// A mode is how a program is attached, as the options call it.
+// A mode is an attach mode, as the options name it.
 type mode int
 
 const (
@@ -29,7 +29,7 @@ func (m mode) hook() hook.Mode {
 	return [...]hook.Mode{hook.ModeNative, hook.ModeGeneric, hook.ModeOffload, hook.ModeAuto}[m]
 }
 
-// modeOf is the name of a mode in the table of "status".
+// modeOf returns the name of a mode in the table of "status".
 func modeOf(m hook.Mode) string {
 	switch m {
 	case hook.ModeNative:
@@ -42,11 +42,11 @@ func modeOf(m hook.Mode) string {
 	return modeNames[modeUnspecified]
 }
 
-// actionNames are the verdicts by their numbers.
+// actionNames are the verdicts' names by number.
 var actionNames = [hook.Verdicts]string{"XDP_ABORTED", "XDP_DROP", "XDP_PASS", "XDP_TX", "XDP_REDIRECT"}
 
-// parseActions reads names separated by commas; the empty string and one
-// comma at the end are no error. 0 when there is none.
+// parseActions reads names that are separated by commas. An empty string and a
+// comma at the end are valid. The set is 0 without names.
 func parseActions(s string) (set hook.VerdictSet, err error) {
 	for s != "" {
 		name, rest, _ := strings.Cut(s, ",")
@@ -60,7 +60,7 @@ func parseActions(s string) (set hook.VerdictSet, err error) {
 	return set, nil
 }
 
-// actions are the names of a set.
+// actions returns the names of a set.
 func actions(set hook.VerdictSet) string {
 	var names []string
 	for _, v := range set.List() {
@@ -69,8 +69,8 @@ func actions(set hook.VerdictSet) string {
 	return strings.Join(names, ",")
 }
 
-// parseU32 reads a decimal number as strtoul(3) does, which takes what there is
-// of one: blanks before it, a sign, anything after it, or no digits at all.
+// parseU32 reads a decimal number like strtoul(3), which accepts leading
+// blanks, a sign, any text behind the number, or no digits at all.
 func parseU32(s string) (uint32, error) {
 	s = strings.TrimLeft(s, " \t\n\v\f\r")
 	negative := strings.HasPrefix(s, "-")
@@ -97,8 +97,8 @@ func parseU32(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// versionLine has the version of the tool where xdp-loader has it, and the
-// library that is used here where xdp-loader has libbpf.
+// versionLine has the tool's version where xdp-loader has it, and the BPF
+// library used here where xdp-loader has libbpf.
 func versionLine() string {
 	const library = "github.com/cilium/ebpf"
 	version := "unknown"

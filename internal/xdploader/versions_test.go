@@ -15,7 +15,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/xdploader"
 )
 
-// A dispatcher of a later libxdp is left alone, in xdp-loader's words.
+// A dispatcher of a later libxdp is not changed, and the messages are
+// xdp-loader's.
 func TestLaterVersion(t *testing.T) {
 	b := newBench(t)
 	const name = "xdp_dispatcher"
@@ -49,7 +50,7 @@ $ unload veth1 -i {id}
 		})
 		return text
 	}
-	got := play(ours)
+	got := play(packageLoader)
 	qt.Check(t, qt.StringContains(got, `$ load veth1 ../../test/testdata/filter.o
 2>  libxdp: XDP dispatcher version 4 higher than supported 3
 2>  libxdp: Dispatcher version check failed for ID N
@@ -57,13 +58,13 @@ $ unload veth1 -i {id}
 = 240
 `))
 	if path, err := findReal(); err == nil && xdploader.ReplacesFunctions() == nil {
-		qt.Check(t, qt.Equals(got, play(real(path))))
+		qt.Check(t, qt.Equals(got, play(realLoader(path))))
 	}
 	b.Server.IP(t, "link", "set", "dev", "veth1", "xdp", "off")
 }
 
-// Chains of older versions, which xdp-loader 1.6.3 refuses to change, are
-// changed in that version, so that the older tool goes on with them.
+// Chains of older versions are changed in their version, so that the older tool
+// can continue to use them; xdp-loader 1.6.3 refuses to change them.
 func TestOlderVersions(t *testing.T) {
 	testenv.Require(t)
 	if err := xdploader.ReplacesFunctions(); err != nil {
@@ -84,7 +85,7 @@ func TestOlderVersions(t *testing.T) {
 					qt.Assert(t, qt.Equals(exit, 0), qt.Commentf("%q: %s%s", args, stdout, stderr))
 					return stdout
 				}
-				older := real(path)
+				older := realLoader(path)
 				members := func(tool xdpLoader) (names []string) {
 					for line := range strings.Lines(do(tool, "status", "veth1")) {
 						if f := strings.Fields(line); len(f) > 2 && f[0] == "=>" {
@@ -94,45 +95,45 @@ func TestOlderVersions(t *testing.T) {
 					return names
 				}
 				do(older, "load", "veth1", objects+"/filter.o")
-				do(ours, "load", "veth1", objects+"/globals.o", objects+"/several.o", "-P", "60")
+				do(packageLoader, "load", "veth1", objects+"/globals.o", objects+"/several.o", "-P", "60")
 				want := []string{"ldt_filter", "ldt_first", "ldt_globals"} // by priority, then by name
-				qt.Check(t, qt.DeepEquals(members(ours), want))
+				qt.Check(t, qt.DeepEquals(members(packageLoader), want))
 				qt.Check(t, qt.DeepEquals(members(older), want))
 
-				do(ours, "unload", "veth1", "-i", memberID(do(ours, "status"), "ldt_first"))
+				do(packageLoader, "unload", "veth1", "-i", memberID(do(packageLoader, "status"), "ldt_first"))
 				want = []string{"ldt_filter", "ldt_globals"}
-				qt.Check(t, qt.DeepEquals(members(ours), want))
+				qt.Check(t, qt.DeepEquals(members(packageLoader), want))
 				do(older, "load", "veth1", objects+"/runconfig.o")
 				want = append([]string{"ldt_drop_only"}, want...)
-				qt.Check(t, qt.DeepEquals(members(ours), want))
-				do(older, "unload", "veth1", "-i", memberID(do(ours, "status"), "ldt_filter"))
+				qt.Check(t, qt.DeepEquals(members(packageLoader), want))
+				do(older, "unload", "veth1", "-i", memberID(do(packageLoader, "status"), "ldt_filter"))
 				want = []string{"ldt_drop_only", "ldt_globals"}
-				qt.Check(t, qt.DeepEquals(members(ours), want))
+				qt.Check(t, qt.DeepEquals(members(packageLoader), want))
 				qt.Check(t, qt.DeepEquals(members(older), want))
-				do(ours, "unload", "veth1", "--all")
+				do(packageLoader, "unload", "veth1", "--all")
 				qt.Check(t, qt.StringContains(do(older, "status", "veth1"), "<No XDP program loaded!>"))
 			})
 		})
 	}
 }
 
-// A bpffs is mounted where LIBXDP_BPFFS_AUTOMOUNT asks for that.
+// A bpffs is mounted when LIBXDP_BPFFS_AUTOMOUNT asks for it.
 func TestAutomount(t *testing.T) {
 	b := newBench(t)
 	dir := t.TempDir()
 	env := map[string]string{"LIBXDP_BPFFS": dir, "LIBXDP_BPFFS_AUTOMOUNT": "1"}
 	b.Server.Do(t, func() {
-		_, stderr, exit := ours(t, env, "load", "veth1", objects+"/filter.o")
+		_, stderr, exit := packageLoader(t, env, "load", "veth1", objects+"/filter.o")
 		qt.Assert(t, qt.Equals(exit, 0), qt.Commentf("%s", stderr))
 		qt.Check(t, qt.Equals(stderr, ""))
-		_, stderr, exit = ours(t, env, "unload", "veth1", "--all")
+		_, stderr, exit = packageLoader(t, env, "unload", "veth1", "--all")
 		qt.Assert(t, qt.Equals(exit, 0), qt.Commentf("%s", stderr))
 	})
 	qt.Check(t, qt.IsTrue(kernel.IsBPFFS(dir)))
 	qt.Check(t, qt.IsNil(unix.Unmount(dir, 0)))
 }
 
-// Whatever is in a file, there is an error and never a panic.
+// A damaged file gives an error, never a panic.
 func TestDamagedFiles(t *testing.T) {
 	for _, name := range []string{"filter.o", "several.o", "nobtf.o"} {
 		whole, err := os.ReadFile(objects + "/" + name)
@@ -140,7 +141,7 @@ func TestDamagedFiles(t *testing.T) {
 		qt.Assert(t, qt.IsNil(xdploader.Programs(whole)))
 		for n := range whole {
 			if n%7 == 0 {
-				_ = xdploader.Programs(whole[:n]) // some are whole enough
+				_ = xdploader.Programs(whole[:n]) // some parts are complete enough
 			}
 			bent := append([]byte{}, whole...)
 			bent[n] ^= 0xff

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What the benchmarks run for a packet: members that do nothing and members
- * that do work, alone, followed by a tail call, and merged by hand.
+ * The programs of the benchmarks: members that do nothing and members that do
+ * work, alone, followed by a tail call, and merged by hand.
  */
 #include "../../../programs/bpf/xdp.h"
 
@@ -13,7 +13,7 @@ enum {
 };
 
 enum {
-	/* The same buckets each time, so that lookups take as many instructions. */
+	/* The same buckets in each run, so that lookups take equally many instructions. */
 	BPF_F_ZERO_SEED = 1 << 6,
 };
 
@@ -30,7 +30,7 @@ struct udp {
 	__be16 check;
 };
 
-/* The value is not known to the compiler, nor to the verifier for a global function. */
+/* The compiler does not know the value, nor does the verifier in a global function. */
 #define opaque(x) asm volatile("" : "+r"(x))
 
 #define PORTS(i)                                                               \
@@ -49,7 +49,7 @@ struct {
 	__uint(value_size, 4);
 } next SEC(".maps");
 
-/* Lists of all but the last member, for chains of that many. */
+/* Lists of all members but the last, for chains of these lengths. */
 #define BUT_LAST_1(M)
 #define BUT_LAST_2(M) M(0)
 #define BUT_LAST_4(M) BUT_LAST_2(M) M(1) M(2)
@@ -65,7 +65,7 @@ struct {
 
 ALL(PORTS)
 
-/* The packets that were dropped, on one CPU. */
+/* The number of dropped packets, on one CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
