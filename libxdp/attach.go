@@ -13,28 +13,28 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// AttachOptions say how a program joins. The zero value joins the chain that is
-// there, with what the program itself asks for.
+// AttachOptions say how a program joins. The zero value joins an existing
+// chain, with the settings that the program itself asks for.
 type AttachOptions struct {
-	// Settings win over those of the source. OnMissing has no meaning here.
+	// Settings override those of the source. OnMissing has no meaning here.
 	hook.Settings
-	// Mode is asked for when a chain is started. One that is there keeps its
-	// mode, and if another one is asked for that is an error.
+	// Mode is the mode of a chain that Start makes. An existing chain keeps its
+	// mode, and it is an error to ask for another one.
 	Mode hook.Mode
-	// Start makes a chain on a device that has none. Else that is an error,
-	// fs.ErrNotExist.
+	// Start makes a chain on a device that has none. Without Start a missing
+	// chain is an error, fs.ErrNotExist.
 	Start bool
-	// Version is that of a chain that is started. libxdp joins only chains of
-	// the one version that it writes itself (1.3 to 1.5 write 2, and 1.6 writes
-	// 3), so the chain should be of the one that others here will join with. 0
-	// takes that of the dispatcher that was loaded last on this machine; else
-	// what the installed library (libxdp.so.1.N) writes; else MaxVersion. A chain
-	// that is there keeps its version.
+	// Version is the version of a chain that Start makes. libxdp joins only
+	// chains of the version that it writes itself (1.3 to 1.5 write 2, and 1.6
+	// writes 3), so choose the version of the other tools on this machine. 0
+	// chooses the version of the dispatcher that was loaded last on this machine;
+	// without one, the version that the installed library (libxdp.so.1.N) writes;
+	// without that, MaxVersion. An existing chain keeps its version.
 	Version uint8
 }
 
 // Attach adds a program to the chain on the device. It returns the new chain and
-// the program's id in it.
+// the program's id in that chain.
 func (d Device) Attach(ctx context.Context, src Source, o AttachOptions) (*Chain, ebpf.ProgramID, error) {
 	c, ids, err := d.AttachAll(ctx, []Source{src}, o)
 	if err != nil {
@@ -65,9 +65,9 @@ func (d Device) AttachAll(ctx context.Context, sources []Source, o AttachOptions
 	return c, ids, nil
 }
 
-// Plan tells what Attach would give and changes nothing; the program is not
-// loaded, so the kernel is not asked. The new member has no program, the chain
-// no dispatcher.
+// Plan returns the chain that Attach would make, and changes nothing. It does
+// not load the program, so the kernel has no say. The new member has no
+// program, and the chain no dispatcher.
 func (d Device) Plan(ctx context.Context, src Source, o AttachOptions) (c *Chain, err error) {
 	err = d.at("attach", func(s *site) error {
 		join, begin, err := o.edit([]Source{src})
@@ -92,17 +92,17 @@ func (d Device) Plan(ctx context.Context, src Source, o AttachOptions) (c *Chain
 	return c, err
 }
 
-// joining are programs on their way into a chain.
+// joining are the programs that join a chain.
 type joining []*joiner
 
-// joiner is a new member and what it asks for.
+// joiner is a new member with its settings.
 type joiner struct {
 	loader
 	config ProgramConfig
 	mode   hook.Mode
 }
 
-// edit checks the request.
+// edit checks the options and returns the new members.
 func (o AttachOptions) edit(sources []Source) (joining, *newChain, error) {
 	if len(sources) == 0 {
 		return nil, nil, hook.Because(hook.ErrUsage, "there is no program to attach")
@@ -126,7 +126,7 @@ func (o AttachOptions) edit(sources []Source) (joining, *newChain, error) {
 	return join, &newChain{o.Mode, o.Version}, nil
 }
 
-// configFor is the configuration of a new member.
+// configFor returns the configuration of a new member.
 func configFor(src Source, s hook.Settings) ProgramConfig {
 	var c ProgramConfig
 	c.configure(s.Or(src.Settings()).Or(hook.Settings{Priority: DefaultPriority, ContinueOn: hook.SetOf(hook.Pass)}))
@@ -147,15 +147,15 @@ func (j joining) edit(p *plan) error {
 	return nil
 }
 
-// close lets go of what was loaded.
+// close releases the loaded programs.
 func (j joining) close() {
 	for _, l := range j {
 		l.prog.Close()
 	}
 }
 
-// Detach takes a member out of the chain; the last one takes the dispatcher off
-// the device. What ref may be says [Chain.Find].
+// Detach removes a member from the chain. With the last member it detaches the
+// dispatcher from the device. [Chain.Find] lists the forms of ref.
 func (d Device) Detach(ctx context.Context, ref hook.Ref) error {
 	return d.edit(ctx, "detach", func(p *plan) error {
 		e, err := p.find(ref)
@@ -166,9 +166,9 @@ func (d Device) Detach(ctx context.Context, ref hook.Ref) error {
 	})
 }
 
-// DetachAll takes the dispatcher off the device with all its members, of
-// whatever version it is and wherever its pins are; those in another bpffs stay
-// there, where Clean removes them. It needs no bpffs.
+// DetachAll detaches the dispatcher with all its members, whatever its version
+// and wherever its pins are. Pins in another bpffs stay, and Clean removes them
+// there. DetachAll needs no bpffs.
 func (d Device) DetachAll(ctx context.Context) error {
 	return d.at("detach", func(s *site) error {
 		f, err := folderToChange(s.BPFFS)
@@ -179,8 +179,8 @@ func (d Device) DetachAll(ctx context.Context) error {
 	})
 }
 
-// Set changes the priority of a member, and with it its place, and the verdicts
-// after which the next one runs. Zero values leave them as they are.
+// Set changes a member's priority, and with it the order, and its continue set.
+// Zero values change nothing.
 func (d Device) Set(ctx context.Context, ref hook.Ref, settings hook.Settings) error {
 	if err := checkSettings(settings); err != nil {
 		return d.failed("set", err)
@@ -194,9 +194,9 @@ func (d Device) Set(ctx context.Context, ref hook.Ref, settings hook.Settings) e
 	})
 }
 
-// Replace puts another program in the place of a member, with the settings of
-// that. Of members with the same priority the name decides the order, so that a
-// program of another name may come to another place among those.
+// Replace replaces the program of a member; the settings stay. Among members of
+// equal priority the name decides the order, so a program with another name may
+// run at another position.
 func (d Device) Replace(ctx context.Context, ref hook.Ref, src Source) error {
 	next := &loader{Source: src}
 	defer func() { next.prog.Close() }()
@@ -214,7 +214,7 @@ func (d Device) Replace(ctx context.Context, ref hook.Ref, src Source) error {
 	})
 }
 
-// edit changes a chain that is there.
+// edit changes an existing chain.
 func (d Device) edit(ctx context.Context, op string, edit func(*plan) error) error {
 	return d.at(op, func(s *site) error {
 		_, err := s.change(ctx, edit, nil)

@@ -14,14 +14,14 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
-// newChain is what a chain is started with on a device that has none; nil when
-// none shall be.
+// newChain describes a chain to start on a device that has none; nil to start
+// none.
 type newChain struct {
 	mode    hook.Mode
 	version uint8
 }
 
-// planned reads the device and applies an edit to what is there.
+// planned reads the device and applies an edit to its chain.
 func (s *site) planned(edit func(*plan) error, o *newChain) (*snapshot, *plan, error) {
 	snap, err := s.read()
 	if err != nil {
@@ -62,8 +62,8 @@ func (s *site) edited(snap *snapshot, edit func(*plan) error, o *newChain) (*pla
 	return p, p.sort()
 }
 
-// elsewhere is the refusal to change a chain whose pins are not to be seen: the
-// old dispatcher would stay for good where they are.
+// elsewhere returns the refusal to change a chain whose pins are in another
+// bpffs: there the old dispatcher would stay forever.
 func (s *snapshot) elsewhere(bpffs string) error {
 	if s.chain.Folder != "" {
 		return nil
@@ -77,8 +77,8 @@ func (s *snapshot) elsewhere(bpffs string) error {
 	return nil
 }
 
-// change edits the chain on the device: the new one is built and pinned, takes
-// the place of the old one in one step, and the pins of that are removed.
+// change edits the chain on the device. It builds and pins the new chain,
+// replaces the old one in one step, and removes the old one's pins.
 func (s *site) change(ctx context.Context, edit func(*plan) error, o *newChain) (c *Chain, err error) {
 	f, err := folderToChange(s.BPFFS)
 	if err != nil {
@@ -121,11 +121,11 @@ func (s *site) change(ctx context.Context, edit func(*plan) error, o *newChain) 
 // errHeld: a link holds the device, or held it a moment ago.
 var errHeld = errors.New("a link holds the device")
 
-// maxBusy is how often to try where a link was in the way but is not found.
+// maxBusy bounds the tries when a link was in the way but is not found.
 const maxBusy = 20
 
-// install pins what was built and puts it on the device in the place of what
-// the snapshot has.
+// install pins the new chain and replaces the snapshot's program on the device
+// by its dispatcher.
 func (s *site) install(ctx context.Context, f folder, snap *snapshot, c *Chain, b *built) error {
 	l, err := f.lock(ctx)
 	if err != nil {
@@ -151,7 +151,7 @@ func (s *site) install(ctx context.Context, f folder, snap *snapshot, c *Chain, 
 	return nil
 }
 
-// device reads the device of the site.
+// device reads the site's device.
 func (s *site) device() (d *rtnl.Device, err error) {
 	err = rtnl.In(s.ns, func(conn *rtnl.Conn) (err error) {
 		d, err = conn.Device(s.Name)
@@ -160,7 +160,7 @@ func (s *site) device() (d *rtnl.Device, err error) {
 	return d, err
 }
 
-// takeOff takes the dispatcher off the device, and its pins away if there are any.
+// takeOff detaches the dispatcher from the device and removes its pins, if any.
 func (s *site) takeOff(ctx context.Context, f folder, snap *snapshot) error {
 	var l *locked
 	if f != (folder{}) {
@@ -184,8 +184,9 @@ func (s *site) takeOff(ctx context.Context, f folder, snap *snapshot) error {
 	return nil
 }
 
-// exchange puts next on the device, or nothing, in the place of what the
-// snapshot has. kernel.ErrAgain when that is not there any more.
+// exchange replaces the snapshot's program on the device by next, or by
+// nothing. It returns kernel.ErrAgain when the device has another program by
+// now.
 func (s *site) exchange(snap *snapshot, next *ebpf.Program, mode hook.Mode) error {
 	fd, old := -1, -1
 	if next != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// Members join, move, are replaced and leave; packets see each chain.
+// Members join, move, are replaced and leave; packets meet each chain.
 func TestChange(t *testing.T) {
 	testenv.NeedFreplace(t)
 	for version := uint8(1); version <= MaxVersion; version++ {
@@ -33,7 +33,7 @@ func TestChange(t *testing.T) {
 			qt.Assert(t, qt.DeepEquals(s.read(t), c))
 			qt.Assert(t, qt.Equals(c.Config.Version, version))
 
-			// Of equal priority the name decides, whoever came first.
+			// The name decides among equal priorities, not the time of joining.
 			s.join(t, 2, at(40))
 			s.wantRun(t, 3, 2, 4, 5)
 			qt.Assert(t, qt.IsNil(s.Set(t.Context(), "ldt_trace_5", hook.Settings{Priority: 1})))
@@ -64,7 +64,7 @@ func TestChange(t *testing.T) {
 	}
 }
 
-// All of several or none.
+// Several join together or not at all.
 func TestAttachAll(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
@@ -82,7 +82,7 @@ func TestAttachAll(t *testing.T) {
 	_, _, err = s.AttachAll(t.Context(), many[7:], AttachOptions{})
 	qt.Assert(t, qt.ErrorIs(err, hook.ErrChainFull))
 
-	// The kernel refuses one.
+	// The kernel refuses one of them.
 	bad := s.spec(9, pass, "ldt_bad")
 	bad.Programs["ldt_bad"].Instructions = testenv.Typed("ldt_bad", asm.Instructions{asm.LoadMem(asm.R0, asm.R1, 4000, asm.Word), asm.Return()})
 	src, err := FromSpec(bad, "ldt_bad", ebpf.CollectionOptions{})
@@ -98,8 +98,8 @@ func TestAttachAll(t *testing.T) {
 	s.wantRun(t)
 }
 
-// The kernel cuts names at 15 characters, where these are alike; a chain has them
-// whole.
+// The kernel cuts names at 15 characters, and these are equal up to there; the
+// chain has whole names.
 func TestLongNames(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
@@ -114,8 +114,9 @@ func TestLongNames(t *testing.T) {
 	qt.Assert(t, qt.IsNil(s.DetachAll(t.Context())))
 }
 
-// Verdicts are libxdp's: of one program its own, of several PASS where the last
-// one's goes on.
+// Verdicts are libxdp's: a single program's verdict is the chain's; with
+// several the verdict is PASS where the last program's actions let the chain
+// continue.
 func TestVerdicts(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
@@ -136,7 +137,7 @@ func TestVerdicts(t *testing.T) {
 	qt.Assert(t, qt.Equals(s.Passed(t, port, 5), 5))
 }
 
-// A mode is asked for when a chain is started, and kept.
+// A chain keeps the mode that it was started with.
 func TestModes(t *testing.T) {
 	testenv.NeedFreplace(t)
 	for _, mode := range []hook.Mode{hook.ModeNative, hook.ModeGeneric} {
@@ -156,7 +157,7 @@ func TestModes(t *testing.T) {
 	}
 }
 
-// A dispatcher takes multi-buffer packets when all its members do.
+// A dispatcher accepts multi-buffer packets when all its members do.
 func TestFrags(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
@@ -182,7 +183,7 @@ func TestFrags(t *testing.T) {
 	qt.Assert(t, qt.IsNil(s.DetachAll(t.Context())))
 }
 
-// A chain is built for somebody else to attach.
+// Build makes a chain for another caller to attach.
 func TestBuild(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
@@ -216,7 +217,7 @@ func TestBuild(t *testing.T) {
 	qt.Assert(t, qt.HasLen(s.pinned(t), 0))
 }
 
-// What Plan says is what Attach does.
+// Attach does what Plan says.
 func TestPlan(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
@@ -233,7 +234,7 @@ func TestPlan(t *testing.T) {
 	qt.Assert(t, qt.IsNil(s.DetachAll(t.Context())))
 }
 
-// A dispatcher that is bound to its device stays so, and its members with it.
+// A dispatcher that is bound to its device stays bound, and its members too.
 func TestDevBound(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)

@@ -17,22 +17,22 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
-// Clean removes the pins of dispatchers that were made for the device and are on
-// none, as a process leaves them that dies in the middle of a change; for an
-// empty Name, those of all devices. It returns the folders that it emptied. What
-// others have put into such a folder stays there.
+// Clean removes the pins of dispatchers that were made for the device and are
+// not attached, such as a process leaves that dies in the middle of a change.
+// With an empty Name it does so for all devices. It returns the folders that it
+// emptied. Files of others in such a folder stay.
 //
-// "xdp-loader clean" looks only at the network namespace that it runs in, and
-// takes the pins of devices in others that share the bpffs. Here a dispatcher
-// keeps its pins if a process has it open or anything refers to it but the links
-// of its programs, which is compared with the references that the kernel counts.
-// Where the kernel has no BPF iterators to tell them, all network namespaces are
-// looked at that can be found.
+// "xdp-loader clean" looks only at its own network namespace, and removes the
+// pins of devices in other namespaces that share the bpffs. Clean keeps the pins
+// of a dispatcher that a process has open, or that anything but the links of its
+// programs refers to; it compares what it found with the references that the
+// kernel counts. On kernels without BPF iterators it looks at all network
+// namespaces that it can find instead.
 func (d Device) Clean(ctx context.Context) (removed []string, err error) {
 	return d.clean(ctx, true)
 }
 
-// Leftovers returns what Clean would remove.
+// Leftovers returns the folders that Clean would empty.
 func (d Device) Leftovers(ctx context.Context) ([]string, error) {
 	return d.clean(ctx, false)
 }
@@ -68,8 +68,8 @@ func (d Device) clean(ctx context.Context, remove bool) (found []string, err err
 	return found, err
 }
 
-// Remove takes away the pins of a dispatcher that is on the device no more.
-// Where the bpffs has none that is no error.
+// Remove removes the pins of a dispatcher that is no longer on the device. It
+// is not an error if the bpffs has none.
 func Remove(ctx context.Context, bpffs string, ifindex int, dispatcher ebpf.ProgramID) error {
 	if bpffs == "" {
 		bpffs = kernel.DefaultBPFFS
@@ -93,9 +93,9 @@ func Remove(ctx context.Context, bpffs string, ifindex int, dispatcher ebpf.Prog
 	return l.unpin(dir)
 }
 
-// tidy takes away the pins of the dispatcher that was on the device, and of
-// those that processes left behind which died before they came to that. A
-// failure leaves it to the next one. next is what is there now; nil for nothing.
+// tidy removes the pins of the dispatcher that was on the device, and of
+// dispatchers that dead processes left. It leaves a failure to the next tidy.
+// next is the chain that is on the device now; nil for nothing.
 func (l *locked) tidy(was *snapshot, next *Chain) {
 	if was.chain != nil && was.chain.Folder != "" {
 		_ = l.unpin(was.chain.Folder)
@@ -106,8 +106,7 @@ func (l *locked) tidy(was *snapshot, next *Chain) {
 	}, true)
 }
 
-// sweep finds the pins of those dispatchers that are on no device, and takes
-// them away.
+// sweep finds the pins of dispatchers that are on no device, and removes them.
 func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, err error) {
 	list, err := l.dispatchers()
 	if err != nil || !l.alone {
@@ -119,7 +118,7 @@ func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, er
 			continue
 		}
 		if len(pinsIn(p.dir)) > 0 {
-			if idle == nil { // it takes some 30 ms to find out
+			if idle == nil { // finding that out takes some 30 ms
 				var done func()
 				if idle, done, err = idleDispatchers(); err != nil {
 					return found, err
@@ -141,9 +140,9 @@ func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, er
 	return append(found, slots...), err
 }
 
-// idleDispatchers looks at what holds programs. idle tells that nothing holds a
-// dispatcher but the links of its own components, so that it is on no device,
-// and nobody is about to put it on one.
+// idleDispatchers finds out what holds programs. idle tells that only the links
+// of its own components hold a dispatcher: it is on no device, and no process
+// is about to attach it.
 func idleDispatchers() (idle func(pinned) bool, done func(), err error) {
 	f := holders.Open(holders.Options{Self: true})
 	view, err := f.Look(holders.Program)
@@ -178,9 +177,9 @@ func idleDispatchers() (idle func(pinned) bool, done func(), err error) {
 	}, f.Close, nil
 }
 
-// untold counts the links of a dispatcher's components, each of which refers to
-// it, that are not among what was found to refer to it: all before Linux 5.19,
-// which has no iterator for links.
+// untold counts the links of a dispatcher's components that are missing among
+// the found objects. Each such link refers to the dispatcher. Before Linux
+// 5.19, which has an iterator for links, all are missing.
 func untold(p pinned, found []holders.Object) (n int) {
 	for slot := range MaxMembers {
 		l, err := link.LoadPinnedLink(filepath.Join(p.dir, linkPin(slot)), nil)
@@ -192,7 +191,7 @@ func untold(p pinned, found []holders.Object) (n int) {
 		if err != nil || info.Tracing() == nil {
 			continue
 		}
-		// 0 is what a link says before Linux 5.13, whatever it is attached to.
+		// Before Linux 5.13 a link reports 0, whatever its target.
 		target := uint32(info.Tracing().TargetObjectId)
 		known := slices.ContainsFunc(found, func(o holders.Object) bool { return o.ID == uint32(info.ID) })
 		if !known && (target == 0 || target == p.prog) {
@@ -203,7 +202,7 @@ func untold(p pinned, found []holders.Object) (n int) {
 }
 
 // attached returns the programs that are on devices, in all network namespaces
-// that can be found; nil is none.
+// that can be found; nil for none.
 func attached() map[uint32]bool {
 	on := map[uint32]bool{}
 	all, err := kernel.NetNamespaces()

@@ -16,9 +16,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// linkComponent puts a component in the place of a stub, for as long as the link
-// lives. prog may be in the place of another dispatcher's stub at the same time,
-// so that a new chain is complete before it takes over from the old one.
+// linkComponent replaces a stub by a component for as long as the link lives.
+// prog may replace another dispatcher's stub at the same time, so that a new
+// chain is complete before it takes over from the old one.
 func linkComponent(prog, dispatcher *ebpf.Program, stub string) (link.Link, error) {
 	l, err := link.AttachFreplace(dispatcher, stub, prog)
 	if errors.Is(err, btf.ErrNotFound) {
@@ -30,9 +30,9 @@ func linkComponent(prog, dispatcher *ebpf.Program, stub string) (link.Link, erro
 	return l, nil
 }
 
-// loadComponent loads a function of the collection so that it can take the place
-// of a stub. Programs that it tail-calls, and its maps, are loaded as they are;
-// the maps live as long as the program.
+// loadComponent loads a function of the collection so that it can replace a
+// stub. The function's maps and the programs that it tail-calls are loaded
+// unchanged; the maps live as long as the program.
 func loadComponent(spec *ebpf.CollectionSpec, function string, dispatcher *ebpf.Program, stub string, opts ebpf.CollectionOptions) (*ebpf.Program, error) {
 	spec = spec.Copy()
 	p := spec.Programs[function]
@@ -51,7 +51,7 @@ func loadComponent(spec *ebpf.CollectionSpec, function string, dispatcher *ebpf.
 	maps.DeleteFunc(opts.MapReplacements, func(n string, _ *ebpf.Map) bool { return all[n] != nil && spec.Maps[n] == nil })
 	p.Type, p.AttachType = ebpf.Extension, ebpf.AttachNone
 	p.AttachTarget, p.AttachTo = dispatcher, stub
-	// These are the dispatcher's; the kernel refuses them here.
+	// These flags belong to the dispatcher; the kernel refuses them here.
 	p.Flags &^= hasFrags | devBoundOnly
 	p.Ifindex = 0
 
@@ -63,22 +63,22 @@ func loadComponent(spec *ebpf.CollectionSpec, function string, dispatcher *ebpf.
 	return coll.DetachProgram(function), nil
 }
 
-// wrapComponent loads a component that runs callee, an XDP program that is
-// loaded already: it tail-calls it through a slot. When the last descriptor or
-// pin of the slot goes the kernel empties it, and the chain goes on as if the
-// component were not there: so the slot is to be pinned with the component.
+// wrapComponent loads a component that runs callee, a loaded XDP program: it
+// tail-calls callee through a slot. When the slot's last descriptor or pin goes
+// the kernel empties the slot, and the chain goes on as if the component were
+// not there. So the slot must be pinned with the component.
 //
 // It needs Linux 6.1 or so, and a callee that was loaded without an expected
 // attach type: an extension has none, and the two must agree. Most programs are
-// loaded with BPF_XDP; for them, and before Linux 6.1, it is
+// loaded with BPF_XDP. For those, and before Linux 6.1, the error is
 // hook.ErrIncompatible.
 func wrapComponent(callee, dispatcher *ebpf.Program, stub string) (wrapper *ebpf.Program, slot *ebpf.Map, err error) {
 	name, err := functionName(callee)
 	if err != nil {
 		return nil, nil, err
 	}
-	// Whether a program was loaded with frags is not to be known, but must be
-	// the same here; what the dispatcher has does not matter.
+	// The kernel does not tell whether a program was loaded with frags, but the
+	// wrapper must agree with it. The dispatcher's frags do not matter.
 	for _, flags := range []uint32{0, hasFrags} {
 		wrapper, slot, err = wrap(name, callee, dispatcher, stub, flags)
 		if err == nil || !errors.Is(err, unix.EINVAL) {
@@ -94,7 +94,8 @@ func wrap(name string, callee, dispatcher *ebpf.Program, stub string, flags uint
 	if err != nil {
 		return nil, nil, kernel.Errno("create slot", err)
 	}
-	// As if it were not attached; alone there is no chain that could go on.
+	// As if it were not attached; a single component has no chain that could go
+	// on.
 	missing := int32(notAttached)
 	if stub == mainFunction {
 		missing = int32(hook.Pass)

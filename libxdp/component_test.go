@@ -9,7 +9,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// What cannot be a component is refused before the kernel is asked.
+// A program that cannot be a component is refused before the kernel is asked.
 func TestLoadComponentOfOther(t *testing.T) {
 	for _, test := range []struct {
 		object, program string

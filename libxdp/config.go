@@ -9,52 +9,54 @@ import (
 )
 
 const (
-	// MaxMembers is how many programs a dispatcher of libxdp's runs.
+	// MaxMembers is the number of programs that a libxdp dispatcher can run.
 	MaxMembers = 10
 	// MaxVersion is the highest version of the configuration that this package
 	// reads and writes.
 	MaxVersion = 3
-	// DefaultPriority is that of a program that asks for none.
+	// DefaultPriority is the priority of a program that asks for none.
 	DefaultPriority = 50
 )
 
 var (
-	// ErrNotDispatcher: the program is not a dispatcher of libxdp's.
+	// ErrNotDispatcher: the program is not a libxdp dispatcher.
 	ErrNotDispatcher = errors.New("not a dispatcher of libxdp's")
-	// ErrVersion: it is one of a version that this package does not know.
+	// ErrVersion: this package does not know the version of the dispatcher.
 	ErrVersion = errors.New("unknown version of libxdp's dispatcher")
 )
 
-// A Config is what libxdp keeps about a dispatcher in the dispatcher's map.
+// A Config is the configuration that libxdp keeps in a dispatcher's map.
 type Config struct {
-	// Version is that of the layout: 1 up to libxdp 1.2, 2 up to 1.5, 3 since
-	// 1.6. libxdp changes only chains of its own version.
+	// Version is the version of the layout: 1 up to libxdp 1.2, 2 up to 1.5, 3
+	// since 1.6. libxdp changes only chains of its own version.
 	Version uint8
-	// Frags: the dispatcher takes multi-buffer packets; since version 2.
+	// Frags tells whether the dispatcher accepts multi-buffer packets; since
+	// version 2.
 	Frags bool
-	// DevBound: the dispatcher is bound to its device, so that programs can
-	// read the metadata of its hardware; since version 3.
+	// DevBound tells whether the dispatcher is bound to its device, so that
+	// programs can read the metadata of its hardware; since version 3.
 	DevBound bool
 	Programs []ProgramConfig // in run order
 }
 
-// A ProgramConfig is what is known of one program.
+// A ProgramConfig is the configuration of one program.
 type ProgramConfig struct {
 	// Priority orders the programs, lower first. It may be 0 here.
 	Priority uint32
 	// Actions has bit n set when the next program runs after verdict n.
 	Actions uint32
-	// Flags are those that the program would be loaded with on its own:
-	// BPF_F_XDP_HAS_FRAGS, BPF_F_XDP_DEV_BOUND_ONLY; since version 2.
+	// Flags are the flags that the program would be loaded with without a
+	// dispatcher: BPF_F_XDP_HAS_FRAGS, BPF_F_XDP_DEV_BOUND_ONLY; since version
+	// 2.
 	Flags uint32
 }
 
 const (
-	// magic is the first byte since version 2. In version 1 the number of
-	// programs is there, which is never so high.
+	// magic is the first byte since version 2. In version 1 that byte is the
+	// number of programs, which is never as high.
 	magic = 236
-	// notAttached is what a stub returns that nothing replaces. A chain goes on
-	// then: libxdp sets this bit of the actions of each program.
+	// notAttached is the verdict of a stub that nothing replaces. The chain
+	// then continues: libxdp sets this bit in the actions of each program.
 	notAttached = 31
 
 	hasFrags      = 1 << 5 // BPF_F_XDP_HAS_FRAGS, linux/bpf.h
@@ -62,11 +64,11 @@ const (
 	verdictsInUse = 1<<hook.Verdicts - 1
 )
 
-// sizes are the bytes of a configuration, by version.
+// sizes are the sizes of a configuration in bytes, by version.
 var sizes = [MaxVersion + 1]int{1: 84, 2: 124, 3: 128}
 
-// Where things are: a head of 4 bytes, an array of 32-bit numbers for each of
-// actions, priorities and (since 2) flags, and (since 3) a tail of 4 bytes.
+// The layout: a head of 4 bytes; arrays of 32-bit numbers for actions,
+// priorities and (since 2) flags; and (since 3) a tail of 4 bytes.
 const (
 	atVersion  = 1
 	atCount    = 2 // 0 in version 1
@@ -77,7 +79,7 @@ const (
 	atDevBound = atFlags + 4*MaxMembers
 )
 
-// ContinueOn is Actions as a set of verdicts.
+// ContinueOn returns Actions as a set of verdicts.
 func (p ProgramConfig) ContinueOn() hook.VerdictSet {
 	if set := hook.VerdictSet(p.Actions & verdictsInUse); set != 0 {
 		return set
@@ -85,10 +87,11 @@ func (p ProgramConfig) ContinueOn() hook.VerdictSet {
 	return hook.Never
 }
 
-// ParseConfig reads a configuration. version is what the dispatcher's BTF says,
-// 0 if it is not known; it is needed for version 1, which does not say itself.
-// ErrNotDispatcher when data cannot be a configuration, ErrVersion when it is of
-// a later version.
+// ParseConfig reads a configuration. version is the version from the
+// dispatcher's BTF, or 0 if it is not known. Only a configuration of version 1
+// needs it, because its bytes do not contain the version. The error is
+// ErrNotDispatcher when data cannot be a configuration, and ErrVersion when its
+// version is unknown here.
 func ParseConfig(data []byte, version uint8) (Config, error) {
 	if len(data) < sizes[1] {
 		return Config{}, hook.Because(ErrNotDispatcher, "the configuration has %d bytes, it takes %d at least", len(data), sizes[1])
@@ -109,7 +112,7 @@ func ParseConfig(data []byte, version uint8) (Config, error) {
 		}
 		count = int(data[0])
 	}
-	// libxdp itself wants the exact size of its own version only.
+	// libxdp itself accepts only the exact size of its own version.
 	if size := sizes[version]; len(data) < size || version == 3 && len(data) > size {
 		return Config{}, hook.Because(ErrNotDispatcher, "the configuration has %d bytes, %d in version %d", len(data), size, version)
 	}
@@ -135,7 +138,7 @@ func tooNew(version uint8) error {
 	return hook.Because(ErrVersion, "version %d of libxdp's dispatcher is later than %d, the last one known here; use a newer version of this program, or libxdp's own xdp-loader", version, MaxVersion)
 }
 
-// Check tells why libxdp could not have written such a configuration.
+// Check returns an error if libxdp could not have written such a configuration.
 func (c Config) Check() error {
 	switch {
 	case c.Version < 1 || c.Version > MaxVersion:
@@ -153,7 +156,7 @@ func (c Config) Check() error {
 }
 
 // MarshalBinary is the inverse of [ParseConfig]. Version 1 has no room for the
-// flags of programs, which are left out.
+// flags of programs, so they are left out.
 func (c Config) MarshalBinary() ([]byte, error) {
 	if err := c.Check(); err != nil {
 		return nil, err

@@ -42,7 +42,8 @@ func three(version uint8) Config {
 	return c
 }
 
-// What libxdp wrote is read, and what is written is what libxdp would have written.
+// Configurations of libxdp can be read, and this package writes the same bytes as
+// libxdp.
 func TestConfigLayout(t *testing.T) {
 	for version, size := range map[uint8]int{1: 84, 2: 124, 3: 128} {
 		data := layout(t, version)
@@ -53,13 +54,14 @@ func TestConfigLayout(t *testing.T) {
 		written, err := three(version).MarshalBinary()
 		qt.Assert(t, qt.IsNil(err))
 		qt.Check(t, qt.DeepEquals(written, data))
-		// libxdp reads what it knows of a longer one, but for the latest version.
+		// Except in the latest version, libxdp reads the known part of a longer
+		// configuration.
 		_, err = ParseConfig(append(data, 0), version)
 		qt.Check(t, qt.Equals(err == nil, version < 3), qt.Commentf("version %d", version))
 	}
 }
 
-// The version is in the bytes where they say it, whatever the BTF says.
+// The version in the bytes, if they have one, overrides the BTF's.
 func TestConfigVersion(t *testing.T) {
 	for _, btfSays := range []uint8{0, 1, 2, 3, 4, 255} {
 		got, err := ParseConfig(layout(t, 2), btfSays)
@@ -143,7 +145,7 @@ func TestContinueOn(t *testing.T) {
 	}
 }
 
-// The bytes come from a map that anybody may have made.
+// Any process may have made the map that the bytes come from.
 func FuzzParseConfig(f *testing.F) {
 	for version := range layouts {
 		f.Add(layout(f, version), version)
@@ -159,7 +161,7 @@ func FuzzParseConfig(f *testing.F) {
 			return
 		}
 		if len(c.Programs) == 0 {
-			return // read, but never written
+			return // such configurations are read, but never written
 		}
 		written, err := c.MarshalBinary()
 		if err != nil {

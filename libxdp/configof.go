@@ -14,19 +14,19 @@ import (
 )
 
 const (
-	// versionSection and versionVariable are where the version is in the BTF of
-	// a dispatcher: the type of the variable is a pointer to an array whose
-	// length it is.
+	// versionSection and versionVariable locate the version in a dispatcher's
+	// BTF: the variable's type is a pointer to an array, and the array's length
+	// is the version.
 	versionSection  = "xdp_metadata"
 	versionVariable = "dispatcher_version"
 )
 
-// ConfigOf reads the configuration of a loaded dispatcher. What makes a program
-// one is what libxdp looks at: its name, that it has BTF, and what its only map
-// is like; not its instructions.
+// ConfigOf reads the configuration of a loaded dispatcher. Like libxdp it
+// recognizes a dispatcher by its name, its BTF, and the shape of its only map,
+// not by its instructions.
 //
-// ErrNotDispatcher when prog is something else, ErrVersion when it is a
-// dispatcher of a later version.
+// The error is ErrNotDispatcher when prog is something else, and ErrVersion
+// when it is a dispatcher of a later version.
 func ConfigOf(prog *ebpf.Program) (Config, error) {
 	info, err := prog.Info()
 	if err != nil {
@@ -74,7 +74,7 @@ func configBytes(id ebpf.MapID) ([]byte, error) {
 	return data, kernel.Errno("configuration of libxdp's dispatcher", err)
 }
 
-// versionOf reads the version from the BTF of a dispatcher; 0 when it is not there.
+// versionOf reads the version from a dispatcher's BTF; 0 when there is none.
 func versionOf(prog *ebpf.Program) (uint8, error) {
 	handle, err := prog.Handle()
 	if err != nil {

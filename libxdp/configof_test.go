@@ -15,8 +15,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// Every dispatcher that is made is one that libxdp would know, by the same look
-// at it, and nothing of its configuration is lost.
+// libxdp would recognize every dispatcher made here, by the same checks, and
+// its configuration is read back complete.
 func TestConfigOf(t *testing.T) {
 	start(t)
 	for version := uint8(1); version <= MaxVersion; version++ {
@@ -52,7 +52,7 @@ func TestDispatcherWithFrags(t *testing.T) {
 	qt.Check(t, qt.DeepEquals(got, c))
 }
 
-// The configuration can be relied on: nobody can change it afterwards.
+// A configuration can be trusted: nothing can change it afterwards.
 func TestConfigIsFrozen(t *testing.T) {
 	start(t)
 	prog, err := newDispatcher(configOf(2, 4, 4), 0)
@@ -65,7 +65,7 @@ func TestConfigIsFrozen(t *testing.T) {
 	qt.Check(t, qt.ErrorIs(m.Put(uint32(0), make([]byte, m.ValueSize())), unix.EPERM))
 }
 
-// lookalike loads a program that has something of a dispatcher.
+// lookalike loads a program that resembles a dispatcher in some respects.
 func lookalike(t *testing.T, name string, types bool, maps ...*ebpf.MapSpec) *ebpf.Program {
 	t.Helper()
 	first := asm.Mov.Imm(asm.R0, int32(hook.Pass))
@@ -87,8 +87,8 @@ func lookalike(t *testing.T, name string, types bool, maps ...*ebpf.MapSpec) *eb
 	return prog
 }
 
-// A program that only looks like a dispatcher must not be taken for one: it
-// would be taken off its device.
+// A program that only resembles a dispatcher must not be taken for one: it
+// would be detached from its device.
 func TestConfigOfOtherPrograms(t *testing.T) {
 	start(t)
 	value := func(version uint8) *ebpf.MapSpec {
@@ -104,7 +104,7 @@ func TestConfigOfOtherPrograms(t *testing.T) {
 		fn(m, m.Contents[0].Value.([]byte))
 		return m
 	}
-	// The measure of all others.
+	// With everything it is a dispatcher.
 	_, err := ConfigOf(lookalike(t, mainFunction, true, value(3)))
 	qt.Assert(t, qt.IsNil(err))
 
@@ -135,7 +135,7 @@ func TestConfigOfOtherPrograms(t *testing.T) {
 	}
 }
 
-// The version of version 1, and of what is later, is a type of the program's.
+// Version 1 and later unknown versions are in a type of the program.
 func TestVersionInTypes(t *testing.T) {
 	start(t)
 	for _, test := range []struct {
@@ -160,7 +160,7 @@ func TestVersionInTypes(t *testing.T) {
 	}
 }
 
-// A dispatcher that does not load says why.
+// The error for a dispatcher that cannot be loaded says why.
 func TestRefusedDispatcher(t *testing.T) {
 	start(t)
 	_, err := newDispatcher(Config{Version: 3}, 0)
@@ -178,7 +178,7 @@ func TestRefusedDispatcher(t *testing.T) {
 	qt.Check(t, qt.IsNotNil(err))
 }
 
-// No descriptor stays open, also where something fails.
+// No descriptor stays open, even after a failure.
 func TestDescriptors(t *testing.T) {
 	start(t)
 	count := func() int {

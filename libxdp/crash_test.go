@@ -19,7 +19,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// fatal is what a process does that dies of it.
+// fatal is an operation of a process that dies in it.
 type fatal struct {
 	Device
 	Op    string
@@ -28,7 +28,7 @@ type fatal struct {
 
 func init() { testenv.RegisterHelper("libxdp-victim", victim) }
 
-// victim does what it is told, and dies at a step of it.
+// victim does the operation, and dies at the given step.
 func victim(args []string) {
 	var f fatal
 	if err := json.Unmarshal([]byte(args[0]), &f); err != nil {
@@ -71,12 +71,12 @@ func (f fatal) do(ctx context.Context) error {
 }
 
 // A process may be killed at any moment of a change. Packets meet the old chain
-// or the new one, whole; the next change works, and takes away what was left.
+// or the new one, complete. The next change works, and removes what was left.
 func TestCrash(t *testing.T) {
 	testenv.NeedFreplace(t)
 	for _, c := range []struct {
 		name, op string
-		from, to []int // chains; 5 is the victim's, and leaves no trace; 9 drops
+		from, to []int // chains; 5 is the victim's program, which leaves no trace; 9 drops
 	}{
 		{"start", "attach", nil, []int{5}},
 		{"join", "attach", []int{1, 9}, []int{1, 5, 9}},
@@ -123,7 +123,7 @@ func TestCrash(t *testing.T) {
 				qt.Assert(t, qt.DeepEquals(s.trace.Last(t), emptyNil(visible)), comment)
 				qt.Assert(t, qt.Equals(arrived == 0, slices.Contains(chain, 9)), comment)
 
-				// The next one.
+				// The next change.
 				_, _, err := s.Attach(t.Context(), s.source(t, 8), at(1))
 				qt.Assert(t, qt.IsNil(err), comment)
 				qt.Assert(t, qt.DeepEquals(names(s.read(t)), tracerNames(append([]int{8}, chain...))), comment)
@@ -140,8 +140,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// kill has a process do something and die at its n-th step. It returns which
-// that was; empty when it has fewer.
+// kill starts a process that does op and dies at its n-th step. It returns the
+// name of the step, or "" when there are fewer steps.
 func (s *scene) kill(t *testing.T, op string, n int) string {
 	t.Helper()
 	arg, err := json.Marshal(fatal{s.Device, op, n})

@@ -9,25 +9,27 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// A Device is a network device whose chain is libxdp's, or is to be.
+// A Device is a network device with a libxdp chain, or for one.
 //
-// The errors of its methods are [hook.Error]: with hook.ErrBusy as the cause
-// when something other than a dispatcher of libxdp's is on the device, or when
-// a bpf_link holds it; hook.ErrChanged when others changed the chain more often
-// than it was tried; hook.ErrIncompatible for a mode that the chain is not in;
-// hook.ErrUsage for a request that is wrong in itself; fs.ErrNotExist when there
-// is no such device, bpffs, chain or member; [ErrVersion] for a dispatcher that
-// is later than what is understood here; and ebpf.ErrNotSupported where the
-// kernel refuses to replace functions (BPF_PROG_TYPE_EXT).
+// The errors of its methods are [hook.Error]. The cause is hook.ErrBusy when
+// something other than a libxdp dispatcher is on the device, or when a bpf_link
+// holds it; hook.ErrChanged when others changed the chain during every try;
+// hook.ErrIncompatible for a mode that the chain does not have; hook.ErrUsage
+// for a wrong request; fs.ErrNotExist when there is no such device, bpffs, chain
+// or member; [ErrVersion] for a dispatcher of a later version; and
+// ebpf.ErrNotSupported where the kernel refuses to replace functions
+// (BPF_PROG_TYPE_EXT).
 //
-// After a method has returned, its caller holds nothing: what it made is pinned.
+// After a method has returned, the caller holds nothing: everything that the
+// method made is pinned.
 type Device struct {
 	Name string
 	// NetNS is the network namespace: a name as in "ip netns", a path, or a
-	// process id. Empty is the caller's own.
+	// process id. Empty means the caller's own.
 	NetNS string
-	// BPFFS is where libxdp pins, what LIBXDP_BPFFS is to it. Empty is
-	// /sys/fs/bpf. Programs that share a chain must share it.
+	// BPFFS is the bpffs in which libxdp pins, like LIBXDP_BPFFS for libxdp.
+	// Empty means /sys/fs/bpf. Programs that share a chain must use the same
+	// one.
 	BPFFS string
 }
 
@@ -40,32 +42,34 @@ type Chain struct {
 	Dispatcher hook.Program
 	Config     Config
 	Members    []Member // in run order
-	// Folder has the pins; empty when there is none in the bpffs that was
-	// looked at.
+	// Folder is the folder of the pins; empty when the bpffs has none.
 	Folder string
-	Pins   []string // paths of the pins in it
+	Pins   []string // paths of the pins in Folder
 }
 
 // A Member is a program in a chain.
 type Member struct {
-	// Name is the whole name of its function; the kernel cuts it at 15 bytes.
+	// Name is the whole name of its function; the kernel cuts names at 15
+	// bytes.
 	Name    string
 	Program hook.Program
 	// Priority orders the members: lower runs first. libxdp counts from 0.
 	Priority   int
 	ContinueOn hook.VerdictSet
 	Frags      bool // takes multi-buffer packets
-	DevBound   bool // is bound to the device
-	// LinkID is the link that puts it in the place of its stub.
+	DevBound   bool // bound to the device
+	// LinkID is the link by which the program replaces its stub.
 	LinkID uint32
 	Slot   int
-	// Missing: the stub runs nothing, because its link is gone. The chain goes
-	// on to the next member there. Program is what the pins say, if anything.
+	// Missing tells that the link is gone, so the stub runs nothing and the
+	// chain continues with the next member. Program is then what the pins say,
+	// if anything.
 	Missing bool
 }
 
-// Find returns the member that ref means: the name of its function, if no other
-// has the same, "id:PROGRAM" or "link:ID". fs.ErrNotExist when there is none.
+// Find returns the member that ref names: by the name of its function, if no
+// other member has the same name, by "id:PROGRAM" or by "link:ID". The error is
+// fs.ErrNotExist when there is none.
 func (c *Chain) Find(ref hook.Ref) (*Member, error) {
 	if err := ref.Check(); err != nil {
 		return nil, hook.Because(hook.ErrUsage, "%w", err)
@@ -100,7 +104,7 @@ type site struct {
 	ns *kernel.NetNS
 }
 
-// at runs fn with the device opened, and completes its error.
+// at runs fn with the opened device, and completes its error.
 func (d Device) at(op string, fn func(*site) error) error {
 	if d.BPFFS == "" {
 		d.BPFFS = kernel.DefaultBPFFS
@@ -113,7 +117,7 @@ func (d Device) at(op string, fn func(*site) error) error {
 	return d.failed(op, err)
 }
 
-// failed says what was tried and where.
+// failed adds to an error what was tried, and where.
 func (d Device) failed(op string, err error) error {
 	return hook.Wrap(op, hook.XDP, d.Name, err)
 }

@@ -66,7 +66,7 @@ func TestUsage(t *testing.T) {
 	_, err = FromSpec(tc, "one", ebpf.CollectionOptions{})
 	qt.Assert(t, qt.ErrorIs(err, hook.ErrIncompatible))
 
-	// Eleven in a dispatcher that has ten slots.
+	// Eleven programs for a dispatcher with ten slots.
 	var many []Source
 	for n := range MaxMembers + 1 {
 		many = append(many, s.source(t, n))
@@ -76,7 +76,7 @@ func TestUsage(t *testing.T) {
 	qt.Assert(t, qt.HasLen(s.pinned(t), 0))
 }
 
-// The version of a chain that is started: that of another dispatcher here.
+// A new chain has the version of another dispatcher on the machine.
 func TestVersionOfOthers(t *testing.T) {
 	s := newScene(t)
 	for _, version := range []uint8{2, 3, 1} {
@@ -114,7 +114,7 @@ func TestVersionOfLibrary(t *testing.T) {
 	}
 }
 
-// The lock is libxdp's: flock on its folder. It is waited for, but not for ever.
+// The lock is libxdp's, flock on its folder, and waiting for it has a limit.
 func TestLock(t *testing.T) {
 	s := newScene(t)
 	f := folderIn(s.BPFFS)
@@ -140,7 +140,7 @@ func TestLock(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	<-released
 	qt.Assert(t, qt.IsTrue(next.alone))
-	// Whoever has it for so long has been stopped.
+	// A process that keeps the lock so long has been stopped.
 	start := time.Now()
 	late, err := f.lock(t.Context())
 	qt.Assert(t, qt.IsNil(err))
@@ -150,7 +150,7 @@ func TestLock(t *testing.T) {
 	next.unlock()
 }
 
-// A context that has ended ends the operation, and says so.
+// When the context ends, the operation ends and says so.
 func TestContext(t *testing.T) {
 	s := newScene(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -1,28 +1,28 @@
-// Package libxdp works with the chains of libxdp (xdp-tools, xdp-loader): it
-// reads them, joins them, changes them and starts them, so that programs that
-// use libxdp and programs that use this package share a device, each seeing the
-// other's.
+// Package libxdp works with the chains of libxdp (xdp-tools, xdp-loader). It
+// reads, joins, changes and starts them, so that programs that use libxdp and
+// programs that use this package can share a device, and each sees the other's
+// members.
 //
-// What libxdp attaches is a dispatcher with ten functions that do nothing, and
-// each program takes the place of one of them (freplace, BPF_PROG_TYPE_EXT). The
-// dispatcher is on the device by netlink: no link holds it, and anyone may
-// replace it. What is known of the chain is in a map of the dispatcher's, see
-// [Config]; the programs, and the links that keep them in their places, are
-// pinned in <bpffs>/xdp.
+// libxdp attaches a dispatcher with ten functions that do nothing, and each
+// program replaces one of these functions (freplace, BPF_PROG_TYPE_EXT). Netlink
+// attaches the dispatcher: no link holds it, and anyone may replace it. The
+// chain's settings are in a map of the dispatcher, see [Config]. The programs,
+// and the links that keep them attached, are pinned in <bpffs>/xdp.
 //
-// Each change builds a new dispatcher, puts all programs in their places, pins
-// them, and takes the old dispatcher's place on the device if that is still
-// there: packets meet the old chain or the new one, both whole.
+// Each change builds a new dispatcher, attaches all programs to it, pins them,
+// and replaces the old dispatcher if it is still on the device. Packets meet the
+// old chain or the new one, each complete.
 //
-// The code of the dispatcher is generated here; the file that libxdp loads it
-// from is not needed, nor a compiler. libxdp takes it for its own: it looks at
-// the name, the types and the map, not at the instructions. Since a chain has
-// constants for its settings, fewer instructions are run for each packet.
+// This package generates the dispatcher's code, so it needs neither libxdp's
+// object file nor a compiler. libxdp recognizes the dispatcher as its own,
+// because it checks the name, the types and the map, not the instructions. Since
+// a chain's settings are constants in the code, a packet needs fewer
+// instructions.
 //
 // libxdp changes only chains whose configuration has the version that it writes
-// itself. A change here leaves the version as it is.
+// itself. A change by this package keeps the version.
 //
-// Chains of libdispatcher's own are in the package above this one. They take
-// programs that are loaded already, are held by links, and need no freplace,
+// The package above this one has libdispatcher's own chains. They accept
+// programs that are already loaded, links hold them, and they need no freplace,
 // which some kernels refuse.
 package libxdp

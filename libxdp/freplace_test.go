@@ -30,7 +30,7 @@ func gives(v hook.Verdict) *ebpf.CollectionSpec {
 	return component("ldt_"+v.String(), asm.Mov.Imm(asm.R0, int32(v)))
 }
 
-// cuts is a component that takes 4 bytes off the front of the packet.
+// cuts is a component that removes the first 4 bytes of the packet.
 func cuts(v hook.Verdict) *ebpf.CollectionSpec {
 	return component("ldt_cut_"+v.String(), asm.Mov.Imm(asm.R2, 4), asm.FnXdpAdjustHead.Call(), asm.Mov.Imm(asm.R0, int32(v)))
 }
@@ -64,12 +64,13 @@ func linked(t *testing.T, prog, dispatcher *ebpf.Program, stub string) link.Link
 	return l
 }
 
-// The chain of real components does what its actions say, for each length.
+// A chain of real components does what its actions say, for each length.
 func TestFreplaceChain(t *testing.T) {
 	start(t)
 	testenv.NeedFreplace(t)
 	for n := 1; n <= MaxMembers; n++ {
-		// The last one's TX is what comes out, unless one before it stops.
+		// The last program's TX is the verdict, unless an earlier program ends
+		// the chain.
 		d := dispatcher(t, configOf(3, slices.Repeat([]uint32{1 << hook.Pass}, n)...))
 		for i := range n {
 			stub := stubName(i, n)
@@ -83,8 +84,8 @@ func TestFreplaceChain(t *testing.T) {
 	}
 }
 
-// What the last one says is PASS where the chain would go on; but one on its own
-// says it itself.
+// The verdict is PASS where the last program's actions let the chain continue,
+// but a single program's verdict is always the chain's.
 func TestFreplaceLast(t *testing.T) {
 	start(t)
 	testenv.NeedFreplace(t)
@@ -98,7 +99,7 @@ func TestFreplaceLast(t *testing.T) {
 	qt.Check(t, qt.Equals(run(t, one), uint32(hook.TX)))
 }
 
-// A chain is built from the programs of another one, which goes on meanwhile.
+// A chain is built from the programs of another chain, which runs meanwhile.
 func TestFreplaceRelink(t *testing.T) {
 	start(t)
 	testenv.NeedFreplace(t)
@@ -115,7 +116,7 @@ func TestFreplaceRelink(t *testing.T) {
 	qt.Check(t, qt.Equals(run(t, three), uint32(hook.TX)))
 	qt.Check(t, qt.Equals(run(t, old), uint32(hook.Drop)))
 
-	// One that stays behind alone has another place to replace.
+	// A program that remains alone replaces another function.
 	one := dispatcher(t, configOf(2, 1<<hook.Pass))
 	only := linked(t, drop, one, mainFunction)
 	qt.Check(t, qt.Equals(run(t, one), uint32(hook.Drop)))
@@ -131,7 +132,7 @@ func TestFreplaceRelink(t *testing.T) {
 	qt.Check(t, qt.Equals(run(t, again), uint32(hook.Drop)))
 }
 
-// A link that goes leaves a stub, and the chain goes on.
+// A link that goes leaves a stub, and the chain continues.
 func TestFreplaceUnlink(t *testing.T) {
 	start(t)
 	testenv.NeedFreplace(t)
@@ -140,7 +141,7 @@ func TestFreplaceUnlink(t *testing.T) {
 	linked(t, loaded(t, gives(hook.TX), d, "prog1"), d, "prog1")
 	qt.Check(t, qt.Equals(run(t, d), uint32(hook.Drop)))
 	qt.Assert(t, qt.IsNil(l.Close()))
-	for range 100 { // the kernel does it in its own time
+	for range 100 { // the kernel does it some time later
 		if run(t, d) == uint32(hook.TX) {
 			return
 		}
@@ -149,7 +150,7 @@ func TestFreplaceUnlink(t *testing.T) {
 	t.Error("the program that is linked no more still runs")
 }
 
-// A stub takes one component.
+// A stub accepts one component.
 func TestFreplaceTaken(t *testing.T) {
 	start(t)
 	testenv.NeedFreplace(t)
@@ -162,8 +163,8 @@ func TestFreplaceTaken(t *testing.T) {
 	qt.Check(t, qt.ErrorMatches(err, `the dispatcher has no function prog2`))
 }
 
-// Newer kernels let a function be replaced by one that changes packets only if
-// it may do so itself.
+// On newer kernels a program that changes packets can replace only a function
+// that may change packets too.
 func TestFreplacePacketChanges(t *testing.T) {
 	start(t)
 	testenv.NeedFreplace(t)
@@ -187,8 +188,8 @@ func TestFreplacePacketChanges(t *testing.T) {
 	qt.Check(t, qt.Equals(n, 60))
 }
 
-// A component is loaded without the flags that it would be loaded with on its
-// own, and fits dispatchers with frags and without.
+// A component is loaded without the flags that it would have without a
+// dispatcher, and fits dispatchers with frags and without.
 func TestFreplaceFrags(t *testing.T) {
 	start(t)
 	testenv.NeedFreplace(t)
@@ -207,7 +208,7 @@ func TestFreplaceFrags(t *testing.T) {
 	qt.Check(t, qt.Equals(run(t, plain), uint32(hook.TX)))
 }
 
-// Of a whole file only what the program uses is loaded.
+// Only the programs of a file that the function uses are loaded.
 func TestFreplaceOfMany(t *testing.T) {
 	start(t)
 	testenv.NeedFreplace(t)
@@ -223,7 +224,7 @@ func TestFreplaceOfMany(t *testing.T) {
 	defer prog.Close()
 	linked(t, prog, d, "prog0")
 	qt.Check(t, qt.Equals(run(t, d), uint32(hook.TX)))
-	// What was given is as it was.
+	// The given spec is unchanged.
 	qt.Check(t, qt.HasLen(spec.Programs, 2))
 	qt.Check(t, qt.Equals(spec.Programs["ldt_tx"].Type, ebpf.XDP))
 }
@@ -238,7 +239,7 @@ func TestFreplaceRefused(t *testing.T) {
 	qt.Check(t, qt.ErrorMatches(err, `load program "ldt_bad" as a component of libxdp's dispatcher: .*R7 !read_ok.*`))
 }
 
-// The whole name of a component is found where the kernel cuts it.
+// The whole name of a component is found although the kernel cuts it.
 func TestFreplaceName(t *testing.T) {
 	start(t)
 	testenv.NeedFreplace(t)
@@ -253,7 +254,7 @@ func TestFreplaceName(t *testing.T) {
 	qt.Check(t, qt.Equals(name, mainFunction))
 }
 
-// Where the kernel refuses freplace the error says that it is that.
+// Where the kernel refuses freplace, the error names freplace.
 func TestFreplaceImpossible(t *testing.T) {
 	start(t)
 	d := dispatcher(t, configOf(3, 4, 4))
@@ -275,7 +276,7 @@ func kernelVersion(t *testing.T) (major, minor int) {
 	return major, minor
 }
 
-// wrapped runs programs that are loaded already, on kernels that can.
+// wrapped wraps loaded programs, on kernels that can.
 func wrapped(t *testing.T, callee *ebpf.Program, d *ebpf.Program, stub string) *ebpf.Map {
 	t.Helper()
 	prog, slot, err := wrapComponent(callee, d, stub)
@@ -307,7 +308,7 @@ func TestFreplaceWrapper(t *testing.T) {
 	for range 100 { // every time, whatever the kernel has counted before
 		qt.Assert(t, qt.Equals(run(t, d), uint32(hook.Drop)))
 	}
-	// Its program is replaced, and gone.
+	// Its program is replaced, and the old one is gone.
 	qt.Assert(t, qt.IsNil(slots[3].Put(uint32(0), uint32(drop.FD()))))
 	qt.Check(t, qt.Equals(run(t, d), uint32(hook.Drop)))
 	qt.Assert(t, qt.IsNil(slots[3].Delete(uint32(0))))
@@ -334,7 +335,8 @@ func TestFreplaceWrapperFrags(t *testing.T) {
 	}
 }
 
-// What most programs are loaded with does not agree with an extension, on no kernel.
+// A program with the usual expected attach type does not agree with an extension on
+// any kernel.
 func TestFreplaceWrapperRefused(t *testing.T) {
 	start(t)
 	testenv.NeedFreplace(t)

@@ -10,8 +10,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/code"
 )
 
-// A generator writes the code of a dispatcher. It means what libxdp's means,
-// but nothing is looked up for a packet: the actions are constants.
+// A generator writes the code of a dispatcher. The code does what libxdp's
+// does, but needs no lookup for a packet, because the actions are constants.
 //
 //	xdp_dispatcher:  r6 = r1
 //	                 call prog0
@@ -24,12 +24,12 @@ import (
 //	exit:            exit
 //	prog0:           ...
 //
-// A program on its own replaces all of it (see stubName); until then the chain
-// of its stub alone is there.
+// A single program replaces all of it (see stubName); until then there is only
+// the chain with its stub.
 type generator struct{ code.Writer }
 
-// generate returns the code of a dispatcher of those programs. stub is the body
-// of the functions that components replace.
+// generate returns the code of a dispatcher of those programs. stub returns the
+// body of the functions that components replace.
 func generate(programs []ProgramConfig, stub func(n int) asm.Instructions) asm.Instructions {
 	g := &generator{}
 	last := len(programs) - 1
@@ -55,7 +55,7 @@ func generate(programs []ProgramConfig, stub func(n int) asm.Instructions) asm.I
 	return g.Insns
 }
 
-// goOn leaves unless the verdict is one of the actions.
+// goOn ends the chain unless the verdict is one of the actions.
 func (g *generator) goOn(p ProgramConfig, next string) {
 	for _, action := range actions(p) {
 		g.Emit(asm.JEq.Imm32(asm.R0, action, next))
@@ -64,8 +64,8 @@ func (g *generator) goOn(p ProgramConfig, next string) {
 	g.Label(next)
 }
 
-// finish leaves. Where the chain would go on, but ends here, libxdp's verdict is
-// not that of the last program but PASS.
+// finish ends the chain. If the last program's actions would let the chain
+// continue, libxdp's verdict is PASS, not the program's verdict.
 func (g *generator) finish(p ProgramConfig) {
 	for _, action := range actions(p) {
 		if action != int32(hook.Pass) {
@@ -79,8 +79,8 @@ func (g *generator) finish(p ProgramConfig) {
 	g.Emit(asm.Return())
 }
 
-// actions lists the verdicts after which the chain goes on, the most common one
-// first.
+// actions lists the verdicts after which the chain continues, the most common
+// one first.
 func actions(p ProgramConfig) []int32 {
 	var list []int32
 	mask := p.Actions &^ (1 << notAttached)
@@ -94,10 +94,10 @@ func actions(p ProgramConfig) []int32 {
 	return list
 }
 
-// stubBody is what a stub does until a component replaces it. The helper changes
-// nothing, but is one that may change a packet: where the kernel looks at that
-// (Linux 6.13), a function without such a helper can only be replaced by one
-// without.
+// stubBody returns the body of a stub. The helper that it calls changes nothing,
+// but the kernel counts it as one that may change a packet. Since Linux 6.13 a
+// program that may change packets can only replace a function that may do so
+// too.
 func stubBody(int) asm.Instructions {
 	return asm.Instructions{
 		asm.Mov.Imm(asm.R2, 0),

@@ -11,7 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// A change of the generated code shall be seen by whoever reviews it.
+// Golden files show a reviewer each change of the generated code.
 func TestGenerate(t *testing.T) {
 	pass := ProgramConfig{Actions: 1 << hook.Pass}
 	some := ProgramConfig{Actions: 1<<hook.Pass | 1<<hook.Aborted | 1<<hook.TX | 1<<notAttached}

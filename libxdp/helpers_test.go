@@ -19,12 +19,12 @@ import (
 func TestMain(m *testing.M) { testenv.Main(m) }
 
 const (
-	port = 4242 // of the datagrams that tracers look at
+	port = 4242 // of the datagrams that tracers record
 	pass = testenv.XDPPass
 	drop = testenv.XDPDrop
 )
 
-// scene is a device that packets come to, and a bpffs.
+// scene is a device that receives packets, and a bpffs.
 type scene struct {
 	*testenv.Pair
 	Device
@@ -38,7 +38,7 @@ func newScene(t *testing.T) *scene {
 	return &scene{p, Device{Name: p.ServerDev, NetNS: p.Server.Name, BPFFS: testenv.BPFFS(t)}, testenv.NewTrace(t, port)}
 }
 
-// spec is a collection with the program of a tracer, under a name.
+// spec returns a collection with the program of a tracer, under a name.
 func (s *scene) spec(n, verdict int, name string, opts ...testenv.ProgramOption) *ebpf.CollectionSpec {
 	p := s.trace.Spec(n, verdict, opts...)
 	p.Name, p.Instructions = name, testenv.Typed(name, p.Instructions)
@@ -47,7 +47,7 @@ func (s *scene) spec(n, verdict int, name string, opts ...testenv.ProgramOption)
 
 func tracerName(n int) string { return fmt.Sprintf("ldt_trace_%d", n) }
 
-// source is a tracer that passes, by its number.
+// source returns a tracer with verdict PASS, by its number.
 func (s *scene) source(t *testing.T, n int, opts ...testenv.ProgramOption) Source {
 	t.Helper()
 	return s.sourceOf(t, n, pass, tracerName(n), opts...)
@@ -60,7 +60,7 @@ func (s *scene) sourceOf(t *testing.T, n, verdict int, name string, opts ...test
 	return src
 }
 
-// at are options with a priority.
+// at returns options with a priority.
 func at(priority int) AttachOptions {
 	return AttachOptions{Settings: hook.Settings{Priority: priority}, Start: true}
 }
@@ -76,7 +76,7 @@ func (s *scene) join(t *testing.T, n int, o AttachOptions, opts ...testenv.Progr
 	return c
 }
 
-// read returns the chain, nil when the device is free.
+// read returns the chain, or nil when the device is free.
 func (s *scene) read(t *testing.T) *Chain {
 	t.Helper()
 	c, err := s.Read(t.Context())
@@ -98,8 +98,8 @@ func names(c *Chain) []string {
 	return list
 }
 
-// wantRun sends a packet and asserts which tracers saw it. They are the whole
-// chain; it is pinned as libxdp does, and nothing else is.
+// wantRun sends a packet and asserts which tracers saw it. They must be the
+// whole chain, and its pins must be libxdp's and the only ones.
 func (s *scene) wantRun(t *testing.T, numbers ...int) {
 	t.Helper()
 	s.wantTrace(t, numbers...)
@@ -119,7 +119,7 @@ func (s *scene) wantTrace(t *testing.T, numbers ...int) {
 	qt.Assert(t, qt.DeepEquals(s.trace.Last(t), numbers))
 }
 
-// wantPins asserts that what is pinned is the chain and nothing else.
+// wantPins asserts that the pins are the chain's and no others.
 func (s *scene) wantPins(t *testing.T) {
 	t.Helper()
 	want := []string{}
@@ -135,7 +135,7 @@ func (s *scene) wantPins(t *testing.T) {
 	qt.Assert(t, qt.DeepEquals(s.pinned(t), want))
 }
 
-// pinned is all that is in libxdp's folder.
+// pinned returns all files in libxdp's folder.
 func (s *scene) pinned(t *testing.T) []string {
 	t.Helper()
 	found := []string{}
@@ -170,7 +170,7 @@ func (s *scene) replace(t *testing.T, prog, old *ebpf.Program, mode hook.Mode) {
 	})
 }
 
-// hand is a dispatcher without components that is put on the device by hand.
+// hand puts a dispatcher without components on the device.
 func (s *scene) hand(t *testing.T, c Config) *ebpf.Program {
 	t.Helper()
 	prog, err := newDispatcher(c, s.ServerIfindex)

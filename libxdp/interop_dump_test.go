@@ -12,7 +12,7 @@ import (
 	"github.com/go-quicktest/qt"
 )
 
-// What looks on sees our members by their names.
+// xdpdump sees our members by their names.
 func TestInteropDump(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
 		o := at(10)
@@ -37,17 +37,16 @@ func TestInteropDump(t *testing.T) {
 			}
 			qt.Assert(t, qt.IsTrue(time.Now().Before(deadline)), qt.Commentf("%s", out))
 		}
-		// Reading and changing a chain that is watched.
+		// A chain can be read and changed while xdpdump watches it.
 		x.wantSame(t, "ldt_trace_1", "ldt_trace_2")
 		x.join(t, 3, o)
 		x.wantRun(t, 1, 2, 3)
 		qt.Assert(t, qt.IsNil(x.Detach(t.Context(), "ldt_trace_3")))
-		// The dispatcher that it looks at is not the one that is there now, but the
-		// members are.
+		// xdpdump's dispatcher is no longer the current one, but the members are.
 		x.wantSame(t, "ldt_trace_1", "ldt_trace_2")
 		before := strings.Count(out.String(), " ldt_trace_1()@entry:")
 		x.Send(t, port, 3)
-		time.Sleep(time.Second) // it reads its ring when it comes to it
+		time.Sleep(time.Second) // it reads its ring some time later
 		qt.Assert(t, qt.IsNil(cmd.Process.Signal(os.Interrupt)))
 		qt.Assert(t, qt.IsNil(<-ended), qt.Commentf("%s", out))
 		for _, name := range []string{"ldt_trace_1", "ldt_trace_2"} {

@@ -23,10 +23,10 @@ import (
 // tools is one version of xdp-tools.
 type tools struct {
 	version string
-	config  uint8 // what its library writes
+	config  uint8 // the version that its library writes
 }
 
-// withTools runs a test with each version that is installed: programs called
+// withTools runs a test with each installed version: with programs called
 // xdp-loader-1.5.4, or xdp-loader alone.
 func withTools(t *testing.T, test func(*testing.T, *theirs)) {
 	t.Helper()
@@ -61,7 +61,7 @@ type theirs struct {
 	tools
 }
 
-// command makes one of the tools ready to run in the namespace of a scene.
+// command returns a call of a tool in the namespace of a scene.
 func (x *theirs) command(tool string, args ...string) *exec.Cmd {
 	if x.version != "" {
 		tool += "-" + x.version
@@ -89,7 +89,7 @@ func (x *theirs) run(t *testing.T, args ...string) string {
 	return out
 }
 
-// refused asserts that xdp-loader fails, and with which words.
+// refused asserts that xdp-loader fails, with words in its message.
 func (x *theirs) refused(t *testing.T, words string, args ...string) {
 	t.Helper()
 	out, err := x.try(args...)
@@ -97,7 +97,7 @@ func (x *theirs) refused(t *testing.T, words string, args ...string) {
 	qt.Assert(t, qt.StringContains(out, words))
 }
 
-// object is the path of a program of this project's, compiled.
+// object returns the path of a compiled program of this project.
 func object(t *testing.T, name string) string {
 	t.Helper()
 	path, err := filepath.Abs("../programs/internal/object/" + name + "_bpfel.o")
@@ -111,13 +111,13 @@ func (x *theirs) loadArgs(t *testing.T, name string, args ...string) []string {
 	return slices.Concat([]string{"load", x.Name, object(t, name), "-s", "xdp"}, args)
 }
 
-// load has xdp-loader attach one of this project's programs.
+// load attaches one of this project's programs by xdp-loader.
 func (x *theirs) load(t *testing.T, name string, args ...string) {
 	t.Helper()
 	x.run(t, x.loadArgs(t, name, args...)...)
 }
 
-// unload has xdp-loader take out a member.
+// unload removes a member by xdp-loader.
 func (x *theirs) unload(t *testing.T, name string) {
 	t.Helper()
 	x.run(t, "unload", x.Name, "-i", fmt.Sprint(x.member(t, name).Program.ID))
@@ -158,7 +158,7 @@ func (x *theirs) status(t *testing.T) []row {
 	return rows
 }
 
-// wantSame asserts that they list the chain as it is read here.
+// wantSame asserts that xdp-loader lists the chain as this package reads it.
 func (x *theirs) wantSame(t *testing.T, members ...string) {
 	t.Helper()
 	c := x.read(t)
@@ -181,7 +181,7 @@ func (x *theirs) wantSame(t *testing.T, members ...string) {
 	}
 }
 
-// mapOf opens a map of a member by its name.
+// mapOf opens a member's map by its name.
 func (s *scene) mapOf(t *testing.T, member, name string) *ebpf.Map {
 	t.Helper()
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(s.member(t, member).Program.ID))
@@ -204,7 +204,7 @@ func (s *scene) mapOf(t *testing.T, member, name string) *ebpf.Map {
 	return nil
 }
 
-// counted is how many packets the program "count" has seen so far.
+// counted returns how many packets the program "count" has seen so far.
 func (s *scene) counted(t *testing.T) int {
 	t.Helper()
 	m := s.mapOf(t, "count", "total")
@@ -218,7 +218,7 @@ func (s *scene) counted(t *testing.T) int {
 	return n
 }
 
-// wantCounted asserts that the program "count" sees what passes.
+// wantCounted asserts that the program "count" sees the packets that pass.
 func (s *scene) wantCounted(t *testing.T) {
 	t.Helper()
 	before := s.counted(t)
@@ -227,7 +227,8 @@ func (s *scene) wantCounted(t *testing.T) {
 	qt.Assert(t, qt.IsTrue(s.counted(t) >= before+10))
 }
 
-// dropClient has the program "droplist" drop what the client sends, or not.
+// dropClient makes the program "droplist" drop the client's packets, or stop
+// dropping them.
 func (s *scene) dropClient(t *testing.T, do bool) {
 	t.Helper()
 	m := s.mapOf(t, "droplist", "droplist_v4")

@@ -11,7 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// They start a chain, we join: they list us, and take out their own.
+// They start a chain and we join: they list us, and remove their own members.
 func TestInteropJoinTheirs(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
 		x.load(t, "count")
@@ -53,13 +53,13 @@ func TestInteropTheyJoin(t *testing.T) {
 		x.wantTrace(t)
 		qt.Assert(t, qt.Equals(x.Passed(t, port, 10), 0))
 
-		// We go before them, and take part in what they drop.
+		// We run before them, and see what they drop.
 		qt.Assert(t, qt.IsNil(x.Set(t.Context(), "ldt_trace_1", hook.Settings{Priority: 1})))
 		x.wantSame(t, "ldt_trace_1", "droplist", "count")
 		x.wantTrace(t, 1)
 		qt.Assert(t, qt.Equals(x.Passed(t, port, 10), 0))
 
-		// Their settings are ours to change as well.
+		// We can change their settings too.
 		qt.Assert(t, qt.IsNil(x.Set(t.Context(), "droplist", hook.Settings{Priority: 70, ContinueOn: hook.SetOf(hook.Pass, hook.Drop)})))
 		x.wantSame(t, "ldt_trace_1", "count", "droplist")
 		qt.Assert(t, qt.Equals(x.Passed(t, port, 10), 10))
@@ -76,7 +76,8 @@ func TestInteropTheyJoin(t *testing.T) {
 	})
 }
 
-// They load several at once, and we several at once, and order them alike.
+// They load several at once, we load several at once, and both order them
+// alike.
 func TestInteropSeveral(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
 		x.run(t, "load", x.Name, object(t, "sample"), object(t, "droplist"), object(t, "count"), "-s", "xdp")
@@ -101,7 +102,8 @@ func TestInteropSeveral(t *testing.T) {
 	})
 }
 
-// The dispatcher takes multi-buffer packets while all do, whoever changes it.
+// The dispatcher accepts multi-buffer packets while all members do, whichever
+// tool changes it.
 func TestInteropFrags(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
 		p, err := ebpf.NewProgram(testenv.VerdictSpec("ldt_frags", pass, testenv.Frags()))
@@ -124,8 +126,8 @@ func TestInteropFrags(t *testing.T) {
 	})
 }
 
-// Chains of other versions than theirs: xdp-loader lists older ones and takes
-// them off, no more; it does not know later ones.
+// Chains of other versions than theirs: xdp-loader lists and detaches older
+// ones, no more; it does not know later ones.
 func TestInteropVersions(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
 		for version := uint8(1); version <= MaxVersion; version++ {
@@ -153,7 +155,7 @@ func TestInteropVersions(t *testing.T) {
 				x.refused(t, words, "unload", x.Name, "--all")
 				x.refused(t, words, "status", x.Name)
 			}
-			// We go on, in their version of it.
+			// We continue to change it, in its version.
 			x.join(t, 3, o)
 			x.wantRun(t, 1, 2, 3)
 			qt.Assert(t, qt.Equals(x.read(t).Config.Version, version))
@@ -170,7 +172,7 @@ func TestInteropVersions(t *testing.T) {
 // Each cleans up after the other.
 func TestInteropClean(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
-		// Theirs: the device was taken from them.
+		// Theirs: another program replaced their dispatcher.
 		x.load(t, "count")
 		left := x.read(t).Folder
 		removed, err := x.Clean(t.Context())
@@ -192,7 +194,7 @@ func TestInteropClean(t *testing.T) {
 		x.run(t, "clean", x.Name)
 		x.wantSame(t)
 
-		// A chain that is live is left alone.
+		// A live chain stays.
 		x.join(t, 1, o)
 		x.load(t, "count")
 		x.run(t, "clean")
@@ -202,8 +204,9 @@ func TestInteropClean(t *testing.T) {
 	})
 }
 
-// Two devices of the same index in two namespaces share a bpffs. Changes of one
-// leave the other alone; but "xdp-loader clean" does not, and ours does.
+// Two devices with the same index in two namespaces share a bpffs. Changes on
+// one do not touch the other's pins. "xdp-loader clean" removes them, and our
+// Clean does not.
 func TestInteropNamespaces(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
 		const index = 4711
@@ -245,7 +248,7 @@ func TestInteropNamespaces(t *testing.T) {
 	})
 }
 
-// A chain keeps its mode, whoever started it.
+// A chain keeps its mode, whichever tool started it.
 func TestInteropModes(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
 		x.load(t, "count", "-m", "skb")

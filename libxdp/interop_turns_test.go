@@ -13,7 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// Turn by turn, in any order: after each step both see the same chain.
+// The tools take turns in any order. After each step both see the same chain.
 func TestInteropInterleaved(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
 		seed := time.Now().UnixNano()
@@ -83,13 +83,14 @@ func TestInteropInterleaved(t *testing.T) {
 	})
 }
 
-// All at once. Whoever says that it is done has done it, and nothing is left over.
+// All work at once. An operation that reports success was done, and nothing is
+// left over.
 func TestInteropConcurrent(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
 		const rounds = 4
 		o := at(1)
 		o.Version = x.config
-		x.join(t, 9, o) // so that the chain is never gone
+		x.join(t, 9, o) // so that there is always a chain
 		var all sync.WaitGroup
 		for n := range 3 {
 			all.Go(func() {
@@ -113,8 +114,8 @@ func TestInteropConcurrent(t *testing.T) {
 		refusals := map[string]int{}
 		for _, name := range []string{"count", "droplist"} {
 			all.Go(func() {
-				// libxdp gives up after some tries; and it takes a chain that it read
-				// just before others replaced it for something else.
+				// libxdp gives up after some tries. It also mistakes a chain that it
+				// read just before others replaced it for something else.
 				until := func(args ...string) bool {
 					var out string
 					for try := range 200 {

@@ -16,11 +16,10 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// newDispatcher loads a dispatcher with that configuration, which libxdp's
-// programs of the same version take for one of theirs. Its stubs wait for
-// components, see linkComponent. ifindex is the device that it is bound to if
-// the configuration says so, in the thread's network namespace; else it does not
-// matter.
+// newDispatcher loads a dispatcher with that configuration. libxdp of the same
+// version recognizes it as its own. Its stubs wait for components, see
+// linkComponent. ifindex is the device, in the thread's network namespace, to
+// which the dispatcher is bound if the configuration says so.
 func newDispatcher(c Config, ifindex int) (*ebpf.Program, error) {
 	config, err := configMap(c)
 	if err != nil {
@@ -31,8 +30,8 @@ func newDispatcher(c Config, ifindex int) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A map that is bound is in the list of the program's maps, which is where
-	// libxdp looks, and costs no instruction (BPF_PROG_BIND_MAP, Linux 5.10).
+	// A bound map is in the list of the program's maps, where libxdp looks for
+	// it, and costs no instruction (BPF_PROG_BIND_MAP, Linux 5.10).
 	if err := prog.BindMap(config); err != nil {
 		prog.Close()
 		return nil, kernel.Errno("bind configuration to libxdp's dispatcher", err)
@@ -40,7 +39,7 @@ func newDispatcher(c Config, ifindex int) (*ebpf.Program, error) {
 	return prog, nil
 }
 
-// configMap makes the map that libxdp knows a dispatcher by.
+// configMap makes the map by which libxdp recognizes a dispatcher.
 func configMap(c Config) (*ebpf.Map, error) {
 	value, err := c.MarshalBinary()
 	if err != nil {
@@ -90,7 +89,8 @@ func configType(version uint8) *btf.Struct {
 	return s
 }
 
-// versionType is the variable by which libxdp knows a dispatcher of version 1.
+// versionType returns the variable by which libxdp recognizes a dispatcher of
+// version 1.
 func versionType(version uint8) *btf.Datasec {
 	number := &btf.Array{Index: code.Int, Type: code.Int, Nelems: uint32(version)}
 	const size = 8 // of a pointer in BPF
@@ -99,7 +99,7 @@ func versionType(version uint8) *btf.Datasec {
 	}}}
 }
 
-// progLoad is the part of union bpf_attr that is needed here.
+// progLoad is the needed part of union bpf_attr.
 type progLoad struct {
 	progType, insnCount  uint32
 	insns, license       uint64
@@ -114,9 +114,9 @@ type progLoad struct {
 	_                    uint64
 }
 
-// loadDispatcher loads the program alone. It does so by itself because there is
-// no way to give the library types that the code does not refer to, as the
-// version's.
+// loadDispatcher loads the program. It makes the system call itself, because
+// cilium/ebpf does not load types to which the code does not refer, and the
+// version's type is one of those.
 func loadDispatcher(c Config, ifindex int, stub func(int) asm.Instructions) (*ebpf.Program, error) {
 	insns := generate(c.Programs, stub)
 	var types btf.Builder
@@ -182,14 +182,15 @@ func progLoadCall(attr *progLoad) (int, error) {
 		switch errno {
 		case 0:
 			return int(fd), nil
-		case unix.EAGAIN, unix.EINTR: // a signal, of Go's scheduler for instance
+		case unix.EAGAIN, unix.EINTR: // a signal, for instance from Go's scheduler
 			continue
 		}
 		return -1, errno
 	}
 }
 
-// byteOrder is the machine's; package asm takes only these two.
+// byteOrder returns the machine's byte order; package asm accepts only these
+// two types.
 func byteOrder() binary.ByteOrder {
 	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
 		return binary.LittleEndian
@@ -199,10 +200,10 @@ func byteOrder() binary.ByteOrder {
 
 var license = []byte("GPL\x00")
 
-// address is for bytes on the heap, which stay where they are.
+// address returns the address of bytes on the heap, which do not move.
 func address(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) }
 
-// refused adds the last of what the verifier said.
+// refused adds the end of the verifier's log.
 func refused(err error, log []byte) error {
 	text := bytes.TrimSpace(log[:max(bytes.IndexByte(log, 0), 0)])
 	var last []byte

@@ -16,20 +16,20 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// FromProgram is a Source of a program that is loaded already, and that the
-// caller goes on to own.
+// FromProgram returns a Source for a program that is already loaded. The caller
+// still owns the program.
 //
-// One that was loaded for such a chain (BPF_PROG_TYPE_EXT) is put in as it is. An
-// ordinary XDP program is called by a component that is made for it, through a
-// slot: a prog array, pinned in the folder of libxdp's pins in bpffs as
-// slot-<component's program id>. It goes with the next change or Clean after the
-// component has gone, whoever took that out.
+// A program that was loaded for such a chain (BPF_PROG_TYPE_EXT) is attached as it
+// is. An ordinary XDP program is called by a component that is made for it, through
+// a slot: a prog array, pinned in the folder of libxdp's pins in bpffs as
+// slot-<component's program id>. The slot is removed by the next change or Clean
+// after the component has gone, whichever tool removed the component.
 //
-// The kernel lets that be since Linux 6.1, and only for programs that were loaded
-// without an expected attach type; libbpf and cilium/ebpf load SEC("xdp") with
-// one. For others Load gives hook.ErrIncompatible: they must be had from their file.
+// The kernel allows this since Linux 6.1, and only for programs that were loaded
+// without an expected attach type; libbpf and cilium/ebpf load SEC("xdp") with one.
+// For other programs Load returns hook.ErrIncompatible: load those from their file.
 //
-// frags tells whether the program takes multi-buffer packets.
+// frags tells whether the program accepts multi-buffer packets.
 func FromProgram(prog *ebpf.Program, bpffs string, frags bool) (Source, error) {
 	name, err := functionName(prog)
 	if err != nil {
@@ -79,14 +79,14 @@ func (s *programSource) Load(dispatcher *ebpf.Program, function string) (*ebpf.P
 
 const slotPrefix = "slot-"
 
-// pinSlot pins the slot of a component. libxdp passes by what is not a folder of
-// a dispatcher.
+// pinSlot pins the slot of a component. libxdp ignores files that are not a
+// dispatcher's folder.
 func (f folder) pinSlot(slot *ebpf.Map, component uint32) error {
 	if err := os.Mkdir(f.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return kernel.Errno("make the folder of libxdp", err)
 	}
 	path := f.slotOf(component)
-	// What is there can only be of a program that had the same id before.
+	// An existing pin can only belong to an earlier program with the same id.
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return kernel.Errno("unpin", err)
 	}
@@ -94,13 +94,13 @@ func (f folder) pinSlot(slot *ebpf.Map, component uint32) error {
 	return kernel.Errno("pin the slot", slot.Pin(path))
 }
 
-// slotOf is where the slot of a component is pinned, if it has one.
+// slotOf returns the path of a component's slot, if it has one.
 func (f folder) slotOf(component uint32) string {
 	return filepath.Join(f.path, fmt.Sprint(slotPrefix, component))
 }
 
-// dropSlots removes the slots of members of was that are not in next; nil is an
-// empty chain. The kernel frees their components a while later.
+// dropSlots removes the slots of members that are in was but not in next; nil
+// is an empty chain. The kernel frees their components a while later.
 func (l *locked) dropSlots(was, next *Chain) {
 	for _, m := range was.Members {
 		stays := func(n Member) bool { return n.Program.ID == m.Program.ID }
@@ -110,7 +110,7 @@ func (l *locked) dropSlots(was, next *Chain) {
 	}
 }
 
-// sweepSlots finds the slots whose component has gone, and takes them away.
+// sweepSlots finds the slots whose component has gone, and removes them.
 func (l *locked) sweepSlots(remove bool) (found []string, err error) {
 	entries, err := os.ReadDir(l.path)
 	if err != nil {

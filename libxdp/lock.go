@@ -16,18 +16,20 @@ import (
 type locked struct {
 	folder
 	file *os.File
-	// alone is false when the lock could not be had in time: then nothing that
-	// looks left over is touched. That the right dispatcher is replaced is not
-	// the lock's business, but the kernel's.
+	// alone is false when the lock could not be taken in time. Then nothing is
+	// removed as a leftover. The kernel, not the lock, guarantees that the
+	// right dispatcher is replaced.
 	alone bool
 }
 
-// lock makes the folder if need be and takes its lock as libxdp does. That waits
-// for ever; but it has the lock only while it reads, makes or removes pins, so
-// whoever has it for longer than kernel.LockWait has been stopped.
+// lock makes the folder if needed and takes its lock as libxdp does. libxdp
+// waits without a limit, but it keeps the lock only while it reads, makes or
+// removes pins, so a process that keeps the lock longer than kernel.LockWait has
+// been stopped.
 //
-// libxdp lets go of it between pinning and attaching; here it is held until the
-// new dispatcher is on the device, so that nobody cleans up in between.
+// libxdp releases the lock between pinning and attaching. This package keeps it
+// until the new dispatcher is on the device, so that nothing removes the pins in
+// between.
 func (f folder) lock(ctx context.Context) (*locked, error) {
 	if err := os.Mkdir(f.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, kernel.Errno("make the folder of libxdp", err)
@@ -44,21 +46,22 @@ func (f folder) lock(ctx context.Context) (*locked, error) {
 	return &locked{f, file, alone}, nil
 }
 
-// moment is enough for a process that waits for the lock to take it.
+// moment is enough for a waiting process to take the lock.
 const moment = 2 * time.Millisecond
 
-// giveWay lets those have the lock who wait for it, and takes it again. libxdp
-// first asks what is on the device, and then waits for the lock to read the
-// pins. Who asked before the device changed finds those of the old dispatcher
-// now, and learns of the change from the kernel; without them it would take the
-// chain for something else.
+// giveWay lets waiting processes have the lock for a moment, and takes it
+// again. libxdp first reads what is on the device, and then waits for the lock
+// to read the pins. A process that read the device before it changed now finds
+// the pins of the old dispatcher, and learns from the kernel that the device
+// changed. Without these pins it would mistake the chain for something else.
 func (l *locked) giveWay() {
 	if !l.alone {
 		return
 	}
 	_ = unix.Flock(int(l.file.Fd()), unix.LOCK_UN)
 	time.Sleep(moment)
-	// The device has changed: there is no way back, with the lock or without.
+	// The device has changed, so the work must be finished with or without the
+	// lock.
 	l.alone, _ = kernel.Lock(context.Background(), l.file)
 }
 

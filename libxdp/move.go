@@ -9,23 +9,23 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
-// An Incoming is a member of a chain that is to be built.
+// An Incoming is a member of a chain to build.
 type Incoming struct {
 	Source     Source
-	Priority   int             // 0: what the source asks for
-	ContinueOn hook.VerdictSet // 0: what the source asks for
+	Priority   int             // 0: the source's own
+	ContinueOn hook.VerdictSet // 0: the source's own
 }
 
-// BuildOptions say how a chain is built.
+// BuildOptions say how to build a chain.
 type BuildOptions struct {
 	Version uint8 // as in AttachOptions
 }
 
 // Built is a chain that is complete and pinned, but not on its device. It has the
-// lock of libxdp's folder until Commit or Discard, so that nobody cleans up its
-// pins; what else wants the lock waits.
+// lock of libxdp's folder until Commit or Discard, so that nothing removes its
+// pins; other processes wait for the lock.
 type Built struct {
-	// Dispatcher is to be put on the device.
+	// Dispatcher is the program to attach to the device.
 	Dispatcher *ebpf.Program
 	Chain      *Chain
 
@@ -34,8 +34,8 @@ type Built struct {
 	join   joining
 }
 
-// Build makes a chain for the device whatever is on it, for a caller who has to
-// attach it in a way of their own.
+// Build makes a chain for the device, whatever is on it, for a caller that
+// attaches the chain in its own way.
 func (d Device) Build(ctx context.Context, members []Incoming, o BuildOptions) (done *Built, err error) {
 	err = d.at("build", func(s *site) error {
 		f, err := folderToChange(s.BPFFS)
@@ -102,8 +102,8 @@ func (s *site) prepare(ctx context.Context, f folder, join joining, o *newChain)
 	return &Built{Dispatcher: b.prog, Chain: c, locked: l, parts: b, join: join}, nil
 }
 
-// Commit is called when the dispatcher is on the device. The chain stays, and
-// what was left by others that died is tidied up.
+// Commit ends the work when the dispatcher is on the device. The chain stays,
+// and leftovers of dead processes are removed.
 func (b *Built) Commit() error {
 	defer b.close()
 	b.locked.tidy(&snapshot{device: rtnl.Device{Index: b.Chain.Ifindex}}, b.Chain)

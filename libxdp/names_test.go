@@ -16,8 +16,8 @@ func TestNames(t *testing.T) {
 	qt.Check(t, qt.Equals(folderName(7, 4294967295), "dispatch-7-4294967295"))
 }
 
-// A folder is only one of pins when its name is exactly what libxdp would have
-// given it: others are not ours to remove.
+// A folder belongs to a dispatcher only when its name is exactly libxdp's.
+// Other folders must not be removed.
 func TestParseFolder(t *testing.T) {
 	ifindex, prog, ok := parseFolder("dispatch-7-4294967295")
 	qt.Check(t, qt.IsTrue(ok))

@@ -5,18 +5,19 @@ import (
 	"strings"
 )
 
-// A rank is what decides the place of a program in a chain. Since others read
-// and change the same chains, the order is exactly libxdp's.
+// A rank decides a program's position in a chain. Other tools read and change
+// the same chains, so the order is exactly libxdp's.
 type rank struct {
 	Priority     uint32
-	Name         string // of the function, whole
+	Name         string // whole name of the function
 	Loaded       bool
 	Instructions int    // of a program that is not loaded
-	Tag          string // of a loaded one, hex
-	LoadTime     uint64 // of a loaded one, in nanoseconds after boot
+	Tag          string // of a loaded program, hex
+	LoadTime     uint64 // of a loaded program, in nanoseconds after boot
 }
 
-// compare is negative when a runs before b, 0 when nothing tells them apart.
+// compare is negative when a runs before b, and 0 when nothing distinguishes
+// them.
 func (a rank) compare(b rank) int {
 	if a.Loaded && b.Loaded {
 		a.Instructions, b.Instructions = 0, 0

@@ -8,7 +8,7 @@ import (
 	"github.com/go-quicktest/qt"
 )
 
-// The order is libxdp's, which will sort the same programs again.
+// The order is libxdp's, because libxdp will sort the same programs again.
 func TestOrder(t *testing.T) {
 	inOrder := []rank{
 		{Priority: 0, Name: "z", Loaded: true, Tag: "ff", LoadTime: 9},

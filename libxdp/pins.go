@@ -14,10 +14,10 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// folder is where libxdp pins in a bpffs.
+// folder is libxdp's folder in a bpffs.
 type folder struct{ path string }
 
-// folderIn returns the folder in a bpffs, whether it is there or not.
+// folderIn returns the folder in a bpffs; it need not exist.
 func folderIn(bpffs string) folder { return folder{filepath.Join(bpffs, "xdp")} }
 
 // folderToChange is folderIn for changes, which need the bpffs.
@@ -36,7 +36,7 @@ func (f folder) of(ifindex int, prog uint32) string {
 
 // pin fills the folder of a dispatcher, or leaves nothing of it.
 func (l *locked) pin(dir string, links []link.Link, progs []*ebpf.Program) (err error) {
-	// What is there can only be of a dispatcher that had the same id before.
+	// Existing pins can only belong to an earlier dispatcher with the same id.
 	if err := l.unpin(dir); err != nil {
 		return err
 	}
@@ -62,8 +62,8 @@ func (l *locked) pin(dir string, links []link.Link, progs []*ebpf.Program) (err 
 	return nil
 }
 
-// pinProgram pins a second descriptor of the program: cilium/ebpf would move
-// the pin of one that it has opened by a pin.
+// pinProgram pins a second descriptor of the program: for a program that was
+// opened by a pin, cilium/ebpf would move that pin.
 func pinProgram(prog *ebpf.Program, path string) error {
 	c, err := prog.Clone()
 	if err != nil {
@@ -73,8 +73,8 @@ func pinProgram(prog *ebpf.Program, path string) error {
 	return kernel.Errno("pin the program", c.Pin(path))
 }
 
-// unpin takes away the pins of a dispatcher, in libxdp's order, and the folder
-// unless somebody has put something else into it. What is not there is no error.
+// unpin removes the pins of a dispatcher, in libxdp's order, and the folder
+// unless it contains other files. Missing pins are not an error.
 func (l *locked) unpin(dir string) error {
 	for _, path := range pinsIn(dir) {
 		kernel.Step("unpin")
@@ -101,7 +101,7 @@ func pinsIn(dir string) []string {
 	return paths
 }
 
-// dispatchers returns the dispatchers that have a folder, by their program and
+// dispatchers returns the dispatchers that have a folder, by program id and by
 // the index of the device that they were made for.
 func (f folder) dispatchers() (list []pinned, err error) {
 	entries, err := os.ReadDir(f.path)

@@ -12,7 +12,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// infoOfLinks tells whether links say what they are attached to (Linux 5.13).
+// infoOfLinks tells whether links report their target (Linux 5.13).
 func infoOfLinks(t *testing.T, c *Chain) bool {
 	t.Helper()
 	l, err := link.LoadPinnedLink(filepath.Join(c.Folder, linkPin(0)), nil)
@@ -23,7 +23,7 @@ func infoOfLinks(t *testing.T, c *Chain) bool {
 	return info.Tracing().TargetObjectId != 0
 }
 
-// Members are found by their links where pins are missing.
+// Members without pins are found by their links.
 func TestHalfThePins(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
@@ -32,13 +32,13 @@ func TestHalfThePins(t *testing.T) {
 	c := s.join(t, 3, at(3))
 	byLink := infoOfLinks(t, c)
 
-	// A program's pin is gone: its link still runs it.
+	// Without the program's pin its link still runs it.
 	qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(c.Folder, progPin(0)))))
 	s.wantTrace(t, 1, 2, 3)
 	qt.Assert(t, qt.DeepEquals(s.read(t).Members, c.Members))
 
-	// A link's pin is gone, and with it the link; the program is linked again by
-	// the next change.
+	// Without the link's pin the link is gone. The next change links the program
+	// again.
 	qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(c.Folder, linkPin(1)))))
 	s.waitForTrace(t, 1, 3)
 	got := s.read(t)
@@ -67,7 +67,7 @@ func TestHalfThePins(t *testing.T) {
 	s.wantRun(t)
 }
 
-// waitForTrace waits until the kernel has let go of a link.
+// waitForTrace waits until the kernel has released a link.
 func (s *scene) waitForTrace(t *testing.T, numbers ...int) {
 	t.Helper()
 	for range 100 {
@@ -80,7 +80,8 @@ func (s *scene) waitForTrace(t *testing.T, numbers ...int) {
 	s.wantTrace(t, numbers...)
 }
 
-// A chain whose pins are in another bpffs is shown, but only taken off as a whole.
+// A chain whose pins are in another bpffs can be read, but only detached as a
+// whole.
 func TestPinsElsewhere(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
@@ -104,15 +105,15 @@ func TestPinsElsewhere(t *testing.T) {
 	qt.Assert(t, qt.IsNil(other.DetachAll(t.Context())))
 	s.wantTrace(t)
 
-	// What stays there is found to be on no device.
+	// The pins that stay there are found to belong to no device.
 	removed, err := s.Clean(t.Context())
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.DeepEquals(removed, []string{c.Folder}))
 	s.wantPins(t)
 }
 
-// Two devices of the same index in two namespaces share a bpffs: neither takes
-// the other's pins, not even to clean.
+// Two devices with the same index in two namespaces share a bpffs. Neither
+// removes the other's pins, and Clean does not either.
 func TestSameIndex(t *testing.T) {
 	testenv.NeedFreplace(t)
 	const index = 4711
@@ -142,7 +143,7 @@ func TestSameIndex(t *testing.T) {
 	a.wantPins(t)
 }
 
-// Of a device that is gone only the pins are left.
+// Only the pins of a removed device are left.
 func TestDeviceGone(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
@@ -153,7 +154,7 @@ func TestDeviceGone(t *testing.T) {
 	qt.Assert(t, qt.HasLen(removed, 0))
 	s.Server.IP(t, "link", "del", s.ServerDev)
 	removed = nil
-	for try := 0; len(removed) == 0 && try < 100; try++ { // the kernel frees the device in its own time
+	for try := 0; len(removed) == 0 && try < 100; try++ { // the kernel frees the device some time later
 		removed, err = gone.Clean(t.Context())
 		qt.Assert(t, qt.IsNil(err))
 	}
@@ -161,7 +162,7 @@ func TestDeviceGone(t *testing.T) {
 	qt.Assert(t, qt.HasLen(s.pinned(t), 0))
 }
 
-// A dispatcher that somebody has open may be on its way to a device.
+// A dispatcher that a process has open may be about to be attached.
 func TestCleanLeavesWhatIsOpen(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
@@ -171,7 +172,7 @@ func TestCleanLeavesWhatIsOpen(t *testing.T) {
 	removed, err := s.Clean(t.Context())
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.HasLen(removed, 0))
-	// What is forgotten is not.
+	// A dispatcher that is not open is removed.
 	b.parts.close()
 	b.join.close()
 	removed, err = s.Clean(t.Context())

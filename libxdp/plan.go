@@ -14,23 +14,23 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
-// plan is what a chain is to be.
+// plan is a chain to build.
 type plan struct {
 	config  Config
 	mode    hook.Mode
 	entries []*entry // in run order once it is sorted
 }
 
-// entry is one program of a plan: one that is loaded, or one that is not yet.
+// entry is a program of a plan, loaded or not loaded yet.
 type entry struct {
 	name   string
 	config ProgramConfig
 	prog   *ebpf.Program // nil when it is not loaded
-	source *loader       // nil for one that is in the chain already
-	was    Member        // when it is in the chain already
+	source *loader       // nil for a program that is in the chain already
+	was    Member        // its member, when it is in the chain already
 }
 
-// loader loads a source once, however often it is tried.
+// loader loads a source once, however often the change is tried.
 type loader struct {
 	Source
 	prog *ebpf.Program
@@ -43,8 +43,8 @@ func (l *loader) load(dispatcher *ebpf.Program, stub string) (err error) {
 	return err
 }
 
-// plan is the chain as it is. Programs that are pinned and whose link is gone
-// are linked again, as libxdp does; slots of which nothing is known fall away.
+// plan returns the chain as it is. Like libxdp it relinks pinned programs whose
+// link is gone, and leaves out slots about which nothing is known.
 func (s *snapshot) plan() *plan {
 	p := &plan{config: s.chain.Config, mode: s.mode}
 	for slot, m := range s.chain.Members {
@@ -55,7 +55,7 @@ func (s *snapshot) plan() *plan {
 	return p
 }
 
-// rank is what decides the entry's place.
+// rank returns the rank that decides the entry's position.
 func (e *entry) rank() rank {
 	r := rank{Priority: e.config.Priority, Name: e.name, Loaded: e.source == nil}
 	if e.source != nil {
@@ -73,7 +73,7 @@ func (e *entry) rank() rank {
 }
 
 // sort puts the entries into libxdp's order, completes the configuration, and
-// checks what can be checked without the kernel.
+// makes the checks that do not need the kernel.
 func (p *plan) sort() error {
 	if len(p.entries) > MaxMembers {
 		return hook.Because(hook.ErrChainFull, "a dispatcher of libxdp's runs %d programs at most", MaxMembers)
@@ -95,8 +95,8 @@ func (p *plan) sort() error {
 	return nil
 }
 
-// built is a dispatcher with its components that is not on the device yet. The
-// programs are not its own.
+// built is a dispatcher with its components that is not on the device yet. It
+// does not own the programs.
 type built struct {
 	prog  *ebpf.Program
 	links []link.Link
@@ -110,7 +110,7 @@ func (b *built) close() {
 	}
 }
 
-// build loads the dispatcher of a sorted plan and puts the components in.
+// build loads the dispatcher of a sorted plan and attaches the components.
 func (s *site) build(p *plan, ifindex int) (*built, error) {
 	var prog *ebpf.Program
 	load := func() (err error) {
@@ -122,7 +122,7 @@ func (s *site) build(p *plan, ifindex int) (*built, error) {
 		return err
 	}
 	var err error
-	if p.config.DevBound { // the index is looked up in the thread's namespace
+	if p.config.DevBound { // the thread's namespace resolves the index
 		err = s.ns.Do(load)
 	} else {
 		err = load()
@@ -141,7 +141,7 @@ func (s *site) build(p *plan, ifindex int) (*built, error) {
 	return b, nil
 }
 
-// add puts a component in the place of a stub.
+// add replaces a stub by a component.
 func (b *built) add(e *entry, stub string) error {
 	prog := e.prog
 	if e.source != nil {
@@ -158,7 +158,7 @@ func (b *built) add(e *entry, stub string) error {
 	return nil
 }
 
-// view describes the chain that has been built.
+// view returns the chain that was built.
 func (p *plan) view(dev rtnl.Device, b *built, f folder) (*Chain, error) {
 	c := &Chain{
 		Device: dev.Name, Ifindex: dev.Index, Mode: p.mode, Config: p.config, Pins: []string{}, Members: []Member{},
@@ -183,7 +183,7 @@ func (p *plan) view(dev rtnl.Device, b *built, f folder) (*Chain, error) {
 	return c, nil
 }
 
-// find returns the entry of the chain that ref means.
+// find returns the entry that ref names.
 func (p *plan) find(ref hook.Ref) (*entry, error) {
 	c := &Chain{}
 	for _, e := range p.entries {
@@ -197,7 +197,7 @@ func (p *plan) find(ref hook.Ref) (*entry, error) {
 	return p.entries[i], nil
 }
 
-// configure changes what settings ask for, and leaves the rest.
+// configure changes what settings ask for, and keeps the rest.
 func (p *ProgramConfig) configure(s hook.Settings) {
 	p.Priority = cmp.Or(uint32(s.Priority), p.Priority)
 	if s.ContinueOn != 0 {
@@ -205,7 +205,7 @@ func (p *ProgramConfig) configure(s hook.Settings) {
 	}
 }
 
-// checkSettings refuses what libxdp has no place for.
+// checkSettings refuses settings that libxdp does not have.
 func checkSettings(s hook.Settings) error {
 	if err := s.Check(); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)

@@ -9,9 +9,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/code"
 )
 
-// Supported tells whether this kernel does what a chain of libxdp needs, by
-// trying it with a dispatcher that is on no device: that a program takes the place
-// of a function of another one. Nothing stays.
+// Supported returns an error if this kernel cannot have a libxdp chain. It tries
+// whether a program can replace a function of a dispatcher that is on no device.
+// It leaves nothing behind.
 func Supported() error {
 	dispatcher, err := newDispatcher(Config{Version: 1, Programs: make([]ProgramConfig, 1)}, 0)
 	if err != nil {

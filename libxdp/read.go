@@ -17,12 +17,12 @@ import (
 )
 
 // Read returns the chain on the device. The error is fs.ErrNotExist when
-// nothing is there, and [ErrNotDispatcher] when it is something else. With
-// [ErrVersion] what can be known of the chain is returned too.
+// nothing is attached, and [ErrNotDispatcher] when it is something else. With
+// [ErrVersion] Read also returns what can be known of the chain.
 //
-// Members are found by their pins in BPFFS. Those that have none there are
-// found by the links that lead to the dispatcher (Linux 5.13), so that a chain
-// whose pins are in another bpffs is shown as what it is. No lock is taken.
+// Read finds members by their pins in BPFFS. It finds members without pins
+// there by their links to the dispatcher (Linux 5.13), so it can also read a
+// chain whose pins are in another bpffs. It takes no lock.
 func (d Device) Read(ctx context.Context) (c *Chain, err error) {
 	err = d.at("read", func(s *site) error {
 		return s.withChain(ctx, func(snap *snapshot) error {
@@ -51,8 +51,8 @@ func (s *site) withChain(ctx context.Context, fn func(snap *snapshot) error) err
 	})
 }
 
-// ReadProgram describes the chain of a dispatcher that was found on a device
-// with that index. Device and Mode of the chain are left out. Errors are as of
+// ReadProgram returns the chain of a dispatcher that was found on a device with
+// that index. The chain's Device and Mode are not set. The errors are those of
 // [Device.Read].
 func ReadProgram(prog *ebpf.Program, ifindex int, bpffs string) (*Chain, error) {
 	if bpffs == "" {
@@ -60,7 +60,7 @@ func ReadProgram(prog *ebpf.Program, ifindex int, bpffs string) (*Chain, error) 
 	}
 	snap := &snapshot{prog: prog, device: rtnl.Device{Index: ifindex}}
 	err := snap.look(bpffs)
-	snap.prog = nil // it is the caller's
+	snap.prog = nil // the caller owns it
 	snap.close()
 	if err != nil {
 		return nil, err
@@ -74,12 +74,12 @@ type snapshot struct {
 	mode   hook.Mode
 	prog   *ebpf.Program // nil when nothing is attached
 	chain  *Chain        // nil when it is not a dispatcher
-	parts  []part        // those of the chain's members
-	// refused is why the chain cannot be changed.
+	parts  []part        // of the chain's members
+	// refused says why the chain cannot be changed.
 	refused error
 }
 
-// part is what is known of a slot of the dispatcher.
+// part is what is known about a slot of the dispatcher.
 type part struct {
 	prog *ebpf.Program // nil when it is not known
 	link uint32        // 0 when there is none
@@ -96,7 +96,8 @@ func (s *snapshot) close() {
 
 func (s *snapshot) free() bool { return s.prog == nil }
 
-// read looks at the device of the site. kernel.ErrAgain when it changed under its eyes.
+// read reads the site's device. It returns kernel.ErrAgain when the device changed
+// meanwhile.
 func (s *site) read() (*snapshot, error) {
 	snap := &snapshot{}
 	err := rtnl.In(s.ns, func(conn *rtnl.Conn) error {
@@ -118,7 +119,7 @@ func (s *site) read() (*snapshot, error) {
 		} else if !errors.Is(err, ErrNotDispatcher) {
 			return kernel.Again(err)
 		}
-		// The pins of a dispatcher that was replaced meanwhile are gone.
+		// If the dispatcher was replaced meanwhile, its pins are gone.
 		now, err := conn.DeviceByIndex(d.Index)
 		if err != nil {
 			return kernel.Again(err)
@@ -181,14 +182,14 @@ func (s *snapshot) look(bpffs string) error {
 	return nil
 }
 
-// configure fills in what the dispatcher's configuration says of a member.
+// configure sets what the dispatcher's configuration says about a member.
 func (m *Member) configure(p ProgramConfig) {
 	m.Priority, m.ContinueOn = int(p.Priority), p.ContinueOn()
 	m.Frags = p.Flags&unix.BPF_F_XDP_HAS_FRAGS != 0
 	m.DevBound = p.Flags&unix.BPF_F_XDP_DEV_BOUND_ONLY != 0
 }
 
-// byPins opens what is pinned in the folder of the dispatcher.
+// byPins opens the pins in the dispatcher's folder.
 func (s *snapshot) byPins(dir string, dispatcher uint32) error {
 	for n := range s.parts {
 		prog, err := ebpf.LoadPinnedProgram(dir+"/"+progPin(n), nil)
@@ -211,13 +212,13 @@ func (s *snapshot) byPins(dir string, dispatcher uint32) error {
 		}
 		target := info.Tracing()
 		if target == nil || target.TargetObjectId != 0 && target.TargetObjectId != dispatcher {
-			continue // not what belongs there
+			continue // no pin of a member
 		}
 		s.parts[n].link = uint32(info.ID)
 		if prog != nil && s.idOf(n) == uint32(info.Program) {
 			continue
 		}
-		// The link says what runs, whatever the other pin is.
+		// The link says what runs, whatever the program's pin is.
 		runs, err := ebpf.NewProgramFromID(info.Program)
 		if err != nil {
 			return kernel.Errno("program of a member", err)
@@ -228,7 +229,7 @@ func (s *snapshot) byPins(dir string, dispatcher uint32) error {
 	return nil
 }
 
-// idOf returns the id of the program in a slot, 0 when it is not known.
+// idOf returns the id of the program in a slot; 0 when it is not known.
 func (s *snapshot) idOf(slot int) uint32 {
 	if s.parts[slot].prog == nil {
 		return 0
@@ -241,8 +242,8 @@ func (s *snapshot) idOf(slot int) uint32 {
 	return uint32(id)
 }
 
-// byLinks looks among all links for those of slots that have no pin of theirs.
-// Before Linux 5.13 links do not tell what they are attached to.
+// byLinks searches all links for links of slots that have no pin. Before Linux
+// 5.13 links do not report their target.
 func (s *snapshot) byLinks(dispatcher uint32) error {
 	missing := false
 	for _, p := range s.parts {
@@ -260,7 +261,7 @@ func (s *snapshot) byLinks(dispatcher uint32) error {
 	for it.Next() {
 		info, err := it.Link.Info()
 		if err != nil || info.Type != link.TracingType {
-			continue // gone meanwhile, or of no interest
+			continue // gone meanwhile, or irrelevant
 		}
 		target := info.Tracing()
 		if target == nil || target.TargetObjectId != dispatcher {
@@ -271,7 +272,7 @@ func (s *snapshot) byLinks(dispatcher uint32) error {
 			continue
 		}
 		prog, err := ebpf.NewProgramFromID(info.Program)
-		if err != nil || prog.Type() != ebpf.Extension { // who only looks on, as xdpdump does, is none
+		if err != nil || prog.Type() != ebpf.Extension { // a tracing program, such as xdpdump's, is not a member
 			prog.Close()
 			continue
 		}
@@ -298,7 +299,7 @@ func (s *snapshot) slots() (map[uint32]int, error) {
 			slots[id] = n
 		}
 	}
-	if s.refused != nil { // how many there are is not known
+	if s.refused != nil { // their number is not known
 		if id, ok := functionID(types, mainFunction); ok {
 			slots[id] = 0
 		}
@@ -321,14 +322,14 @@ func describe(prog *ebpf.Program) hook.Program {
 	return p
 }
 
-// occupied is the error for a device that something else holds, or a link: no
-// netlink call replaces what a link carries.
+// occupied returns the error for a device that something else holds. A link
+// also holds the device: no netlink call replaces a link's program.
 func (s *site) occupied(snap *snapshot) error {
 	on := &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode, Program: describe(snap.prog)}
 	on.LinkID = carrier(on.Program.ID, snap.device.Index)
 	busy := hook.Because(hook.ErrBusy, "%w", ErrNotDispatcher).
 		Hint("libxdp joins its own dispatchers only; what is there must go first")
-	if snap.chain != nil { // so that it is a link that stands in the way
+	if snap.chain != nil { // then the dispatcher is fine, and a link is in the way
 		on.Kind = hook.KindForeign
 		busy = hook.Because(hook.ErrBusy, "a dispatcher of libxdp's that a link carries is not to be changed by libxdp's protocol")
 	}
@@ -340,7 +341,7 @@ func (s *site) occupied(snap *snapshot) error {
 }
 
 // carrier returns a link that carries the program on a device with that index,
-// or 0. It tells the index but not the namespace.
+// or 0. A link reports the index but not the namespace.
 func carrier(prog uint32, ifindex int) uint32 {
 	var it link.Iterator
 	defer it.Close()

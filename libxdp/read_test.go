@@ -20,8 +20,8 @@ func two(version uint8) Config {
 	return Config{Version: version, Programs: []ProgramConfig{{Priority: 7, Actions: 1 << hook.Pass}, {Priority: 50, Actions: 1<<hook.Drop | 1<<hook.TX}}}
 }
 
-// A dispatcher whose programs are gone is shown as what it is, and can be taken
-// off the device.
+// A dispatcher whose programs are gone can still be read, and detached from the
+// device.
 func TestReadWithoutMembers(t *testing.T) {
 	for version := uint8(1); version <= MaxVersion; version++ {
 		s := newScene(t)
@@ -50,7 +50,7 @@ func TestReadWithoutMembers(t *testing.T) {
 	}
 }
 
-// generic mode is seen as such, and is kept when the dispatcher leaves.
+// Generic mode is recognized, and a change keeps it.
 func TestReadGeneric(t *testing.T) {
 	s := newScene(t)
 	prog, err := newDispatcher(two(2), 0)
@@ -62,7 +62,7 @@ func TestReadGeneric(t *testing.T) {
 	qt.Assert(t, qt.IsNil(s.read(t)))
 }
 
-// changes are all methods that change a chain that is there.
+// changes returns all methods that change an existing chain.
 func (s *scene) changes(t *testing.T) map[string]func() error {
 	return map[string]func() error{
 		"attach":  func() error { _, _, err := s.Attach(t.Context(), s.source(t, 1), AttachOptions{}); return err },
@@ -74,7 +74,7 @@ func (s *scene) changes(t *testing.T) map[string]func() error {
 	}
 }
 
-// What is not libxdp's is left alone, and it is said what it is.
+// Other programs are not touched, and the error says what they are.
 func TestOccupied(t *testing.T) {
 	s := newScene(t)
 	legacy := testenv.VerdictProgram(t, "ldt_legacy", pass)
@@ -112,7 +112,7 @@ func TestOccupied(t *testing.T) {
 	check(hook.KindForeign, uint32(info.ID))
 }
 
-// A dispatcher that a link carries is read, but netlink cannot replace it.
+// A dispatcher that a link carries can be read, but netlink cannot replace it.
 func TestLinkCarriesDispatcher(t *testing.T) {
 	s := newScene(t)
 	prog, err := newDispatcher(two(3), 0)
@@ -136,7 +136,7 @@ func TestLinkCarriesDispatcher(t *testing.T) {
 	qt.Assert(t, qt.ErrorMatches(err, `detach xdp veth1: held by link \d+ .*: a dispatcher of libxdp's that a link carries.*`))
 }
 
-// Where nothing is, nothing is changed but by who wants to start a chain.
+// A free device changes only when a chain is started.
 func TestFree(t *testing.T) {
 	s := newScene(t)
 	refuse := s.changes(t)
@@ -164,7 +164,7 @@ func TestNotThere(t *testing.T) {
 	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
 }
 
-// A dispatcher of a later version is listed and can be taken off, no more.
+// A dispatcher of a later version can be listed and detached, no more.
 func TestLaterVersion(t *testing.T) {
 	s := newScene(t)
 	prog := laterDispatcher(t)
@@ -180,7 +180,7 @@ func TestLaterVersion(t *testing.T) {
 	qt.Assert(t, qt.IsNil(s.read(t)))
 }
 
-// laterDispatcher is one of a version that there is not yet.
+// laterDispatcher returns a dispatcher of a version that does not exist yet.
 func laterDispatcher(t *testing.T) *ebpf.Program {
 	t.Helper()
 	value, err := two(MaxVersion).MarshalBinary()
@@ -200,8 +200,8 @@ func laterDispatcher(t *testing.T) *ebpf.Program {
 	return prog
 }
 
-// Where the kernel refuses freplace it is said, with what does not need it, and
-// the chain is as it was.
+// Where the kernel refuses freplace, the error says so and names what does not
+// need it. The chain stays the same.
 func TestRefusedFreplace(t *testing.T) {
 	if Supported() == nil {
 		t.Skip("this kernel has freplace: runs where it is refused")
@@ -224,7 +224,7 @@ func TestRefusedFreplace(t *testing.T) {
 	}
 }
 
-// To take a dispatcher off no bpffs is needed.
+// Detaching a dispatcher needs no bpffs.
 func TestDetachAllWithoutBPFFS(t *testing.T) {
 	s := newScene(t)
 	s.hand(t, two(3))
@@ -235,7 +235,7 @@ func TestDetachAllWithoutBPFFS(t *testing.T) {
 	qt.Assert(t, qt.IsNil(s.read(t)))
 }
 
-// A change without members that are left takes the dispatcher off.
+// A change that leaves no members detaches the dispatcher.
 func TestDetachMissing(t *testing.T) {
 	s := newScene(t)
 	s.hand(t, two(3))
@@ -244,7 +244,7 @@ func TestDetachMissing(t *testing.T) {
 	qt.Assert(t, qt.IsNotNil(s.read(t)))
 }
 
-// Foreign files in the folder of a dispatcher are no pins, and stay.
+// Foreign files in the folder of a dispatcher are not pins, and stay.
 func TestForeignFiles(t *testing.T) {
 	s := newScene(t)
 	prog := s.hand(t, two(3))
@@ -260,7 +260,7 @@ func TestForeignFiles(t *testing.T) {
 	qt.Assert(t, qt.DeepEquals(s.pinned(t), []string{dir, foreign}))
 }
 
-// A program that is pinned where a member's is, but runs nowhere.
+// A pinned program with a member's pin name that runs nowhere.
 func TestPinWithoutLink(t *testing.T) {
 	s := newScene(t)
 	prog := s.hand(t, two(3))

@@ -9,14 +9,14 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// RunConfig reads what a program made for libxdp asks for: in the section
-// .xdp_run_config a variable _<function>, whose type is a struct of pointers to
-// arrays. The name of each member is a setting and the length of its array the
-// value (XDP_RUN_CONFIG, xdp/xdp_helpers.h of libxdp). Zero values are what the
-// program does not ask for.
+// RunConfig reads the settings that a program made for libxdp asks for. They
+// are in the section .xdp_run_config, in a variable _<function> whose type is a
+// struct of pointers to arrays: the name of a struct member is a setting, and
+// the length of its array is the value (XDP_RUN_CONFIG, xdp/xdp_helpers.h of
+// libxdp). Settings that the program does not ask for are zero.
 //
-// hook.ErrUsage when it asks for what there is not. libxdp counts priorities
-// from 0; here that is [hook.MinPriority].
+// The error is hook.ErrUsage when the program asks for an unknown setting or
+// value. libxdp's priorities begin at 0; here 0 becomes [hook.MinPriority].
 func RunConfig(types *btf.Spec, function string) (hook.Settings, error) {
 	var s hook.Settings
 	if types == nil {
@@ -52,7 +52,8 @@ func parseRunConfig(config *btf.Struct) (hook.Settings, error) {
 			return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %s: %w", m.Name, err)
 		}
 		if m.Name == "priority" {
-			// Nothing comes before 0, nor before 1.
+			// Priority 0 becomes 1, the lowest here; no member can run before
+			// either.
 			s.Priority = max(int(value), hook.MinPriority)
 			if err := s.Check(); err != nil {
 				return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %w", err)
@@ -79,8 +80,8 @@ func parseRunConfig(config *btf.Struct) (hook.Settings, error) {
 	return s, nil
 }
 
-// arrayLength is the length of the array that t points to: numbers in BTF are
-// written like that (__uint, bpf/bpf_helpers.h of libbpf).
+// arrayLength returns the length of the array that t points to. BTF encodes
+// numbers in this way (__uint, bpf/bpf_helpers.h of libbpf).
 func arrayLength(t btf.Type) (uint32, error) {
 	p, ok := btf.UnderlyingType(t).(*btf.Pointer)
 	if !ok {

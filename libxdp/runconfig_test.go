@@ -11,7 +11,8 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// The metadata of libxdp's own programs decides where they run and who runs after them.
+// The metadata of libxdp's own programs decides the order, and after which verdicts the
+// next program runs.
 func TestRunConfig(t *testing.T) {
 	types, err := btf.LoadSpec("../test/testdata/runconfig.o")
 	qt.Assert(t, qt.IsNil(err))
@@ -48,7 +49,7 @@ func TestRunConfig(t *testing.T) {
 	qt.Check(t, qt.Equals(got, hook.Settings{}))
 }
 
-// A file without the section asks for nothing.
+// A file without the section asks for no settings.
 func TestRunConfigWithoutSection(t *testing.T) {
 	types, err := btf.LoadSpec("../test/testdata/filter.o")
 	qt.Assert(t, qt.IsNil(err))
@@ -57,7 +58,7 @@ func TestRunConfigWithoutSection(t *testing.T) {
 	qt.Check(t, qt.Equals(got, hook.Settings{}))
 }
 
-// BTF and object files come from anywhere.
+// BTF and object files may come from any source.
 func FuzzRunConfig(f *testing.F) {
 	object, err := os.ReadFile("../test/testdata/runconfig.o")
 	qt.Assert(f, qt.IsNil(err))
@@ -92,8 +93,8 @@ func FuzzRunConfig(f *testing.F) {
 	})
 }
 
-// parseTypes is nil where the bytes are no types. That debug/elf does not take
-// all files is not what is looked for here.
+// parseTypes returns nil for bytes that are no BTF. Files that debug/elf
+// rejects are not the subject of this test.
 func parseTypes(data []byte) (types *btf.Spec) {
 	defer func() { _ = recover() }()
 	types, err := btf.LoadSpecFromReader(bytes.NewReader(data))

@@ -20,7 +20,7 @@ func start(t *testing.T) {
 	kernel.RaiseMemlock()
 }
 
-// reference is what libxdp's dispatcher does with what its programs return.
+// reference is libxdp's verdict for a chain whose programs return these values.
 func reference(programs []ProgramConfig, returns []byte) uint32 {
 	for i, p := range programs {
 		if r := returns[i]; r > notAttached || (p.Actions|1<<notAttached)&(1<<r) == 0 {
@@ -30,8 +30,8 @@ func reference(programs []ProgramConfig, returns []byte) uint32 {
 	return uint32(hook.Pass)
 }
 
-// fromPacket is a stub that returns byte n of the packet: a component for kernels
-// that take none.
+// fromPacket is a stub that returns byte n of the packet. It replaces components
+// on kernels that refuse them.
 func fromPacket(n int) asm.Instructions {
 	end := stubFunction(n) + "_end"
 	return asm.Instructions{
@@ -64,7 +64,7 @@ func configOf(version uint8, actions ...uint32) Config {
 	return c
 }
 
-// The generated code must mean what libxdp's means, whatever is returned.
+// The generated code must do what libxdp's code does, for all return values.
 func TestSemantics(t *testing.T) {
 	start(t)
 	const pass = 1 << hook.Pass
@@ -101,7 +101,7 @@ func TestSemantics(t *testing.T) {
 	check(pass, 0, 1<<hook.Verdicts-1)
 	check(1<<hook.Verdicts-1, pass, pass)
 
-	// All places of a full chain.
+	// All positions of a full chain.
 	full := configOf(2, slices.Repeat([]uint32{pass}, MaxMembers)...)
 	prog, err := loadDispatcher(full, 0, fromPacket)
 	qt.Assert(t, qt.IsNil(err))
@@ -114,7 +114,7 @@ func TestSemantics(t *testing.T) {
 	}
 }
 
-// Until components are there a dispatcher passes everything.
+// A dispatcher without components passes everything.
 func TestDispatcherAlone(t *testing.T) {
 	start(t)
 	for n := 1; n <= MaxMembers; n++ {

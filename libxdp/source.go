@@ -10,24 +10,25 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// A Source is where a new member comes from. Whoever has one closes it; methods
+// A Source provides the program of a new member. Its owner closes it; methods
 // of Device do not.
 type Source interface {
-	// Load loads the program (BPF_PROG_TYPE_EXT) so that it can take the place
-	// of a function of the dispatcher. The caller closes it.
+	// Load loads the program (BPF_PROG_TYPE_EXT) so that it can replace a
+	// function of the dispatcher. The caller closes it.
 	Load(dispatcher *ebpf.Program, function string) (*ebpf.Program, error)
-	// Name is the name of its function, whole.
+	// Name returns the whole name of its function.
 	Name() string
-	// Settings are what the program asks for; zero values for what it does not.
+	// Settings returns the settings that the program asks for; the others are
+	// zero.
 	Settings() hook.Settings
-	// Frags tells whether it takes multi-buffer packets.
+	// Frags tells whether the program accepts multi-buffer packets.
 	Frags() bool
-	// Close releases what the source has.
+	// Close releases the resources of the source.
 	Close()
 }
 
-// FromSpec is a Source of a function in a collection, as cilium/ebpf reads it
-// from an object file. What the program asks for is read from its BTF, see
+// FromSpec returns a Source for a function in a collection that cilium/ebpf
+// read from an object file. The program's settings are read from its BTF, see
 // [RunConfig]. The spec is copied.
 func FromSpec(spec *ebpf.CollectionSpec, function string, opts ebpf.CollectionOptions) (Source, error) {
 	prog, ok := spec.Programs[function]
@@ -61,8 +62,8 @@ func (s *specSource) Settings() hook.Settings { return s.settings }
 func (s *specSource) Frags() bool             { return s.frags }
 func (s *specSource) Close()                  {}
 
-// instructions is how long the program is, which decides between two new ones
-// that have all else in common.
+// instructions returns the length of the program. It decides between two new
+// programs that are otherwise equal.
 func (s *specSource) instructions() int {
 	n := 0
 	for _, ins := range s.spec.Programs[s.function].Instructions {

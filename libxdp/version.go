@@ -22,8 +22,8 @@ func (o *newChain) choose() (uint8, error) {
 	return MaxVersion, nil
 }
 
-// loadedVersion returns the version of the dispatcher that was loaded last, 0
-// when there is none.
+// loadedVersion returns the version of the dispatcher that was loaded last, or
+// 0 when there is none.
 func loadedVersion() (version uint8) {
 	for id := ebpf.ProgramID(0); ; {
 		next, err := ebpf.ProgramGetNextID(id)
@@ -42,11 +42,11 @@ func loadedVersion() (version uint8) {
 	}
 }
 
-// libraryFolders are where distributions put libxdp.so.1.N.
+// libraryFolders are the distributions' folders for libxdp.so.1.N.
 var libraryFolders = []string{"/usr/lib/*", "/usr/lib", "/usr/lib64", "/lib64", "/usr/local/lib/*", "/usr/local/lib", "/usr/local/lib64"}
 
-// installedVersion returns the version that the newest of the installed
-// libraries writes, 0 when there is none.
+// installedVersion returns the version that the newest installed library
+// writes, or 0 when none is installed.
 func installedVersion(folders []string) (version uint8) {
 	const library = "libxdp.so.1."
 	for _, folder := range folders {
@@ -61,7 +61,7 @@ func installedVersion(folders []string) (version uint8) {
 	return version
 }
 
-// versionOfLibrary is what libxdp 1.minor writes.
+// versionOfLibrary returns the version that libxdp 1.minor writes.
 func versionOfLibrary(minor int) uint8 {
 	switch {
 	case minor >= 6:
