@@ -50,7 +50,7 @@ func (s *site) adopt(l *state.Locked, req AdoptRequest) (*slotHandle, error) {
 		return nil, hook.Because(fs.ErrNotExist, "there is no %q without a link", req.Entry)
 	case snap.chain == nil && len(snap.links) > 0:
 		return nil, s.occupied(snap)
-	case snap.isLibxdp():
+	case snap.libxdp:
 		return nil, s.occupied(snap)
 	case snap.chain == nil:
 		return s.adoptLegacy(l, snap, req)
@@ -172,7 +172,11 @@ func (s *site) protect(l *state.Locked, snap *snapshot, persistent bool) (*slotH
 		if err != nil {
 			return nil, kernel.Again(err)
 		}
-		if id, err := state.Occupant(slot); err == nil && id != 0 {
+		id, err := state.Occupant(slot)
+		if err != nil {
+			return nil, err
+		}
+		if id != 0 {
 			first = i
 			break
 		}
@@ -181,9 +185,15 @@ func (s *site) protect(l *state.Locked, snap *snapshot, persistent bool) (*slotH
 		return nil, hook.Because(fs.ErrNotExist, "the chain has no member to protect: all owners are gone").
 			Hint("detach the chain with --all")
 	}
-	if persistent && len(l.Members(state.ChainFolder(0, snap.chain.ID))) == 0 {
-		return nil, hook.Because(hook.ErrUsage, "all members are owned by processes, so nothing would hold the link once it is made").
-			Hint("hold it (--hold) until the owners have done something with their members, which makes them hold it as well")
+	if persistent {
+		members, err := l.Members(state.ChainFolder(0, snap.chain.ID))
+		if err != nil {
+			return nil, err
+		}
+		if len(members) == 0 {
+			return nil, hook.Because(hook.ErrUsage, "all members are owned by processes, so nothing would hold the link once it is made").
+				Hint("hold it (--hold) until the owners have done something with their members, which makes them hold it as well")
+		}
 	}
 	r, err := s.exchange(snap, snap.prog)
 	if err != nil {

@@ -195,11 +195,14 @@ func real(id uint32) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, kernel.Again(kernel.Errno("the program", err))
 	}
-	slotID := standInFor(prog)
-	if slotID == 0 {
+	slotID, err := standInFor(prog)
+	if err == nil && slotID == 0 {
 		return prog, nil
 	}
 	defer prog.Close()
+	if err != nil {
+		return nil, err
+	}
 	var slots state.Slots
 	defer slots.Close()
 	slot, err := slots.Open(slotID, false)

@@ -73,8 +73,12 @@ func (s *site) detachLink(locked *state.Locked, l rawLink, info *LinkInfo, force
 		ours = chain != nil
 	case link.TCXType, link.CgroupType:
 		folder = state.LinkFolder(s.Hook, info.ID)
-		_, pinned := names.pin(s.Hook, info.ID)
-		ours = pinned || names.record(info.Attach, info.ID) != nil
+		rec, err := names.record(info.Attach, info.ID)
+		_, pinned, pinErr := names.pin(s.Hook, info.ID)
+		if err = errors.Join(err, pinErr); err != nil && !force {
+			return err
+		}
+		ours = pinned || rec != nil
 	}
 	if !ours && !force {
 		return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: programOf(info.Program), LinkID: info.ID}).
@@ -239,7 +243,11 @@ func (s *site) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Map
 		return slots, nil
 	}
 	folder := state.ChainFolder(chain.RootLink, 0)
-	for _, name := range locked.Members(folder) {
+	members, err := locked.Members(folder)
+	if err != nil {
+		return slots, err
+	}
+	for _, name := range members {
 		if name == chain.Slots[0].Name || chain.Named(name) >= 0 {
 			continue // it has come back
 		}
@@ -307,14 +315,20 @@ func (s *site) adoptMember(locked *state.Locked, l rawLink, info *LinkInfo, req 
 		return nil, err
 	}
 	defer names.close()
-	if names.record(info.Attach, info.ID) != nil {
+	switch rec, err := names.record(info.Attach, info.ID); {
+	case err != nil:
+		return nil, err
+	case rec != nil:
 		return nil, hook.Because(fs.ErrExist, "link %d is a member already", info.ID)
 	}
 	if names.reg == nil && !req.Persistent {
 		return nil, hook.Because(ebpf.ErrNotSupported, "there is no registry in %s that could take its name", s.BPFFS).
 			Hint("pinned (Persistent) it has one without that")
 	}
-	called, pinned := names.pin(s.Hook, info.ID)
+	called, pinned, err := names.pin(s.Hook, info.ID)
+	if err != nil {
+		return nil, err
+	}
 	if req.Name == "" {
 		req.Name = called
 	}

@@ -29,7 +29,7 @@ func (s *site) toLibxdp(ctx context.Context, req ConvertRequest) error {
 		switch {
 		case snap.free():
 			return hook.Because(fs.ErrNotExist, "nothing is attached")
-		case snap.isLibxdp():
+		case snap.libxdp:
 			return hook.Because(fs.ErrExist, "the chain is one of libxdp already").
 				Hint("attach adds members to it")
 		case snap.chain == nil:

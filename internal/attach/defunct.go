@@ -3,6 +3,8 @@ package attach
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -21,16 +23,20 @@ func (r *Reader) Defunct(ctx context.Context) []hook.Chain {
 			continue
 		}
 		var c *hook.Chain
-		_ = kernel.Retry(ctx, func() (err error) { // what cannot be read has gone meanwhile
+		err := kernel.Retry(ctx, func() (err error) {
 			switch li.Type {
 			case link.XDPType:
 				c, err = r.defunctChain(li)
 			case link.TCXType, link.CgroupType:
-				c = r.defunctMember(li)
+				c, err = r.defunctMember(li)
 			}
 			return err
 		})
-		if c != nil && len(c.Members) > 0 {
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // gone meanwhile
+		case err != nil:
+			chains = append(chains, hook.Chain{Hook: li.Hook(), Pins: []string{}, Members: []hook.Member{}, Err: fmt.Errorf("link %d, of what is gone: %w", li.ID, err)})
+		case c != nil && len(c.Members) > 0:
 			chains = append(chains, *c)
 		}
 	}
@@ -41,15 +47,17 @@ func (r *Reader) Defunct(ctx context.Context) []hook.Chain {
 func (r *Reader) defunctChain(li LinkInfo) (*hook.Chain, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(li.Program))
 	if err != nil {
-		return nil, nil
+		return nil, kernel.Errno(fmt.Sprintf("program id %d", li.Program), err)
 	}
 	defer prog.Close()
 	chain, err := state.Find(prog)
-	if errors.Is(err, state.ErrNotOurs) && r.pins != nil {
-		return r.displacedAndGone(li), nil
-	}
-	if err != nil || chain.Closed || r.runs(chain.ID) {
+	switch {
+	case errors.Is(err, state.ErrNotOurs) && r.pins != nil:
+		return r.displacedAndGone(li)
+	case errors.Is(err, state.ErrNotOurs), err == nil && (chain.Closed || r.runs(chain.ID)):
 		return nil, nil
+	case err != nil:
+		return nil, err
 	}
 	c := &hook.Chain{Hook: hook.XDP, Mode: chain.LastSeen.Mode, Pins: []string{}, Members: []hook.Member{}}
 	if err := viewChain(c, prog, chain, li.ID, r.pins); err != nil {
@@ -77,22 +85,28 @@ func (r *Reader) runs(chainID uint64) bool {
 
 // displacedAndGone returns the members that are pinned beside a link that does
 // not carry their chain any more, on no device any more.
-func (r *Reader) displacedAndGone(li LinkInfo) *hook.Chain {
+func (r *Reader) displacedAndGone(li LinkInfo) (*hook.Chain, error) {
 	folder := state.ChainFolder(li.ID, 0)
-	c := &hook.Chain{Hook: hook.XDP, LinkID: li.ID, Pins: r.pins.List(folder), Members: displaced(r.pins, folder)}
-	for i := range c.Members {
-		c.Members[i].State = hook.StateDefunct
+	members, err := displaced(r.pins, folder)
+	for i := range members {
+		members[i].State = hook.StateDefunct
 	}
-	return c
+	return &hook.Chain{Hook: hook.XDP, LinkID: li.ID, Pins: r.pins.List(folder), Members: members}, err
 }
 
 // defunctMember returns nil for a link that is no member.
-func (r *Reader) defunctMember(li LinkInfo) *hook.Chain {
+func (r *Reader) defunctMember(li LinkInfo) (*hook.Chain, error) {
 	h := li.Hook()
-	rec := r.names.record(li.Attach, li.ID)
-	name, pinned := r.names.pin(h, li.ID)
+	rec, err := r.names.record(li.Attach, li.ID)
+	if err != nil {
+		return nil, err
+	}
+	name, pinned, err := r.names.pin(h, li.ID)
+	if err != nil {
+		return nil, err
+	}
 	if rec == nil && !pinned || rec != nil && rec.MovedTo != 0 {
-		return nil
+		return nil, nil
 	}
 	e := entry{prog: li.Program, link: li.ID, name: name, rec: rec, pinned: pinned}
 	c := &hook.Chain{Hook: h, Pins: []string{}}
@@ -108,7 +122,7 @@ func (r *Reader) defunctMember(li LinkInfo) *hook.Chain {
 		c.Pins = append(c.Pins, r.pins.List(state.LinkFolder(h, li.ID))...)
 	}
 	c.Members = []hook.Member{m}
-	return c
+	return c, nil
 }
 
 func wasOn(home state.LastSeen) string {

@@ -59,7 +59,11 @@ func (m *halfMove) look(l *state.Locked) (err error) {
 		return err
 	}
 	for _, li := range links {
-		if p, name := m.standInOf(li.Program); p != nil {
+		p, name, err := m.standInOf(li.Program)
+		if err != nil {
+			return err
+		}
+		if p != nil {
 			if err := m.found(l, li, p, name); err != nil {
 				return err
 			}
@@ -78,14 +82,22 @@ func (m *halfMove) look(l *state.Locked) (err error) {
 
 // successor looks for a new link that has the program already.
 func (m *halfMove) successor(l *state.Locked, links []LinkInfo) error {
-	reg, err := l.OpenRegistry()
+	reg, err := openRegistry(l.Pins)
 	if err != nil {
-		return nil // without it that cannot be told
+		return err
 	}
 	defer reg.Close()
 	for _, li := range links {
-		rec := reg.Get(li.ID)
-		if rec == nil || rec.MovedFrom != m.oldID || !pinnedLink(l, li.Hook(), li.ID) {
+		rec, err := reg.Get(li.ID)
+		if err != nil {
+			return err
+		}
+		if rec == nil || rec.MovedFrom != m.oldID {
+			continue
+		}
+		if pinned, err := pinnedLink(l, li.Hook(), li.ID); err != nil {
+			return err
+		} else if !pinned {
 			continue
 		}
 		if m.next, err = openLink(li.ID); err != nil {
@@ -113,36 +125,53 @@ func (m *halfMove) found(l *state.Locked, li LinkInfo, there *ebpf.Program, name
 		return err
 	}
 	m.hook = li.Hook()
-	switch {
-	case m.next == nil:
-		m.next, m.nextID, m.info = link, li.ID, li
-		m.kept = pinnedLink(l, m.hook, li.ID)
-	default:
+	if m.next != nil {
 		link.Close()
 		return errors.New("more links than a move has")
 	}
-	return nil
+	m.next, m.nextID, m.info = link, li.ID, li
+	m.kept, err = pinnedLink(l, m.hook, li.ID)
+	return err
 }
 
 // standInOf opens a program if it runs what is in the slot, and its mark; the
-// caller closes it. Its name tells which stand-in it is.
-func (m *halfMove) standInOf(progID uint32) (*ebpf.Program, string) {
+// caller closes it. Its name tells which stand-in it is. Nil for another program.
+func (m *halfMove) standInOf(progID uint32) (*ebpf.Program, string, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(progID))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "", nil
+	}
 	if err != nil {
-		return nil, ""
+		return nil, "", err
+	}
+	name, err := m.standInNamed(prog)
+	if err != nil || name == "" {
+		prog.Close()
+		return nil, "", err
+	}
+	return prog, name, nil
+}
+
+// standInNamed returns the name of the stand-in that the program is, "" for
+// another one, and opens its mark.
+func (m *halfMove) standInNamed(prog *ebpf.Program) (string, error) {
+	slot, err := standInFor(prog)
+	if err != nil || slot != m.slotID {
+		return "", err
 	}
 	info, err := prog.Info()
-	if err != nil || standInFor(prog) != m.slotID {
-		prog.Close()
-		return nil, ""
+	if err != nil {
+		return "", err
 	}
 	ids, _ := info.MapIDs()
 	for _, id := range ids {
 		if m.standIn.mark == nil && uint32(id) != m.slotID {
-			m.standIn.mark, _ = ebpf.NewMapFromID(id)
+			if m.standIn.mark, err = ebpf.NewMapFromID(id); err != nil {
+				return "", err
+			}
 		}
 	}
-	return prog, info.Name
+	return info.Name, nil
 }
 
 func (m *halfMove) close() {
@@ -198,7 +227,11 @@ func (m *halfMove) adoptionOn(ns *kernel.NetNS, q *kernel.Query) bool {
 		if q.Links[i] != 0 {
 			continue
 		}
-		if there, _ := m.standInOf(id); there != nil {
+		there, _, err := m.standInOf(id)
+		if err != nil {
+			return false
+		}
+		if there != nil {
 			defer there.Close()
 			return m.standIn.finish(bare{sp}, there, m.next, m.prog, true) == nil
 		}
@@ -213,7 +246,11 @@ func (m *halfMove) adoptionOn(ns *kernel.NetNS, q *kernel.Query) bool {
 		return false
 	}
 	for _, f := range filters {
-		if there, _ := m.standInOf(f.Program); there != nil {
+		there, _, err := m.standInOf(f.Program)
+		if err != nil {
+			return false
+		}
+		if there != nil {
 			defer there.Close()
 			return m.standIn.finish(filterIncumbent{conn, m.info.Ifindex, f}, there, m.next, m.prog, true) == nil
 		}

@@ -270,8 +270,7 @@ func (h *slotHandle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		return takeOut(l, h.root, h.chainID, []string{c.Slots[i].Name}, []uint32{h.slotID})
 	})
-	gone := errors.Is(err, hook.ErrDefunct) || errors.Is(err, fs.ErrNotExist)
-	if err != nil && !gone {
+	if err != nil && !gone(err) {
 		return err
 	}
 	h.mu.Lock()
@@ -279,7 +278,7 @@ func (h *slotHandle) Detach(ctx context.Context) error {
 	if h.left || h.closed {
 		return nil
 	}
-	if gone {
+	if err != nil {
 		if err := h.unpinGone(ctx); err != nil {
 			return err
 		}
@@ -375,28 +374,33 @@ func (h *slotHandle) locate(c *hook.Chain, prog *ebpf.Program) error {
 	id, _ := info.ID()
 	err = rtnl.In(h.site.ns, func(conn *rtnl.Conn) error {
 		d, err := conn.DeviceByIndex(c.Ifindex)
-		if err == nil {
-			for _, x := range d.XDP {
-				if x.Program == uint32(id) {
-					c.Target, c.Mode = d.Name, x.Mode
-					return nil
-				}
+		if err != nil {
+			return err
+		}
+		for _, x := range d.XDP {
+			if x.Program == uint32(id) {
+				c.Target, c.Mode = d.Name, x.Mode
 			}
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, kernel.ErrNetNSGone) {
+	if err != nil && !errors.Is(err, kernel.ErrNetNSGone) && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if c.Target == "" { // it has moved: look for it
-		c.NetNS = hook.NetNS{}
-		ns, err := findXDP(c.Ifindex, uint32(id), func(name string, mode hook.Mode) { c.Target, c.Mode = name, mode })
-		if err == nil {
-			c.NetNS = ns.ID()
-			ns.Close()
-		}
+	if c.Target != "" {
+		return nil
 	}
-	return nil
+	// It has moved: look for it.
+	c.NetNS = hook.NetNS{}
+	ns, err := findXDP(c.Ifindex, uint32(id), func(name string, mode hook.Mode) { c.Target, c.Mode = name, mode })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.NetNS = ns.ID()
+	return ns.Close()
 }
 
 // Program opens the program in the slot.

@@ -26,7 +26,7 @@ func (s *site) style(asked hook.Style) (hook.Style, error) {
 	}
 	defer snap.close()
 	switch {
-	case snap.isLibxdp():
+	case snap.libxdp:
 		if asked == hook.StyleOwned {
 			return "", s.occupied(snap)
 		}
@@ -66,20 +66,10 @@ func (s *site) inStyle(ctx context.Context, asked hook.Style, owned, libxdp func
 
 // taken is the reason why an owned chain cannot be changed: there is none.
 func (s *site) taken(snap *snapshot) error {
-	if snap.isLibxdp() {
+	if snap.libxdp {
 		return errStyle
 	}
 	return s.occupied(snap)
-}
-
-// isLibxdp tells whether a dispatcher of libxdp, of whatever version, is
-// attached as libxdp does it.
-func (s *snapshot) isLibxdp() bool {
-	if s.prog == nil || s.chain != nil || len(s.links) > 0 {
-		return false
-	}
-	_, err := libxdp.ConfigOf(s.prog)
-	return err == nil || errors.Is(err, libxdp.ErrVersion)
 }
 
 // libxdp is the device of the site as that package knows it.
@@ -287,7 +277,7 @@ func viewLibxdp(c *hook.Chain, from *libxdp.Chain) {
 // libxdpOf reads the chain behind a dispatcher of libxdp that is on a device; nil
 // when it is none.
 func (s *site) libxdpOf(snap *snapshot) (*libxdp.Chain, error) {
-	if !snap.isLibxdp() {
+	if !snap.libxdp {
 		return nil, nil
 	}
 	c, err := libxdp.ReadProgram(snap.prog, snap.device.Index, s.BPFFS)

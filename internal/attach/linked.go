@@ -233,7 +233,11 @@ func (s *site) openPinnedLink(folder, member string) (*linkHandle, error) {
 	}
 	names := s.names()
 	defer names.close()
-	rec := names.record(info.Attach, info.ID)
+	rec, err := names.record(info.Attach, info.ID)
+	if err != nil {
+		link.Close()
+		return nil, err
+	}
 	if rec == nil {
 		rec = &state.Record{Name: member, Attach: info.Attach}
 	}

@@ -88,7 +88,11 @@ func (h *linkHandle) do(ctx context.Context, l *state.Locked, fn func(g *grip) e
 	if info.Program, err = names.resolve(info.Program); err != nil {
 		return err
 	}
-	if rec := names.record(info.Attach, h.id); rec != nil {
+	rec, err := names.record(info.Attach, h.id)
+	if err != nil {
+		return err
+	}
+	if rec != nil {
 		h.rec = *rec
 	}
 	return fn(&grip{names, info, &h.rec})
@@ -106,14 +110,20 @@ func (s *site) namesOf(l *state.Locked) (*names, error) {
 // when there is none: the target has gone, or the member was detached.
 func (h *linkHandle) follow(names *names) (*LinkInfo, error) {
 	for id := h.id; ; {
-		rec := names.record(kernel.KindOf(h.site.Hook).Attach, id)
+		rec, err := names.record(kernel.KindOf(h.site.Hook).Attach, id)
+		if err != nil {
+			return nil, err
+		}
 		if rec == nil || rec.MovedTo == 0 {
 			return nil, errGone
 		}
 		id = rec.MovedTo
 		next, err := openLink(id)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
 			return nil, errGone
+		}
+		if err != nil {
+			return nil, err
 		}
 		info, err := describeLink(next)
 		if err != nil || info.Gone() {
@@ -265,7 +275,7 @@ func (h *linkHandle) Detach(ctx context.Context) error {
 			return leave(l, names, h.site.Hook, h.id, h.link)
 		})
 	}
-	h.left = true
+	h.left = err == nil
 	return err
 }
 
@@ -273,7 +283,10 @@ func (h *linkHandle) Detach(ctx context.Context) error {
 func (h *linkHandle) Info(ctx context.Context) (*hook.Member, error) {
 	var m hook.Member
 	err := h.look(ctx, func(g *grip) error {
-		_, pinned := g.names.pin(h.site.Hook, h.id)
+		_, pinned, err := g.names.pin(h.site.Hook, h.id)
+		if err != nil {
+			return err
+		}
 		m = viewEntry(entry{prog: g.info.Program, link: h.id, name: g.rec.Name, rec: g.rec, pinned: pinned})
 		return nil
 	})

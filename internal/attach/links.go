@@ -81,7 +81,7 @@ func AllLinks() ([]LinkInfo, error) {
 	for it.Next() {
 		li, err := describeLink(it.Link)
 		if err != nil {
-			continue // gone meanwhile
+			continue // of another kind, of which some cannot be described
 		}
 		switch li.Type {
 		case link.XDPType, link.TCXType, link.NetkitType, link.CgroupType, link.NetNsType, link.NetfilterType:
@@ -124,7 +124,8 @@ func linkExists(id uint32) bool {
 	return exists || err != nil
 }
 
-// gone marks an error of an object that is not there any more.
+// gone marks an error of an object that is not there any more. That of a race that
+// was lost does not say so, though it may be about an object that has gone.
 func gone(err error) bool {
-	return errors.Is(err, hook.ErrDefunct) || errors.Is(err, fs.ErrNotExist)
+	return (errors.Is(err, hook.ErrDefunct) || errors.Is(err, fs.ErrNotExist)) && !errors.Is(err, kernel.ErrAgain)
 }

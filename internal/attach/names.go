@@ -2,9 +2,9 @@ package attach
 
 import (
 	"errors"
+	"io/fs"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -12,19 +12,31 @@ import (
 // nothing to say from the pins. Both may be missing; then links are foreign.
 type names struct {
 	reg    *state.Registry
+	err    error // why the registry or the pins could not be read
 	pins   *state.Pins
 	pinned map[string]string // folder to member, once it is needed
 	// moving: stand-ins may be attached. Where there is a bpffs, a pin says so.
 	moving bool
 }
 
-// names opens what there is of them.
+// names opens what there is of them. What cannot be read is an error once somebody
+// asks for a link.
 func (s *site) names() *names {
 	n := newNames(s.pins)
-	if s.pins != nil {
-		n.reg, _ = s.pins.OpenRegistry()
+	if s.pins != nil && n.err == nil {
+		n.reg, n.err = openRegistry(s.pins)
 	}
 	return n
+}
+
+// openRegistry opens the registry; nil, as if it were empty, where there is none
+// or one of another version, which is left alone.
+func openRegistry(p *state.Pins) (*state.Registry, error) {
+	reg, err := p.OpenRegistry()
+	if errors.Is(err, fs.ErrNotExist) || unsupported(err) {
+		return nil, nil
+	}
+	return reg, err
 }
 
 // namesToWrite is names for an operation that adds to the registry, under the
@@ -34,6 +46,9 @@ func (s *site) namesToWrite(l *state.Locked) (*names, error) {
 		return s.names(), nil
 	}
 	n := newNames(s.pins)
+	if n.err != nil {
+		return nil, n.err
+	}
 	var err error
 	if n.reg, err = l.Registry(); err != nil && !unsupported(err) {
 		return nil, err
@@ -42,20 +57,27 @@ func (s *site) namesToWrite(l *state.Locked) (*names, error) {
 }
 
 func newNames(pins *state.Pins) *names {
-	return &names{pins: pins, moving: pins == nil || len(pins.Moves()) > 0}
+	n := &names{pins: pins, moving: true}
+	if pins != nil {
+		var moves []string
+		moves, n.err = pins.Moves()
+		n.moving = n.err != nil || len(moves) > 0
+	}
+	return n
 }
 
 func (n *names) close() { n.reg.Close() }
 
-// resolve returns the program that a stand-in runs, and any other as it is.
-// kernel.ErrAgain when it is gone: a stand-in whose time is over.
+// resolve returns the program that a stand-in runs, and any other as it is: one
+// that cannot be opened for want of privileges, and a stand-in with nothing behind
+// it, too. kernel.ErrAgain when it is gone: a stand-in whose time is over.
 func (n *names) resolve(prog uint32) (uint32, error) {
 	p, err := real(prog)
-	if errors.Is(err, kernel.ErrAgain) {
-		return prog, err
+	if errors.Is(err, hook.ErrPermission) || errors.Is(err, hook.ErrIncompatible) {
+		return prog, nil
 	}
 	if err != nil {
-		return prog, nil
+		return prog, err
 	}
 	defer p.Close()
 	return programID(p), nil
@@ -70,8 +92,13 @@ func (n *names) entry(sp *spot, prog, link uint32) (e entry, err error) {
 		}
 		return e, err
 	}
-	e.rec = n.record(sp.kind.Attach, link)
-	member, pinned := n.pin(sp.hook, link)
+	if e.rec, err = n.record(sp.kind.Attach, link); err != nil {
+		return e, err
+	}
+	member, pinned, err := n.pin(sp.hook, link)
+	if err != nil {
+		return e, err
+	}
 	e.pinned = pinned
 	// A member of ours may be about to be moved since the pins were looked at.
 	if n.moving || e.rec != nil || pinned {
@@ -89,26 +116,46 @@ func (n *names) entry(sp *spot, prog, link uint32) (e entry, err error) {
 }
 
 // record is what the registry has of a link with that attach type.
-func (n *names) record(attach attachType, link uint32) *state.Record {
-	if rec := n.reg.Get(link); rec != nil && rec.Attach == attach {
-		return rec
+func (n *names) record(attach attachType, link uint32) (*state.Record, error) {
+	if n.err != nil {
+		return nil, n.err
 	}
-	return nil
+	rec, err := n.reg.Get(link)
+	if rec != nil && rec.Attach != attach {
+		rec = nil
+	}
+	return rec, err
 }
 
 // pin returns the name under which a link is pinned.
-func (n *names) pin(h hook.Hook, link uint32) (member string, ok bool) {
+func (n *names) pin(h hook.Hook, link uint32) (member string, ok bool, err error) {
 	if n.pins == nil {
-		return "", false
+		return "", false, nil
 	}
 	if n.pinned == nil {
-		n.pinned = map[string]string{}
-		for _, folder := range n.pins.Links() {
-			for _, member := range n.pins.Members(folder) {
-				n.pinned[folder] = member
-			}
+		if n.pinned, err = pinnedLinks(n.pins); err != nil {
+			return "", false, err
 		}
 	}
 	member, ok = n.pinned[state.LinkFolder(h, link)]
-	return member, ok && n.pins.Has(state.LinkFolder(h, link), member)
+	return member, ok && n.pins.Has(state.LinkFolder(h, link), member), nil
+}
+
+// pinnedLinks returns the member of each folder.
+func pinnedLinks(pins *state.Pins) (map[string]string, error) {
+	folders, err := pins.Links()
+	if err != nil {
+		return nil, err
+	}
+	pinned := map[string]string{}
+	for _, folder := range folders {
+		members, err := pins.Members(folder)
+		if err != nil {
+			return nil, err
+		}
+		for _, member := range members {
+			pinned[folder] = member
+		}
+	}
+	return pinned, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 // snapshot is what was on a device at one moment.
@@ -23,6 +24,7 @@ type snapshot struct {
 	chain  *state.Chain  // nil when it is not ours
 	root   root          // nil when it is not ours
 	links  []uint32      // that carry the program, when it is not ours
+	libxdp bool          // it is a dispatcher of libxdp
 }
 
 func (s *snapshot) close() {
@@ -70,8 +72,8 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device) error {
 		return err
 	}
 	if snap.chain != nil && snap.chain.RootLink != 0 {
-		if snap.root = rootWith(snap.chain.RootLink, on.Program); snap.root != nil {
-			return nil
+		if snap.root, err = rootWith(snap.chain.RootLink, on.Program); snap.root != nil || err != nil {
+			return err
 		}
 	}
 	links, err := s.carrying(on.Program, d.Index)
@@ -80,10 +82,10 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device) error {
 	}
 	switch {
 	case len(links) > 0 && snap.chain != nil:
-		if snap.root = rootWith(links[0], on.Program); snap.root == nil {
-			return kernel.ErrAgain
+		if snap.root, err = rootWith(links[0], on.Program); err == nil && snap.root == nil {
+			err = kernel.ErrAgain
 		}
-		return nil
+		return err
 	case len(links) > 0:
 		snap.links = links
 		return nil
@@ -99,8 +101,15 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device) error {
 	}
 	if snap.chain != nil {
 		snap.root = &netlinkRoot{s.ns, d.Index, on.Mode}
+		return nil
 	}
-	return nil
+	// Whatever its version: it is attached as libxdp does it.
+	_, err = libxdp.ConfigOf(snap.prog)
+	snap.libxdp = err == nil || errors.Is(err, libxdp.ErrVersion)
+	if snap.libxdp || errors.Is(err, libxdp.ErrNotDispatcher) {
+		return nil
+	}
+	return err
 }
 
 // carrying is linksCarrying, but asks first what is known of all links: for each of
@@ -111,7 +120,11 @@ func (s *site) carrying(prog uint32, index int) ([]uint32, error) {
 		if l.Type != link.XDPType || l.Program != prog || l.Ifindex != index {
 			continue
 		}
-		if r := rootWith(l.ID, prog); r != nil { // it still does
+		r, err := rootWith(l.ID, prog)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil { // it still does
 			r.close()
 			ids = append(ids, l.ID)
 		}
@@ -129,24 +142,28 @@ func linkCarrying(prog uint32, index int) (root, error) {
 	if err != nil || len(ids) == 0 {
 		return nil, err
 	}
-	r := rootWith(ids[0], prog)
-	if r == nil {
-		return nil, kernel.ErrAgain
+	r, err := rootWith(ids[0], prog)
+	if err == nil && r == nil {
+		err = kernel.ErrAgain
 	}
-	return r, nil
+	return r, err
 }
 
 // rootWith opens a link if it carries the program, nil otherwise.
-func rootWith(id, prog uint32) root {
-	r, err := openLinkRoot(id)
+func rootWith(id, prog uint32) (root, error) {
+	l, err := openLink(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil
+		return nil, kernel.Again(err)
 	}
-	if p, ifindex, err := r.state(); err != nil || p != prog || ifindex == 0 {
-		r.close()
-		return nil
+	info, err := describeLink(l)
+	if err != nil || info.Type != link.XDPType || info.Program != prog || info.Gone() {
+		l.Close()
+		return nil, err
 	}
-	return r
+	return &linkRoot{l, id}, nil
 }
 
 // linksCarrying returns the links that carry a program on a device with that
@@ -159,7 +176,7 @@ func linksCarrying(prog uint32, index int) ([]uint32, error) {
 	for it.Next() {
 		info, err := it.Link.Info()
 		if err != nil || info.Type != link.XDPType {
-			continue // gone meanwhile, or of no interest
+			continue // of no interest, and some of those cannot be described
 		}
 		if uint32(info.Program) == prog && info.XDP().Ifindex == uint32(index) {
 			ids = append(ids, uint32(info.ID))
@@ -178,7 +195,7 @@ func (s *site) occupied(snap *snapshot) error {
 	busy := hook.Busy(on)
 	switch len(snap.links) {
 	case 0:
-		if snap.isLibxdp() {
+		if snap.libxdp {
 			on.Kind = hook.KindLibxdp
 			return busy.Hint("\"%s convert xdp %s --style owned\" moves its members over to an owned chain", s.command(), snap.device.Name)
 		}
@@ -260,7 +277,11 @@ func (s *site) view(snap *snapshot) (*hook.Chain, error) {
 		m.Name = m.Program.Name
 		c.Members = append(c.Members, m)
 		if c.LinkID != 0 && s.pins != nil {
-			c.Members = append(c.Members, displaced(s.pins, state.ChainFolder(c.LinkID, 0))...)
+			beside, err := displaced(s.pins, state.ChainFolder(c.LinkID, 0))
+			if err != nil {
+				return nil, err
+			}
+			c.Members = append(c.Members, beside...)
 		}
 		return c, nil
 	}
@@ -269,9 +290,10 @@ func (s *site) view(snap *snapshot) (*hook.Chain, error) {
 
 // displaced returns the members that are pinned beside a link that carries
 // their chain no more.
-func displaced(pins *state.Pins, folder string) []hook.Member {
+func displaced(pins *state.Pins, folder string) ([]hook.Member, error) {
+	names, err := pins.Members(folder)
 	var members []hook.Member
-	for _, name := range pins.Members(folder) {
+	for _, name := range names {
 		m := hook.Member{Name: name, Kind: hook.KindMember, State: hook.StateDisplaced, Persistent: true}
 		if slot, err := ebpf.LoadPinnedMap(pins.HeldPath(folder, name), nil); err == nil {
 			m.Program, m.TailCalls, _ = slotProgram(slot)
@@ -280,7 +302,7 @@ func displaced(pins *state.Pins, folder string) []hook.Member {
 		}
 		members = append(members, m)
 	}
-	return members
+	return members, err
 }
 
 // viewChain describes a chain of ours.

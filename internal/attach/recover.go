@@ -37,22 +37,17 @@ func Recover(ctx context.Context, bpffs string, o Recovery) ([]hook.Leftover, er
 	s := &site{Place: Place{BPFFS: bpffs}, pins: pins}
 	err = s.lockedUnswept(ctx, func(l *state.Locked) error {
 		r := &recovery{Recovery: o, ctx: ctx, l: l, pins: pins}
-		r.abandoned()
+		if err := r.abandoned(); err != nil {
+			return err
+		}
 		r.watched()
 		if !o.DryRun {
 			sweep(l)
 		}
 		r.registry()
-		// Of two that were on one device, the newer one has it.
-		for _, folder := range slices.Backward(byAge(pins.Chains())) {
-			r.chain(folder)
-		}
-		// Of equal priority, the one that came first is first.
-		for _, folder := range byAge(pins.Links()) {
-			r.link(folder)
-		}
+		err := r.defunct()
 		found = r.found
-		return nil
+		return err
 	})
 	if err != nil {
 		return found, err
@@ -109,22 +104,62 @@ type recovery struct {
 func (r *recovery) add(f hook.Leftover) { r.found = append(r.found, f) }
 
 // abandoned reports what the sweep is about to remove.
-func (r *recovery) abandoned() {
-	for _, path := range r.l.Leftovers() {
+func (r *recovery) abandoned() error {
+	paths, err := r.l.Leftovers()
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
 		r.add(hook.Leftover{Path: path, What: "pins that a process was about to make or to remove when it died"})
 	}
-	for _, name := range r.l.Moves() {
+	moves, err := r.l.Moves()
+	if err != nil {
+		return err
+	}
+	for _, name := range moves {
 		r.add(hook.Leftover{LinkID: state.ParseMove(name), Path: r.pins.Path(name), What: "a move that a process died at"})
 	}
-	for _, folder := range append(r.pins.Chains(), r.pins.Links()...) {
+	chains, links, err := r.folders()
+	if err != nil {
+		return err
+	}
+	for _, folder := range append(chains, links...) {
 		id, chain := state.ParseChainFolder(folder)
 		if link := state.ParseLinkFolder(folder); link != 0 {
 			id = link
 		}
 		if id != 0 && !linkExists(id) || id == 0 && chain != 0 && !alive(folder) {
-			r.add(hook.Leftover{LinkID: id, Members: r.pins.Members(folder), Path: r.pins.Path(folder), What: "pins of what is not attached any more"})
+			f := hook.Leftover{LinkID: id, Path: r.pins.Path(folder), What: "pins of what is not attached any more"}
+			f.Members, f.Err = r.pins.Members(folder)
+			r.add(f)
 		}
 	}
+	return nil
+}
+
+// folders returns the folders of chains, and those of members with links of their own.
+func (r *recovery) folders() (chains, links []string, err error) {
+	if chains, err = r.pins.Chains(); err == nil {
+		links, err = r.pins.Links()
+	}
+	return chains, links, err
+}
+
+// defunct deals with the pins of what is on a device or cgroup that is gone.
+func (r *recovery) defunct() error {
+	chains, links, err := r.folders()
+	if err != nil {
+		return err
+	}
+	// Of two that were on one device, the newer one has it.
+	for _, folder := range slices.Backward(byAge(chains)) {
+		r.chain(folder)
+	}
+	// Of equal priority, the one that came first is first.
+	for _, folder := range byAge(links) {
+		r.link(folder)
+	}
+	return nil
 }
 
 // watched deals with dispatchers that are watched by nobody any more, on all
@@ -167,15 +202,18 @@ func (r *recovery) watchedIn(ns *kernel.NetNS) {
 	}
 }
 
-// registry takes away a registry that this version cannot read.
+// registry takes away a registry of another version, or what else is in its place:
+// what was read and cannot be used, and nothing that could not be read.
 func (r *recovery) registry() {
 	reg, err := r.pins.OpenRegistry()
 	reg.Close()
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		return
-	}
 	f := hook.Leftover{Path: r.pins.RegistryPath(), What: "a registry of another version: members have no names"}
-	if !r.DryRun {
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist):
+		return
+	case !unsupported(err):
+		f.What, f.Err = "a registry that cannot be read", err
+	case !r.DryRun:
 		f.Err = os.RemoveAll(f.Path)
 	}
 	r.add(f)
@@ -193,8 +231,12 @@ func (r *recovery) chain(folder string) {
 		return
 	}
 	f := hook.Leftover{
-		Hook: hook.XDP, LinkID: root.id, Members: r.pins.Members(folder), Path: r.pins.Path(folder),
+		Hook: hook.XDP, LinkID: root.id, Path: r.pins.Path(folder),
 		What: "a chain whose device is gone",
+	}
+	if f.Members, f.Err = r.pins.Members(folder); f.Err != nil {
+		r.add(f)
+		return
 	}
 	chain, err := chainOf(prog)
 	if err == nil && chain == nil {
@@ -304,8 +346,8 @@ func (r *recovery) reattachChain(folder string, root *linkRoot, progID uint32, c
 
 // link deals with the pin of a member of TCX or of a cgroup.
 func (r *recovery) link(folder string) {
-	members := r.pins.Members(folder)
-	if len(members) != 1 {
+	members, err := r.pins.Members(folder)
+	if err != nil || len(members) != 1 {
 		return
 	}
 	pinned, err := loadPinnedLink(r.pins.HeldPath(folder, members[0]))
@@ -324,9 +366,17 @@ func (r *recovery) link(folder string) {
 	if info.Type == link.CgroupType {
 		f.What = "a member whose cgroup is gone"
 	}
-	reg, _ := r.pins.OpenRegistry()
+	reg, err := openRegistry(r.pins)
 	defer reg.Close()
-	rec := reg.Get(info.ID)
+	var rec *state.Record
+	if err == nil {
+		rec, err = reg.Get(info.ID)
+	}
+	if err != nil {
+		f.Err = err
+		r.add(f)
+		return
+	}
 	if rec != nil {
 		f.Target = rec.LastSeen.Target
 	}

@@ -157,7 +157,11 @@ func sweep(l *state.Locked) {
 	}
 	sweepLinks(l)
 	l.RemoveLeftovers()
-	for _, folder := range l.Chains() {
+	folders, err := l.Chains()
+	if err != nil {
+		return
+	}
+	for _, folder := range folders {
 		r, err := openPinnedRoot(l.Pins, folder)
 		switch {
 		case err == nil:
@@ -215,12 +219,16 @@ func sweepChain(l *state.Locked, folder string, r *linkRoot) {
 	if ifindex != 0 {
 		_ = unwatch(r, prog, chain)
 	}
-	for _, member := range l.Members(folder) {
+	members, err := l.Members(folder)
+	if err != nil {
+		return
+	}
+	for _, member := range members {
 		if chain.Named(member) < 0 {
 			_ = l.Remove(folder, member)
 		}
 	}
-	if len(l.Members(folder)) == 0 {
+	if members, err = l.Members(folder); err == nil && len(members) == 0 {
 		_ = l.RemoveChain(folder)
 	}
 }
@@ -246,13 +254,20 @@ func loadedChains() (map[uint64]bool, error) {
 		}
 		id = next
 		prog, err := ebpf.NewProgramFromID(id)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if c, err := state.Find(prog); err == nil {
-			chains[c.ID] = true
+		if err != nil {
+			return nil, err
 		}
+		c, err := state.Find(prog)
 		prog.Close()
+		switch {
+		case err == nil:
+			chains[c.ID] = true
+		case !errors.Is(err, state.ErrNotOurs):
+			return nil, err // of a later version, it may be: it has some id
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package attach
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -131,8 +132,11 @@ func (r *netlinkRoot) rtnl(fn func(*rtnl.Conn) error) error {
 func (r *netlinkRoot) program() (prog *ebpf.Program, err error) {
 	err = r.rtnl(func(c *rtnl.Conn) error {
 		d, err := c.DeviceByIndex(r.index)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
 			return hook.Because(hook.ErrDefunct, "%w", err)
+		}
+		if err != nil {
+			return err
 		}
 		x, ok := d.Software()
 		if !ok {

@@ -9,30 +9,45 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
 // sweepLinks finishes the moves of processes that died at it, and removes the
-// records of links that are no more. Pins of links whose target is gone stay.
+// records of links that are no more. Pins of links whose target is gone stay, and
+// what cannot be read stays too.
 func sweepLinks(l *state.Locked) {
-	reg, err := l.OpenRegistry()
+	reg, err := openRegistry(l.Pins)
 	if err != nil {
-		reg = nil // missing, or of another version: left alone
+		return
 	}
 	defer reg.Close()
-	for _, name := range l.Moves() {
+	moves, err := l.Moves()
+	if err != nil {
+		return
+	}
+	for _, name := range moves {
 		finishMove(l, reg, name)
 	}
-	for _, folder := range l.Links() {
+	folders, err := l.Links()
+	if err != nil {
+		return
+	}
+	for _, folder := range folders {
 		if !linkExists(state.ParseLinkFolder(folder)) {
 			_ = l.RemoveChain(folder) // somebody removed the pin that mattered
 		}
 	}
-	moving := len(l.Moves()) > 0
-	for _, id := range reg.Links() {
+	links, err := reg.Links()
+	if err != nil {
+		return
+	}
+	moves, err = l.Moves()
+	settled := err == nil && len(moves) == 0
+	for _, id := range links {
 		if !linkExists(id) {
 			_ = reg.Delete(id)
-		} else if rec := reg.Get(id); !moving && rec != nil && rec.MovedFrom != 0 {
+		} else if rec, err := reg.Get(id); err == nil && settled && rec != nil && rec.MovedFrom != 0 {
 			finishLeaving(l, reg, rec.MovedFrom, id)
 		}
 	}
@@ -52,10 +67,13 @@ func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
 		return
 	}
 	h := info.Hook()
-	if !pinnedLink(l, h, old) || !pinnedLink(l, h, by) {
-		return
+	for _, id := range []uint32{old, by} {
+		if pinned, err := pinnedLink(l, h, id); err != nil || !pinned {
+			return
+		}
 	}
-	if rec := reg.Get(old); rec != nil && reg.Moved(old, by, rec) != nil {
+	rec, err := reg.Get(old)
+	if err != nil || rec != nil && reg.Moved(old, by, rec) != nil {
 		return
 	}
 	if link.Detach() == nil {
@@ -64,10 +82,10 @@ func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
 }
 
 // pinnedLink tells whether a link is pinned as a member.
-func pinnedLink(l *state.Locked, h hook.Hook, id uint32) bool {
+func pinnedLink(l *state.Locked, h hook.Hook, id uint32) (bool, error) {
 	folder := state.LinkFolder(h, id)
-	members := l.Members(folder)
-	return len(members) == 1 && l.Has(folder, members[0])
+	members, err := l.Members(folder)
+	return len(members) == 1 && l.Has(folder, members[0]), err
 }
 
 // finishMove ends a move on TCX that a process died at: forwards if the new link
@@ -92,13 +110,13 @@ func finishMove(l *state.Locked, reg *state.Registry, name string) {
 			return
 		}
 	default:
-		rec := reg.Get(m.oldID)
-		if rec == nil {
-			if rec = reg.Get(m.nextID); rec != nil {
+		rec, err := reg.Get(m.oldID)
+		if err == nil && rec == nil {
+			if rec, err = reg.Get(m.nextID); rec != nil {
 				rec.MovedFrom = 0
 			}
 		}
-		if rec != nil && reg.Moved(m.oldID, m.nextID, rec) != nil {
+		if err != nil || rec != nil && reg.Moved(m.oldID, m.nextID, rec) != nil {
 			return
 		}
 		if m.standIn.finish(oldLink{m.old, m.oldID}, m.there, m.next, m.prog, m.up) != nil {
@@ -117,41 +135,49 @@ func finishMove(l *state.Locked, reg *state.Registry, name string) {
 }
 
 // runsFrom tells whether a program is a stand-in that runs what is in the slot.
-func runsFrom(progID, slotID uint32) bool {
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(progID))
+func runsFrom(progID ebpf.ProgramID, slotID uint32) (bool, error) {
+	prog, err := ebpf.NewProgramFromID(progID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer prog.Close()
-	return standInFor(prog) == slotID
+	slot, err := standInFor(prog)
+	return slot == slotID, err
 }
 
 // standInFor returns the slot of a stand-in, 0 for another program.
-func standInFor(prog *ebpf.Program) uint32 {
+func standInFor(prog *ebpf.Program) (uint32, error) {
 	info, err := prog.Info()
-	if err != nil || !isStandIn(info.Name) {
-		return 0
+	if err != nil {
+		return 0, kernel.Errno("program", err)
+	}
+	if !isStandIn(info.Name) {
+		return 0, nil
 	}
 	// The kernel lists maps as the code comes to them: the mark, then the slot. A
 	// slot that may have no owner had better not be opened, see state.Slots.
 	ids, _ := info.MapIDs()
 	if len(ids) != 2 {
-		return 0
+		return 0, nil
 	}
-	return uint32(ids[1])
+	return uint32(ids[1]), nil
 }
 
 func isStandIn(name string) bool {
 	return slices.Contains([]string{dispatch.StandInFirst, dispatch.StandInSecond, dispatch.StandInAway}, name)
 }
 
+// anyRunsFrom tells whether there is such a stand-in; when in doubt, there is.
 func anyRunsFrom(slotID uint32) bool {
 	for id := ebpf.ProgramID(0); ; {
 		next, err := ebpf.ProgramGetNextID(id)
 		if err != nil {
 			return !errors.Is(err, fs.ErrNotExist)
 		}
-		if runsFrom(uint32(next), slotID) {
+		if runs, err := runsFrom(next, slotID); err != nil || runs {
 			return true
 		}
 		id = next

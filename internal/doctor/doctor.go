@@ -93,12 +93,14 @@ var stateChecks = []struct{ name, good string }{
 // exam is one look at the state.
 type exam struct {
 	bpffs  string
-	pins   *state.Pins     // nil without a bpffs
-	reg    *state.Registry // nil when there is none that can be read
+	pins   *state.Pins // nil without a bpffs
 	chains []hook.Chain
 	links  map[uint32]attach.LinkInfo
 	loaded map[uint32]*state.Chain // by the id of the dispatcher
-	later  map[uint32]error        // why not, of those of later versions
+	later  map[uint32]error        // why not, of those of later versions or that are damaged
+	// records are those of the registry by their links: nil is one that is damaged
+	// or of a later version.
+	records map[uint32]*state.Record
 	// unsettled are links of moves that were not finished.
 	unsettled map[uint32]bool
 	found     []Finding

@@ -13,7 +13,7 @@ import (
 )
 
 // loadedChains returns the chains of all dispatchers that are loaded, and why
-// others are not to be read: those of later versions.
+// others are not to be read: those of later versions, and damaged ones.
 func loadedChains() (chains map[uint32]*state.Chain, later map[uint32]error, err error) {
 	chains, later = map[uint32]*state.Chain{}, map[uint32]error{}
 	for id := ebpf.ProgramID(0); ; {
@@ -26,13 +26,16 @@ func loadedChains() (chains map[uint32]*state.Chain, later map[uint32]error, err
 		}
 		id = next
 		prog, err := ebpf.NewProgramFromID(id)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue // gone meanwhile
+		}
+		if err != nil {
+			return nil, nil, err
 		}
 		switch c, err := state.Find(prog); {
 		case err == nil:
 			chains[uint32(id)] = c
-		case errors.Is(err, ebpf.ErrNotSupported):
+		case !errors.Is(err, state.ErrNotOurs):
 			later[uint32(id)] = err
 		}
 		prog.Close()
@@ -60,6 +63,7 @@ func (e *exam) unlisted() {
 	}
 	all, err := kernel.NetNamespaces()
 	if err != nil {
+		e.add(Finding{Check: "unreadable", Level: Drift, Text: oneLine(err)})
 		return
 	}
 	for _, ns := range all {

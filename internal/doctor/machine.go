@@ -194,7 +194,9 @@ func (m machine) unprivileged() []Finding {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return []Finding{{Check: "unprivileged-bpf", Level: OK, Text: "not known to this kernel"}}
-	case err == nil && value == "0":
+	case err != nil:
+		return []Finding{{Check: "unprivileged-bpf", Level: OK, Text: "cannot be told: " + oneLine(err)}}
+	case value == "0":
 		return []Finding{{
 			Check: "unprivileged-bpf", Level: Note, Mend: "sysctl -w kernel.unprivileged_bpf_disabled=2",
 			Text: "every user may load BPF programs; nothing here needs that",

@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -18,7 +20,10 @@ func (m machine) bpffsMount() []Finding {
 	var st unix.Stat_t
 	switch err := unix.Stat(m.bpffs, &st); {
 	case err != nil:
-		f.Level, f.Mend = Note, shell("mkdir", m.bpffs)+" && "+mountBPFFS(m.bpffs)
+		f.Level = Note
+		if errors.Is(err, fs.ErrNotExist) {
+			f.Mend = shell("mkdir", m.bpffs) + " && " + mountBPFFS(m.bpffs)
+		}
 		f.Text = fmt.Sprintf("%s: %v; members cannot outlive their process, and there is no lock", m.bpffs, err)
 	case !kernel.IsBPFFS(m.bpffs):
 		f.Level, f.Mend = Note, mountBPFFS(m.bpffs)
@@ -78,6 +83,9 @@ func (m machine) mounts(fsType string) []string {
 
 func cgroups() []Finding {
 	root, err := kernel.CgroupRoot()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return []Finding{{Check: "cgroups", Level: Note, Text: oneLine(err)}}
+	}
 	if err != nil {
 		return []Finding{{
 			Check: "cgroups", Level: Note, Mend: "mount -t cgroup2 cgroup2 /sys/fs/cgroup",

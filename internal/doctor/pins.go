@@ -32,8 +32,7 @@ func (e *exam) lookAtPins() {
 		return
 	}
 	e.access(dir)
-	e.openRegistry()
-	defer e.reg.Close()
+	e.readRegistry()
 	for _, entry := range entries {
 		name := entry.Name()
 		switch {
@@ -50,15 +49,25 @@ func (e *exam) lookAtPins() {
 			e.linkFolder(name)
 		}
 	}
-	e.records()
+	e.names()
 	e.halfMoves()
+}
+
+// members returns the members that are pinned in a folder, and whether that could
+// be read.
+func (e *exam) members(folder string) ([]string, bool) {
+	members, err := e.pins.Members(folder)
+	if err != nil {
+		e.add(Finding{Check: "unreadable", Level: Drift, Text: oneLine(err)})
+	}
+	return members, err == nil
 }
 
 // move is a slot that stand-ins run a program from.
 func (e *exam) move(name string) {
 	f := Finding{Check: "move", Level: Drift, Mend: e.recover()}
 	old, path := state.ParseMove(name), e.pins.Path(name)
-	rec, li := e.reg.Get(old), e.links[old]
+	rec, li := e.records[old], e.links[old]
 	switch {
 	case old == 0:
 		f.Text = fmt.Sprintf("an adoption was not finished, its process died (%s); stand-ins run the program meanwhile", path)
@@ -113,7 +122,7 @@ func (e *exam) chainFolder(folder string) {
 			Check: "incomplete", Level: Drift,
 			Text: fmt.Sprintf("%s was removed: the chain is gone as soon as no process has it open; attaching a persistent member pins it again", e.pins.RootPath(folder)),
 		})
-	case chainID != 0 && !e.isLoaded(chainID):
+	case chainID != 0 && !e.isLoaded(chainID) && len(e.later) == 0:
 		orphan("the chain is gone, no dispatcher is loaded for it")
 	}
 }
@@ -121,9 +130,9 @@ func (e *exam) chainFolder(folder string) {
 // rootedFolder looks at a folder that holds its chain.
 func (e *exam) rootedFolder(folder string, id uint32) {
 	li := e.links[id]
-	members := e.pins.Members(folder)
-	if li.ID == 0 {
-		return // made after the links were listed
+	members, ok := e.members(folder)
+	if !ok || li.ID == 0 {
+		return // not to be read, or made after the links were listed
 	}
 	if li.Gone() {
 		e.defunct(folder, "device", members)
@@ -147,8 +156,11 @@ func (e *exam) rootedFolder(folder string, id uint32) {
 // linkFolder compares the pin of a member with a link of its own with that link.
 func (e *exam) linkFolder(folder string) {
 	li := e.links[state.ParseLinkFolder(folder)]
-	members := e.pins.Members(folder)
-	rec := e.reg.Get(li.ID)
+	members, ok := e.members(folder)
+	if !ok {
+		return
+	}
+	rec := e.records[li.ID]
 	orphan := Finding{Check: "orphan", Level: Drift, Mend: e.recover()}
 	switch {
 	case li.ID == 0:

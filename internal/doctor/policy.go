@@ -1,7 +1,9 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -46,14 +48,19 @@ func (m machine) lockdownMode() string {
 // allow.
 func (m machine) modules() []Finding {
 	text, err := m.read("/sys/kernel/security/lsm")
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		text = "cannot be told: /sys/kernel/security is not mounted"
+	} else if err != nil {
+		text = "cannot be told: " + oneLine(err)
 	}
 	return []Finding{{Check: "lsm", Level: OK, Text: text}}
 }
 
 func (m machine) seccomp() []Finding {
-	status, _ := m.status()
+	status, err := m.status()
+	if err != nil {
+		return []Finding{{Check: "seccomp", Level: OK, Text: "cannot be told: " + oneLine(err)}}
+	}
 	if status["Seccomp"] == "2" {
 		return []Finding{{Check: "seccomp", Level: Note, Text: "system calls of this process are filtered, bpf(2) may be among those refused"}}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -13,24 +14,42 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// openRegistry opens the registry if there is one that can be read.
-func (e *exam) openRegistry() {
+// readRegistry reads the registry if there is one.
+func (e *exam) readRegistry() {
 	reg, err := e.pins.OpenRegistry()
 	switch {
-	case err == nil:
-		e.reg = reg
-	case !errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist):
+		return
+	case errors.Is(err, ebpf.ErrNotSupported):
 		e.badRegistry(err)
+		return
+	case err == nil:
+		e.records, err = recordsOf(reg)
+		reg.Close()
+	}
+	if err != nil {
+		e.add(Finding{Check: "registry", Level: Broken, Text: "the names of links cannot be read: " + oneLine(err)})
 	}
 }
 
-// records looks at the names of members with links of their own.
-func (e *exam) records() {
-	var gone, unknown []string
-	links := e.reg.Links()
-	slices.Sort(links)
+// recordsOf returns all records by their links: nil is one that is damaged or of
+// a later version.
+func recordsOf(reg *state.Registry) (map[uint32]*state.Record, error) {
+	links, err := reg.Links()
+	records := map[uint32]*state.Record{}
 	for _, id := range links {
-		rec := e.reg.Get(id)
+		if err == nil {
+			records[id], err = reg.Get(id)
+		}
+	}
+	return records, err
+}
+
+// names looks at the names of members with links of their own.
+func (e *exam) names() {
+	var gone, unknown []string
+	for _, id := range slices.Sorted(maps.Keys(e.records)) {
+		rec := e.records[id]
 		switch {
 		case rec != nil && e.links[rec.MovedTo].ID != 0: // for those who still hold the old link
 		case e.links[id].ID == 0:
@@ -56,8 +75,10 @@ func (e *exam) records() {
 // halfMoves looks for links that are still there although others have taken their
 // place: the last step of a move is to let them go. If both are pinned, both stay.
 func (e *exam) halfMoves() {
-	for _, id := range e.reg.Links() {
-		rec, link := e.reg.Get(id), e.links[id]
+	moves, err := e.pins.Moves()
+	settled := err == nil && len(moves) == 0
+	for _, id := range slices.Sorted(maps.Keys(e.records)) {
+		rec, link := e.records[id], e.links[id]
 		if rec == nil || link.ID == 0 || link.Gone() {
 			continue
 		}
@@ -67,7 +88,7 @@ func (e *exam) halfMoves() {
 		}
 		e.unsettled[id], e.unsettled[old.ID] = true, true
 		h := old.Hook()
-		if len(e.pins.Moves()) > 0 || !e.pins.Has(state.LinkFolder(h, id), rec.Name) || !e.pins.Has(state.LinkFolder(h, old.ID), rec.Name) {
+		if !settled || !e.pins.Has(state.LinkFolder(h, id), rec.Name) || !e.pins.Has(state.LinkFolder(h, old.ID), rec.Name) {
 			continue // the pins tell
 		}
 		e.add(Finding{

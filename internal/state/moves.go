@@ -34,15 +34,13 @@ func ParseMove(name string) (old uint32) {
 func (l *Locked) RemoveMove(name string) { _ = os.Remove(l.Path(name)) }
 
 // Moves returns the names of those pins: moves that were not finished.
-func (p *Pins) Moves() []string {
-	entries, _ := os.ReadDir(p.dir)
+func (p *Pins) Moves() ([]string, error) {
+	entries, err := entriesOf(p.dir, movePrefix)
 	var names []string
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), movePrefix) {
-			names = append(names, e.Name())
-		}
+		names = append(names, e.Name())
 	}
-	return names
+	return names, err
 }
 
 // Succeed pins the link that takes the place of a member's pinned one, and

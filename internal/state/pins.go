@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -112,37 +113,53 @@ func (p *Pins) HasRoot(folder string) bool {
 }
 
 // Chains returns the folders of all chains.
-func (p *Pins) Chains() []string { return p.names(p.dir, "xdp_") }
+func (p *Pins) Chains() ([]string, error) { return folders(p.dir, "xdp_") }
 
 // Links returns the folders of all members with links of their own.
-func (p *Pins) Links() []string {
-	var folders []string
+func (p *Pins) Links() ([]string, error) {
+	var all []string
 	for _, family := range linkFamilies {
-		folders = append(folders, p.names(p.dir, family+"_")...)
+		of, err := folders(p.dir, family+"_")
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, of...)
 	}
-	return folders
+	return all, nil
 }
 
 // Members returns the names of the members that a chain has pins of.
-func (p *Pins) Members(folder string) []string {
+func (p *Pins) Members(folder string) ([]string, error) {
+	names, err := folders(p.Path(folder), memberPrefix)
 	var members []string
-	for _, name := range p.names(p.Path(folder), memberPrefix) {
+	for _, name := range names {
 		if member, err := unescape(strings.TrimPrefix(name, memberPrefix)); err == nil {
 			members = append(members, member)
 		}
 	}
-	return members
+	return members, err
 }
 
-func (p *Pins) names(dir, prefix string) []string {
-	entries, _ := os.ReadDir(dir)
+// folders returns the names of the folders in dir that begin with prefix.
+func folders(dir, prefix string) ([]string, error) {
+	entries, err := entriesOf(dir, prefix)
 	var names []string
 	for _, e := range entries {
-		if e.IsDir() && strings.HasPrefix(e.Name(), prefix) {
+		if e.IsDir() {
 			names = append(names, e.Name())
 		}
 	}
-	return names
+	return names, err
+}
+
+// entriesOf returns what is in dir and begins with prefix: nothing where there is
+// no dir.
+func entriesOf(dir, prefix string) ([]fs.DirEntry, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, kernel.Errno("read pins", err)
+	}
+	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return !strings.HasPrefix(e.Name(), prefix) }), nil
 }
 
 // Locked is the folder while this process has its lock: only then are pins
@@ -292,7 +309,11 @@ func (l *Locked) SetMaps(folder, member string, maps map[string]*ebpf.Map) error
 // Remove removes the pins of a member, and the chain's folder with its root
 // when it was the last one. Pins that are not there are no error.
 func (l *Locked) Remove(folder, member string) error {
-	if members := l.Members(folder); len(members) == 1 && members[0] == member {
+	members, err := l.Members(folder)
+	if err != nil {
+		return err
+	}
+	if len(members) == 1 && members[0] == member {
 		return l.RemoveChain(folder)
 	}
 	return l.discard(l.Path(folder, memberPrefix+escape(member)))
@@ -348,15 +369,13 @@ func (l *Locked) Succession(from, to string, root Pinner) error {
 }
 
 // Leftovers returns the paths of what RemoveLeftovers removes.
-func (p *Pins) Leftovers() []string {
-	entries, _ := os.ReadDir(p.dir)
+func (p *Pins) Leftovers() ([]string, error) {
+	entries, err := entriesOf(p.dir, tmpPrefix)
 	var paths []string
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), tmpPrefix) {
-			paths = append(paths, filepath.Join(p.dir, e.Name()))
-		}
+		paths = append(paths, filepath.Join(p.dir, e.Name()))
 	}
-	return paths
+	return paths, err
 }
 
 // RemoveLeftovers removes what processes that died were about to pin or to unpin.
@@ -364,7 +383,8 @@ func (l *Locked) RemoveLeftovers() {
 	if !l.Alone {
 		return
 	}
-	for _, path := range l.Leftovers() {
+	paths, _ := l.Leftovers()
+	for _, path := range paths {
 		_ = os.RemoveAll(path)
 	}
 }

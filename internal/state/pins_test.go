@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
@@ -160,8 +161,8 @@ func TestPins(t *testing.T) {
 
 	add("eth0.100", "counts", ".bss")
 	add("b")
-	qt.Assert(t, qt.DeepEquals(l.Chains(), []string{folder}))
-	qt.Assert(t, qt.DeepEquals(l.Members(folder), []string{"b", "eth0.100"}))
+	qt.Assert(t, qt.DeepEquals(listed(t)(l.Chains()), []string{folder}))
+	qt.Assert(t, qt.DeepEquals(listed(t)(l.Members(folder)), []string{"b", "eth0.100"}))
 	qt.Assert(t, qt.IsTrue(l.Has(folder, "b")))
 	qt.Assert(t, qt.IsFalse(l.Has(folder, "c")))
 	qt.Assert(t, qt.DeepEquals(tree(), []string{
@@ -178,9 +179,40 @@ func TestPins(t *testing.T) {
 	qt.Assert(t, qt.IsNil(l.Remove(folder, "eth0.100")))
 	qt.Assert(t, qt.DeepEquals(tree(), []string{"member_b/slot", "root"}))
 	qt.Assert(t, qt.IsNil(l.Move(folder, "xdp_13", nil)))
-	qt.Assert(t, qt.DeepEquals(l.Chains(), []string{"xdp_13"}))
+	qt.Assert(t, qt.DeepEquals(listed(t)(l.Chains()), []string{"xdp_13"}))
 	qt.Assert(t, qt.IsNil(l.Remove("xdp_13", "b")))
-	qt.Assert(t, qt.HasLen(l.Chains(), 0))
+	qt.Assert(t, qt.HasLen(listed(t)(l.Chains()), 0))
+}
+
+// listed is what could be listed, which it must.
+func listed(t testing.TB) func(names []string, err error) []string {
+	t.Helper()
+	return func(names []string, err error) []string {
+		t.Helper()
+		qt.Assert(t, qt.IsNil(err))
+		return names
+	}
+}
+
+// What cannot be read is not taken for what is not there: a member that is taken out takes the chain's folder
+// along if it is the last one.
+func TestPinsThatCannotBeRead(t *testing.T) {
+	testenv.CheckLeaks(t)
+	l := lock(t, testenv.BPFFS(t))
+	for _, folder := range []string{"xdp_12", "tcx_13"} {
+		qt.Assert(t, qt.IsNil(l.Add(folder, nil, state.MemberPins{Name: "one", Slot: newPinnable(t)})))
+	}
+	testenv.WithFiles(t, 0, func() {
+		for name, list := range map[string]func() ([]string, error){
+			"chains": l.Chains, "links": l.Links, "moves": l.Moves, "leftovers": l.Leftovers,
+			"members": func() ([]string, error) { return l.Members("xdp_12") },
+		} {
+			_, err := list()
+			qt.Check(t, qt.ErrorIs(err, unix.EMFILE), qt.Commentf("%s", name))
+		}
+		qt.Check(t, qt.ErrorIs(l.Remove("xdp_12", "one"), unix.EMFILE))
+	})
+	qt.Check(t, qt.IsTrue(l.Has("xdp_12", "one")))
 }
 
 // Whoever waits for the lock gets it when it is free, even from one who died.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -104,20 +105,42 @@ type Registry struct{ m *ebpf.Map }
 func (p *Pins) RegistryPath() string { return p.Path(registryPin) }
 
 // OpenRegistry opens the registry of the bpffs; fs.ErrNotExist when there is
-// none, ErrNotSupported when it is not one that this version can read.
+// none, ErrNotSupported when what is there was read, and this version has no use
+// for it. Any other error says nothing about the registry.
 func (p *Pins) OpenRegistry() (*Registry, error) {
-	m, err := ebpf.LoadPinnedMap(p.Path(registryPin), nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, hook.Because(fs.ErrNotExist, "there is no registry at %s", p.Path(registryPin))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("registry at %s: %w: %w", p.RegistryPath(), ebpf.ErrNotSupported, err)
+	path := p.RegistryPath()
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, hook.Because(fs.ErrNotExist, "there is no registry at %s", path)
+	case err != nil && isNoMap(path):
+		return nil, hook.Because(ebpf.ErrNotSupported, "registry at %s: it is not a map", path)
+	case err != nil:
+		return nil, kernel.Errno("registry at "+path, err)
 	}
 	if m.Type() != ebpf.Hash || m.KeySize() != 4 || m.ValueSize() != recordSize {
 		m.Close()
-		return nil, fmt.Errorf("registry at %s: of another version: %w", p.Path(registryPin), ebpf.ErrNotSupported)
+		return nil, hook.Because(ebpf.ErrNotSupported, "registry at %s: of another version", path)
 	}
 	return &Registry{m}, nil
+}
+
+// isNoMap tells that something is at path that can be read and is not a map: a
+// folder, or another object of BPF. The error of the kernel does not tell: for a
+// folder it is EACCES (bpf_inode_type, kernel/bpf/inode.c), as for a refusal.
+func isNoMap(path string) bool {
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		return true
+	}
+	if prog, err := ebpf.LoadPinnedProgram(path, nil); err == nil {
+		prog.Close()
+		return true
+	}
+	l, err := link.LoadPinnedLink(path, nil)
+	if err == nil {
+		l.Close()
+	}
+	return err == nil
 }
 
 // Registry opens the registry, and makes it if there is none.
@@ -164,20 +187,21 @@ func (r *Registry) Close() {
 	}
 }
 
-// Get returns the record of a link; nil when there is none that can be read.
-func (r *Registry) Get(link uint32) *Record {
+// Get returns the record of a link; nil when there is none, or one that is
+// damaged or of a later version.
+func (r *Registry) Get(link uint32) (*Record, error) {
 	if r == nil {
-		return nil
+		return nil, nil
 	}
 	b, err := r.m.LookupBytes(link)
 	if err != nil || b == nil {
-		return nil
+		return nil, kernel.Errno("read the registry", err)
 	}
 	rec := new(Record)
 	if rec.UnmarshalBinary(b) != nil {
-		return nil
+		return nil, nil
 	}
-	return rec
+	return rec, nil
 }
 
 // Put writes the record of a link.
@@ -196,8 +220,16 @@ func (r *Registry) Put(link uint32, rec *Record) error {
 // there too for those that were moved to the first, which may be no more when
 // somebody comes to ask for it.
 func (r *Registry) Moved(old, to uint32, rec *Record) error {
-	for _, id := range r.Links() {
-		if before := r.Get(id); before != nil && before.MovedTo == old {
+	links, err := r.Links()
+	if err != nil {
+		return err
+	}
+	for _, id := range links {
+		before, err := r.Get(id)
+		if err != nil {
+			return err
+		}
+		if before != nil && before.MovedTo == old {
 			before.MovedTo = to
 			if err := r.Put(id, before); err != nil {
 				return err
@@ -220,15 +252,16 @@ func (r *Registry) Delete(link uint32) error {
 }
 
 // Links returns the ids of all links that the registry has a record of.
-func (r *Registry) Links() []uint32 {
+func (r *Registry) Links() ([]uint32, error) {
 	if r == nil {
-		return nil
+		return nil, nil
 	}
 	var links []uint32
 	var key uint32
 	var value []byte
-	for it := r.m.Iterate(); it.Next(&key, &value); {
+	it := r.m.Iterate()
+	for it.Next(&key, &value) {
 		links = append(links, key)
 	}
-	return links
+	return links, kernel.Errno("read the registry", it.Err())
 }

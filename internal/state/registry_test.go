@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -173,18 +175,31 @@ func TestRegistry(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	defer other.Close()
 
-	qt.Check(t, qt.IsNil(other.Get(5)))
+	qt.Check(t, qt.IsNil(get(t, other, 5)))
 	qt.Assert(t, qt.IsNil(r.Put(5, record())))
-	qt.Check(t, qt.DeepEquals(other.Get(5), record()))
+	qt.Check(t, qt.DeepEquals(get(t, other, 5), record()))
 	qt.Assert(t, qt.IsNil(other.Put(1<<32-1, record())))
-	links := r.Links()
-	slices.Sort(links)
-	qt.Check(t, qt.DeepEquals(links, []uint32{5, 1<<32 - 1}))
+	qt.Check(t, qt.DeepEquals(links(t, r), []uint32{5, 1<<32 - 1}))
 	for range 2 { // the second time there is none
 		qt.Assert(t, qt.IsNil(other.Delete(5)))
 	}
-	qt.Check(t, qt.IsNil(r.Get(5)))
-	qt.Check(t, qt.DeepEquals(r.Links(), []uint32{1<<32 - 1}))
+	qt.Check(t, qt.IsNil(get(t, r, 5)))
+	qt.Check(t, qt.DeepEquals(links(t, r), []uint32{1<<32 - 1}))
+}
+
+func get(t testing.TB, r *state.Registry, link uint32) *state.Record {
+	t.Helper()
+	rec, err := r.Get(link)
+	qt.Assert(t, qt.IsNil(err))
+	return rec
+}
+
+func links(t testing.TB, r *state.Registry) []uint32 {
+	t.Helper()
+	ids, err := r.Links()
+	qt.Assert(t, qt.IsNil(err))
+	slices.Sort(ids)
+	return ids
 }
 
 // Whoever was moved several times is found where it is, also by those who know only where it was first.
@@ -198,14 +213,14 @@ func TestRegistryMoved(t *testing.T) {
 	}
 	move := func(from, to uint32) {
 		t.Helper()
-		qt.Assert(t, qt.IsNil(r.Moved(from, to, r.Get(from))))
+		qt.Assert(t, qt.IsNil(r.Moved(from, to, get(t, r, from))))
 	}
 	move(1, 2)
 	move(2, 3)
 	qt.Assert(t, qt.IsNil(r.Delete(2)))
 	move(3, 4)
 	for link, want := range map[uint32]uint32{1: 4, 3: 4, 4: 0, 5: 0} {
-		qt.Check(t, qt.Equals(r.Get(link).MovedTo, want), qt.Commentf("%d", link))
+		qt.Check(t, qt.Equals(get(t, r, link).MovedTo, want), qt.Commentf("%d", link))
 	}
 }
 
@@ -213,8 +228,8 @@ func TestRegistryMoved(t *testing.T) {
 func TestNoRegistry(t *testing.T) {
 	var r *state.Registry
 	qt.Check(t, qt.IsNil(r.Put(1, record())))
-	qt.Check(t, qt.IsNil(r.Get(1)))
-	qt.Check(t, qt.HasLen(r.Links(), 0))
+	qt.Check(t, qt.IsNil(get(t, r, 1)))
+	qt.Check(t, qt.HasLen(links(t, r), 0))
 	qt.Check(t, qt.IsNil(r.Moved(1, 2, record())))
 	qt.Check(t, qt.IsNil(r.Delete(1)))
 	r.Close()
@@ -245,7 +260,7 @@ func TestRegistryMadeAtOnce(t *testing.T) {
 		return
 	}
 	for _, r := range registries {
-		qt.Check(t, qt.HasLen(r.Links(), len(registries)))
+		qt.Check(t, qt.HasLen(links(t, r), len(registries)))
 		r.Close()
 	}
 }
@@ -270,6 +285,45 @@ func TestRegistryOfAnotherVersion(t *testing.T) {
 			_, err = l.OpenRegistry()
 			qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
 		})
+	}
+}
+
+// Only what was read is called a registry of another version: what could not be read may be a good one.
+func TestRegistryThatCannotBeRead(t *testing.T) {
+	testenv.CheckLeaks(t)
+	l := lockPins(t, testenv.BPFFS(t))
+	unreadable := func(cause error) {
+		t.Helper()
+		for _, open := range []func() (*state.Registry, error){l.OpenRegistry, l.Registry} {
+			_, err := open()
+			qt.Check(t, qt.ErrorIs(err, cause))
+			qt.Check(t, qt.Not(qt.ErrorIs(err, ebpf.ErrNotSupported)))
+			qt.Check(t, qt.Not(qt.ErrorIs(err, fs.ErrNotExist)))
+		}
+	}
+	qt.Assert(t, qt.IsNil(os.Symlink("registry", l.RegistryPath())))
+	unreadable(unix.ELOOP)
+	qt.Assert(t, qt.IsNil(os.Remove(l.RegistryPath())))
+	r, err := l.Registry()
+	qt.Assert(t, qt.IsNil(err))
+	testenv.WithFiles(t, 0, func() { unreadable(unix.EMFILE) })
+	r.Close()
+
+	// A closed one stands for one that the kernel does not let be read.
+	_, err = r.Links()
+	qt.Check(t, qt.IsNotNil(err))
+	_, err = r.Get(1)
+	qt.Check(t, qt.IsNotNil(err))
+	qt.Check(t, qt.IsNotNil(r.Moved(1, 2, record())))
+
+	for name, put := range map[string]func(path string) error{
+		"a folder":  func(path string) error { return os.Mkdir(path, 0o700) },
+		"a program": testenv.VerdictProgram(t, "ldt_registry", testenv.XDPPass).Pin,
+	} {
+		qt.Assert(t, qt.IsNil(os.Remove(l.RegistryPath())))
+		qt.Assert(t, qt.IsNil(put(l.RegistryPath())), qt.Commentf("%s", name))
+		_, err = l.OpenRegistry()
+		qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported), qt.Commentf("%s", name))
 	}
 }
 

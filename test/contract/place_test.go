@@ -232,7 +232,9 @@ func (p *place) records(t testing.TB) []uint32 {
 	}
 	qt.Assert(t, qt.IsNil(err))
 	defer reg.Close()
-	return reg.Links()
+	links, err := reg.Links()
+	qt.Assert(t, qt.IsNil(err))
+	return links
 }
 
 // end takes everything out, and checks that nothing is left: no entry, no pin, no record.
