@@ -98,7 +98,7 @@ type MeasureOptions struct {
 // at most, but of a chain that netlink carries with the next interval. Several may
 // measure at the same time. When the process dies the kernel takes the counting
 // away, and what is left is a dispatcher that looks for it in vain, until the next
-// change or [Recover]; docs/architecture.md has what each of them costs.
+// change or [Recover]; internal/dispatch/doc.go has what each of them costs.
 //
 // To be measured keeps nothing attached.
 //
@@ -107,7 +107,7 @@ type MeasureOptions struct {
 //
 // The error is that nothing could be read at the start, that the device or cgroup
 // of Target is gone, or that the counting could not be ended; it ends the loop.
-// The end of ctx is none.
+// The end of ctx is not an error.
 func Measure(ctx context.Context, o MeasureOptions) iter.Seq2[[]Sample, error] {
 	return func(yield func([]Sample, error) bool) {
 		mo := measure.Options{Interval: o.Interval, Ready: o.Started}

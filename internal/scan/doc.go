@@ -1,11 +1,19 @@
-// Package scan finds what is attached on the whole machine: in every network
-// namespace, on every device and every cgroup. It only reads.
+// Package scan finds what is attached on the whole machine, by all tools. It looks
+// at every network namespace, every device and every cgroup: at named namespaces,
+// at namespaces of processes and threads, and at namespaces that only a mount or a
+// descriptor holds. It only reads.
 //
-// The hooks that programs can be attached to are read by internal/attach. What
-// is only shown is read here: netkit, netfilter, flow dissectors, socket
-// lookup, and LSM programs of cgroups.
+// Package attach reads the hooks that can have members. This package reads the
+// hooks that are only shown: netkit, netfilter, flow dissectors, socket lookup, and
+// LSM programs of cgroups.
 //
-// Nothing stands still meanwhile. What comes or goes during a scan may be
-// missing, but does not spoil the rest; what could not be read is an entry with
-// an error.
+// BPF_PROG_QUERY does not tell the links of a cgroup's programs. They are matched by
+// cgroup, attach type and program. When a program has several entries, it cannot be
+// told which of them has the link.
+//
+// Things change during a scan. An entry that comes or goes meanwhile may be missing,
+// but does not spoil the rest. What cannot be read is an entry with an error.
+//
+// A scan does not find a namespace that only a socket or a link keeps (it lists the
+// links), programs in tc actions, and lsm_cgroup programs without a link.
 package scan

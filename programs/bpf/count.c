@@ -6,10 +6,10 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* Many more than a healthy network has. Whoever makes up more cannot hide: total counts them. */
+/* Many more than a healthy network has. A sender that makes up more cannot hide: total counts its packets. */
 #define MAX_PROTOCOLS 1024
 
-/* How many IPv6 extension headers are looked through. */
+/* How many IPv6 extension headers the program looks through. */
 #define MAX_EXTENSIONS 6
 
 enum {
@@ -18,7 +18,7 @@ enum {
 	IP_FRAGMENT = 44,
 	IP_AUTHENTICATION = 51,
 	IP_DESTINATION = 60,
-	IP_CUT_SHORT = 255, /* reserved by IANA: the IP header is not all there */
+	IP_CUT_SHORT = 255, /* reserved by IANA: the IP header is incomplete */
 };
 
 /* The first bytes of every extension header. */
@@ -63,7 +63,7 @@ static __always_inline __u8 ipv4_protocol(struct cursor *c)
 }
 
 /*
- * Follows the chain of headers to the first that is not an extension, or as far
+ * Follows the headers to the first one that is not an extension, or as far
  * as the packet and MAX_EXTENSIONS allow.
  */
 static __always_inline __u8 ipv6_protocol(struct cursor *c)
@@ -114,7 +114,7 @@ static __always_inline struct traffic *find_traffic(const struct protocol *key)
 
 	if (traffic)
 		return traffic;
-	/* Another CPU may be first; the entry is for all of them. */
+	/* Another CPU may be first; all CPUs use the same entry. */
 	bpf_map_update_elem(&protocols, key, &none, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&protocols, key);
 }
@@ -127,7 +127,7 @@ static __always_inline void add(struct traffic *traffic, __u32 packets, __u64 by
 	traffic->bytes += bytes;
 }
 
-/* Counts packets whose headers of that type are next. */
+/* Counts packets. Their next header is of that type. */
 static __always_inline void account(struct cursor *c, __u16 ethertype, __u32 packets, __u64 bytes)
 {
 	struct protocol key = { .ethertype = ethertype };

@@ -7,8 +7,8 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*
- * Count the packets that each prefix drops. The counter is one cache line for
- * all CPUs: turn it off where one prefix sends tens of millions a second.
+ * Count the packets that each prefix drops. All CPUs share the counter's cache
+ * line: turn it off where one prefix sends tens of millions a second.
  */
 volatile const __u32 count_drops = 1;
 
@@ -71,7 +71,7 @@ static __always_inline bool from_ipv6(struct cursor *c, __u32 packets)
 	return hit(bpf_map_lookup_elem(&droplist_v6, &key), packets);
 }
 
-/* Whether packets, whose headers of that type are next, are from a prefix on the list. */
+/* Whether packets are from a prefix on the list. Their next header is of that type. */
 static __always_inline bool listed(struct cursor *c, __u16 ethertype, __u32 packets)
 {
 	switch (ethertype) {

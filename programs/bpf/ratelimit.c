@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * ratelimit drops what a source sends beyond a rate. See ../README.md.
+ * ratelimit drops the packets that a source sends beyond a rate. See ../README.md.
  *
- * A token bucket needs no tokens: the time at which it would be full again says
- * as much in one number, which never has to be refilled. Taking a token moves
- * that time on by the interval between two packets at the rate, and the
- * bucket is empty when the time is a whole burst away.
+ * A token bucket needs no tokens. The time at which it would be full again says
+ * the same in one number, and never needs a refill. Taking a token moves that
+ * time forward by the interval between two packets at the rate. The bucket is
+ * empty when the time is a whole burst away.
  *
- * Every check and update is made under a lock, so no two CPUs spend the same
- * token. The lock cannot live in the bucket: LRU maps take none, and
- * compare-and-swap came with 5.12. It is one of an array, chosen by the
- * source's address. A flood hardly takes it: that a bucket is empty can be seen
- * without, because its time only ever moves forward.
+ * Every check and update is made under a lock, so that no two CPUs spend the
+ * same token. The lock cannot be in the bucket: LRU maps take no locks, and
+ * compare-and-swap came with 5.12. The lock is one of an array, chosen by the
+ * source's address. A flood rarely takes it: an empty bucket is seen without
+ * the lock, because its time only moves forward.
  */
 #include "xdp.h"
 
@@ -40,7 +40,7 @@ struct bucket {
 	__u64 dropped;
 };
 
-/* A cache line each. */
+/* One cache line each. */
 struct lock {
 	struct bpf_spin_lock lock;
 	__u32 pad[15];
@@ -73,7 +73,7 @@ struct {
 	__type(value, struct totals);
 } totals SEC(".maps");
 
-/* One word of an address with only its first bits kept. */
+/* Keeps only the first bits of one word of an address. */
 static __always_inline __be32 keep(__be32 word, int bits)
 {
 	if (bits <= 0)
@@ -83,7 +83,7 @@ static __always_inline __be32 keep(__be32 word, int bits)
 	return word & htonl(~0u << (32 - bits));
 }
 
-/* Says who sent the packet; false if it is not IP. */
+/* Finds the source of the packet; false if the packet is not IP. */
 static __always_inline bool take_source(struct cursor *c, __be32 source[4])
 {
 	__u16 type = take_ethernet(c);
@@ -116,7 +116,7 @@ static __always_inline struct bucket *find_bucket(const void *source)
 
 	if (bucket)
 		return bucket;
-	/* Another CPU may be first: then its bucket is the one to use. */
+	/* Another CPU may be first: then use its bucket. */
 	bpf_map_update_elem(&buckets, source, &full, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&buckets, source);
 }
@@ -131,7 +131,7 @@ static __always_inline struct lock *find_lock(const __be32 source[4])
 
 /*
  * Takes a token; false if there is none. If the map gives the bucket to another
- * source meanwhile, it is that one's token: a rare and small injustice.
+ * source meanwhile, that source loses a token: a rare and small injustice.
  */
 static __always_inline bool take_token(struct bucket *bucket, struct lock *lock)
 {

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * redirect has connect(2) go to another address and port. See ../README.md.
+ * redirect sends connect(2) to another address and port. See ../README.md.
  */
 #include "xdp.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* Only connections of this IP protocol; 0: of all that connect to a port, TCP and UDP among them. */
+/* Only connections of this IP protocol; 0: of all protocols with ports, such as TCP and UDP. */
 volatile const __u8 protocol = 0;
 
 /*
- * One destination more than those in the maps, for who has only one. Addresses are written as
- * numbers: 192.0.2.1 is 0xc0000201. Zero is any address or port, or the same as before.
+ * One destination besides those in the maps, for users with only one. Addresses are written as
+ * numbers: 192.0.2.1 is 0xc0000201. Zero means any address or port, or the same as before.
  */
 volatile const __u32 from_ip = 0;
 volatile const __u32 to_ip = 0;
@@ -29,10 +29,10 @@ enum {
 	BPF_MAP_TYPE_HASH = 1,
 };
 
-/* The only verdict: whether to connect at all is not asked here. */
+/* The only verdict: this program does not decide whether to connect. */
 #define CONNECT 1
 
-/* As with xdp_md, the kernel rewrites each access. All are in the order of the wire. */
+/* As with xdp_md, the kernel rewrites each access. All fields are in the order of the wire. */
 struct bpf_sock_addr {
 	__u32 user_family;
 	__u32 user_ip4;
@@ -108,7 +108,7 @@ static __always_inline bool same(const struct ipv6_addr *a, const struct ipv6_ad
 	       a->words[3] == b->words[3];
 }
 
-/* Whether the constants are about one of the two. If they are about none, their ports are for both. */
+/* Whether the constants have addresses of this version. Without any address, the ports are for both versions. */
 static __always_inline bool constants_v4(void)
 {
 	return from_ip || to_ip;
@@ -119,7 +119,7 @@ static __always_inline bool constants_v6(void)
 	return from_ip6_hi || from_ip6_lo || to_ip6_hi || to_ip6_lo;
 }
 
-/* The entry that says most: of several that fit, an address goes before a port. */
+/* The most specific entry: of several that fit, an address goes before a port. */
 static __always_inline struct target_v4 *find_v4(__be32 addr, __u16 port)
 {
 	for (int any = 0; any < 4; any++) {
@@ -154,7 +154,7 @@ static __always_inline struct target_v6 *find_v6(const struct ipv6_addr *addr, _
 	return NULL;
 }
 
-/* Changes the destination, if it is to be changed. */
+/* Changes the destination, if an entry or the constants say so. */
 static __always_inline bool translate_v4(__be32 *addr, __u16 *port)
 {
 	struct target_v4 *target = find_v4(*addr, *port);

@@ -6,9 +6,9 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* One packet in so many is sampled, counted on each CPU; 1 takes all, 0 none. */
+/* Every Nth packet is sampled, counted on each CPU; 1 takes all, 0 none. */
 volatile const __u32 every = 1000;
-/* Bytes to copy of each, from the Ethernet header on. */
+/* Bytes to copy of each packet, from the Ethernet header on. */
 volatile const __u32 snaplen = 128;
 
 #define MAX_SNAPLEN 512
@@ -20,7 +20,7 @@ struct sample {
 	__u32 captured_len;
 	__u32 ifindex;
 	__u32 rx_queue;
-	__u8 bytes[]; /* captured_len of them; what may follow in the record means nothing */
+	__u8 bytes[]; /* captured_len of them; ignore what may follow in the record */
 };
 
 struct stats {
@@ -55,7 +55,7 @@ static __always_inline bool chosen(struct stats *s)
 	return true;
 }
 
-/* Helpers that read packets for us came with 5.18, so copy byte by byte. */
+/* Helpers that read packets came with 5.18, so copy byte by byte. */
 static __always_inline __u32 copy(__u8 *to, struct cursor *c, __u32 max)
 {
 	__u32 len = 0;
@@ -85,7 +85,7 @@ int sample(struct xdp_md *ctx)
 	if (!chosen(s))
 		return XDP_PASS;
 
-	/* snaplen is frozen by the time of loading: to the verifier, a constant. */
+	/* snaplen is frozen before loading: for the verifier it is a constant. */
 	e = bpf_ringbuf_reserve(&samples, sizeof(*e) + max, 0);
 	if (!e) {
 		s->lost++;

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What the programs for socket buffers, those of TC and cgroup_skb, need beyond
- * xdp.h: the packets, and where their headers begin.
+ * More than xdp.h for the programs that see socket buffers, on TC and cgroup_skb:
+ * the packets, and where their headers begin.
  */
 #pragma once
 
 #include "xdp.h"
 
 enum tc_action {
-	TC_ACT_UNSPEC = -1, /* on to the next program; TCX_NEXT is the same */
+	TC_ACT_UNSPEC = -1, /* the next program runs; TCX_NEXT is the same */
 	TC_ACT_SHOT = 2,    /* drop; TCX_DROP is the same */
 };
 
@@ -59,7 +59,7 @@ static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void
 static long (*const bpf_skb_load_bytes_relative)(const void *skb, __u32 offset, void *to, __u32 len,
 						 __u32 start_header) = (void *)68;
 
-/* The part of the packet that lies in one piece: at cgroup_skb, from the IP header on. */
+/* The part of the packet that is in one piece: at cgroup_skb, from the IP header on. */
 static __always_inline struct cursor skb_packet(const struct __sk_buff *ctx)
 {
 	return (struct cursor){
@@ -73,15 +73,15 @@ static __always_inline __u16 skb_protocol(const struct __sk_buff *ctx)
 	return ntohs(ctx->protocol);
 }
 
-/* How many packets it is on the wire, where the kernel handles several as one (GRO, GSO). */
+/* How many packets this is on the wire: the kernel may handle several as one (GRO, GSO). */
 static __always_inline __u32 skb_packets(const struct __sk_buff *ctx)
 {
 	return ctx->gso_segs ? ctx->gso_segs : 1;
 }
 
 /*
- * How many bytes there can be of Ethernet header, tags and IP header. Not more than needed: to
- * have them in one piece may mean a copy.
+ * How many bytes the Ethernet header, tags and IP header can have. No more than needed: the kernel
+ * may have to copy them into one piece.
  */
 static __always_inline __u32 headers_len(const struct __sk_buff *ctx)
 {
@@ -95,7 +95,7 @@ static __always_inline __u32 headers_len(const struct __sk_buff *ctx)
 	}
 }
 
-/* The packet at TC, with all of these headers that it has. */
+/* The packet at TC, with as many of these headers as it has. */
 static __always_inline struct cursor tc_packet(struct __sk_buff *ctx)
 {
 	struct cursor c = skb_packet(ctx);
@@ -105,14 +105,14 @@ static __always_inline struct cursor tc_packet(struct __sk_buff *ctx)
 		len = ctx->len;
 	if (c.pos + len <= c.end)
 		return c;
-	/* If there is no memory for it, what is in one piece has to do. */
+	/* Without memory for that, use the part that is in one piece. */
 	bpf_skb_pull_data(ctx, len);
 	return skb_packet(ctx);
 }
 
 /*
- * Whether the packet begins with its IP header, as it does on devices like tun and
- * WireGuard. That is so if the kernel finds the network header at the beginning.
+ * Whether the packet begins with its IP header, as on devices like tun and WireGuard.
+ * It does if the kernel finds the network header at the beginning.
  */
 static __always_inline bool begins_with_ip(const struct __sk_buff *ctx, const struct cursor *c)
 {
@@ -123,7 +123,7 @@ static __always_inline bool begins_with_ip(const struct __sk_buff *ctx, const st
 
 	if (c->pos + sizeof(network) > c->end)
 		return false;
-	/* An Ethernet address that begins like that is rare: seldom more than this is looked at. */
+	/* Few Ethernet addresses begin like that: the rest is rarely needed. */
 	if (!version || byte[0] >> 4 != version)
 		return false;
 	if (bpf_skb_load_bytes_relative(ctx, 0, network, sizeof(network), BPF_HDR_START_NET))
@@ -135,7 +135,7 @@ static __always_inline bool begins_with_ip(const struct __sk_buff *ctx, const st
 	return true;
 }
 
-/* Like take_ethernet, and takes nothing from a packet of a device without Ethernet. */
+/* Like take_ethernet, but takes nothing from a packet of a device without Ethernet. */
 static __always_inline __u16 take_link(const struct __sk_buff *ctx, struct cursor *c)
 {
 	return begins_with_ip(ctx, c) ? skb_protocol(ctx) : take_ethernet(c);

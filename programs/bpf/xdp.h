@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What XDP programs, and in part all in this folder, need from the kernel's ABI,
- * and a bounds-checked parser for Ethernet, VLAN tags, IPv4 and IPv6.
+ * The kernel's ABI for XDP programs, in part for all programs in this folder, and
+ * a bounds-checked parser for Ethernet, VLAN tags, IPv4 and IPv6.
  *
  * The kernel's and libbpf's headers are left out on purpose: they differ from
- * machine to machine, and the objects must not.
+ * machine to machine, but the objects must not differ.
  */
 #pragma once
 
@@ -16,7 +16,7 @@ typedef unsigned short __u16;
 typedef unsigned int __u32;
 typedef unsigned long long __u64;
 
-/* In the order of the wire, whatever the machine's. */
+/* In the order of the wire, on every machine. */
 typedef __u16 __be16;
 typedef __u32 __be32;
 
@@ -94,7 +94,7 @@ static void (*const bpf_ringbuf_submit)(void *record, __u64 flags) = (void *)132
 /* Packets */
 
 enum ethertype {
-	ETH_MIN_TYPE = 0x0600, /* below, it is a length */
+	ETH_MIN_TYPE = 0x0600, /* a smaller value is a length */
 	ETH_IPV4 = 0x0800,
 	ETH_8021Q = 0x8100,
 	ETH_IPV6 = 0x86dd,
@@ -134,7 +134,7 @@ struct ipv6 {
 	__be32 dst[4];
 };
 
-/* How many VLAN tags are looked through: one, and one more for a provider's. */
+/* How many VLAN tags the programs look through: one, and one more of a provider. */
 #define MAX_VLANS 2
 
 /* What is left of a packet. */
@@ -152,9 +152,9 @@ static __always_inline struct cursor packet(const struct xdp_md *ctx)
 }
 
 /*
- * Takes len bytes off the front; false, and nothing taken, if they are not there.
- * What was taken is where pos pointed before: to return that, or NULL, would
- * mean to compare a packet pointer with zero, which verifiers do not like.
+ * Takes len bytes off the front; false, and nothing taken, if they are missing.
+ * The taken bytes are where pos pointed before. Returning that pointer, or NULL,
+ * would compare a packet pointer with zero, which verifiers do not like.
  */
 static __always_inline bool take(struct cursor *c, __u32 len)
 {
@@ -165,9 +165,9 @@ static __always_inline bool take(struct cursor *c, __u32 len)
 }
 
 /*
- * Takes the Ethernet header and the VLAN tags, and returns the type of what
- * follows in host order: the tag's own when there are more than MAX_VLANS or
- * it is cut short, 0 when there is not even an Ethernet header.
+ * Takes the Ethernet header and the VLAN tags, and returns the type of the next
+ * header in host order. With more than MAX_VLANS tags, or a tag that is cut short,
+ * this is the tag's own type. Without an Ethernet header it is 0.
  */
 static __always_inline __u16 take_ethernet(struct cursor *c)
 {
