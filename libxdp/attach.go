@@ -55,7 +55,7 @@ func (d Device) AttachAll(ctx context.Context, sources []Source, o AttachOptions
 			return err
 		}
 		for _, l := range join {
-			ids = append(ids, ebpf.ProgramID(describe(l.prog).ID))
+			ids = append(ids, ebpf.ProgramID(kernel.ProgramID(l.prog)))
 		}
 		return nil
 	})

@@ -86,7 +86,7 @@ func Remove(ctx context.Context, bpffs string, ifindex int, dispatcher ebpf.Prog
 	dir := f.of(ifindex, uint32(dispatcher))
 	for n := range MaxMembers {
 		if prog, err := ebpf.LoadPinnedProgram(filepath.Join(dir, progPin(n)), nil); err == nil {
-			_ = os.Remove(l.slotOf(describe(prog).ID))
+			_ = os.Remove(l.slotOf(kernel.ProgramID(prog)))
 			prog.Close()
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
@@ -182,7 +183,7 @@ func (s *scene) hand(t *testing.T, c Config) *ebpf.Program {
 
 func idOf(t *testing.T, prog *ebpf.Program) uint32 {
 	t.Helper()
-	id := describe(prog).ID
+	id := kernel.ProgramID(prog)
 	qt.Assert(t, qt.Not(qt.Equals(id, 0)))
 	return id
 }

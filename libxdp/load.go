@@ -2,7 +2,6 @@ package libxdp
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"runtime"
 	"unsafe"
@@ -133,7 +132,7 @@ func loadDispatcher(c Config, ifindex int, stub func(int) asm.Instructions) (*eb
 	}
 	defer handle.Close()
 	var code bytes.Buffer
-	if err := insns.Marshal(&code, byteOrder()); err != nil {
+	if err := insns.Marshal(&code, kernel.ByteOrder); err != nil {
 		return nil, fmt.Errorf("code of libxdp's dispatcher: %w", err)
 	}
 
@@ -187,15 +186,6 @@ func progLoadCall(attr *progLoad) (int, error) {
 		}
 		return -1, errno
 	}
-}
-
-// byteOrder returns the machine's byte order; package asm accepts only these
-// two types.
-func byteOrder() binary.ByteOrder {
-	if binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
-		return binary.LittleEndian
-	}
-	return binary.BigEndian
 }
 
 var license = []byte("GPL\x00")

@@ -70,7 +70,7 @@ func (s *programSource) Load(dispatcher *ebpf.Program, function string) (*ebpf.P
 		return nil, err
 	}
 	defer slot.Close()
-	if err := s.folder.pinSlot(slot, describe(wrapper).ID); err != nil {
+	if err := s.folder.pinSlot(slot, kernel.ProgramID(wrapper)); err != nil {
 		wrapper.Close()
 		return nil, err
 	}

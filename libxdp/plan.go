@@ -164,14 +164,14 @@ func (p *plan) view(dev rtnl.Device, b *built, f folder) (*Chain, error) {
 		Device: dev.Name, Ifindex: dev.Index, Mode: p.mode, Config: p.config, Pins: []string{}, Members: []Member{},
 	}
 	if b != nil {
-		c.Dispatcher = describe(b.prog)
+		c.Dispatcher = kernel.Describe(b.prog)
 		c.Folder = f.of(dev.Index, c.Dispatcher.ID)
 	}
 	for n, e := range p.entries {
 		m := Member{Name: e.name, Slot: n, Program: e.was.Program}
 		m.configure(e.config)
 		if b != nil {
-			m.Program = describe(b.progs[n])
+			m.Program = kernel.Describe(b.progs[n])
 			info, err := b.links[n].Info()
 			if err != nil {
 				return nil, kernel.Errno("link of a member", err)

@@ -146,7 +146,7 @@ func (s *snapshot) look(bpffs string) error {
 	} else if err != nil {
 		return err
 	}
-	c.Dispatcher = describe(s.prog)
+	c.Dispatcher = kernel.Describe(s.prog)
 	n := len(c.Config.Programs)
 	if s.refused != nil {
 		n = MaxMembers // as many as are found
@@ -171,7 +171,7 @@ func (s *snapshot) look(bpffs string) error {
 			if m.Name, err = functionName(p.prog); err != nil {
 				return err
 			}
-			m.Program = describe(p.prog)
+			m.Program = kernel.Describe(p.prog)
 		}
 		if s.refused == nil {
 			m.configure(c.Config.Programs[slot])
@@ -234,12 +234,7 @@ func (s *snapshot) idOf(slot int) uint32 {
 	if s.parts[slot].prog == nil {
 		return 0
 	}
-	info, err := s.parts[slot].prog.Info()
-	if err != nil {
-		return 0
-	}
-	id, _ := info.ID()
-	return uint32(id)
+	return kernel.ProgramID(s.parts[slot].prog)
 }
 
 // byLinks searches all links for links of slots that have no pin. Before Linux
@@ -307,25 +302,10 @@ func (s *snapshot) slots() (map[uint32]int, error) {
 	return slots, nil
 }
 
-// describe is what the kernel says about a program.
-func describe(prog *ebpf.Program) hook.Program {
-	info, err := prog.Info()
-	if err != nil {
-		return hook.Program{}
-	}
-	id, _ := info.ID()
-	p := hook.Program{ID: uint32(id), Name: info.Name, Tag: info.Tag}
-	p.LoadedBy, _ = info.CreatedByUID()
-	if since, ok := info.LoadTime(); ok {
-		p.LoadedAt = kernel.BootTime(since)
-	}
-	return p
-}
-
 // occupied returns the error for a device that something else holds. A link
 // also holds the device: no netlink call replaces a link's program.
 func (s *site) occupied(snap *snapshot) error {
-	on := &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode, Program: describe(snap.prog)}
+	on := &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode, Program: kernel.Describe(snap.prog)}
 	on.LinkID = carrier(on.Program.ID, snap.device.Index)
 	busy := hook.Because(hook.ErrBusy, "%w", ErrNotDispatcher).
 		Hint("libxdp joins its own dispatchers only; what is there must go first")

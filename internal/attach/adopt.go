@@ -46,7 +46,7 @@ func (s *site) adopt(l *state.Locked, req AdoptRequest) (*slotHandle, error) {
 	switch {
 	case snap.free():
 		return nil, hook.Because(fs.ErrNotExist, "nothing is attached that could be adopted")
-	case req.Entry != "" && (snap.chain != nil || req.Entry.Program() != programID(snap.prog)):
+	case req.Entry != "" && (snap.chain != nil || req.Entry.Program() != kernel.ProgramID(snap.prog)):
 		return nil, hook.Because(fs.ErrNotExist, "there is no %q without a link", req.Entry)
 	case snap.chain == nil && len(snap.links) > 0:
 		return nil, s.occupied(snap)
@@ -129,7 +129,7 @@ func (s *site) exchange(snap *snapshot, dispatcher *ebpf.Program) (root, error) 
 		if l, err = link.AttachXDP(opts); err != nil {
 			back := conn.ReplaceXDP(snap.device.Index, snap.prog.FD(), -1, snap.mode)
 			if back != nil {
-				back = fmt.Errorf("program %d could not be put back: %w", programID(snap.prog), back)
+				back = fmt.Errorf("program %d could not be put back: %w", kernel.ProgramID(snap.prog), back)
 			}
 			return kernel.Undo(fmt.Errorf("create the root link: %w", err), back)
 		}
@@ -151,15 +151,6 @@ func (s *site) restore(r root, dispatcher *ebpf.Program, snap *snapshot) error {
 	}
 	n := &netlinkRoot{s.ns, snap.device.Index, snap.mode}
 	return n.rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(n.index, snap.prog.FD(), -1, n.mode) })
-}
-
-func programID(p *ebpf.Program) uint32 {
-	info, err := p.Info()
-	if err != nil {
-		return 0
-	}
-	id, _ := info.ID()
-	return uint32(id)
 }
 
 // protect gives a chain that is attached through netlink a link.

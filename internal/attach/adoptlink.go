@@ -139,7 +139,7 @@ func (sp *spot) besides(list *listing, i int) (kernel.Neighbor, error) {
 // that an adoption left which did not come to its end.
 func (sp *spot) takePlaceOf(l *state.Locked, carried, prog *ebpf.Program, create func(*ebpf.Program) (rawLink, error), keep func(rawLink) error) (rawLink, error) {
 	old := bare{sp}
-	if programID(carried) != programID(prog) {
+	if kernel.ProgramID(carried) != kernel.ProgramID(prog) {
 		if err := old.exchange(prog, carried); err != nil {
 			return nil, err
 		}
@@ -248,7 +248,7 @@ func (s *site) swapOnCgroup(sp *spot, list *listing, prog *ebpf.Program, noGap b
 		return kernel.AttachProgram(prog, target, sp.kind.Attach, list.flags, nil)
 	})
 	if back != nil {
-		back = fmt.Errorf("program %d could not be put back: %w", programID(prog), back)
+		back = fmt.Errorf("program %d could not be put back: %w", kernel.ProgramID(prog), back)
 	}
 	return nil, kernel.Undo(err, back)
 }

@@ -259,7 +259,7 @@ func (s *site) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Map
 		if m.Type() != ebpf.ProgramArray || m.MaxEntries() != 1 {
 			continue
 		}
-		id, err := mapID(m)
+		id, err := kernel.MapID(m)
 		if err != nil {
 			return slots, err
 		}
@@ -275,7 +275,7 @@ func (s *site) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Map
 func inOrder(chain *state.Chain, slots []*ebpf.Map) []*ebpf.Map {
 	ordered := make([]*ebpf.Map, len(chain.Slots))
 	for _, m := range slots {
-		if id, err := mapID(m); err == nil && chain.Index(id) >= 0 {
+		if id, err := kernel.MapID(m); err == nil && chain.Index(id) >= 0 {
 			ordered[chain.Index(id)] = m
 		}
 	}
@@ -299,7 +299,7 @@ func (s *site) homeOf(r *linkRoot, prog *ebpf.Program) state.LastSeen {
 	if err != nil {
 		return home
 	}
-	ns, err := findXDP(int(index), programID(prog), func(name string, mode hook.Mode) { home.Target, home.Mode = name, mode })
+	ns, err := findXDP(int(index), kernel.ProgramID(prog), func(name string, mode hook.Mode) { home.Target, home.Mode = name, mode })
 	if err != nil {
 		return state.LastSeen{}
 	}

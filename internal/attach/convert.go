@@ -224,7 +224,7 @@ func (s *site) ownedOf(snap *snapshot, from *libxdp.Chain, req ConvertRequest) (
 			return nil, err
 		}
 		o.slots = append(o.slots, slot)
-		id, err := mapID(slot)
+		id, err := kernel.MapID(slot)
 		if err != nil {
 			return nil, err
 		}

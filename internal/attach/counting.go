@@ -76,7 +76,7 @@ func (s *site) count() (*Counting, error) {
 
 // join begins with what others have counted so far.
 func (c *Counting) join(prog *ebpf.Program) (_ *Counting, err error) {
-	c.dispatcher = programID(prog)
+	c.dispatcher = kernel.ProgramID(prog)
 	if c.found, err = c.watch.Read(); err != nil {
 		c.watch.Close()
 		return nil, err
@@ -101,7 +101,7 @@ func rebuild(r root, old *ebpf.Program, chain *state.Chain, step string, build b
 		return 0, err
 	}
 	kernel.Step(step + ": after")
-	return programID(prog), nil
+	return kernel.ProgramID(prog), nil
 }
 
 // load opens the slots for no longer than it takes, as revise does.

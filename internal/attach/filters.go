@@ -353,7 +353,7 @@ func (filters) plan(ctx context.Context, s *site, src load.Source, req Request) 
 		if err != nil {
 			return err
 		}
-		e := laneEntry{Filter: rtnl.Filter{Filter: f, Name: lb.String(), Program: programID(prog.Program)}, label: lb, ours: true}
+		e := laneEntry{Filter: rtnl.Filter{Filter: f, Name: lb.String(), Program: kernel.ProgramID(prog.Program)}, label: lb, ours: true}
 		ln.list = slices.Insert(ln.list, i, e)
 		c = ln.view()
 		return nil

@@ -44,7 +44,7 @@ func openMove(l *state.Locked, name string) (*halfMove, error) {
 }
 
 func (m *halfMove) look(l *state.Locked) (err error) {
-	if m.slotID, err = mapID(m.standIn.slot); err != nil {
+	if m.slotID, err = kernel.MapID(m.standIn.slot); err != nil {
 		return err
 	}
 	id, err := state.Occupant(m.standIn.slot)

@@ -118,7 +118,7 @@ func (h *slotHandle) carried() (*ebpf.Program, *state.Chain, error) {
 	prog, c, err := carried(h.root, h.chainID)
 	if n, ok := h.root.(*netlinkRoot); ok && err == nil {
 		var r root
-		if r, err = linkCarrying(programID(prog), n.index); err != nil {
+		if r, err = linkCarrying(kernel.ProgramID(prog), n.index); err != nil {
 			prog.Close()
 			return nil, nil, err
 		}

@@ -138,7 +138,7 @@ func (c *component) Load(target *ebpf.Program, function string) (*ebpf.Program, 
 	if err != nil {
 		return nil, fmt.Errorf("program %q: %w", loaded.Name, err)
 	}
-	c.id = programID(prog)
+	c.id = kernel.ProgramID(prog)
 	return prog, nil
 }
 

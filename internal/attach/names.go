@@ -5,6 +5,7 @@ import (
 	"io/fs"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -80,7 +81,7 @@ func (n *names) resolve(prog uint32) (uint32, error) {
 		return prog, err
 	}
 	defer p.Close()
-	return programID(p), nil
+	return kernel.ProgramID(p), nil
 }
 
 // entry tells whose a program on the spot is. kernel.ErrAgain when it has gone since.

@@ -191,7 +191,7 @@ func linksCarrying(prog uint32, index int) ([]uint32, error) {
 // occupied is the error for a hook that is held by something that is not ours.
 func (s *site) occupied(snap *snapshot) error {
 	on := &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode}
-	on.Program, _ = describe(snap.prog)
+	on.Program = kernel.Describe(snap.prog)
 	busy := hook.Busy(on)
 	switch len(snap.links) {
 	case 0:
@@ -224,12 +224,7 @@ func describe(prog *ebpf.Program) (hook.Program, bool) {
 	if err != nil {
 		return hook.Program{}, false
 	}
-	id, _ := info.ID()
-	p := hook.Program{ID: uint32(id), Name: info.Name, Tag: info.Tag}
-	p.LoadedBy, _ = info.CreatedByUID()
-	if since, ok := info.LoadTime(); ok {
-		p.LoadedAt = kernel.BootTime(since)
-	}
+	p := kernel.DescribeInfo(info)
 	if info.Name == dispatch.ProgramName || isStandIn(info.Name) {
 		return p, false // theirs are slots, which had better not be opened, see state.Slots
 	}
@@ -297,7 +292,7 @@ func displaced(pins *state.Pins, folder string) ([]hook.Member, error) {
 		m := hook.Member{Name: name, Kind: hook.KindMember, State: hook.StateDisplaced, Persistent: true}
 		if slot, err := ebpf.LoadPinnedMap(pins.HeldPath(folder, name), nil); err == nil {
 			m.Program, m.TailCalls, _ = slotProgram(slot)
-			m.SlotID, _ = mapID(slot)
+			m.SlotID, _ = kernel.MapID(slot)
 			slot.Close()
 		}
 		members = append(members, m)

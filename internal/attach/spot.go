@@ -334,7 +334,7 @@ func (sp *spot) String() string {
 // twice is the refusal of a program that is there already. TCX takes a program
 // once (bpf_mprog_attach, kernel/bpf/mprog.c).
 func (sp *spot) twice(prog *ebpf.Program) error {
-	return hook.Because(fs.ErrExist, "program %d is on %s already, and the kernel takes a program there once", programID(prog), sp.hook).
+	return hook.Because(fs.ErrExist, "program %d is on %s already, and the kernel takes a program there once", kernel.ProgramID(prog), sp.hook).
 		Hint("load it again, from its file")
 }
 
@@ -372,8 +372,7 @@ func programOf(id uint32) hook.Program {
 		return hook.Program{ID: id}
 	}
 	defer prog.Close()
-	p, _ := describe(prog)
-	return p
+	return kernel.Describe(prog)
 }
 
 // deviceName names a device in the namespace of the thread.

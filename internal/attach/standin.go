@@ -37,7 +37,7 @@ func (o oldLink) id() uint32 { return o.linkID }
 
 func (o oldLink) carries(standIn *ebpf.Program) *ebpf.Program {
 	info, err := o.Info()
-	if err != nil || uint32(info.Program) == programID(standIn) {
+	if err != nil || uint32(info.Program) == kernel.ProgramID(standIn) {
 		return nil
 	}
 	prog, err := ebpf.NewProgramFromID(info.Program)
@@ -285,7 +285,7 @@ func swap(l rawLink, next *ebpf.Program, standIn string) error {
 		return kernel.Errno("stand-in", err)
 	}
 	defer now.Close()
-	if p, _ := describe(now); p.Name != standIn {
+	if kernel.Describe(now).Name != standIn {
 		return nil
 	}
 	return exchange(l, next, now)

@@ -161,20 +161,11 @@ func (req Request) member(slot *ebpf.Map, prog *load.Loaded) (dispatch.Slot, err
 			return dispatch.Slot{}, hook.Because(hook.ErrUsage, "the program's name will not do for the member: %w; choose one", err)
 		}
 	}
-	id, err := mapID(slot)
+	id, err := kernel.MapID(slot)
 	return dispatch.Slot{
 		MapID: id, Name: name, Owner: req.Owner, Persistent: req.Persistent,
 		Settings: req.Settings.Or(prog.Defaults).WithDefaults(),
 	}, err
-}
-
-func mapID(m *ebpf.Map) (uint32, error) {
-	info, err := m.Info()
-	if err != nil {
-		return 0, kernel.Errno("slot", err)
-	}
-	id, _ := info.ID()
-	return uint32(id), nil
 }
 
 // errTaken: the name is taken by a member that may be leaving. The kernel empties

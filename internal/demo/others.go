@@ -34,15 +34,11 @@ func (s *stage) pin(spec *ebpf.ProgramSpec) (id uint32, err error) {
 		return 0, err
 	}
 	defer prog.Close()
-	info, err := prog.Info()
-	if err != nil {
-		return 0, err
-	}
-	known, _ := info.ID()
-	s.made.addProgram(uint32(known))
+	id = kernel.ProgramID(prog)
+	s.made.addProgram(id)
 	path := s.expand("$BPFFS/" + spec.Name)
 	s.made.pins[path] = true
-	return uint32(known), prog.Pin(path)
+	return id, prog.Pin(path)
 }
 
 func (s *stage) pinRival() error {

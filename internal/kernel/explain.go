@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -124,14 +123,4 @@ func Errno(what string, err error) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", what, Explain(err))
-}
-
-// BootTime returns the time that was since after boot (CLOCK_BOOTTIME), in
-// whole seconds: more would only look exact.
-func BootTime(since time.Duration) time.Time {
-	var now unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
-		return time.Time{}
-	}
-	return time.Now().Add(since - time.Duration(now.Nano())).Round(time.Second)
 }

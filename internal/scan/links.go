@@ -5,33 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/attach"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// readLinks lists all links anew.
-func (s *scan) readLinks(ctx context.Context) (err error) {
-	for range 100 {
+// readLinks lists all links anew. It tries again while a link is in the making:
+// that has an id, but cannot be opened (bpf_link_by_id, kernel/bpf/syscall.c).
+func (s *scan) readLinks(ctx context.Context) error {
+	return kernel.Retry(ctx, func() (err error) {
 		s.links, err = attach.AllLinks()
-		// A link in the making has an id, but cannot be opened for a moment
-		// (bpf_link_by_id, kernel/bpf/syscall.c).
-		if !errors.Is(err, unix.EAGAIN) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Millisecond):
-		}
-	}
-	return err
+		return err
+	})
 }
 
 // link returns the first of the links that match and are not taken, and takes
@@ -62,12 +51,7 @@ func member(program, linkID uint32) (hook.Member, error) {
 	if err != nil {
 		return m, kernel.Errno(fmt.Sprintf("program id %d", program), err)
 	}
-	m.Name = info.Name
-	m.Program = hook.Program{ID: program, Name: info.Name, Tag: info.Tag}
-	m.Program.LoadedBy, _ = info.CreatedByUID()
-	if since, ok := info.LoadTime(); ok {
-		m.Program.LoadedAt = kernel.BootTime(since)
-	}
+	m.Name, m.Program = info.Name, kernel.DescribeInfo(info)
 	return m, nil
 }
 

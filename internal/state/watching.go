@@ -54,12 +54,9 @@ func (w *Watch) build(c *Chain, m members) (*ebpf.Program, error) {
 	if w.array, err = NewSlot(watchName); err != nil {
 		return nil, err
 	}
-	info, err := w.array.Info()
-	if err != nil {
-		return nil, kernel.Errno("watch", err)
+	if w.ID, err = kernel.MapID(w.array); err != nil {
+		return nil, err
 	}
-	id, _ := info.ID()
-	w.ID = uint32(id)
 
 	bySlots := m
 	bySlots.codes = nil // what is linked is in its slot as well

@@ -86,7 +86,7 @@ func (t *tool) lookOnce(ctx context.Context, index int) (_ *occupant, err error)
 		if x.Mode == hook.ModeOffload {
 			o.offload = p
 		} else {
-			o.prog, o.mode, o.program = p, x.Mode, describe(p)
+			o.prog, o.mode, o.program = p, x.Mode, kernel.Describe(p)
 		}
 	}
 	if o.prog == nil {
@@ -138,26 +138,6 @@ func laterVersion(prog *ebpf.Program) uint8 {
 		}
 	}
 	return 0
-}
-
-// describe returns what "status" shows of a program, with the program's whole
-// name.
-func describe(prog *ebpf.Program) hook.Program {
-	info, err := prog.Info()
-	if err != nil {
-		return hook.Program{}
-	}
-	id, _ := info.ID()
-	p := hook.Program{ID: uint32(id), Name: info.Name, Tag: info.Tag}
-	if len(p.Name) < unix.BPF_OBJ_NAME_LEN-1 {
-		return p
-	}
-	// The kernel may have cut the name.
-	functions, err := info.FuncInfos()
-	if err == nil && len(functions) > 0 && strings.HasPrefix(functions[0].Func.Name, p.Name) {
-		p.Name = functions[0].Func.Name
-	}
-	return p
 }
 
 // bpffs returns the folder of libxdp's pins.

@@ -83,7 +83,7 @@ func (t *tool) detachID(ctx context.Context, o *occupant, id uint32) error {
 			}
 		}
 	}
-	if o.offload != nil && describe(o.offload).ID == id {
+	if o.offload != nil && kernel.ProgramID(o.offload) == id {
 		t.detaching(o, id)
 		return replaceProgram(o.device.Index, nil, o.offload, hook.ModeOffload)
 	}
