@@ -226,6 +226,11 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 		}
 	}
 	l.owned = append(l.owned, l.Program)
+	for n, p := range coll.Programs {
+		if n != name {
+			p.Close() // it is in the map from which it is tail-called
+		}
+	}
 	if want.Hook == hook.XDP && want.Extension == nil {
 		// To be sealed later. Without it the program runs as well.
 		_ = state.KeepCode(l.Program, codeOf(spec.Programs[name], coll.Maps))

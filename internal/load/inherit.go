@@ -21,22 +21,19 @@ import (
 // It concerns programs that are still to be loaded, and not those whose Options
 // say NewMaps. The caller calls release after the load.
 func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error) {
-	release = func() {}
-	var o *Options
 	switch s := src.(type) {
 	case File:
-		o, src = &s.Options, &s
+		release, err = s.Options.inherit(old)
+		return s, release, err
 	case Spec:
-		o, src = &s.Options, &s
+		release, err = s.Options.inherit(old)
+		return s, release, err
 	}
-	if o == nil || o.NewMaps {
-		return src, release, nil
-	}
-	info, err := old.Info()
-	if err != nil {
-		return nil, release, kernel.Errno("the program to be replaced", err)
-	}
-	ids, _ := info.MapIDs()
+	return src, func() {}, nil
+}
+
+// inherit makes the maps of old those to go on with.
+func (o *Options) inherit(old *ebpf.Program) (release func(), err error) {
 	o.inherited = map[string]*ebpf.Map{}
 	o.ambiguous = map[string]bool{}
 	release = func() {
@@ -44,17 +41,33 @@ func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error
 			m.Close()
 		}
 	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	if o.NewMaps {
+		return release, nil
+	}
+	info, err := old.Info()
+	if err != nil {
+		return release, kernel.Errno("the program to be replaced", err)
+	}
+	ids, _ := info.MapIDs()
 	for _, id := range ids {
 		m, err := ebpf.NewMapFromID(id)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			release()
-			return nil, func() {}, kernel.Errno("maps of the program to be replaced", err)
+			return release, kernel.Errno("maps of the program to be replaced", err)
 		}
 		info, err := m.Info()
-		if err != nil || info.Name == "" || strings.Contains(info.Name, ".") || m.Type() == ebpf.ProgramArray || o.ambiguous[info.Name] {
+		if err != nil {
+			m.Close()
+			return release, kernel.Errno("maps of the program to be replaced", err)
+		}
+		if info.Name == "" || strings.Contains(info.Name, ".") || m.Type() == ebpf.ProgramArray || o.ambiguous[info.Name] {
 			m.Close()
 			continue
 		}
@@ -67,7 +80,7 @@ func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error
 		}
 		o.inherited[info.Name] = m
 	}
-	return src, release, nil
+	return release, nil
 }
 
 // shared returns the maps to use in the place of the file's own: those that
