@@ -104,7 +104,8 @@ func (s *site) change(ctx context.Context, edit func(*plan) error, o *newChain) 
 		}
 		err = s.install(ctx, f, snap, c, b)
 		if errors.Is(err, errHeld) {
-			if busy++; busy == maxBusy || carrier(snap.chain.Dispatcher.ID, snap.device.Index) != 0 {
+			busy++
+			if links, _ := kernel.XDPLinks(snap.chain.Dispatcher.ID, snap.device.Index); busy == maxBusy || len(links) > 0 {
 				return s.occupied(snap)
 			}
 			return fmt.Errorf("%w: %w", kernel.ErrAgain, err)

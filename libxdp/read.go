@@ -306,32 +306,18 @@ func (s *snapshot) slots() (map[uint32]int, error) {
 // also holds the device: no netlink call replaces a link's program.
 func (s *site) occupied(snap *snapshot) error {
 	on := &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.mode, Program: kernel.Describe(snap.prog)}
-	on.LinkID = carrier(on.Program.ID, snap.device.Index)
+	links, _ := kernel.XDPLinks(on.Program.ID, snap.device.Index)
 	busy := hook.Because(hook.ErrBusy, "%w", ErrNotDispatcher).
 		Hint("libxdp joins its own dispatchers only; what is there must go first")
 	if snap.chain != nil { // then the dispatcher is fine, and a link is in the way
 		on.Kind = hook.KindForeign
 		busy = hook.Because(hook.ErrBusy, "a dispatcher of libxdp's that a link carries is not to be changed by libxdp's protocol")
 	}
-	if on.LinkID != 0 {
-		on.Kind = hook.KindForeign
+	if len(links) > 0 {
+		on.Kind, on.LinkID = hook.KindForeign, links[0]
 		busy = busy.Hint("the device can be had when whoever holds link %d lets it go; \"dispatcher holders --link %d\" tells who that is", on.LinkID, on.LinkID)
 	}
 	return busy.HeldBy(on)
-}
-
-// carrier returns a link that carries the program on a device with that index,
-// or 0. A link reports the index but not the namespace.
-func carrier(prog uint32, ifindex int) uint32 {
-	var it link.Iterator
-	defer it.Close()
-	for it.Next() {
-		info, err := it.Link.Info()
-		if err == nil && info.Type == link.XDPType && uint32(info.Program) == prog && info.XDP().Ifindex == uint32(ifindex) {
-			return uint32(info.ID)
-		}
-	}
-	return 0
 }
 
 // functionID returns the id of a function in BTF.

@@ -112,7 +112,7 @@ func (s *site) inspect(snap *snapshot, conn *rtnl.Conn, d rtnl.Device) error {
 	return err
 }
 
-// carrying is linksCarrying, but asks first what is known of all links: for each of
+// carrying is [kernel.XDPLinks], but asks first what is known of all links: for each of
 // many devices to go through all links takes long.
 func (s *site) carrying(prog uint32, index int) ([]uint32, error) {
 	var ids []uint32
@@ -132,13 +132,13 @@ func (s *site) carrying(prog uint32, index int) ([]uint32, error) {
 	if len(ids) > 0 {
 		return ids, nil
 	}
-	return linksCarrying(prog, index)
+	return kernel.XDPLinks(prog, index)
 }
 
 // linkCarrying opens the link that carries a program on a device with that
 // index, nil when there is none.
 func linkCarrying(prog uint32, index int) (root, error) {
-	ids, err := linksCarrying(prog, index)
+	ids, err := kernel.XDPLinks(prog, index)
 	if err != nil || len(ids) == 0 {
 		return nil, err
 	}
@@ -164,28 +164,6 @@ func rootWith(id, prog uint32) (root, error) {
 		return nil, err
 	}
 	return &linkRoot{l, id}, nil
-}
-
-// linksCarrying returns the links that carry a program on a device with that
-// index. A link tells the index but not the namespace. Of a dispatcher there is
-// one link only; a foreign program may be on devices of the same index in several.
-func linksCarrying(prog uint32, index int) ([]uint32, error) {
-	var ids []uint32
-	var it link.Iterator
-	defer it.Close()
-	for it.Next() {
-		info, err := it.Link.Info()
-		if err != nil || info.Type != link.XDPType {
-			continue // of no interest, and some of those cannot be described
-		}
-		if uint32(info.Program) == prog && info.XDP().Ifindex == uint32(index) {
-			ids = append(ids, uint32(info.ID))
-		}
-	}
-	if err := it.Err(); err != nil {
-		return nil, kernel.Again(kernel.Errno("list links", err))
-	}
-	return ids, nil
 }
 
 // occupied is the error for a hook that is held by something that is not ours.

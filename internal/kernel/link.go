@@ -166,3 +166,25 @@ func DetachProgram(prog *ebpf.Program, target int, attach ebpf.AttachType) error
 	}
 	return nil
 }
+
+// XDPLinks returns the links that carry a program on a device with that index. A
+// link tells the index but not the namespace: a program can be on devices of the
+// same index in several namespaces.
+func XDPLinks(prog uint32, ifindex int) ([]uint32, error) {
+	var ids []uint32
+	var it link.Iterator
+	defer it.Close()
+	for it.Next() {
+		info, err := it.Link.Info()
+		if err != nil || info.Type != link.XDPType {
+			continue // gone, or of a type that the library cannot describe
+		}
+		if uint32(info.Program) == prog && info.XDP().Ifindex == uint32(ifindex) {
+			ids = append(ids, uint32(info.ID))
+		}
+	}
+	if err := it.Err(); err != nil {
+		return nil, Again(Errno("list links", err))
+	}
+	return ids, nil
+}

@@ -45,13 +45,13 @@ type netfilterHook struct {
 }
 
 // netfilter reads the netfilter programs of a namespace.
-func (s *scan) netfilter(_ context.Context, ns *kernel.NetNS) []hook.Chain {
+func (s *scan) netfilter(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
 	isNetfilter := func(l attach.LinkInfo) bool { return l.Type == link.NetfilterType }
 	if !s.Hooks(hook.Netfilter) || s.blind || !slices.ContainsFunc(s.links, isNetfilter) {
 		return nil
 	}
 	c := hook.Chain{Hook: hook.Netfilter, NetNS: ns.ID()}
-	c.Err = settle(func() error {
+	c.Err = settle(ctx, func() error {
 		var hooks []netfilterHook
 		err := ns.Do(func() (err error) {
 			hooks, err = netfilterHooks()

@@ -3,7 +3,6 @@ package scan
 import (
 	"context"
 	"errors"
-	"io/fs"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -16,17 +15,12 @@ import (
 
 // settle calls read again while programs vanish between the listing of a hook
 // and the look at them.
-func settle(read func() error) error {
-	for range 10 {
-		if err := read(); !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return errors.New("it changes faster than it can be read")
+func settle(ctx context.Context, read func() error) error {
+	return kernel.Retry(ctx, func() error { return kernel.Again(read()) })
 }
 
 // netkit reads what is attached to the netkit devices of a namespace.
-func (s *scan) netkit(_ context.Context, ns *kernel.NetNS) []hook.Chain {
+func (s *scan) netkit(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
 	var want []hook.Hook
 	for _, h := range []hook.Hook{hook.NetkitPrimary, hook.NetkitPeer} {
 		if s.Hooks(h) {
@@ -45,7 +39,7 @@ func (s *scan) netkit(_ context.Context, ns *kernel.NetNS) []hook.Chain {
 		for _, d := range devices {
 			for _, h := range want {
 				c := hook.Chain{Hook: h, Target: d.Name, Ifindex: d.Index, NetNS: ns.ID()}
-				c.Err = settle(func() error { return queryNetkit(&c) })
+				c.Err = settle(ctx, func() error { return queryNetkit(&c) })
 				// The kernel knows best which device is one (netkit_dev_fetch,
 				// drivers/net/netkit.c): others are ENXIO; a peer, whose hook
 				// belongs to its primary device, is EACCES; EINVAL: it knows none.
@@ -89,7 +83,7 @@ func (s *scan) ofNetNS(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
 	for _, h := range []hook.Hook{hook.FlowDissector, hook.SKLookup} {
 		if s.Hooks(h) {
 			c := hook.Chain{Hook: h, NetNS: ns.ID()}
-			c.Err = settle(func() error { return s.queryNetNS(ctx, ns, &c) })
+			c.Err = settle(ctx, func() error { return s.queryNetNS(ctx, ns, &c) })
 			chains = append(chains, c)
 		}
 	}
