@@ -15,9 +15,17 @@ type Options struct {
 	// Name of the member, unique in its chain: 1 to 63 bytes of printable
 	// UTF-8 without spaces. Default: the program's name.
 	Name string
-	// Settings are the priority, and on XDP the continue set and what an empty
-	// slot does.
-	hook.Settings
+	// Priority orders the members: lower runs first, and of equals the one that
+	// came first. From 1 to 65535. Default: what the program's file asks for, else
+	// [hook.DefaultPriority].
+	Priority int
+	// ContinueOn is the verdicts after which the next member runs. On XDP only: on
+	// other hooks the program itself decides that. Default: what the program's file
+	// asks for, else pass.
+	ContinueOn hook.VerdictSet
+	// OnMissing is what happens when the member's slot is empty. On XDP only.
+	// Default: the chain goes on.
+	OnMissing hook.OnMissing
 	// Position asks for a place, whatever the priority. With a priority of 0 the
 	// member gets one that fits there. On a cgroup a place before others needs
 	// Linux 6.17.
@@ -85,14 +93,23 @@ func Plan(ctx context.Context, t Target, from Source, o Options) (*hook.Chain, e
 }
 
 // AdoptOptions are how a program that was attached without a link becomes a
-// member.
+// member. The zero value is useful.
 type AdoptOptions struct {
-	// Options are those of the member. Mode is ignored: the program's stays.
-	Options
-	// NoGap replaces the program by the chain in one step, through netlink.
-	// The chain is then not protected: it has no link, and anyone may replace
-	// it. Without NoGap the kernel wants the hook to be empty before a link
-	// takes it, and the packets of that moment pass unfiltered.
+	// Name, Priority, ContinueOn, OnMissing, Persistent, Owner and BPFFS are as in
+	// [Options]. The priority must fit the place that the program has; by default it
+	// does.
+	Name       string
+	Priority   int
+	ContinueOn hook.VerdictSet
+	OnMissing  hook.OnMissing
+	Persistent bool
+	Owner      string
+	BPFFS      string
+	// NoGap lets no packet pass unfiltered. On XDP the chain then replaces the program
+	// in one step, through netlink, and is not protected: it has no link, and anyone
+	// may replace it. Without NoGap the kernel wants the device to be empty before a
+	// link takes it. On cgroups a program that was attached for itself alone is
+	// refused. On all other hooks there is no gap.
 	NoGap bool
 	// Entry is which program: "id:PROG", by its id. May be empty where there is
 	// only one without a link.
@@ -124,7 +141,12 @@ type AdoptOptions struct {
 // Errors as for [Attach]; [ErrBusy] when the hook is held by a link,
 // fs.ErrNotExist when nothing is attached.
 func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
-	h, err := attach.Adopt(ctx, t.place(o.BPFFS), attach.AdoptRequest{Request: o.request(), NoGap: o.NoGap, Entry: o.Entry})
+	h, err := attach.Adopt(ctx, t.place(o.BPFFS), attach.AdoptRequest{
+		Request: attach.Request{
+			Name: o.Name, Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing}, Persistent: o.Persistent, Owner: o.Owner,
+		},
+		NoGap: o.NoGap, Entry: o.Entry,
+	})
 	if err != nil {
 		return nil, wrap("adopt", t, err)
 	}
@@ -224,12 +246,17 @@ type ListOptions struct {
 // What cannot be read does not spoil the rest: the field Err of its entry says
 // why. The error is that of the whole.
 func List(ctx context.Context, o ListOptions) ([]hook.Chain, error) {
-	so := scan.Options{NetNS: o.NetNS, BPFFS: bpffsOf(o.BPFFS)}
-	if len(o.Hooks) > 0 {
-		so.Hooks = func(h hook.Hook) bool { return slices.Contains(o.Hooks, h) }
-	}
-	chains, err := scan.All(ctx, so)
+	chains, err := scan.All(ctx, scanned(o.NetNS, o.Hooks, o.BPFFS))
 	return chains, wrap("list", Target{NetNS: o.NetNS}, err)
+}
+
+// scanned says what is looked at, for List, Measure and Watch.
+func scanned(netns string, hooks []hook.Hook, bpffs string) scan.Options {
+	so := scan.Options{NetNS: netns, BPFFS: bpffsOf(bpffs)}
+	if len(hooks) > 0 {
+		so.Hooks = func(h hook.Hook) bool { return slices.Contains(hooks, h) }
+	}
+	return so
 }
 
 // MountBPFFS mounts a bpffs at path, by convention /sys/fs/bpf, unless there
@@ -241,5 +268,8 @@ func (t Target) place(bpffs string) attach.Place {
 }
 
 func (o Options) request() attach.Request {
-	return attach.Request{Name: o.Name, Settings: o.Settings, Position: o.Position, Mode: o.Mode, Persistent: o.Persistent, Owner: o.Owner, Style: o.Style, ConfigVersion: o.ConfigVersion}
+	return attach.Request{
+		Name: o.Name, Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing}, Position: o.Position, Mode: o.Mode,
+		Persistent: o.Persistent, Owner: o.Owner, Style: o.Style, ConfigVersion: o.ConfigVersion,
+	}
 }

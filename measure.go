@@ -3,7 +3,6 @@ package dispatcher
 import (
 	"context"
 	"iter"
-	"slices"
 	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -76,10 +75,12 @@ type Sample struct {
 
 // MeasureOptions say what to measure, and how. The zero value measures all hooks.
 type MeasureOptions struct {
-	// ListOptions choose the hooks, if Target does not.
-	ListOptions
-	// Target is the one hook to measure.
+	// Target is the one hook to measure. NetNS and Hooks are empty then.
 	Target *Target
+	// NetNS, Hooks and BPFFS choose the hooks as in [ListOptions].
+	NetNS string
+	Hooks []hook.Hook
+	BPFFS string
 	// Interval is how long a sample takes. Default: one second.
 	Interval time.Duration
 	// Started is called when the counting has begun: what happens from then on is
@@ -110,17 +111,17 @@ type MeasureOptions struct {
 // The end of ctx is not an error.
 func Measure(ctx context.Context, o MeasureOptions) iter.Seq2[[]Sample, error] {
 	return func(yield func([]Sample, error) bool) {
-		mo := measure.Options{Interval: o.Interval, Ready: o.Started}
-		mo.NetNS, mo.BPFFS = o.NetNS, bpffsOf(o.BPFFS)
+		mo := measure.Options{Options: scanned(o.NetNS, o.Hooks, o.BPFFS), Interval: o.Interval, Ready: o.Started}
 		if mo.Interval <= 0 {
 			mo.Interval = time.Second
-		}
-		if len(o.Hooks) > 0 {
-			mo.Hooks = func(h hook.Hook) bool { return slices.Contains(o.Hooks, h) }
 		}
 		at := Target{NetNS: o.NetNS}
 		if o.Target != nil {
 			at = *o.Target
+			if o.NetNS != "" || len(o.Hooks) > 0 {
+				yield(nil, wrap("measure", at, hook.Because(ErrUsage, "Target is the one hook to measure; leave NetNS and Hooks out")))
+				return
+			}
 			mo.Place = new(attach.Place)
 			*mo.Place = at.place(o.BPFFS)
 		}

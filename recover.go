@@ -20,6 +20,18 @@ func DetachLink(ctx context.Context, id uint32, o DetachOptions) error {
 	return wrap("detach", link(id), attach.DetachLink(ctx, id, bpffsOf(o.BPFFS), o.Force))
 }
 
+// AdoptLinkOptions are how what a link of another tool attaches becomes a member.
+// The zero value is useful. The fields are as in [AdoptOptions].
+type AdoptLinkOptions struct {
+	Name       string
+	Priority   int
+	ContinueOn hook.VerdictSet
+	OnMissing  hook.OnMissing
+	Persistent bool
+	Owner      string
+	BPFFS      string
+}
+
 // AdoptLink makes what a link of another tool attaches a member, without a
 // moment in which it does not run. On XDP the link goes on with a chain that has
 // its program as the first member; on TCX and cgroups it becomes a member as it is.
@@ -28,11 +40,12 @@ func DetachLink(ctx context.Context, id uint32, o DetachOptions) error {
 // program in the place of the chain: [Read] then shows that program, and members
 // that are pinned beside it as hook.StateDisplaced.
 //
-// NoGap, Entry, Position and Mode are ignored. Errors as for [Adopt].
-func AdoptLink(ctx context.Context, id uint32, o AdoptOptions) (*Link, error) {
-	req := o.request()
-	req.Position, req.Mode = hook.Position{}, hook.ModeAuto
-	h, on, err := attach.AdoptLink(ctx, id, bpffsOf(o.BPFFS), req)
+// Errors as for [Adopt].
+func AdoptLink(ctx context.Context, id uint32, o AdoptLinkOptions) (*Link, error) {
+	h, on, err := attach.AdoptLink(ctx, id, bpffsOf(o.BPFFS), attach.Request{
+		Name: o.Name, Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing},
+		Persistent: o.Persistent, Owner: o.Owner,
+	})
 	if err != nil {
 		return nil, wrap("adopt", link(id), err)
 	}

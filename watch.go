@@ -3,7 +3,6 @@ package dispatcher
 import (
 	"context"
 	"iter"
-	"slices"
 	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -40,7 +39,7 @@ const (
 	EventDisplaced EventKind = "displaced"
 	// EventMoved: the device has another name, or is in another network namespace.
 	// One for each hook, without an entry; From is where it was. Target is empty
-	// when the device has left the namespace that ListOptions.NetNS names.
+	// when the device has left the namespace that WatchOptions.NetNS names.
 	EventMoved EventKind = "moved"
 	// EventPinned and EventUnpinned: the member became persistent, or is so no more.
 	EventPinned   EventKind = "pinned"
@@ -113,7 +112,10 @@ type EventProcess struct {
 
 // WatchOptions say what to watch, and how. The zero value watches everything.
 type WatchOptions struct {
-	ListOptions
+	// NetNS, Hooks and BPFFS choose the hooks as in [ListOptions].
+	NetNS string
+	Hooks []hook.Hook
+	BPFFS string
 	// Interval is how often to look when no sign of a change has come. Default:
 	// one second.
 	Interval time.Duration
@@ -153,13 +155,11 @@ type WatchSources struct {
 // what its owner lets go in that moment leaves when the look is over.
 func Watch(ctx context.Context, o WatchOptions) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		wo := watch.Options{Interval: o.Interval, First: o.First, Quiet: o.IntervalOnly}
-		wo.NetNS, wo.BPFFS = o.NetNS, bpffsOf(o.BPFFS)
+		wo := watch.Options{
+			Options: scanned(o.NetNS, o.Hooks, o.BPFFS), Interval: o.Interval, First: o.First, Quiet: o.IntervalOnly,
+		}
 		if wo.Interval <= 0 {
 			wo.Interval = time.Second
-		}
-		if len(o.Hooks) > 0 {
-			wo.Hooks = func(h hook.Hook) bool { return slices.Contains(o.Hooks, h) }
 		}
 		if o.Started != nil {
 			wo.Ready = func(s watch.Sources) { o.Started(WatchSources(s)) }

@@ -60,9 +60,13 @@ program back into it.`,
 			if err != nil {
 				return err
 			}
-			o := dispatcher.AdoptOptions{NoGap: noGap}
-			if o.Options, err = member.options(a, cmd.Flags()); err != nil {
+			m, err := member.options(a, cmd.Flags())
+			if err != nil {
 				return err
+			}
+			o := dispatcher.AdoptOptions{
+				Name: m.Name, Priority: m.Priority, ContinueOn: m.ContinueOn, OnMissing: m.OnMissing,
+				Persistent: m.Persistent, Owner: m.Owner, BPFFS: m.BPFFS, NoGap: noGap,
 			}
 			if len(args) > 2 {
 				o.Entry = hook.Ref(args[2])
@@ -98,7 +102,10 @@ func (a *app) adoptLink(cmd *cobra.Command, id uint32, member *memberFlags) erro
 			return err
 		}
 	}
-	link, err := dispatcher.AdoptLink(cmd.Context(), id, dispatcher.AdoptOptions{Options: o})
+	link, err := dispatcher.AdoptLink(cmd.Context(), id, dispatcher.AdoptLinkOptions{
+		Name: o.Name, Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing,
+		Persistent: o.Persistent, Owner: o.Owner, BPFFS: o.BPFFS,
+	})
 	if err != nil {
 		return err
 	}

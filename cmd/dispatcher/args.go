@@ -154,7 +154,9 @@ func (m *memberFlags) options(a *app, flags *pflag.FlagSet) (dispatcher.Options,
 	}
 	return dispatcher.Options{
 		Name:       m.name,
-		Settings:   m.Settings,
+		Priority:   m.Priority,
+		ContinueOn: m.ContinueOn,
+		OnMissing:  m.OnMissing,
 		Persistent: !m.hold,
 		Owner:      m.owner,
 		BPFFS:      a.bpffs,

@@ -33,7 +33,7 @@ func run(ctx context.Context, device string) error {
 		return err
 	}
 	link, err := dispatcher.Adopt(ctx, dispatcher.XDP(device), dispatcher.AdoptOptions{
-		Options: dispatcher.Options{Persistent: true, Owner: "examples/adopt"},
+		Persistent: true, Owner: "examples/adopt",
 		// The kernel wants the device to be empty before a link takes it, and in
 		// that moment packets pass unfiltered. With NoGap no packet does, but the
 		// chain is not protected until it is adopted again without NoGap.

@@ -52,7 +52,7 @@ func run(ctx context.Context, device string) error {
 	link, err := dispatcher.Attach(ctx, dispatcher.XDP(device), dispatcher.Program(coll.Programs["count"]), dispatcher.Options{
 		Name: "example-count",
 		// After pass the next member runs. This program only counts, and always passes.
-		Settings: hook.Settings{Priority: 10, ContinueOn: hook.SetOf(hook.Pass)},
+		Priority: 10, ContinueOn: hook.SetOf(hook.Pass),
 	})
 	if err != nil {
 		return err // names what is on the device, and the next step

@@ -40,13 +40,11 @@ func run(ctx context.Context, device, path string) error {
 		// Globals: map[string]string{"limit": "1000"},
 	})
 	link, err := dispatcher.Attach(ctx, dispatcher.XDP(device), source, dispatcher.Options{
-		Name: "example-file",
-		Settings: hook.Settings{
-			Priority:   20,
-			ContinueOn: hook.SetOf(hook.Pass, hook.TX),
-			// If somebody removes its pin, no packet passes until the member is back.
-			OnMissing: hook.MissingDrop,
-		},
+		Name:       "example-file",
+		Priority:   20,
+		ContinueOn: hook.SetOf(hook.Pass, hook.TX),
+		// If somebody removes its pin, no packet passes until the member is back.
+		OnMissing:  hook.MissingDrop,
 		Persistent: true,
 		Owner:      "examples/file",
 	})

@@ -23,7 +23,6 @@ import (
 // to be empty first.
 func (xdp) adopt(ctx context.Context, s *site, req AdoptRequest) (Handle, error) {
 	var h *slotHandle
-	req.Mode = hook.ModeAuto
 	err := kernel.Retry(ctx, func() error {
 		return s.locked(ctx, func(l *state.Locked) (err error) {
 			h, err = s.adopt(l, req)

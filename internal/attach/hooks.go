@@ -78,9 +78,6 @@ func Adopt(ctx context.Context, p Place, req AdoptRequest) (Handle, error) {
 		if err := req.check(s); err != nil {
 			return nil, err
 		}
-		if !req.Position.IsZero() {
-			return nil, hook.Because(hook.ErrUsage, "what is adopted keeps its place; set moves it afterwards")
-		}
 		return p.family().adopt(ctx, s, req)
 	})
 }

@@ -50,7 +50,7 @@ func (b *bench) own(t *testing.T, names ...string) {
 			prog := testenv.VerdictProgram(t, "ldt_"+name, testenv.XDPPass)
 			l, err := dispatcher.Attach(t.Context(), dispatcher.XDP(b.ServerDev), dispatcher.Program(prog), dispatcher.Options{
 				Name: name, BPFFS: b.bpffs,
-				Settings: hook.Settings{Priority: 10 * (i + 1), ContinueOn: hook.SetOf(hook.Pass, hook.TX)},
+				Priority: 10 * (i + 1), ContinueOn: hook.SetOf(hook.Pass, hook.TX),
 			})
 			qt.Assert(t, qt.IsNil(err))
 			t.Cleanup(func() { l.Close() })

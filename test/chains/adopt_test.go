@@ -30,16 +30,16 @@ func TestAdopt(t *testing.T) {
 				s.Occupy(t, prog, hook.KindLegacy, mode)
 				s.Send(t, scene.Port, 10)
 
-				o := dispatcher.AdoptOptions{NoGap: noGap}
-				o.Settings = hook.Settings{Priority: 30, ContinueOn: hook.SetOf(hook.Pass, hook.Drop), OnMissing: hook.MissingDrop}
-				o.Owner = "old-app"
-				o.Mode = hook.ModeNative + hook.ModeGeneric - mode // to be ignored
-				old := s.Adopt(t, o)
+				old := s.Adopt(t, dispatcher.AdoptOptions{
+					Priority: 30, ContinueOn: hook.SetOf(hook.Pass, hook.Drop), OnMissing: hook.MissingDrop, Owner: "old-app", NoGap: noGap,
+				})
 
 				m, err := old.Info(t.Context())
 				qt.Assert(t, qt.IsNil(err))
 				want := hook.Member{
-					Name: "ldt_old", Settings: o.Settings, Owner: "old-app", Kind: hook.KindMember, State: hook.StateRunning,
+					Name: "ldt_old", Owner: "old-app",
+					Settings: hook.Settings{Priority: 30, ContinueOn: hook.SetOf(hook.Pass, hook.Drop), OnMissing: hook.MissingDrop},
+					Kind:     hook.KindMember, State: hook.StateRunning,
 					Program: scene.ProgramOf(t, prog), SlotID: m.SlotID,
 				}
 				want.Program.LoadedAt = m.Program.LoadedAt
@@ -50,7 +50,7 @@ func TestAdopt(t *testing.T) {
 				qt.Check(t, qt.Equals(c.Protected(), !noGap))
 				qt.Check(t, qt.IsTrue(c.Ours()))
 
-				s.Attach(t, s.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{Settings: scene.Priority(1)})
+				s.Attach(t, s.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{Priority: 1})
 				s.Attach(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{})
 				s.WantChain(t, "ldt_trace_1 ldt_old ldt_trace_2")
 				s.WantRun(t, 1, 2)
@@ -189,10 +189,10 @@ func TestAdoptRefused(t *testing.T) {
 
 	s.ClearAtEnd(t)
 	s.AttachLegacy(t, testenv.DropUDPPort(t, "ldt_old", scene.Port))
-	for _, bad := range []dispatcher.Options{
-		{Name: strings.Repeat("x", 64)}, {Name: "a b"}, {Owner: "-x"}, {Settings: scene.Priority(-1)},
+	for _, bad := range []dispatcher.AdoptOptions{
+		{Name: strings.Repeat("x", 64)}, {Name: "a b"}, {Owner: "-x"}, {Priority: -1},
 	} {
-		_, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{Options: bad})
+		_, err := dispatcher.Adopt(t.Context(), s.Target, bad)
 		qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage))
 	}
 	qt.Check(t, qt.Equals(s.Read(t).Members[0].Kind, hook.KindLegacy))
@@ -244,7 +244,7 @@ func TestAdoptPersistent(t *testing.T) {
 			qt.Assert(t, qt.IsNil(s.Adopt(t, o).Close()))
 			s.WantChain(t, "ldt_old*")
 			qt.Assert(t, qt.IsTrue(s.Drops(t)))
-			s.Attach(t, s.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{Settings: scene.Priority(1)}) // and a sweep
+			s.Attach(t, s.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{Priority: 1}) // and a sweep
 			qt.Assert(t, qt.IsTrue(s.Drops(t)))
 			s.Clear(t)
 			s.WantFree(t)

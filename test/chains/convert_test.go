@@ -151,7 +151,7 @@ func TestConvert(t *testing.T) {
 
 	// More join, of the same priority, which here is in the order of their coming.
 	for _, n := range []int{5, 4} {
-		link, err := dispatcher.Attach(t.Context(), s.Target, s.TracerSource(n, scene.Pass), dispatcher.Options{Settings: scene.Priority(95), Persistent: true, BPFFS: s.BPFFS})
+		link, err := dispatcher.Attach(t.Context(), s.Target, s.TracerSource(n, scene.Pass), dispatcher.Options{Priority: 95, Persistent: true, BPFFS: s.BPFFS})
 		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.IsNil(link.Close()))
 	}
@@ -172,7 +172,7 @@ func TestConvert(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.IsFalse(c.Protected()))
 	s.WantRun(t, 1, 2, 3, 5, 4)
-	link, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{Options: dispatcher.Options{Persistent: true, BPFFS: s.BPFFS}})
+	link, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{Persistent: true, BPFFS: s.BPFFS})
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(link.Close()))
 	s.WantRun(t, 1, 2, 3, 5, 4)

@@ -171,7 +171,7 @@ func TestBadSettings(t *testing.T) {
 		{ContinueOn: 1 << hook.Verdicts}, {ContinueOn: hook.Never | hook.SetOf(hook.Pass)}, {ContinueOn: ^hook.VerdictSet(0)}, {ContinueOn: hook.SetOf(9)},
 		{OnMissing: 4}, {OnMissing: 255},
 	} {
-		s.WantRefused(t, from, dispatcher.Options{Settings: bad}, dispatcher.ErrUsage, `.*`)
+		s.WantRefused(t, from, dispatcher.Options{Priority: bad.Priority, ContinueOn: bad.ContinueOn, OnMissing: bad.OnMissing}, dispatcher.ErrUsage, `.*`)
 		qt.Check(t, qt.ErrorIs(link.Set(t.Context(), bad), dispatcher.ErrUsage), qt.Commentf("%+v", bad))
 	}
 	for _, mode := range []hook.Mode{hook.ModeOffload, 17} {

@@ -80,8 +80,8 @@ func TestProtect(t *testing.T) {
 		s.ClearAtEnd(t)
 		s.Occupy(t, s.Tracer(t, 1, testenv.XDPPass), hook.KindLegacy, mode)
 		first := s.Adopt(t, dispatcher.AdoptOptions{NoGap: true})
-		second := s.Attach(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{Name: "second", Persistent: true, Settings: scene.Priority(60)})
-		third := s.Attach(t, s.Tracer(t, 3, testenv.XDPPass), dispatcher.Options{Name: "third", Settings: scene.Priority(70)})
+		second := s.Attach(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{Name: "second", Persistent: true, Priority: 60})
+		third := s.Attach(t, s.Tracer(t, 3, testenv.XDPPass), dispatcher.Options{Name: "third", Priority: 70})
 		before := s.Read(t)
 		qt.Assert(t, qt.HasLen(before.Pins, 1)) // the member; there is no root to pin
 
@@ -124,7 +124,7 @@ func TestProtectForNobody(t *testing.T) {
 	s := scene.New(t)
 	s.AttachLegacy(t, testenv.DropUDPPort(t, "ldt_old", scene.Port))
 	link := s.Adopt(t, dispatcher.AdoptOptions{NoGap: true})
-	persistent := dispatcher.AdoptOptions{Options: dispatcher.Options{Persistent: true, BPFFS: s.BPFFS}}
+	persistent := dispatcher.AdoptOptions{Persistent: true, BPFFS: s.BPFFS}
 	_, err := dispatcher.Adopt(t.Context(), s.Target, persistent)
 	qt.Assert(t, qt.ErrorIs(err, dispatcher.ErrUsage))
 	qt.Check(t, qt.ErrorMatches(err, ".*nothing would hold the link.*--hold.*"))

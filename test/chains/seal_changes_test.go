@@ -31,7 +31,7 @@ func TestChangesWhileSealed(t *testing.T) {
 
 	// Join, for good and for a while, and leave.
 	s.Keep(t, 4, scene.Pass, 15)
-	guest := s.Attach(t, s.Tracer(t, 5, scene.Pass), dispatcher.Options{Name: "5", Settings: scene.Priority(40)})
+	guest := s.Attach(t, s.Tracer(t, 5, scene.Pass), dispatcher.Options{Name: "5", Priority: 40})
 	s.WantSealed(t, "1", "2", "3")
 	s.WantRun(t, 1, 4, 2, 3, 5)
 	s.Seal(t, "1 4 2 3 5!", `it is not pinned: .*`)
@@ -165,7 +165,7 @@ func TestSealedPinRemovedByHand(t *testing.T) {
 			s := scene.NewSealScene(t)
 			s.Keep(t, 1, scene.Pass, 1)
 			qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{
-				Name: "2", Settings: hook.Settings{Priority: 2, OnMissing: missing}, Persistent: true,
+				Name: "2", Priority: 2, OnMissing: missing, Persistent: true,
 			}).Close()))
 			s.Keep(t, 3, scene.Pass, 3)
 			s.Seal(t, "1 2 3")

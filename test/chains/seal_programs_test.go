@@ -205,7 +205,7 @@ func TestSealPrograms(t *testing.T) {
 					from = test.members[i-1]
 				}
 				o := scene.Persistent(fmt.Sprintf("m%02d", i), 10+i)
-				o.Settings.ContinueOn = hook.SetOf(hook.Pass, []hook.Verdict{hook.Pass, hook.Drop, hook.TX, hook.Aborted}[i%4])
+				o.ContinueOn = hook.SetOf(hook.Pass, []hook.Verdict{hook.Pass, hook.Drop, hook.TX, hook.Aborted}[i%4])
 				qt.Assert(t, qt.IsNil(s.Join(t, from, o).Close()))
 				names = append(names, o.Name)
 			}
@@ -257,7 +257,7 @@ func TestSealedProgramsFind(t *testing.T) {
 		})
 	}
 	s.Join(t, scene.File("linked.o", "ldt_core"), dispatcher.Options{
-		Name: "core", Settings: hook.Settings{Priority: 1, ContinueOn: hook.SetOf(hook.Pass, hook.Drop)}, Persistent: true,
+		Name: "core", Priority: 1, ContinueOn: hook.SetOf(hook.Pass, hook.Drop), Persistent: true,
 	})
 	s.Join(t, functions("3"), scene.Persistent("three", 2))
 	s.Join(t, functions("5"), scene.Persistent("five", 3))
@@ -328,9 +328,9 @@ func TestSealFullChain(t *testing.T) {
 			asm.Return().WithSymbol("end"),
 		}
 		o := scene.Persistent(fmt.Sprintf("m%02d", i), 10+i)
-		o.Settings.ContinueOn = hook.SetOf(hook.Pass)
+		o.ContinueOn = hook.SetOf(hook.Pass)
 		if random.IntN(2) == 0 {
-			o.Settings.ContinueOn = hook.SetOf(hook.Pass, hook.Verdict(random.IntN(5)))
+			o.ContinueOn = hook.SetOf(hook.Pass, hook.Verdict(random.IntN(5)))
 		}
 		qt.Assert(t, qt.IsNil(s.Join(t, dispatcher.Spec(scene.Alone(prog), dispatcher.LoadOptions{}), o).Close()))
 		names = append(names, o.Name)

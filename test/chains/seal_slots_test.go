@@ -57,7 +57,7 @@ func TestSealLeavesInSlots(t *testing.T) {
 	s := scene.NewSealScene(t)
 	s.Keep(t, 1, scene.Pass, 1)
 	qt.Assert(t, qt.IsNil(s.Attach(t, s.Trace.Program(t, 2, scene.Pass), scene.Persistent("bare", 2)).Close()))
-	owner := s.AttachIn(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "owned", Settings: scene.Priority(3)})
+	owner := s.AttachIn(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "owned", Priority: 3})
 	s.Keep(t, 4, scene.Pass, 4)
 	secret := s.Trace.Spec(5, scene.Pass)
 	secret.License = "Proprietary"
@@ -65,7 +65,7 @@ func TestSealLeavesInSlots(t *testing.T) {
 	for number, name := range map[int]string{6: "busy", 7: "busier"} {
 		qt.Assert(t, qt.IsNil(s.Join(t, dispatcher.Spec(scene.Alone(busy(s, number)), dispatcher.LoadOptions{}), scene.Persistent(name, number)).Close()))
 	}
-	mine := s.Attach(t, s.Tracer(t, 8, scene.Pass), dispatcher.Options{Name: "mine", Settings: scene.Priority(8)})
+	mine := s.Attach(t, s.Tracer(t, 8, scene.Pass), dispatcher.Options{Name: "mine", Priority: 8})
 	s.Join(t, scene.File("tailcall.o", "ldt_entry"), scene.Persistent("tail", 9))
 	s.WantRun(t, 1, 2, 3, 4, 5, 6, 7, 8)
 	qt.Assert(t, qt.IsTrue(s.Drops(t))) // the last one does
@@ -99,7 +99,7 @@ func TestSealDeepStack(t *testing.T) {
 	s := scene.NewSealScene(t)
 	goOn := func(name string, prio int) dispatcher.Options {
 		o := scene.Persistent(name, prio)
-		o.Settings.ContinueOn = hook.SetOf(hook.Pass, hook.Drop) // so that the verdict has to be kept
+		o.ContinueOn = hook.SetOf(hook.Pass, hook.Drop) // so that the verdict has to be kept
 		return o
 	}
 	join := func(spec *ebpf.ProgramSpec, o dispatcher.Options) {
@@ -134,7 +134,7 @@ func TestSealDeepStack(t *testing.T) {
 	s.WantRun(t, 1, 6, 7)
 	qt.Assert(t, qt.IsTrue(s.Drops(t)))
 	qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, 8, scene.Pass), dispatcher.Options{
-		Name: "door", Settings: hook.Settings{Priority: 90, OnMissing: hook.MissingContinue},
+		Name: "door", Priority: 90, OnMissing: hook.MissingContinue,
 	}).Close()))
 	s.WantRunSoon(t, 1, 6, 7)
 	qt.Assert(t, qt.IsTrue(s.Drops(t)))

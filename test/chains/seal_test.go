@@ -34,7 +34,7 @@ func TestSeal(t *testing.T) {
 		o.Mode = mode
 		qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, 1, scene.Pass), o).Close()))
 		qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, 2, testenv.XDPTX), dispatcher.Options{
-			Name: "2", Settings: hook.Settings{Priority: 20, ContinueOn: hook.SetOf(hook.TX), OnMissing: hook.MissingDrop}, Persistent: true,
+			Name: "2", Priority: 20, ContinueOn: hook.SetOf(hook.TX), OnMissing: hook.MissingDrop, Persistent: true,
 		}).Close()))
 		s.Keep(t, 3, scene.Pass, 30)
 		s.Keep(t, 4, scene.Drop, 40)

@@ -91,8 +91,8 @@ func TestVerdicts(t *testing.T) {
 		for _, v := range allVerdicts {
 			programs = append(programs, e.program(t, v))
 		}
-		first := s.Attach(t, programs[0], dispatcher.Options{Name: "first", Mode: mode, Settings: scene.Priority(10)})
-		second := s.Attach(t, programs[0], dispatcher.Options{Name: "second", Settings: scene.Priority(20)})
+		first := s.Attach(t, programs[0], dispatcher.Options{Name: "first", Mode: mode, Priority: 10})
+		second := s.Attach(t, programs[0], dispatcher.Options{Name: "second", Priority: 20})
 
 		for _, v := range allVerdicts {
 			qt.Assert(t, qt.IsNil(first.Update(t.Context(), dispatcher.Program(programs[v]))))
@@ -121,7 +121,7 @@ func TestVerdictOfTheLastMember(t *testing.T) {
 		e := newExits(t, s)
 		for _, v := range allVerdicts {
 			for _, set := range []hook.VerdictSet{hook.SetOf(v), others(v), hook.Never, hook.SetOf(allVerdicts...)} {
-				l := s.Attach(t, e.program(t, v), dispatcher.Options{Name: "only", Mode: mode, Settings: hook.Settings{ContinueOn: set}})
+				l := s.Attach(t, e.program(t, v), dispatcher.Options{Name: "only", Mode: mode, ContinueOn: set})
 				qt.Check(t, qt.Equals(e.fate(t), v.String()), qt.Commentf("continues on %v", set))
 				qt.Assert(t, qt.IsNil(l.Detach(t.Context())))
 			}
@@ -151,7 +151,7 @@ func TestContinueSets(t *testing.T) {
 			var links []*dispatcher.Link
 			for i, v := range test.verdicts {
 				links = append(links, s.Attach(t, s.Tracer(t, i, int(v)), dispatcher.Options{
-					Mode: mode, Settings: hook.Settings{ContinueOn: test.sets[i]},
+					Mode: mode, ContinueOn: test.sets[i],
 				}))
 			}
 			qt.Check(t, qt.DeepEquals(s.Ran(t), test.ran), qt.Commentf("%s", test.name))
@@ -169,7 +169,7 @@ func TestOrder(t *testing.T) {
 	scene.EachMode(t, func(t *testing.T, s *scene.Scene, mode hook.Mode) {
 		var links []*dispatcher.Link
 		for i, p := range []int{50, 10, hook.MaxPriority, 50, hook.MinPriority, 10, 0} { // 0 is 50
-			links = append(links, s.Attach(t, s.Tracer(t, i, testenv.XDPPass), dispatcher.Options{Mode: mode, Settings: scene.Priority(p)}))
+			links = append(links, s.Attach(t, s.Tracer(t, i, testenv.XDPPass), dispatcher.Options{Mode: mode, Priority: p}))
 		}
 		s.WantRun(t, 4, 1, 5, 0, 3, 6, 2)
 		for i, m := range s.Read(t).Members {

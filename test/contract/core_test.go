@@ -22,7 +22,7 @@ import (
 func checkAttach(t *testing.T, p *place) {
 	p.wantRun(t)
 	first := p.tracer(t, 1)
-	one, err := p.tryAttach(t, first, dispatcher.Options{Name: "one", Owner: "me", Settings: scene.Priority(30)})
+	one, err := p.tryAttach(t, first, dispatcher.Options{Name: "one", Owner: "me", Priority: 30})
 	qt.Assert(t, qt.IsNil(err))
 	p.wantRun(t, 1)
 	second := p.tracer(t, 2)
@@ -112,7 +112,7 @@ func (p *place) linkOf(t testing.TB, m *hook.Member) uint32 {
 func checkOrder(t *testing.T, p *place) {
 	for number, prio := range []int{1: 50, 2: 10, 3: 50, 4: 20, 5: 0, 6: 65535, 7: 5} {
 		if number > 0 {
-			p.join(t, number, dispatcher.Options{Settings: scene.Priority(prio)})
+			p.join(t, number, dispatcher.Options{Priority: prio})
 		}
 	}
 	p.wantRunning(t, 7, 2, 4, 1, 3, 5, 6)
@@ -201,7 +201,7 @@ func (p *place) misfits(t testing.TB) map[string]*ebpf.Program {
 func checkSet(t *testing.T, p *place) {
 	links := map[int]*dispatcher.Link{}
 	for n := 1; n <= 4; n++ {
-		links[n] = p.join(t, n, dispatcher.Options{Settings: scene.Priority(10 * n), Persistent: n == 4})
+		links[n] = p.join(t, n, dispatcher.Options{Priority: 10 * n, Persistent: n == 4})
 	}
 	other := p.reopen(t, "one")
 	p.wantRunning(t, 1, 2, 3, 4)

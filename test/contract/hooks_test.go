@@ -18,10 +18,10 @@ import (
 func checkPosition(t *testing.T, p *place) {
 	at := func(number int, to hook.Position, prio int) *dispatcher.Link {
 		t.Helper()
-		return p.join(t, number, dispatcher.Options{Position: to, Settings: scene.Priority(prio)})
+		return p.join(t, number, dispatcher.Options{Position: to, Priority: prio})
 	}
-	one := p.join(t, 1, dispatcher.Options{Settings: scene.Priority(10)})
-	p.join(t, 2, dispatcher.Options{Settings: scene.Priority(30)})
+	one := p.join(t, 1, dispatcher.Options{Priority: 10})
+	p.join(t, 2, dispatcher.Options{Priority: 30})
 	at(3, hook.Position{After: "one"}, 0)
 	p.wantRunning(t, 1, 3, 2)
 	qt.Check(t, qt.Equals(p.Read(t).Member("three").Priority, 30)) // the nearest to the default
@@ -48,7 +48,7 @@ func checkPosition(t *testing.T, p *place) {
 		"a program not there":     {hook.Position{Before: hook.ProgramRef(1 << 31)}, 0, fs.ErrNotExist},
 		"a link without a number": {hook.Position{Before: "link:"}, 0, dispatcher.ErrUsage},
 	} {
-		_, err := p.tryJoin(t, 9, dispatcher.Options{Position: test.at, Settings: scene.Priority(test.prio)})
+		_, err := p.tryJoin(t, 9, dispatcher.Options{Position: test.at, Priority: test.prio})
 		qt.Check(t, qt.ErrorIs(err, test.cause), qt.Commentf("%s", what))
 		if test.prio == 0 {
 			qt.Check(t, qt.ErrorIs(one.Move(t.Context(), test.at), test.cause), qt.Commentf("%s", what))
@@ -89,8 +89,8 @@ func checkPosition(t *testing.T, p *place) {
 
 // An entry can be named by its link and by its program, too.
 func checkRefer(t *testing.T, p *place) {
-	one := p.join(t, 1, dispatcher.Options{Settings: scene.Priority(10)})
-	p.join(t, 2, dispatcher.Options{Settings: scene.Priority(30)})
+	one := p.join(t, 1, dispatcher.Options{Priority: 10})
+	p.join(t, 2, dispatcher.Options{Priority: 30})
 	byProgram := hook.ProgramRef(p.Read(t).Member("two").Program.ID)
 	p.join(t, 3, dispatcher.Options{Position: hook.Position{Before: byProgram}})
 	p.wantRunning(t, 1, 3, 2)
@@ -124,8 +124,8 @@ func checkBeside(t *testing.T, p *place) {
 	if p.hook.Family() == "tc" {
 		kind = hook.KindLegacy
 	}
-	one := p.join(t, 1, dispatcher.Options{Settings: scene.Priority(10)})
-	p.join(t, 2, dispatcher.Options{Settings: scene.Priority(30)})
+	one := p.join(t, 1, dispatcher.Options{Priority: 10})
+	p.join(t, 2, dispatcher.Options{Priority: 30})
 	firstID, firstLeaves := p.outsider(t, 8, "")
 	secondID, secondLeaves := p.outsider(t, 9, "one")
 	p.wantRun(t, 8, 1, 9, 2)
@@ -144,11 +144,11 @@ func checkBeside(t *testing.T, p *place) {
 	wantEntries("8* 1 9* 2")
 
 	// Newcomers go by the members, whoever is in between.
-	p.join(t, 3, dispatcher.Options{Settings: scene.Priority(20)})
+	p.join(t, 3, dispatcher.Options{Priority: 20})
 	p.wantRun(t, 8, 1, 3, 9, 2)
-	p.join(t, 4, dispatcher.Options{Settings: scene.Priority(5)})
+	p.join(t, 4, dispatcher.Options{Priority: 5})
 	p.wantRun(t, 8, 4, 1, 3, 9, 2)
-	p.join(t, 5, dispatcher.Options{Settings: scene.Priority(90)})
+	p.join(t, 5, dispatcher.Options{Priority: 90})
 	p.wantRun(t, 8, 4, 1, 3, 9, 2, 5)
 	qt.Assert(t, qt.IsNil(one.Set(t.Context(), scene.Priority(95))))
 	p.wantRun(t, 8, 4, 3, 9, 2, 5, 1)
@@ -178,7 +178,7 @@ func checkBeside(t *testing.T, p *place) {
 	p.wantRun(t, 8, 9)
 	qt.Check(t, qt.IsFalse(p.Read(t).Ours()))
 	qt.Check(t, qt.ErrorIs(dispatcher.DetachAll(t.Context(), p.Target, p.Leave()), dispatcher.ErrBusy))
-	p.join(t, 6, dispatcher.Options{Position: hook.Position{First: true}, Settings: scene.Priority(1)})
+	p.join(t, 6, dispatcher.Options{Position: hook.Position{First: true}, Priority: 1})
 	p.join(t, 7, dispatcher.Options{})
 	p.wantRun(t, 6, 7, 8, 9)
 
@@ -195,9 +195,9 @@ func checkBeside(t *testing.T, p *place) {
 
 // The preferences of filters are numbers, and there is none before the first and after the last.
 func checkNoRoom(t *testing.T, p *place) {
-	one := p.join(t, 1, dispatcher.Options{Settings: scene.Priority(1)})
+	one := p.join(t, 1, dispatcher.Options{Priority: 1})
 	p.join(t, 2, dispatcher.Options{Position: hook.Position{First: true}}) // with the same preference
-	p.join(t, 3, dispatcher.Options{Settings: scene.Priority(65535)})
+	p.join(t, 3, dispatcher.Options{Priority: 65535})
 	p.join(t, 4, dispatcher.Options{Position: hook.Position{After: "two"}}) // also
 	p.wantRunning(t, 2, 4, 1, 3)
 	before := p.Read(t)
@@ -219,7 +219,7 @@ func checkNoRoom(t *testing.T, p *place) {
 
 // The list of everything says the same as a look at the one.
 func checkList(t *testing.T, p *place) {
-	p.join(t, 1, dispatcher.Options{Settings: scene.Priority(7)})
+	p.join(t, 1, dispatcher.Options{Priority: 7})
 	p.join(t, 2, dispatcher.Options{Persistent: true})
 	want := p.Read(t)
 	mine := func(o dispatcher.ListOptions) (found []hook.Chain) {
@@ -254,7 +254,7 @@ func checkInherited(t *testing.T, p *place) {
 	for n := 1; n <= len(from); n++ {
 		cg := from[n]
 		link, err := dispatcher.Attach(t.Context(), dispatcher.On(p.hook, cg.Path), dispatcher.Program(p.tracer(t, n)),
-			dispatcher.Options{Name: scene.Numbers[n], BPFFS: p.BPFFS, Settings: scene.Priority(10 * n)})
+			dispatcher.Options{Name: scene.Numbers[n], BPFFS: p.BPFFS, Priority: 10 * n})
 		qt.Assert(t, qt.IsNil(err))
 		p.keep(t, link)
 		if cg == p.above {

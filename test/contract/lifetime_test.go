@@ -27,7 +27,7 @@ func checkDie(t *testing.T, p *place) {
 	p.wantRunning(t, 2, 4)
 
 	// It comes back under its name at once.
-	p.join(t, 1, dispatcher.Options{Settings: scene.Priority(60)})
+	p.join(t, 1, dispatcher.Options{Priority: 60})
 	p.wantRunning(t, 2, 4, 1)
 }
 

@@ -24,7 +24,7 @@ func checkMissing(t *testing.T, p *place) {
 		"plan":       scene.Second(dispatcher.Plan(ctx, p.Target, spec, o)),
 		"read":       scene.Second(dispatcher.Read(ctx, p.Target, p.Look())),
 		"open":       scene.Second(dispatcher.Open(ctx, p.Target, "one", p.Look())),
-		"adopt":      scene.Second(dispatcher.Adopt(ctx, p.Target, dispatcher.AdoptOptions{Options: dispatcher.Options{BPFFS: p.BPFFS}})),
+		"adopt":      scene.Second(dispatcher.Adopt(ctx, p.Target, dispatcher.AdoptOptions{BPFFS: p.BPFFS})),
 		"detach":     dispatcher.Detach(ctx, p.Target, "one", p.Leave()),
 		"detach all": dispatcher.DetachAll(ctx, p.Target, p.Leave()),
 	} {
@@ -45,15 +45,15 @@ func checkMissing(t *testing.T, p *place) {
 // Before Linux 6.17 a link on a cgroup comes behind all that is there. What needs no other place works; what does
 // is refused, says which kernel it needs and what can be had, and has changed nothing.
 func checkAppended(t *testing.T, p *place) {
-	one := p.join(t, 1, dispatcher.Options{Settings: scene.Priority(10)})
-	two := p.join(t, 2, dispatcher.Options{Settings: scene.Priority(30)})
+	one := p.join(t, 1, dispatcher.Options{Priority: 10})
+	two := p.join(t, 2, dispatcher.Options{Priority: 30})
 	p.join(t, 3, dispatcher.Options{Position: hook.Position{Last: true}})
 	p.join(t, 4, dispatcher.Options{}) // behind what is equal
 	p.wantRunning(t, 1, 2, 3, 4)
 
 	before := p.Read(t)
 	for what, o := range map[string]dispatcher.Options{
-		"a lower priority": {Settings: scene.Priority(20)},
+		"a lower priority": {Priority: 20},
 		"the first place":  {Position: hook.Position{First: true}},
 		"a place before":   {Position: hook.Position{Before: "two"}},
 		"a place behind":   {Position: hook.Position{After: "one"}},
@@ -61,7 +61,7 @@ func checkAppended(t *testing.T, p *place) {
 		_, err := p.tryJoin(t, 5, o)
 		p.wantNoPlace(t, what, err)
 		_, err = dispatcher.Plan(t.Context(), p.Target, dispatcher.Program(p.tracer(t, 5)),
-			dispatcher.Options{Name: "five", BPFFS: p.BPFFS, Settings: o.Settings, Position: o.Position})
+			dispatcher.Options{Name: "five", BPFFS: p.BPFFS, Priority: o.Priority, Position: o.Position})
 		p.wantNoPlace(t, "plan "+what, err)
 	}
 	p.wantNoPlace(t, "set", two.Set(t.Context(), scene.Priority(5)))

@@ -22,7 +22,7 @@ import (
 // What is asked for wrongly is refused, with the reason, and has changed nothing.
 func checkRefuse(t *testing.T, p *place) {
 	prog := p.tracer(t, 1)
-	one, err := p.tryAttach(t, prog, dispatcher.Options{Name: "one", Settings: scene.Priority(10)})
+	one, err := p.tryAttach(t, prog, dispatcher.Options{Name: "one", Priority: 10})
 	qt.Assert(t, qt.IsNil(err))
 	before, other := p.Read(t), p.tracer(t, 2)
 	refused := func(what string, cause error, target dispatcher.Target, o dispatcher.Options) {
@@ -39,13 +39,13 @@ func checkRefuse(t *testing.T, p *place) {
 		refused(fmt.Sprintf("of %q", name), dispatcher.ErrUsage, p.Target, dispatcher.Options{Owner: name})
 	}
 	for _, prio := range []int{-1, 65536} {
-		refused(fmt.Sprint(prio), dispatcher.ErrUsage, p.Target, dispatcher.Options{Settings: scene.Priority(prio)})
+		refused(fmt.Sprint(prio), dispatcher.ErrUsage, p.Target, dispatcher.Options{Priority: prio})
 		qt.Check(t, qt.ErrorIs(one.Set(t.Context(), scene.Priority(prio)), dispatcher.ErrUsage))
 	}
 	if p.hook != hook.XDP { // which alone has all this
 		refused("in a mode", dispatcher.ErrUsage, p.Target, dispatcher.Options{Mode: hook.ModeNative})
 		for _, s := range []hook.Settings{{ContinueOn: hook.SetOf(hook.Pass)}, {OnMissing: hook.MissingContinue}} {
-			refused(fmt.Sprintf("with %+v", s), dispatcher.ErrUsage, p.Target, dispatcher.Options{Settings: s})
+			refused(fmt.Sprintf("with %+v", s), dispatcher.ErrUsage, p.Target, dispatcher.Options{Priority: s.Priority, ContinueOn: s.ContinueOn, OnMissing: s.OnMissing})
 			qt.Check(t, qt.ErrorIs(one.Set(t.Context(), s), dispatcher.ErrUsage))
 		}
 	}
@@ -171,7 +171,7 @@ func checkFull(t *testing.T, p *place) {
 	case "cgroup":
 		room = 64 // BPF_CGROUP_MAX_PROGS
 	}
-	one := p.join(t, 1, dispatcher.Options{Settings: scene.Priority(1)})
+	one := p.join(t, 1, dispatcher.Options{Priority: 1})
 	var last *dispatcher.Link
 	for n := 2; n <= room; n++ {
 		prog := testenv.VerdictProgram(t, "ldt_filler", p.verdict(goesOn), testenv.On(p.hook))
@@ -195,7 +195,7 @@ func checkFull(t *testing.T, p *place) {
 	}
 	p.wantRun(t, 1)
 	qt.Assert(t, qt.IsNil(last.Detach(t.Context())))
-	p.join(t, 2, dispatcher.Options{Settings: scene.Priority(65535)})
+	p.join(t, 2, dispatcher.Options{Priority: 65535})
 	p.wantRun(t, 1, 2)
 }
 
@@ -235,8 +235,8 @@ func checkExclusive(t *testing.T, p *place) {
 // A link cannot be moved, and a new one leaves with who made it: so a member that another process holds is
 // moved by that process only, or when it is pinned.
 func checkHeldElsewhere(t *testing.T, p *place) {
-	owner := p.AttachIn(t, p.tracer(t, 1), dispatcher.Options{Name: "one", Settings: scene.Priority(10)})
-	p.join(t, 2, dispatcher.Options{Settings: scene.Priority(30)})
+	owner := p.AttachIn(t, p.tracer(t, 1), dispatcher.Options{Name: "one", Priority: 10})
+	p.join(t, 2, dispatcher.Options{Priority: 30})
 	one := p.reopen(t, "one")
 	before := p.Read(t)
 	qt.Check(t, qt.ErrorIs(one.Set(t.Context(), scene.Priority(40)), dispatcher.ErrBusy))
@@ -299,9 +299,9 @@ func checkTakenOut(t *testing.T, p *place) {
 // rm -r of the whole folder is what an administrator in need will do: what was pinned leaves, and who holds a member
 // still does, under its name.
 func checkFolderRemoved(t *testing.T, p *place) {
-	one := p.join(t, 1, dispatcher.Options{Settings: scene.Priority(10)})
-	p.join(t, 2, dispatcher.Options{Settings: scene.Priority(20)})
-	three := p.join(t, 3, dispatcher.Options{Settings: scene.Priority(30), Persistent: true})
+	one := p.join(t, 1, dispatcher.Options{Priority: 10})
+	p.join(t, 2, dispatcher.Options{Priority: 20})
+	three := p.join(t, 3, dispatcher.Options{Priority: 30, Persistent: true})
 	qt.Assert(t, qt.IsNil(three.Close()))
 	qt.Assert(t, qt.IsNil(os.RemoveAll(filepath.Join(p.BPFFS, "libdispatcher"))))
 	if p.hook.Family() == "tc" {
@@ -319,7 +319,7 @@ func checkFolderRemoved(t *testing.T, p *place) {
 		qt.Assert(t, qt.IsNil(link.Set(t.Context(), scene.Priority(info.Priority+5))))
 	}
 	p.wantRunning(t, 1, 2)
-	p.join(t, 3, dispatcher.Options{Settings: scene.Priority(20), Persistent: true})
+	p.join(t, 3, dispatcher.Options{Priority: 20, Persistent: true})
 	p.wantRunning(t, 1, 3, 2)
 }
 

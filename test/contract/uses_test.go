@@ -22,7 +22,7 @@ func TestContractDropsOnePort(t *testing.T) {
 			passed := map[bool]func(testing.TB, int, int) int{true: p.Replied, false: p.Passed}[p.side() == "egress"]
 			link, err := p.tryAttach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port, testenv.On(h)), dispatcher.Options{})
 			qt.Assert(t, qt.IsNil(err))
-			p.join(t, 1, dispatcher.Options{Settings: scene.Priority(1)})
+			p.join(t, 1, dispatcher.Options{Priority: 1})
 			qt.Check(t, qt.Equals(passed(t, scene.Port, 10), 0))
 			qt.Check(t, qt.DeepEquals(p.Trace.Last(t), []int{1}))
 			qt.Check(t, qt.Equals(passed(t, scene.Port+1, 10), 10))
@@ -69,9 +69,9 @@ func TestContractCountsEveryDatagram(t *testing.T) {
 		return testenv.CountProgram(t, "ldt_meter", scene.Port, testenv.CgroupAllow, testenv.On(p.hook))
 	}
 	meter, count := program()
-	link, err := p.tryAttach(t, meter, dispatcher.Options{Settings: scene.Priority(10)})
+	link, err := p.tryAttach(t, meter, dispatcher.Options{Priority: 10})
 	qt.Assert(t, qt.IsNil(err))
-	p.join(t, 1, dispatcher.Options{Settings: scene.Priority(20)})
+	p.join(t, 1, dispatcher.Options{Priority: 20})
 	to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), scene.Port)
 	send := func(n int) {
 		t.Helper()

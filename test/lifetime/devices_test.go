@@ -25,7 +25,7 @@ func TestTwins(t *testing.T) {
 		b.WantChain(t, "")
 
 		onB := b.Attach(t, prog, dispatcher.Options{Name: "same", Mode: mode, Persistent: true})
-		onlyB := b.Attach(t, b.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{Settings: scene.Priority(1)})
+		onlyB := b.Attach(t, b.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{Priority: 1})
 		a.WantChain(t, "same*")
 		b.WantChain(t, "ldt_trace_1 same*")
 		chainA, chainB := a.Read(t), b.Read(t)

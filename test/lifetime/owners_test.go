@@ -20,9 +20,9 @@ import (
 // dropping packets that nobody wants dropped.
 func TestCloseEmptiesOnlyItsSlot(t *testing.T) {
 	s := scene.New(t)
-	s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "first", Settings: scene.Priority(10)})
-	dropper := s.Attach(t, s.Tracer(t, 2, scene.Drop), dispatcher.Options{Name: "dropper", Settings: scene.Priority(20)})
-	s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "last", Settings: scene.Priority(30)})
+	s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "first", Priority: 10})
+	dropper := s.Attach(t, s.Tracer(t, 2, scene.Drop), dispatcher.Options{Name: "dropper", Priority: 20})
+	s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "last", Priority: 30})
 	s.WantChain(t, "first dropper last")
 	s.WantRun(t, 1, 2)
 	qt.Assert(t, qt.IsTrue(s.Drops(t)))
@@ -42,7 +42,7 @@ func TestCloseEmptiesOnlyItsSlot(t *testing.T) {
 func TestLastOwnerFreesTheDevice(t *testing.T) {
 	s := scene.New(t)
 	one := s.Attach(t, s.Tracer(t, 1, scene.Drop), dispatcher.Options{Name: "one"})
-	two := s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "two", Settings: scene.Priority(99)})
+	two := s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "two", Priority: 99})
 	qt.Assert(t, qt.IsNil(one.Close()))
 	s.WantRunSoon(t, 2)
 	s.WantChain(t, "one(empty) two")
@@ -56,10 +56,10 @@ func TestClosedDoor(t *testing.T) {
 	for _, missing := range []hook.OnMissing{hook.MissingDrop, hook.MissingAborted} {
 		t.Run(missing.String(), func(t *testing.T) {
 			s := scene.New(t)
-			s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "first", Settings: scene.Priority(10)})
+			s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "first", Priority: 10})
 			door := hook.Settings{Priority: 20, OnMissing: missing}
-			owner := s.AttachIn(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "door", Settings: door})
-			s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "last", Settings: scene.Priority(30)})
+			owner := s.AttachIn(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "door", Priority: door.Priority, ContinueOn: door.ContinueOn, OnMissing: door.OnMissing})
+			s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "last", Priority: 30})
 			s.WantRun(t, 1, 2, 3)
 
 			owner.Kill()
@@ -68,14 +68,14 @@ func TestClosedDoor(t *testing.T) {
 			qt.Assert(t, qt.IsTrue(s.Drops(t)))
 
 			// It stays closed while others come and go.
-			other := s.Attach(t, s.Tracer(t, 4, scene.Pass), dispatcher.Options{Name: "other", Settings: scene.Priority(15)})
+			other := s.Attach(t, s.Tracer(t, 4, scene.Pass), dispatcher.Options{Name: "other", Priority: 15})
 			s.WantChain(t, "first other door(empty) last")
 			s.WantRun(t, 1, 4)
 			qt.Assert(t, qt.IsNil(other.Close()))
 			s.WantRunSoon(t, 1)
 
 			// Its owner comes back, under its name.
-			s.Attach(t, s.Tracer(t, 5, scene.Pass), dispatcher.Options{Name: "door", Settings: door})
+			s.Attach(t, s.Tracer(t, 5, scene.Pass), dispatcher.Options{Name: "door", Priority: door.Priority, ContinueOn: door.ContinueOn, OnMissing: door.OnMissing})
 			s.WantChain(t, "first door last")
 			s.WantRun(t, 1, 5, 3)
 		})
@@ -86,7 +86,7 @@ func TestClosedDoor(t *testing.T) {
 func TestDetachClosedDoor(t *testing.T) {
 	s := scene.New(t)
 	s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "first"})
-	door := s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "door", Settings: hook.Settings{OnMissing: hook.MissingDrop}})
+	door := s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "door", OnMissing: hook.MissingDrop})
 	qt.Assert(t, qt.IsNil(door.Close()))
 	s.WantRunSoon(t, 1)
 	qt.Assert(t, qt.IsTrue(s.Drops(t)))

@@ -62,7 +62,7 @@ func TestAttachAgainAfterRemovedPin(t *testing.T) {
 	s := scene.New(t)
 	attach := func() {
 		link, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Spec(scene.CountingSpec(), dispatcher.LoadOptions{}),
-			dispatcher.Options{Name: "counter", Persistent: true, BPFFS: s.BPFFS, Settings: hook.Settings{OnMissing: hook.MissingDrop}})
+			dispatcher.Options{Name: "counter", Persistent: true, BPFFS: s.BPFFS, OnMissing: hook.MissingDrop})
 		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.IsNil(link.Close()))
 	}
@@ -161,9 +161,7 @@ func TestOpenPinned(t *testing.T) {
 func TestReadFromElsewhere(t *testing.T) {
 	s := scene.New(t)
 	s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "one", Persistent: true})
-	s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "two", Owner: "me", Settings: hook.Settings{
-		Priority: 7, ContinueOn: hook.SetOf(hook.Pass, hook.TX), OnMissing: hook.MissingDrop,
-	}})
+	s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "two", Owner: "me", Priority: 7, ContinueOn: hook.SetOf(hook.Pass, hook.TX), OnMissing: hook.MissingDrop})
 	s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "three"}).Close()
 	s.WantRunSoon(t, 2, 1)
 	want := s.Read(t)

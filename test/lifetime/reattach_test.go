@@ -57,7 +57,7 @@ func TestReattachBesideOthers(t *testing.T) {
 		s.Ns.Do(t, func() { s.Index = scene.IfindexOf(t, s.ServerDev) })
 		s.Foreign(t, s.Tracer(t, 8), kernel.Neighbor{})
 		scene.Soon(t, func() bool { return slices.Equal(s.Ran(t), []int{8}) })
-		two := s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "2", Settings: scene.Priority(20)})
+		two := s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "2", Priority: 20})
 		s.WantReattached(t)
 		// As they would join: by priority among the members, the first one before them.
 		s.WantRun(t, 8, 1, 2, 3, 4)
@@ -198,7 +198,7 @@ func TestReattach(t *testing.T) {
 				settings = hook.Settings{Priority: 20, ContinueOn: hook.SetOf(hook.Pass, hook.TX), OnMissing: hook.MissingDrop}
 			}
 			for i, set := range []hook.Settings{scene.Priority(10), settings, scene.Priority(30)} {
-				l := s.Attach(t, s.Trace.Program(t, i+1, s.GoOn(), s.On()), dispatcher.Options{Name: fmt.Sprint(i + 1), Settings: set, Persistent: true})
+				l := s.Attach(t, s.Trace.Program(t, i+1, s.GoOn(), s.On()), dispatcher.Options{Name: fmt.Sprint(i + 1), Priority: set.Priority, ContinueOn: set.ContinueOn, OnMissing: set.OnMissing, Persistent: true})
 				qt.Assert(t, qt.IsNil(l.Close()))
 			}
 			s.WantRun(t, 1, 2, 3)

@@ -37,24 +37,24 @@ func TestAdoptFilter(t *testing.T) {
 			c := s.Read(t)
 			qt.Assert(t, qt.HasLen(c.Members, 3))
 			ref := func(i int) hook.Ref { return hook.ProgramRef(c.Members[i].Program.ID) }
-			adopt := func(entry hook.Ref, o dispatcher.Options) (*dispatcher.Link, error) {
-				o.BPFFS = s.BPFFS
-				link, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{Options: o, Entry: entry})
+			adopt := func(entry hook.Ref, o dispatcher.AdoptOptions) (*dispatcher.Link, error) {
+				o.BPFFS, o.Entry = s.BPFFS, entry
+				link, err := dispatcher.Adopt(t.Context(), s.Target, o)
 				if err == nil {
 					t.Cleanup(func() { link.Close() })
 				}
 				return link, err
 			}
 
-			_, err := adopt("", dispatcher.Options{})
+			_, err := adopt("", dispatcher.AdoptOptions{})
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage))
 			qt.Check(t, qt.ErrorMatches(err, `adopt tc/.*: there are several filters: choose one, id:[0-9]+ or id:[0-9]+`))
-			_, err = adopt(ref(1), dispatcher.Options{})
+			_, err = adopt(ref(1), dispatcher.AdoptOptions{})
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage))
 			qt.Check(t, qt.ErrorMatches(err, fmt.Sprintf(`.*runs before the filters of clsact, and filter %s would be passed over; adopt that one first.*`, ref(0))))
 			s.WantRun(t, 1, 2, 3, 4)
 
-			link, err := adopt(ref(0), dispatcher.Options{Name: "two", Persistent: true})
+			link, err := adopt(ref(0), dispatcher.AdoptOptions{Name: "two", Persistent: true})
 			qt.Assert(t, qt.IsNil(err))
 			s.WantRun(t, 1, 2, 3, 4)
 			qt.Check(t, qt.Equals(scene.Summary(tcx.Read(t)), "1* two*"))
@@ -68,14 +68,14 @@ func TestAdoptFilter(t *testing.T) {
 			s.WantRun(t, 2, 1, 3, 4)
 			qt.Assert(t, qt.IsNil(link.Close()))
 
-			_, err = adopt(ref(1), dispatcher.Options{})
+			_, err = adopt(ref(1), dispatcher.AdoptOptions{})
 			qt.Assert(t, qt.IsNil(err))
-			last, err := adopt("", dispatcher.Options{})
+			last, err := adopt("", dispatcher.AdoptOptions{})
 			qt.Assert(t, qt.IsNil(err))
 			s.WantRun(t, 2, 1, 3, 4)
 			qt.Check(t, qt.Equals(scene.Summary(tcx.Read(t)), "two* 1* ldt_trace_3 ldt_trace_4"))
 			qt.Check(t, qt.Equals(strings.TrimSpace(filtersLeft(t, s)), ""))
-			_, err = adopt("", dispatcher.Options{})
+			_, err = adopt("", dispatcher.AdoptOptions{})
 			qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 			s.Ns.TC(t, "qdisc", "del", "dev", s.Dev(), "clsact")
 			s.WantRun(t, 2, 1, 3, 4)
@@ -99,7 +99,7 @@ func TestAdoptFilterInPlace(t *testing.T) {
 		}
 	}
 	link := s.Adopt(t, dispatcher.AdoptOptions{
-		Options: dispatcher.Options{Name: "two", Persistent: true}, Entry: hook.ProgramRef(s.Read(t).Members[0].Program.ID),
+		Name: "two", Persistent: true, Entry: hook.ProgramRef(s.Read(t).Members[0].Program.ID),
 	})
 	s.WantRun(t, 2, 3)
 	m, err := link.Info(t.Context())
@@ -134,7 +134,7 @@ func TestAdoptFilterRefused(t *testing.T) {
 			prog := testenv.VerdictProgram(t, "ldt_tc", testenv.TCNext, s.On())
 			s.Filter(t, prog, tc.how)
 			before := filtersLeft(t, s)
-			err := tryAdopt(t, s, dispatcher.Options{}, prog)
+			err := tryAdopt(t, s, dispatcher.AdoptOptions{}, prog)
 			qt.Assert(t, qt.IsNotNil(err))
 			qt.Check(t, qt.ErrorMatches(err, tc.message))
 			qt.Check(t, qt.Equals(filtersLeft(t, s), before))

@@ -34,14 +34,14 @@ func entries(t testing.TB, s *scene.LinkScene, list string) map[int]*ebpf.Progra
 		case '(':
 			s.Foreign(t, progs[n], kernel.Neighbor{})
 		default:
-			s.Attach(t, progs[n], dispatcher.Options{Name: fmt.Sprint(n), Settings: scene.Priority(10 * n), Position: hook.Position{Last: true}})
+			s.Attach(t, progs[n], dispatcher.Options{Name: fmt.Sprint(n), Priority: 10 * n, Position: hook.Position{Last: true}})
 		}
 	}
 	return progs
 }
 
 // tryAdopt is Adopt for what is refused, or not.
-func tryAdopt(t testing.TB, s *scene.LinkScene, o dispatcher.Options, entry *ebpf.Program) error {
+func tryAdopt(t testing.TB, s *scene.LinkScene, o dispatcher.AdoptOptions, entry *ebpf.Program) error {
 	t.Helper()
 	link, err := dispatcher.Adopt(t.Context(), s.Target, s.AdoptOptions(t, o, entry))
 	if err == nil {
@@ -76,7 +76,7 @@ func TestAdoptKeepsThePlace(t *testing.T) {
 				before := s.Ran(t)
 				qt.Assert(t, qt.HasLen(before, len(progs)))
 				prog := progs[tc.adopted]
-				link := s.Adopt(t, s.AdoptOptions(t, dispatcher.Options{Name: "adopted"}, prog))
+				link := s.Adopt(t, s.AdoptOptions(t, dispatcher.AdoptOptions{Name: "adopted"}, prog))
 				s.WantRun(t, before...)
 				c := s.Read(t)
 				qt.Check(t, qt.DeepEquals(scene.Running(c), before))
@@ -106,14 +106,14 @@ func TestAdoptKeepsThePlace(t *testing.T) {
 func TestAdoptBetweenLinkless(t *testing.T) {
 	s := scene.NewLinkScene(t, hook.CgroupConnect4)
 	progs := entries(t, s, "-1 -2 -3")
-	err := tryAdopt(t, s, dispatcher.Options{}, progs[2])
+	err := tryAdopt(t, s, dispatcher.AdoptOptions{}, progs[2])
 	qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
 	qt.Check(t, qt.ErrorMatches(err, fmt.Sprintf(`.*between programs %d and %d, which have no links.*adopt one of them first.*`,
 		scene.ID(t, progs[1]), scene.ID(t, progs[2]))))
 	s.WantRun(t, 1, 2, 3)
 	qt.Check(t, qt.HasLen(s.Registry(t), 0))
 	for _, n := range []int{1, 2, 3} { // so it is done
-		s.Adopt(t, s.AdoptOptions(t, dispatcher.Options{}, progs[n]))
+		s.Adopt(t, s.AdoptOptions(t, dispatcher.AdoptOptions{}, progs[n]))
 		s.WantRun(t, 1, 2, 3)
 	}
 	s.WantChain(t, "ldt_trace_1 ldt_trace_2 ldt_trace_3")
@@ -124,18 +124,18 @@ func TestAdoptOfLinksRefused(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
 			s := scene.NewLinkScene(t, h)
-			err := tryAdopt(t, s, dispatcher.Options{}, nil)
+			err := tryAdopt(t, s, dispatcher.AdoptOptions{}, nil)
 			qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 			qt.Check(t, qt.ErrorMatches(err, "adopt .*: nothing is attached that could be adopted"))
 
 			progs := entries(t, s, "1 (2)")
-			err = tryAdopt(t, s, dispatcher.Options{}, nil)
+			err = tryAdopt(t, s, dispatcher.AdoptOptions{}, nil)
 			qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 			qt.Check(t, qt.ErrorMatches(err, "adopt .*: nothing is attached without a link"))
-			err = tryAdopt(t, s, dispatcher.Options{}, progs[1])
+			err = tryAdopt(t, s, dispatcher.AdoptOptions{}, progs[1])
 			qt.Check(t, qt.ErrorIs(err, fs.ErrExist))
 			qt.Check(t, qt.ErrorMatches(err, `.*"1" is a member already`))
-			err = tryAdopt(t, s, dispatcher.Options{}, progs[2])
+			err = tryAdopt(t, s, dispatcher.AdoptOptions{}, progs[2])
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
 			qt.Check(t, qt.ErrorMatches(err, `.*held by link [0-9]+ \(program ldt_trace_2, .*it has a link already.*`))
 
@@ -143,18 +143,16 @@ func TestAdoptOfLinksRefused(t *testing.T) {
 				progs[n] = s.Tracer(t, n)
 				s.Linkless(t, progs[n], map[bool]uint32{true: unix.BPF_F_ALLOW_MULTI}[h.OnCgroup()])
 			}
-			err = tryAdopt(t, s, dispatcher.Options{}, nil)
+			err = tryAdopt(t, s, dispatcher.AdoptOptions{}, nil)
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage))
 			qt.Check(t, qt.ErrorMatches(err, fmt.Sprintf(`.*several programs have no link: choose one, id:%d or id:%d`, scene.ID(t, progs[3]), scene.ID(t, progs[4]))))
-			err = tryAdopt(t, s, dispatcher.Options{Name: "1"}, progs[3])
+			err = tryAdopt(t, s, dispatcher.AdoptOptions{Name: "1"}, progs[3])
 			qt.Check(t, qt.ErrorIs(err, fs.ErrExist))
-			err = tryAdopt(t, s, dispatcher.Options{Settings: scene.Priority(1)}, progs[3])
+			err = tryAdopt(t, s, dispatcher.AdoptOptions{Priority: 1}, progs[3])
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage))
 			qt.Check(t, qt.ErrorMatches(err, ".*priority 1 does not fit there.*"))
-			err = tryAdopt(t, s, dispatcher.Options{Position: hook.Position{First: true}}, progs[3])
-			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage))
 			unknown := testenv.VerdictProgram(t, "ldt_unknown", s.GoOn(), s.On())
-			err = tryAdopt(t, s, dispatcher.Options{}, unknown)
+			err = tryAdopt(t, s, dispatcher.AdoptOptions{}, unknown)
 			qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 			s.WantRun(t, 1, 2, 3, 4)
 			qt.Check(t, qt.HasLen(s.Registry(t), 1))
@@ -192,7 +190,7 @@ func TestAdoptExclusive(t *testing.T) {
 			_, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Program(s.Tracer(t, 1)), dispatcher.Options{BPFFS: s.BPFFS})
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
 
-			o := s.AdoptOptions(t, dispatcher.Options{Name: "deny", Persistent: true}, nil)
+			o := s.AdoptOptions(t, dispatcher.AdoptOptions{Name: "deny", Persistent: true}, nil)
 			o.NoGap = true
 			_, err = dispatcher.Adopt(t.Context(), s.Target, o)
 			qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
@@ -234,7 +232,7 @@ func TestAdoptExclusivePutBack(t *testing.T) {
 	s.Linkless(t, deny, 0)
 	intruder := testenv.VerdictProgram(t, "ldt_intruder", testenv.CgroupAllow, s.On())
 	err := scene.AtEachStep(func() error {
-		return tryAdopt(t, s, dispatcher.Options{}, nil)
+		return tryAdopt(t, s, dispatcher.AdoptOptions{}, nil)
 	}, func(step string) {
 		if step == "adopt: in the gap" {
 			s.Linkless(t, intruder, 0)

@@ -37,7 +37,7 @@ func TestMoveOrder(t *testing.T) {
 			links := map[int]*dispatcher.Link{}
 			join := func(n, prio int) {
 				links[n] = s.Attach(t, s.Tracer(t, n), dispatcher.Options{
-					Name: fmt.Sprint(n), Settings: scene.Priority(prio), Position: hook.Position{Last: true},
+					Name: fmt.Sprint(n), Priority: prio, Position: hook.Position{Last: true},
 				})
 			}
 			join(1, 10)
@@ -93,7 +93,7 @@ func TestMoveByAnother(t *testing.T) {
 			s := scene.NewLinkScene(t, h)
 			s.Member(t, 4)
 			link, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Spec(scene.CountingOn(h), dispatcher.LoadOptions{}),
-				dispatcher.Options{Name: "3", Settings: scene.Priority(30), Persistent: true, BPFFS: s.BPFFS})
+				dispatcher.Options{Name: "3", Priority: 30, Persistent: true, BPFFS: s.BPFFS})
 			qt.Assert(t, qt.IsNil(err))
 			defer link.Close()
 			reader := s.Open(t, "3")
@@ -159,7 +159,7 @@ func TestMoveOfOthers(t *testing.T) {
 		t.Run(string(h), func(t *testing.T) {
 			s := scene.NewLinkScene(t, h)
 			s.Member(t, 4)
-			owner := s.AttachIn(t, s.Tracer(t, 3), dispatcher.Options{Name: "3", Settings: scene.Priority(30)})
+			owner := s.AttachIn(t, s.Tracer(t, 3), dispatcher.Options{Name: "3", Priority: 30})
 			link := s.Open(t, "3")
 			for what, err := range map[string]error{
 				"set":  link.Set(t.Context(), scene.Priority(50)),
@@ -195,7 +195,7 @@ func TestMoveFromFile(t *testing.T) {
 	s := scene.NewLinkScene(t, hook.TCXIngress)
 	s.Member(t, 4)
 	link, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.File("../testdata/several.o", dispatcher.LoadOptions{Program: "ldt_tc"}),
-		dispatcher.Options{Name: "tc", Settings: scene.Priority(60), BPFFS: s.BPFFS})
+		dispatcher.Options{Name: "tc", Priority: 60, BPFFS: s.BPFFS})
 	qt.Assert(t, qt.IsNil(err))
 	defer link.Close()
 	s.WantRun(t, 4)
@@ -212,8 +212,8 @@ func TestMoveWithoutBPFFS(t *testing.T) {
 		t.Run(string(h), func(t *testing.T) {
 			s := scene.NewLinkScene(t, h)
 			s.Scene = s.WithoutBPFFS(t)
-			first := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "1", Settings: scene.Priority(10)})
-			s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "2", Settings: scene.Priority(20)})
+			first := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "1", Priority: 10})
+			s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "2", Priority: 20})
 			s.WantRun(t, 1, 2)
 			qt.Assert(t, qt.IsNil(first.Move(t.Context(), hook.Position{Last: true})))
 			s.WantRun(t, 2, 1)

@@ -37,7 +37,7 @@ func TestNoRegistryAtAll(t *testing.T) {
 		t.Run(string(h), func(t *testing.T) {
 			s := scene.NewLinkScene(t, h)
 			s.Scene = s.WithoutBPFFS(t)
-			link := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "one", Owner: "me", Settings: scene.Priority(20)})
+			link := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "one", Owner: "me", Priority: 20})
 			m, err := link.Info(t.Context())
 			qt.Assert(t, qt.IsNil(err))
 			qt.Check(t, qt.Equals(m.Name, "one"))
@@ -69,8 +69,8 @@ func TestRegistryDeleted(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
 			s := scene.NewLinkScene(t, h)
-			own := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "own", Settings: scene.Priority(10)})
-			pinned := s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "pinned", Settings: scene.Priority(20), Persistent: true})
+			own := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "own", Priority: 10})
+			pinned := s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "pinned", Priority: 20, Persistent: true})
 			qt.Assert(t, qt.IsNil(os.Remove(s.RegistryPath())))
 			qt.Check(t, qt.DeepEquals(named(t, s), []string{"ldt_trace_1:foreign", "pinned:member*"}))
 			s.WantRun(t, 1, 2)
@@ -79,7 +79,7 @@ func TestRegistryDeleted(t *testing.T) {
 			qt.Assert(t, qt.IsNil(err))
 			qt.Check(t, qt.Equals(m.Name, "own"))
 			qt.Check(t, qt.Equals(m.Priority, 10))
-			third := s.Attach(t, s.Tracer(t, 3), dispatcher.Options{Name: "third", Settings: scene.Priority(30)}) // makes a new one
+			third := s.Attach(t, s.Tracer(t, 3), dispatcher.Options{Name: "third", Priority: 30}) // makes a new one
 			s.WantRun(t, 1, 2, 3)
 			qt.Assert(t, qt.IsNil(own.Set(t.Context(), scene.Priority(15))))
 			qt.Check(t, qt.DeepEquals(named(t, s), []string{"own:member", "pinned:member*", "third:member"}))
@@ -150,8 +150,8 @@ func TestDamagedRecords(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := scene.NewLinkScene(t, hook.TCXIngress)
-			own := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "own", Settings: scene.Priority(10)})
-			s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "pinned", Settings: scene.Priority(20), Persistent: true})
+			own := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "own", Priority: 10})
+			s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "pinned", Priority: 20, Persistent: true})
 			for link, record := range s.Registry(t) {
 				damage(record)
 				writeBytes(t, s, link, record)
@@ -197,7 +197,7 @@ func TestForeignRegistry(t *testing.T) {
 			var before, after unix.Stat_t
 			qt.Assert(t, qt.IsNil(unix.Lstat(s.RegistryPath(), &before)))
 
-			own := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "own", Settings: scene.Priority(10)})
+			own := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "own", Priority: 10})
 			s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "pinned", Persistent: true})
 			s.WantRun(t, 1, 2)
 			qt.Check(t, qt.DeepEquals(named(t, s), []string{"ldt_trace_1:foreign", "pinned:member*"}))

@@ -250,9 +250,9 @@ func TestMembersThatChangePackets(t *testing.T) {
 	for _, pair := range [][2]string{{"ldt_grow", "ldt_shrink"}, {"ldt_mark", "ldt_marked"}} {
 		t.Run(pair[0], func(t *testing.T) {
 			scene.EachMode(t, func(t *testing.T, s *scene.Scene, mode hook.Mode) {
-				s.Join(t, scene.File("adjust.o", pair[1]), dispatcher.Options{Mode: mode, Settings: scene.Priority(20)})
+				s.Join(t, scene.File("adjust.o", pair[1]), dispatcher.Options{Mode: mode, Priority: 20})
 				qt.Assert(t, qt.IsTrue(s.Drops(t))) // alone it finds nothing
-				s.Join(t, scene.File("adjust.o", pair[0]), dispatcher.Options{Settings: scene.Priority(10)})
+				s.Join(t, scene.File("adjust.o", pair[0]), dispatcher.Options{Priority: 10})
 				qt.Check(t, qt.Equals(s.Passed(t, scene.Port, 100), 100))
 				qt.Check(t, qt.Equals(s.Passed6(t, scene.Port, 100), 100))
 			})

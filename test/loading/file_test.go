@@ -144,7 +144,7 @@ func TestRunConfig(t *testing.T) {
 		{"ldt_never", hook.Settings{}, hook.Settings{Priority: 50, ContinueOn: hook.Never}},
 		{"ldt_zero", hook.Settings{}, hook.Settings{Priority: 1, ContinueOn: pass}},
 	} {
-		link := s.Join(t, scene.File("runconfig.o", test.program), dispatcher.Options{Settings: test.settings})
+		link := s.Join(t, scene.File("runconfig.o", test.program), dispatcher.Options{Priority: test.settings.Priority, ContinueOn: test.settings.ContinueOn, OnMissing: test.settings.OnMissing})
 		m, err := link.Info(t.Context())
 		qt.Assert(t, qt.IsNil(err))
 		qt.Check(t, qt.Equals(m.Settings, test.want.WithDefaults()), qt.Commentf("%s with %+v", test.program, test.settings))
@@ -155,7 +155,7 @@ func TestRunConfig(t *testing.T) {
 		s.WantRefused(t, scene.File("runconfig.o", program), dispatcher.Options{}, dispatcher.ErrUsage, `../testdata/runconfig.o: program "`+program+`": \.xdp_run_config: .*`)
 	}
 	// They are for joining: a new version of the program does not move the member.
-	link := s.Join(t, scene.File("runconfig.o", "ldt_none"), dispatcher.Options{Settings: scene.Priority(33)})
+	link := s.Join(t, scene.File("runconfig.o", "ldt_none"), dispatcher.Options{Priority: 33})
 	qt.Assert(t, qt.IsNil(link.Update(t.Context(), scene.File("runconfig.o", "ldt_drop_only"))))
 	m, err := link.Info(t.Context())
 	qt.Assert(t, qt.IsNil(err))

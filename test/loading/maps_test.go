@@ -217,7 +217,7 @@ func TestMapPins(t *testing.T) {
 
 	// The next one finds it, and adds its own.
 	s.Join(t, options("filter.o", o), dispatcher.Options{})
-	s.Join(t, options("other.o", o), dispatcher.Options{Settings: scene.Priority(1)})
+	s.Join(t, options("other.o", o), dispatcher.Options{Priority: 1})
 	qt.Check(t, qt.DeepEquals(pinsBelow(t, dir), []string{"ldt_dropped", "ldt_passed"}))
 	qt.Assert(t, qt.IsTrue(s.Drops(t)))
 	qt.Check(t, qt.Equals(scene.PinnedCount(t, dir+"/ldt_dropped"), 20))

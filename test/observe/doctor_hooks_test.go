@@ -101,7 +101,7 @@ func TestDoctorEmpty(t *testing.T) {
 	keepApps(t)
 	persistent(t, s, 1)
 	open := s.AttachIn(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{Name: "2"})
-	door := s.AttachIn(t, s.Tracer(t, 3, testenv.XDPPass), dispatcher.Options{Name: "3", Settings: hook.Settings{OnMissing: hook.MissingDrop}})
+	door := s.AttachIn(t, s.Tracer(t, 3, testenv.XDPPass), dispatcher.Options{Name: "3", OnMissing: hook.MissingDrop})
 	wantFindings(t, s)
 	open.Kill()
 	door.Kill()
@@ -118,7 +118,7 @@ func TestDoctorUnprotected(t *testing.T) {
 	s := scene.New(t)
 	s.AttachLegacy(t, s.Tracer(t, 1, testenv.XDPPass))
 	wantFindings(t, s) // not ours: no drift
-	link, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{NoGap: true, Options: dispatcher.Options{Name: "1", Persistent: true, BPFFS: s.BPFFS}})
+	link, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{NoGap: true, Name: "1", Persistent: true, BPFFS: s.BPFFS})
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(link.Close()))
 	mends(t, s, "unprotected drift")
@@ -128,10 +128,10 @@ func TestDoctorUnprotected(t *testing.T) {
 
 func TestDoctorTailCalls(t *testing.T) {
 	s := scene.New(t)
-	s.Attach(t, s.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{Name: "1", Settings: scene.Priority(1)})
+	s.Attach(t, s.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{Name: "1", Priority: 1})
 	s.Join(t, scene.File("tailcall.o", "ldt_entry"), dispatcher.Options{Name: "jumper"})
 	wantFindings(t, s) // the last one may do what it likes
-	s.Attach(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{Name: "2", Settings: hook.Settings{OnMissing: hook.MissingDrop}})
+	s.Attach(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{Name: "2", OnMissing: hook.MissingDrop})
 	if !kernel.Since(6, 2) { // each slot has all tail calls there
 		wantFindings(t, s)
 		s.Clear(t)
@@ -181,7 +181,7 @@ func TestDoctorDisplaced(t *testing.T) {
 	t.Cleanup(func() { theirs.Close() })
 	info, err := theirs.Info()
 	qt.Assert(t, qt.IsNil(err))
-	adopted, err := dispatcher.AdoptLink(t.Context(), uint32(info.ID), dispatcher.AdoptOptions{Options: dispatcher.Options{Name: "1", Persistent: true, BPFFS: s.BPFFS}})
+	adopted, err := dispatcher.AdoptLink(t.Context(), uint32(info.ID), dispatcher.AdoptLinkOptions{Name: "1", Persistent: true, BPFFS: s.BPFFS})
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(adopted.Close()))
 	wantFindings(t, s)

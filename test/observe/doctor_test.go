@@ -92,7 +92,7 @@ func mends(t testing.TB, s *scene.Scene, want ...string) []dispatcher.Finding {
 
 func persistent(t testing.TB, s *scene.Scene, number int) {
 	t.Helper()
-	link := s.Attach(t, s.Tracer(t, number, testenv.XDPPass), dispatcher.Options{Name: fmt.Sprint(number), Settings: scene.Priority(10 * number), Persistent: true})
+	link := s.Attach(t, s.Tracer(t, number, testenv.XDPPass), dispatcher.Options{Name: fmt.Sprint(number), Priority: 10 * number, Persistent: true})
 	qt.Assert(t, qt.IsNil(link.Close()))
 }
 

@@ -48,10 +48,10 @@ func TestExplainTCX(t *testing.T) {
 				asm.Mov.Imm(asm.R0, testenv.TCNext),
 				asm.Return().WithSymbol("end"),
 			}
-			s.Attach(t, testenv.Load(t, marks), dispatcher.Options{Settings: scene.Priority(1)})
-			s.Attach(t, testenv.Load(t, looks), dispatcher.Options{Settings: scene.Priority(2)})
-			s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port, testenv.On(h)), dispatcher.Options{Settings: scene.Priority(3)})
-			s.Attach(t, testenv.VerdictProgram(t, "ldt_pass", testenv.TCPass, testenv.On(h)), dispatcher.Options{Settings: scene.Priority(4)})
+			s.Attach(t, testenv.Load(t, marks), dispatcher.Options{Priority: 1})
+			s.Attach(t, testenv.Load(t, looks), dispatcher.Options{Priority: 2})
+			s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port, testenv.On(h)), dispatcher.Options{Priority: 3})
+			s.Attach(t, testenv.VerdictProgram(t, "ldt_pass", testenv.TCPass, testenv.On(h)), dispatcher.Options{Priority: 4})
 
 			e := explainer(t, s, s.Target)
 			qt.Assert(t, qt.HasLen(e.Limits(), 0))
@@ -84,8 +84,8 @@ func TestExplainCgroup(t *testing.T) {
 			at := s.OnDevice(dispatcher.On(h, above.Path))
 			at.Attach(t, testenv.DropUDPPort(t, "ldt_above", scene.Port, testenv.On(h)), dispatcher.Options{})
 			in := s.OnDevice(dispatcher.On(h, below.Path))
-			in.Attach(t, testenv.VerdictProgram(t, "ldt_allow", testenv.CgroupAllow, testenv.On(h)), dispatcher.Options{Settings: scene.Priority(1)})
-			in.Attach(t, testenv.DropUDPPort(t, "ldt_deny", scene.Port+1, testenv.On(h)), dispatcher.Options{Settings: scene.Priority(2)})
+			in.Attach(t, testenv.VerdictProgram(t, "ldt_allow", testenv.CgroupAllow, testenv.On(h)), dispatcher.Options{Priority: 1})
+			in.Attach(t, testenv.DropUDPPort(t, "ldt_deny", scene.Port+1, testenv.On(h)), dispatcher.Options{Priority: 2})
 
 			e, err := dispatcher.Explain(t.Context(), in.Target, dispatcher.ExplainOptions{BPFFS: s.BPFFS})
 			if errors.Is(err, ebpf.ErrNotSupported) {

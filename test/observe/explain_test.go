@@ -169,7 +169,7 @@ func TestExplainAgreesWithChain(t *testing.T) {
 				settings.ContinueOn = hook.SetOf(hook.Pass)
 			}
 			links = append(links, s.Attach(t, doing(t, deed, 20+rand.N(20)), dispatcher.Options{
-				Name: fmt.Sprintf("m%d_%s", i, deeds[deed].name), Settings: settings,
+				Name: fmt.Sprintf("m%d_%s", i, deeds[deed].name), Priority: settings.Priority, ContinueOn: settings.ContinueOn, OnMissing: settings.OnMissing,
 			}))
 		}
 		gone := 0
@@ -245,8 +245,8 @@ func TestExplainAgreesWithWire(t *testing.T) {
 	} {
 		first, firstCount := testenv.CountProgram(t, "ldt_first", scene.Port, tc.first)
 		second, secondCount := testenv.CountProgram(t, "ldt_second", scene.Port, tc.second)
-		s.Attach(t, first, dispatcher.Options{Settings: hook.Settings{Priority: 1, ContinueOn: tc.on}})
-		s.Attach(t, second, dispatcher.Options{Settings: hook.Settings{Priority: 2}})
+		s.Attach(t, first, dispatcher.Options{Priority: 1, ContinueOn: tc.on})
+		s.Attach(t, second, dispatcher.Options{Priority: 2})
 		e := explainer(t, s, s.Target)
 		tr := explain(t, e, udpTo(s, scene.Port))
 		qt.Assert(t, qt.Equals(tr.Verdict, tc.want))

@@ -27,7 +27,7 @@ func TestMeasureUnprotected(t *testing.T) {
 	qt.Check(t, qt.IsTrue(got.Entries[0].Time > 0))
 	qt.Check(t, qt.Equals(got.Entries[0].Verdicts, [hook.Verdicts]uint64{}))
 
-	link, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{NoGap: true, Options: dispatcher.Options{BPFFS: s.BPFFS}})
+	link, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{NoGap: true, BPFFS: s.BPFFS})
 	qt.Assert(t, qt.IsNil(err))
 	defer link.Close()
 	got = sample(t, s, s.Target, func() { qt.Assert(t, qt.IsTrue(s.Drops(t))) })
@@ -44,8 +44,8 @@ func TestMeasureTCX(t *testing.T) {
 	tcx := s.OnDevice(at)
 	first, checkFirst := seen(t, "ldt_first", hook.TCXIngress, testenv.TCNext)
 	second, checkSecond := seen(t, "ldt_second", hook.TCXIngress, testenv.TCPass)
-	tcx.Attach(t, first, dispatcher.Options{Settings: scene.Priority(10)})
-	tcx.Attach(t, second, dispatcher.Options{Settings: scene.Priority(20)})
+	tcx.Attach(t, first, dispatcher.Options{Priority: 10})
+	tcx.Attach(t, second, dispatcher.Options{Priority: 20})
 	got := sample(t, s, at, func() {
 		s.Send(t, scene.Port, 30)
 		s.Send(t, scene.Port+1, 20)
@@ -89,7 +89,7 @@ func TestMeasureAll(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	o := dispatcher.MeasureOptions{
-		Interval: soonest, ListOptions: dispatcher.ListOptions{Hooks: []hook.Hook{hook.XDP}, BPFFS: s.BPFFS},
+		Interval: soonest, Hooks: []hook.Hook{hook.XDP}, BPFFS: s.BPFFS,
 		Started: func() {
 			qt.Check(t, qt.IsTrue(s.Drops(t)))
 			qt.Check(t, qt.IsTrue(other.Drops(t)))

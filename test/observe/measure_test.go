@@ -29,7 +29,7 @@ const soonest = 20 * time.Millisecond
 func measuring(t testing.TB, s *scene.Scene, target dispatcher.Target, started func()) (next func() dispatcher.Sample, stop func()) {
 	t.Helper()
 	pull, stop := iter.Pull2(dispatcher.Measure(t.Context(), dispatcher.MeasureOptions{
-		ListOptions: dispatcher.ListOptions{BPFFS: s.BPFFS}, Target: &target, Interval: soonest, Started: started,
+		BPFFS: s.BPFFS, Target: &target, Interval: soonest, Started: started,
 	}))
 	t.Cleanup(stop)
 	return func() dispatcher.Sample {
@@ -106,16 +106,12 @@ func seen(t testing.TB, name string, h hook.Hook, verdict int) (prog *ebpf.Progr
 func TestMeasure(t *testing.T) {
 	scene.EachMode(t, func(t *testing.T, s *scene.Scene, mode hook.Mode) {
 		all, checkAll := seen(t, "ldt_all", hook.XDP, testenv.XDPPass)
-		s.Attach(t, all, dispatcher.Options{Settings: scene.Priority(10), Mode: mode})
-		s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Settings: scene.Priority(20)})
-		s.Attach(t, testenv.NewTrace(t, scene.Port+1).Program(t, 1, testenv.XDPTX), dispatcher.Options{Settings: scene.Priority(30)})
-		s.Attach(t, testenv.NewTrace(t, scene.Port+2).Program(t, 2, testenv.XDPAborted), dispatcher.Options{Settings: hook.Settings{
-			Priority: 40, ContinueOn: hook.SetOf(hook.Pass, hook.Aborted),
-		}})
-		door := s.Attach(t, testenv.VerdictProgram(t, "ldt_door", testenv.XDPPass), dispatcher.Options{Settings: hook.Settings{
-			Priority: 50, OnMissing: hook.MissingDrop,
-		}})
-		s.Attach(t, testenv.VerdictProgram(t, "ldt_last", testenv.XDPPass), dispatcher.Options{Settings: scene.Priority(60)})
+		s.Attach(t, all, dispatcher.Options{Priority: 10, Mode: mode})
+		s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Priority: 20})
+		s.Attach(t, testenv.NewTrace(t, scene.Port+1).Program(t, 1, testenv.XDPTX), dispatcher.Options{Priority: 30})
+		s.Attach(t, testenv.NewTrace(t, scene.Port+2).Program(t, 2, testenv.XDPAborted), dispatcher.Options{Priority: 40, ContinueOn: hook.SetOf(hook.Pass, hook.Aborted)})
+		door := s.Attach(t, testenv.VerdictProgram(t, "ldt_door", testenv.XDPPass), dispatcher.Options{Priority: 50, OnMissing: hook.MissingDrop})
+		s.Attach(t, testenv.VerdictProgram(t, "ldt_last", testenv.XDPPass), dispatcher.Options{Priority: 60})
 		plain := s.Read(t).DispatcherID
 
 		send := func() {
@@ -181,15 +177,13 @@ func TestMeasureFullChain(t *testing.T) {
 func TestMeasureChange(t *testing.T) {
 	s := scene.New(t)
 	// Each datagram to the port is aborted, and that goes on.
-	s.Attach(t, testenv.NewTrace(t, scene.Port).Program(t, 1, testenv.XDPAborted), dispatcher.Options{Persistent: true, Settings: hook.Settings{
-		Priority: 10, ContinueOn: hook.SetOf(hook.Pass, hook.Aborted),
-	}})
+	s.Attach(t, testenv.NewTrace(t, scene.Port).Program(t, 1, testenv.XDPAborted), dispatcher.Options{Persistent: true, Priority: 10, ContinueOn: hook.SetOf(hook.Pass, hook.Aborted)})
 	next, stop := measuring(t, s, s.Target, nil)
 	next()
 	s.Send(t, scene.Port, 5)
 	watched := watchOf(t, s)
 
-	link := s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Settings: scene.Priority(20)})
+	link := s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Priority: 20})
 	wantPlain(t, s)
 	qt.Assert(t, qt.IsTrue(s.Drops(t))) // not counted
 	got := next()
@@ -228,10 +222,10 @@ func TestMeasureChangeSoon(t *testing.T) {
 	for name, interval := range map[string]time.Duration{"none of it": time.Hour, "all of it": 500 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
 			s := scene.New(t)
-			s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Settings: scene.Priority(10)})
+			s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Priority: 10})
 			started := make(chan struct{})
 			o := dispatcher.MeasureOptions{
-				ListOptions: dispatcher.ListOptions{BPFFS: s.BPFFS}, Target: &s.Target, Interval: interval, Started: func() { close(started) },
+				BPFFS: s.BPFFS, Target: &s.Target, Interval: interval, Started: func() { close(started) },
 			}
 			var counted, interrupted atomic.Uint64
 			ctx, cancel := context.WithCancel(t.Context())
@@ -392,8 +386,8 @@ func TestMeasureKilled(t *testing.T) {
 // A flood that is dropped is dropped while watchers come and go, in order or not.
 func TestMeasureUnderFlood(t *testing.T) {
 	scene.EachMode(t, func(t *testing.T, s *scene.Scene, mode hook.Mode) {
-		s.Attach(t, testenv.VerdictProgram(t, "ldt_pass", testenv.XDPPass), dispatcher.Options{Settings: scene.Priority(10), Mode: mode})
-		s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Settings: scene.Priority(20), Persistent: true})
+		s.Attach(t, testenv.VerdictProgram(t, "ldt_pass", testenv.XDPPass), dispatcher.Options{Priority: 10, Mode: mode})
+		s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Priority: 20, Persistent: true})
 		flood, counted := s.Flood(t, scene.Port, scene.Port+1), uint64(0)
 		for i := range scene.Changes(t, scene.Rounds/10) {
 			counted += dropped(sample(t, s, s.Target, nil).Entries[1])

@@ -139,7 +139,7 @@ func by(t testing.TB, e dispatcher.Event, pid int, call string) {
 }
 
 func watchHere(s *scene.Scene) dispatcher.WatchOptions {
-	return dispatcher.WatchOptions{ListOptions: dispatcher.ListOptions{NetNS: s.Server.Name}}
+	return dispatcher.WatchOptions{NetNS: s.Server.Name}
 }
 
 // What members of a chain do is told, and by whom.
@@ -150,7 +150,7 @@ func TestWatchChain(t *testing.T) {
 
 	a := s.AttachIn(t, s.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{Name: "a"})
 	by(t, w.want(t, "attached a 0>1/1")[0], a.Pid, "BPF_LINK_CREATE")
-	b := s.AttachIn(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{Name: "b", Settings: scene.Priority(60)})
+	b := s.AttachIn(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{Name: "b", Priority: 60})
 	by(t, w.want(t, "attached b 0>2/2")[0], b.Pid, "BPF_LINK_UPDATE")
 
 	qt.Assert(t, qt.IsNil(b.Do(t, s.Command(scene.Command{Op: "update", Program: scene.ID(t, s.Tracer(t, 3, testenv.XDPPass))}))))
@@ -203,7 +203,7 @@ func TestWatchLinks(t *testing.T) {
 
 			a := s.AttachIn(t, prog("ldt_a"), dispatcher.Options{Name: "a"})
 			by(t, w.want(t, "attached a 0>1/1")[0], a.Pid, "BPF_LINK_CREATE")
-			b := s.AttachIn(t, prog("ldt_b"), dispatcher.Options{Name: "b", Settings: scene.Priority(60)})
+			b := s.AttachIn(t, prog("ldt_b"), dispatcher.Options{Name: "b", Priority: 60})
 			by(t, w.want(t, "attached b 0>2/2")[0], b.Pid, "BPF_LINK_CREATE")
 			qt.Assert(t, qt.IsNil(b.Do(t, s.Command(scene.Command{Op: "set", Settings: scene.Priority(5)}))))
 			e := w.want(t, "reordered b 2>1/2")[0]
@@ -287,7 +287,7 @@ func TestWatchLegacy(t *testing.T) {
 		qt.Assert(t, qt.IsNil(c.ReplaceXDP(s.ServerIfindex, two.FD(), one.FD(), hook.ModeNative)))
 	})
 	w.want(t, "updated ldt_two(legacy) 1>1/1")
-	l, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{Options: dispatcher.Options{BPFFS: s.BPFFS, Name: "two"}})
+	l, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{BPFFS: s.BPFFS, Name: "two"})
 	qt.Assert(t, qt.IsNil(err))
 	e = w.next(t)
 	if e.Kind == dispatcher.EventLeft { // the gap was long enough to be seen

@@ -102,7 +102,7 @@ func (w *worker) attach(ctx context.Context) (err error) {
 	w.at = membership{Member: true, Settings: w.settings(), Program: w.program()}
 	return w.arrive(func() error {
 		w.link, err = dispatcher.Attach(ctx, w.Target, dispatcher.ProgramID(w.at.Program), dispatcher.Options{
-			Name: w.Name, Settings: w.at.Settings, Persistent: w.Seals, BPFFS: w.BPFFS,
+			Name: w.Name, Priority: w.at.Settings.Priority, ContinueOn: w.at.Settings.ContinueOn, OnMissing: w.at.Settings.OnMissing, Persistent: w.Seals, BPFFS: w.BPFFS,
 		})
 		return err
 	})

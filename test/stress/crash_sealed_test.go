@@ -28,9 +28,9 @@ func TestCrashSealed(t *testing.T) {
 			name: "seal with a guest and an empty slot",
 			before: func(t *testing.T, s *scene.Scene) {
 				scene.With(2, 9)(t, s)
-				s.Attach(t, s.Tracer(t, 4, scene.Pass), dispatcher.Options{Name: "4", Settings: scene.Priority(70)})
+				s.Attach(t, s.Tracer(t, 4, scene.Pass), dispatcher.Options{Name: "4", Priority: 70})
 				s.WantRun(t, 2, 4, 9)
-				qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "3", Settings: scene.Priority(60)}).Close()))
+				qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "3", Priority: 60}).Close()))
 				s.WantRunSoon(t, 2, 4, 9)
 			},
 			fatal: scene.Command{Op: "seal"},

@@ -72,7 +72,7 @@ func TestCrash(t *testing.T) {
 			name: "come back to a closed door",
 			before: func(t *testing.T, s *scene.Scene) {
 				scene.With(9)(t, s)
-				door := s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "2", Settings: hook.Settings{OnMissing: hook.MissingDrop}})
+				door := s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "2", OnMissing: hook.MissingDrop})
 				qt.Assert(t, qt.IsNil(door.Close()))
 				s.WantRunSoon(t)
 			},
@@ -196,7 +196,7 @@ func TestCrash(t *testing.T) {
 			before: func(t *testing.T, s *scene.Scene) {
 				legacy(t, s)
 				link, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{
-					NoGap: true, Options: dispatcher.Options{Name: "2", Persistent: true, BPFFS: s.BPFFS},
+					NoGap: true, Name: "2", Persistent: true, BPFFS: s.BPFFS,
 				})
 				qt.Assert(t, qt.IsNil(err))
 				qt.Assert(t, qt.IsNil(link.Close()))
@@ -265,9 +265,9 @@ func (c crash) dies(t *testing.T, s *scene.Scene, n int) bool {
 
 	// The next one.
 	next, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Program(s.Tracer(t, 8, scene.Pass)),
-		dispatcher.Options{Name: "8", Settings: scene.Priority(1), BPFFS: s.BPFFS})
+		dispatcher.Options{Name: "8", Priority: 1, BPFFS: s.BPFFS})
 	if errors.Is(err, dispatcher.ErrBusy) {
-		next, err = dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{Options: dispatcher.Options{BPFFS: s.BPFFS}})
+		next, err = dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{BPFFS: s.BPFFS})
 	}
 	qt.Assert(t, qt.IsNil(err), at)
 	ran := s.Ran(t)

@@ -49,7 +49,7 @@ func TestUpdatesUnderFlood(t *testing.T) {
 func TestChangesUnderFlood(t *testing.T) {
 	const floods = 2 // in each mode; a flood has its bounds
 	scene.EachMode(t, func(t *testing.T, s *scene.Scene, mode hook.Mode) {
-		s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Settings: scene.Priority(50), Mode: mode})
+		s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Priority: 50, Mode: mode})
 		mover := s.Attach(t, testenv.VerdictProgram(t, "ldt_mover", testenv.XDPPass), dispatcher.Options{})
 		guest := testenv.VerdictProgram(t, "ldt_guest", testenv.XDPPass)
 		for range floods {
@@ -61,7 +61,7 @@ func TestChangesUnderFlood(t *testing.T) {
 					continue
 				}
 				visit := i / 10
-				link := s.Attach(t, guest, dispatcher.Options{Settings: scene.Priority(40 + 20*(visit%2)), Persistent: visit%3 == 0})
+				link := s.Attach(t, guest, dispatcher.Options{Priority: 40 + 20*(visit%2), Persistent: visit%3 == 0})
 				if visit%4 < 2 || visit%3 == 0 {
 					qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
 				}
@@ -111,7 +111,7 @@ func TestSealedUpdatesUnderFlood(t *testing.T) {
 				s.Seal(t, "before drop")
 			}
 			if i%10 == 0 {
-				visit := s.Attach(t, guest, dispatcher.Options{Settings: scene.Priority(45)})
+				visit := s.Attach(t, guest, dispatcher.Options{Priority: 45})
 				qt.Assert(t, qt.IsNil(visit.Close()))
 			}
 		}

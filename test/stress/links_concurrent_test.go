@@ -90,7 +90,7 @@ func (w *linkWorker) attach(ctx context.Context) (err error) {
 	w.at = membership{Member: true, Settings: w.settings(), Program: w.Programs[0]}
 	return w.arrive(func() error {
 		w.link, err = dispatcher.Attach(ctx, w.Target, dispatcher.ProgramID(w.at.Program), dispatcher.Options{
-			Name: w.Name, Settings: w.at.Settings, BPFFS: w.BPFFS,
+			Name: w.Name, Priority: w.at.Settings.Priority, ContinueOn: w.at.Settings.ContinueOn, OnMissing: w.at.Settings.OnMissing, BPFFS: w.BPFFS,
 		})
 		return err
 	})
@@ -262,7 +262,7 @@ func TestConcurrentGoroutines(t *testing.T) {
 				programs := []*ebpf.Program{s.Tracer(t, 10+i), s.Tracer(t, 20+i)}
 				all.Go(func() {
 					link, err := dispatcher.Attach(ctx, s.Target, dispatcher.Program(programs[0]), dispatcher.Options{
-						Name: fmt.Sprint(i), Settings: scene.Priority(50), BPFFS: s.BPFFS, Persistent: s.Filters(),
+						Name: fmt.Sprint(i), Priority: 50, BPFFS: s.BPFFS, Persistent: s.Filters(),
 					})
 					for n := range 4 {
 						if err == nil {

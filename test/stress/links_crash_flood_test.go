@@ -28,7 +28,7 @@ type floodCrash struct {
 // counted twice or not at all, neither while the operation is at it nor until the next one has cleaned up, nor after that.
 func TestLinkCrashUnderFlood(t *testing.T) {
 	member := func(t *testing.T, s *scene.LinkScene, r *recorder) {
-		link := s.Attach(t, r.Program, dispatcher.Options{Name: "moved", Settings: scene.Priority(50), Persistent: true})
+		link := s.Attach(t, r.Program, dispatcher.Options{Name: "moved", Priority: 50, Persistent: true})
 		qt.Assert(t, qt.IsNil(link.Close()))
 	}
 	open := []scene.Command{{Op: "open", Member: "moved"}}
@@ -54,10 +54,10 @@ func (c floodCrash) dies(t *testing.T, s *scene.LinkScene, n int) bool {
 	t.Helper()
 	onTCX := s.SameOn(hook.TCXIngress)
 	witness, moved := newRecorder(t, "ldt_witness", testenv.TCNext, 0), newRecorder(t, "ldt_moved", testenv.TCDrop, 0)
-	others := []*dispatcher.Link{onTCX.Attach(t, witness.Program, dispatcher.Options{Settings: scene.Priority(1)})}
+	others := []*dispatcher.Link{onTCX.Attach(t, witness.Program, dispatcher.Options{Priority: 1})}
 	for _, prio := range []int{30, 70} {
 		pass := testenv.VerdictProgram(t, "ldt_pass", testenv.TCNext, s.On())
-		others = append(others, onTCX.Attach(t, pass, dispatcher.Options{Name: fmt.Sprint(prio), Settings: scene.Priority(prio)}))
+		others = append(others, onTCX.Attach(t, pass, dispatcher.Options{Name: fmt.Sprint(prio), Priority: prio}))
 	}
 	c.before(t, s, moved)
 	victim := scene.NewApp(t)

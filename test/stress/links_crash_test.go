@@ -231,7 +231,7 @@ func (c linkCrash) dies(t *testing.T, s *scene.LinkScene, n int) bool {
 
 	// The next one.
 	next, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Program(s.Tracer(t, 8)),
-		dispatcher.Options{Name: "8", Settings: scene.Priority(1), BPFFS: s.BPFFS, Persistent: s.Filters()})
+		dispatcher.Options{Name: "8", Priority: 1, BPFFS: s.BPFFS, Persistent: s.Filters()})
 	qt.Assert(t, qt.IsNil(err), at)
 	after := func() []int {
 		ran := s.Ran(t)
@@ -325,7 +325,7 @@ func TestReplaceAfterDeadMove(t *testing.T) {
 			from := dispatcher.Spec(scene.CountingOn(h), dispatcher.LoadOptions{})
 			for n := 1; ; n++ {
 				link, err := dispatcher.Attach(t.Context(), s.Target, from,
-					dispatcher.Options{Name: "3", Settings: scene.Priority(30), Persistent: true, BPFFS: s.BPFFS})
+					dispatcher.Options{Name: "3", Priority: 30, Persistent: true, BPFFS: s.BPFFS})
 				qt.Assert(t, qt.IsNil(err))
 				defer link.Close()
 				m, err := link.Info(t.Context())

@@ -44,7 +44,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 				flow(t, floods...)
 				const rounds = 10
 				for range rounds {
-					link := s.Adopt(t, s.AdoptOptions(t, dispatcher.Options{Name: "adopted"}, adopted.Program))
+					link := s.Adopt(t, s.AdoptOptions(t, dispatcher.AdoptOptions{Name: "adopted"}, adopted.Program))
 					// As it was, without a gap, for the next round; this is what is not counted once.
 					if verdict == testenv.TCDrop {
 						if s.Filters() {
@@ -115,7 +115,7 @@ func company(t *testing.T, s *scene.LinkScene, loops int32) (witness *recorder) 
 	pass := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, testenv.TCNext, s.On()) }
 	join := func(name string, prio int, persistent bool) {
 		s.Attach(t, pass("ldt_"+name), dispatcher.Options{
-			Name: name, Settings: scene.Priority(prio), Position: hook.Position{Last: true}, Persistent: persistent,
+			Name: name, Priority: prio, Position: hook.Position{Last: true}, Persistent: persistent,
 		})
 	}
 	s.Foreign(t, witness.Program, kernel.Neighbor{})
@@ -175,7 +175,7 @@ func TestMovesUnderFlood(t *testing.T) {
 			if s.Filters() {
 				for i, name := range []string{"a", "b", "c"} {
 					pass := testenv.VerdictProgram(t, "ldt_pass", testenv.TCNext, s.On())
-					s.Attach(t, pass, dispatcher.Options{Name: name, Settings: scene.Priority(10 + 30*i), Persistent: true})
+					s.Attach(t, pass, dispatcher.Options{Name: name, Priority: 10 + 30*i, Persistent: true})
 				}
 			} else {
 				company(t, s, 1)
@@ -199,10 +199,10 @@ func TestReattachElsewhereUnderFlood(t *testing.T) {
 		t.Run(string(h), func(t *testing.T) {
 			s := scene.NewBusyLinkScene(t, h)
 			witness := newRecorder(t, "ldt_witness", testenv.TCNext, 0)
-			s.Attach(t, witness.Program, dispatcher.Options{Settings: scene.Priority(1), Persistent: s.Filters()})
+			s.Attach(t, witness.Program, dispatcher.Options{Priority: 1, Persistent: s.Filters()})
 			drop := newRecorder(t, "ldt_drop", testenv.TCDrop, 0)
 			attach := func(prio int) *dispatcher.Link {
-				return s.Attach(t, drop.Program, dispatcher.Options{Settings: scene.Priority(prio), Persistent: s.Filters()})
+				return s.Attach(t, drop.Program, dispatcher.Options{Priority: prio, Persistent: s.Filters()})
 			}
 			link := attach(20)
 			flood := s.Flood(t, scene.Port)
@@ -258,11 +258,11 @@ func (k *knocks) stop() {
 func TestMovesUnderConnects(t *testing.T) {
 	s := scene.NewBusyLinkScene(t, hook.CgroupConnect4)
 	pass := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, testenv.CgroupAllow, s.On()) }
-	s.Attach(t, pass("ldt_a"), dispatcher.Options{Name: "a", Settings: scene.Priority(10)})
+	s.Attach(t, pass("ldt_a"), dispatcher.Options{Name: "a", Priority: 10})
 	s.Foreign(t, pass("ldt_foreign"), kernel.Neighbor{})
-	s.Attach(t, pass("ldt_b"), dispatcher.Options{Name: "b", Settings: scene.Priority(40), Persistent: true})
+	s.Attach(t, pass("ldt_b"), dispatcher.Options{Name: "b", Priority: 40, Persistent: true})
 	s.Linkless(t, pass("ldt_bare"), unix.BPF_F_ALLOW_MULTI)
-	s.Attach(t, pass("ldt_c"), dispatcher.Options{Name: "c", Settings: scene.Priority(70)})
+	s.Attach(t, pass("ldt_c"), dispatcher.Options{Name: "c", Priority: 70})
 	deny := testenv.VerdictProgram(t, "ldt_deny", testenv.CgroupDeny, s.On())
 	link := s.Attach(t, deny, dispatcher.Options{Name: "deny"})
 

@@ -95,7 +95,7 @@ func (p *player) opened(link *dispatcher.Link, mm *modelMember) {
 func (p *player) attach() {
 	prog, mm := p.program(&modelMember{name: p.name(), s: p.settings(), pinned: p.rand.IntN(3) == 0})
 	link, err := dispatcher.Attach(p.t.Context(), p.Target, dispatcher.Program(prog), dispatcher.Options{
-		Name: mm.name, Settings: mm.s, Persistent: mm.pinned, BPFFS: p.BPFFS,
+		Name: mm.name, Priority: mm.s.Priority, ContinueOn: mm.s.ContinueOn, OnMissing: mm.s.OnMissing, Persistent: mm.pinned, BPFFS: p.BPFFS,
 	})
 	var want error
 	old := p.model.named(mm.name)

@@ -150,7 +150,8 @@ func (s *Scene) AttachIn(t testing.TB, prog *ebpf.Program, o dispatcher.Options)
 	t.Helper()
 	a := NewApp(t)
 	qt.Assert(t, qt.IsNil(a.Do(t, s.Command(Command{
-		Op: "attach", Member: o.Name, Program: ID(t, prog), Settings: o.Settings, Persistent: o.Persistent,
+		Op: "attach", Member: o.Name, Program: ID(t, prog), Persistent: o.Persistent,
+		Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing},
 	}))))
 	return a
 }
@@ -193,7 +194,8 @@ func (a *appState) keep(link *dispatcher.Link, err error) error {
 
 func (c Command) options() dispatcher.Options {
 	return dispatcher.Options{
-		Name: c.Member, Settings: c.Settings, Position: c.Position, Persistent: c.Persistent, BPFFS: c.BPFFS,
+		Name: c.Member, Priority: c.Settings.Priority, ContinueOn: c.Settings.ContinueOn, OnMissing: c.Settings.OnMissing,
+		Position: c.Position, Persistent: c.Persistent, BPFFS: c.BPFFS,
 	}
 }
 
@@ -209,7 +211,11 @@ var operations = map[string]func(*appState, context.Context, Command) error{
 		return a.keep(dispatcher.Attach(ctx, c.Target, c.source(), c.options()))
 	},
 	"adopt": func(a *appState, ctx context.Context, c Command) error {
-		return a.keep(dispatcher.Adopt(ctx, c.Target, dispatcher.AdoptOptions{Options: c.options(), NoGap: c.NoGap, Entry: c.Entry}))
+		o := c.options()
+		return a.keep(dispatcher.Adopt(ctx, c.Target, dispatcher.AdoptOptions{
+			Name: o.Name, Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing,
+			Persistent: o.Persistent, BPFFS: o.BPFFS, NoGap: c.NoGap, Entry: c.Entry,
+		}))
 	},
 	"open": func(a *appState, ctx context.Context, c Command) error {
 		return a.keep(dispatcher.Open(ctx, c.Target, c.Member, dispatcher.ReadOptions{BPFFS: c.BPFFS}))
@@ -233,7 +239,7 @@ var operations = map[string]func(*appState, context.Context, Command) error{
 	},
 	"measure": func(_ *appState, ctx context.Context, c Command) error {
 		for _, err := range dispatcher.Measure(ctx, dispatcher.MeasureOptions{
-			Target: &c.Target, Interval: time.Millisecond, ListOptions: dispatcher.ListOptions{BPFFS: c.BPFFS},
+			Target: &c.Target, Interval: time.Millisecond, BPFFS: c.BPFFS,
 		}) {
 			return err // after one sample
 		}

@@ -19,14 +19,14 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// AdoptOptions are those of the entry with that program; of the only one for nil.
-func (s *LinkScene) AdoptOptions(t testing.TB, o dispatcher.Options, entry *ebpf.Program) dispatcher.AdoptOptions {
+// AdoptOptions returns o for the entry with that program; for the only entry if the program is nil.
+func (s *LinkScene) AdoptOptions(t testing.TB, o dispatcher.AdoptOptions, entry *ebpf.Program) dispatcher.AdoptOptions {
 	t.Helper()
 	o.BPFFS = s.BPFFS
-	if entry == nil {
-		return dispatcher.AdoptOptions{Options: o}
+	if entry != nil {
+		o.Entry = hook.ProgramRef(uint32(ID(t, entry)))
 	}
-	return dispatcher.AdoptOptions{Options: o, Entry: hook.ProgramRef(uint32(ID(t, entry)))}
+	return o
 }
 
 // Side is how tc calls the side of clsact that the hook is.
@@ -146,7 +146,7 @@ func (s *LinkScene) Tracer(t testing.TB, number int) *ebpf.Program {
 // Member makes a tracer a persistent member that has its number for a name, and its number times ten for a priority.
 func (s *LinkScene) Member(t testing.TB, number int) {
 	t.Helper()
-	link := s.Attach(t, s.Tracer(t, number), dispatcher.Options{Name: fmt.Sprint(number), Settings: Priority(10 * number), Persistent: true})
+	link := s.Attach(t, s.Tracer(t, number), dispatcher.Options{Name: fmt.Sprint(number), Priority: 10 * number, Persistent: true})
 	qt.Assert(t, qt.IsNil(link.Close()))
 }
 

@@ -89,7 +89,7 @@ func Second[T any](_ T, err error) error { return err }
 func (s *Scene) JoinLibxdp(t testing.TB, n, verdict, prio int) *dispatcher.Link {
 	t.Helper()
 	link, err := dispatcher.Attach(t.Context(), s.Target, s.TracerSource(n, verdict), dispatcher.Options{
-		Settings: Priority(prio), Persistent: true, Style: hook.StyleLibxdp, BPFFS: s.BPFFS,
+		Priority: prio, Persistent: true, Style: hook.StyleLibxdp, BPFFS: s.BPFFS,
 	})
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { link.Close() })
@@ -112,7 +112,7 @@ func With(members ...int) func(*testing.T, *Scene) {
 			if n == 9 {
 				verdict, prio = Drop, 90
 			}
-			s.Attach(t, s.Tracer(t, n, verdict), dispatcher.Options{Name: fmt.Sprint(n), Settings: Priority(prio), Persistent: true}).Close()
+			s.Attach(t, s.Tracer(t, n, verdict), dispatcher.Options{Name: fmt.Sprint(n), Priority: prio, Persistent: true}).Close()
 		}
 	}
 }
@@ -198,7 +198,7 @@ func (s *Scene) Pinned(t testing.TB, prog *ebpf.Program) string {
 
 // Persistent are the options of a member that can be sealed.
 func Persistent(name string, prio int) dispatcher.Options {
-	return dispatcher.Options{Name: name, Settings: Priority(prio), Persistent: true}
+	return dispatcher.Options{Name: name, Priority: prio, Persistent: true}
 }
 
 // Keep makes a tracer a persistent member that nobody has open, called by its number.
