@@ -24,7 +24,7 @@ func folderIn(bpffs string) folder { return folder{filepath.Join(bpffs, "xdp")} 
 func folderToChange(bpffs string) (folder, error) {
 	if !kernel.IsBPFFS(bpffs) {
 		return folder{}, hook.Because(fs.ErrNotExist, "the programs of a chain are pinned, and there is no bpffs at %s", bpffs).
-			Hint("mount one with \"mount -t bpf bpffs %s\"", bpffs)
+			Hint("mount one with \"%s\"", kernel.MountCommand(bpffs))
 	}
 	return folderIn(bpffs), nil
 }

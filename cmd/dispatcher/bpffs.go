@@ -24,7 +24,7 @@ func (a *app) checkBPFFS(cmd *cobra.Command) error {
 	if !isFile(a.bpffs) {
 		return usage("", "--bpffs %s: there is no such folder", a.bpffs)
 	}
-	return usage("", "--bpffs %s: no bpffs is mounted there; \"mount -t bpf bpffs %[1]s\" mounts one", a.bpffs)
+	return usage(fmt.Sprintf("mount one with \"%s\"", kernel.MountCommand(a.bpffs)), "--bpffs %s: no bpffs is mounted there", a.bpffs)
 }
 
 // needBPFFS mounts the default bpffs for a verb that pins, if nothing is there.

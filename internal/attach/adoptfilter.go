@@ -131,7 +131,7 @@ func (s *site) adoptFilter(l *state.Locked, conn *rtnl.Conn, ln *lane, i int, pr
 		return nil, err
 	}
 	defer names.close()
-	sp := &spot{hook: to.Hook, kind: kernel.KindOf(to.Hook), name: ln.dev.Name, index: ln.dev.Index, ns: s.ns}
+	sp := &spot{hook: to.Hook, kind: kernel.KindOf(to.Hook), name: ln.dev.Name, index: ln.dev.Index, ns: s.ns, asked: s.Place}
 	list, err := sp.list(names, nil)
 	if err != nil {
 		return nil, err

@@ -186,7 +186,7 @@ func (sp *spot) adoptable(list *listing, ref hook.Ref) (int, error) {
 // foreignKept is the refusal to adopt what a link of another tool attaches.
 func (sp *spot) foreignKept(e entry) error {
 	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: programOf(e.prog), LinkID: e.link}).
-		Hint("it has a link already, and \"dispatcher adopt --link %d\" makes it a member", e.link)
+		Hint("it has a link already, and \"%s\" makes it a member", sp.asked.commandByLink("adopt", e.link))
 }
 
 // real opens a program, or the one that it stands in for.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -66,18 +67,19 @@ func (p Place) open() (*site, error) {
 
 func (s *site) close() { s.ns.Close() }
 
-// command is how the dispatcher command is called for the site, for hints.
-func (s *site) command() string {
-	if s.NetNS != "" {
-		return "dispatcher -n " + s.NetNS
-	}
-	return "dispatcher"
+// command is a line that runs the dispatcher command at the place, for hints.
+func (p Place) command(args ...string) string { return kernel.Command(p.NetNS, p.BPFFS, args...) }
+
+// commandByLink is command for a verb about a link, which is in no namespace.
+func (p Place) commandByLink(verb string, id uint32, args ...string) string {
+	words := []string{verb, "--link", strconv.FormatUint(uint64(id), 10)}
+	return kernel.Command("", p.BPFFS, append(words, args...)...)
 }
 
 // noBPFFS is the refusal to pin where that is not possible.
 func (s *site) noBPFFS() error {
 	return hook.Because(fs.ErrNotExist, "a persistent member is pinned, and there is no bpffs at %s", s.BPFFS).
-		Hint("mount one with \"mount -t bpf bpffs %s\"", s.BPFFS)
+		Hint("mount one with \"%s\"", kernel.MountCommand(s.BPFFS))
 }
 
 // check completes a request and refuses what can be refused without looking.

@@ -94,7 +94,7 @@ func (s *site) detachLink(locked *state.Locked, l rawLink, info *LinkInfo, force
 	if errors.Is(err, unix.EOPNOTSUPP) || unsupported(err) {
 		// bpf_link_ops.detach is missing (kernel/bpf/syscall.c).
 		return hook.Because(ebpf.ErrNotSupported, "the kernel cannot detach a link of type %v", typeName(info.Type)).
-			Hint("whoever holds it has to close it: \"dispatcher holders --link %d\" tells who that is", info.ID)
+			Hint("whoever holds it has to close it: \"%s\" tells who that is", s.commandByLink("holders", info.ID))
 	}
 	if err != nil {
 		return kernel.Errno("detach the link", err)

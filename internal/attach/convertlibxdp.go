@@ -88,7 +88,7 @@ func (s *site) reinstate(l *state.Locked, snap *snapshot, folder string) error {
 		err = l.Succession(folder, state.ChainFolder(r.linkID(), 0), r.pinner())
 	}
 	if err != nil {
-		return fmt.Errorf("the chain could not be put back, \"dispatcher recover --reattach\" tries it again: %w", err)
+		return hook.WithHint(fmt.Errorf("the chain could not be put back: %w", err), "\"%s\" tries it again", kernel.Command("", s.BPFFS, "recover", "--reattach"))
 	}
 	return nil
 }
@@ -153,7 +153,7 @@ func convertible(m *hook.Member) error {
 			Hint("set it to --on-missing continue first, or detach it")
 	case m.State == hook.StateRunning && !m.Persistent:
 		return hook.Because(hook.ErrBusy, "member %q is owned by a process, which would lose it", m.Name).
-			Hint("pin it first (dispatcher pin), or end its owner")
+			Hint("pin it first, or end its owner")
 	}
 	return nil
 }

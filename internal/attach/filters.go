@@ -385,8 +385,8 @@ func (filters) open(ctx context.Context, s *site, ref hook.Ref) (Handle, error) 
 func (ln *lane) legacy(e laneEntry) error {
 	hint := "it is not a member; --force detaches it all the same"
 	if e.DirectAction {
-		hint = fmt.Sprintf("make it a member with \"%s adopt %s %s id:%d\", or detach it with --force",
-			ln.site.command(), ln.site.Hook, ln.dev.Name, e.Program)
+		hint = fmt.Sprintf("make it a member with \"%s\", or detach it with --force",
+			ln.site.command("adopt", string(ln.site.Hook), ln.dev.Name, string(hook.ProgramRef(e.Program))))
 	}
 	return hook.Busy(&hook.Occupant{Kind: hook.KindLegacy, Program: programOf(e.Program)}).
 		Hint("%s", hint)

@@ -33,7 +33,7 @@ func (s *site) style(asked hook.Style) (hook.Style, error) {
 		return hook.StyleLibxdp, nil
 	case snap.chain != nil && !snap.chain.Closed && asked == hook.StyleLibxdp:
 		return "", hook.Because(hook.ErrIncompatible, "the chain on %s is an owned one, and a device has one chain", snap.device.Name).
-			Hint("join it (leave the style out), or move it over with \"%s convert xdp %s --style libxdp\"", s.command(), snap.device.Name)
+			Hint("join it (leave the style out), or move it over with \"%s\"", s.command("convert", "xdp", snap.device.Name, "--style", "libxdp"))
 	case snap.chain == nil && !snap.free(), asked != hook.StyleLibxdp:
 		return hook.StyleOwned, nil
 	}
@@ -171,7 +171,7 @@ func (c *component) discard() {
 func (s *site) attachLibxdp(ctx context.Context, src load.Source, req Request) (Handle, error) {
 	if !req.Persistent {
 		return nil, hook.Because(hook.ErrUsage, "nobody owns a member of a chain of libxdp: it stays when its process ends, and so it can only be persistent").
-			Hint("ask for that (Persistent; without --hold), or move the device over to an owned chain with \"%s convert xdp %s --style owned\"", s.command(), s.Target)
+			Hint("ask for that (Persistent; without --hold), or move the device over to an owned chain with \"%s\"", s.command("convert", "xdp", s.Target, "--style", "owned"))
 	}
 	if !req.Position.IsZero() {
 		return nil, byPriorityOnly()

@@ -252,13 +252,14 @@ func (s *site) openPinnedLink(folder, member string) (*linkHandle, error) {
 // legacy is the refusal of an entry that has no link.
 func (sp *spot) legacy(e entry) error {
 	return hook.Busy(&hook.Occupant{Kind: hook.KindLegacy, Program: programOf(e.prog)}).
-		Hint("make it a member with \"%s adopt %s %s id:%d\", or detach it with --force", sp.command, sp.hook, sp.target(), e.prog)
+		Hint("make it a member with \"%s\", or detach it with --force",
+			sp.asked.command("adopt", string(sp.hook), sp.target(), string(hook.ProgramRef(e.prog))))
 }
 
 // foreign is the refusal to take out what a link of another tool attaches.
 func (sp *spot) foreign(e entry) error {
 	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: programOf(e.prog), LinkID: e.link}).
-		Hint("it is not a member; --force detaches it all the same, \"dispatcher adopt --link %d\" makes it one", e.link)
+		Hint("it is not a member; --force detaches it all the same, \"%s\" makes it one", sp.asked.commandByLink("adopt", e.link))
 }
 
 func (sp *spot) target() string {

@@ -224,7 +224,7 @@ func (h *linkHandle) Pin(ctx context.Context) error {
 			return h.site.noBPFFS()
 		case g.rec.Name == "":
 			return hook.Because(hook.ErrUsage, "link %d has no name that it could be pinned under", h.id).
-				Hint("\"dispatcher adopt --link %d\" gives it one, and pins it", h.id)
+				Hint("\"%s\" gives it one, and pins it", h.site.commandByLink("adopt", h.id))
 		case l.Has(h.folder(), g.rec.Name):
 			return nil
 		}

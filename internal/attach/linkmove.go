@@ -170,7 +170,7 @@ func sameLinks(a, b *listing) bool {
 
 // spot opens the place where the link is by now.
 func (h *linkHandle) spot(info *LinkInfo) (*spot, error) {
-	sp := &spot{hook: h.site.Hook, kind: kernel.KindOf(h.site.Hook), command: h.site.command()}
+	sp := &spot{hook: h.site.Hook, kind: kernel.KindOf(h.site.Hook), asked: h.site.Place}
 	if sp.hook.OnCgroup() {
 		var err error
 		if sp.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.site.Target); errors.Is(err, fs.ErrNotExist) {

@@ -144,7 +144,7 @@ func tryBPFFS(path string) error {
 	if _, err := os.Stat(path); err != nil {
 		return err
 	}
-	return fmt.Errorf("not mounted; mount one with \"mount -t bpf bpffs %s\"", path)
+	return fmt.Errorf("not mounted; mount one with \"%s\"", kernel.MountCommand(path))
 }
 
 // probeDevice asks the kernel what XDP a device can do.

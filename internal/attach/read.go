@@ -175,24 +175,21 @@ func (s *site) occupied(snap *snapshot) error {
 	case 0:
 		if snap.libxdp {
 			on.Kind = hook.KindLibxdp
-			return busy.Hint("\"%s convert xdp %s --style owned\" moves its members over to an owned chain", s.command(), snap.device.Name)
+			return busy.Hint("\"%s\" moves its members over to an owned chain", s.command("convert", "xdp", snap.device.Name, "--style", "owned"))
 		}
-		in, xdp := "", "xdp"
-		if s.NetNS != "" {
-			in = "-n " + s.NetNS + " "
-		}
+		xdp := "xdp"
 		if snap.mode == hook.ModeGeneric {
 			xdp = "xdpgeneric"
 		}
-		return busy.Hint("make it a member with \"%s adopt xdp %s\", or remove it with \"ip %slink set dev %s %s off\"",
-			s.command(), snap.device.Name, in, snap.device.Name, xdp)
+		return busy.Hint("make it a member with \"%s\", or remove it with \"%s\"",
+			s.command("adopt", "xdp", snap.device.Name), kernel.IPCommand(s.NetNS, "link", "set", "dev", snap.device.Name, xdp, "off"))
 	case 1:
 		on.Kind, on.LinkID = hook.KindForeign, snap.links[0]
-		return busy.Hint("\"%s holders xdp %s\" tells more; \"dispatcher adopt --link %d\" makes it a member, \"dispatcher detach --link %d --force\" frees the hook",
-			s.command(), snap.device.Name, on.LinkID, on.LinkID)
+		return busy.Hint("\"%s\" tells more; \"%s\" makes it a member, \"%s\" frees the hook", s.command("holders", "xdp", snap.device.Name),
+			s.commandByLink("adopt", on.LinkID), s.commandByLink("detach", on.LinkID, "--force"))
 	}
 	on.Kind = hook.KindForeign
-	return busy.Hint("\"%s holders xdp %s\" tells more", s.command(), snap.device.Name)
+	return busy.Hint("\"%s\" tells more", s.command("holders", "xdp", snap.device.Name))
 }
 
 // describe reads what the kernel says about a program, and whether it makes

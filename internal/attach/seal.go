@@ -66,7 +66,7 @@ func (p Place) onOwned(ctx context.Context, fn func(*site, *state.Locked, *snaps
 		}
 		return s.inStyle(ctx, "", owned, func() error {
 			return hook.Because(hook.ErrIncompatible, "the chain is one of libxdp's, and cannot be sealed").
-				Hint("\"%s convert xdp %s --style owned\" makes it an owned one", s.command(), s.Target)
+				Hint("\"%s\" makes it an owned one", s.command("convert", "xdp", s.Target, "--style", "owned"))
 		})
 	})
 }

@@ -29,12 +29,12 @@ type spot struct {
 	owned  bool           // ns is to be closed with the spot
 	here   bool           // the thread is in ns
 
-	command string // that of the site, for hints
+	asked Place // for hints
 }
 
 // spot opens what the site is about.
 func (s *site) spot() (*spot, error) {
-	sp := &spot{hook: s.Hook, kind: kernel.KindOf(s.Hook), ns: s.ns, command: s.command()}
+	sp := &spot{hook: s.Hook, kind: kernel.KindOf(s.Hook), ns: s.ns, asked: s.Place}
 	var err error
 	if s.Hook.OnCgroup() {
 		sp.cgroup, err = kernel.OpenCgroup(s.Target)
@@ -362,7 +362,7 @@ func (sp *spot) closed(l *listing) error {
 	}
 	return hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where).
 		HeldBy(&hook.Occupant{Kind: hook.KindLegacy, Program: programOf(at.entries[0].prog)}).
-		Hint("make it a member with \"%s adopt %s %s\", or detach it", sp.command, sp.hook, where)
+		Hint("make it a member with \"%s\", or detach it", sp.asked.command("adopt", string(sp.hook), where))
 }
 
 // programOf describes a program by its id, as far as it is still there.

@@ -117,7 +117,7 @@ func (m machine) capabilities() []Finding {
 			f.Text += " " + name + ", without which " + forbids[name]
 		}
 		if os.Geteuid() != 0 {
-			f.Mend = "sudo " + dispatcher("", m.bpffs, "doctor")
+			f.Mend = "sudo " + kernel.Command("", m.bpffs, "doctor")
 		}
 		found = append(found, f)
 	}

@@ -18,41 +18,11 @@ func (e *exam) on(c *hook.Chain, verb string, args ...string) string {
 	if c.Target == "" {
 		return ""
 	}
-	return dispatcher(c.NetNS.Name, e.bpffs, append([]string{verb, string(c.Hook), c.Target}, args...)...)
+	return kernel.Command(c.NetNS.Name, e.bpffs, append([]string{verb, string(c.Hook), c.Target}, args...)...)
 }
 
 // recover is the command that clears up what dead processes left.
-func (e *exam) recover() string { return dispatcher("", e.bpffs, "recover") }
-
-// dispatcher is a command line.
-func dispatcher(netns, bpffs string, args ...string) string {
-	words := []string{"dispatcher"}
-	if netns != "" {
-		words = append(words, "-n", netns)
-	}
-	if bpffs != kernel.DefaultBPFFS {
-		words = append(words, "--bpffs", bpffs)
-	}
-	return shell(append(words, args...)...)
-}
-
-// shell makes words a line for a shell.
-func shell(words ...string) string {
-	quoted := make([]string, len(words))
-	for i, w := range words {
-		quoted[i] = quote(w)
-	}
-	return strings.Join(quoted, " ")
-}
-
-const plain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_./:@%+=,"
-
-func quote(s string) string {
-	if s != "" && strings.Trim(s, plain) == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
+func (e *exam) recover() string { return kernel.Command("", e.bpffs, "recover") }
 
 // oneLine makes an error fit a line.
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

@@ -22,22 +22,18 @@ func (m machine) bpffsMount() []Finding {
 	case err != nil:
 		f.Level = Note
 		if errors.Is(err, fs.ErrNotExist) {
-			f.Mend = shell("mkdir", m.bpffs) + " && " + mountBPFFS(m.bpffs)
+			f.Mend = kernel.MountCommand(m.bpffs)
 		}
 		f.Text = fmt.Sprintf("%s: %v; members cannot outlive their process, and there is no lock", m.bpffs, err)
 	case !kernel.IsBPFFS(m.bpffs):
-		f.Level, f.Mend = Note, mountBPFFS(m.bpffs)
+		f.Level, f.Mend = Note, kernel.MountCommand(m.bpffs)
 		f.Text = fmt.Sprintf("none is mounted at %s: members cannot outlive their process, and there is no lock", m.bpffs)
 	case st.Mode&0o002 != 0:
 		// The folder of libdispatcher is for root alone, unless another made it before.
-		f.Level, f.Mend = Note, shell("chmod", "0700", m.bpffs)
+		f.Level, f.Mend = Note, kernel.Shell("chmod", "0700", m.bpffs)
 		f.Text = fmt.Sprintf("everybody may make pins in %s: its mode is %04o", m.bpffs, st.Mode&0o7777)
 	}
 	return []Finding{f}
-}
-
-func mountBPFFS(path string) string {
-	return shell("mount", "-t", "bpf", "-o", "mode=0700", "bpffs", path)
 }
 
 // otherMounts looks for pins in other places than the one that was asked about.
@@ -58,7 +54,7 @@ func (m machine) otherMounts() []Finding {
 		}
 		if entries, err := os.ReadDir(pins.Path("")); err == nil && len(entries) > 0 {
 			found = append(found, Finding{
-				Check: "other-bpffs", Level: Note, Mend: dispatcher("", point, "doctor"),
+				Check: "other-bpffs", Level: Note, Mend: kernel.Command("", point, "doctor"),
 				Text: fmt.Sprintf("members are pinned in another bpffs, which was not looked at: %s", filepath.Clean(point)),
 			})
 		}

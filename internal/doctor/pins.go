@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -196,7 +197,7 @@ func (e *exam) defunct(folder, what string, members []string) {
 func (e *exam) halfMember(folder, member, held string) {
 	path := filepath.Dir(e.pins.HeldPath(folder, member))
 	e.add(Finding{
-		Check: "incomplete", Level: Drift, Member: member, Mend: shell("rm", "-r", path),
+		Check: "incomplete", Level: Drift, Member: member, Mend: kernel.Shell("rm", "-r", path),
 		Text: fmt.Sprintf("%s/%s was removed: nothing is left there to hold the member", path, held),
 	})
 }
@@ -215,13 +216,13 @@ func (e *exam) access(dir string) {
 		}
 		if st.Uid != 0 {
 			e.add(Finding{
-				Check: "access", Level: Drift, Mend: shell("chown", "root:root", path),
+				Check: "access", Level: Drift, Mend: kernel.Shell("chown", "root:root", path),
 				Text: fmt.Sprintf("%s belongs to user %d", path, st.Uid),
 			})
 		}
 		if st.Mode&0o077 != 0 {
 			e.add(Finding{
-				Check: "access", Level: Drift, Mend: shell("chmod", mode, path),
+				Check: "access", Level: Drift, Mend: kernel.Shell("chmod", mode, path),
 				Text: fmt.Sprintf("%s is open to others: its mode is %04o", path, st.Mode&0o7777),
 			})
 		}

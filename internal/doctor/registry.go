@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -114,7 +115,7 @@ func (e *exam) badRegistry(err error) {
 	}
 	mend := e.recover()
 	if st, err := os.Lstat(path); err == nil && st.IsDir() {
-		mend = shell("rm", "-r", path)
+		mend = kernel.Shell("rm", "-r", path)
 	}
 	e.add(Finding{
 		Check: "registry", Level: Drift, Mend: mend,

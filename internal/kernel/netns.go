@@ -32,16 +32,7 @@ var ErrNetNSGone = errors.New("the network namespace is gone")
 // path, or a process id. Empty gives the namespace of the calling thread.
 // The caller closes it.
 func OpenNetNS(spec string) (*NetNS, error) {
-	path := spec
-	switch pid, err := strconv.Atoi(spec); {
-	case spec == "":
-		path = "/proc/thread-self/ns/net"
-	case strings.Contains(spec, "/"):
-	case err == nil && pid > 0:
-		path = fmt.Sprintf("/proc/%d/ns/net", pid)
-	default:
-		path = filepath.Join(netnsDir, spec)
-	}
+	path := netnsPath(spec)
 	ns, err := openNetNS(path)
 	if errors.Is(err, fs.ErrNotExist) && spec != "" {
 		return nil, hook.Because(fs.ErrNotExist, "there is no network namespace %q (looked at %s)", spec, path)
@@ -55,6 +46,18 @@ func OpenNetNS(spec string) (*NetNS, error) {
 		return nil, err
 	}
 	return ns, nil
+}
+
+func netnsPath(spec string) string {
+	switch pid, err := strconv.Atoi(spec); {
+	case spec == "":
+		return "/proc/thread-self/ns/net"
+	case strings.Contains(spec, "/"):
+		return spec
+	case err == nil && pid > 0:
+		return fmt.Sprintf("/proc/%d/ns/net", pid)
+	}
+	return filepath.Join(netnsDir, spec)
 }
 
 // openNetNS opens the namespace that is the file at path, by its inode only.

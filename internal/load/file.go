@@ -357,7 +357,8 @@ func (o Options) pinByName(spec *ebpf.CollectionSpec) (map[string]bool, error) {
 		parent = filepath.Dir(parent)
 	}
 	if !kernel.IsBPFFS(parent) {
-		return nil, hook.Because(hook.ErrUsage, "maps cannot be pinned in %s: it is not in a bpffs; mount one with \"mount -t bpf bpffs %s\"", dir, kernel.DefaultBPFFS)
+		return nil, hook.Because(hook.ErrUsage, "maps cannot be pinned in %s: it is not in a bpffs", dir).
+			Hint("mount one with \"%s\"", kernel.MountCommand(kernel.DefaultBPFFS))
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, kernel.Errno("folder for map pins", err)

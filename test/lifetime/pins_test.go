@@ -194,7 +194,7 @@ func TestWithoutBPFFS(t *testing.T) {
 	s.Detach(t, "two")
 	s.WantRun(t, 3)
 
-	const refusal = `.*: a persistent member is pinned, and there is no bpffs at .*; mount one with "mount -t bpf bpffs .*"`
+	const refusal = `.*: a persistent member is pinned, and there is no bpffs at .*; mount one with "(mkdir .* && )?mount -t bpf .*"`
 	err := one.Pin(t.Context())
 	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
 	qt.Assert(t, qt.ErrorMatches(err, refusal))
