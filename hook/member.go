@@ -204,6 +204,18 @@ type Member struct {
 	Detail string
 }
 
+// Ref returns the reference that names the entry: a member by its name, what a
+// link attaches by the link, all else by its program.
+func (m *Member) Ref() Ref {
+	switch {
+	case m.Kind == KindMember:
+		return Ref(m.Name)
+	case m.LinkID != 0:
+		return LinkRef(m.LinkID)
+	}
+	return ProgramRef(m.Program.ID)
+}
+
 // Named tells whether the entry can be referred to by its name.
 func (m *Member) Named() bool { return m.Kind == KindMember || m.Kind == KindLibxdp }
 

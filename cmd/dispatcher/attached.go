@@ -113,22 +113,11 @@ func neighbour(m *hook.Member) string {
 	if m.Kind == hook.KindMember {
 		return strconv.Quote(m.Name)
 	}
-	text := fmt.Sprintf("%s (%s", refOf(m), m.Kind)
+	text := fmt.Sprintf("%s (%s", m.Ref(), m.Kind)
 	if m.Program.Name != "" {
 		text += ", program " + m.Program.Name
 	}
 	return text + ")"
-}
-
-// refOf returns how to refer to an entry.
-func refOf(m *hook.Member) hook.Ref {
-	switch {
-	case m.Kind == hook.KindMember:
-		return hook.Ref(m.Name)
-	case m.LinkID != 0:
-		return hook.LinkRef(m.LinkID)
-	}
-	return hook.ProgramRef(m.Program.ID)
 }
 
 // position returns where in the run order a member is, or -1.

@@ -134,7 +134,7 @@ func (a *app) offerEntries(ctx context.Context, given []string, wanted func(*hoo
 	var names []string
 	for i := range chain.Members {
 		if m := &chain.Members[i]; wanted(m) {
-			names = append(names, cobra.CompletionWithDesc(string(refOf(m)), m.Program.Name))
+			names = append(names, cobra.CompletionWithDesc(string(m.Ref()), m.Program.Name))
 		}
 	}
 	return names, noFiles

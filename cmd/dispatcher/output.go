@@ -136,12 +136,8 @@ func where(c *hook.Chain) string {
 		return strings.TrimSpace("cgroups " + c.Target)
 	case h.OnNetNS(), c.Target == "" && c.Err != nil && c.Ifindex == 0 && c.CgroupID == 0:
 		return string(h)
-	case h.OnCgroup() && c.Target != "":
-		return fmt.Sprintf("%s %s", h, c.Target)
-	case h.OnCgroup() && c.CgroupID != 0:
-		return fmt.Sprintf("%s (cgroup id %d)", h, c.CgroupID)
 	case h.OnCgroup():
-		return fmt.Sprintf("%s (the cgroup is gone)", h)
+		return hook.EventTarget{Hook: h, Target: c.Target, CgroupID: c.CgroupID}.String()
 	case c.Ifindex == 0:
 		return fmt.Sprintf("%s (the device is gone)", h)
 	}

@@ -102,7 +102,7 @@ func (m measured) filter(samples []dispatcher.Sample) []dispatcher.Sample {
 	var left []dispatcher.Sample
 	for _, s := range samples {
 		c := &s.Chain
-		if m.on.is(&dispatcher.EventPlace{NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}) {
+		if m.on.is(&hook.EventTarget{NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}) {
 			left = append(left, s)
 		}
 	}

@@ -16,7 +16,7 @@ type jsonSamples struct {
 }
 
 type jsonSample struct {
-	jsonPlace
+	jsonTarget
 	Method      string          `json:"method"`
 	ElapsedNs   int64           `json:"elapsed_ns"`
 	ClockNs     int64           `json:"clock_ns,omitempty"`
@@ -67,8 +67,8 @@ func describeSamples(samples []dispatcher.Sample, now time.Time) jsonSamples {
 func describeSample(s *dispatcher.Sample) jsonSample {
 	c := &s.Chain
 	j := jsonSample{
-		jsonPlace: describePlace(&dispatcher.EventPlace{Hook: c.Hook, Target: c.Target, Ifindex: c.Ifindex, CgroupID: c.CgroupID, NetNS: c.NetNS}),
-		Method:    string(s.Method), ElapsedNs: s.Elapsed.Nanoseconds(), ClockNs: s.Clock.Nanoseconds(),
+		jsonTarget: describeTarget(&hook.EventTarget{Hook: c.Hook, Target: c.Target, Ifindex: c.Ifindex, CgroupID: c.CgroupID, NetNS: c.NetNS}),
+		Method:     string(s.Method), ElapsedNs: s.Elapsed.Nanoseconds(), ClockNs: s.Clock.Nanoseconds(),
 		Interrupted: s.Interrupted, Members: []jsonCountedBy{},
 	}
 	if s.Err != nil {

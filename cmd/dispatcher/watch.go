@@ -72,7 +72,7 @@ func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOption
 		}
 	}
 	signal.Ignore(syscall.SIGPIPE) // a write says so
-	o.Started = func(s dispatcher.WatchSources) { a.noteSources(s, o.Interval) }
+	o.Started = func(s hook.WatchSources) { a.noteSources(s, o.Interval) }
 	for e, err := range dispatcher.Watch(ctx, o) {
 		if err != nil {
 			return err
@@ -91,7 +91,7 @@ func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOption
 }
 
 // noteSources says what the watching relies on.
-func (a *app) noteSources(s dispatcher.WatchSources, interval time.Duration) {
+func (a *app) noteSources(s hook.WatchSources, interval time.Duration) {
 	var heard, deaf []string
 	for _, source := range []struct {
 		name string
@@ -114,7 +114,7 @@ func (a *app) noteSources(s dispatcher.WatchSources, interval time.Duration) {
 }
 
 // onTarget chooses the events of one device or cgroup, wherever it goes.
-type onTarget struct{ dispatcher.EventPlace }
+type onTarget struct{ hook.EventTarget }
 
 func (a *app) onTarget(ctx context.Context, h hook.Hook, name string) (*onTarget, error) {
 	if h.OnNetNS() {
@@ -128,123 +128,25 @@ func (a *app) onTarget(ctx context.Context, h hook.Hook, name string) (*onTarget
 	if err != nil {
 		return nil, err
 	}
-	return &onTarget{dispatcher.EventPlace{NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}}, nil
+	return &onTarget{hook.EventTarget{NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}}, nil
 }
 
-func (t *onTarget) takes(e *dispatcher.Event) bool {
+func (t *onTarget) takes(e *hook.Event) bool {
 	if e.From != nil && t.is(e.From) {
-		t.EventPlace = e.EventPlace
+		t.EventTarget = e.EventTarget
 		return true
 	}
-	return e.Hook == "" || t.is(&e.EventPlace) // the former is about more than one
+	return e.Hook == "" || t.is(&e.EventTarget) // the former is about more than one
 }
 
-func (t *onTarget) is(p *dispatcher.EventPlace) bool {
+func (t *onTarget) is(p *hook.EventTarget) bool {
 	return t.NetNS.Inode == p.NetNS.Inode && t.NetNS.Cookie == p.NetNS.Cookie && t.Ifindex == p.Ifindex && t.CgroupID == p.CgroupID
 }
 
 // printEvent writes one event, on one line.
-func (a *app) printEvent(e *dispatcher.Event) error {
+func (a *app) printEvent(e *hook.Event) error {
 	if a.format == formatJSON {
 		return encodeLine(a.stdout, describeEvent(e))
 	}
-	return a.print(a.eventLine(e) + "\n")
-}
-
-// eventLine is an event in words:
-//
-//	15:04:05.123 tcx/ingress eth0: "count" attached, number 2 of 3, program count_tc 41 (by pid 812 dispatcher, BPF_LINK_CREATE)
-func (a *app) eventLine(e *dispatcher.Event) string {
-	parts := []string{what(e)}
-	switch e.Kind {
-	case dispatcher.EventMoved:
-		parts = append(parts, "was "+placeWords(e.From))
-	case dispatcher.EventReordered:
-		parts = append(parts, fmt.Sprintf("number %d of %d, was %d", e.PositionAfter, e.Entries, e.PositionBefore))
-	case dispatcher.EventOvertaken:
-		parts = append(parts, fmt.Sprintf("by %s (%s)", refOf(e.By), e.By.Kind), fmt.Sprintf("number %d of %d", e.PositionAfter, e.Entries))
-	case dispatcher.EventLeft, dispatcher.EventDefunct, dispatcher.EventEmptied:
-		parts = append(parts, "was number "+fmt.Sprint(e.PositionBefore))
-	case dispatcher.EventPresent, dispatcher.EventAttached, dispatcher.EventAdopted:
-		parts = append(parts, fmt.Sprintf("number %d of %d", e.PositionAfter, e.Entries))
-	}
-	if e.Before != nil && e.After != nil {
-		parts = append(parts, settingsChanges(e.Before, e.After)...)
-	}
-	parts = append(parts, programWords(e)...)
-	if e.Err != "" {
-		parts = append(parts, e.Err)
-	}
-	line := fmt.Sprintf("%s %s: %s", e.Time.Local().Format("15:04:05.000"), placeWords(&e.EventPlace), strings.Join(parts, ", "))
-	if e.Who != nil {
-		line += fmt.Sprintf(" (by pid %d %s, %s)", e.Who.PID, e.Who.Comm, e.Who.Call)
-	}
-	return oneLine(line)
-}
-
-// what is whom it is about, and what happened.
-func what(e *dispatcher.Event) string {
-	switch {
-	case e.Entry == "":
-		return string(e.Kind)
-	case e.Entry != hook.KindMember:
-		return fmt.Sprintf("%q (%s) %s", e.Name, e.Entry, e.Kind)
-	}
-	return fmt.Sprintf("%q %s", e.Name, e.Kind)
-}
-
-func placeWords(p *dispatcher.EventPlace) string {
-	words := where(&hook.Chain{Hook: p.Hook, Target: p.Target, Ifindex: p.Ifindex, CgroupID: p.CgroupID})
-	switch {
-	case p.Hook == "" && p.NetNS.Inode == 0:
-		return "watch"
-	case p.Hook.OnDevice() && p.Hook != "":
-		words = strings.TrimSpace(fmt.Sprintf("%s %s", p.Hook, p.Target))
-		if p.Ifindex == 0 {
-			words += " elsewhere"
-		}
-	}
-	if p.NetNS.Name != "" {
-		words += " netns " + p.NetNS.Name
-	}
-	return strings.TrimSpace(words)
-}
-
-// settingsChanges are the settings that differ.
-func settingsChanges(before, after *hook.Member) (list []string) {
-	add := func(name string, was, is any) {
-		if was != is {
-			list = append(list, fmt.Sprintf("%s %v, was %v", name, is, was))
-		}
-	}
-	if before.Name != after.Name {
-		add("name", before.Name, after.Name)
-	}
-	if before.Kind == after.Kind {
-		add("priority", before.Priority, after.Priority)
-		add("continue-on", before.ContinueOn, after.ContinueOn)
-		add("on-missing", before.OnMissing, after.OnMissing)
-	}
-	return list
-}
-
-// programWords name the program that runs, or ran.
-func programWords(e *dispatcher.Event) []string {
-	words := func(p hook.Program) string { return fmt.Sprintf("%s %d", orDash(p.Name), p.ID) }
-	var was, is hook.Program
-	if e.Before != nil {
-		was = e.Before.Program
-	}
-	if e.After != nil {
-		is = e.After.Program
-	}
-	switch {
-	case e.Kind == dispatcher.EventUpdated && was.ID != 0:
-		return []string{"program " + words(is) + ", was " + words(was)}
-	case is.ID != 0:
-		return []string{"program " + words(is)}
-	case was.ID != 0:
-		return []string{"program " + words(was)}
-	}
-	return nil
+	return a.print(e.String() + "\n")
 }

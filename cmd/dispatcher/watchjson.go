@@ -3,7 +3,6 @@ package main
 import (
 	"time"
 
-	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
@@ -12,8 +11,8 @@ type jsonEvent struct {
 	Version        int          `json:"version"`
 	Time           time.Time    `json:"time"`
 	Event          string       `json:"event"`
-	jsonPlace                   // where
-	From           *jsonPlace   `json:"from,omitempty"`
+	jsonTarget                  // where
+	From           *jsonTarget  `json:"from,omitempty"`
 	Kind           string       `json:"kind,omitempty"`
 	Name           string       `json:"name"`
 	LinkID         uint32       `json:"link_id,omitempty"`
@@ -27,7 +26,7 @@ type jsonEvent struct {
 	Error          string       `json:"error,omitempty"`
 }
 
-type jsonPlace struct {
+type jsonTarget struct {
 	Hook     string    `json:"hook"`
 	Target   string    `json:"target"`
 	Ifindex  int       `json:"ifindex"`
@@ -41,15 +40,15 @@ type jsonProcess struct {
 	Call string `json:"call"`
 }
 
-func describeEvent(e *dispatcher.Event) jsonEvent {
+func describeEvent(e *hook.Event) jsonEvent {
 	j := jsonEvent{
-		Version: schema, Time: e.Time.UTC(), Event: string(e.Kind), jsonPlace: describePlace(&e.EventPlace),
+		Version: schema, Time: e.Time.UTC(), Event: string(e.Kind), jsonTarget: describeTarget(&e.EventTarget),
 		Kind: string(e.Entry), Name: e.Name, LinkID: e.LinkID,
 		PositionBefore: e.PositionBefore, PositionAfter: e.PositionAfter, Entries: e.Entries,
 		Who: (*jsonProcess)(e.Who), Error: oneLine(e.Err),
 	}
 	if e.From != nil {
-		from := describePlace(e.From)
+		from := describeTarget(e.From)
 		j.From = &from
 	}
 	entry := func(m *hook.Member) *jsonMember {
@@ -68,6 +67,6 @@ func describeEvent(e *dispatcher.Event) jsonEvent {
 	return j
 }
 
-func describePlace(p *dispatcher.EventPlace) jsonPlace {
-	return jsonPlace{string(p.Hook), p.Target, p.Ifindex, p.CgroupID, jsonNetNS(p.NetNS)}
+func describeTarget(p *hook.EventTarget) jsonTarget {
+	return jsonTarget{string(p.Hook), p.Target, p.Ifindex, p.CgroupID, jsonNetNS(p.NetNS)}
 }

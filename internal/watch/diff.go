@@ -10,7 +10,7 @@ import (
 // Diff tells what changed between two looks, in this order: what moved; what
 // went; what changed; what came, oldest first; who was overtaken. The second look
 // is one that [Settle] has been over.
-func Diff(before, after *Look) []Event {
+func Diff(before, after *Look) []hook.Event {
 	d := &diff{before: entries(before.Chains), after: entries(after.Chains), look: after}
 	match(d.before, d.after)
 	d.unreadable(before, after)
@@ -29,12 +29,12 @@ func Diff(before, after *Look) []Event {
 
 // Initial tells what could not be read in the first look, and if present is set
 // what is there.
-func Initial(now *Look, present bool) []Event {
+func Initial(now *Look, present bool) []hook.Event {
 	d := &diff{after: entries(now.Chains), look: now}
 	d.unreadable(&Look{}, now)
 	for i := range d.after {
 		if present {
-			d.add(Present, nil, &d.after[i])
+			d.add(hook.EventPresent, nil, &d.after[i])
 		}
 	}
 	return d.events
@@ -43,16 +43,16 @@ func Initial(now *Look, present bool) []Event {
 type diff struct {
 	before, after []entry
 	look          *Look
-	events        []Event
+	events        []hook.Event
 }
 
 // add reports an event of an entry; either of b and a may be nil.
-func (d *diff) add(kind Kind, b, a *entry) *Event {
+func (d *diff) add(kind hook.EventKind, b, a *entry) *hook.Event {
 	now := a
 	if now == nil {
 		now = b
 	}
-	e := Event{Kind: kind, Place: placeOf(now.c), Entry: now.m.Kind, Name: now.m.Name, LinkID: now.link(), slot: now.m.SlotID}
+	e := hook.Event{Kind: kind, EventTarget: targetOf(now.c), Entry: now.m.Kind, Name: now.m.Name, LinkID: now.link()}
 	if b != nil {
 		e.Before, e.PositionBefore = b.m, b.pos
 	}
@@ -66,9 +66,9 @@ func (d *diff) add(kind Kind, b, a *entry) *Event {
 // unreadable reports what could not be read and could before.
 func (d *diff) unreadable(before, after *Look) {
 	for _, u := range after.unread {
-		same := func(v unread) bool { return v.Place == u.Place }
+		same := func(v unread) bool { return v.EventTarget == u.EventTarget }
 		if !slices.ContainsFunc(before.unread, same) {
-			d.events = append(d.events, Event{Kind: Unreadable, Place: u.Place, Err: u.err})
+			d.events = append(d.events, hook.Event{Kind: hook.EventUnreadable, EventTarget: u.EventTarget, Err: u.err})
 		}
 	}
 }
@@ -81,13 +81,13 @@ func (d *diff) moved() {
 		if a.is < 0 || done[a.c] {
 			continue
 		}
-		from, to := placeOf(d.before[a.is].c), placeOf(a.c)
-		gone := to.target() == target{} // what is left of it is defunct
-		if gone || from.Hook != to.Hook || from.Target == to.Target && from.target() == to.target() {
+		from, to := targetOf(d.before[a.is].c), targetOf(a.c)
+		gone := idOf(to) == targetID{} // what is left of it is defunct
+		if gone || from.Hook != to.Hook || from.Target == to.Target && idOf(from) == idOf(to) {
 			continue
 		}
 		done[a.c] = true
-		d.events = append(d.events, Event{Kind: Moved, Place: to, From: &from, Entries: len(a.c.Members)})
+		d.events = append(d.events, hook.Event{Kind: hook.EventMoved, EventTarget: to, From: &from, Entries: len(a.c.Members)})
 	}
 	// Out of the one namespace that is watched.
 	for i := range d.before {
@@ -96,8 +96,8 @@ func (d *diff) moved() {
 			continue
 		}
 		done[b.c] = true
-		from := placeOf(b.c)
-		d.events = append(d.events, Event{Kind: Moved, Place: Place{Hook: b.c.Hook}, From: &from, Entries: len(b.c.Members)})
+		from := targetOf(b.c)
+		d.events = append(d.events, hook.Event{Kind: hook.EventMoved, EventTarget: hook.EventTarget{Hook: b.c.Hook}, From: &from, Entries: len(b.c.Members)})
 	}
 }
 
@@ -115,10 +115,10 @@ func (d *diff) left(b *entry) {
 	switch d.look.Links[b.link()] {
 	case LinkElsewhere:
 	case LinkDefunct:
-		d.add(Defunct, b, nil)
+		d.add(hook.EventDefunct, b, nil)
 	default:
-		e := d.add(Left, b, nil)
-		if c := d.look.chainAt(placeOf(b.c)); c != nil {
+		e := d.add(hook.EventLeft, b, nil)
+		if c := d.look.chainAt(targetOf(b.c)); c != nil {
 			e.Entries = len(c.Members)
 		}
 	}
@@ -160,37 +160,37 @@ func (d *diff) changed(b, a *entry, stays bool) {
 	case is.State == hook.StateDefunct:
 		return // it left
 	case was.Kind == hook.KindLegacy && is.Kind == hook.KindMember:
-		d.add(Adopted, b, a)
+		d.add(hook.EventAdopted, b, a)
 		return
 	case was.Kind != is.Kind || is.Kind == hook.KindMember && was.Name != is.Name:
-		d.add(Named, b, a)
+		d.add(hook.EventNamed, b, a)
 		return
 	case was.State == hook.StateEmpty && was.SlotID == is.SlotID && is.State == hook.StateRunning:
-		d.add(Updated, b, a)
+		d.add(hook.EventUpdated, b, a)
 	case was.State != is.State && is.State == hook.StateRunning:
-		d.add(Attached, b, a)
+		d.add(hook.EventAttached, b, a)
 		return
 	case was.State != is.State && is.State == hook.StateEmpty:
-		d.add(Emptied, b, a)
+		d.add(hook.EventEmptied, b, a)
 	case was.State != is.State:
-		d.add(Displaced, b, a)
+		d.add(hook.EventDisplaced, b, a)
 		return
 	case was.Program.ID != is.Program.ID:
-		d.add(Updated, b, a)
+		d.add(hook.EventUpdated, b, a)
 	}
 	switch {
 	case !stays:
-		d.add(Reordered, b, a)
+		d.add(hook.EventReordered, b, a)
 	case was.Settings != is.Settings:
-		d.add(Set, b, a)
+		d.add(hook.EventSet, b, a)
 	case was.LinkID != is.LinkID && is.Kind != hook.KindLibxdp:
 		// The same program again, at the same place.
-		d.add(Attached, b, a)
+		d.add(hook.EventAttached, b, a)
 	}
 	if was.Persistent != is.Persistent {
-		kind := Unpinned
+		kind := hook.EventUnpinned
 		if is.Persistent {
-			kind = Pinned
+			kind = hook.EventPinned
 		}
 		d.add(kind, b, a)
 	}
@@ -202,10 +202,10 @@ func (d *diff) came() {
 	for i := range d.after {
 		// What is defunct was attached long ago.
 		if a := &d.after[i]; a.is < 0 && a.m.State != hook.StateDefunct {
-			d.add(Attached, nil, a)
+			d.add(hook.EventAttached, nil, a)
 		}
 	}
-	slices.SortStableFunc(d.events[first:], func(x, y Event) int {
+	slices.SortStableFunc(d.events[first:], func(x, y hook.Event) int {
 		return cmp.Or(cmp.Compare(x.After.SlotID, y.After.SlotID), cmp.Compare(x.After.LinkID, y.After.LinkID))
 	})
 }
@@ -227,7 +227,7 @@ func (d *diff) overtaken(stayed []bool) {
 			if by.is >= 0 && d.before[by.is].pos < b.pos {
 				continue
 			}
-			d.add(Overtaken, b, a).By = by.m
+			d.add(hook.EventOvertaken, b, a).By = by.m
 			break
 		}
 	}

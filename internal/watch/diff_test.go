@@ -70,12 +70,12 @@ func parseEntry(h hook.Hook, text string) hook.Member {
 	return m
 }
 
-func words(events []Event) []string {
+func words(events []hook.Event) []string {
 	list := []string{}
 	for _, e := range events {
 		s := string(e.Kind)
 		switch {
-		case e.Kind == Moved:
+		case e.Kind == hook.EventMoved:
 			s += fmt.Sprintf(" %s %s>%s", e.Hook, e.From.Target, e.Target)
 		case e.Entry == "":
 			s += " " + string(e.Hook)
@@ -232,7 +232,7 @@ func TestUnreadable(t *testing.T) {
 			Settle(first, second)
 			events := Diff(first, second)
 			qt.Assert(t, qt.HasLen(events, 1))
-			qt.Check(t, qt.Equals(events[0].Kind, Unreadable))
+			qt.Check(t, qt.Equals(events[0].Kind, hook.EventUnreadable))
 			qt.Check(t, qt.Equals(events[0].Err, "broken"))
 			Settle(second, third)
 			qt.Check(t, qt.HasLen(Diff(second, third), 0))
@@ -263,7 +263,7 @@ func TestUnsettled(t *testing.T) {
 func TestDoubtful(t *testing.T) {
 	before := look(at(cg, "/a", "a:1/1=1"))
 	now := look(at(cg, "/a", "a:1/1=1", "legacy=2"))
-	now.Doubtful = []Place{placeOf(&now.Chains[0])}
+	now.Doubtful = []hook.EventTarget{targetOf(&now.Chains[0])}
 	Settle(before, now)
 	qt.Check(t, qt.HasLen(Diff(before, now), 0))
 }

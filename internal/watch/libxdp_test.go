@@ -26,17 +26,17 @@ func TestDiffLibxdp(t *testing.T) {
 	two := onLibxdp(1, "a:10=41*", "b:20=42*")
 	for name, test := range map[string]struct {
 		before, after hook.Chain
-		want          []Kind
+		want          []hook.EventKind
 	}{
 		"nothing":  {two, onLibxdp(2, "a:10=41*", "b:20=42*"), nil},
-		"joined":   {two, onLibxdp(2, "a:10=41*", "c:15=43*", "b:20=42*"), []Kind{Attached}},
-		"left":     {two, onLibxdp(2, "b:20=42*"), []Kind{Left}},
-		"set":      {two, onLibxdp(2, "a:15=41*", "b:20=42*"), []Kind{Set}},
-		"replaced": {two, onLibxdp(2, "a:10=44*", "b:20=42*"), []Kind{Updated}},
-		"ordered":  {two, onLibxdp(2, "b:20=42*", "a:30=41*"), []Kind{Reordered}},
-		"emptied":  {two, onLibxdp(2), []Kind{Left, Left}},
+		"joined":   {two, onLibxdp(2, "a:10=41*", "c:15=43*", "b:20=42*"), []hook.EventKind{hook.EventAttached}},
+		"left":     {two, onLibxdp(2, "b:20=42*"), []hook.EventKind{hook.EventLeft}},
+		"set":      {two, onLibxdp(2, "a:15=41*", "b:20=42*"), []hook.EventKind{hook.EventSet}},
+		"replaced": {two, onLibxdp(2, "a:10=44*", "b:20=42*"), []hook.EventKind{hook.EventUpdated}},
+		"ordered":  {two, onLibxdp(2, "b:20=42*", "a:30=41*"), []hook.EventKind{hook.EventReordered}},
+		"emptied":  {two, onLibxdp(2), []hook.EventKind{hook.EventLeft, hook.EventLeft}},
 	} {
-		var got []Kind
+		var got []hook.EventKind
 		for _, e := range Diff(look(test.before), look(test.after)) {
 			got = append(got, e.Kind)
 		}

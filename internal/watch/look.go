@@ -26,20 +26,20 @@ type Look struct {
 	// Links has what became of those that are missing.
 	Links map[uint32]LinkState
 	// Doubtful are hooks that changed under the eyes of who looked.
-	Doubtful []Place
+	Doubtful []hook.EventTarget
 
 	unread []unread
 }
 
 // unread is a part of the machine that could not be read.
 type unread struct {
-	Place
+	hook.EventTarget
 	err string
 }
 
 // covers tells whether a hook belongs to it. A whole namespace or cgroup has no
 // hook, all cgroups nothing at all.
-func (u unread) covers(p Place) bool {
+func (u unread) covers(p hook.EventTarget) bool {
 	switch {
 	case u.Hook == "" && u.NetNS.Inode != 0:
 		return netnsOf(p.NetNS) == netnsOf(u.NetNS)
@@ -48,12 +48,12 @@ func (u unread) covers(p Place) bool {
 	case u.Hook == "cgroup":
 		return p.Hook.OnCgroup() && p.Target == u.Target
 	}
-	return u.Hook == p.Hook && u.target() == p.target()
+	return u.Hook == p.Hook && idOf(u.EventTarget) == idOf(p)
 }
 
-func (l *Look) chainAt(p Place) *hook.Chain {
+func (l *Look) chainAt(p hook.EventTarget) *hook.Chain {
 	for i := range l.Chains {
-		if at := placeOf(&l.Chains[i]); at.Hook == p.Hook && at.target() == p.target() {
+		if at := targetOf(&l.Chains[i]); at.Hook == p.Hook && idOf(at) == idOf(p) {
 			return &l.Chains[i]
 		}
 	}
@@ -104,12 +104,12 @@ func Settle(before, now *Look) {
 	var keep []hook.Chain
 	for i := range now.Chains {
 		c := now.Chains[i]
-		switch at := placeOf(&c); {
+		switch at := targetOf(&c); {
 		case c.Err != nil && len(c.Members) == 0:
 			now.unread = append(now.unread, unread{at, c.Err.Error()})
 		case lost(&c) && (before.has(c.LinkID) || before.has(c.Members[0].LinkID)):
 			// Known from before, and there with its name.
-		case slices.ContainsFunc(now.Doubtful, func(d Place) bool { return d.Hook == at.Hook && d.target() == at.target() }):
+		case slices.ContainsFunc(now.Doubtful, func(d hook.EventTarget) bool { return d.Hook == at.Hook && idOf(d) == idOf(at) }):
 			if was := before.chainAt(at); was != nil {
 				keep = append(keep, *was)
 			}
@@ -119,7 +119,7 @@ func Settle(before, now *Look) {
 	}
 	for i := range before.Chains {
 		c := before.Chains[i]
-		at := placeOf(&c)
+		at := targetOf(&c)
 		unsettled := func(e entry) bool { return now.Links[e.link()] == LinkUnsettled && e.link() != 0 }
 		covered := slices.ContainsFunc(now.unread, func(u unread) bool { return u.covers(at) })
 		seen := (&Look{Chains: keep}).chainAt(at) != nil

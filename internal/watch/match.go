@@ -33,13 +33,13 @@ func (e *entry) link() uint32 {
 	return e.c.LinkID
 }
 
-func (e *entry) target() target { return placeOf(e.c).target() }
+func (e *entry) target() targetID { return idOf(targetOf(e.c)) }
 
 // A key names an entry across looks.
 type key struct {
 	kind   string
 	id     uint32 // of a link, slot or program
-	at     target
+	at     targetID
 	filter hook.Filter
 	detail string
 }

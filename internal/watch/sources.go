@@ -6,18 +6,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// Sources are what wakes the watcher between two looks. The errors say why one
-// does not; nil where it does.
-type Sources struct {
-	Netlink  error // devices and filters
-	Pins     error // files in the bpffs
-	Calls    error // bpf(2), and the end of processes that have made something
-	Programs error // programs that are loaded and freed
-}
-
-// errQuiet is why there are none.
+// errQuiet is why no signs are heard.
 var errQuiet = errors.New("not asked for")
 
 // sources waits for signs of a change.
@@ -30,7 +23,7 @@ type sources struct {
 	pins     *pinWatch
 	programs *programEvents
 	tracer   *tracer
-	said     Sources
+	said     hook.WatchSources
 
 	mu   sync.Mutex
 	lost []string // what overflowed
@@ -38,13 +31,13 @@ type sources struct {
 
 func newSources(o *Options) *sources {
 	s := &sources{wake: make(chan struct{}, 1), stop: -1}
-	s.said = Sources{errQuiet, errQuiet, errQuiet, errQuiet}
+	s.said = hook.WatchSources{Netlink: errQuiet, Pins: errQuiet, Calls: errQuiet, Programs: errQuiet}
 	if o.Quiet {
 		return s
 	}
 	var err error
 	if s.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		s.said = Sources{err, err, err, err}
+		s.said = hook.WatchSources{Netlink: err, Pins: err, Calls: err, Programs: err}
 		return s
 	}
 	s.netlink, s.said.Netlink = newListener(o.NetNS)
@@ -55,7 +48,7 @@ func newSources(o *Options) *sources {
 	return s
 }
 
-func (s *sources) say() Sources { return s.said }
+func (s *sources) say() hook.WatchSources { return s.said }
 
 // sign wakes the watcher.
 func (s *sources) sign() {

@@ -22,7 +22,7 @@ type Options struct {
 	// First reports what is there at the start.
 	First bool
 	// Ready is called after the first look; may be nil.
-	Ready func(Sources)
+	Ready func(hook.WatchSources)
 	// Quiet goes without what could wake it, for tests and measurements.
 	Quiet bool
 }
@@ -41,7 +41,7 @@ const (
 
 // Run looks until ctx ends, or emit returns false. The error is that nothing
 // could be read at the start.
-func Run(ctx context.Context, o Options, emit func(Event) bool) error {
+func Run(ctx context.Context, o Options, emit func(hook.Event) bool) error {
 	w := &watcher{Options: o}
 	w.sources = newSources(&w.Options)
 	defer w.sources.close()
@@ -67,7 +67,7 @@ type watcher struct {
 	stopped bool
 }
 
-func (w *watcher) first(ctx context.Context, emit func(Event) bool) error {
+func (w *watcher) first(ctx context.Context, emit func(hook.Event) bool) error {
 	now, err := w.look(ctx)
 	if ctx.Err() != nil {
 		w.stopped = true
@@ -124,12 +124,12 @@ func (w *watcher) wait(ctx context.Context) bool {
 var errTorn = errors.New("torn")
 
 // step looks, and reports what is new.
-func (w *watcher) step(ctx context.Context, emit func(Event) bool) bool {
+func (w *watcher) step(ctx context.Context, emit func(hook.Event) bool) bool {
 	now, err := w.look(ctx)
 	if ctx.Err() != nil {
 		return false
 	}
-	var events []Event
+	var events []hook.Event
 	switch {
 	case err == nil:
 		w.failed = 0
@@ -140,13 +140,13 @@ func (w *watcher) step(ctx context.Context, emit func(Event) bool) bool {
 		return true
 	case w.failed == patience:
 		w.failed++ // and say so once
-		events = append(events, Event{Kind: Unreadable, Err: err.Error()})
+		events = append(events, hook.Event{Kind: hook.EventUnreadable, Err: err.Error()})
 	}
 	news, lost := w.sources.taken()
 	w.calls.add(news, len(lost) > 0, w.clock)
 	w.clock = w.now
 	for _, what := range lost {
-		events = append(events, Event{Kind: Missed, Err: what})
+		events = append(events, hook.Event{Kind: hook.EventMissed, Err: what})
 	}
 	w.calls.explain(events)
 	for _, e := range events {
@@ -159,7 +159,7 @@ func (w *watcher) step(ctx context.Context, emit func(Event) bool) bool {
 }
 
 // compare returns what is new, and makes the look the last one.
-func (w *watcher) compare(ctx context.Context, now *Look) []Event {
+func (w *watcher) compare(ctx context.Context, now *Look) []hook.Event {
 	Settle(w.last, now)
 	events := Diff(w.last, now)
 	if slices.ContainsFunc(events, unsure) {
@@ -177,8 +177,8 @@ func (w *watcher) compare(ctx context.Context, now *Look) []Event {
 // unsure tells whether an event calls for a second look: a foreign link may be a
 // member in the making, whose name is not yet written down; and what cannot be
 // read may only have changed too fast.
-func unsure(e Event) bool {
-	return e.Kind == Attached && e.Entry == hook.KindForeign && e.After.LinkID != 0 || e.Kind == Unreadable
+func unsure(e hook.Event) bool {
+	return e.Kind == hook.EventAttached && e.Entry == hook.KindForeign && e.After.LinkID != 0 || e.Kind == hook.EventUnreadable
 }
 
 // look looks at everything that is watched.
@@ -207,7 +207,7 @@ func (w *watcher) look(ctx context.Context) (*Look, error) {
 	}
 	for _, c := range bare {
 		if isTorn(c, links) {
-			now.Doubtful = append(now.Doubtful, placeOf(c))
+			now.Doubtful = append(now.Doubtful, targetOf(c))
 		}
 	}
 	w.follow(now, missing, links)

@@ -23,6 +23,17 @@ type call struct {
 // A subject is what a call was about.
 type subject struct{ link, slot uint32 }
 
+// slotOf returns the slot of the member of a chain that an event is about, or 0.
+func slotOf(e *hook.Event) uint32 {
+	switch {
+	case e.After != nil:
+		return e.After.SlotID
+	case e.Before != nil:
+		return e.Before.SlotID
+	}
+	return 0
+}
+
 // kernelClock is what bpf_ktime_get_ns returns.
 func kernelClock() uint64 {
 	var now unix.Timespec
@@ -64,27 +75,27 @@ func (c *calls) add(news []call, lost bool, since uint64) {
 }
 
 // explain fills in who did it, where that is certain.
-func (c *calls) explain(events []Event) {
+func (c *calls) explain(events []hook.Event) {
 	for i := range events {
 		e := &events[i]
 		e.Who = c.who(e, events)
 	}
 	// A link or slot that is gone does not come again.
 	for _, e := range events {
-		if e.Kind == Left || e.Kind == Emptied || e.Kind == Defunct {
-			delete(c.makers, subject{slot: e.slot})
-			if e.Place.Hook != hook.XDP {
+		if e.Kind == hook.EventLeft || e.Kind == hook.EventEmptied || e.Kind == hook.EventDefunct {
+			delete(c.makers, subject{slot: slotOf(&e)})
+			if e.Hook != hook.XDP {
 				delete(c.makers, subject{link: e.LinkID})
 			}
 		}
 	}
 }
 
-func (c *calls) who(e *Event, all []Event) *Process {
+func (c *calls) who(e *hook.Event, all []hook.Event) *hook.EventProcess {
 	const create, update, detach = unix.BPF_LINK_CREATE, unix.BPF_LINK_UPDATE, unix.BPF_LINK_DETACH
 	link, xdp := e.LinkID, e.Hook == hook.XDP
 	switch e.Kind {
-	case Attached, Adopted, Set, Reordered:
+	case hook.EventAttached, hook.EventAdopted, hook.EventSet, hook.EventReordered:
 		switch {
 		case link != 0 && xdp:
 			return c.one(c.about(link, create, update))
@@ -92,24 +103,24 @@ func (c *calls) who(e *Event, all []Event) *Process {
 			return c.one(c.about(link, create))
 		}
 		return c.bare(e, all, unix.BPF_PROG_ATTACH)
-	case Updated:
+	case hook.EventUpdated:
 		switch {
-		case e.slot != 0:
-			return c.one(c.about(e.slot, unix.BPF_MAP_UPDATE_ELEM))
+		case slotOf(e) != 0:
+			return c.one(c.about(slotOf(e), unix.BPF_MAP_UPDATE_ELEM))
 		case link != 0:
 			return c.one(c.about(link, update))
 		}
 		return c.bare(e, all, unix.BPF_PROG_ATTACH)
-	case Overtaken:
+	case hook.EventOvertaken:
 		if e.By.LinkID != 0 {
 			return c.one(c.about(e.By.LinkID, create))
 		}
-	case Pinned:
+	case hook.EventPinned:
 		// Which object it was about is not known: so only if there is one at all.
 		return c.one(c.matching(func(x call) bool { return x.cmd == unix.BPF_OBJ_PIN }))
-	case Emptied:
+	case hook.EventEmptied:
 		return c.ended(e)
-	case Left:
+	case hook.EventLeft:
 		by := c.about(link, detach)
 		if xdp {
 			by = c.about(link, update, detach)
@@ -142,7 +153,7 @@ func (c *calls) about(id uint32, cmds ...uint32) []*call {
 
 // bare finds who attached or detached a program without a link: there must be
 // one such call, and one such event. Through netlink there is no call at all.
-func (c *calls) bare(e *Event, all []Event, cmd uint32) *Process {
+func (c *calls) bare(e *hook.Event, all []hook.Event, cmd uint32) *hook.EventProcess {
 	at := kernel.KindOf(e.Hook).Attach
 	if e.Hook == hook.XDP || e.Hook.Family() == "tc" {
 		return nil
@@ -161,10 +172,10 @@ func (c *calls) bare(e *Event, all []Event, cmd uint32) *Process {
 
 // ended finds whether the process that made it has ended just now. What was
 // pinned does not go with its maker.
-func (c *calls) ended(e *Event) *Process {
+func (c *calls) ended(e *hook.Event) *hook.EventProcess {
 	s := subject{link: e.LinkID}
-	if e.slot != 0 {
-		s = subject{slot: e.slot}
+	if slot := slotOf(e); slot != 0 {
+		s = subject{slot: slot}
 	}
 	pid, known := c.makers[s]
 	if !known || e.Before == nil || e.Before.Persistent {
@@ -172,14 +183,14 @@ func (c *calls) ended(e *Event) *Process {
 	}
 	for _, x := range c.list {
 		if x.cmd == exit && x.pid == pid {
-			return &Process{x.pid, x.comm, "exit"}
+			return &hook.EventProcess{PID: x.pid, Comm: x.comm, Call: "exit"}
 		}
 	}
 	return nil
 }
 
 // one returns the process of the calls, if all are by the same.
-func (c *calls) one(list []*call) *Process {
+func (c *calls) one(list []*call) *hook.EventProcess {
 	if len(list) == 0 {
 		return nil
 	}
@@ -192,7 +203,7 @@ func (c *calls) one(list []*call) *Process {
 		x.used = true
 	}
 	last := list[len(list)-1]
-	return &Process{last.pid, last.comm, commandNames[last.cmd]}
+	return &hook.EventProcess{PID: last.pid, Comm: last.comm, Call: commandNames[last.cmd]}
 }
 
 var commandNames = map[uint32]string{

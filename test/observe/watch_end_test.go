@@ -93,7 +93,7 @@ func TestWatchMany(t *testing.T) {
 	}
 	for range want {
 		e := w.next(t)
-		qt.Assert(t, qt.Equals(e.Kind, dispatcher.EventAttached), qt.Commentf("%s", words(&e)))
+		qt.Assert(t, qt.Equals(e.Kind, hook.EventAttached), qt.Commentf("%s", words(&e)))
 		got = append(got, e.Name)
 	}
 	qt.Assert(t, qt.DeepEquals(got, want))
@@ -137,7 +137,7 @@ func benchmarkLate(b *testing.B, intervalOnly bool) {
 	prog := testenv.VerdictProgram(b, "ldt_late", testenv.TCNext, testenv.On(hook.TCXIngress))
 	legacy := testenv.VerdictProgram(b, "ldt_netlink", testenv.XDPPass)
 	late := map[string][]time.Duration{}
-	measure := func(what string, kind dispatcher.EventKind, do func()) {
+	measure := func(what string, kind hook.EventKind, do func()) {
 		time.Sleep(100*time.Millisecond + rand.N(time.Second)) // any time between two looks
 		do()
 		done := time.Now()
@@ -147,16 +147,16 @@ func benchmarkLate(b *testing.B, intervalOnly bool) {
 	}
 	for b.Loop() {
 		var l *dispatcher.Link
-		measure("attach", dispatcher.EventAttached, func() { l = tcx.Attach(b, prog, dispatcher.Options{Name: "late"}) })
-		measure("pin", dispatcher.EventPinned, func() { qt.Assert(b, qt.IsNil(l.Pin(b.Context()))) })
-		measure("unpin", dispatcher.EventUnpinned, func() { qt.Assert(b, qt.IsNil(l.Unpin(b.Context()))) })
+		measure("attach", hook.EventAttached, func() { l = tcx.Attach(b, prog, dispatcher.Options{Name: "late"}) })
+		measure("pin", hook.EventPinned, func() { qt.Assert(b, qt.IsNil(l.Pin(b.Context()))) })
+		measure("unpin", hook.EventUnpinned, func() { qt.Assert(b, qt.IsNil(l.Unpin(b.Context()))) })
 		// The program stays: the kernel gives no sign.
-		measure("close", dispatcher.EventLeft, func() { l.Close() })
-		measure("netlink", dispatcher.EventAttached, func() { s.AttachLegacy(b, legacy) })
-		measure("netlink-off", dispatcher.EventLeft, func() { s.Server.IP(b, "link", "set", s.ServerDev, "xdp", "off") })
+		measure("close", hook.EventLeft, func() { l.Close() })
+		measure("netlink", hook.EventAttached, func() { s.AttachLegacy(b, legacy) })
+		measure("netlink-off", hook.EventLeft, func() { s.Server.IP(b, "link", "set", s.ServerDev, "xdp", "off") })
 		var a *scene.App
-		measure("attach-xdp", dispatcher.EventAttached, func() { a = s.AttachIn(b, legacy, dispatcher.Options{Name: "held"}) })
-		measure("kill", dispatcher.EventLeft, func() { a.Kill() })
+		measure("attach-xdp", hook.EventAttached, func() { a = s.AttachIn(b, legacy, dispatcher.Options{Name: "held"}) })
+		measure("kill", hook.EventLeft, func() { a.Kill() })
 	}
 	for what, d := range late {
 		slices.Sort(d)

@@ -24,17 +24,17 @@ import (
 
 // A watching is a Watch that runs beside the test.
 type watching struct {
-	events  chan dispatcher.Event
-	sources dispatcher.WatchSources
+	events  chan hook.Event
+	sources hook.WatchSources
 }
 
 // watch begins to watch, what concerns the devices and cgroups of the test only.
 func watch(t testing.TB, s *scene.Scene, o dispatcher.WatchOptions) *watching {
 	t.Helper()
 	o.BPFFS = s.BPFFS
-	w := &watching{events: make(chan dispatcher.Event, 1000)}
+	w := &watching{events: make(chan hook.Event, 1000)}
 	started, ended := make(chan struct{}), make(chan struct{})
-	o.Started = func(sources dispatcher.WatchSources) {
+	o.Started = func(sources hook.WatchSources) {
 		w.sources = sources
 		close(started)
 	}
@@ -46,7 +46,7 @@ func watch(t testing.TB, s *scene.Scene, o dispatcher.WatchOptions) *watching {
 				t.Error(err)
 				break
 			}
-			if o.NetNS != "" || ofTest(&e.EventPlace) || e.From != nil && ofTest(e.From) {
+			if o.NetNS != "" || ofTest(&e.EventTarget) || e.From != nil && ofTest(e.From) {
 				w.events <- e
 			}
 		}
@@ -60,13 +60,13 @@ func watch(t testing.TB, s *scene.Scene, o dispatcher.WatchOptions) *watching {
 }
 
 // ofTest tells whether a place is one that this process made.
-func ofTest(p *dispatcher.EventPlace) bool {
+func ofTest(p *hook.EventTarget) bool {
 	ours := fmt.Sprintf("ldt-%d-", os.Getpid())
 	return strings.Contains(p.NetNS.Name, ours) || strings.Contains(p.Target, ours)
 }
 
 // next waits for the next event.
-func (w *watching) next(t testing.TB) dispatcher.Event {
+func (w *watching) next(t testing.TB) hook.Event {
 	t.Helper()
 	select {
 	case e := <-w.events:
@@ -78,7 +78,7 @@ func (w *watching) next(t testing.TB) dispatcher.Event {
 }
 
 // want waits for events, in that order: see words.
-func (w *watching) want(t testing.TB, want ...string) (got []dispatcher.Event) {
+func (w *watching) want(t testing.TB, want ...string) (got []hook.Event) {
 	t.Helper()
 	for _, text := range want {
 		e := w.next(t)
@@ -90,9 +90,9 @@ func (w *watching) want(t testing.TB, want ...string) (got []dispatcher.Event) {
 
 // wantAll waits for events of several hooks, in any order: a look may come while
 // the device is on its way. They are returned as they were asked for.
-func (w *watching) wantAll(t testing.TB, want ...string) []dispatcher.Event {
+func (w *watching) wantAll(t testing.TB, want ...string) []hook.Event {
 	t.Helper()
-	got := make([]dispatcher.Event, len(want))
+	got := make([]hook.Event, len(want))
 	for left := slices.Clone(want); len(left) > 0; {
 		e := w.next(t)
 		i := slices.Index(left, words(&e))
@@ -117,7 +117,7 @@ func (w *watching) wantNone(t testing.TB) {
 
 // words is an event as "updated count 2>2/3": the place before, after, and how many
 // there are. Others than members have their kind behind the name.
-func words(e *dispatcher.Event) string {
+func words(e *hook.Event) string {
 	if e.Entry == "" {
 		return strings.TrimSpace(fmt.Sprintf("%s %s %s", e.Kind, e.Hook, e.Target))
 	}
@@ -130,7 +130,7 @@ func words(e *dispatcher.Event) string {
 }
 
 // by checks who did it.
-func by(t testing.TB, e dispatcher.Event, pid int, call string) {
+func by(t testing.TB, e hook.Event, pid int, call string) {
 	t.Helper()
 	qt.Assert(t, qt.IsNotNil(e.Who), qt.Commentf("%+v", e))
 	qt.Check(t, qt.Equals(e.Who.PID, pid))
@@ -290,7 +290,7 @@ func TestWatchLegacy(t *testing.T) {
 	l, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{BPFFS: s.BPFFS, Name: "two"})
 	qt.Assert(t, qt.IsNil(err))
 	e = w.next(t)
-	if e.Kind == dispatcher.EventLeft { // the gap was long enough to be seen
+	if e.Kind == hook.EventLeft { // the gap was long enough to be seen
 		qt.Check(t, qt.Equals(words(&e), "left ldt_two(legacy) 1>0/0"))
 		e = w.want(t, "attached two 0>1/1")[0]
 	} else {
@@ -305,10 +305,10 @@ func TestWatchLegacy(t *testing.T) {
 	qt.Assert(t, qt.IsNil(testenv.VerdictProgram(t, "ldt_filter", testenv.TCNext, testenv.On(hook.TCIngress)).Pin(pinned)))
 	s.Server.TC(t, "filter", "add", "dev", s.ServerDev, "ingress", "pref", "7", "bpf", "da", "object-pinned", pinned)
 	e = w.next(t)
-	qt.Check(t, qt.Equals(e.Kind, dispatcher.EventAttached))
+	qt.Check(t, qt.Equals(e.Kind, hook.EventAttached))
 	qt.Check(t, qt.Equals(e.Hook, hook.TCIngress))
 	s.Server.TC(t, "qdisc", "del", "dev", s.ServerDev, "clsact")
 	e = w.next(t)
-	qt.Check(t, qt.Equals(e.Kind, dispatcher.EventLeft))
+	qt.Check(t, qt.Equals(e.Kind, hook.EventLeft))
 	w.wantNone(t)
 }

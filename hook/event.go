@@ -1,0 +1,226 @@
+package hook
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// An EventKind is what happened to an entry on a hook, in one word.
+type EventKind string
+
+const (
+	// EventPresent: it was there when the watching began, see WatchOptions.First.
+	EventPresent EventKind = "present"
+	// EventAttached: it has come. With Before, as the same member: a closed door
+	// that has an owner again, or the same program by another link.
+	EventAttached EventKind = "attached"
+	// EventLeft: it has gone.
+	EventLeft EventKind = "left"
+	// EventUpdated: another program has its place.
+	EventUpdated EventKind = "updated"
+	// EventReordered: it runs at another place among the others, which may be by a
+	// new priority. On TCX and cgroups a member has a new link then. That others
+	// came or went before it is not an event of its own.
+	EventReordered EventKind = "reordered"
+	// EventSet: it has other settings, at the same place; or what an attachment
+	// without priorities has in their stead.
+	EventSet EventKind = "set"
+	// EventEmptied: the owner of a member of an XDP chain has gone, and its slot is
+	// empty. The member leaves the chain with the next change.
+	EventEmptied EventKind = "emptied"
+	// EventDefunct: its device or cgroup has gone, and its link is still there.
+	EventDefunct EventKind = "defunct"
+	// EventDisplaced: a holder of the link of an XDP chain has put a program in the
+	// place of the chain.
+	EventDisplaced EventKind = "displaced"
+	// EventMoved: the device has another name, or is in another network namespace.
+	// One for each hook, without an entry; From is where it was. Target is empty
+	// when the device has left the namespace that WatchOptions.NetNS names.
+	EventMoved EventKind = "moved"
+	// EventPinned and EventUnpinned: the member became persistent, or is so no more.
+	EventPinned   EventKind = "pinned"
+	EventUnpinned EventKind = "unpinned"
+	// EventAdopted: a program that was attached without a link became a member.
+	EventAdopted EventKind = "adopted"
+	// EventNamed: a link got another name in the registry, or has one for the first
+	// time: with that an entry that was foreign is a member.
+	EventNamed EventKind = "named"
+	// EventOvertaken: an entry that is not a member, and so has no priority, runs
+	// before this member now, and did not before: By. One event for the first of
+	// the members behind it.
+	EventOvertaken EventKind = "overtaken"
+	// EventUnreadable: a hook, or with an empty Hook a whole namespace or cgroup,
+	// could be read before and cannot now: Err. What was there counts as unchanged.
+	EventUnreadable EventKind = "unreadable"
+	// EventMissed: something that wakes the watcher overflowed: Err. What is
+	// attached is known all the same; what came and went in the meantime, and who
+	// did it, may not be.
+	EventMissed EventKind = "missed"
+)
+
+// An Event is one change on one hook.
+type Event struct {
+	// Time is when the change was noticed, which is after it happened.
+	Time time.Time
+	Kind EventKind
+	// EventTarget is where it happened; once that is gone, where it was.
+	EventTarget
+	// From is where the hook was before EventMoved; else nil.
+	From *EventTarget
+	// Entry is what the entry is, and Name what it is called; empty when the event
+	// is not about an entry.
+	Entry Kind
+	Name  string
+	// Before and After are the entry as it was and as it is; nil when it was not
+	// there, and when it is no more.
+	Before, After *Member
+	// LinkID is the link that holds the entry: on XDP the chain's, else its own. 0
+	// when no link does.
+	LinkID uint32
+	// PositionBefore and PositionAfter are its place on the hook in run order, from
+	// 1, and Entries is how many there are now.
+	PositionBefore, PositionAfter, Entries int
+	// By is the entry that overtook a member, for EventOvertaken.
+	By *Member
+	// Who did it, when that is certain; else nil.
+	Who *EventProcess
+	// Err says why, for EventUnreadable and EventMissed.
+	Err string
+}
+
+// An EventTarget is the hook of an event and what that is on. The fields are
+// those of [Chain]; all are empty when the event is about more than one target.
+type EventTarget struct {
+	Hook     Hook
+	Target   string
+	NetNS    NetNS
+	Ifindex  int
+	CgroupID uint64
+}
+
+// An EventProcess is a process whose system call, or whose end, is an event's
+// cause. It may have ended since.
+type EventProcess struct {
+	PID  int    // as the initial pid namespace has it
+	Comm string // of the process
+	// Call is the command of bpf(2), as BPF_LINK_CREATE; or "exit".
+	Call string
+}
+
+// WatchSources say which signs of a change are heard: nil, or why not.
+type WatchSources struct {
+	Netlink  error // rtnetlink: devices, XDP by netlink, filters
+	Pins     error // inotify: pins in the bpffs
+	Calls    error // bpf(2), and the end of processes that attached something; these tell who it was
+	Programs error // programs that are loaded and freed
+}
+
+// String returns the event in one line, with the local time:
+//
+//	15:04:05.123 tcx/ingress eth0: "count" attached, number 2 of 3, program count_tc 41 (by pid 812 dispatcher, BPF_LINK_CREATE)
+func (e Event) String() string {
+	parts := []string{e.subject()}
+	switch e.Kind {
+	case EventMoved:
+		parts = append(parts, "was "+e.From.String())
+	case EventReordered:
+		parts = append(parts, fmt.Sprintf("number %d of %d, was %d", e.PositionAfter, e.Entries, e.PositionBefore))
+	case EventOvertaken:
+		parts = append(parts, fmt.Sprintf("by %s (%s)", e.By.Ref(), e.By.Kind), fmt.Sprintf("number %d of %d", e.PositionAfter, e.Entries))
+	case EventLeft, EventDefunct, EventEmptied:
+		parts = append(parts, fmt.Sprint("was number ", e.PositionBefore))
+	case EventPresent, EventAttached, EventAdopted:
+		parts = append(parts, fmt.Sprintf("number %d of %d", e.PositionAfter, e.Entries))
+	}
+	if e.Before != nil && e.After != nil {
+		parts = append(parts, differences(e.Before, e.After)...)
+	}
+	parts = append(parts, e.programs()...)
+	if e.Err != "" {
+		parts = append(parts, e.Err)
+	}
+	line := fmt.Sprintf("%s %s: %s", e.Time.Local().Format("15:04:05.000"), e.EventTarget, strings.Join(parts, ", "))
+	if e.Who != nil {
+		line += fmt.Sprintf(" (by pid %d %s, %s)", e.Who.PID, e.Who.Comm, e.Who.Call)
+	}
+	return oneLine(line)
+}
+
+// subject is what the event is about, and what happened to it.
+func (e *Event) subject() string {
+	switch e.Entry {
+	case "":
+		return string(e.Kind)
+	case KindMember:
+		return fmt.Sprintf("%q %s", e.Name, e.Kind)
+	}
+	return fmt.Sprintf("%q (%s) %s", e.Name, e.Entry, e.Kind)
+}
+
+// programs names the program that runs, or ran.
+func (e *Event) programs() []string {
+	words := func(p Program) string {
+		if p.Name == "" {
+			p.Name = "-"
+		}
+		return fmt.Sprintf("%s %d", p.Name, p.ID)
+	}
+	var was, is Program
+	if e.Before != nil {
+		was = e.Before.Program
+	}
+	if e.After != nil {
+		is = e.After.Program
+	}
+	switch {
+	case e.Kind == EventUpdated && was.ID != 0:
+		return []string{"program " + words(is) + ", was " + words(was)}
+	case is.ID != 0:
+		return []string{"program " + words(is)}
+	case was.ID != 0:
+		return []string{"program " + words(was)}
+	}
+	return nil
+}
+
+// differences are the settings that differ.
+func differences(before, after *Member) (list []string) {
+	add := func(name string, was, is any) {
+		if was != is {
+			list = append(list, fmt.Sprintf("%s %v, was %v", name, is, was))
+		}
+	}
+	add("name", before.Name, after.Name)
+	if before.Kind == after.Kind {
+		add("priority", before.Priority, after.Priority)
+		add("continue-on", before.ContinueOn, after.ContinueOn)
+		add("on-missing", before.OnMissing, after.OnMissing)
+	}
+	return list
+}
+
+// String returns the hook and its target in words, with the network namespace
+// where that has a name.
+func (t EventTarget) String() string {
+	var words string
+	switch h := t.Hook; {
+	case h == "" && t.NetNS.Inode == 0:
+		return "watch"
+	case h == "":
+	case h.OnNetNS():
+		words = string(h)
+	case h.OnCgroup() && t.Target == "" && t.CgroupID == 0:
+		words = fmt.Sprintf("%s (the cgroup is gone)", h)
+	case h.OnCgroup() && t.Target == "":
+		words = fmt.Sprintf("%s (cgroup id %d)", h, t.CgroupID)
+	case h.OnDevice() && t.Ifindex == 0:
+		words = strings.TrimSpace(fmt.Sprintf("%s %s", h, t.Target)) + " elsewhere"
+	default:
+		words = strings.TrimSpace(fmt.Sprintf("%s %s", h, t.Target))
+	}
+	if t.NetNS.Name != "" {
+		words += " netns " + t.NetNS.Name
+	}
+	return strings.TrimSpace(words)
+}
