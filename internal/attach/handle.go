@@ -540,7 +540,7 @@ func loadPinnedLink(path string) (link.Link, error) {
 // findXDP finds the network namespace, opened, in which the device of that index
 // carries the program, and tells what it is called there.
 func findXDP(index int, prog uint32, found func(name string, mode hook.Mode)) (*kernel.NetNS, error) {
-	return kernel.FindNetNS(func(ns *kernel.NetNS) bool {
+	return kernel.FindNetNS(func(ns *kernel.NetNS) error {
 		return rtnl.In(ns, func(conn *rtnl.Conn) error {
 			d, err := conn.DeviceByIndex(index)
 			if err != nil {
@@ -553,6 +553,6 @@ func findXDP(index int, prog uint32, found func(name string, mode hook.Mode)) (*
 				}
 			}
 			return fs.ErrNotExist
-		}) == nil
+		})
 	})
 }

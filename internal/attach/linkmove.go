@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
@@ -179,25 +181,22 @@ func (h *linkHandle) spot(info *LinkInfo) (*spot, error) {
 		}
 		return sp, err
 	}
-	here := func(ns *kernel.NetNS) bool {
+	here := func(ns *kernel.NetNS) error {
 		return ns.Do(func() error {
-			q, err := kernel.QueryPrograms(info.Ifindex, info.Attach, 0)
-			if err != nil {
-				return err
+			_, err := queryAround(info)
+			if err == nil {
+				sp.name, err = deviceName(info.Ifindex)
 			}
-			for _, id := range q.Links {
-				if id == h.id {
-					sp.name, err = deviceName(info.Ifindex)
-					return err
-				}
-			}
-			return fs.ErrNotExist
-		}) == nil
+			return err
+		})
 	}
 	sp.index = info.Ifindex
-	if here(h.site.ns) {
+	switch err := here(h.site.ns); {
+	case err == nil:
 		sp.ns = h.site.ns
 		return sp, nil
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, kernel.ErrNetNSGone):
+		return nil, err
 	}
 	ns, err := kernel.FindNetNS(here)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -208,4 +207,14 @@ func (h *linkHandle) spot(info *LinkInfo) (*spot, error) {
 	}
 	sp.ns, sp.owned = ns, true
 	return sp, nil
+}
+
+// queryAround queries the hook that a link is on, if its device is in the namespace
+// of the thread: else fs.ErrNotExist.
+func queryAround(info *LinkInfo) (*kernel.Query, error) {
+	q, err := kernel.QueryPrograms(info.Ifindex, info.Attach, 0)
+	if errors.Is(err, unix.ENODEV) || err == nil && !slices.Contains(q.Links, info.ID) {
+		return nil, fs.ErrNotExist
+	}
+	return q, kernel.Errno("query the hook of the link", err)
 }

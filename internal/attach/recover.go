@@ -275,9 +275,12 @@ func nowhere(what string) error {
 // homeNS finds the namespace of old, or the one that has its place: the one that
 // it was in if that is still there, else the caller's.
 func homeNS(home state.LastSeen) (*kernel.NetNS, error) {
-	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) bool {
+	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) error {
 		id := ns.ID()
-		return id.Cookie == home.NetNS.Cookie && (id.Cookie != 0 || id.Inode == home.NetNS.Inode)
+		if id.Cookie != home.NetNS.Cookie || id.Cookie == 0 && id.Inode != home.NetNS.Inode {
+			return fs.ErrNotExist
+		}
+		return nil
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nowhere(fmt.Sprintf("network namespace (cookie %d), which was its own,", home.NetNS.Cookie))
