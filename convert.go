@@ -5,6 +5,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/interop"
 	"github.com/libdispatcher/dispatcher/internal/load"
 )
 
@@ -53,7 +54,7 @@ type ConvertOptions struct {
 // refuses freplace, which libxdp needs; fs.ErrNotExist when nothing is attached;
 // fs.ErrExist when the chain has that style already. The old chain then stays.
 func Convert(ctx context.Context, t Target, to hook.Style, o ConvertOptions) (*hook.Chain, error) {
-	req := attach.ConvertRequest{To: to, NoGap: o.NoGap, ConfigVersion: o.ConfigVersion, Owner: o.Owner, Programs: map[hook.Ref]load.Source{}}
+	req := interop.ConvertRequest{To: to, NoGap: o.NoGap, ConfigVersion: o.ConfigVersion, Owner: o.Owner, Programs: map[hook.Ref]load.Source{}}
 	for ref, src := range o.Programs {
 		req.Programs[ref] = src.source()
 	}

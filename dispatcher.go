@@ -8,6 +8,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/attach"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/scan"
+	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
 // Options are how a program joins a chain. The zero value is useful.
@@ -141,8 +142,8 @@ type AdoptOptions struct {
 // Errors as for [Attach]; [ErrBusy] when the hook is held by a link,
 // fs.ErrNotExist when nothing is attached.
 func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
-	h, err := attach.Adopt(ctx, t.place(o.BPFFS), attach.AdoptRequest{
-		Request: attach.Request{
+	h, err := attach.Adopt(ctx, t.place(o.BPFFS), target.AdoptRequest{
+		Request: target.Request{
 			Name: o.Name, Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing}, Persistent: o.Persistent, Owner: o.Owner,
 		},
 		NoGap: o.NoGap, Entry: o.Entry,
@@ -263,12 +264,12 @@ func scanned(netns string, hooks []hook.Hook, bpffs string) scan.Options {
 // is one. It tells whether it did.
 func MountBPFFS(path string) (mounted bool, err error) { return kernel.MountBPFFS(path) }
 
-func (t Target) place(bpffs string) attach.Place {
-	return attach.Place{Hook: t.Hook, Target: t.Name(), NetNS: t.NetNS, BPFFS: bpffsOf(bpffs)}
+func (t Target) place(bpffs string) target.Target {
+	return target.Target{Hook: t.Hook, Name: t.Name(), NetNS: t.NetNS, BPFFS: bpffsOf(bpffs)}
 }
 
-func (o Options) request() attach.Request {
-	return attach.Request{
+func (o Options) request() target.Request {
+	return target.Request{
 		Name: o.Name, Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing}, Position: o.Position, Mode: o.Mode,
 		Persistent: o.Persistent, Owner: o.Owner, Style: o.Style, ConfigVersion: o.ConfigVersion,
 	}

@@ -4,7 +4,7 @@ import (
 	"context"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/explain"
 )
 
 // ExplainOptions say how to look at packets. The zero value is useful.
@@ -19,7 +19,7 @@ type ExplainOptions struct {
 // An Explainer answers "who drops my packet?": see [Explain].
 type Explainer struct {
 	target Target
-	e      *attach.Explainer
+	e      *explain.Explainer
 }
 
 // Explain gets ready to take packets through what is on a hook, one program after
@@ -43,7 +43,7 @@ func Explain(ctx context.Context, t Target, o ExplainOptions) (*Explainer, error
 	if o.Queue < 0 {
 		return nil, wrap("explain", t, hook.Because(ErrUsage, "receive queue %d: they count from 0", o.Queue))
 	}
-	e, err := attach.Explain(ctx, t.place(o.BPFFS), uint32(o.Queue))
+	e, err := explain.Explain(ctx, t.place(o.BPFFS), uint32(o.Queue))
 	if err != nil {
 		return nil, wrap("explain", t, err)
 	}

@@ -4,7 +4,7 @@ import (
 	"context"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/features"
 )
 
 // Features tells what works here, by trying it: nothing is attached to a
@@ -12,6 +12,6 @@ import (
 // device in t, what that device can do comes with it. The error is about t;
 // a feature that is missing is no error.
 func Features(ctx context.Context, t Target, o ReadOptions) ([]hook.Feature, error) {
-	found, err := attach.Probe(ctx, t.place(o.BPFFS))
+	found, err := features.Probe(ctx, t.place(o.BPFFS))
 	return found, wrap("features", t, err)
 }

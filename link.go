@@ -6,7 +6,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
 // A Link owns a member, as a bpf_link owns an attachment: the member stays while
@@ -23,7 +23,7 @@ import (
 // does not tell the one from the other (TCX, cgroups).
 type Link struct {
 	target Target
-	handle attach.Handle
+	handle target.Handle
 }
 
 // Update replaces the member's program, atomically for packets; all other

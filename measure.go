@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/attach"
 	"github.com/libdispatcher/dispatcher/internal/measure"
+	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
 // A Method is how a hook was measured.
@@ -122,7 +122,7 @@ func Measure(ctx context.Context, o MeasureOptions) iter.Seq2[[]Sample, error] {
 				yield(nil, wrap("measure", at, hook.Because(ErrUsage, "Target is the one hook to measure; leave NetNS and Hooks out")))
 				return
 			}
-			mo.Place = new(attach.Place)
+			mo.Place = new(target.Target)
 			*mo.Place = at.place(o.BPFFS)
 		}
 		stopped := false

@@ -4,8 +4,10 @@ import (
 	"context"
 
 	"github.com/libdispatcher/dispatcher/hook"
+
 	"github.com/libdispatcher/dispatcher/internal/attach"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
 // DetachLink detaches a link by its id, whoever holds it, wherever it is
@@ -42,7 +44,7 @@ type AdoptLinkOptions struct {
 //
 // Errors as for [Adopt].
 func AdoptLink(ctx context.Context, id uint32, o AdoptLinkOptions) (*Link, error) {
-	h, on, err := attach.AdoptLink(ctx, id, bpffsOf(o.BPFFS), attach.Request{
+	h, on, err := attach.AdoptLink(ctx, id, bpffsOf(o.BPFFS), target.Request{
 		Name: o.Name, Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing},
 		Persistent: o.Persistent, Owner: o.Owner,
 	})
@@ -75,7 +77,7 @@ type RecoverOptions struct {
 // version cannot read. Nothing that runs is touched. The error is about the whole;
 // fs.ErrNotExist when there is no bpffs.
 func Recover(ctx context.Context, o RecoverOptions) ([]hook.Leftover, error) {
-	found, err := attach.Recover(ctx, bpffsOf(o.BPFFS), attach.Recovery{DryRun: o.DryRun, Reattach: o.Reattach})
+	found, err := attach.Recover(ctx, bpffsOf(o.BPFFS), o.DryRun, o.Reattach)
 	for i := range found {
 		l := &found[i]
 		l.Err = wrap("recover", On(l.Hook, l.Target), l.Err)

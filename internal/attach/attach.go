@@ -4,140 +4,251 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
-	"path/filepath"
-	"strconv"
+	"strings"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/chains"
+	"github.com/libdispatcher/dispatcher/internal/filters"
+	"github.com/libdispatcher/dispatcher/internal/interop"
+	"github.com/libdispatcher/dispatcher/internal/links"
+	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/state"
-	"github.com/libdispatcher/dispatcher/libxdp"
+	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A Place is where to attach: a hook of a device or a cgroup, and the bpffs to
-// pin in.
-type Place struct {
-	Hook   hook.Hook
-	Target string
-	NetNS  string
-	BPFFS  string
+// A family is how programs are attached to hooks of one kind. A Handle that it
+// returns has taken over the opened target.
+type family interface {
+	Attach(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (target.Handle, error)
+	// plan is attach up to the point where others would see it.
+	Plan(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (*hook.Chain, error)
+	Adopt(ctx context.Context, s *target.Opened, req target.AdoptRequest) (target.Handle, error)
+	Open(ctx context.Context, s *target.Opened, ref hook.Ref) (target.Handle, error)
+	// detach takes out one entry, or all members for an empty ref; with force
+	// one that is not ours too.
+	Detach(ctx context.Context, s *target.Opened, ref hook.Ref, force bool) error
+	Read(ctx context.Context, s *target.Opened) (*hook.Chain, error)
 }
 
-// A Request is what a program that joins a chain asks for.
-type Request struct {
-	Name string
-	hook.Settings
-	hook.Position
-	Mode       hook.Mode
-	Persistent bool
-	Owner      string
-	// Style of the chain to start on a free device, and to insist on elsewhere.
-	Style hook.Style
-	// ConfigVersion of a chain of libxdp that is started; 0 chooses.
-	ConfigVersion uint8
-}
-
-// site is an opened Place.
-type site struct {
-	Place
-	ns    *kernel.NetNS
-	pins  *state.Pins // nil where there is no bpffs
-	links []LinkInfo  // known from before; may be nil
-}
-
-func (p Place) open() (*site, error) {
-	if _, err := hook.Parse(string(p.Hook)); err != nil {
-		return nil, hook.Because(hook.ErrUsage, "%w", err)
+// families returns those that a target can belong to. On XDP the chain on the
+// device tells which: each returns errStyle for a chain of the other.
+func families(h hook.Hook) []family {
+	switch h.Family() {
+	case "xdp":
+		return []family{chains.Family{}, interop.Family{}}
+	case "tc":
+		return []family{filters.Family{}}
 	}
-	if p.Hook.OnCgroup() && p.NetNS != "" {
-		return nil, hook.Because(hook.ErrUsage, "a cgroup is in no network namespace; leave %q out", p.NetNS)
+	return []family{links.Family{}}
+}
+
+// in runs fn with the family that has the opened target.
+func in(ctx context.Context, s *target.Opened, fn func(family) error) (err error) {
+	const tries = 10 // devices do not change their style all the time
+	for range tries {
+		for _, f := range families(s.Hook) {
+			if err = fn(f); !errors.Is(err, chains.ErrStyle) {
+				return err
+			}
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 	}
-	ns, err := kernel.OpenNetNS(p.NetNS)
+	return hook.Because(hook.ErrChanged, "gave up: %w", err)
+}
+
+// Attach makes the program of src a member at p.
+func Attach(ctx context.Context, p target.Target, src load.Source, req target.Request) (target.Handle, error) {
+	return makeHandle(ctx, p, func(s *target.Opened, f family) (target.Handle, error) {
+		if err := req.Check(s); err != nil {
+			return nil, err
+		}
+		return f.Attach(ctx, s, src, req)
+	})
+}
+
+// Adopt makes an entry without a link a member at the same place.
+func Adopt(ctx context.Context, p target.Target, req target.AdoptRequest) (target.Handle, error) {
+	return makeHandle(ctx, p, func(s *target.Opened, f family) (target.Handle, error) {
+		if err := req.Check(s); err != nil {
+			return nil, err
+		}
+		return f.Adopt(ctx, s, req)
+	})
+}
+
+// Open opens a member.
+func Open(ctx context.Context, p target.Target, ref hook.Ref) (target.Handle, error) {
+	if err := checkRef(ref); err != nil {
+		return nil, err
+	}
+	return makeHandle(ctx, p, func(s *target.Opened, f family) (target.Handle, error) { return f.Open(ctx, s, ref) })
+}
+
+// OpenPinned opens a member by the path of its pin, and tells its hook.
+func OpenPinned(ctx context.Context, path string) (h target.Handle, _ hook.Hook, err error) {
+	pins, folder, member, err := state.ParseHeldPath(path)
 	if err != nil {
-		return nil, err
+		return nil, "", hook.Because(hook.ErrUsage, "%w", err)
 	}
-	s := &site{Place: p, ns: ns}
-	s.pins, err = state.OpenPins(p.BPFFS)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		ns.Close()
-		return nil, err
+	s, err := target.Open_(target.Target{Hook: hook.XDP, BPFFS: pins.BPFFS()}, sweep)
+	if err != nil {
+		return nil, "", err
 	}
-	return s, nil
+	if id := state.ParseLinkFolder(folder); id != 0 {
+		h, err = links.OpenPinnedLink(s, folder, member)
+	} else {
+		h, err = chains.OpenPinnedSlot(s, folder, member)
+	}
+	if err != nil {
+		s.Close()
+		return nil, "", err
+	}
+	return h, s.Hook, nil
 }
 
-func (s *site) close() { s.ns.Close() }
-
-// command is a line that runs the dispatcher command at the place, for hints.
-func (p Place) command(args ...string) string { return kernel.Command(p.NetNS, p.BPFFS, args...) }
-
-// commandByLink is command for a verb about a link, which is in no namespace.
-func (p Place) commandByLink(verb string, id uint32, args ...string) string {
-	words := []string{verb, "--link", strconv.FormatUint(uint64(id), 10)}
-	return kernel.Command("", p.BPFFS, append(words, args...)...)
-}
-
-// noBPFFS is the refusal to pin where that is not possible.
-func (s *site) noBPFFS() error {
-	return hook.Because(fs.ErrNotExist, "a persistent member is pinned, and there is no bpffs at %s", s.BPFFS).
-		Hint("mount one with \"%s\"", kernel.MountCommand(s.BPFFS))
-}
-
-// check completes a request and refuses what can be refused without looking.
-func (r *Request) check(s *site) error {
-	for _, err := range []error{r.Settings.Check(), r.Settings.CheckFor(s.Hook), r.Position.Check()} {
-		if err != nil {
-			return hook.Because(hook.ErrUsage, "%w", err)
-		}
-	}
-	if r.Mode != hook.ModeAuto && s.Hook != hook.XDP {
-		return hook.Because(hook.ErrUsage, "mode %v: only XDP has modes", r.Mode)
-	}
-	if r.Name != "" {
-		if err := hook.CheckName(r.Name); err != nil {
-			return hook.Because(hook.ErrUsage, "%w", err)
-		}
-	}
-	if r.Owner == "" {
-		r.Owner = executable()
-	} else if err := hook.CheckName(r.Owner); err != nil {
-		return hook.Because(hook.ErrUsage, "owner: %w", err)
-	}
-	if r.Mode > hook.ModeGeneric {
-		return hook.Because(hook.ErrUsage, "mode %v: a chain cannot be attached that way", r.Mode)
-	}
-	switch {
-	case r.Style != "" && s.Hook != hook.XDP:
-		return hook.Because(hook.ErrUsage, "style %v: only XDP has styles", r.Style)
-	case r.ConfigVersion != 0 && r.Style != hook.StyleLibxdp:
-		return hook.Because(hook.ErrUsage, "config version %d: only a chain of libxdp has one", r.ConfigVersion)
-	case r.ConfigVersion > libxdp.MaxVersion:
-		return hook.Because(hook.ErrUsage, "config version %d: libxdp's are 1 to %d", r.ConfigVersion, libxdp.MaxVersion)
-	}
-	if r.Persistent && s.pins == nil && s.Hook.Family() != "tc" { // filters are not pinned
-		return s.noBPFFS()
+// checkRef refuses what names nothing. A name that no member can have is one
+// that is not there.
+func checkRef(ref hook.Ref) error {
+	switch err := ref.Check(); {
+	case ref == "":
+		return hook.Because(fs.ErrNotExist, "there is no member without a name")
+	case err != nil && strings.HasPrefix(string(ref), "id:"), err != nil && strings.HasPrefix(string(ref), "link:"):
+		return hook.Because(hook.ErrUsage, "%w", err)
 	}
 	return nil
 }
 
-func executable() string {
-	path, err := os.Executable()
-	if name := filepath.Base(path); err == nil && hook.CheckName(name) == nil {
-		return name
+// makeHandle opens the target for fn, which makes a Handle that takes it over.
+func makeHandle(ctx context.Context, p target.Target, fn func(*target.Opened, family) (target.Handle, error)) (h target.Handle, err error) {
+	s, err := target.Open_(p, sweep)
+	if err != nil {
+		return nil, err
 	}
-	return ""
+	err = in(ctx, s, func(f family) (err error) {
+		h, err = fn(s, f)
+		return err
+	})
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return h, nil
 }
 
-// locked runs fn with the lock of the pins, where there are any, and with what
-// dead processes left behind removed. fn must not wait.
-func (s *site) locked(ctx context.Context, fn func(*state.Locked) error) error {
-	if s.pins == nil {
-		return fn(nil)
-	}
-	l, err := s.pins.Lock(ctx)
+// withOpened opens the target for fn.
+func withOpened(p target.Target, fn func(*target.Opened) error) error {
+	s, err := target.Open_(p, sweep)
 	if err != nil {
 		return err
 	}
-	defer l.Unlock()
-	sweep(l)
-	return fn(l)
+	defer s.Close()
+	return fn(s)
+}
+
+// inFamily opens the target for fn.
+func inFamily(ctx context.Context, p target.Target, fn func(*target.Opened, family) error) error {
+	return withOpened(p, func(s *target.Opened) error {
+		return in(ctx, s, func(f family) error { return fn(s, f) })
+	})
+}
+
+// Plan is Attach without the last step: it returns the chain as it would be.
+func Plan(ctx context.Context, p target.Target, src load.Source, req target.Request) (c *hook.Chain, err error) {
+	err = inFamily(ctx, p, func(s *target.Opened, f family) error {
+		if err := req.Check(s); err != nil {
+			return err
+		}
+		c, err = f.Plan(ctx, s, src, req)
+		return err
+	})
+	return c, err
+}
+
+// Detach takes an entry out; one that is not ours only with force.
+func Detach(ctx context.Context, p target.Target, ref hook.Ref, force bool) error {
+	if err := checkRef(ref); err != nil {
+		return err
+	}
+	return inFamily(ctx, p, func(s *target.Opened, f family) error { return f.Detach(ctx, s, ref, force) })
+}
+
+// DetachAll takes all members out.
+func DetachAll(ctx context.Context, p target.Target) error {
+	return inFamily(ctx, p, func(s *target.Opened, f family) error { return f.Detach(ctx, s, "", false) })
+}
+
+// Read returns what is at p.
+func Read(ctx context.Context, p target.Target) (c *hook.Chain, err error) {
+	err = inFamily(ctx, p, func(s *target.Opened, f family) error {
+		c, err = f.Read(ctx, s)
+		return err
+	})
+	return c, err
+}
+
+// Effective returns what runs for a cgroup, see dispatcher.Effective.
+func Effective(ctx context.Context, p target.Target) (chains []hook.Chain, err error) {
+	if !p.Hook.OnCgroup() {
+		return nil, hook.Because(hook.ErrUsage, "%s is not a hook of cgroups: nothing is inherited there", p.Hook)
+	}
+	err = withOpened(p, func(s *target.Opened) error {
+		chains, err = links.EffectiveBelow(ctx, s)
+		return err
+	})
+	return chains, err
+}
+
+// Runs returns what runs at p: for a cgroup with what its ancestors have.
+func Runs(ctx context.Context, p target.Target) (c *hook.Chain, err error) {
+	if !p.Hook.OnCgroup() {
+		return Read(ctx, p)
+	}
+	err = withOpened(p, func(s *target.Opened) error {
+		c, err = links.EffectiveOn(ctx, s)
+		return err
+	})
+	return c, err
+}
+
+// Convert moves all members of the chain on a device over to a chain of the other
+// style.
+func Convert(ctx context.Context, p target.Target, req interop.ConvertRequest) (c *hook.Chain, err error) {
+	if p.Hook != hook.XDP {
+		return nil, hook.Because(hook.ErrUsage, "%s has no styles of chains; only xdp has", p.Hook)
+	}
+	err = withOpened(p, func(s *target.Opened) error {
+		if err := interop.Convert(ctx, s, req); err != nil {
+			return err
+		}
+		return in(ctx, s, func(f family) error {
+			c, err = f.Read(ctx, s)
+			return err
+		})
+	})
+	return c, err
+}
+
+// SealChain links the members of the chain at p into its dispatcher, see Seal.
+func SealChain(ctx context.Context, p target.Target, dry bool) (report []hook.Sealing, err error) {
+	err = withOpened(p, func(s *target.Opened) error {
+		report, err = chains.Seal(ctx, s, dry)
+		return err
+	})
+	return report, err
+}
+
+// UnsealChain has all members of the chain at p called through their slots again.
+func UnsealChain(ctx context.Context, p target.Target) error {
+	return withOpened(p, func(s *target.Opened) error { return chains.Unseal(ctx, s) })
+}
+
+// CountChain has the chain at p counted, see Count.
+func CountChain(ctx context.Context, p target.Target) (c *chains.Counting, err error) {
+	err = withOpened(p, func(s *target.Opened) error {
+		c, err = chains.Count(ctx, s)
+		return err
+	})
+	return c, err
 }

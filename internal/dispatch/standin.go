@@ -71,3 +71,12 @@ func StandIn(name string) asm.Instructions {
 		asm.Return(),
 	)
 }
+
+// IsStandIn tells whether a program of that name is a stand-in.
+func IsStandIn(name string) bool {
+	return name == StandInFirst || name == StandInSecond || name == StandInAway
+}
+
+// IsOurs tells whether a program of that name is generated here. Its maps are slots:
+// do not open them.
+func IsOurs(name string) bool { return name == ProgramName || IsStandIn(name) }

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/scan"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
@@ -95,7 +95,7 @@ type exam struct {
 	bpffs  string
 	pins   *state.Pins // nil without a bpffs
 	chains []hook.Chain
-	links  map[uint32]attach.LinkInfo
+	links  map[uint32]kernel.LinkInfo
 	loaded map[uint32]*state.Chain // by the id of the dispatcher
 	later  map[uint32]error        // why not, of those of later versions or that are damaged
 	// records are those of the registry by their links: nil is one that is damaged
@@ -114,7 +114,7 @@ func (e *exam) add(f Finding) {
 }
 
 func lookAtState(ctx context.Context, bpffs string) ([]Finding, error) {
-	e := &exam{bpffs: bpffs, links: map[uint32]attach.LinkInfo{}, unsettled: map[uint32]bool{}}
+	e := &exam{bpffs: bpffs, links: map[uint32]kernel.LinkInfo{}, unsettled: map[uint32]bool{}}
 	e.pins, _ = state.OpenPins(bpffs)
 	if err := e.read(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -136,7 +136,7 @@ func (e *exam) read(ctx context.Context) (err error) {
 	if e.chains, err = scan.All(ctx, scan.Options{BPFFS: e.bpffs}); err != nil {
 		return err
 	}
-	links, err := attach.AllLinks()
+	links, err := kernel.AllLinks()
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/features"
+	"github.com/libdispatcher/dispatcher/internal/target"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
@@ -43,7 +44,7 @@ var needed = map[string]bool{"xdp": true, "slots": true, "description": true, "x
 
 // features tries what works.
 func (m machine) features(ctx context.Context) []Finding {
-	list, err := attach.Probe(ctx, attach.Place{BPFFS: m.bpffs})
+	list, err := features.Probe(ctx, target.Target{BPFFS: m.bpffs})
 	if err != nil {
 		return []Finding{{Check: "features", Level: Note, Text: "not tried: " + oneLine(err)}}
 	}

@@ -33,53 +33,38 @@ import (
 // out. An error means that no list could be made.
 func NetNamespaces() ([]*NetNS, error) {
 	w := &walk{known: map[uint64]bool{}, mounts: map[string]bool{}}
-	err := w.all()
-	for i := 1; i < len(w.found) && err == nil; i++ {
-		// If it is refused, Do will be as well, and says why.
-		if refused := w.found[i].identify(); procfs.Exhausted(refused) {
-			err = refused
-		}
-	}
-	if err != nil {
+	if err := w.all(); err != nil {
 		for _, ns := range w.found {
 			ns.Close()
 		}
 		return nil, err
 	}
+	for _, ns := range w.found[1:] {
+		_ = ns.identify() // refused: Do will be as well, and says why
+	}
 	return w.found, nil
 }
 
-// FindNetNS returns the first network namespace for which fn returns nil, opened;
-// the caller closes it. For another one fn returns fs.ErrNotExist, and so does
-// FindNetNS when there is none. Any other error of fn says that it is not known
-// whether it is that one; FindNetNS returns it if no other one is. What FindNetNS
+// FindNetNS returns the first network namespace for which fn returns true,
+// opened; the caller closes it. fs.ErrNotExist when there is none. What it
 // finds is what [NetNamespaces] does.
-func FindNetNS(fn func(*NetNS) error) (*NetNS, error) {
+func FindNetNS(fn func(*NetNS) bool) (*NetNS, error) {
 	all, err := NetNamespaces()
 	if err != nil {
 		return nil, err
 	}
 	var found *NetNS
-	var unknown error
 	for _, ns := range all {
-		if found == nil {
-			switch err := fn(ns); {
-			case err == nil:
-				found = ns
-				continue
-			case !errors.Is(err, fs.ErrNotExist):
-				unknown = err
-			}
+		if found == nil && fn(ns) {
+			found = ns
+		} else {
+			ns.Close()
 		}
-		ns.Close()
 	}
-	switch {
-	case found != nil:
-		return found, nil
-	case unknown != nil:
-		return nil, unknown
+	if found == nil {
+		return nil, hook.Because(fs.ErrNotExist, "it is in no network namespace that can be found")
 	}
-	return nil, hook.Because(fs.ErrNotExist, "it is in no network namespace that can be found")
+	return found, nil
 }
 
 // A walk is on the way through the places where namespaces can be found.
@@ -117,10 +102,7 @@ func (w *walk) all() error {
 		}
 	}
 	// Usually the same folder; ip uses this name.
-	names, err = os.ReadDir("/var/run/netns")
-	if procfs.Exhausted(err) {
-		return fmt.Errorf("network namespaces: %w", err)
-	}
+	names, _ = os.ReadDir("/var/run/netns")
 	for _, name := range names {
 		path := "/var/run/netns/" + name.Name()
 		if err := w.file(path, path); err != nil {
@@ -173,7 +155,7 @@ func (w *walk) mountTable(dir string) error {
 	}
 	list, err := procfs.Mounts(dir + "/mountinfo")
 	if err != nil {
-		return lasting(err)
+		return nil
 	}
 	w.mounts[view] = true
 	root := dir + "/root"
@@ -206,7 +188,7 @@ func mountView(dir string) (string, error) {
 func (w *walk) descriptors(dir string) error {
 	fds, err := os.Open(dir + "/fd")
 	if err != nil {
-		return lasting(err)
+		return nil
 	}
 	defer fds.Close()
 	names, _ := fds.Readdirnames(-1)
@@ -235,20 +217,15 @@ func (w *walk) file(path, spec string) error {
 	return w.open(path, spec)
 }
 
-// lasting returns an error that will not go away with the next path.
-func lasting(err error) error {
-	if procfs.Exhausted(err) {
-		return fmt.Errorf("network namespaces: %w", err)
-	}
-	return nil
-}
-
-// open adds the namespace at path.
+// open adds the namespace at path. An error is one that will not go away with
+// the next path.
 func (w *walk) open(path, spec string) error {
 	ns, err := openNetNS(path)
 	switch {
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return fmt.Errorf("network namespaces: %w", err)
 	case err != nil:
-		return lasting(err)
+		return nil
 	case w.known[ns.id.Inode]: // another one has taken the place
 		ns.Close()
 		return nil

@@ -82,10 +82,7 @@ func openNetNS(path string) (*NetNS, error) {
 
 // identify completes the id, for which the namespace must be entered.
 func (ns *NetNS) identify() error {
-	return ns.Do(func() (err error) {
-		ns.id.Cookie, err = cookie()
-		return err
-	})
+	return ns.Do(func() error { ns.id.Cookie = cookie(); return nil })
 }
 
 // ID tells which namespace it is. It has a Name if [NetNamespaces] found it.
@@ -121,11 +118,8 @@ func (ns *NetNS) Release() {
 func (ns *NetNS) Do(fn func() error) error {
 	if ns.file == nil {
 		found, err := OpenNetNS(ns.spec)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, hook.ErrUsage) {
-			return fmt.Errorf("%w: %w", ErrNetNSGone, err)
-		}
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", ErrNetNSGone, err)
 		}
 		defer found.Close()
 		if found.id.Inode != ns.id.Inode || found.id.Cookie != ns.id.Cookie {
@@ -161,18 +155,15 @@ func (ns *NetNS) Do(fn func() error) error {
 
 // cookie returns the cookie of the calling thread's namespace, 0 where the
 // kernel has none (SO_NETNS_COOKIE, Linux 5.14).
-func cookie() (uint64, error) {
+func cookie() uint64 {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, fmt.Errorf("cookie of the network namespace: %w", err)
+		return 0
 	}
 	defer unix.Close(fd)
 	c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if errors.Is(err, unix.ENOPROTOOPT) {
-		return 0, nil
-	}
 	if err != nil {
-		return 0, fmt.Errorf("cookie of the network namespace: %w", err)
+		return 0
 	}
-	return c, nil
+	return c
 }

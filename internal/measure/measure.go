@@ -7,16 +7,18 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/attach"
+	"github.com/libdispatcher/dispatcher/internal/chains"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/scan"
 	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
 // Options say what to measure.
 type Options struct {
 	scan.Options
 	// Place is the one hook to measure; nil for all hooks.
-	Place *attach.Place
+	Place *target.Target
 	// Interval is the time between two samples.
 	Interval time.Duration
 	// Ready is called when counting has begun; may be nil.
@@ -204,8 +206,8 @@ type hookMeter struct {
 	*meter
 	at       time.Time         // time of the last sample
 	ran      map[uint32]Counts // the kernel's counts at that time, by program
-	counting *attach.Counting  // for an owned chain; else nil
-	counted  attach.Place      // the target of counting
+	counting *chains.Counting  // for an owned chain; else nil
+	counted  target.Target     // the target of counting
 	last     map[uint32]Counts // the counters when they were read last, by slot
 	sum      map[uint32]Counts // counts since the last sample, by slot
 	// interrupted tells that some runs were not counted.
@@ -280,7 +282,7 @@ func (of *hookMeter) recount(ctx context.Context) {
 
 // start makes the chain count.
 func (of *hookMeter) start(ctx context.Context) (err error) {
-	if of.counting, err = attach.Count(ctx, of.counted); err != nil {
+	if of.counting, err = attach.CountChain(ctx, of.counted); err != nil {
 		return err
 	}
 	of.last = countsOf(of.counting.Found())
@@ -288,11 +290,11 @@ func (of *hookMeter) start(ctx context.Context) (err error) {
 }
 
 // target returns the target by which attach finds the chain.
-func (of *hookMeter) target(c *hook.Chain) attach.Place {
+func (of *hookMeter) target(c *hook.Chain) target.Target {
 	if of.Place != nil {
 		return *of.Place
 	}
-	p := attach.Place{Hook: c.Hook, Target: c.Target, NetNS: c.NetNS.Name, BPFFS: of.BPFFS}
+	p := target.Target{Hook: c.Hook, Name: c.Target, NetNS: c.NetNS.Name, BPFFS: of.BPFFS}
 	if p.NetNS == "" {
 		p.NetNS = of.NetNS
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/attach"
+
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
@@ -18,14 +18,14 @@ import (
 // that has an id, but cannot be opened (bpf_link_by_id, kernel/bpf/syscall.c).
 func (s *scan) readLinks(ctx context.Context) error {
 	return kernel.Retry(ctx, func() (err error) {
-		s.links, err = attach.AllLinks()
+		s.links, err = kernel.AllLinks()
 		return err
 	})
 }
 
 // link returns the first of the links that match and are not taken, and takes
 // it; 0 when there is none.
-func (s *scan) link(taken map[uint32]bool, match func(*attach.LinkInfo) bool) uint32 {
+func (s *scan) link(taken map[uint32]bool, match func(*kernel.LinkInfo) bool) uint32 {
 	for i := range s.links {
 		if l := &s.links[i]; !taken[l.ID] && match(l) {
 			taken[l.ID] = true
@@ -89,7 +89,7 @@ func (s *scan) lost(ctx context.Context) ([]hook.Chain, error) {
 		return nil, err
 	}
 	for _, l := range before {
-		still := func(now attach.LinkInfo) bool {
+		still := func(now kernel.LinkInfo) bool {
 			return now.ID == l.ID && now.Program == l.Program && now.Ifindex == l.Ifindex && now.CgroupID == l.CgroupID && now.NetNS == l.NetNS
 		}
 		if !s.isLost(l) || !slices.ContainsFunc(s.links, still) {
@@ -118,7 +118,7 @@ func (s *scan) lost(ctx context.Context) ([]hook.Chain, error) {
 }
 
 // isLost tells whether a link is attached and wanted, but not shown.
-func (s *scan) isLost(l attach.LinkInfo) bool {
+func (s *scan) isLost(l kernel.LinkInfo) bool {
 	h := l.Hook()
 	switch {
 	case h == "" || !s.Hooks(h) || s.shown[l.ID] || l.Gone():

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/attach"
+
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
@@ -46,7 +46,7 @@ type netfilterHook struct {
 
 // netfilter reads the netfilter programs of a namespace.
 func (s *scan) netfilter(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
-	isNetfilter := func(l attach.LinkInfo) bool { return l.Type == link.NetfilterType }
+	isNetfilter := func(l kernel.LinkInfo) bool { return l.Type == link.NetfilterType }
 	if !s.Hooks(hook.Netfilter) || s.blind || !slices.ContainsFunc(s.links, isNetfilter) {
 		return nil
 	}

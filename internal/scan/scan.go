@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/libdispatcher/dispatcher/hook"
+
 	"github.com/libdispatcher/dispatcher/internal/attach"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
@@ -62,7 +63,7 @@ type scan struct {
 		Defunct(ctx context.Context) []hook.Chain
 	}
 	chains []hook.Chain
-	links  []attach.LinkInfo // in the order of their ids
+	links  []kernel.LinkInfo // in the order of their ids
 	// What lost need not look for: links by their id, and where only that is
 	// known, by their place.
 	shown  map[uint32]bool

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/attach"
+
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
@@ -125,7 +125,7 @@ func (s *scan) linksOn(ns *kernel.NetNS, q *kernel.Query, at ebpf.AttachType) (i
 	complete = true
 	taken := map[uint32]bool{}
 	for _, program := range q.Programs {
-		id := s.link(taken, func(l *attach.LinkInfo) bool {
+		id := s.link(taken, func(l *kernel.LinkInfo) bool {
 			return l.NetNS == ns.ID().Inode && l.Attach == at && l.Program == program
 		})
 		ids = append(ids, id)

@@ -72,6 +72,14 @@ type LastSeen struct {
 	Mode   hook.Mode  // of XDP
 }
 
+// String says it in words; empty where nothing is known.
+func (s LastSeen) String() string {
+	if s.Target == "" {
+		return ""
+	}
+	return "was on " + s.Target
+}
+
 type rawLastSeen struct {
 	NetNSInode  uint64
 	NetNSCookie uint64

@@ -41,23 +41,6 @@ func CheckFiles(t testing.TB, fn func()) {
 	}
 }
 
-// EachLimit runs op again and again, the first time with no file more than are open now, then with one more
-// each time, until op tells that it has done its work. So op fails at each file that it opens. What it opens
-// it must close, when it fails too.
-func EachLimit(t testing.TB, op func() (done bool)) {
-	t.Helper()
-	const most = 500 // far more than anything opens at once
-	for n, done := 0, false; !done && !t.Failed(); n++ {
-		if n > most {
-			t.Fatalf("not done with %d files", most)
-		}
-		CheckFiles(t, func() { WithFiles(t, n, func() { done = op() }) })
-		if t.Failed() {
-			t.Logf("with %d files more", n)
-		}
-	}
-}
-
 // WithFiles runs fn while this process can have n more files open than it has now: the next one is EMFILE.
 // Tests that run at the same time are not spared.
 func WithFiles(t testing.TB, n int, fn func()) {

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/attach"
+	
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/scan"
@@ -197,7 +197,7 @@ func (w *watcher) look(ctx context.Context) (*Look, error) {
 	if len(missing) == 0 && len(bare) == 0 {
 		return now, nil
 	}
-	links, err := attach.AllLinks()
+	links, err := kernel.AllLinks()
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +215,7 @@ func (w *watcher) look(ctx context.Context) (*Look, error) {
 }
 
 // follow finds out what became of links that attach nothing where they did.
-func (w *watcher) follow(now *Look, missing []uint32, links []attach.LinkInfo) {
+func (w *watcher) follow(now *Look, missing []uint32, links []kernel.LinkInfo) {
 	now.Links = map[uint32]LinkState{}
 	for _, l := range links {
 		switch {
@@ -272,12 +272,12 @@ func (l *Look) newlyBare(next *Look) (list []*hook.Chain) {
 
 // isTorn tells whether an entry that seems to have no link has one that was made
 // while the hook was read. The kernel does not tell the links of a cgroup.
-func isTorn(c *hook.Chain, links []attach.LinkInfo) bool {
+func isTorn(c *hook.Chain, links []kernel.LinkInfo) bool {
 	return slices.ContainsFunc(c.Members, func(m hook.Member) bool {
 		if m.Kind != hook.KindLegacy {
 			return false
 		}
-		return slices.ContainsFunc(links, func(l attach.LinkInfo) bool {
+		return slices.ContainsFunc(links, func(l kernel.LinkInfo) bool {
 			return l.CgroupID == c.CgroupID && l.Program == m.Program.ID && l.Hook() == c.Hook && !carries(c, l.ID)
 		})
 	})

@@ -1,0 +1,14 @@
+package attach
+
+import (
+	"github.com/libdispatcher/dispatcher/internal/chains"
+	"github.com/libdispatcher/dispatcher/internal/links"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// sweep removes what processes that died have left in the pins of the bpffs.
+func sweep(l *state.Locked) {
+	links.SweepLinks(l)
+	l.RemoveLeftovers()
+	chains.SweepChains(l)
+}

@@ -1,0 +1,169 @@
+package chains
+
+import (
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+
+	"github.com/cilium/ebpf"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// chainOf returns the chain that a program runs, nil when it is not a dispatcher.
+func ChainOf(prog uint32) (*state.Chain, error) {
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(prog))
+	if err != nil {
+		return nil, kernel.Again(kernel.Errno("the program of the link", err))
+	}
+	defer p.Close()
+	chain, err := state.Find(p)
+	if errors.Is(err, state.ErrNotOurs) {
+		return nil, nil
+	}
+	return chain, err
+}
+
+// adoptRoot puts a chain into an XDP link, with its program as the first member.
+func AdoptRoot(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint32, req target.Request) (target.Handle, error) {
+	s, r := Device{o}, &linkRoot{l, id}
+	old, err := r.Program()
+	if err != nil {
+		return nil, err
+	}
+	defer old.Close()
+	switch _, err := state.Find(old); {
+	case err == nil:
+		return nil, hook.Because(fs.ErrExist, "link %d carries a chain of libdispatcher already", r.id).
+			Hint("attach adds members to it")
+	case !errors.Is(err, state.ErrNotOurs):
+		return nil, kernel.Again(err) // of a later version, it may be
+	}
+	prog, err := load.Program{Program: old}.Load(load.Want{Hook: hook.XDP})
+	if err != nil {
+		return nil, err
+	}
+	slot, err := NewSlot(prog)
+	if err != nil {
+		return nil, err
+	}
+	member, err := newMember(req, slot, prog)
+	if err != nil {
+		slot.Close()
+		return nil, err
+	}
+	h := &slotHandle{device: s, root: r, slot: slot, slotID: member.MapID, chainID: rand.Uint64()}
+	chain := &state.Chain{
+		ID: h.chainID, RootLink: r.id, LastSeen: s.lastSeenOf(r, old),
+		Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}},
+	}
+	slots, err := s.takeBack(locked, chain, slot)
+	for _, m := range slots[1:] {
+		defer m.Close()
+	}
+	var dispatcher *ebpf.Program
+	if err == nil {
+		dispatcher, err = state.Build(chain, inOrder(chain, slots), nil)
+	}
+	if err == nil {
+		defer dispatcher.Close()
+		kernel.Step("swap: before")
+		err = r.Swap(dispatcher, old)
+		kernel.Step("swap: after")
+	}
+	if err != nil {
+		slot.Close() // the link is the caller's
+		return nil, err
+	}
+	switch {
+	case req.Persistent:
+		err = s.pinAdopted(locked, h, member.Name)
+	case locked != nil: // a pin of the name is of a member that was displaced
+		err = locked.Remove(h.folder(), member.Name)
+	}
+	if err != nil {
+		undo := r.Swap(old, dispatcher)
+		slot.Close()
+		return nil, kernel.Undo(err, undo)
+	}
+	h.releaseNetNS()
+	return h, nil
+}
+
+// takeBack adds the members that are pinned beside the link from before somebody
+// put another program into it. Their settings went with their chain. It returns
+// the slots of all members, the one that is given first, the others opened.
+func (d Device) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Map) ([]*ebpf.Map, error) {
+	slots := []*ebpf.Map{slot}
+	if locked == nil {
+		return slots, nil
+	}
+	folder := state.ChainFolder(chain.RootLink, 0)
+	members, err := locked.Members(folder)
+	if err != nil {
+		return slots, err
+	}
+	for _, name := range members {
+		if name == chain.Slots[0].Name || chain.Named(name) >= 0 {
+			continue // it has come back
+		}
+		m, err := ebpf.LoadPinnedMap(locked.HeldPath(folder, name), nil)
+		if err != nil {
+			continue // not a member's
+		}
+		slots = append(slots, m)
+		if m.Type() != ebpf.ProgramArray || m.MaxEntries() != 1 {
+			continue
+		}
+		id, err := kernel.MapID(m)
+		if err != nil {
+			return slots, err
+		}
+		back := dispatch.Slot{MapID: id, Name: name, Persistent: true, Settings: hook.Settings{}.WithDefaults()}
+		if err := chain.Insert(back, hook.Position{}, 0); err != nil {
+			return slots, err
+		}
+	}
+	return slots, nil
+}
+
+// inOrder returns the slots in the order of the chain's members.
+func inOrder(chain *state.Chain, slots []*ebpf.Map) []*ebpf.Map {
+	ordered := make([]*ebpf.Map, len(chain.Slots))
+	for _, m := range slots {
+		if id, err := kernel.MapID(m); err == nil && chain.Index(id) >= 0 {
+			ordered[chain.Index(id)] = m
+		}
+	}
+	return ordered
+}
+
+// pinAdopted pins a chain whose link its maker may have pinned elsewhere.
+func (d Device) pinAdopted(locked *state.Locked, h *slotHandle, name string) error {
+	twin, err := kernel.OpenLink(h.root.LinkID())
+	if err != nil {
+		return err
+	}
+	defer twin.Close()
+	return locked.Add(h.folder(), twin, state.MemberPins{Name: name, Slot: h.slot})
+}
+
+// lastSeenOf finds where an XDP link is, as far as that can be told.
+func (d Device) lastSeenOf(r *linkRoot, prog *ebpf.Program) state.LastSeen {
+	var seen state.LastSeen
+	_, index, err := r.state()
+	if err != nil {
+		return seen
+	}
+	ns, err := findXDP(int(index), kernel.ProgramID(prog), func(name string, mode hook.Mode) { seen.Target, seen.Mode = name, mode })
+	if err != nil {
+		return state.LastSeen{}
+	}
+	seen.NetNS = ns.ID()
+	ns.Close()
+	return seen
+}

@@ -1,0 +1,183 @@
+package chains
+
+import (
+	"errors"
+	"io/fs"
+	"reflect"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// revision is a chain that has been changed but not swapped in.
+type revision struct {
+	chain *state.Chain
+	prog  *ebpf.Program
+}
+
+func (r *revision) close() {
+	if r.prog != nil {
+		r.prog.Close()
+	}
+}
+
+// revise computes the chain that edit makes of the one that old carries, and
+// builds its dispatcher. Slots that nobody owns any more and that let packets
+// pass are left out; edit learns which of the others are empty, and may use
+// the slots of fresh. A chain that has lost its last member is closed.
+//
+// The slots are closed when it returns: as long as they are open nobody who
+// dies leaves, and where many change a chain at once that may take turns.
+func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*revision, error) {
+	rev := &revision{}
+	var opened state.Slots
+	defer opened.Close()
+	next := *old
+	next.RootLink = rootLink
+	next.Slots = nil
+	open := map[uint32]*ebpf.Map{}
+	for id, m := range fresh {
+		open[id] = m
+	}
+	empty := map[uint32]bool{}
+	for _, s := range old.Slots {
+		m, err := opened.Open(s.MapID, false)
+		if err != nil {
+			return nil, kernel.Again(err)
+		}
+		open[s.MapID] = m
+		prog, err := state.Occupant(m)
+		if err != nil {
+			return nil, err
+		}
+		if prog == 0 {
+			if s.OnMissing == hook.MissingContinue {
+				continue
+			}
+			empty[s.MapID] = true
+		}
+		next.Slots = append(next.Slots, s)
+	}
+	if err := edit(&next, empty); err != nil {
+		return nil, err
+	}
+	next.Closed = len(next.Slots) == 0
+	rev.chain = &next
+	slots := make([]*ebpf.Map, len(next.Slots))
+	for i, s := range next.Slots {
+		slots[i] = open[s.MapID]
+	}
+	codes := sealedCodes(&next, slots)
+	if reflect.DeepEqual(old.Slots, next.Slots) && !next.Closed {
+		return rev, nil // nothing to build
+	}
+
+	var err error
+	rev.prog, err = state.Build(&next, slots, codes)
+	if err != nil && codes != nil {
+		// What is sealed must not be in the way of those who join.
+		for i := range next.Slots {
+			next.Slots[i].Sealed = dispatch.Sealed{}
+		}
+		rev.prog, err = state.Build(&next, slots, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return rev, nil
+}
+
+// change revises the chain that root carries and swaps the result in. The
+// chain as it then is is returned; a closed one has been taken off the device.
+func change(r root, chainID uint64, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
+	old, chain, err := carried(r, chainID)
+	if err != nil {
+		return nil, err
+	}
+	defer old.Close()
+	return changeFrom(r, old, chain, fresh, edit)
+}
+
+// changeFrom is change for a chain that was read before: old carries it.
+func changeFrom(r root, old *ebpf.Program, chain *state.Chain, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
+	rev, err := revise(chain, r.LinkID(), fresh, edit)
+	if err != nil {
+		return nil, err
+	}
+	defer rev.close()
+	if rev.prog == nil {
+		return rev.chain, nil
+	}
+	kernel.Step("swap: before")
+	if err := r.Swap(rev.prog, old); err != nil {
+		return nil, err
+	}
+	kernel.Step("swap: after")
+	if rev.chain.Closed {
+		// Nobody joins a closed chain, so there is nobody to throw out.
+		if err := r.Release(rev.prog); err != nil {
+			return nil, err
+		}
+		kernel.Step("release: after")
+	}
+	return rev.chain, nil
+}
+
+// carried returns the dispatcher and the chain that a root carries. The chain
+// must be the one with that id: through netlink, anyone may have put another
+// program in its place.
+func carried(r root, chainID uint64) (*ebpf.Program, *state.Chain, error) {
+	prog, err := r.Program()
+	if err != nil {
+		return nil, nil, err
+	}
+	chain, err := state.Find(prog)
+	switch {
+	case errors.Is(err, state.ErrNotOurs), err == nil && chain.ID != chainID:
+		err = hook.Because(fs.ErrNotExist, "the chain is gone: another program was put in its place")
+	case errors.Is(err, fs.ErrNotExist):
+		err = kernel.Again(err)
+	case err == nil && chain.Closed:
+		err = target.ErrDetached
+	}
+	if err != nil {
+		prog.Close()
+		return nil, nil, err
+	}
+	return prog, chain, nil
+}
+
+func openPinnedRoot(p *state.Pins, folder string) (*linkRoot, error) {
+	l, err := kernel.LoadPinnedLink(p.RootPath(folder))
+	if err != nil {
+		return nil, err
+	}
+	return newLinkRoot(l)
+}
+
+// indexOf finds a slot, or tells that its member is gone.
+func indexOf(c *state.Chain, mapID uint32) (int, error) {
+	i := c.Index(mapID)
+	if i < 0 {
+		return i, target.ErrDetached
+	}
+	return i, nil
+}
+
+// without is an edit that takes slots out.
+func without(mapIDs ...uint32) func(*state.Chain, map[uint32]bool) error {
+	return func(c *state.Chain, _ map[uint32]bool) error {
+		for _, id := range mapIDs {
+			if i := c.Index(id); i >= 0 {
+				c.Slots = slices.Delete(c.Slots, i, i+1)
+			}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,224 @@
+package chains
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// A Counting has an XDP chain counted while it is open. It holds neither the link
+// nor a slot: who watches a chain does not keep it.
+type Counting struct {
+	target     target.Target
+	sweep      func(*state.Locked)
+	link       uint32 // that carries the chain; 0 for netlink
+	dispatcher uint32 // program id
+	watch      *state.Watch
+	found      map[uint32]dispatch.Counts // what others had counted before
+}
+
+// Count swaps in a dispatcher that counts, or joins those for whom one is there.
+// fs.ErrNotExist when there is no chain of ours.
+func Count(ctx context.Context, o *target.Opened) (c *Counting, err error) {
+	d := Device{o}
+	err = kernel.Retry(ctx, func() error {
+		return d.Locked(ctx, func(*state.Locked) error {
+			c, err = d.count()
+			return err
+		})
+	})
+	return c, err
+}
+
+func (d Device) count() (*Counting, error) {
+	snap, err := d.Read()
+	if err != nil {
+		return nil, err
+	}
+	defer snap.Close()
+	if snap.Chain == nil || snap.Chain.Closed {
+		return nil, hook.Because(fs.ErrNotExist, "there is no chain that could be counted")
+	}
+	c := &Counting{target: d.Target, sweep: d.Sweep, link: snap.Root.LinkID()}
+	if snap.Chain.Watch != 0 {
+		c.watch, err = state.OpenWatch(snap.Chain)
+		if err == nil {
+			return c.join(snap.Prog)
+		}
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			return nil, hook.Because(hook.ErrBusy, "another version of dispatcher is watching the chain: %w", err).
+				Hint("end that one first")
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	c.dispatcher, err = rebuild(snap.Root, snap.Prog, snap.Chain, "watch", func(next *state.Chain, slots []*ebpf.Map, codes []*dispatch.Code) (prog *ebpf.Program, err error) {
+		prog, c.watch, err = state.BuildWatched(next, slots, codes)
+		return prog, err
+	})
+	if err != nil {
+		if c.watch != nil {
+			c.watch.Close()
+		}
+		return nil, err
+	}
+	return c, nil
+}
+
+// join begins with what others have counted so far.
+func (c *Counting) join(prog *ebpf.Program) (_ *Counting, err error) {
+	c.dispatcher = kernel.ProgramID(prog)
+	if c.found, err = c.watch.Read(); err != nil {
+		c.watch.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// A builder loads a dispatcher for a chain whose slots are open; see [state.Build].
+type builder func(*state.Chain, []*ebpf.Map, []*dispatch.Code) (*ebpf.Program, error)
+
+// rebuild swaps in another dispatcher of the same chain and returns its id.
+func rebuild(r root, old *ebpf.Program, chain *state.Chain, step string, build builder) (uint32, error) {
+	next := *chain
+	next.RootLink = r.LinkID()
+	prog, err := build.load(&next)
+	if err != nil {
+		return 0, err
+	}
+	defer prog.Close()
+	kernel.Step(step + ": before")
+	if err := r.Swap(prog, old); err != nil {
+		return 0, err
+	}
+	kernel.Step(step + ": after")
+	return kernel.ProgramID(prog), nil
+}
+
+// load opens the slots for no longer than it takes, as revise does.
+func (build builder) load(chain *state.Chain) (*ebpf.Program, error) {
+	var opened state.Slots
+	defer opened.Close()
+	slots := make([]*ebpf.Map, len(chain.Slots))
+	for i, s := range chain.Slots {
+		var err error
+		if slots[i], err = opened.Open(s.MapID, false); err != nil {
+			return nil, kernel.Again(err)
+		}
+	}
+	chain.Slots = slices.Clone(chain.Slots)
+	return build(chain, slots, sealedCodes(chain, slots))
+}
+
+// unwatch swaps the plain dispatcher in where one is watched by nobody any more.
+func unwatch(r root, old *ebpf.Program, chain *state.Chain) error {
+	if chain.Closed || !state.Abandoned(chain) {
+		return nil
+	}
+	_, err := rebuild(r, old, chain, "unwatch", state.Build)
+	return err
+}
+
+// Counts tells whether what runs is what counts.
+func (c *Counting) Counts(chain *hook.Chain) bool {
+	return chain.DispatcherID == c.dispatcher && c.watch.Alive()
+}
+
+// Current tells it at little cost, where that is possible: not for a chain that
+// netlink carries, nor for one that is gone.
+func (c *Counting) Current() bool {
+	if c.link == 0 {
+		return true
+	}
+	r, err := openLinkRoot(c.link)
+	if err != nil {
+		return true
+	}
+	defer r.Close()
+	prog, ifindex, err := r.state()
+	return err != nil || ifindex == 0 || prog == c.dispatcher
+}
+
+// Read returns what was counted so far, by slot id. Others who watch may have
+// begun before; see Found.
+func (c *Counting) Read() (map[uint32]dispatch.Counts, error) { return c.watch.Read() }
+
+// Found is what Read would have returned when this counting began: nothing, unless
+// others were watching.
+func (c *Counting) Found() map[uint32]dispatch.Counts { return c.found }
+
+// Close ends the counting, and swaps the plain dispatcher in unless others still
+// watch. That the chain is gone is no error.
+func (c *Counting) Close(ctx context.Context) error {
+	c.watch.Close()
+	err := kernel.Retry(ctx, c.end(ctx))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, hook.ErrDefunct) || errors.Is(err, kernel.ErrNetNSGone) {
+		return nil
+	}
+	return err
+}
+
+// end returns what looks for the chain, by its link or else on its device, and
+// swaps.
+func (c *Counting) end(ctx context.Context) func() error {
+	if c.link == 0 {
+		return func() error {
+			o, err := target.Open_(c.target, c.sweep)
+			if err != nil {
+				return err
+			}
+			defer o.Close()
+			d := Device{o}
+			return d.Locked(ctx, func(*state.Locked) error {
+				snap, err := d.Read()
+				if err != nil {
+					return err
+				}
+				defer snap.Close()
+				if !c.ours(snap.Chain) {
+					return nil
+				}
+				return unwatch(snap.Root, snap.Prog, snap.Chain)
+			})
+		}
+	}
+	return func() error {
+		o, err := target.OpenPins(c.target, c.sweep)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return o.Locked(ctx, func(*state.Locked) error {
+			r, err := openLinkRoot(c.link)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			prog, err := r.Program()
+			if err != nil {
+				return err
+			}
+			defer prog.Close()
+			chain, err := state.Find(prog)
+			if errors.Is(err, state.ErrNotOurs) || err == nil && !c.ours(chain) {
+				return nil
+			}
+			if err != nil {
+				return kernel.Again(err)
+			}
+			return unwatch(r, prog, chain)
+		})
+	}
+}
+
+// ours tells whether the chain is the one that is counted.
+func (c *Counting) ours(chain *state.Chain) bool { return chain != nil && chain.Watch == c.watch.ID }

@@ -1,0 +1,64 @@
+package chains
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// defunctChain describes the chain of a link whose device is gone, nil for a link that carries no chain.
+func DefunctChain(o *target.Opened, li kernel.LinkInfo) (*hook.Chain, error) {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(li.Program))
+	if err != nil {
+		return nil, kernel.Errno(fmt.Sprintf("program id %d", li.Program), err)
+	}
+	defer prog.Close()
+	chain, err := state.Find(prog)
+	switch {
+	case errors.Is(err, state.ErrNotOurs) && o.Pins != nil:
+		return displacedAndGone(o, li)
+	case errors.Is(err, state.ErrNotOurs), err == nil && (chain.Closed || runs(o, chain.ID)):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	c := &hook.Chain{Hook: hook.XDP, Mode: chain.LastSeen.Mode, Pins: []string{}, Members: []hook.Member{}}
+	if err := viewChain(c, prog, chain, li.ID, o.Pins); err != nil {
+		return nil, err
+	}
+	for i := range c.Members {
+		c.Members[i].Detail = chain.LastSeen.String()
+	}
+	return c, nil
+}
+
+// runs tells whether a chain was attached again. Who held its members before may
+// still have the old link.
+func runs(o *target.Opened, chainID uint64) bool {
+	for _, li := range o.Links {
+		if li.Type != link.XDPType || li.Gone() {
+			continue
+		}
+		if chain, err := ChainOf(li.Program); err == nil && chain != nil && chain.ID == chainID {
+			return true
+		}
+	}
+	return false
+}
+
+// displacedAndGone returns the members that are pinned beside a link that does
+// not carry their chain any more, on no device any more.
+func displacedAndGone(o *target.Opened, li kernel.LinkInfo) (*hook.Chain, error) {
+	folder := state.ChainFolder(li.ID, 0)
+	members, err := displaced(o.Pins, folder)
+	for i := range members {
+		members[i].State = hook.StateDefunct
+	}
+	return &hook.Chain{Hook: hook.XDP, LinkID: li.ID, Pins: o.Pins.List(folder), Members: members}, err
+}

@@ -1,0 +1,387 @@
+package chains
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// xdp is the family of the XDP hook: chains behind a dispatcher.
+type Family struct{}
+
+func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
+	d := Device{s}
+	var h *slotHandle
+	patience := target.UntilLeft()
+	loaded, err := d.withProgram(ctx, src, req, func(snap *Snapshot, prog *load.Loaded) error {
+		return d.Locked(ctx, func(l *state.Locked) (err error) {
+			h, err = d.join(l, snap, prog, req)
+			return patience(err)
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	h.loaded = loaded
+	h.releaseNetNS()
+	return h, nil
+}
+
+func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (*hook.Chain, error) {
+	d := Device{s}
+	var c *hook.Chain
+	loaded, err := d.withProgram(ctx, src, req, func(snap *Snapshot, prog *load.Loaded) (err error) {
+		c, err = d.plan(snap, prog, req)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	loaded.Discard()
+	return c, nil
+}
+
+// withProgram reads the device, loads the program so that it fits the chain that
+// is there, and runs fn with both; all of it again while others change the chain.
+// The program is loaded without the lock, since a verifier may take its time.
+func (d Device) withProgram(ctx context.Context, src load.Source, req target.Request, fn func(*Snapshot, *load.Loaded) error) (*load.Loaded, error) {
+	src = load.PinningIn(src, d.BPFFS)
+	var prog *load.Loaded
+	err := kernel.Retry(ctx, func() error {
+		snap, err := d.readToJoin(req)
+		if err != nil {
+			return err
+		}
+		defer snap.Close()
+		if prog != nil && !snap.takes(prog) {
+			prog.Discard()
+			prog = nil
+		}
+		if prog == nil {
+			want := load.Want{Hook: hook.XDP}
+			if snap.Chain != nil {
+				want.Shape = &snap.Chain.Shape
+			}
+			if prog, err = src.Load(want); err != nil {
+				return withoutFrags(src, err)
+			}
+		}
+		return fn(snap, prog)
+	})
+	if err != nil {
+		if prog != nil {
+			prog.Discard()
+		}
+		return nil, err
+	}
+	return prog, nil
+}
+
+// readToJoin reads the device and refuses what the request cannot join.
+func (d Device) readToJoin(req target.Request) (*Snapshot, error) {
+	kernel.Step("attach: reads")
+	snap, err := d.Read()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.admit(snap, req); err != nil {
+		snap.Close()
+		return nil, err
+	}
+	return snap, nil
+}
+
+func (d Device) admit(snap *Snapshot, req target.Request) error {
+	switch {
+	case snap.Chain != nil && snap.Chain.Closed:
+		return d.finishClosing(snap)
+	case snap.Free() && req.Style == hook.StyleLibxdp:
+		return ErrStyle
+	case snap.Free():
+		return nil
+	case snap.Libxdp && req.Style != hook.StyleOwned:
+		return ErrStyle
+	case snap.Chain == nil:
+		return d.Occupied(snap)
+	case req.Style == hook.StyleLibxdp:
+		return hook.Because(hook.ErrIncompatible, "the chain on %s is an owned one, and a device has one chain", snap.Device.Name).
+			Hint("join it (leave the style out), or move it over with \"%s\"", d.Command("convert", "xdp", snap.Device.Name, "--style", "libxdp"))
+	case req.Mode != hook.ModeAuto && req.Mode != snap.Mode:
+		return hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", snap.Mode).
+			Hint("ask for %v or auto", snap.Mode)
+	}
+	return nil
+}
+
+// finishClosing takes a closed chain off the device: the process that closed it
+// died before it did.
+func (d Device) finishClosing(snap *Snapshot) error {
+	if err := snap.Root.Release(snap.Prog); err != nil {
+		return err
+	}
+	return kernel.ErrAgain
+}
+
+// newMember is the slot that a request asks for.
+func newMember(req target.Request, slot *ebpf.Map, prog *load.Loaded) (dispatch.Slot, error) {
+	name, err := req.NameFor(prog)
+	if err != nil {
+		return dispatch.Slot{}, err
+	}
+	id, err := kernel.MapID(slot)
+	return dispatch.Slot{
+		MapID: id, Name: name, Owner: req.Owner, Persistent: req.Persistent,
+		Settings: req.Settings.Or(prog.Defaults).WithDefaults(),
+	}, err
+}
+
+// insert is an edit that adds a member. It takes the place of a closed door of
+// the same name, which then was closed until now.
+func insert(member dispatch.Slot, req target.Request) func(*state.Chain, map[uint32]bool) error {
+	return func(c *state.Chain, empty map[uint32]bool) error {
+		if i := c.Named(member.Name); i >= 0 {
+			if !empty[c.Slots[i].MapID] {
+				return target.NameTaken(member.Name, !c.Slots[i].Persistent)
+			}
+			c.Remove(i)
+		}
+		return noMember(c.Insert(member, req.Position, req.Priority))
+	}
+}
+
+// newSlot makes a slot with the program in it.
+func NewSlot(prog *load.Loaded) (*ebpf.Map, error) {
+	slot, err := state.NewSlot(prog.Name)
+	if err != nil {
+		return nil, err
+	}
+	if err := state.Fill(slot, prog.Program); err != nil {
+		slot.Close()
+		return nil, err
+	}
+	return slot, nil
+}
+
+// join adds the program to the chain of the snapshot, or starts one.
+func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req target.Request) (*slotHandle, error) {
+	if !snap.current() { // somebody changed the chain while this waited for the lock
+		now, err := d.readToJoin(req)
+		if err != nil {
+			return nil, err
+		}
+		defer now.Close()
+		if snap = now; !snap.takes(prog) {
+			return nil, kernel.ErrAgain
+		}
+	}
+	slot, err := NewSlot(prog)
+	if err != nil {
+		return nil, err
+	}
+	h := &slotHandle{device: d, slot: slot}
+	member, err := newMember(req, slot, prog)
+	if err != nil {
+		h.drop()
+		return nil, err
+	}
+	h.slotID = member.MapID
+
+	kernel.Step("attach: slot made")
+	if snap.Free() {
+		h.chainID = rand.Uint64()
+		h.root, err = d.start(snap.Device, req.Mode, h.chainID, prog.Shape, slot, member)
+	} else {
+		h.chainID = snap.Chain.ID
+		h.root, snap.Root = snap.Root, nil
+		join := insert(member, req)
+		_, err = changeFrom(h.root, snap.Prog, snap.Chain, map[uint32]*ebpf.Map{h.slotID: slot}, func(c *state.Chain, empty map[uint32]bool) error {
+			c.LastSeen = d.Seen(snap.Device, snap.Mode)
+			return join(c, empty)
+		})
+	}
+	if err != nil {
+		h.drop()
+		return nil, joinError(err)
+	}
+	kernel.Step("attach: attached")
+	if req.Persistent {
+		if err := l.Add(h.folder(), h.root.Pinner(), state.MemberPins{Name: member.Name, Slot: slot, Maps: prog.Maps}); err != nil {
+			// Half attached is not attached.
+			_, undo := change(h.root, h.chainID, nil, without(h.slotID))
+			h.drop()
+			return nil, kernel.Undo(err, undo)
+		}
+	}
+	return h, nil
+}
+
+// plan computes what join would do, up to the point where others would see it.
+func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*hook.Chain, error) {
+	slot, err := NewSlot(prog)
+	if err != nil {
+		return nil, err
+	}
+	defer slot.Close()
+	member, err := newMember(req, slot, prog)
+	if err != nil {
+		return nil, err
+	}
+	c := snap.Describe(d.Opened)
+	old := &state.Chain{Plan: dispatch.Plan{Shape: prog.Shape}}
+	var linkID uint32
+	if snap.Free() {
+		c.Mode = req.Mode
+	} else {
+		old, linkID = snap.Chain, snap.Root.LinkID()
+	}
+	rev, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, insert(member, req))
+	if err != nil {
+		return nil, err
+	}
+	defer rev.close()
+	if err := viewChain(c, rev.prog, rev.chain, linkID, d.Pins); err != nil {
+		return nil, err
+	}
+	c.DispatcherID = 0 // it is gone when this returns
+	for i := range c.Members {
+		if c.Members[i].SlotID == member.MapID {
+			c.Members[i].SlotID = 0
+		}
+	}
+	return c, nil
+}
+
+// joinError turns what a chain that vanished meanwhile gives into another try.
+func joinError(err error) error {
+	if errors.Is(err, hook.ErrDefunct) || errors.Is(err, target.ErrDetached) {
+		return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
+	}
+	return err
+}
+
+// start makes a chain with one member and a link that carries it.
+func (d Device) start(dev rtnl.Device, mode hook.Mode, id uint64, shape dispatch.Shape, slot *ebpf.Map, member dispatch.Slot) (root, error) {
+	chain := &state.Chain{ID: id, LastSeen: d.Seen(dev, mode), Plan: dispatch.Plan{Shape: shape, Slots: []dispatch.Slot{member}}}
+	prog, err := state.Build(chain, []*ebpf.Map{slot}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Close()
+	return d.Create(dev.Index, mode, prog)
+}
+
+// seen is where a chain on the device is.
+func (d Device) Seen(dev rtnl.Device, mode hook.Mode) state.LastSeen {
+	return state.LastSeen{Target: dev.Name, NetNS: d.NS.ID(), Mode: mode}
+}
+
+// create puts a dispatcher on a free device with a link of its own.
+func (d Device) Create(index int, mode hook.Mode, prog *ebpf.Program) (root, error) {
+	var l link.Link
+	kernel.Step("create: before")
+	err := d.NS.Do(func() (err error) {
+		l, err = link.AttachXDP(link.XDPOptions{Program: prog, Interface: index, Flags: link.XDPAttachFlags(rtnl.Flags(mode))})
+		return err
+	})
+	kernel.Step("create: after")
+	switch {
+	case err == nil:
+		return newLinkRoot(l)
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+		// Somebody was quicker. Or a link was closed just now, and the kernel
+		// is still at it.
+		return nil, fmt.Errorf("%w: %w", kernel.ErrAgain, err)
+	}
+	return nil, kernel.RefusedXDP(d.Name, mode, err)
+}
+
+func (Family) Read(ctx context.Context, s *target.Opened) (c *hook.Chain, err error) {
+	d := Device{s}
+	err = kernel.Retry(ctx, func() error {
+		snap, err := d.Read()
+		if err != nil {
+			return err
+		}
+		defer snap.Close()
+		c, err = d.View(snap)
+		return err
+	})
+	return c, err
+}
+
+// detach takes out one member, or all of them for an empty ref, and their pins.
+func (Family) Detach(ctx context.Context, s *target.Opened, ref hook.Ref, _ bool) error {
+	d := Device{s}
+	return kernel.Retry(ctx, func() error {
+		return d.Locked(ctx, func(l *state.Locked) error {
+			snap, err := d.Read()
+			if err != nil {
+				return err
+			}
+			defer snap.Close()
+			switch {
+			case snap.Free():
+				return hook.Because(fs.ErrNotExist, "nothing is attached")
+			case snap.Chain == nil:
+				return d.taken(snap)
+			case snap.Chain.Closed:
+				// The process that detached its last member died before the end.
+				return snap.Root.Release(snap.Prog)
+			}
+			leaving := snap.Chain.Slots
+			if ref != "" {
+				i := snap.Chain.Named(string(ref))
+				if i < 0 {
+					return noMember(snap.Chain.NoMember(ref))
+				}
+				leaving = leaving[i : i+1]
+			}
+			var names []string
+			var slots []uint32
+			for _, s := range leaving {
+				names, slots = append(names, s.Name), append(slots, s.MapID)
+			}
+			return takeOut(l, snap.Root, snap.Chain.ID, names, slots)
+		})
+	})
+}
+
+// takeOut removes members from a chain, and their pins after them.
+func takeOut(l *state.Locked, r root, chainID uint64, names []string, slots []uint32) error {
+	left, err := change(r, chainID, nil, without(slots...))
+	if err != nil || l == nil {
+		return err
+	}
+	folder := state.ChainFolder(r.LinkID(), chainID)
+	if left.Closed {
+		return l.RemoveChain(folder)
+	}
+	for _, name := range names {
+		if err := l.Remove(folder, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// noMember marks the error of a name that no member has as fs.ErrNotExist.
+func noMember(err error) error {
+	if errors.Is(err, dispatch.ErrNoEntry) {
+		return hook.Because(fs.ErrNotExist, "%w", err)
+	}
+	return err
+}

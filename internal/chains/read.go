@@ -1,0 +1,349 @@
+package chains
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// A device is an opened target on the XDP hook.
+type Device struct{ *target.Opened }
+
+// On is the opened target as a device.
+func On(o *target.Opened) Device { return Device{o} }
+
+// A snapshot is what was on a device at one moment.
+type Snapshot struct {
+	Device rtnl.Device
+	Mode   hook.Mode
+	Prog   *ebpf.Program // nil when nothing is attached
+	Chain  *state.Chain  // nil when it is not ours
+	Root   root          // nil when it is not ours
+	links  []uint32      // that carry the program, when it is not ours
+	Libxdp bool          // it is a dispatcher of libxdp
+}
+
+func (snap *Snapshot) Close() {
+	if snap.Prog != nil {
+		snap.Prog.Close()
+	}
+	if snap.Root != nil {
+		snap.Root.Close()
+	}
+}
+
+func (snap *Snapshot) Free() bool { return snap.Prog == nil }
+
+// current tells whether the link still carries what was read; true where no link
+// does. It asks the link, which costs less than to read the device again.
+func (snap *Snapshot) current() bool {
+	r, ok := snap.Root.(*linkRoot)
+	if !ok {
+		return true
+	}
+	prog, ifindex, err := r.state()
+	return err == nil && ifindex != 0 && prog == kernel.ProgramID(snap.Prog)
+}
+
+// takes tells whether the program was loaded so that it fits the chain.
+func (snap *Snapshot) takes(prog *load.Loaded) bool {
+	return snap.Chain == nil || snap.Chain.Shape == prog.Shape
+}
+
+// read reads what is on the device. kernel.ErrAgain when it changed under its eyes.
+func (d Device) Read() (snap *Snapshot, err error) {
+	err = rtnl.In(d.NS, func(conn *rtnl.Conn) error {
+		dev, err := conn.Device(d.Name)
+		if err != nil {
+			return err
+		}
+		snap, err = ReadDevice(d.Opened, conn, *dev)
+		return err
+	})
+	return snap, err
+}
+
+// readDevice looks at a device that rtnetlink has described. The caller closes what
+// it returns.
+func ReadDevice(o *target.Opened, conn *rtnl.Conn, dev rtnl.Device) (*Snapshot, error) {
+	snap := &Snapshot{Device: dev}
+	if err := (Device{o}).inspect(snap, conn, dev); err != nil {
+		snap.Close()
+		return nil, err
+	}
+	return snap, nil
+}
+
+// inspect fills in the snapshot of a device.
+func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error {
+	on, ok := dev.Software()
+	if !ok {
+		return nil
+	}
+	snap.Mode = on.Mode
+	var err error
+	if snap.Prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(on.Program)); err != nil {
+		return kernel.Again(kernel.Errno("program on the device", err))
+	}
+	snap.Chain, err = state.Find(snap.Prog)
+	if err != nil && !errors.Is(err, state.ErrNotOurs) {
+		return err
+	}
+	if snap.Chain != nil && snap.Chain.RootLink != 0 {
+		if snap.Root, err = rootWith(snap.Chain.RootLink, on.Program); snap.Root != nil || err != nil {
+			return err
+		}
+	}
+	links, err := d.carrying(on.Program, dev.Index)
+	if err != nil {
+		return err
+	}
+	switch {
+	case len(links) > 0 && snap.Chain != nil:
+		if snap.Root, err = rootWith(links[0], on.Program); err == nil && snap.Root == nil {
+			err = kernel.ErrAgain
+		}
+		return err
+	case len(links) > 0:
+		snap.links = links
+		return nil
+	}
+
+	// No link carries it. Unless it was exchanged just now, netlink did it.
+	now, err := conn.DeviceByIndex(dev.Index)
+	if err != nil {
+		return err
+	}
+	if x, ok := now.Software(); !ok || x != on {
+		return kernel.ErrAgain
+	}
+	if snap.Chain != nil {
+		snap.Root = &NetlinkRoot{d.NS, dev.Index, on.Mode}
+		return nil
+	}
+	// Whatever its version: it is attached as libxdp does it.
+	_, err = libxdp.ConfigOf(snap.Prog)
+	snap.Libxdp = err == nil || errors.Is(err, libxdp.ErrVersion)
+	if snap.Libxdp || errors.Is(err, libxdp.ErrNotDispatcher) {
+		return nil
+	}
+	return err
+}
+
+// carrying is [kernel.XDPLinks], but asks first what is known of all links: for each of
+// many devices to go through all links takes long.
+func (d Device) carrying(prog uint32, index int) ([]uint32, error) {
+	var ids []uint32
+	for _, l := range d.Links {
+		if l.Type != link.XDPType || l.Program != prog || l.Ifindex != index {
+			continue
+		}
+		r, err := rootWith(l.ID, prog)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil { // it still does
+			r.Close()
+			ids = append(ids, l.ID)
+		}
+	}
+	if len(ids) > 0 {
+		return ids, nil
+	}
+	return kernel.XDPLinks(prog, index)
+}
+
+// linkCarrying opens the link that carries a program on a device with that
+// index, nil when there is none.
+func linkCarrying(prog uint32, index int) (root, error) {
+	ids, err := kernel.XDPLinks(prog, index)
+	if err != nil || len(ids) == 0 {
+		return nil, err
+	}
+	r, err := rootWith(ids[0], prog)
+	if err == nil && r == nil {
+		err = kernel.ErrAgain
+	}
+	return r, err
+}
+
+// rootWith opens a link if it carries the program, nil otherwise.
+func rootWith(id, prog uint32) (root, error) {
+	l, err := kernel.OpenLink(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, kernel.Again(err)
+	}
+	info, err := kernel.InfoOf(l)
+	if err != nil || info.Type != link.XDPType || info.Program != prog || info.Gone() {
+		l.Close()
+		return nil, err
+	}
+	return &linkRoot{l, id}, nil
+}
+
+// occupied is the error for a hook that is held by something that is not ours.
+func (d Device) Occupied(snap *Snapshot) error {
+	on := &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.Mode}
+	on.Program = kernel.Describe(snap.Prog)
+	busy := hook.Busy(on)
+	switch len(snap.links) {
+	case 0:
+		if snap.Libxdp {
+			on.Kind = hook.KindLibxdp
+			return busy.Hint("\"%s\" moves its members over to an owned chain", d.Command("convert", "xdp", snap.Device.Name, "--style", "owned"))
+		}
+		xdp := "xdp"
+		if snap.Mode == hook.ModeGeneric {
+			xdp = "xdpgeneric"
+		}
+		return busy.Hint("make it a member with \"%s\", or remove it with \"%s\"",
+			d.Command("adopt", "xdp", snap.Device.Name), kernel.IPCommand(d.NetNS, "link", "set", "dev", snap.Device.Name, xdp, "off"))
+	case 1:
+		on.Kind, on.LinkID = hook.KindForeign, snap.links[0]
+		return busy.Hint("\"%s\" tells more; \"%s\" makes it a member, \"%s\" frees the hook", d.Command("holders", "xdp", snap.Device.Name),
+			d.CommandByLink("adopt", on.LinkID), d.CommandByLink("detach", on.LinkID, "--force"))
+	}
+	on.Kind = hook.KindForeign
+	return busy.Hint("\"%s\" tells more", d.Command("holders", "xdp", snap.Device.Name))
+}
+
+// describe returns what is known of the chain without its members.
+func (snap *Snapshot) Describe(o *target.Opened) *hook.Chain {
+	return &hook.Chain{
+		Hook: o.Hook, Target: snap.Device.Name, Ifindex: snap.Device.Index,
+		NetNS: o.NS.ID(), Mode: snap.Mode, Pins: []string{}, Members: []hook.Member{},
+	}
+}
+
+// view describes a snapshot for users; errStyle for a chain of libxdp.
+func (d Device) View(snap *Snapshot) (*hook.Chain, error) {
+	c := snap.Describe(d.Opened)
+	if snap.Free() {
+		return c, nil
+	}
+	if snap.Libxdp {
+		return nil, ErrStyle
+	}
+	if snap.Chain == nil {
+		m := hook.Member{Kind: hook.KindLegacy, State: hook.StateRunning}
+		if len(snap.links) > 0 {
+			m.Kind = hook.KindForeign
+			c.LinkID = snap.links[0]
+		}
+		m.Program, m.TailCalls = target.Describe(snap.Prog)
+		m.Name = m.Program.Name
+		c.Members = append(c.Members, m)
+		if c.LinkID != 0 && d.Pins != nil {
+			beside, err := displaced(d.Pins, state.ChainFolder(c.LinkID, 0))
+			if err != nil {
+				return nil, err
+			}
+			c.Members = append(c.Members, beside...)
+		}
+		return c, nil
+	}
+	return c, viewChain(c, snap.Prog, snap.Chain, snap.Root.LinkID(), d.Pins)
+}
+
+// displaced returns the members that are pinned beside a link that carries
+// their chain no more.
+func displaced(pins *state.Pins, folder string) ([]hook.Member, error) {
+	names, err := pins.Members(folder)
+	var members []hook.Member
+	for _, name := range names {
+		m := hook.Member{Name: name, Kind: hook.KindMember, State: hook.StateDisplaced, Persistent: true}
+		if slot, err := ebpf.LoadPinnedMap(pins.HeldPath(folder, name), nil); err == nil {
+			m.Program, m.TailCalls, _ = slotProgram(slot)
+			m.SlotID, _ = kernel.MapID(slot)
+			slot.Close()
+		}
+		members = append(members, m)
+	}
+	return members, err
+}
+
+// viewChain describes a chain of ours.
+func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uint32, pins *state.Pins) error {
+	info, err := prog.Info()
+	if err != nil {
+		return kernel.Errno("dispatcher", err)
+	}
+	id, _ := info.ID()
+	c.Style, c.DispatcherID, c.LinkID, c.Frags = hook.StyleOwned, uint32(id), linkID, chain.Shape.Frags
+	folder := state.ChainFolder(linkID, chain.ID)
+	if pins != nil {
+		if paths := pins.List(folder); paths != nil {
+			c.Pins = paths
+		}
+	}
+	var slots state.Slots
+	defer slots.Close()
+	for _, slot := range chain.Slots {
+		pinned := pins != nil && pins.Has(folder, slot.Name)
+		open, err := slots.Open(slot.MapID, pinned)
+		if err != nil {
+			return kernel.Again(err)
+		}
+		m, err := viewMember(slot, open, pinned)
+		if err != nil {
+			return err
+		}
+		if c.Ifindex == 0 {
+			m.State = hook.StateDefunct
+		}
+		c.Members = append(c.Members, m)
+	}
+	return nil
+}
+
+// viewMember describes a member whose slot is open.
+func viewMember(s dispatch.Slot, slot *ebpf.Map, pinned bool) (hook.Member, error) {
+	m := hook.Member{
+		Name: s.Name, Settings: s.Settings, Kind: hook.KindMember, State: hook.StateEmpty,
+		Owner: s.Owner, SlotID: s.MapID, Persistent: s.Persistent || pinned,
+		Sealed: s.Sealed.Program != 0,
+	}
+	var err error
+	m.Program, m.TailCalls, err = slotProgram(slot)
+	if m.Program.ID != 0 {
+		m.State = hook.StateRunning
+	}
+	// What is linked runs, whatever became of the slot.
+	if linked := s.Sealed.Program; linked != 0 && m.Program.ID != linked {
+		m.Program, m.State = hook.Program{ID: linked}, hook.StateRunning
+	}
+	return m, err
+}
+
+// slotProgram describes the program in a slot; the zero value when it is empty.
+func slotProgram(slot *ebpf.Map) (p hook.Program, tail bool, err error) {
+	id, err := state.Occupant(slot)
+	if err != nil || id == 0 {
+		return p, false, err
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return p, false, nil // its owner went, and the program with it
+	}
+	if err != nil {
+		return p, false, kernel.Errno(fmt.Sprintf("program id %d", id), err)
+	}
+	defer prog.Close()
+	p, tail = target.Describe(prog)
+	return p, tail, nil
+}

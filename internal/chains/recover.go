@@ -1,0 +1,141 @@
+package chains
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// recoverWatched deals with dispatchers that are watched by nobody any more, on all
+// devices: those of chains without pins, the sweep does not see.
+func RecoverWatched(r *target.Recovery) {
+	all, err := kernel.NetNamespaces()
+	if err != nil {
+		return
+	}
+	for _, ns := range all {
+		if r.Ctx.Err() == nil {
+			recoverWatchedIn(r, ns)
+		}
+		ns.Close()
+	}
+}
+
+func recoverWatchedIn(r *target.Recovery, ns *kernel.NetNS) {
+	var found []*Snapshot
+	_ = rtnl.In(ns, func(conn *rtnl.Conn) error {
+		devices, err := conn.Devices()
+		for _, d := range devices {
+			o := &target.Opened{Target: target.Target{Hook: hook.XDP, Name: d.Name}, NS: ns, Pins: r.Pins}
+			snap, err := ReadDevice(o, conn, d)
+			switch {
+			case err != nil:
+			case snap.Root != nil && state.Abandoned(snap.Chain):
+				found = append(found, snap)
+			default:
+				snap.Close()
+			}
+		}
+		return err
+	})
+	for _, snap := range found {
+		f := hook.Leftover{Hook: hook.XDP, Target: snap.Device.Name, LinkID: snap.Root.LinkID(), What: "a dispatcher that counts for nobody: whoever watched it died"}
+		if !r.DryRun {
+			f.Err = unwatch(snap.Root, snap.Prog, snap.Chain)
+		}
+		r.Report(f)
+		snap.Close()
+	}
+}
+
+// recoverChain deals with the pins of an XDP chain whose device is gone.
+func RecoverChain(r *target.Recovery, folder string) {
+	root, err := openPinnedRoot(r.Pins, folder)
+	if err != nil {
+		return // not defunct, or what the sweep reports
+	}
+	defer root.Close()
+	prog, index, err := root.state()
+	if err != nil || index != 0 {
+		return
+	}
+	f := hook.Leftover{
+		Hook: hook.XDP, LinkID: root.id, Path: r.Pins.Path(folder),
+		What: "a chain whose device is gone",
+	}
+	if f.Members, f.Err = r.Pins.Members(folder); f.Err != nil {
+		r.Report(f)
+		return
+	}
+	chain, err := ChainOf(prog)
+	if err == nil && chain == nil {
+		err = hook.Because(fs.ErrNotExist, "its dispatcher was replaced by whoever holds the link")
+	}
+	if err == nil {
+		f.Target = chain.LastSeen.Target
+	}
+	if r.Reattach && err == nil {
+		err = r.Patiently(func() error { return reattachChain(r, folder, root, prog, chain) })
+		if err == nil {
+			f.Reattached = true
+		}
+	}
+	r.Settle(f, folder, err)
+}
+
+// reattachChain puts the chain on a device of the old name, with a link of its own.
+func reattachChain(r *target.Recovery, folder string, root *linkRoot, progID uint32, chain *state.Chain) error {
+	if chain.LastSeen.Target == "" {
+		return target.Nowhere("name known of a device")
+	}
+	ns, err := target.SeenNS(chain.LastSeen)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	s := Device{&target.Opened{Target: target.Target{Hook: hook.XDP, Name: chain.LastSeen.Target, BPFFS: r.Pins.BPFFS()}, NS: ns, Pins: r.Pins}}
+	snap, err := s.Read()
+	if errors.Is(err, fs.ErrNotExist) {
+		return target.Nowhere("device " + chain.LastSeen.Target)
+	}
+	if err != nil {
+		return err
+	}
+	defer snap.Close()
+	if !snap.Free() {
+		if snap.Chain == nil {
+			return s.Occupied(snap)
+		}
+		err := hook.Because(hook.ErrBusy, "device %s has another chain by now", chain.LastSeen.Target)
+		if snap.Chain.ID == chain.ID {
+			err = hook.Because(target.ErrTaken, "%w", err) // put there by one who died, and about to go
+		}
+		return err
+	}
+	if r.DryRun {
+		return nil
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(progID))
+	if err != nil {
+		return kernel.Errno("dispatcher", err)
+	}
+	defer prog.Close()
+	mode := chain.LastSeen.Mode
+	next, err := s.Create(snap.Device.Index, mode, prog)
+	if err != nil {
+		return err
+	}
+	defer next.Close()
+	to := state.ChainFolder(next.LinkID(), 0)
+	kernel.Step("recover: attached")
+	if err := r.Locked.Succession(folder, to, next.Pinner()); err != nil {
+		return kernel.Undo(err, next.Release(prog))
+	}
+	return nil
+}

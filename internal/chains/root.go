@@ -1,0 +1,173 @@
+package chains
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// A root is what carries the dispatcher of a chain.
+type root interface {
+	// linkID is 0 for a root that is not a link.
+	LinkID() uint32
+	// program returns what it carries; the caller closes it. hook.ErrDefunct
+	// when the device is gone, errDetached when the chain was closed and taken
+	// off it.
+	Program() (*ebpf.Program, error)
+	// swap replaces old by next. kernel.ErrAgain when it does not carry old any more.
+	Swap(next, old *ebpf.Program) error
+	// release takes old off the device.
+	Release(old *ebpf.Program) error
+	// pin is for links only.
+	Pinner() interface{ Pin(string) error }
+	Close()
+}
+
+// linkRoot is a bpf_link: nobody can take the device from it.
+type linkRoot struct {
+	link kernel.RawLink
+	id   uint32
+}
+
+func newLinkRoot(l link.Link) (*linkRoot, error) {
+	raw, err := kernel.AsRaw(l)
+	if err != nil {
+		return nil, err
+	}
+	info, err := raw.Info()
+	if err != nil {
+		l.Close()
+		return nil, kernel.Errno("root link", err)
+	}
+	if info.Type != link.XDPType {
+		l.Close()
+		return nil, fmt.Errorf("link %d is of type %v, not XDP", info.ID, info.Type)
+	}
+	return &linkRoot{raw, uint32(info.ID)}, nil
+}
+
+func openLinkRoot(id uint32) (*linkRoot, error) {
+	l, err := link.NewFromID(link.ID(id))
+	if err != nil {
+		return nil, kernel.Errno(fmt.Sprintf("link %d", id), err)
+	}
+	return newLinkRoot(l)
+}
+
+func (r *linkRoot) LinkID() uint32                         { return r.id }
+func (r *linkRoot) Pinner() interface{ Pin(string) error } { return r.link }
+func (r *linkRoot) Close()                                 { r.link.Close() }
+
+// state returns the program and the device of the link; ifindex 0 says that
+// the device is gone, and the program is then the one it carried last.
+func (r *linkRoot) state() (prog, ifindex uint32, err error) {
+	info, err := r.link.Info()
+	if err != nil {
+		return 0, 0, kernel.Errno("root link", err)
+	}
+	return uint32(info.Program), info.XDP().Ifindex, nil
+}
+
+func (r *linkRoot) Program() (*ebpf.Program, error) {
+	id, ifindex, err := r.state()
+	if err != nil {
+		return nil, err
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return nil, kernel.Again(kernel.Errno("dispatcher", err))
+	}
+	if ifindex == 0 {
+		defer prog.Close()
+		if c, err := state.Find(prog); err == nil && c.Closed {
+			return nil, target.ErrDetached
+		}
+		return nil, target.ErrGone
+	}
+	return prog, nil
+}
+
+func (r *linkRoot) Swap(next, old *ebpf.Program) error {
+	err := r.link.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE})
+	switch {
+	case errors.Is(err, unix.EPERM): // it does not carry old (bpf_xdp_link_update)
+		return kernel.ErrAgain
+	case errors.Is(err, unix.ENOLINK):
+		return target.ErrGone
+	}
+	return kernel.Errno("exchange the dispatcher", err)
+}
+
+func (r *linkRoot) Release(*ebpf.Program) error {
+	return kernel.Errno("detach the root link", r.link.Detach())
+}
+
+// netlinkRoot is a chain that is attached through netlink: it works in the
+// same way, but anyone may replace it.
+type NetlinkRoot struct {
+	ns    *kernel.NetNS // borrowed
+	Index int
+	Mode  hook.Mode
+}
+
+// OnNetlink is the root of what netlink carries, or is to carry, on the device.
+func (snap *Snapshot) OnNetlink(o *target.Opened) *NetlinkRoot {
+	return &NetlinkRoot{o.NS, snap.Device.Index, snap.Mode}
+}
+
+func (r *NetlinkRoot) LinkID() uint32                         { return 0 }
+func (r *NetlinkRoot) Pinner() interface{ Pin(string) error } { return nil }
+func (r *NetlinkRoot) Close()                                 {}
+
+func (r *NetlinkRoot) Rtnl(fn func(*rtnl.Conn) error) error {
+	return rtnl.In(r.ns, fn)
+}
+
+func (r *NetlinkRoot) Program() (prog *ebpf.Program, err error) {
+	err = r.Rtnl(func(c *rtnl.Conn) error {
+		d, err := c.DeviceByIndex(r.Index)
+		if errors.Is(err, fs.ErrNotExist) {
+			return hook.Because(hook.ErrDefunct, "%w", err)
+		}
+		if err != nil {
+			return err
+		}
+		x, ok := d.Software()
+		if !ok {
+			return target.ErrGone
+		}
+		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(x.Program))
+		return kernel.Again(err)
+	})
+	return prog, err
+}
+
+func (r *NetlinkRoot) Swap(next, old *ebpf.Program) error {
+	err := r.Rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(r.Index, next.FD(), old.FD(), r.Mode) })
+	return kernel.Errno("exchange the dispatcher", raced(err))
+}
+
+func (r *NetlinkRoot) Release(old *ebpf.Program) error {
+	err := r.Rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(r.Index, -1, old.FD(), r.Mode) })
+	return kernel.Errno("detach the dispatcher", raced(err))
+}
+
+// raced marks an error of netlink's that tells that the device carries something
+// else by now. EBUSY is a link: one that took the device just now, or one whose
+// last pin was removed and which the kernel is yet to release.
+func raced(err error) error {
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
+		return kernel.ErrAgain
+	}
+	return err
+}

@@ -1,0 +1,288 @@
+package chains
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// Seal links the members of the chain into its dispatcher: those that can be. The
+// others stay in their slots. With dry it only tells.
+func Seal(ctx context.Context, o *target.Opened, dry bool) (report []hook.Sealing, err error) {
+	err = Device{o}.onChain(ctx, func(d Device, l *state.Locked, snap *Snapshot) (err error) {
+		report, err = d.seal(l, snap, dry)
+		return err
+	})
+	return report, err
+}
+
+// Unseal has all members of the chain called through their slots again.
+func Unseal(ctx context.Context, o *target.Opened) error {
+	return Device{o}.onChain(ctx, func(_ Device, _ *state.Locked, snap *Snapshot) error {
+		_, err := change(snap.Root, snap.Chain.ID, nil, func(c *state.Chain, _ map[uint32]bool) error {
+			for i := range c.Slots {
+				c.Slots[i].Sealed = dispatch.Sealed{}
+			}
+			return nil
+		})
+		return err
+	})
+}
+
+// onChain runs fn with the owned chain on the device, under the lock, until it
+// succeeds.
+func (d Device) onChain(ctx context.Context, fn func(Device, *state.Locked, *Snapshot) error) error {
+	if d.Hook != hook.XDP {
+		return hook.Because(hook.ErrUsage, "%s has no dispatcher: the kernel runs its members one after the other; only chains of xdp can be sealed", d.Hook)
+	}
+	return kernel.Retry(ctx, func() error {
+		return d.Locked(ctx, func(l *state.Locked) error {
+			snap, err := d.Read()
+			if err != nil {
+				return err
+			}
+			defer snap.Close()
+			switch {
+			case snap.Free(), snap.Chain != nil && snap.Chain.Closed:
+				return hook.Because(fs.ErrNotExist, "nothing is attached")
+			case snap.Libxdp:
+				return hook.Because(hook.ErrIncompatible, "the chain is one of libxdp's, and cannot be sealed").
+					Hint("\"%s\" makes it an owned one", d.Command("convert", "xdp", d.Name, "--style", "owned"))
+			case snap.Chain == nil:
+				return d.Occupied(snap)
+			}
+			return fn(d, l, snap)
+		})
+	})
+}
+
+func (d Device) seal(l *state.Locked, snap *Snapshot, dry bool) ([]hook.Sealing, error) {
+	trial, report, err := d.candidates(l, snap)
+	if err != nil {
+		return nil, err
+	}
+	defer trial.close()
+	if err := trial.settle(report); err != nil || dry {
+		return report, err
+	}
+	left, err := change(snap.Root, snap.Chain.ID, nil, func(c *state.Chain, _ map[uint32]bool) error {
+		for i := range c.Slots {
+			c.Slots[i].Sealed = trial.sealed(c.Slots[i].MapID)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Somebody may have replaced a program while the dispatcher was built; what
+	// was built runs the old one then.
+	for i := range left.Slots {
+		s := left.Slots[i]
+		if want := trial.sealed(s.MapID); want.Program != 0 && (s.Sealed != want || !trial.holds(s.MapID, want.Program)) {
+			return nil, kernel.ErrAgain
+		}
+	}
+	return report, nil
+}
+
+// A trial finds out which members can be linked together.
+type trial struct {
+	chain  *state.Chain
+	opened state.Slots
+	slots  []*ebpf.Map
+	codes  []*dispatch.Code
+	seals  []dispatch.Sealed
+}
+
+func (t *trial) close() { t.opened.Close() }
+
+// sealed returns what is to be linked of the member with that slot.
+func (t *trial) sealed(mapID uint32) dispatch.Sealed {
+	if i := t.chain.Index(mapID); i >= 0 && t.codes[i] != nil {
+		return t.seals[i]
+	}
+	return dispatch.Sealed{}
+}
+
+// holds tells whether the slot has that program.
+func (t *trial) holds(mapID, prog uint32) bool {
+	id, err := state.Occupant(t.slots[t.chain.Index(mapID)])
+	return err == nil && id == prog
+}
+
+// candidates looks at each member for itself.
+func (d Device) candidates(l *state.Locked, snap *Snapshot) (*trial, []hook.Sealing, error) {
+	t := &trial{chain: snap.Chain, codes: make([]*dispatch.Code, len(snap.Chain.Slots)), seals: make([]dispatch.Sealed, len(snap.Chain.Slots))}
+	folder := state.ChainFolder(snap.Root.LinkID(), snap.Chain.ID)
+	var report []hook.Sealing
+	for i, slot := range snap.Chain.Slots {
+		pinned := l != nil && l.Has(folder, slot.Name)
+		m, err := t.opened.Open(slot.MapID, pinned)
+		if err != nil {
+			t.close()
+			return nil, nil, kernel.Again(err)
+		}
+		t.slots = append(t.slots, m)
+		result := hook.Sealing{Member: slot.Name}
+		if !pinned && slot.Persistent {
+			result.Reason = fmt.Sprintf("it is not pinned in %s: its pin is in another bpffs, or was removed", d.BPFFS)
+		} else if !pinned {
+			result.Reason = "it is not pinned: it belongs to a process, and leaves with that"
+		} else if t.codes[i], t.seals[i], err = code(m, snap.Chain.Shape); err != nil {
+			result.Reason = err.Error()
+		}
+		result.Sealed = t.codes[i] != nil
+		report = append(report, result)
+	}
+	return t, report, nil
+}
+
+// code returns the code of the program in a slot, once it is known to be that.
+func code(slot *ebpf.Map, shape dispatch.Shape) (*dispatch.Code, dispatch.Sealed, error) {
+	var none dispatch.Sealed
+	id, err := state.Occupant(slot)
+	if err != nil {
+		return nil, none, err
+	}
+	if id == 0 {
+		return nil, none, errors.New("its slot is empty")
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return nil, none, kernel.Errno(fmt.Sprintf("program id %d", id), err)
+	}
+	defer prog.Close()
+	c, hash, err := state.CodeOf(prog)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, none, errors.New("its object code is not at hand: it was loaded elsewhere; replace it with its file")
+	case err != nil:
+		return nil, none, err
+	case c.Refused != "":
+		return nil, none, errors.New(c.Refused)
+	}
+	if err := state.Verify(prog, c, shape); err != nil {
+		return nil, none, err
+	}
+	return c, dispatch.Sealed{Program: id, Frame: uint32(c.Frame), Code: hash}, nil
+}
+
+// settle leaves out those that the verifier does not take together with the others.
+func (t *trial) settle(report []hook.Sealing) error {
+	settings := make([]hook.Settings, len(t.chain.Slots))
+	for i, s := range t.chain.Slots {
+		settings[i] = s.Settings
+	}
+	tryout := func() error { return state.Loads(t.chain.Shape, settings, t.slots, t.codes) }
+	if tryout() == nil {
+		return nil
+	}
+	// One after the other, to know which.
+	all := t.codes
+	t.codes = make([]*dispatch.Code, len(all))
+	for i, c := range all {
+		if c == nil {
+			continue
+		}
+		t.codes[i] = c
+		if err := tryout(); err != nil {
+			if errors.Is(err, unix.EPERM) {
+				return err
+			}
+			t.codes[i] = nil
+			report[i].Sealed = false
+			report[i].Reason = "together with the others: " + load.Refused("libdispatcher", err).Error()
+		}
+	}
+	return nil
+}
+
+// sealedCodes returns the codes of the members that are sealed, nil when none is,
+// for a chain whose slots are open. A member whose slot has another program by
+// now, or whose code is not to be had any more, is called through its slot again.
+func sealedCodes(c *state.Chain, slots []*ebpf.Map) []*dispatch.Code {
+	var codes []*dispatch.Code
+	for i := range c.Slots {
+		s := &c.Slots[i]
+		if s.Sealed.Program == 0 {
+			continue
+		}
+		code := sealedCode(s.Sealed, slots[i])
+		if code == nil {
+			s.Sealed = dispatch.Sealed{}
+			continue
+		}
+		if codes == nil {
+			codes = make([]*dispatch.Code, len(c.Slots))
+		}
+		codes[i] = code
+	}
+	return codes
+}
+
+func sealedCode(s dispatch.Sealed, slot *ebpf.Map) *dispatch.Code {
+	if id, err := state.Occupant(slot); err != nil || id != s.Program {
+		return nil
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(s.Program))
+	if err != nil {
+		return nil
+	}
+	defer prog.Close()
+	code, hash, err := state.CodeOf(prog)
+	if err != nil || hash != s.Code || code.Refused != "" {
+		return nil
+	}
+	code.Frame = int(s.Frame)
+	return code
+}
+
+// breakSeal has the member called through its slot again, so that what is put
+// there runs at once. It tells whether it was linked.
+func (h *slotHandle) breakSeal(c *state.Chain, i int) (bool, error) {
+	if c.Slots[i].Sealed.Program == 0 {
+		return false, nil
+	}
+	err := h.edit(func(c *state.Chain, i int) error { c.Slots[i].Sealed = dispatch.Sealed{}; return nil })
+	return err == nil, err
+}
+
+// sealAgain links the program that is in the slot now. One that cannot be linked
+// stays in the slot. With was false it only sees to it that no other program is
+// linked: somebody may have sealed the chain just before the slot was filled.
+func (h *slotHandle) sealAgain(was bool) error {
+	for {
+		c, i, err := h.find()
+		if err != nil {
+			return err
+		}
+		id, err := state.Occupant(h.slot)
+		if err != nil {
+			return err
+		}
+		if now := c.Slots[i].Sealed.Program; now == id || now == 0 && !was {
+			return nil
+		}
+		_, seal, err := code(h.slot, c.Shape)
+		if err != nil {
+			seal = dispatch.Sealed{}
+		}
+		if err := h.edit(func(c *state.Chain, i int) error { c.Slots[i].Sealed = seal; return nil }); err != nil {
+			return err
+		}
+		// Who filled the slot while this was built may have looked before it was
+		// swapped in: so look again.
+		was = false
+	}
+}

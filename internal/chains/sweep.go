@@ -1,0 +1,119 @@
+package chains
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// Sweep removes members that are pinned but in no chain, and chains on the way
+// out. Chains whose device is gone are kept, and what cannot be read is kept too.
+func SweepChains(l *state.Locked) {
+	folders, err := l.Chains()
+	if err != nil {
+		return
+	}
+	for _, folder := range folders {
+		r, err := openPinnedRoot(l.Pins, folder)
+		switch {
+		case err == nil:
+			// A chain that had just got its link.
+			if to := state.ChainFolder(r.id, 0); folder != to && l.Move(folder, to, nil) == nil {
+				folder = to
+			}
+			sweepChain(l, folder, r)
+			r.Close()
+		case errors.Is(err, fs.ErrNotExist) && !Alive(folder):
+			_ = l.RemoveChain(folder)
+		}
+	}
+}
+
+// alive tells whether the chain of a folder without a root pin is still there;
+// when in doubt, it is.
+func Alive(folder string) bool {
+	linkID, chainID := state.ParseChainFolder(folder)
+	switch {
+	case linkID != 0:
+		l, err := link.NewFromID(link.ID(linkID))
+		if err == nil {
+			l.Close()
+		}
+		return !errors.Is(err, fs.ErrNotExist)
+	case chainID != 0:
+		chains, err := loadedChains()
+		return err != nil || chains[chainID]
+	}
+	return true
+}
+
+func sweepChain(l *state.Locked, folder string, r *linkRoot) {
+	id, ifindex, err := r.state()
+	if err != nil {
+		return
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return
+	}
+	defer prog.Close()
+	chain, err := state.Find(prog)
+	if err != nil {
+		return
+	}
+	if chain.Closed {
+		if ifindex != 0 && r.Release(prog) != nil {
+			return
+		}
+		_ = l.RemoveChain(folder)
+		return
+	}
+	if ifindex != 0 {
+		_ = unwatch(r, prog, chain)
+	}
+	members, err := l.Members(folder)
+	if err != nil {
+		return
+	}
+	for _, member := range members {
+		if chain.Named(member) < 0 {
+			_ = l.Remove(folder, member)
+		}
+	}
+	if members, err = l.Members(folder); err == nil && len(members) == 0 {
+		_ = l.RemoveChain(folder)
+	}
+}
+
+// loadedChains returns the ids of all chains that have a dispatcher.
+func loadedChains() (map[uint64]bool, error) {
+	chains := map[uint64]bool{}
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			return chains, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		id = next
+		prog, err := ebpf.NewProgramFromID(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		c, err := state.Find(prog)
+		prog.Close()
+		switch {
+		case err == nil:
+			chains[c.ID] = true
+		case !errors.Is(err, state.ErrNotOurs):
+			return nil, err // of a later version, it may be: it has some id
+		}
+	}
+}

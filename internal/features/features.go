@@ -1,0 +1,188 @@
+package features
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/chains"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// Probe tries what works here, and asks the device at p, if one is named, what
+// it can do. Links are tried on the loopback device of a namespace made for it, and none on cgroups.
+func Probe(ctx context.Context, p target.Target) ([]hook.Feature, error) {
+	var list []hook.Feature
+	add := func(name, needs string, err error) {
+		f := hook.Feature{Name: name, Needs: needs, Supported: err == nil}
+		if err != nil {
+			f.Detail = oneLine(err)
+		}
+		list = append(list, f)
+	}
+	if missing := kernel.MissingCapabilities(); len(missing) > 0 {
+		return nil, hook.Because(hook.ErrPermission, "probing needs %s; run it as root", strings.Join(missing, " and "))
+	}
+
+	one := []hook.Settings{hook.Settings{}.WithDefaults()}
+	add("xdp", "Linux 4.8", try(func() error { return loads(dispatch.Plain, nil) }))
+	add("slots", "Linux 5.10 with the BPF JIT", try(func() error { return loads(dispatch.Plain, one) }))
+	add("description", "Linux 5.10", try(func() error {
+		prog, err := state.Build(&state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain}, Closed: true}, nil, nil)
+		if err == nil {
+			prog.Close()
+		}
+		return err
+	}))
+	linkErr, updateErr := tryLink()
+	add("xdp-link", "Linux 5.9", linkErr)
+	add("xdp-link-update", "Linux 5.9", updateErr)
+	add("frags", "Linux 5.18", chains.TryFrags())
+	ns, err := kernel.OpenNetNS("")
+	if err == nil {
+		if ns.ID().Cookie == 0 {
+			err = errors.New("SO_NETNS_COOKIE is not known here")
+		}
+		ns.Close()
+	}
+	add("netns-cookie", "Linux 5.14", err)
+	probeLinks(add)
+	add("freplace", "Linux 5.10, and no policy against it; needed for chains of libxdp only", libxdp.Supported())
+	add("bpffs", "a bpffs at "+p.BPFFS+"; needed for persistent members", tryBPFFS(p.BPFFS))
+
+	if p.Name == "" {
+		return list, nil
+	}
+	device, err := probeDevice(p)
+	return append(list, device...), err
+}
+
+func try(fn func() error) error { return kernel.Explain(fn()) }
+
+func oneLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+func loads(shape dispatch.Shape, members []hook.Settings) error {
+	var slots []*ebpf.Map
+	for range members {
+		m, err := state.NewSlot("probe")
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		slots = append(slots, m)
+	}
+	return state.Loads(shape, members, slots, nil)
+}
+
+// tryLink attaches and updates an XDP link in a namespace of its own.
+func tryLink() (create, update error) {
+	err := inNewNetNS(func() error {
+		build := func() (*ebpf.Program, error) {
+			return state.Build(&state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain}, Closed: true}, nil, nil)
+		}
+		old, err := build()
+		if err != nil {
+			return err
+		}
+		defer old.Close()
+		next, err := build()
+		if err != nil {
+			return err
+		}
+		defer next.Close()
+		l, err := link.AttachXDP(link.XDPOptions{Program: old, Interface: loopback})
+		if err != nil {
+			return err
+		}
+		raw, err := kernel.AsRaw(l)
+		if err != nil {
+			return err
+		}
+		defer raw.Close()
+		update = kernel.Errno("update the link", raw.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE}))
+		return nil
+	})
+	if err != nil {
+		err = kernel.Explain(err)
+		return err, err
+	}
+	return nil, update
+}
+
+// inNewNetNS runs fn on a thread in a network namespace that goes with it.
+func inNewNetNS(fn func() error) error {
+	errs := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			errs <- kernel.Errno("new network namespace", err)
+			return
+		}
+		errs <- fn()
+	}()
+	return <-errs
+}
+
+func tryBPFFS(path string) error {
+	if kernel.IsBPFFS(path) {
+		return nil
+	}
+	if _, err := os.Stat(path); err != nil {
+		return err
+	}
+	return fmt.Errorf("not mounted; mount one with \"%s\"", kernel.MountCommand(path))
+}
+
+// probeDevice asks the kernel what XDP a device can do.
+func probeDevice(p target.Target) ([]hook.Feature, error) {
+	s, err := target.Open_(p, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	var list []hook.Feature
+	err = rtnl.In(s.NS, func(conn *rtnl.Conn) error {
+		d, err := conn.Device(p.Name)
+		if err != nil {
+			return err
+		}
+		bits, err := rtnl.XDPFeatures(d.Index)
+		for _, f := range []struct {
+			name string
+			bit  uint64
+		}{
+			{"native", rtnl.XDPBasic},
+			{"native-redirect", rtnl.XDPRedirect},
+			{"native-frags", rtnl.XDPFrags},
+			{"offload", rtnl.XDPOffload},
+		} {
+			feature := hook.Feature{Name: "dev-" + f.name, Needs: "the driver of " + d.Name, Supported: bits&f.bit != 0}
+			switch {
+			case err != nil:
+				feature.Unknown, feature.Detail = true, "cannot be told: "+oneLine(err)
+			case !feature.Supported:
+				feature.Detail = "not offered by the driver as it is set up now"
+			}
+			list = append(list, feature)
+		}
+		list = append(list, hook.Feature{Name: "dev-generic", Needs: "any device", Supported: true})
+		return nil
+	})
+	return list, err
+}

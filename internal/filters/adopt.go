@@ -1,0 +1,127 @@
+package filters
+
+import (
+	"context"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/links"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// adopt makes a filter that somebody else made a member: on a kernel with TCX
+// one with a link, which runs where the first filter did, just before all of
+// them; else the same filter with our name.
+func (Family) Adopt(ctx context.Context, s *target.Opened, req target.AdoptRequest) (target.Handle, error) {
+	var h target.Handle
+	err := kernel.Retry(ctx, func() error {
+		return s.Locked(ctx, func(l *state.Locked) error {
+			return withSide(s, byName(s), func(conn *rtnl.Conn, sd *side) (err error) {
+				i, err := sd.adoptable(req.Entry)
+				if err != nil {
+					return err
+				}
+				prog, err := links.Real(sd.list[i].Entry.Program)
+				if err != nil {
+					return err
+				}
+				defer prog.Close()
+				if h, err = sd.replace(l, conn, i, prog, req); links.Unsupported(err) {
+					h, err = sd.rename(conn, i, prog, req)
+				}
+				return err
+			})
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.NS.Release()
+	return h, nil
+}
+
+// adoptable finds the filter to adopt.
+func (sd *side) adoptable(ref hook.Ref) (int, error) {
+	i := -1
+	if ref != "" {
+		var err error
+		if i, err = sd.list.Find(ref); err != nil {
+			return 0, err
+		}
+	} else {
+		for j, e := range sd.list {
+			if e.ours() {
+				continue
+			}
+			if i >= 0 {
+				return 0, hook.Because(hook.ErrUsage, "there are several filters: choose one, id:%d or id:%d", sd.list[i].Entry.Program, e.Entry.Program)
+			}
+			i = j
+		}
+		if i < 0 {
+			return 0, hook.Because(fs.ErrNotExist, "there is no filter that could be adopted")
+		}
+	}
+	switch f := sd.list[i]; {
+	case !f.DirectAction:
+		return 0, hook.Because(hook.ErrIncompatible, "the filter is not in direct-action mode (da): what its program returns is a class, not a verdict")
+	case f.Protocol != unix.ETH_P_ALL:
+		return 0, hook.Because(hook.ErrIncompatible, "the filter is for one protocol (%#04x), and a member sees all packets", f.Protocol)
+	case f.Chain != 0:
+		return 0, hook.Because(hook.ErrIncompatible, "the filter is in chain %d of tc, where only some packets come", f.Chain)
+	}
+	return i, nil
+}
+
+// rename makes the filter at i a member by giving it a label.
+func (sd *side) rename(conn *rtnl.Conn, i int, prog *ebpf.Program, req target.AdoptRequest) (target.Handle, error) {
+	if sd.list[i].ours() {
+		return nil, hook.Because(fs.ErrExist, "%q is a member already", sd.list[i].Entry.Name)
+	}
+	others := sd.without(i)
+	loaded, err := load.Program{Program: prog}.Load(load.Want{Hook: sd.opened.Hook})
+	if err != nil {
+		return nil, err
+	}
+	_, lb, err := others.settle(loaded, req.Request)
+	if err != nil {
+		return nil, err
+	}
+	if lb.Priority, err = others.list.Fit(i, req.Priority); err != nil {
+		return nil, err
+	}
+	f := sd.list[i].Filter.Filter
+	if err := conn.ReplaceFilter(sd.dev.Index, f, prog.FD(), lb.String()); err != nil {
+		return nil, kernel.Again(err)
+	}
+	return &filterHandle{Unowned: target.Unowned{Opened: sd.opened}, name: lb.Name, index: sd.dev.Index}, nil
+}
+
+// replace puts a TCX link in the place of the filter at i.
+func (sd *side) replace(l *state.Locked, conn *rtnl.Conn, i int, prog *ebpf.Program, req target.AdoptRequest) (target.Handle, error) {
+	to := *sd.opened
+	to.Hook = withLinks(to.Hook)
+	if req.Name == "" {
+		req.Name = sd.list[i].Entry.Name
+	}
+	return links.ReplaceFilter(&to, l, conn, sd.list[i].Filter, prog, req, func() error {
+		kind, err := conn.OtherBefore(sd.dev.Index, sd.list[i].Filter.Filter)
+		switch {
+		case err != nil:
+			return err
+		case kind != "":
+			return hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and a filter of kind %s would be passed over", kind)
+		case i > 0:
+			return hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and filter id:%d would be passed over", sd.list[i-1].Entry.Program).
+				Hint("adopt that one first (id:%d)", sd.list[0].Entry.Program)
+		}
+		return nil
+	})
+}

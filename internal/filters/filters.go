@@ -1,0 +1,424 @@
+package filters
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// filters is the family of the clsact hooks: each member is a direct-action
+// filter. Nobody owns a filter, so that a member stays until somebody removes
+// it. What is known about it is in the filter's name.
+type Family struct{}
+
+// label is the name of a member's filter.
+type label struct {
+	Name, Owner string
+	Priority    int
+}
+
+// labelFormat is how a label reads: a name has no spaces, and comes last. An
+// owner that is not known is a dash, with which no name starts.
+const labelFormat = "libdispatcher priority=%d owner=%s name=%s"
+
+func (l label) String() string {
+	owner := l.Owner
+	if owner == "" {
+		owner = "-"
+	}
+	return fmt.Sprintf(labelFormat, l.Priority, owner, l.Name)
+}
+
+// parseLabel reads the name of a filter; false when it is not a member's.
+func parseLabel(s string) (l label, ok bool) {
+	if n, err := fmt.Sscanf(s, labelFormat, &l.Priority, &l.Owner, &l.Name); n != 3 || err != nil {
+		return label{}, false
+	}
+	if l.Owner == "-" {
+		l.Owner = ""
+	}
+	ok = l.String() == s && hook.CheckName(l.Name) == nil && (l.Owner == "" || hook.CheckName(l.Owner) == nil) &&
+		l.Priority >= hook.MinPriority && l.Priority <= hook.MaxPriority
+	return l, ok
+}
+
+// A side is one of the clsact qdisc of a device.
+type side struct {
+	opened *target.Opened
+	dev    *rtnl.Device
+	list   target.Order[entryOn]
+	all    target.Order[entryOn] // with those that list leaves out
+}
+
+type entryOn struct {
+	target.Entry
+	rtnl.Filter
+	owner string
+}
+
+// ours tells whether the filter is a member.
+func (e entryOn) ours() bool { return e.Entry.Name != "" }
+
+// label is the name of the member's filter.
+func (e entryOn) label() string { return label{e.Entry.Name, e.owner, e.Priority}.String() }
+
+// A finder finds the device that the side is on.
+type finder func(*rtnl.Conn) (*rtnl.Device, error)
+
+// byName finds the device of the opened target.
+func byName(o *target.Opened) finder {
+	return func(conn *rtnl.Conn) (*rtnl.Device, error) { return conn.Device(o.Name) }
+}
+
+// onSide runs fn with what is on the hook, in the namespace of the opened target, until
+// it succeeds.
+func onSide(ctx context.Context, o *target.Opened, find finder, fn func(conn *rtnl.Conn, sd *side) error) error {
+	return kernel.Retry(ctx, func() error { return withSide(o, find, fn) })
+}
+
+// changeSide is onSide under the lock, with what a process that died in a move
+// has left removed: one of two filters of the same member.
+func changeSide(ctx context.Context, o *target.Opened, find finder, fn func(conn *rtnl.Conn, sd *side) error) error {
+	return kernel.Retry(ctx, func() error {
+		return o.Locked(ctx, func(l *state.Locked) error {
+			return withSide(o, find, func(conn *rtnl.Conn, sd *side) error {
+				if l != nil && l.Alone {
+					if err := sd.dropTwins(conn); err != nil {
+						return err
+					}
+				}
+				return fn(conn, sd)
+			})
+		})
+	})
+}
+
+// dropTwins removes all filters of a member but the first.
+func (sd *side) dropTwins(conn *rtnl.Conn) error {
+	seen := map[string]bool{}
+	var left target.Order[entryOn]
+	for _, e := range sd.list {
+		if e.ours() && seen[e.Entry.Name] {
+			if err := conn.DeleteFilter(sd.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			continue
+		}
+		seen[e.Entry.Name] = e.ours() || seen[e.Entry.Name]
+		left = append(left, e)
+	}
+	sd.list = left
+	return nil
+}
+
+func withSide(o *target.Opened, find finder, fn func(conn *rtnl.Conn, sd *side) error) error {
+	return rtnl.In(o.NS, func(conn *rtnl.Conn) error {
+		dev, err := find(conn)
+		if err != nil {
+			return err
+		}
+		all, err := conn.Filters(dev.Index)
+		if err != nil {
+			return err
+		}
+		return fn(conn, newSide(o, o.Hook, dev, all))
+	})
+}
+
+// viewFilters describes the members and the other filters of a hook.
+func ViewFilters(o *target.Opened, dev *rtnl.Device, all []rtnl.Filter) *hook.Chain {
+	return newSide(o, o.Hook, dev, all).view()
+}
+
+func newSide(s *target.Opened, h hook.Hook, dev *rtnl.Device, all []rtnl.Filter) *side {
+	sd := &side{opened: s, dev: dev}
+	for _, f := range all {
+		if f.Hook() != h {
+			continue
+		}
+		e := entryOn{Entry: target.Entry{Program: f.Program, Stays: true}, Filter: f}
+		if l, ok := parseLabel(f.Name); ok && f.DirectAction {
+			e.Entry.Name, e.owner, e.Priority = l.Name, l.Owner, l.Priority
+		}
+		sd.list = append(sd.list, e)
+	}
+	sd.all = sd.list
+	return sd
+}
+
+// without returns the side less the filter at i.
+func (sd *side) without(i int) *side {
+	less := *sd
+	less.list = sd.list.Without(i)
+	return &less
+}
+
+// put adds a member as number i: at a preference between those of its
+// neighbours, at the one that is the priority if it can be. Where none is left it
+// shares that of the members after it, since of equals the newest runs first;
+// those of equal preference that are to run before it are added once more then,
+// and meet packets twice for a moment.
+func (sd *side) put(conn *rtnl.Conn, i int, prog *ebpf.Program, lb label) error {
+	f, before, err := sd.free(i, lb.Priority)
+	if err != nil {
+		return err
+	}
+	if err := addFilter(conn, sd.dev.Index, f, prog, lb.String()); err != nil {
+		return err
+	}
+	for _, e := range slices.Backward(before) {
+		f.Handle++
+		again, err := ebpf.NewProgramFromID(ebpf.ProgramID(e.Entry.Program))
+		if err != nil {
+			return kernel.Errno("the program of "+e.Entry.Name, err)
+		}
+		err = addFilter(conn, sd.dev.Index, f, again, e.label())
+		again.Close()
+		if err == nil {
+			err = conn.DeleteFilter(sd.dev.Index, e.Filter.Filter)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// free returns where a filter goes that is to be number i, and the members of
+// the same preference that are then to be added again.
+func (sd *side) free(i, priority int) (f hook.Filter, before target.Order[entryOn], err error) {
+	f = hook.Filter{Parent: rtnl.ClsactIngress, Protocol: unix.ETH_P_ALL, Handle: 1, DirectAction: true}
+	if sd.opened.Hook == hook.TCEgress {
+		f.Parent = rtnl.ClsactEgress
+	}
+	above, below := 0, hook.MaxPriority+1
+	if i > 0 {
+		above = int(sd.list[i-1].Pref)
+	}
+	if i < len(sd.list) {
+		below = int(sd.list[i].Pref)
+	}
+	if pref := min(max(priority, above+1), below-1); pref > above {
+		f.Pref = uint16(pref)
+		return f, nil, nil
+	}
+	// Not that of a filter of others, who may delete all of a preference.
+	if !sd.allOurs(below) {
+		return f, nil, hook.Because(hook.ErrBusy, "there is no preference (pref) left between %d and %d, the filters that are to run before and after it", above, below).
+			Hint("choose another priority")
+	}
+	f.Pref = uint16(below)
+	for _, e := range sd.all {
+		if e.Pref == f.Pref {
+			f.Handle = max(f.Handle, e.Handle+1)
+		}
+	}
+	for _, e := range sd.list[:i] {
+		if e.Pref == f.Pref {
+			before = append(before, e)
+		}
+	}
+	return f, before, nil
+}
+
+// allOurs tells whether there are filters with that preference, all of members.
+func (sd *side) allOurs(pref int) bool {
+	found := false
+	for _, e := range sd.all {
+		if int(e.Pref) == pref {
+			if !e.ours() || e.Chain != 0 || e.Protocol != unix.ETH_P_ALL {
+				return false
+			}
+			found = true
+		}
+	}
+	return found
+}
+
+// settle returns where a new member goes, and its label.
+func (sd *side) settle(prog *load.Loaded, req target.Request) (int, label, error) {
+	i, name, priority, err := sd.list.Join(prog, req)
+	return i, label{name, req.Owner, priority}, err
+}
+
+func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
+	if !req.Persistent {
+		return nil, hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays when its process ends, and so it can only be persistent").
+			Hint("ask for that (Persistent; without --hold), or use %s, where a link owns a member (Linux 6.6)", withLinks(s.Hook))
+	}
+	prog, err := load.PinningIn(src, s.BPFFS).Load(load.Want{Hook: s.Hook})
+	if err != nil {
+		return nil, err
+	}
+	h := &filterHandle{Unowned: target.Unowned{Opened: s, Loaded: prog}}
+	err = changeSide(ctx, s, byName(s), func(conn *rtnl.Conn, sd *side) error {
+		i, lb, err := sd.settle(prog, req)
+		if err != nil {
+			return err
+		}
+		h.name, h.index = lb.Name, sd.dev.Index
+		if err := conn.EnsureClsact(sd.dev.Index); err != nil {
+			return err
+		}
+		kernel.Step("attach: qdisc")
+		err = sd.put(conn, i, prog.Program, lb)
+		kernel.Step("attach: attached")
+		return err
+	})
+	if err != nil {
+		prog.Discard()
+		return nil, err
+	}
+	s.NS.Release()
+	return h, nil
+}
+
+// addFilter adds a member; kernel.ErrAgain when somebody else has taken the place.
+func addFilter(conn *rtnl.Conn, index int, f hook.Filter, prog *ebpf.Program, name string) error {
+	err := conn.AddFilter(index, f, prog.FD(), name)
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
+	}
+	return err
+}
+
+// withLinks is the hook at the same side whose members have links.
+func withLinks(h hook.Hook) hook.Hook {
+	if h == hook.TCEgress {
+		return hook.TCXEgress
+	}
+	return hook.TCXIngress
+}
+
+func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (c *hook.Chain, err error) {
+	prog, err := load.PinningIn(src, s.BPFFS).Load(load.Want{Hook: s.Hook})
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Discard()
+	err = onSide(ctx, s, byName(s), func(_ *rtnl.Conn, sd *side) error {
+		i, lb, err := sd.settle(prog, req)
+		if err != nil {
+			return err
+		}
+		f, _, err := sd.free(i, lb.Priority)
+		if err != nil {
+			return err
+		}
+		e := entryOn{Filter: rtnl.Filter{Filter: f, Name: lb.String()}, Entry: target.Entry{Program: kernel.ProgramID(prog.Program), Name: lb.Name, Priority: lb.Priority}, owner: lb.Owner}
+		sd.list = slices.Insert(sd.list, i, e)
+		c = sd.view()
+		return nil
+	})
+	return c, err
+}
+
+func (Family) Open(ctx context.Context, s *target.Opened, ref hook.Ref) (target.Handle, error) {
+	h := &filterHandle{Unowned: target.Unowned{Opened: s}}
+	err := onSide(ctx, s, byName(s), func(_ *rtnl.Conn, sd *side) error {
+		i, err := sd.list.Find(ref)
+		if err != nil {
+			return err
+		}
+		if !sd.list[i].ours() {
+			return sd.legacy(sd.list[i])
+		}
+		h.name, h.index = sd.list[i].Entry.Name, sd.dev.Index
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.NS.Release()
+	return h, nil
+}
+
+// legacy is the refusal of a filter that is not ours.
+func (sd *side) legacy(e entryOn) error {
+	hint := "it is not a member; --force detaches it all the same"
+	if e.DirectAction {
+		hint = fmt.Sprintf("make it a member with \"%s\", or detach it with --force",
+			sd.opened.Command("adopt", string(sd.opened.Hook), sd.dev.Name, string(hook.ProgramRef(e.Entry.Program))))
+	}
+	return hook.Busy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(e.Entry.Program)}).
+		Hint("%s", hint)
+}
+
+func (Family) Detach(ctx context.Context, s *target.Opened, ref hook.Ref, force bool) error {
+	return changeSide(ctx, s, byName(s), func(conn *rtnl.Conn, sd *side) error {
+		leaving := sd.list
+		if ref != "" {
+			i, err := sd.list.Find(ref)
+			if err != nil {
+				return err
+			}
+			leaving = leaving[i : i+1]
+		} else if len(leaving) == 0 {
+			return hook.Because(fs.ErrNotExist, "nothing is attached")
+		}
+		ours := 0
+		for _, e := range leaving {
+			if !e.ours() && (ref == "" || !force) {
+				continue
+			}
+			ours++
+			if err := conn.DeleteFilter(sd.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			kernel.Step("detach: detached")
+		}
+		if ours == 0 {
+			return sd.legacy(leaving[0])
+		}
+		return nil
+	})
+}
+
+func (Family) Read(ctx context.Context, s *target.Opened) (c *hook.Chain, err error) {
+	err = onSide(ctx, s, byName(s), func(_ *rtnl.Conn, sd *side) error {
+		c = sd.view()
+		return nil
+	})
+	return c, err
+}
+
+// view describes the side for users.
+func (sd *side) view() *hook.Chain {
+	c := &hook.Chain{
+		Hook: sd.opened.Hook, Target: sd.dev.Name, Ifindex: sd.dev.Index, NetNS: sd.opened.NS.ID(),
+		Pins: []string{}, Members: []hook.Member{},
+	}
+	for _, e := range sd.list {
+		c.Members = append(c.Members, e.view())
+	}
+	return c
+}
+
+func (e entryOn) view() hook.Member {
+	m := hook.Member{Name: e.Entry.Name, Kind: hook.KindLegacy, State: hook.StateRunning}
+	m.Program, m.TailCalls = target.ProgramAt(e.Entry.Program)
+	if e.ours() {
+		m.Kind, m.Priority, m.Owner, m.Persistent = hook.KindMember, e.Priority, e.owner, true
+	} else if m.Name = e.Filter.Name; m.Name == "" {
+		m.Name = m.Program.Name
+	}
+	f := e.Filter.Filter
+	m.Filter = &f
+	m.Detail = fmt.Sprintf("pref %d handle %#x", f.Pref, f.Handle)
+	if !f.DirectAction {
+		m.Detail += ", no direct action"
+	}
+	return m
+}

@@ -1,0 +1,185 @@
+package filters
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// A filterHandle refers to a member on a clsact hook, by its device and name.
+type filterHandle struct {
+	target.Unowned
+	name  string
+	index int // of the device, which may have another name by now
+}
+
+// byIndex finds the device of the member.
+func (h *filterHandle) byIndex(conn *rtnl.Conn) (*rtnl.Device, error) {
+	d, err := conn.DeviceByIndex(h.index)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, hook.Because(hook.ErrDefunct, "the device is gone, or in another network namespace: %w", err)
+	}
+	return d, err
+}
+
+// look runs fn with the side as it is and the index of the member.
+func (h *filterHandle) look(ctx context.Context, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
+	return h.do(ctx, onSide, fn)
+}
+
+// change is look under the lock.
+func (h *filterHandle) change(ctx context.Context, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
+	return h.do(ctx, changeSide, fn)
+}
+
+func (h *filterHandle) do(ctx context.Context, on func(context.Context, *target.Opened, finder, func(*rtnl.Conn, *side) error) error, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
+	return h.Locked(func() error {
+		return on(ctx, h.Opened, h.byIndex, func(conn *rtnl.Conn, sd *side) error {
+			i, err := sd.list.Find(hook.Ref(h.name))
+			if err != nil {
+				return target.ErrDetached
+			}
+			return fn(conn, sd, i)
+		})
+	})
+}
+
+// Update exchanges the program, atomically for packets.
+func (h *filterHandle) Update(ctx context.Context, src load.Source) error {
+	src = load.PinningIn(src, h.Opened.BPFFS)
+	var prog *load.Loaded
+	err := h.look(ctx, func(_ *rtnl.Conn, sd *side, i int) error {
+		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(sd.list[i].Entry.Program))
+		if err != nil {
+			return kernel.Again(kernel.Errno("the program to be replaced", err))
+		}
+		defer old.Close()
+		from, release, err := load.Inherit(src, old)
+		if err != nil {
+			return err
+		}
+		defer release()
+		prog, err = from.Load(load.Want{Hook: h.Opened.Hook})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = h.change(ctx, func(conn *rtnl.Conn, sd *side, i int) error {
+		kernel.Step("replace: before")
+		err := conn.ReplaceFilter(sd.dev.Index, sd.list[i].Filter.Filter, prog.Program.FD(), sd.list[i].Filter.Name)
+		kernel.Step("replace: after")
+		return kernel.Again(err)
+	})
+	if err != nil {
+		prog.Discard()
+		return err
+	}
+	h.Mu.Lock()
+	defer h.Mu.Unlock()
+	if h.Loaded != nil {
+		h.Loaded.Close()
+	}
+	h.Loaded = prog
+	return nil
+}
+
+// Set changes the priority, and the place with it where need be.
+func (h *filterHandle) Set(ctx context.Context, settings hook.Settings) error {
+	return target.Mover(h.place).Set(ctx, h.Opened.Hook, settings)
+}
+
+// Move gives the member another place.
+func (h *filterHandle) Move(ctx context.Context, to hook.Position) error {
+	return target.Mover(h.place).Move(ctx, to)
+}
+
+// place moves the member: a filter with another preference is another filter,
+// so for a moment the program is in both places, and packets meet it twice.
+func (h *filterHandle) place(ctx context.Context, to hook.Position, priority int) error {
+	return h.change(ctx, func(conn *rtnl.Conn, sd *side, i int) error {
+		e := sd.list[i]
+		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(e.Entry.Program))
+		if err != nil {
+			return kernel.Again(kernel.Errno("the member's program", err))
+		}
+		defer prog.Close()
+		j, priority, err := sd.list.Move(i, to, priority)
+		if err != nil {
+			return err
+		}
+		lb := label{e.Entry.Name, e.owner, priority}
+		if j == i {
+			return kernel.Again(conn.ReplaceFilter(sd.dev.Index, e.Filter.Filter, prog.FD(), lb.String()))
+		}
+		kernel.Step("move: before")
+		if err := sd.without(i).put(conn, j, prog, lb); err != nil {
+			return err
+		}
+		kernel.Step("move: at both places")
+		if err := conn.DeleteFilter(sd.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
+}
+
+// Pin does nothing: a filter stays anyway.
+func (h *filterHandle) Pin(ctx context.Context) error {
+	return h.look(ctx, func(*rtnl.Conn, *side, int) error { return nil })
+}
+
+// Unpin is refused.
+func (h *filterHandle) Unpin(context.Context) error {
+	return hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays until it is detached")
+}
+
+// Detach removes the filter.
+func (h *filterHandle) Detach(ctx context.Context) error {
+	err := h.change(ctx, func(conn *rtnl.Conn, sd *side, i int) error {
+		return conn.DeleteFilter(sd.dev.Index, sd.list[i].Filter.Filter)
+	})
+	if target.Gone(err) {
+		return nil
+	}
+	return err
+}
+
+// Info describes the member.
+func (h *filterHandle) Info(ctx context.Context) (*hook.Member, error) {
+	var m hook.Member
+	err := h.look(ctx, func(_ *rtnl.Conn, sd *side, i int) error {
+		m = sd.list[i].view()
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+// Chain describes what is on the hook.
+func (h *filterHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
+	err = h.look(ctx, func(_ *rtnl.Conn, sd *side, _ int) error {
+		c = sd.view()
+		return nil
+	})
+	return c, err
+}
+
+// Program opens the member's program.
+func (h *filterHandle) Program() (prog *ebpf.Program, err error) {
+	err = h.look(context.Background(), func(_ *rtnl.Conn, sd *side, i int) error {
+		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(sd.list[i].Entry.Program))
+		return kernel.Again(kernel.Errno("the member's program", err))
+	})
+	return prog, err
+}

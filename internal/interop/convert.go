@@ -1,0 +1,298 @@
+package interop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/chains"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// A ConvertRequest is how a chain of XDP goes over to the other style.
+type ConvertRequest struct {
+	To hook.Style
+	// Programs are where members are to be had from, by name or as "id:PROG".
+	// Others are taken as they are loaded.
+	Programs map[hook.Ref]load.Source
+	// NoGap leaves the owned chain without a link.
+	NoGap bool
+	// ConfigVersion is that of the chain of libxdp; 0 chooses.
+	ConfigVersion uint8
+	Owner         string
+}
+
+// convert moves all members of the chain on a device over to a chain of the other
+// style.
+func Convert(ctx context.Context, o *target.Opened, req ConvertRequest) error {
+	if o.Pins == nil {
+		return o.NoBPFFS()
+	}
+	if req.Owner == "" {
+		req.Owner = target.Executable()
+	}
+	d := onDevice(o)
+	convert := d.toOwned
+	switch {
+	case req.To == hook.StyleLibxdp && req.NoGap:
+		return hook.Because(hook.ErrUsage, "without a gap: netlink cannot take the place of a link; there is always a gap on the way to a chain of libxdp")
+	case req.To == hook.StyleLibxdp:
+		convert = d.toLibxdp
+	case req.To != hook.StyleOwned:
+		return hook.Because(hook.ErrUsage, "style %q: must be %s or %s", req.To, hook.StyleOwned, hook.StyleLibxdp)
+	}
+	return kernel.Retry(ctx, func() error { return convert(ctx, req) })
+}
+
+// source returns where a member is to be had from, and takes it out of those
+// that were given.
+func (req *ConvertRequest) source(given map[hook.Ref]load.Source, m *hook.Member) load.Source {
+	for _, ref := range []hook.Ref{hook.ProgramRef(m.Program.ID), hook.Ref(m.Name)} {
+		if src := given[ref]; src != nil {
+			delete(given, ref)
+			return src
+		}
+	}
+	return nil
+}
+
+// unknown refuses sources for members that there are not.
+func unknown(given map[hook.Ref]load.Source, c *hook.Chain) error {
+	for ref := range given {
+		return hook.Because(fs.ErrNotExist, "there is no member %q to have another program (there are: %s)", ref, memberNames(c))
+	}
+	return nil
+}
+
+func memberNames(c *hook.Chain) string {
+	names := ""
+	for i, m := range c.Members {
+		if i > 0 {
+			names += ", "
+		}
+		names += m.Name
+	}
+	return names
+}
+
+// anOwned is an owned chain that is not on a device yet.
+type anOwned struct {
+	chain  state.Chain
+	slots  []*ebpf.Map
+	loaded []*load.Loaded
+	prog   *ebpf.Program
+}
+
+// close lets go of what is pinned by now, or was not needed.
+func (o *anOwned) close(used bool) {
+	for _, l := range o.loaded {
+		if used {
+			l.Close()
+		} else {
+			l.Discard()
+		}
+	}
+	for _, slot := range o.slots {
+		slot.Close()
+	}
+	if o.prog != nil {
+		o.prog.Close()
+	}
+}
+
+// toOwned takes a dispatcher of libxdp off the device and puts an owned chain
+// there.
+func (d interopDevice) toOwned(ctx context.Context, req ConvertRequest) error {
+	snap, err := d.Read()
+	if err != nil {
+		return err
+	}
+	defer snap.Close()
+	from, err := d.libxdpOf(snap)
+	switch {
+	case err != nil:
+		return err
+	case snap.Free():
+		return hook.Because(fs.ErrNotExist, "nothing is attached")
+	case snap.Chain != nil:
+		return hook.Because(fs.ErrExist, "the chain is an owned one already").
+			Hint("attach adds members to it")
+	case from == nil:
+		return d.Occupied(snap)
+	}
+	owned, err := d.ownedOf(snap, from, req)
+	if err != nil {
+		return err
+	}
+	used := false
+	defer func() { owned.close(used) }()
+	err = d.Locked(ctx, func(l *state.Locked) error {
+		// The pins come first, so that no step leaves members without an owner.
+		folder := state.ChainFolder(0, owned.chain.ID)
+		for i, slot := range owned.chain.Slots {
+			if err := l.Add(folder, nil, state.MemberPins{Name: slot.Name, Slot: owned.slots[i], Maps: owned.loaded[i].Maps}); err != nil {
+				return kernel.Undo(err, l.RemoveChain(folder))
+			}
+		}
+		kernel.Step("convert: pinned")
+		if err := d.exchangeChain(l, snap, owned, req.NoGap); err != nil {
+			return kernel.Undo(err, l.RemoveChain(folder))
+		}
+		used = true
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	kernel.Step("convert: attached")
+	return libxdp.Remove(ctx, d.BPFFS, snap.Device.Index, ebpf.ProgramID(from.Dispatcher.ID))
+}
+
+// exchangeChain puts the chain, whose members are pinned, in the place of what
+// is on the device.
+func (d interopDevice) exchangeChain(l *state.Locked, snap *chains.Snapshot, owned *anOwned, noGap bool) error {
+	if noGap {
+		n := snap.OnNetlink(d.Opened)
+		return n.Swap(owned.prog, snap.Prog)
+	}
+	r, err := d.Exchange(snap, owned.prog)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	kernel.Step("convert: after the gap")
+	if err := l.Move(state.ChainFolder(0, owned.chain.ID), state.ChainFolder(r.LinkID(), 0), r.Pinner()); err != nil {
+		return kernel.Undo(err, d.Restore(r, owned.prog, snap))
+	}
+	return nil
+}
+
+// ownedOf makes an owned chain of the members of one of libxdp.
+func (d interopDevice) ownedOf(snap *chains.Snapshot, from *libxdp.Chain, req ConvertRequest) (owned *anOwned, err error) {
+	var view hook.Chain
+	viewLibxdp(&view, from)
+	shape := dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: from.Config.Frags}
+	given := maps.Clone(req.Programs)
+	bare := req.bare(&view)
+	if len(bare) > 0 {
+		// The kernel keeps no attach type of a program that was loaded to take the
+		// place of a function: only a chain without one can take it, if any.
+		shape.AttachType = ebpf.AttachNone
+	}
+	o := &anOwned{chain: state.Chain{ID: rand.Uint64(), LastSeen: d.Seen(snap.Device, snap.Mode), Plan: dispatch.Plan{Shape: shape}}}
+	defer func() {
+		if err != nil {
+			o.close(false)
+		}
+	}()
+	last := hook.MinPriority
+	for i := range view.Members {
+		m := &view.Members[i]
+		if m.State == hook.StateEmpty {
+			continue // its program has gone, and packets pass it by
+		}
+		loaded, err := d.memberProgram(m, req.source(given, m), load.Want{Hook: hook.XDP, Shape: &shape})
+		if err != nil {
+			return nil, err
+		}
+		o.loaded = append(o.loaded, loaded)
+		slot, err := chains.NewSlot(loaded)
+		if err != nil {
+			if len(bare) > 0 && errors.Is(err, hook.ErrIncompatible) {
+				err = notCallable(bare, err)
+			}
+			return nil, err
+		}
+		o.slots = append(o.slots, slot)
+		id, err := kernel.MapID(slot)
+		if err != nil {
+			return nil, err
+		}
+		// libxdp's priorities are any numbers; the order is what counts.
+		last = max(last, min(m.Priority, hook.MaxPriority))
+		settings := hook.Settings{Priority: last, ContinueOn: m.ContinueOn, OnMissing: hook.MissingContinue}
+		o.chain.Slots = append(o.chain.Slots, dispatch.Slot{
+			MapID: id, Name: uniqueName(o.chain.Slots, m.Name), Owner: req.Owner, Persistent: true, Settings: settings,
+		})
+	}
+	if err := unknown(given, &view); err != nil {
+		return nil, err
+	}
+	if len(o.slots) == 0 {
+		return nil, hook.Because(fs.ErrNotExist, "the dispatcher has no members any more: their pins are gone").
+			Hint("detach it with --all")
+	}
+	if o.prog, err = state.Build(&o.chain, o.slots, nil); err != nil && len(bare) > 0 {
+		err = notCallable(bare, err)
+	}
+	return o, err
+}
+
+// memberProgram returns the program of a member, loaded anew from src, or as it
+// is where there is none. A program from a file goes on with the old one's maps.
+func (d interopDevice) memberProgram(m *hook.Member, src load.Source, want load.Want) (*load.Loaded, error) {
+	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(m.Program.ID))
+	if err != nil {
+		return nil, kernel.Again(fmt.Errorf("member %q: %w", m.Name, err))
+	}
+	defer old.Close()
+	if src == nil {
+		return load.Reuse(old, *want.Shape)
+	}
+	src, release, err := load.Inherit(load.PinningIn(src, d.BPFFS), old)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return src.Load(want)
+}
+
+// bare are the members for which no source was given.
+func (req *ConvertRequest) bare(c *hook.Chain) (names []string) {
+	for i := range c.Members {
+		m := &c.Members[i]
+		if m.State != hook.StateEmpty && req.Programs[hook.Ref(m.Name)] == nil && req.Programs[hook.ProgramRef(m.Program.ID)] == nil {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+// notCallable is the error for programs of libxdp's that the kernel does not let
+// be called from a slot. Linux 6.1 does, 5.10, 6.12 and 7.2 do not.
+func notCallable(members []string, err error) error {
+	hint := "give their files:"
+	for _, name := range members {
+		hint += fmt.Sprintf(" --program %s=FILE[:NAME]", name)
+	}
+	return hook.Because(hook.ErrIncompatible, "%s: loaded for libxdp's dispatcher, and this kernel lets such programs run nowhere else: %w", strings.Join(members, ", "), err).
+		Hint("%s", hint)
+}
+
+// uniqueName returns the name, with a number if it is taken.
+func uniqueName(slots []dispatch.Slot, name string) string {
+	taken := func(name string) bool {
+		return slices.ContainsFunc(slots, func(s dispatch.Slot) bool { return s.Name == name })
+	}
+	if !taken(name) {
+		return name
+	}
+	for n := 2; ; n++ {
+		if numbered := fmt.Sprintf("%s-%d", name, n); !taken(numbered) {
+			return numbered
+		}
+	}
+}

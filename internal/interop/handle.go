@@ -1,0 +1,127 @@
+package interop
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/chains"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/target"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// A libxdpHandle refers to a member of a chain of libxdp, by its program.
+type libxdpHandle struct {
+	target.Unowned
+	id uint32
+}
+
+// do runs fn with the device and how the member is called now. That it is not
+// there is errDetached.
+func (h *libxdpHandle) do(fn func(d libxdp.Device, ref hook.Ref) error) error {
+	return h.Locked(func() error {
+		err := Cause(fn(onDevice(h.Opened).libxdp(), hook.ProgramRef(h.id)))
+		switch {
+		case errors.Is(err, kernel.ErrNetNSGone):
+			return err
+		case errors.Is(err, libxdp.ErrNotDispatcher), errors.Is(err, chains.ErrStyle), errors.Is(err, fs.ErrNotExist):
+			return target.ErrDetached
+		}
+		return err
+	})
+}
+
+// Update exchanges the program. Like every change of such a chain it makes a new
+// dispatcher.
+func (h *libxdpHandle) Update(ctx context.Context, src load.Source) error {
+	return h.do(func(d libxdp.Device, ref hook.Ref) error {
+		src, about, err := load.Describe(load.PinningIn(src, h.Opened.BPFFS))
+		if err != nil {
+			return err
+		}
+		c := &component{src: src, about: about, old: h.id, bpffs: h.Opened.BPFFS}
+		if err := d.Replace(ctx, ref, c); err != nil {
+			c.discard()
+			return err
+		}
+		if h.Loaded != nil {
+			h.Loaded.Close()
+		}
+		h.id, h.Loaded = c.id, c.loaded
+		return nil
+	})
+}
+
+// Set changes priority and continue set.
+func (h *libxdpHandle) Set(ctx context.Context, settings hook.Settings) error {
+	if err := kernel.Join(settings.Check(), noSlots(settings)); err != nil {
+		return hook.Because(hook.ErrUsage, "%w", err)
+	}
+	return h.do(func(d libxdp.Device, ref hook.Ref) error { return d.Set(ctx, ref, settings) })
+}
+
+// Move is refused: the order is by priority.
+func (h *libxdpHandle) Move(_ context.Context, to hook.Position) error {
+	if to.IsZero() {
+		return nil
+	}
+	return byPriorityOnly()
+}
+
+// Pin does nothing: members of such a chain are pinned.
+func (h *libxdpHandle) Pin(ctx context.Context) error {
+	_, err := h.Info(ctx)
+	return err
+}
+
+// Unpin is refused.
+func (h *libxdpHandle) Unpin(context.Context) error {
+	return hook.Because(hook.ErrUsage, "nobody owns a member of a chain of libxdp: it stays until it is detached")
+}
+
+// Detach takes the member out.
+func (h *libxdpHandle) Detach(ctx context.Context) error {
+	err := h.do(func(d libxdp.Device, ref hook.Ref) error { return d.Detach(ctx, ref) })
+	if target.Gone(err) {
+		return nil
+	}
+	return err
+}
+
+// Info describes the member.
+func (h *libxdpHandle) Info(ctx context.Context) (*hook.Member, error) {
+	c, err := h.Chain(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range c.Members {
+		if c.Members[i].Program.ID == h.id {
+			return &c.Members[i], nil
+		}
+	}
+	return nil, target.ErrDetached
+}
+
+// Chain describes what is on the device.
+func (h *libxdpHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
+	err = h.do(func(libxdp.Device, hook.Ref) error {
+		c, err = Family{}.Read(ctx, h.Opened)
+		return err
+	})
+	return c, err
+}
+
+// Program opens the member's program.
+func (h *libxdpHandle) Program() (*ebpf.Program, error) {
+	var prog *ebpf.Program
+	err := h.do(func(libxdp.Device, hook.Ref) (err error) {
+		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(h.id))
+		return kernel.Errno("the member's program", err)
+	})
+	return prog, err
+}

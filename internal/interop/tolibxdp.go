@@ -1,0 +1,174 @@
+package interop
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"maps"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/chains"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/libxdp"
+)
+
+// toLibxdp takes an owned chain off the device and puts a dispatcher of libxdp
+// there. Netlink cannot take the place of a link, so nothing is attached for a
+// moment; all else is done before.
+func (d interopDevice) toLibxdp(ctx context.Context, req ConvertRequest) error {
+	return d.Locked(ctx, func(l *state.Locked) error {
+		snap, err := d.Read()
+		if err != nil {
+			return err
+		}
+		defer snap.Close()
+		switch {
+		case snap.Free():
+			return hook.Because(fs.ErrNotExist, "nothing is attached")
+		case snap.Libxdp:
+			return hook.Because(fs.ErrExist, "the chain is one of libxdp already").
+				Hint("attach adds members to it")
+		case snap.Chain == nil:
+			return d.Occupied(snap)
+		}
+		view, err := d.View(snap)
+		if err != nil {
+			return err
+		}
+		members, release, err := d.incoming(view, req)
+		if err != nil {
+			return err
+		}
+		built, err := d.libxdp().Build(ctx, members, libxdp.BuildOptions{Version: req.ConfigVersion})
+		if err != nil {
+			release(false)
+			return Cause(err)
+		}
+		err = d.exchangeForLibxdp(l, snap, built)
+		release(err == nil)
+		return err
+	})
+}
+
+// exchangeForLibxdp puts the dispatcher in the place of the chain.
+func (d interopDevice) exchangeForLibxdp(l *state.Locked, snap *chains.Snapshot, built *libxdp.Built) error {
+	folder := state.ChainFolder(snap.Root.LinkID(), snap.Chain.ID)
+	n := snap.OnNetlink(d.Opened)
+	kernel.Step("convert: before the gap")
+	if snap.Root.LinkID() == 0 {
+		if err := n.Swap(built.Dispatcher, snap.Prog); err != nil {
+			return kernel.Undo(err, built.Discard())
+		}
+	} else {
+		if err := snap.Root.Release(snap.Prog); err != nil {
+			return kernel.Undo(err, built.Discard())
+		}
+		kernel.Step("convert: in the gap")
+		err := n.Rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(n.Index, built.Dispatcher.FD(), -1, n.Mode) })
+		if err != nil {
+			return kernel.Undo(fmt.Errorf("attach libxdp's dispatcher: %w", err), d.reinstate(l, snap, folder), built.Discard())
+		}
+	}
+	kernel.Step("convert: after the gap")
+	if err := built.Commit(); err != nil {
+		return err
+	}
+	return l.RemoveChain(folder)
+}
+
+// reinstate puts a chain back whose link was detached: with another link.
+func (d interopDevice) reinstate(l *state.Locked, snap *chains.Snapshot, folder string) error {
+	r, err := d.Create(snap.Device.Index, snap.Mode, snap.Prog)
+	if err == nil {
+		defer r.Close()
+		err = l.Succession(folder, state.ChainFolder(r.LinkID(), 0), r.Pinner())
+	}
+	if err != nil {
+		return hook.WithHint(fmt.Errorf("the chain could not be put back: %w", err), "\"%s\" tries it again", kernel.Command("", d.BPFFS, "recover", "--reattach"))
+	}
+	return nil
+}
+
+// incoming are the members of an owned chain as those of one of libxdp. release
+// is called when they are in use, or not to be used.
+func (d interopDevice) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp.Incoming, release func(used bool), err error) {
+	var components []*component
+	release = func(used bool) {
+		for _, c := range components {
+			if c.loaded != nil && used {
+				c.loaded.Close()
+			} else {
+				c.discard()
+			}
+		}
+	}
+	given := maps.Clone(req.Programs)
+	last := hook.MinPriority
+	for i := range view.Members {
+		m := &view.Members[i]
+		if err := convertible(m); err != nil {
+			return nil, nil, err
+		}
+		if m.State == hook.StateEmpty {
+			continue // passed by, as it is there
+		}
+		src := req.source(given, m)
+		if src == nil {
+			src = load.ID(m.Program.ID)
+		}
+		src, about, err := load.Describe(load.PinningIn(src, d.BPFFS))
+		if err != nil {
+			return nil, nil, err
+		}
+		about.Shape.Frags = view.Frags
+		c := &component{src: src, about: about, asked: m.Settings, old: m.Program.ID, bpffs: d.BPFFS}
+		components = append(components, c)
+		// Of equal priorities libxdp runs the first by name first.
+		if n := len(members); n > 0 && m.Priority <= last && components[n-1].about.Name > about.Name {
+			last++
+		}
+		last = max(last, m.Priority)
+		members = append(members, libxdp.Incoming{Source: c, Priority: last, ContinueOn: m.ContinueOn})
+	}
+	switch err := unknown(given, view); {
+	case err != nil:
+		return nil, nil, err
+	case len(members) == 0:
+		return nil, nil, hook.Because(fs.ErrNotExist, "the chain has no member that runs")
+	case len(members) > libxdp.MaxMembers:
+		return nil, nil, hook.Because(hook.ErrChainFull, "the chain has %d members, and libxdp's dispatcher has room for %d", len(members), libxdp.MaxMembers)
+	}
+	return members, release, nil
+}
+
+// convertible tells why a member cannot be one of a chain of libxdp.
+func convertible(m *hook.Member) error {
+	switch {
+	case m.State != hook.StateRunning && m.OnMissing != hook.MissingContinue, m.OnMissing > hook.MissingContinue:
+		return hook.Because(hook.ErrIncompatible, "member %q asks for a closed door when its owner is gone (%v), which libxdp does not have", m.Name, m.OnMissing).
+			Hint("set it to --on-missing continue first, or detach it")
+	case m.State == hook.StateRunning && !m.Persistent:
+		return hook.Because(hook.ErrBusy, "member %q is owned by a process, which would lose it", m.Name).
+			Hint("pin it first, or end its owner")
+	}
+	return nil
+}
+
+// inheriting is the source of a component that takes the place of a program: it
+// goes on with that one's maps.
+func inheriting(src load.Source, id uint32) (_ load.Source, release func(), err error) {
+	if id == 0 {
+		return src, func() {}, nil
+	}
+	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return nil, nil, kernel.Again(err)
+	}
+	defer old.Close()
+	return load.Inherit(src, old)
+}

@@ -1,0 +1,94 @@
+package links
+
+import (
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// isMember tells whether a link is a member: it has a name, or is pinned as one.
+func IsMember(o *target.Opened, info *kernel.LinkInfo) (bool, error) {
+	names := OpenNames(o)
+	defer names.Close()
+	rec, err := names.record(info.Attach, info.ID)
+	if rec != nil || err != nil {
+		return rec != nil, err
+	}
+	_, pinned, err := names.pin(o.Hook, info.ID)
+	return pinned, err
+}
+
+// forget removes what the registry has of a link.
+func Forget(s *target.Opened, id uint32) error {
+	names := OpenNames(s)
+	defer names.Close()
+	return names.reg.Delete(id)
+}
+
+// adoptMember gives a link of TCX or of a cgroup a name.
+func AdoptMember(s *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, req target.Request) (target.Handle, error) {
+	names, err := namesFor(s, locked)
+	if err != nil {
+		return nil, err
+	}
+	defer names.Close()
+	switch rec, err := names.record(info.Attach, info.ID); {
+	case err != nil:
+		return nil, err
+	case rec != nil:
+		return nil, hook.Because(fs.ErrExist, "link %d is a member already", info.ID)
+	}
+	if names.reg == nil && !req.Persistent {
+		return nil, hook.Because(ebpf.ErrNotSupported, "there is no registry in %s that could take its name", s.BPFFS).
+			Hint("pinned (Persistent) it has one without that")
+	}
+	called, pinned, err := names.pin(s.Hook, info.ID)
+	if err != nil {
+		return nil, err
+	}
+	if req.Name == "" {
+		req.Name = called
+	}
+	h := &linkHandle{opened: s, link: l, id: info.ID}
+	err = h.withOrder(&grip{names: names, info: info}, func(sp *spot, list *listing) error {
+		i := list.WithLink(info.ID)
+		if i < 0 {
+			return kernel.ErrAgain
+		}
+		rec, err := sp.recordAt(list, i, &load.Loaded{Name: target.ProgramOf(info.Program).Name}, req)
+		if err != nil {
+			return err
+		}
+		h.rec = *rec
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := names.reg.Put(h.id, &h.rec); err != nil {
+		return nil, err
+	}
+	if req.Persistent {
+		if err := pinNamed(locked, h, called, pinned); err != nil {
+			return nil, kernel.Undo(err, names.reg.Delete(h.id))
+		}
+	}
+	s.NS.Release()
+	return h, nil
+}
+
+// pinNamed pins a member, which may be pinned under another name.
+func pinNamed(locked *state.Locked, h *linkHandle, called string, pinned bool) error {
+	if pinned && called == h.rec.Name {
+		return nil
+	}
+	if err := h.pin(locked, nil); err != nil || !pinned {
+		return err
+	}
+	return kernel.Join(locked.MoveMaps(h.folder(), called, h.folder(), h.rec.Name), locked.Remove(h.folder(), called))
+}

@@ -1,0 +1,130 @@
+package links
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/target"
+	"golang.org/x/sys/unix"
+)
+
+// EffectiveOn returns what runs for the cgroup of the opened target.
+func EffectiveOn(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
+	err = kernel.Retry(ctx, func() error {
+		return withOrder(o, nil, func(sp *spot, _ *listing) error {
+			c, err = sp.effective()
+			return err
+		})
+	})
+	return c, err
+}
+
+// EffectiveBelow returns what runs for the cgroup of the opened target, and then for
+// those below that have something of their own.
+func EffectiveBelow(ctx context.Context, o *target.Opened) (chains []hook.Chain, err error) {
+	err = kernel.Retry(ctx, func() error {
+		return withOrder(o, nil, func(sp *spot, _ *listing) error {
+			chains, err = sp.effectiveBelow()
+			return err
+		})
+	})
+	return chains, err
+}
+
+func (sp *spot) effectiveBelow() ([]hook.Chain, error) {
+	c, err := sp.effective()
+	if err != nil {
+		return nil, err
+	}
+	chains := []hook.Chain{*c}
+	all, err := kernel.CgroupPaths()
+	if err != nil {
+		return nil, err
+	}
+	for _, below := range all {
+		if !strings.HasPrefix(below.Path, strings.TrimSuffix(sp.cgroup.Path, "/")+"/") {
+			continue
+		}
+		c, err := sp.effectiveIn(below.Path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // gone meanwhile
+		case err != nil:
+			return nil, err
+		case c != nil:
+			chains = append(chains, *c)
+		}
+	}
+	return chains, nil
+}
+
+// at is the same hook of another cgroup.
+func (sp *spot) at(cg *kernel.Cgroup) *spot {
+	other := *sp
+	other.cgroup = cg
+	return &other
+}
+
+// effectiveIn returns nil for a cgroup that has nothing of its own.
+func (sp *spot) effectiveIn(path string) (*hook.Chain, error) {
+	cg, err := kernel.OpenCgroup(path)
+	if err != nil {
+		return nil, err
+	}
+	defer cg.Close()
+	below := sp.at(cg)
+	q, err := below.query(0)
+	if err != nil || len(q.Programs) == 0 {
+		return nil, err
+	}
+	return below.effective()
+}
+
+func (sp *spot) effective() (*hook.Chain, error) {
+	q, err := sp.query(unix.BPF_F_QUERY_EFFECTIVE)
+	if err != nil {
+		return nil, err
+	}
+	known := *sp.Opened
+	if known.Links, err = kernel.AllLinks(); err != nil {
+		return nil, err
+	}
+	above, err := sp.cgroup.Ancestors()
+	if err != nil {
+		return nil, err
+	}
+	defer kernel.CloseCgroups(above)
+	c := &hook.Chain{Hook: sp.Hook, Target: sp.cgroup.Path, CgroupID: sp.cgroup.ID, Pins: []string{}, Members: []hook.Member{}}
+	var from []hook.Member
+	for _, cg := range above {
+		at := sp.at(cg)
+		at.Opened = &known
+		part, err := at.read()
+		if err != nil {
+			return nil, err
+		}
+		c.Pins = append(c.Pins, part.Pins...)
+		for _, m := range part.Members {
+			m.From = cg.Path
+			from = append(from, m)
+		}
+	}
+	// The query tells programs; whose they are is found from the cgroup upwards,
+	// as they run, but for those that asked to run before (BPF_F_PREORDER).
+	for _, id := range q.Programs {
+		m := hook.Member{Kind: hook.KindLegacy, State: hook.StateRunning, Program: target.ProgramOf(id)}
+		m.Name = m.Program.Name
+		for i := range from {
+			if from[i].Program.ID == id {
+				m = from[i]
+				from = append(from[:i:i], from[i+1:]...)
+				break
+			}
+		}
+		c.Members = append(c.Members, m)
+	}
+	return c, nil
+}

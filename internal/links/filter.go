@@ -1,0 +1,62 @@
+package links
+
+import (
+	"github.com/cilium/ebpf"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// filterIncumbent is a filter whose place a link takes.
+type filterIncumbent struct {
+	conn  *rtnl.Conn
+	index int
+	rtnl.Filter
+}
+
+func (filterIncumbent) id() uint32 { return 0 }
+
+func (filterIncumbent) carries(*ebpf.Program) *ebpf.Program { return nil }
+
+func (f filterIncumbent) exchange(next, _ *ebpf.Program) error {
+	return kernel.Again(f.conn.ReplaceFilter(f.index, f.Filter.Filter, next.FD(), f.Name))
+}
+
+func (f filterIncumbent) remove(*ebpf.Program) error {
+	return f.conn.DeleteFilter(f.index, f.Filter.Filter)
+}
+
+// ReplaceFilter puts a link on the hook of TCX at the same side in the place of a
+// filter, which must be the first of all that run: first tells why it is not.
+// ErrNotSupported where there is no TCX.
+func ReplaceFilter(o *target.Opened, l *state.Locked, conn *rtnl.Conn, f rtnl.Filter, prog *ebpf.Program, req target.AdoptRequest, first func() error) (h target.Handle, err error) {
+	err = withOrder(o, l, func(sp *spot, list *listing) error {
+		if err := first(); err != nil {
+			return err
+		}
+		loaded, err := load.Program{Program: prog}.Load(load.Want{Hook: o.Hook})
+		if err != nil {
+			return err
+		}
+		req.Position = hook.Position{Last: true}
+		_, name, priority, err := list.Join(loaded, req.Request)
+		if err != nil {
+			return err
+		}
+		next := &successor{sp: sp, l: l, rec: sp.newRecord(name, req.Owner, priority), persistent: req.Persistent}
+		create := func(p *ebpf.Program) (kernel.RawLink, error) { return sp.create(p, kernel.Neighbor{}, list) }
+		made, err := sp.takePlace(l, filterIncumbent{conn, sp.index, f}, prog, true, create, next.keep)
+		if err != nil {
+			if made != nil && next.handle != nil {
+				err = kernel.Undo(err, next.handle.link.Close())
+			}
+			return err
+		}
+		h = next.handle
+		return nil
+	})
+	return h, err
+}

@@ -1,0 +1,260 @@
+package links
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// A halfMove is a move on TCX that was not finished.
+type halfMove struct {
+	hook    hook.Hook
+	slotID  uint32
+	prog    *ebpf.Program // the member's; nil when the slot is empty
+	oldID   uint32
+	old     kernel.RawLink // nil when it had none, or when it is gone
+	there   *ebpf.Program  // the stand-in at the old place
+	next    kernel.RawLink // nil when there is none
+	nextID  uint32
+	info    kernel.LinkInfo // of next
+	kept    bool            // next is pinned
+	up      bool
+	standIn standIn // loaded anew
+}
+
+// openMove finds out how far a move has come.
+func openMove(l *state.Locked, name string) (*halfMove, error) {
+	m := &halfMove{oldID: state.ParseMove(name)}
+	var err error
+	if m.standIn.slot, err = ebpf.LoadPinnedMap(l.Path(name), nil); err != nil {
+		return nil, err
+	}
+	if err = m.look(l); err != nil {
+		m.close()
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *halfMove) look(l *state.Locked) (err error) {
+	if m.slotID, err = kernel.MapID(m.standIn.slot); err != nil {
+		return err
+	}
+	id, err := state.Occupant(m.standIn.slot)
+	if err != nil || id == 0 {
+		return err
+	}
+	if m.prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(id)); err != nil {
+		return err
+	}
+	links, err := kernel.AllLinks()
+	if err != nil {
+		return err
+	}
+	for _, li := range links {
+		p, name, err := m.standInOf(li.Program)
+		if err != nil {
+			return err
+		}
+		if p != nil {
+			if err := m.found(l, li, p, name); err != nil {
+				return err
+			}
+		}
+	}
+	if m.old != nil && m.next == nil {
+		if err := m.successor(l, links); err != nil {
+			return err
+		}
+	}
+	if m.next != nil && m.kept && m.standIn.mark != nil {
+		return m.standIn.loadAll()
+	}
+	return nil
+}
+
+// successor looks for a new link that has the program already.
+func (m *halfMove) successor(l *state.Locked, links []kernel.LinkInfo) error {
+	reg, err := openRegistry(l.Pins)
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	for _, li := range links {
+		rec, err := reg.Get(li.ID)
+		if err != nil {
+			return err
+		}
+		if rec == nil || rec.MovedFrom != m.oldID {
+			continue
+		}
+		if pinned, err := pinnedLink(l, li.Hook(), li.ID); err != nil {
+			return err
+		} else if !pinned {
+			continue
+		}
+		if m.next, err = kernel.OpenLink(li.ID); err != nil {
+			return err
+		}
+		m.nextID, m.info, m.kept = li.ID, li, true
+		return nil
+	}
+	return nil
+}
+
+// found notes a link that runs a stand-in, and takes over that.
+func (m *halfMove) found(l *state.Locked, li kernel.LinkInfo, there *ebpf.Program, name string) error {
+	link, err := kernel.OpenLink(li.ID)
+	if err == nil && li.ID == m.oldID {
+		m.hook = li.Hook()
+		m.old, m.there, m.up = link, there, name == dispatch.StandInSecond
+		return nil
+	}
+	there.Close()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m.hook = li.Hook()
+	if m.next != nil {
+		link.Close()
+		return errors.New("more links than a move has")
+	}
+	m.next, m.nextID, m.info = link, li.ID, li
+	m.kept, err = pinnedLink(l, m.hook, li.ID)
+	return err
+}
+
+// standInOf opens a program if it runs what is in the slot, and its mark; the
+// caller closes it. Its name tells which stand-in it is. Nil for another program.
+func (m *halfMove) standInOf(progID uint32) (*ebpf.Program, string, error) {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(progID))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "", nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	name, err := m.standInNamed(prog)
+	if err != nil || name == "" {
+		prog.Close()
+		return nil, "", err
+	}
+	return prog, name, nil
+}
+
+// standInNamed returns the name of the stand-in that the program is, "" for
+// another one, and opens its mark.
+func (m *halfMove) standInNamed(prog *ebpf.Program) (string, error) {
+	slot, err := standInFor(prog)
+	if err != nil || slot != m.slotID {
+		return "", err
+	}
+	info, err := prog.Info()
+	if err != nil {
+		return "", err
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range ids {
+		if m.standIn.mark == nil && uint32(id) != m.slotID {
+			if m.standIn.mark, err = ebpf.NewMapFromID(id); err != nil {
+				return "", err
+			}
+		}
+	}
+	return info.Name, nil
+}
+
+func (m *halfMove) close() {
+	m.standIn.close(nil)
+	if m.prog != nil {
+		m.prog.Close()
+	}
+	if m.there != nil {
+		m.there.Close()
+	}
+	for _, l := range []kernel.RawLink{m.old, m.next} {
+		if l != nil {
+			l.Close()
+		}
+	}
+}
+
+// finishAdoption takes out what a link has taken the place of: a program without
+// a link, or a filter, on the same device. False when it is not to be found.
+func (m *halfMove) finishAdoption() bool {
+	if m.info.Gone() {
+		return true
+	}
+	done := false
+	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) bool {
+		return ns.Do(func() error {
+			q, err := kernel.QueryPrograms(m.info.Ifindex, m.info.Attach, 0)
+			if err != nil {
+				return err
+			}
+			here := false
+			for _, id := range q.Links {
+				here = here || id == m.nextID
+			}
+			if !here {
+				return fs.ErrNotExist
+			}
+			done = m.adoptionOn(ns, q)
+			return nil
+		}) == nil
+	})
+	if err != nil {
+		return false
+	}
+	ns.Close()
+	return done
+}
+
+// adoptionOn finishes an adoption in the thread's namespace.
+func (m *halfMove) adoptionOn(ns *kernel.NetNS, q *kernel.Query) bool {
+	sp := &spot{Opened: &target.Opened{Target: target.Target{Hook: m.hook}, NS: ns}, kind: kernel.KindOf(m.hook), index: m.info.Ifindex, here: true}
+	for i, id := range q.Programs {
+		if q.Links[i] != 0 {
+			continue
+		}
+		there, _, err := m.standInOf(id)
+		if err != nil {
+			return false
+		}
+		if there != nil {
+			defer there.Close()
+			return m.standIn.finish(bare{sp}, there, m.next, m.prog, true) == nil
+		}
+	}
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	filters, err := conn.Filters(m.info.Ifindex)
+	if err != nil {
+		return false
+	}
+	for _, f := range filters {
+		there, _, err := m.standInOf(f.Program)
+		if err != nil {
+			return false
+		}
+		if there != nil {
+			defer there.Close()
+			return m.standIn.finish(filterIncumbent{conn, m.info.Ifindex, f}, there, m.next, m.prog, true) == nil
+		}
+	}
+	return m.next.Update(m.prog) == nil
+}

@@ -1,0 +1,310 @@
+package links
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// A linkHandle owns a member by its link.
+type linkHandle struct {
+	mu     sync.Mutex
+	opened *target.Opened
+	link   kernel.RawLink
+	id     uint32
+	rec    state.Record // as it was last seen, for when there is no registry
+	loaded *load.Loaded // nil when the handle was opened
+	made   bool         // the present link was made here, not opened
+	left   bool         // the member was detached
+	closed bool
+}
+
+// newLinkHandle takes over the link, on an error too.
+func newLinkHandle(o *target.Opened, link kernel.RawLink, rec *state.Record) (*linkHandle, error) {
+	info, err := kernel.InfoOf(link)
+	if err != nil {
+		link.Close()
+		return nil, err
+	}
+	return &linkHandle{opened: o, link: link, id: info.ID, rec: *rec}, nil
+}
+
+func (h *linkHandle) folder() string { return state.LinkFolder(h.opened.Hook, h.id) }
+
+// Close gives up ownership.
+func (h *linkHandle) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	h.closed = true
+	if h.loaded != nil {
+		h.loaded.Close()
+	}
+	h.opened.Close()
+	return h.link.Close()
+}
+
+// A grip is what an operation on a member needs to know.
+type grip struct {
+	names *Names
+	info  *kernel.LinkInfo
+	rec   *state.Record // with the name, whether the registry has it or not
+}
+
+// do runs fn with the handle locked, and with what is known about the member.
+func (h *linkHandle) do(ctx context.Context, l *state.Locked, fn func(g *grip) error) error {
+	if h.closed {
+		return fmt.Errorf("the link: %w", os.ErrClosed)
+	}
+	if h.left {
+		return target.ErrDetached
+	}
+	names, err := namesFor(h.opened, l)
+	if err != nil {
+		return err
+	}
+	defer names.Close()
+	info, err := kernel.InfoOf(h.link)
+	if err != nil {
+		return err
+	}
+	if info.Gone() {
+		if info, err = h.follow(names); err != nil {
+			return err
+		}
+	}
+	if info.Program, err = names.resolve(info.Program); err != nil {
+		return err
+	}
+	rec, err := names.record(info.Attach, h.id)
+	if err != nil {
+		return err
+	}
+	if rec != nil {
+		h.rec = *rec
+	}
+	return fn(&grip{names, info, &h.rec})
+}
+
+// follow takes hold of the link that has taken the place of this one. errGone
+// when there is none: the target has gone, or the member was detached.
+func (h *linkHandle) follow(names *Names) (*kernel.LinkInfo, error) {
+	for id := h.id; ; {
+		rec, err := names.record(kernel.KindOf(h.opened.Hook).Attach, id)
+		if err != nil {
+			return nil, err
+		}
+		if rec == nil || rec.MovedTo == 0 {
+			return nil, target.ErrGone
+		}
+		id = rec.MovedTo
+		next, err := kernel.OpenLink(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, target.ErrGone
+		}
+		if err != nil {
+			return nil, err
+		}
+		info, err := kernel.InfoOf(next)
+		if err != nil || info.Gone() {
+			next.Close()
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		h.link.Close()
+		h.link, h.id = next, id
+		return info, nil
+	}
+}
+
+// change runs fn under the locks until it succeeds.
+func (h *linkHandle) change(ctx context.Context, fn func(l *state.Locked, g *grip) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return kernel.Retry(ctx, func() error {
+		return h.opened.Locked(ctx, func(l *state.Locked) error {
+			return h.do(ctx, l, func(g *grip) error { return fn(l, g) })
+		})
+	})
+}
+
+// look runs fn without the lock of the pins.
+func (h *linkHandle) look(ctx context.Context, fn func(g *grip) error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return kernel.Retry(ctx, func() error { return h.do(ctx, nil, fn) })
+}
+
+// Update exchanges the program.
+func (h *linkHandle) Update(ctx context.Context, src load.Source) error {
+	prog, err := h.successor(ctx, load.PinningIn(src, h.opened.BPFFS))
+	if err != nil {
+		return err
+	}
+	used := false
+	err = h.change(ctx, func(l *state.Locked, g *grip) error {
+		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+		if err != nil {
+			return kernel.Again(kernel.Errno("the program to be replaced", err))
+		}
+		defer old.Close()
+		kernel.Step("replace: before")
+		if err := exchange(h.link, prog.Program, old); err != nil {
+			if errors.Is(err, fs.ErrExist) {
+				return (&spot{Opened: h.opened}).twice(prog.Program)
+			}
+			return err
+		}
+		used = true
+		kernel.Step("replace: after")
+		if l != nil && l.Has(h.folder(), g.rec.Name) {
+			return l.SetMaps(h.folder(), g.rec.Name, prog.Maps)
+		}
+		return nil
+	})
+	if !used {
+		prog.Discard()
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.loaded != nil {
+		h.loaded.Close()
+	}
+	h.loaded = prog
+	return err
+}
+
+// successor loads the program that is to replace the present one.
+func (h *linkHandle) successor(ctx context.Context, src load.Source) (prog *load.Loaded, err error) {
+	err = h.look(ctx, func(g *grip) error {
+		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+		if err != nil {
+			return kernel.Again(kernel.Errno("the program to be replaced", err))
+		}
+		defer old.Close()
+		src, release, err := load.Inherit(src, old)
+		if err != nil {
+			return err
+		}
+		defer release()
+		prog, err = src.Load(load.Want{Hook: h.opened.Hook})
+		return err
+	})
+	return prog, err
+}
+
+// Pin makes the member persistent.
+func (h *linkHandle) Pin(ctx context.Context) error {
+	return h.change(ctx, func(l *state.Locked, g *grip) error {
+		switch {
+		case l == nil:
+			return h.opened.NoBPFFS()
+		case g.rec.Name == "":
+			return hook.Because(hook.ErrUsage, "link %d has no name that it could be pinned under", h.id).
+				Hint("\"%s\" gives it one, and pins it", h.opened.CommandByLink("adopt", h.id))
+		case l.Has(h.folder(), g.rec.Name):
+			return nil
+		}
+		var maps map[string]*ebpf.Map
+		if h.loaded != nil {
+			maps = h.loaded.Maps
+		}
+		return h.pin(l, maps)
+	})
+}
+
+func (h *linkHandle) pin(l *state.Locked, maps map[string]*ebpf.Map) error {
+	twin, err := kernel.OpenLink(h.id)
+	if err != nil {
+		return err
+	}
+	defer twin.Close()
+	return l.Add(h.folder(), nil, state.MemberPins{Name: h.rec.Name, Link: twin, Maps: maps})
+}
+
+// Unpin removes the pins.
+func (h *linkHandle) Unpin(ctx context.Context) error {
+	return h.change(ctx, func(l *state.Locked, g *grip) error {
+		if l == nil {
+			return nil
+		}
+		return l.RemoveChain(h.folder())
+	})
+}
+
+// Detach takes the member out. Gone already is fine, its pins go all the same.
+func (h *linkHandle) Detach(ctx context.Context) error {
+	err := h.change(ctx, func(l *state.Locked, g *grip) error {
+		return leave(l, g.names, h.opened.Hook, h.id, h.link)
+	})
+	if err != nil && !target.Gone(err) {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.left || h.closed {
+		return nil
+	}
+	if err != nil {
+		err = h.opened.Locked(ctx, func(l *state.Locked) error {
+			names := OpenNames(h.opened)
+			defer names.Close()
+			return leave(l, names, h.opened.Hook, h.id, h.link)
+		})
+	}
+	h.left = err == nil
+	return err
+}
+
+// Info describes the member.
+func (h *linkHandle) Info(ctx context.Context) (*hook.Member, error) {
+	var m hook.Member
+	err := h.look(ctx, func(g *grip) error {
+		_, pinned, err := g.names.pin(h.opened.Hook, h.id)
+		if err != nil {
+			return err
+		}
+		m = viewEntry(entry{Entry: target.Entry{Program: g.info.Program, Link: h.id, Name: g.rec.Name}, rec: g.rec, pinned: pinned})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+// Chain describes what is on the hook that the member is on by now.
+func (h *linkHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
+	err = h.look(ctx, func(g *grip) error {
+		return h.withOrder(g, func(sp *spot, list *listing) error {
+			c = sp.view(list)
+			return nil
+		})
+	})
+	return c, err
+}
+
+// Program opens the member's program.
+func (h *linkHandle) Program() (prog *ebpf.Program, err error) {
+	err = h.look(context.Background(), func(g *grip) error {
+		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+		return kernel.Again(kernel.Errno("the member's program", err))
+	})
+	return prog, err
+}

@@ -1,0 +1,411 @@
+package links
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+type attachType = ebpf.AttachType
+
+func Unsupported(err error) bool { return errors.Is(err, ebpf.ErrNotSupported) }
+
+// linked is the family of the hooks where each member has a link of its own and
+// the kernel keeps the order: TCX and cgroups.
+type Family struct{}
+
+func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
+	prog, err := loadFor(s, src)
+	if err != nil {
+		return nil, err
+	}
+	var h *linkHandle
+	patience := target.UntilLeft()
+	err = kernel.Retry(ctx, func() error {
+		return s.Locked(ctx, func(l *state.Locked) error {
+			return patience(withOrder(s, l, func(sp *spot, list *listing) (err error) {
+				h, err = sp.join(l, list, prog, req)
+				return err
+			}))
+		})
+	})
+	if err != nil {
+		prog.Discard()
+		return nil, err
+	}
+	h.loaded = prog
+	h.opened.NS.Release()
+	return h, nil
+}
+
+// loadFor loads a program for the hook, if this kernel has that, and the target.
+func loadFor(o *target.Opened, src load.Source) (*load.Loaded, error) {
+	sp, err := openSpot(o, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer sp.close()
+	if _, err := sp.query(0); err != nil {
+		return nil, err
+	}
+	return load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook})
+}
+
+func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (c *hook.Chain, err error) {
+	prog, err := loadFor(s, src)
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Discard()
+	err = kernel.Retry(ctx, func() error {
+		return withOrder(s, nil, func(sp *spot, list *listing) error {
+			i, name, priority, err := list.Join(prog, req)
+			if err != nil {
+				return err
+			}
+			if _, err := sp.neighbor(list, i); err != nil {
+				return err
+			}
+			c = sp.view(list)
+			m := hook.Member{
+				Name: name, Settings: hook.Settings{Priority: priority}, Owner: req.Owner,
+				Persistent: req.Persistent, Kind: hook.KindMember, State: hook.StateRunning,
+			}
+			m.Program, m.TailCalls = target.Describe(prog.Program)
+			c.Members = slices.Insert(c.Members, i, m)
+			return nil
+		})
+	})
+	return c, err
+}
+
+// newRecord is what the registry gets of a new member.
+func (sp *spot) newRecord(name, owner string, priority int) *state.Record {
+	return &state.Record{Name: name, Owner: owner, Priority: priority, Attach: sp.kind.Attach, LastSeen: sp.seen()}
+}
+
+// join attaches the program with a link at its place.
+func (sp *spot) join(l *state.Locked, list *listing, prog *load.Loaded, req target.Request) (*linkHandle, error) {
+	i, name, priority, err := list.Join(prog, req)
+	if err != nil {
+		return nil, err
+	}
+	rec := sp.newRecord(name, req.Owner, priority)
+	at, err := sp.neighbor(list, i)
+	if err != nil {
+		return nil, err
+	}
+	made, err := sp.create(prog.Program, at, list)
+	if err != nil {
+		return nil, err
+	}
+	kernel.Step("attach: attached")
+	h, err := newLinkHandle(sp.Opened, made, rec)
+	if err != nil {
+		return nil, err
+	}
+	h.made = true
+	if err := sp.names.reg.Put(h.id, rec); err != nil {
+		return nil, kernel.Undo(err, h.Close())
+	}
+	kernel.Step("attach: named")
+	if req.Persistent {
+		if err := h.pin(l, prog.Maps); err != nil {
+			// Half attached is not attached.
+			return nil, kernel.Undo(err, sp.names.reg.Delete(h.id), h.link.Close())
+		}
+	}
+	return h, nil
+}
+
+func (Family) Open(ctx context.Context, s *target.Opened, ref hook.Ref) (target.Handle, error) {
+	var h *linkHandle
+	err := kernel.Retry(ctx, func() error {
+		return withOrder(s, nil, func(sp *spot, list *listing) error {
+			i, err := list.Find(ref)
+			if err != nil {
+				return err
+			}
+			e := list.Order[i]
+			if e.Link == 0 {
+				return sp.legacy(e)
+			}
+			h, err = openEntry(s, e)
+			return kernel.Again(err)
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.NS.Release()
+	return h, nil
+}
+
+// openEntry makes a handle of an entry with a link.
+func openEntry(o *target.Opened, e entry) (*linkHandle, error) {
+	l, err := kernel.OpenLink(e.Link)
+	if err != nil {
+		return nil, err
+	}
+	rec := e.rec
+	if rec == nil {
+		rec = &state.Record{Name: e.Name, Attach: kernel.KindOf(o.Hook).Attach}
+	}
+	return newLinkHandle(o, l, rec)
+}
+
+// openPinnedLink opens a member by its pin, and sets the hook of s to the member's.
+func OpenPinnedLink(s *target.Opened, folder, member string) (*linkHandle, error) {
+	l, err := kernel.LoadPinnedLink(s.Pins.HeldPath(folder, member))
+	if err != nil {
+		return nil, err
+	}
+	link, err := kernel.AsRaw(l)
+	if err != nil {
+		return nil, err
+	}
+	info, err := kernel.InfoOf(link)
+	if err == nil {
+		if s.Hook = info.Hook(); s.Hook == "" {
+			err = info.NoHook()
+		}
+	}
+	if err != nil {
+		link.Close()
+		return nil, err
+	}
+	names := OpenNames(s)
+	defer names.Close()
+	rec, err := names.record(info.Attach, info.ID)
+	if err != nil {
+		link.Close()
+		return nil, err
+	}
+	if rec == nil {
+		rec = &state.Record{Name: member, Attach: info.Attach}
+	}
+	h, err := newLinkHandle(s, link, rec)
+	if err != nil {
+		return nil, err
+	}
+	s.NS.Release()
+	return h, nil
+}
+
+// legacy is the refusal of an entry that has no link.
+func (sp *spot) legacy(e entry) error {
+	return hook.Busy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(e.Program)}).
+		Hint("make it a member with \"%s\", or detach it with --force",
+			sp.Command("adopt", string(sp.Hook), sp.target(), string(hook.ProgramRef(e.Program))))
+}
+
+// foreign is the refusal to take out what a link of another tool attaches.
+func (sp *spot) foreign(e entry) error {
+	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: target.ProgramOf(e.Program), LinkID: e.Link}).
+		Hint("it is not a member; --force detaches it all the same, \"%s\" makes it one", sp.CommandByLink("adopt", e.Link))
+}
+
+func (sp *spot) target() string {
+	if sp.cgroup != nil {
+		return sp.cgroup.Path
+	}
+	return sp.name
+}
+
+func (Family) Detach(ctx context.Context, s *target.Opened, ref hook.Ref, force bool) error {
+	return kernel.Retry(ctx, func() error {
+		return s.Locked(ctx, func(l *state.Locked) error {
+			return withOrder(s, nil, func(sp *spot, list *listing) error { return sp.detach(l, list, ref, force) })
+		})
+	})
+}
+
+func (sp *spot) detach(l *state.Locked, list *listing, ref hook.Ref, force bool) error {
+	leaving := list.Order
+	if ref != "" {
+		i, err := list.Find(ref)
+		if err != nil {
+			return err
+		}
+		leaving = leaving[i : i+1]
+	} else if len(leaving) == 0 {
+		return hook.Because(fs.ErrNotExist, "nothing is attached")
+	}
+	ours := 0
+	for _, e := range leaving {
+		if e.Name == "" && ref == "" {
+			continue
+		}
+		ours++
+		if err := sp.takeOutEntry(l, e, force); err != nil {
+			return err
+		}
+	}
+	if ours == 0 {
+		return sp.refuse(leaving[0])
+	}
+	return nil
+}
+
+func (sp *spot) refuse(e entry) error {
+	if e.Link == 0 {
+		return sp.legacy(e)
+	}
+	return sp.foreign(e)
+}
+
+// takeOutEntry removes one entry, and its pins after it.
+func (sp *spot) takeOutEntry(l *state.Locked, e entry, force bool) error {
+	switch {
+	case e.Name == "" && !force:
+		return sp.refuse(e)
+	case e.Link == 0:
+		return sp.removeLegacy(e.carried)
+	}
+	link, err := kernel.OpenLink(e.Link)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has just left by itself
+	}
+	if err != nil {
+		return err
+	}
+	defer link.Close()
+	return leave(l, sp.names, sp.Hook, e.Link, link)
+}
+
+// leave takes a member out: its pins, its link, its record. In this order, so
+// that when the process dies on the way the link is held by its owner or gone.
+func leave(l *state.Locked, names *Names, h hook.Hook, id uint32, link kernel.RawLink) error {
+	if l != nil {
+		if err := l.RemoveChain(state.LinkFolder(h, id)); err != nil {
+			return err
+		}
+	}
+	kernel.Step("detach: unpinned")
+	if err := link.Detach(); err != nil {
+		return kernel.Errno("detach the link", err)
+	}
+	kernel.Step("detach: detached")
+	return names.reg.Delete(id)
+}
+
+// removeLegacy takes out a program that has no link.
+func (sp *spot) removeLegacy(prog uint32) error {
+	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(prog))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it left by itself
+	}
+	if err != nil {
+		return kernel.Errno(fmt.Sprintf("program id %d", prog), err)
+	}
+	defer p.Close()
+	err = sp.do(func(target int) error { return kernel.DetachProgram(p, target, sp.kind.Attach) })
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return kernel.Errno("detach the program", err)
+}
+
+func (Family) Read(ctx context.Context, s *target.Opened) (c *hook.Chain, err error) {
+	err = kernel.Retry(ctx, func() error {
+		return withOrder(s, nil, func(sp *spot, list *listing) error {
+			c = sp.view(list)
+			return nil
+		})
+	})
+	return c, err
+}
+
+// readOnDevice describes what is on a device, in the thread's namespace.
+func ReadOnDevice(o *target.Opened, d rtnl.Device, names *Names) (*hook.Chain, error) {
+	sp := &spot{Opened: o, names: names, kind: kernel.KindOf(o.Hook), name: d.Name, index: d.Index, here: true}
+	return sp.read()
+}
+
+// readOnCgroup describes what is on a cgroup.
+func ReadOnCgroup(o *target.Opened, cg *kernel.Cgroup, names *Names) (*hook.Chain, error) {
+	sp := &spot{Opened: o, names: names, kind: kernel.KindOf(o.Hook), cgroup: cg}
+	return sp.read()
+}
+
+func (sp *spot) read() (*hook.Chain, error) {
+	list, err := sp.list()
+	if err != nil {
+		return nil, err
+	}
+	return sp.view(list), nil
+}
+
+// view describes a listing for users.
+func (sp *spot) view(list *listing) *hook.Chain {
+	c := &hook.Chain{
+		Hook: sp.Hook, Target: sp.target(), Ifindex: sp.index, Revision: list.revision,
+		Pins: []string{}, Members: []hook.Member{},
+	}
+	if sp.cgroup != nil {
+		c.CgroupID = sp.cgroup.ID
+	} else {
+		c.NetNS = sp.NS.ID()
+	}
+	for _, e := range list.Order {
+		if e.Leaving {
+			continue
+		}
+		m := viewEntry(e)
+		if sp.cgroup != nil {
+			m.Detail = cgroupFlags(list.flags, e)
+		}
+		if e.pinned {
+			c.Pins = append(c.Pins, sp.Pins.List(state.LinkFolder(sp.Hook, e.Link))...)
+		}
+		c.Members = append(c.Members, m)
+	}
+	return c
+}
+
+func viewEntry(e entry) hook.Member {
+	m := hook.Member{
+		Name: e.Name, LinkID: e.Link, Persistent: e.pinned,
+		Kind: hook.KindMember, State: hook.StateRunning,
+	}
+	m.Program, m.TailCalls = target.ProgramAt(e.Program)
+	switch {
+	case e.rec != nil:
+		m.Priority, m.Owner = e.rec.Priority, e.rec.Owner
+	case e.Name != "": // pinned, and not in the registry
+	case e.Link != 0:
+		m.Kind = hook.KindForeign
+	default:
+		m.Kind = hook.KindLegacy
+	}
+	if m.Name == "" {
+		m.Name = m.Program.Name
+	}
+	return m
+}
+
+// cgroupFlags says in words how legacy programs share a cgroup. Links always
+// share it with others.
+func cgroupFlags(flags uint32, e entry) string {
+	switch {
+	case e.Link != 0:
+		return ""
+	case flags&unix.BPF_F_ALLOW_MULTI != 0:
+		return "allow-multi"
+	case flags&unix.BPF_F_ALLOW_OVERRIDE != 0:
+		return "allow-override"
+	}
+	return "exclusive"
+}

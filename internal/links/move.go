@@ -1,0 +1,199 @@
+package links
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// Set changes the priority, and the place with it where need be.
+func (h *linkHandle) Set(ctx context.Context, settings hook.Settings) error {
+	return target.Mover(h.place).Set(ctx, h.opened.Hook, settings)
+}
+
+// Move gives the member another place.
+func (h *linkHandle) Move(ctx context.Context, to hook.Position) error {
+	return target.Mover(h.place).Move(ctx, to)
+}
+
+func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) error {
+	return h.change(ctx, func(l *state.Locked, g *grip) error {
+		if g.rec.Name == "" {
+			return hook.Because(hook.ErrUsage, "link %d is not a member: it has no priority, and its place is up to whoever holds it", h.id)
+		}
+		return h.withOrder(g, func(sp *spot, list *listing) error {
+			i := list.WithLink(h.id)
+			if i < 0 {
+				return kernel.ErrAgain
+			}
+			j, priority, err := list.Move(i, to, priority)
+			if err != nil {
+				return err
+			}
+			rec := *g.rec
+			rec.Attach, rec.MovedTo, rec.MovedFrom, rec.LastSeen, rec.Priority = g.info.Attach, 0, 0, sp.seen(), priority
+			if j == i {
+				return h.record(g, &rec)
+			}
+			if !h.made && !list.Order[i].pinned {
+				return hook.Because(hook.ErrBusy, "the kernel cannot move a link, only its owner can put a new one in its place: member %q is not pinned, and this Link has not attached it", g.rec.Name).
+					Hint("have its owner do it, or pin it first")
+			}
+			others := &listing{list.Without(i), list.revision, list.flags}
+			if _, err := sp.neighbor(others, j); err != nil {
+				return err
+			}
+			return h.relocate(l, g, sp, list, i, j, &rec)
+		})
+	})
+}
+
+// record writes what is known about the member.
+func (h *linkHandle) record(g *grip, rec *state.Record) error {
+	if err := g.names.reg.Put(h.id, rec); err != nil {
+		return err
+	}
+	h.rec = *rec
+	return nil
+}
+
+// relocate puts a new link at index j of the others and lets the present one go.
+func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing, i, j int, rec *state.Record) error {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+	if err != nil {
+		return kernel.Again(kernel.Errno("the member's program", err))
+	}
+	defer prog.Close()
+	oldID := h.id
+	create := func(p *ebpf.Program) (kernel.RawLink, error) {
+		now, err := sp.list()
+		if err != nil {
+			return nil, err
+		}
+		if !sameLinks(list, now) {
+			return nil, kernel.ErrAgain
+		}
+		if j > i { // the old one is still there, before the new place
+			j++
+		}
+		at, err := sp.neighbor(now, j)
+		if err != nil {
+			return nil, err
+		}
+		return sp.create(p, at, now)
+	}
+	keep := func(link kernel.RawLink) error {
+		info, err := kernel.InfoOf(link)
+		if err != nil {
+			return err
+		}
+		rec.MovedFrom = oldID
+		if err := g.names.reg.Put(info.ID, rec); err != nil {
+			return err
+		}
+		if list.Order[i].pinned {
+			twin, err := kernel.OpenLink(info.ID) // what is pinned must not be the handle's own: it would be moved with its pin
+			if err != nil {
+				return err
+			}
+			defer twin.Close()
+			if err := l.Succeed(h.folder(), state.LinkFolder(h.opened.Hook, info.ID), rec.Name, twin); err != nil {
+				return err
+			}
+		}
+		left := *g.rec
+		left.Attach, left.Priority = g.info.Attach, rec.Priority // it may have had no record
+		return g.names.reg.Moved(oldID, info.ID, &left)
+	}
+	link, err := sp.takePlace(l, oldLink{h.link, oldID}, prog, j < i, create, keep)
+	if link == nil {
+		return err
+	}
+	// From here on the new link is the member, whatever else went wrong.
+	info, infoErr := kernel.InfoOf(link)
+	if infoErr != nil {
+		return kernel.Join(err, infoErr)
+	}
+	h.link.Close()
+	h.link, h.id, h.rec, h.made = link, info.ID, *rec, true
+	if l != nil {
+		err = kernel.Join(err, l.RemoveChain(state.LinkFolder(h.opened.Hook, oldID)))
+	}
+	return err
+}
+
+// sameLinks tells whether two listings have the same entries at the same places.
+func sameLinks(a, b *listing) bool {
+	if len(a.Order) != len(b.Order) {
+		return false
+	}
+	for i := range a.Order {
+		if a.Order[i].Link != b.Order[i].Link {
+			return false
+		}
+	}
+	return true
+}
+
+// withOrder runs fn with what is on the hook where the link is by now.
+func (h *linkHandle) withOrder(g *grip, fn func(sp *spot, list *listing) error) error {
+	sp, err := h.openSpot(g.info, g.names)
+	if err != nil {
+		return err
+	}
+	defer sp.close()
+	list, err := sp.list()
+	if err != nil {
+		return err
+	}
+	return fn(sp, list)
+}
+
+// openSpot opens the device or the cgroup where the link is by now.
+func (h *linkHandle) openSpot(info *kernel.LinkInfo, names *Names) (*spot, error) {
+	sp := &spot{Opened: h.opened, names: names, kind: kernel.KindOf(h.opened.Hook)}
+	if sp.Hook.OnCgroup() {
+		var err error
+		if sp.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.opened.Name); errors.Is(err, fs.ErrNotExist) {
+			// The kernel takes up to half a second to say so of the link.
+			err = hook.Because(hook.ErrDefunct, "%w", err)
+		}
+		return sp, err
+	}
+	here := func(ns *kernel.NetNS) bool {
+		return ns.Do(func() error {
+			q, err := kernel.QueryPrograms(info.Ifindex, info.Attach, 0)
+			if err != nil {
+				return err
+			}
+			if !slices.Contains(q.Links, h.id) {
+				return fs.ErrNotExist
+			}
+			sp.name, err = deviceName(info.Ifindex)
+			return err
+		}) == nil
+	}
+	sp.index = info.Ifindex
+	if here(h.opened.NS) {
+		return sp, nil
+	}
+	ns, err := kernel.FindNetNS(here)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, hook.Because(fs.ErrNotExist, "the device of link %d is in a network namespace that cannot be found", h.id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	there := *h.opened
+	there.NS = ns
+	sp.Opened, sp.moved = &there, true
+	return sp, nil
+}

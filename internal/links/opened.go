@@ -1,0 +1,328 @@
+package links
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// A spot is an opened target whose programs the kernel orders itself: TCX, or a
+// cgroup's hook.
+type spot struct {
+	*target.Opened
+	names  *Names
+	kind   kernel.Kind
+	name   string         // of the device
+	index  int            // of the device
+	cgroup *kernel.Cgroup // nil for a device
+	moved  bool           // the device is in another namespace by now, to be closed with the spot
+	here   bool           // the thread is in the device's namespace
+}
+
+// openSpot opens the device or the cgroup of a target.
+func openSpot(o *target.Opened, names *Names) (*spot, error) {
+	sp := &spot{Opened: o, names: names, kind: kernel.KindOf(o.Hook)}
+	var err error
+	if o.Hook.OnCgroup() {
+		sp.cgroup, err = kernel.OpenCgroup(o.Name)
+		return sp, err
+	}
+	err = o.NS.Do(func() error {
+		d, err := deviceNamed(o.Name)
+		if err == nil {
+			sp.name, sp.index = d.Name, d.Index
+		}
+		return err
+	})
+	return sp, err
+}
+
+// withOrder runs fn with what is on a target; with the lock for one that writes
+// names.
+func withOrder(o *target.Opened, l *state.Locked, fn func(sp *spot, list *listing) error) error {
+	names, err := namesFor(o, l)
+	if err != nil {
+		return err
+	}
+	defer names.Close()
+	sp, err := openSpot(o, names)
+	if err != nil {
+		return err
+	}
+	defer sp.close()
+	list, err := sp.list()
+	if err != nil {
+		return err
+	}
+	return fn(sp, list)
+}
+
+// deviceNamed finds a device in the namespace of the thread.
+func deviceNamed(name string) (*rtnl.Device, error) {
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return conn.Device(name)
+}
+
+func (sp *spot) close() {
+	if sp.cgroup != nil {
+		sp.cgroup.Close()
+	}
+	if sp.moved {
+		sp.NS.Close()
+	}
+}
+
+// seen is where a member on the spot is.
+func (sp *spot) seen() state.LastSeen {
+	if sp.cgroup != nil {
+		return state.LastSeen{Target: sp.cgroup.Path}
+	}
+	return state.LastSeen{Target: sp.name, NetNS: sp.NS.ID()}
+}
+
+// do runs fn where the target is known by a number: an index or a descriptor.
+func (sp *spot) do(fn func(target int) error) error {
+	switch {
+	case sp.cgroup != nil:
+		return fn(sp.cgroup.FD())
+	case sp.here:
+		return fn(sp.index)
+	}
+	return sp.NS.Do(func() error { return fn(sp.index) })
+}
+
+// An entry is one program on the spot.
+type entry struct {
+	target.Entry
+	carried uint32 // the program, or the stand-in that runs it
+	rec     *state.Record
+	pinned  bool
+}
+
+// A listing is what was on a spot at one moment.
+type listing struct {
+	target.Order[entry]
+	revision uint64 // 0 where the kernel does not count
+	flags    uint32 // BPF_F_ALLOW_* of a cgroup
+}
+
+// list reads what is on the spot, and whose it is.
+func (sp *spot) list() (*listing, error) {
+	q, err := sp.query(0)
+	if err != nil {
+		return nil, err
+	}
+	list := &listing{revision: q.Revision, flags: q.Flags}
+	if sp.cgroup != nil {
+		if q.Links, err = sp.matchLinks(q.Programs); err != nil {
+			return nil, err
+		}
+		now, err := sp.query(0)
+		if err != nil {
+			return nil, err
+		}
+		if now.Revision != q.Revision || !slices.Equal(now.Programs, q.Programs) {
+			return nil, kernel.ErrAgain
+		}
+	}
+	for i, prog := range q.Programs {
+		e, err := sp.names.entry(sp, prog, q.Links[i])
+		if err != nil {
+			return nil, err
+		}
+		list.Order = append(list.Order, e)
+	}
+	for i, e := range list.Order {
+		if e.rec == nil {
+			continue
+		}
+		if e.rec.MovedTo != 0 && list.WithLink(e.rec.MovedTo) >= 0 {
+			list.Order[i].Leaving = true
+		}
+		// The new one's record is written first.
+		if j := list.WithLink(e.rec.MovedFrom); e.rec.MovedFrom != 0 && j >= 0 {
+			list.Order[j].Leaving = true
+		}
+	}
+	return list, nil
+}
+
+func (sp *spot) query(flags uint32) (q *kernel.Query, err error) {
+	err = sp.do(func(target int) error {
+		q, err = kernel.QueryPrograms(target, sp.kind.Attach, flags)
+		return err
+	})
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.E2BIG): // before there were links to ask for
+		return nil, kernel.Needs(sp.Hook, err)
+	case errors.Is(err, unix.ENODEV):
+		return nil, hook.Because(fs.ErrNotExist, "device %q does not exist any more", sp.name)
+	case err != nil:
+		return nil, kernel.Errno("query "+string(sp.Hook), err)
+	}
+	return q, nil
+}
+
+// matchLinks finds the links of the programs on a cgroup: the query does not
+// tell. Which of several entries of one program have links cannot be told; it
+// is the first ones then.
+func (sp *spot) matchLinks(programs []uint32) ([]uint32, error) {
+	found := make([]uint32, len(programs))
+	if len(programs) == 0 {
+		return found, nil
+	}
+	links := sp.Links
+	if links == nil {
+		var err error
+		if links, err = kernel.AllLinks(); err != nil {
+			return nil, err
+		}
+	}
+	for _, l := range links {
+		if l.Type != link.CgroupType || l.CgroupID != sp.cgroup.ID || l.Attach != sp.kind.Attach {
+			continue
+		}
+		for i, prog := range programs {
+			if prog == l.Program && found[i] == 0 {
+				found[i] = l.ID
+				break
+			}
+		}
+	}
+	return found, nil
+}
+
+// neighbor returns how to tell the kernel that a link is to go to index i.
+func (sp *spot) neighbor(l *listing, i int) (kernel.Neighbor, error) {
+	switch n := len(l.Order); {
+	case i == n && (sp.cgroup == nil || l.revision == 0):
+		return kernel.Neighbor{}, nil // the end: known to every kernel
+	case sp.cgroup != nil && l.revision == 0:
+		return kernel.Neighbor{}, hook.Because(ebpf.ErrNotSupported, "number %d of %d: a place among others on a cgroup needs Linux 6.17: %w", i+1, n+1, ebpf.ErrNotSupported).
+			Hint("this kernel attaches behind all others: ask for that (--last), or for a priority of %d", max(l.highest(), hook.DefaultPriority))
+	case i == 0:
+		return kernel.Before(0, false), nil
+	case i == n:
+		return kernel.After(0, false), nil
+	case l.Order[i].Link != 0:
+		return kernel.Before(l.Order[i].Link, true), nil
+	case l.Order[i-1].Link != 0:
+		return kernel.After(l.Order[i-1].Link, true), nil
+	case sp.cgroup != nil:
+		return kernel.Neighbor{}, hook.Because(ebpf.ErrNotSupported, "number %d of %d is between programs %d and %d, which have no links, and the kernel puts a link on a cgroup next to links only: %w",
+			i+1, n+1, l.Order[i-1].Program, l.Order[i].Program, ebpf.ErrNotSupported).
+			Hint("adopt one of them first (id:%d), or choose another place", l.Order[i-1].Program)
+	}
+	return kernel.Before(l.Order[i].carried, false), nil
+}
+
+// highest is the highest priority of the members.
+func (l *listing) highest() (highest int) {
+	for _, e := range l.Order {
+		if e.rec != nil {
+			highest = max(highest, e.rec.Priority)
+		}
+	}
+	return highest
+}
+
+// create attaches a program with a link of its own. kernel.ErrAgain when the spot is
+// not as it was listed any more.
+func (sp *spot) create(prog *ebpf.Program, at kernel.Neighbor, l *listing) (kernel.RawLink, error) {
+	var made link.Link
+	kernel.Step("create: before")
+	err := sp.do(func(target int) (err error) {
+		made, err = kernel.CreateLink(prog, target, sp.kind.Attach, at, l.revision)
+		return err
+	})
+	kernel.Step("create: after")
+	switch {
+	case err == nil:
+		return kernel.AsRaw(made)
+	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.ENOENT) && at.ID != 0:
+		return nil, fmt.Errorf("%w: %w", kernel.ErrAgain, err)
+	case errors.Is(err, unix.EEXIST):
+		return nil, sp.twice(prog)
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT):
+		return nil, hook.Because(fs.ErrNotExist, "%s does not exist any more", sp)
+	case errors.Is(err, unix.ERANGE), errors.Is(err, unix.E2BIG):
+		return nil, hook.Because(hook.ErrChainFull, "%s has %d programs, and the kernel takes no more", sp, len(l.Order))
+	case errors.Is(err, unix.EPERM) && sp.cgroup != nil:
+		if occupied := sp.closed(l); occupied != nil {
+			return nil, occupied
+		}
+	case errors.Is(err, unix.EINVAL):
+		return nil, hook.Because(hook.ErrIncompatible, "the kernel does not take the program on %s: it was loaded for another hook (expected attach type); load it from SEC(%q)", sp.Hook, sp.Hook)
+	}
+	return nil, kernel.Errno("create the link", err)
+}
+
+func (sp *spot) String() string {
+	if sp.cgroup != nil {
+		return "the cgroup " + sp.cgroup.Path
+	}
+	return fmt.Sprintf("device %q", sp.name)
+}
+
+// twice is the refusal of a program that is there already. TCX takes a program
+// once (bpf_mprog_attach, kernel/bpf/mprog.c).
+func (sp *spot) twice(prog *ebpf.Program) error {
+	return hook.Because(fs.ErrExist, "program %d is on %s already, and the kernel takes a program there once", kernel.ProgramID(prog), sp.Hook).
+		Hint("load it again, from its file")
+}
+
+// closed finds the legacy program that keeps links off a cgroup: one attached
+// for itself alone, here or above (hierarchy_allows_attach, kernel/bpf/cgroup.c).
+func (sp *spot) closed(l *listing) error {
+	at, where := l, sp.cgroup.Path
+	if len(at.Order) == 0 || at.flags&unix.BPF_F_ALLOW_MULTI != 0 {
+		above, err := sp.cgroup.Ancestors()
+		if err != nil {
+			return nil
+		}
+		defer kernel.CloseCgroups(above)
+		at = nil
+		for _, c := range above[1:] {
+			q, err := kernel.QueryPrograms(c.FD(), sp.kind.Attach, 0)
+			if err == nil && len(q.Programs) > 0 && q.Flags&(unix.BPF_F_ALLOW_MULTI|unix.BPF_F_ALLOW_OVERRIDE) == 0 {
+				at, where = &listing{Order: target.Order[entry]{{Entry: target.Entry{Program: q.Programs[0]}}}}, c.Path
+				break
+			}
+		}
+		if at == nil {
+			return nil
+		}
+	}
+	return hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where).
+		HeldBy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(at.Order[0].Program)}).
+		Hint("make it a member with \"%s\", or detach it", sp.Command("adopt", string(sp.Hook), where))
+}
+
+// deviceName names a device in the namespace of the thread.
+func deviceName(index int) (string, error) {
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	d, err := conn.DeviceByIndex(index)
+	if err != nil {
+		return "", err
+	}
+	return d.Name, nil
+}

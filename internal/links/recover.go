@@ -1,0 +1,147 @@
+package links
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// recoverLink deals with the pin of a member of TCX or of a cgroup.
+func RecoverLink(r *target.Recovery, folder string) {
+	members, err := r.Pins.Members(folder)
+	if err != nil || len(members) != 1 {
+		return
+	}
+	pinned, err := kernel.LoadPinnedLink(r.Pins.HeldPath(folder, members[0]))
+	if err != nil {
+		return
+	}
+	defer pinned.Close()
+	info, err := kernel.InfoOf(pinned)
+	if err != nil || !info.Gone() {
+		return
+	}
+	f := hook.Leftover{
+		Hook: info.Hook(), LinkID: info.ID, Members: members, Path: r.Pins.Path(folder),
+		What: "a member whose device is gone",
+	}
+	if info.Type == link.CgroupType {
+		f.What = "a member whose cgroup is gone"
+	}
+	reg, err := openRegistry(r.Pins)
+	defer reg.Close()
+	var rec *state.Record
+	if err == nil {
+		rec, err = reg.Get(info.ID)
+	}
+	if err != nil {
+		f.Err = err
+		r.Report(f)
+		return
+	}
+	if rec != nil {
+		f.Target = rec.LastSeen.Target
+	}
+	if r.Reattach {
+		err = r.Patiently(func() error { return reattachLink(r, folder, members[0], info, rec) })
+		if err == nil {
+			f.Reattached = true
+		}
+	}
+	if r.Settle(f, folder, err) {
+		_ = reg.Delete(info.ID)
+	}
+}
+
+// reattachLink makes a link with the program of the old one where that was.
+func reattachLink(r *target.Recovery, folder, name string, info *kernel.LinkInfo, rec *state.Record) error {
+	if rec == nil || rec.LastSeen.Target == "" {
+		return target.Nowhere("place known")
+	}
+	s := &target.Opened{Target: target.Target{Hook: info.Hook(), Name: rec.LastSeen.Target, BPFFS: r.Pins.BPFFS()}, Pins: r.Pins}
+	var err error
+	if s.Hook.OnCgroup() {
+		s.NS, err = kernel.OpenNetNS("")
+	} else {
+		s.NS, err = target.SeenNS(rec.LastSeen)
+	}
+	if err != nil {
+		return err
+	}
+	defer s.NS.Close()
+	err = withOrder(s, r.Locked, func(sp *spot, list *listing) error {
+		return sp.reattach(r, list, folder, name, info, rec)
+	})
+	if errors.Is(err, fs.ErrNotExist) && s.Hook.OnCgroup() {
+		return target.Nowhere("cgroup " + rec.LastSeen.Target)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return target.Nowhere("device " + rec.LastSeen.Target)
+	}
+	return err
+}
+
+// reattach makes the link on the target that is there again.
+func (sp *spot) reattach(r *target.Recovery, list *listing, folder, name string, info *kernel.LinkInfo, rec *state.Record) error {
+	if i := list.Named(name); i >= 0 {
+		e := list.Order[i]
+		if e.Program == info.Program && e.pinned {
+			return succeeded(r, folder, state.LinkFolder(sp.Hook, e.Link), name) // and died before the end
+		}
+		err := hook.Because(fs.ErrExist, "there is another member %q by now", name)
+		if e.Program == info.Program {
+			err = hook.Because(target.ErrTaken, "%w", err) // made by one who died, and about to go
+		}
+		return err
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(info.Program))
+	if err != nil {
+		return kernel.Errno("the member's program", err)
+	}
+	defer prog.Close()
+	i := list.IndexFor(rec.Priority)
+	at, err := sp.neighbor(list, i)
+	if err != nil || r.DryRun {
+		return err
+	}
+	next, err := sp.create(prog, at, list)
+	if err != nil {
+		return err
+	}
+	defer next.Close()
+	made, err := kernel.InfoOf(next)
+	if err != nil {
+		return err
+	}
+	kernel.Step("recover: attached")
+	again := *rec
+	again.LastSeen, again.MovedFrom, again.MovedTo = sp.seen(), 0, 0
+	if err := sp.names.reg.Put(made.ID, &again); err != nil {
+		return err
+	}
+	kernel.Step("recover: named")
+	to := state.LinkFolder(sp.Hook, made.ID)
+	if err := r.Locked.Add(to, nil, state.MemberPins{Name: name, Link: next}); err != nil {
+		return err
+	}
+	return succeeded(r, folder, to, name)
+}
+
+// succeeded gives a member that is attached and pinned again the pins of its
+// maps, and removes the old ones.
+func succeeded(r *target.Recovery, from, to, name string) error {
+	if r.DryRun {
+		return nil
+	}
+	if err := r.Locked.MoveMaps(from, name, to, name); err != nil {
+		return err
+	}
+	kernel.Step("recover: pinned")
+	return r.Locked.RemoveChain(from)
+}

@@ -1,0 +1,303 @@
+package links
+
+import (
+	"errors"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+	"github.com/libdispatcher/dispatcher/internal/target"
+)
+
+// An incumbent is what a new link takes the place of: a link, or a program
+// without one.
+type incumbent interface {
+	// id is that of the link, or 0.
+	id() uint32
+	// carries returns the program that is there if it is not the stand-in; the
+	// caller closes it. Nil where that cannot be told.
+	carries(standIn *ebpf.Program) *ebpf.Program
+	// exchange puts next in the place of the program that is there.
+	exchange(next, old *ebpf.Program) error
+	// remove takes out the incumbent, which has that program.
+	remove(prog *ebpf.Program) error
+}
+
+type oldLink struct {
+	kernel.RawLink
+	linkID uint32
+}
+
+func (o oldLink) id() uint32 { return o.linkID }
+
+func (o oldLink) carries(standIn *ebpf.Program) *ebpf.Program {
+	info, err := o.Info()
+	if err != nil || uint32(info.Program) == kernel.ProgramID(standIn) {
+		return nil
+	}
+	prog, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return nil
+	}
+	return prog
+}
+
+func (o oldLink) exchange(next, old *ebpf.Program) error {
+	return exchange(o.RawLink, next, old)
+}
+
+func (o oldLink) remove(*ebpf.Program) error { return kernel.Errno("detach the link", o.Detach()) }
+
+// exchange updates a link, if it still has the old program.
+func exchange(l kernel.RawLink, next, old *ebpf.Program) error {
+	err := l.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE})
+	switch {
+	case errors.Is(err, unix.EPERM): // bpf_mprog_attach, cgroup_bpf_replace
+		return kernel.ErrAgain
+	case errors.Is(err, unix.ENOLINK):
+		return target.ErrGone
+	}
+	return kernel.Errno("update the link", err)
+}
+
+// bare is a program that was attached to a spot without a link.
+type bare struct{ *spot }
+
+func (bare) id() uint32 { return 0 }
+
+func (bare) carries(*ebpf.Program) *ebpf.Program { return nil }
+
+func (b bare) exchange(next, old *ebpf.Program) error {
+	err := b.do(func(target int) error { return kernel.AttachProgram(next, target, b.kind.Attach, 0, old) })
+	if errors.Is(err, unix.ENOENT) {
+		return kernel.ErrAgain
+	}
+	return kernel.Errno("exchange the program", err)
+}
+
+func (b bare) remove(prog *ebpf.Program) error {
+	return kernel.Errno("detach the program", b.do(func(target int) error { return kernel.DetachProgram(prog, target, b.kind.Attach) }))
+}
+
+// A standIn runs a program of TC at two places as if it were at one.
+type standIn struct {
+	slot, mark *ebpf.Map
+	progs      map[string]*ebpf.Program // by the names of package dispatch
+	pin        string
+}
+
+// newStandIn makes stand-ins for the program. Where there is a bpffs they go on
+// when this process is killed, until somebody finishes the move; old is the link
+// that is moved, 0 for a program without one.
+func newStandIn(l *state.Locked, prog *ebpf.Program, old uint32) (*standIn, error) {
+	s := &standIn{}
+	err := s.make(prog)
+	if err == nil && l != nil {
+		s.pin, err = l.PinMove(s.slot, old)
+	}
+	if err != nil {
+		s.close(l)
+		return nil, err
+	}
+	return s, nil
+}
+
+// tryStandIn tells whether a program can be moved.
+func TryStandIn(prog *ebpf.Program) error {
+	s, err := newStandIn(nil, prog, 0)
+	if err != nil {
+		return err
+	}
+	s.close(nil)
+	return nil
+}
+
+func (s *standIn) make(prog *ebpf.Program) (err error) {
+	if s.slot, err = state.NewSlot("move"); err != nil {
+		return err
+	}
+	if s.mark, err = ebpf.NewMap(&ebpf.MapSpec{Name: "ld_mark", Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: 1}); err != nil {
+		return kernel.Errno("stand-in", err)
+	}
+	if err := state.Fill(s.slot, prog); err != nil {
+		return cannotMove(err)
+	}
+	return s.loadAll()
+}
+
+// loadAll loads the stand-ins for what is in the slot.
+func (s *standIn) loadAll() (err error) {
+	// The kernel wants the attach type of the program, and does not tell it.
+	for _, t := range []ebpf.AttachType{ebpf.AttachNone, ebpf.AttachTCXIngress, ebpf.AttachTCXEgress, ebpf.AttachNetkitPrimary, ebpf.AttachNetkitPeer} {
+		s.progs = map[string]*ebpf.Program{}
+		if err = s.load(t); err == nil || !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+	}
+	return cannotMove(err)
+}
+
+func (s *standIn) load(t ebpf.AttachType) error {
+	for _, name := range []string{dispatch.StandInFirst, dispatch.StandInSecond, dispatch.StandInAway} {
+		insns := dispatch.StandIn(name)
+		for ref, m := range map[string]*ebpf.Map{dispatch.StandInSlot: s.slot, dispatch.StandInMark: s.mark} {
+			if err := insns.AssociateMap(ref, m); err != nil {
+				return err
+			}
+		}
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, AttachType: t, Instructions: insns, License: "Dual BSD/GPL"})
+		if err != nil {
+			return kernel.Errno("load stand-in", err)
+		}
+		s.progs[name] = p
+	}
+	return nil
+}
+
+func cannotMove(err error) error {
+	return hook.Because(hook.ErrIncompatible, "the program cannot be moved without missing packets, because the kernel does not let another one call it: %w", err).
+		Hint("detach it, and attach it at the place where it shall be")
+}
+
+// close removes the stand-ins, which are nowhere attached any more.
+func (s *standIn) close(l *state.Locked) {
+	for _, p := range s.progs {
+		p.Close()
+	}
+	if s.pin != "" {
+		l.RemoveMove(s.pin)
+	}
+	for _, m := range []*ebpf.Map{s.slot, s.mark} {
+		if m != nil {
+			m.Close()
+		}
+	}
+}
+
+// settledWait is how long a program may run, where the kernel does not say
+// when the last one is done.
+const settledWait = 100 * time.Millisecond
+
+func settled() {
+	if kernel.Settled() != nil {
+		time.Sleep(settledWait)
+	}
+}
+
+// takePlace makes a link with the program of the incumbent, which goes: every
+// packet is seen once, by the program at the old place or at the new one. up
+// tells whether packets come to the new place first. create attaches a program
+// at the new place; keep makes the link last, where it shall. A link that is
+// returned together with an error is there all the same.
+//
+// On a cgroup the program may be in two places, and for a moment it is.
+func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up bool, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error) (kernel.RawLink, error) {
+	if sp.cgroup != nil {
+		link, err := create(prog)
+		if err != nil {
+			return nil, err
+		}
+		if err := keep(link); err != nil {
+			link.Close()
+			return nil, err
+		}
+		kernel.Step("move: at both places")
+		if err := old.remove(prog); err != nil {
+			return link, err
+		}
+		// Somebody who does not wait for the lock may have updated the old one; the
+		// kernel still tells.
+		if now := old.carries(prog); now != nil {
+			defer now.Close()
+			return link, exchange(link, now, prog)
+		}
+		return link, nil
+	}
+	s, err := newStandIn(l, prog, old.id())
+	if err != nil {
+		return nil, err
+	}
+	defer s.close(l)
+	first, second, away := s.progs[dispatch.StandInFirst], s.progs[dispatch.StandInSecond], s.progs[dispatch.StandInAway]
+	// A mark must not stay behind that nothing takes away: so what may vanish with
+	// this process, the new link until it is kept, never sets one.
+	before, after := first, second
+	if up {
+		before, after = second, away
+	}
+	kernel.Step("move: before")
+	if err := old.exchange(before, prog); err != nil {
+		return nil, err
+	}
+	kernel.Step("move: stand-in")
+	link, err := create(after)
+	if err == nil {
+		if err = keep(link); err != nil {
+			_ = link.Detach()
+			link.Close()
+		}
+	}
+	if err != nil {
+		return nil, kernel.Undo(err, old.exchange(prog, before))
+	}
+	kernel.Step("move: at both places")
+	return link, s.finish(old, before, link, prog, up)
+}
+
+// finish ends a move both of whose places have stand-ins: at the old one there,
+// at the new one the one that belongs to it, or one that comes later.
+//
+// Somebody who does not wait for the lock may have updated the member meanwhile:
+// then that is its program.
+func (s *standIn) finish(old incumbent, there *ebpf.Program, link kernel.RawLink, prog *ebpf.Program, up bool) error {
+	first, away := s.progs[dispatch.StandInFirst], s.progs[dispatch.StandInAway]
+	if up {
+		err := swap(link, first, dispatch.StandInAway)
+		kernel.Step("move: seen at the new place")
+		err = kernel.Join(err, old.remove(there))
+		kernel.Step("move: at the new place")
+		if now := old.carries(there); now != nil {
+			defer now.Close()
+			prog = now
+		}
+		return kernel.Join(err, swap(link, prog, dispatch.StandInFirst))
+	}
+	// Whoever comes to the old place now is seen at the new one.
+	err := old.exchange(away, there)
+	if errors.Is(err, kernel.ErrAgain) {
+		if now := old.carries(there); now != nil {
+			defer now.Close()
+			prog = now
+			err = old.exchange(away, now)
+		}
+	}
+	settled()
+	kernel.Step("move: seen at the new place")
+	err = kernel.Join(err, swap(link, prog, dispatch.StandInSecond))
+	kernel.Step("move: at the new place")
+	return kernel.Join(err, old.remove(away))
+}
+
+// swap puts a program into a link that has the stand-in of that name. Another
+// program is what somebody has put there meanwhile, and stays.
+func swap(l kernel.RawLink, next *ebpf.Program, standIn string) error {
+	info, err := l.Info()
+	if err != nil {
+		return kernel.Errno("link", err)
+	}
+	now, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return kernel.Errno("stand-in", err)
+	}
+	defer now.Close()
+	if kernel.Describe(now).Name != standIn {
+		return nil
+	}
+	return exchange(l, next, now)
+}

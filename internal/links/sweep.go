@@ -1,0 +1,180 @@
+package links
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
+)
+
+// sweepLinks finishes the moves of processes that died at it, and removes the
+// records of links that are no more. Pins of links whose target is gone stay, and
+// what cannot be read stays too.
+func SweepLinks(l *state.Locked) {
+	reg, err := openRegistry(l.Pins)
+	if err != nil {
+		return
+	}
+	defer reg.Close()
+	moves, err := l.Moves()
+	if err != nil {
+		return
+	}
+	for _, name := range moves {
+		finishMove(l, reg, name)
+	}
+	folders, err := l.Links()
+	if err != nil {
+		return
+	}
+	for _, folder := range folders {
+		if !kernel.LinkMayExist(state.ParseLinkFolder(folder)) {
+			_ = l.RemoveChain(folder) // somebody removed the pin that mattered
+		}
+	}
+	links, err := reg.Links()
+	if err != nil {
+		return
+	}
+	moves, err = l.Moves()
+	settled := err == nil && len(moves) == 0
+	for _, id := range links {
+		if !kernel.LinkMayExist(id) {
+			_ = reg.Delete(id)
+		} else if rec, err := reg.Get(id); err == nil && settled && rec != nil && rec.MovedFrom != 0 {
+			finishLeaving(l, reg, rec.MovedFrom, id)
+		}
+	}
+}
+
+// finishLeaving detaches a link whose place another one has taken, if both are
+// pinned: only then is it sure that the other one stays. The record of the old
+// one stays, for those who hold it.
+func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
+	link, err := kernel.OpenLink(old)
+	if err != nil {
+		return
+	}
+	defer link.Close()
+	info, err := kernel.InfoOf(link)
+	if err != nil {
+		return
+	}
+	h := info.Hook()
+	for _, id := range []uint32{old, by} {
+		if pinned, err := pinnedLink(l, h, id); err != nil || !pinned {
+			return
+		}
+	}
+	rec, err := reg.Get(old)
+	if err != nil || rec != nil && reg.Moved(old, by, rec) != nil {
+		return
+	}
+	if link.Detach() == nil {
+		_ = l.RemoveChain(state.LinkFolder(h, old))
+	}
+}
+
+// pinnedLink tells whether a link is pinned as a member.
+func pinnedLink(l *state.Locked, h hook.Hook, id uint32) (bool, error) {
+	folder := state.LinkFolder(h, id)
+	members, err := l.Members(folder)
+	return len(members) == 1 && l.Has(folder, members[0]), err
+}
+
+// finishMove ends a move on TCX that a process died at: forwards if the new link
+// is pinned, back if not. Until then stand-ins do the member's work; what cannot
+// be finished goes on that way.
+func finishMove(l *state.Locked, reg *state.Registry, name string) {
+	m, err := openMove(l, name)
+	if err != nil {
+		return
+	}
+	defer m.close()
+	if m.prog == nil { // died before the slot was filled, or emptied by hand
+		l.RemoveMove(name)
+		return
+	}
+	switch {
+	case m.next == nil:
+	case !m.kept:
+		_ = m.next.Detach() // at once, where it might go by itself later
+	case m.old == nil:
+		if !m.finishAdoption() {
+			return
+		}
+	default:
+		rec, err := reg.Get(m.oldID)
+		if err == nil && rec == nil {
+			if rec, err = reg.Get(m.nextID); rec != nil {
+				rec.MovedFrom = 0
+			}
+		}
+		if err != nil || rec != nil && reg.Moved(m.oldID, m.nextID, rec) != nil {
+			return
+		}
+		if m.standIn.finish(oldLink{m.old, m.oldID}, m.there, m.next, m.prog, m.up) != nil {
+			return
+		}
+		_ = l.RemoveChain(state.LinkFolder(m.hook, m.oldID))
+	}
+	if m.old != nil && !m.kept && m.old.Update(m.prog) != nil {
+		return
+	}
+	// A stand-in of a program without a link goes on running until somebody
+	// adopts or detaches that.
+	if !anyRunsFrom(m.slotID) {
+		l.RemoveMove(name)
+	}
+}
+
+// runsFrom tells whether a program is a stand-in that runs what is in the slot.
+func runsFrom(progID ebpf.ProgramID, slotID uint32) (bool, error) {
+	prog, err := ebpf.NewProgramFromID(progID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer prog.Close()
+	slot, err := standInFor(prog)
+	return slot == slotID, err
+}
+
+// standInFor returns the slot of a stand-in, 0 for another program.
+func standInFor(prog *ebpf.Program) (uint32, error) {
+	info, err := prog.Info()
+	if err != nil {
+		return 0, kernel.Errno("program", err)
+	}
+	if !dispatch.IsStandIn(info.Name) {
+		return 0, nil
+	}
+	// The kernel lists maps as the code comes to them: the mark, then the slot. A
+	// slot that may have no owner had better not be opened, see state.Slots.
+	ids, _ := info.MapIDs()
+	if len(ids) != 2 {
+		return 0, nil
+	}
+	return uint32(ids[1]), nil
+}
+
+// anyRunsFrom tells whether there is such a stand-in; when in doubt, there is.
+func anyRunsFrom(slotID uint32) bool {
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if err != nil {
+			return !errors.Is(err, fs.ErrNotExist)
+		}
+		if runs, err := runsFrom(next, slotID); err != nil || runs {
+			return true
+		}
+		id = next
+	}
+}

@@ -1,0 +1,78 @@
+package target
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+)
+
+// A Handle owns a member: the member stays while one is open. The methods are
+// those of dispatcher.Link.
+type Handle interface {
+	Update(ctx context.Context, src load.Source) error
+	Set(ctx context.Context, settings hook.Settings) error
+	Move(ctx context.Context, to hook.Position) error
+	Pin(ctx context.Context) error
+	Unpin(ctx context.Context) error
+	Detach(ctx context.Context) error
+	Close() error
+	Info(ctx context.Context) (*hook.Member, error)
+	Chain(ctx context.Context) (*hook.Chain, error)
+	Program() (*ebpf.Program, error)
+}
+
+// unowned is the handle of a member that belongs to nobody: it stays when the
+// handle is closed.
+type Unowned struct {
+	Mu     sync.Mutex
+	Opened *Opened
+	Loaded *load.Loaded // nil when the handle was opened
+	closed bool
+}
+
+// Close releases what was loaded for the member.
+func (h *Unowned) Close() error {
+	h.Mu.Lock()
+	defer h.Mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	h.closed = true
+	if h.Loaded != nil {
+		h.Loaded.Close()
+	}
+	h.Opened.Close()
+	return nil
+}
+
+// locked runs fn with the handle locked.
+func (h *Unowned) Locked(fn func() error) error {
+	h.Mu.Lock()
+	defer h.Mu.Unlock()
+	if h.closed {
+		return fmt.Errorf("the link: %w", os.ErrClosed)
+	}
+	err := fn()
+	if errors.Is(err, kernel.ErrNetNSGone) {
+		return hook.Because(hook.ErrDefunct, "%w", err)
+	}
+	return err
+}
+
+// gone marks an error of an object that is not there any more. That of a race that
+// was lost does not say so, though it may be about an object that has gone.
+func Gone(err error) bool {
+	return (errors.Is(err, hook.ErrDefunct) || errors.Is(err, fs.ErrNotExist)) && !errors.Is(err, kernel.ErrAgain)
+}
+
+var ErrGone = hook.Because(hook.ErrDefunct, "the device is gone, or the chain was taken off it")
+
+var ErrDetached = hook.Because(fs.ErrNotExist, "the member is gone: it was detached")

@@ -1,0 +1,155 @@
+package target
+
+import (
+	"context"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/load"
+)
+
+// An Entry is what counts of a program on a hook when members are put in order.
+type Entry struct {
+	Program uint32 // its id
+	Link    uint32 // 0 for one without
+	Name    string // the member's; empty for what is not ours
+	// Priority is the member's.
+	Priority int
+	// Stays: the member does not leave with its owner.
+	Stays bool
+	// Leaving: another entry has taken its place, and it is about to go.
+	Leaving bool
+}
+
+// String is how a user can refer to the entry.
+func (e Entry) String() string {
+	switch {
+	case e.Name != "":
+		return e.Name
+	case e.Link != 0:
+		return string(hook.LinkRef(e.Link))
+	}
+	return string(hook.ProgramRef(e.Program))
+}
+
+// entry lets a type that embeds an Entry be in an Order.
+func (e Entry) entry() Entry { return e }
+
+// An Order is what is on a hook in run order.
+type Order[E interface{ entry() Entry }] []E
+
+func (o Order[E]) ranks() []dispatch.Entry {
+	ranks := make([]dispatch.Entry, len(o))
+	for i, e := range o {
+		if e := e.entry(); e.Name != "" && e.Priority != 0 && !e.Leaving {
+			ranks[i] = dispatch.Entry{Ranked: true, Priority: e.Priority}
+		}
+	}
+	return ranks
+}
+
+func (o Order[E]) index(is func(Entry) bool) int {
+	return slices.IndexFunc(o, func(e E) bool { return is(e.entry()) })
+}
+
+// Named returns the index of the member with that name, or -1.
+func (o Order[E]) Named(name string) int {
+	return o.index(func(e Entry) bool { return e.Name == name && name != "" && !e.Leaving })
+}
+
+// WithLink returns the index of the entry with that link, or -1.
+func (o Order[E]) WithLink(id uint32) int {
+	return o.index(func(e Entry) bool { return e.Link == id })
+}
+
+// Find returns the index of the entry that ref names.
+func (o Order[E]) Find(ref hook.Ref) (int, error) {
+	i := -1
+	switch {
+	case ref.Link() != 0:
+		i = o.WithLink(ref.Link())
+	case ref.Program() != 0:
+		i = o.index(func(e Entry) bool { return e.Program == ref.Program() })
+	default:
+		i = o.Named(string(ref))
+	}
+	if i >= 0 {
+		return i, nil
+	}
+	if len(o) == 0 {
+		return -1, hook.Because(fs.ErrNotExist, "there is no %q: nothing is attached", ref)
+	}
+	var there []string
+	for _, e := range o {
+		there = append(there, e.entry().String())
+	}
+	return -1, hook.Because(fs.ErrNotExist, "there is no %q (there are: %s)", ref, strings.Join(there, ", "))
+}
+
+// Without returns the order less the entry at i.
+func (o Order[E]) Without(i int) Order[E] { return slices.Delete(slices.Clone(o), i, i+1) }
+
+// Join returns where a new member goes, with its name and its priority.
+func (o Order[E]) Join(prog *load.Loaded, req Request) (i int, name string, priority int, err error) {
+	if name, err = req.NameFor(prog); err != nil {
+		return 0, "", 0, err
+	}
+	if i := o.Named(name); i >= 0 {
+		return 0, "", 0, NameTaken(name, !o[i].entry().Stays)
+	}
+	byDefault := req.Settings.Or(prog.Defaults).WithDefaults().Priority
+	i, priority, err = dispatch.Settle(o.ranks(), req.Position, o.Find, req.Priority, byDefault)
+	return i, name, priority, err
+}
+
+// Fit returns the priority of a new member that is to be at i.
+func (o Order[E]) Fit(i, asked int) (priority int, err error) {
+	return dispatch.Fit(o.ranks(), i, asked)
+}
+
+// IndexFor returns where a member with that priority goes.
+func (o Order[E]) IndexFor(priority int) int { return dispatch.IndexFor(o.ranks(), priority) }
+
+// Move returns where the member at i goes among the others, and its priority then.
+// It stays at i when it need not move.
+func (o Order[E]) Move(i int, to hook.Position, asked int) (j, priority int, err error) {
+	if to.IsZero() && dispatch.Stays(o.ranks(), i, asked) {
+		return i, asked, nil
+	}
+	others := o.Without(i)
+	return dispatch.Settle(others.ranks(), to, others.Find, asked, hook.DefaultPriority)
+}
+
+// nameTaken is the refusal of a name that a member has; one that may be leaving.
+func NameTaken(name string, leaving bool) error {
+	err := hook.Because(fs.ErrExist, "there is a member %q already", name)
+	if leaving {
+		err = hook.Because(ErrTaken, "%w", err)
+	}
+	return err.Hint("choose another name, or replace its program")
+}
+
+// A Mover moves a member.
+type Mover func(ctx context.Context, to hook.Position, priority int) error
+
+// Set is Set of a member that has a priority, and nothing else to be set.
+func (move Mover) Set(ctx context.Context, h hook.Hook, settings hook.Settings) error {
+	if err := checkSettings(h, settings); err != nil || settings.Priority == 0 {
+		return err
+	}
+	return move(ctx, hook.Position{}, settings.Priority)
+}
+
+// Move is Move of a member that the kernel keeps in order.
+func (move Mover) Move(ctx context.Context, to hook.Position) error {
+	if err := to.Check(); err != nil {
+		return hook.Because(hook.ErrUsage, "%w", err)
+	}
+	if to.IsZero() {
+		return nil
+	}
+	return move(ctx, to, 0)
+}
