@@ -51,14 +51,14 @@ The exit status is 6 when there is drift, or something is broken.`,
 // errDrift is what the command ends with when its findings were printed.
 var errDrift = errors.New("there is something to mend")
 
-func drifted(f dispatcher.Finding) bool {
-	return f.Level == dispatcher.LevelDrift || f.Level == dispatcher.LevelBroken
+func drifted(f hook.Finding) bool {
+	return f.Level == hook.LevelDrift || f.Level == hook.LevelBroken
 }
 
 // worthwhile leaves out what was not asked for.
-func (a *app) worthwhile(found []dispatcher.Finding) []dispatcher.Finding {
-	return slices.DeleteFunc(slices.Clone(found), func(f dispatcher.Finding) bool {
-		return f.Level == dispatcher.LevelOK && !a.verbose || f.Level == dispatcher.LevelNote && a.quiet
+func (a *app) worthwhile(found []hook.Finding) []hook.Finding {
+	return slices.DeleteFunc(slices.Clone(found), func(f hook.Finding) bool {
+		return f.Level == hook.LevelOK && !a.verbose || f.Level == hook.LevelNote && a.quiet
 	})
 }
 
@@ -73,7 +73,7 @@ type jsonFinding struct {
 	Mend   string    `json:"mend,omitempty"`
 }
 
-func (a *app) printFindings(found []dispatcher.Finding) error {
+func (a *app) printFindings(found []hook.Finding) error {
 	if a.format == formatJSON {
 		list := make([]jsonFinding, 0, len(found))
 		for _, f := range found {
@@ -108,12 +108,12 @@ func (a *app) printFindings(found []dispatcher.Finding) error {
 	return a.print(b.String())
 }
 
-var levelColors = map[dispatcher.Level]string{
-	dispatcher.LevelOK: green, dispatcher.LevelNote: yellow, dispatcher.LevelDrift: red, dispatcher.LevelBroken: red,
+var levelColors = map[hook.Level]string{
+	hook.LevelOK: green, hook.LevelNote: yellow, hook.LevelDrift: red, hook.LevelBroken: red,
 }
 
 // findingAt is the place of a finding as a verb takes it, and its namespace.
-func (a *app) findingAt(f dispatcher.Finding) string {
+func (a *app) findingAt(f hook.Finding) string {
 	parts := []string{string(f.Hook), f.Target, f.Member, netnsPart(&hook.Chain{NetNS: f.NetNS}, a.format == formatWide)}
 	parts = slices.DeleteFunc(parts, func(s string) bool { return s == "" })
 	return orDash(strings.Join(parts, " "))

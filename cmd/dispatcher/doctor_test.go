@@ -6,20 +6,19 @@ import (
 
 	"github.com/go-quicktest/qt"
 
-	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
 func TestPrintFindings(t *testing.T) {
-	found := []dispatcher.Finding{
-		{Check: "kernel", Level: dispatcher.LevelOK, Text: "Linux 6.18.1"},
-		{Check: "feature-freplace", Level: dispatcher.LevelNote, Text: "does not work: operation not permitted"},
-		{Check: "leftover", Level: dispatcher.LevelDrift, Text: "/sys/fs/bpf/libdispatcher/tmp_7_9 was left", Mend: "dispatcher recover"},
+	found := []hook.Finding{
+		{Check: "kernel", Level: hook.LevelOK, Text: "Linux 6.18.1"},
+		{Check: "feature-freplace", Level: hook.LevelNote, Text: "does not work: operation not permitted"},
+		{Check: "leftover", Level: hook.LevelDrift, Text: "/sys/fs/bpf/libdispatcher/tmp_7_9 was left", Mend: "dispatcher recover"},
 		{
-			Check: "empty", Level: dispatcher.LevelBroken, Hook: hook.XDP, Target: "eth0", NetNS: hook.NetNS{Inode: 4026532177, Cookie: 4099, Name: "blue"},
+			Check: "empty", Level: hook.LevelBroken, Hook: hook.XDP, Target: "eth0", NetNS: hook.NetNS{Inode: 4026532177, Cookie: 4099, Name: "blue"},
 			Member: "guard", Text: "its owner is gone", Mend: "dispatcher -n blue detach xdp eth0 guard",
 		},
-		{Check: "order", Level: dispatcher.LevelDrift, Hook: hook.CgroupSKBEgress, Target: "/sys/fs/cgroup/a", Member: "count", Text: "it is not where <it> was"},
+		{Check: "order", Level: hook.LevelDrift, Hook: hook.CgroupSKBEgress, Target: "/sys/fs/cgroup/a", Member: "count", Text: "it is not where <it> was"},
 	}
 	for _, test := range []struct {
 		file           string
@@ -46,7 +45,7 @@ func TestPrintNoFindings(t *testing.T) {
 	} {
 		var out bytes.Buffer
 		a := app{stdout: &out, format: format}
-		qt.Assert(t, qt.IsNil(a.printFindings(a.worthwhile([]dispatcher.Finding{{Check: "kernel", Level: dispatcher.LevelOK}}))))
+		qt.Assert(t, qt.IsNil(a.printFindings(a.worthwhile([]hook.Finding{{Check: "kernel", Level: hook.LevelOK}}))))
 		qt.Check(t, qt.Equals(out.String(), want))
 	}
 }

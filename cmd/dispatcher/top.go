@@ -95,11 +95,11 @@ type measured struct {
 	on *onTarget // nil: all
 }
 
-func (m measured) filter(samples []dispatcher.Sample) []dispatcher.Sample {
+func (m measured) filter(samples []hook.Sample) []hook.Sample {
 	if m.on == nil {
 		return samples
 	}
-	var left []dispatcher.Sample
+	var left []hook.Sample
 	for _, s := range samples {
 		c := &s.Chain
 		if m.on.is(&hook.EventTarget{NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}) {
@@ -135,7 +135,7 @@ func (a *app) toMeasure(ctx context.Context, args []string, o *dispatcher.Measur
 }
 
 // printSamples writes the samples of one moment.
-func (a *app) printSamples(screen *screen, samples []dispatcher.Sample) error {
+func (a *app) printSamples(screen *screen, samples []hook.Sample) error {
 	now := time.Now()
 	if len(samples) > 0 {
 		now = samples[len(samples)-1].Time
@@ -157,7 +157,7 @@ func (a *app) printSamples(screen *screen, samples []dispatcher.Sample) error {
 }
 
 // sample writes the block of one hook.
-func (a *app) sample(b *strings.Builder, s *dispatcher.Sample) {
+func (a *app) sample(b *strings.Builder, s *hook.Sample) {
 	c := &s.Chain
 	parts := []string{}
 	if at := where(c); at != "" {
@@ -172,14 +172,14 @@ func (a *app) sample(b *strings.Builder, s *dispatcher.Sample) {
 	}
 	if s.Whole.Known {
 		parts = append(parts, fmt.Sprintf("%s packets/s", perSecond(s.Whole.Runs, s.Elapsed)))
-		if s.Method == dispatcher.MethodKernel && c.Style == hook.StyleLibxdp {
+		if s.Method == hook.MethodKernel && c.Style == hook.StyleLibxdp {
 			parts = append(parts, fmt.Sprintf("%s ns/packet", perRun(s.Whole)))
 		}
 	}
 	switch s.Method {
-	case dispatcher.MethodChain:
+	case hook.MethodChain:
 		parts = append(parts, fmt.Sprintf("counted, clock %d ns", s.Clock.Nanoseconds()))
-	case dispatcher.MethodKernel:
+	case hook.MethodKernel:
 		parts = append(parts, "by the kernel's statistics, which know no verdicts")
 	}
 	b.WriteString(strings.Join(parts, "  ") + "\n")
@@ -197,7 +197,7 @@ func (a *app) sample(b *strings.Builder, s *dispatcher.Sample) {
 	}
 	per := strings.ToUpper(unit)
 	rows := [][]cell{heads("PRIO", "NAME", "PROGRAM", "ID", per+"S/S", "NS/"+per, "STATE")}
-	if s.Method == dispatcher.MethodChain {
+	if s.Method == hook.MethodChain {
 		rows[0] = append(rows[0], cell{text: "VERDICTS"})
 	}
 	for i := range c.Members {
@@ -209,7 +209,7 @@ func (a *app) sample(b *strings.Builder, s *dispatcher.Sample) {
 		if n.Known {
 			row[4].text, row[5].text = perSecond(n.Runs, s.Elapsed), perRun(n)
 		}
-		if s.Method == dispatcher.MethodChain {
+		if s.Method == hook.MethodChain {
 			row = append(row, cell{text: orDash(shares(n))})
 		}
 		rows = append(rows, row)
@@ -253,7 +253,7 @@ func ratePerSecond(n uint64, elapsed time.Duration) float64 {
 	return float64(n) / elapsed.Seconds()
 }
 
-func perRun(c dispatcher.Counts) string {
+func perRun(c hook.Counts) string {
 	if c.Runs == 0 {
 		return "-"
 	}
@@ -275,7 +275,7 @@ func thousands(n uint64) string {
 
 // shares are the verdicts, the most frequent ones of a chain's first, and how many
 // packets met nobody.
-func shares(c dispatcher.Counts) string {
+func shares(c hook.Counts) string {
 	var words []string
 	add := func(what string, n uint64) {
 		if n > 0 {

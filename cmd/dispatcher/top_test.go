@@ -8,15 +8,14 @@ import (
 
 	"github.com/go-quicktest/qt"
 
-	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // samples are one of each kind that there is.
-func samples() []dispatcher.Sample {
+func samples() []hook.Sample {
 	at := time.Date(2026, 3, 1, 12, 30, 0, 500, time.UTC)
-	counts := func(runs uint64, took time.Duration, verdicts map[hook.Verdict]uint64) dispatcher.Counts {
-		c := dispatcher.Counts{Known: true, Runs: runs, Time: took}
+	counts := func(runs uint64, took time.Duration, verdicts map[hook.Verdict]uint64) hook.Counts {
+		c := hook.Counts{Known: true, Runs: runs, Time: took}
 		for v, n := range verdicts {
 			c.Verdicts[v] = n
 		}
@@ -26,19 +25,19 @@ func samples() []dispatcher.Sample {
 	first := counts(1_234_567, 98_765_360*time.Nanosecond, map[hook.Verdict]uint64{hook.Pass: 1_200_000, hook.Drop: 34_566, hook.Redirect: 1})
 	second := counts(3, 900, map[hook.Verdict]uint64{hook.TX: 1, hook.Aborted: 1})
 	second.Other = 1
-	return []dispatcher.Sample{
+	return []hook.Sample{
 		{
-			Chain: xdp[0], Time: at, Elapsed: 2 * time.Second, Method: dispatcher.MethodChain, Clock: 21, Whole: counts(1_234_567, 0, nil),
-			Entries: []dispatcher.Counts{first, second, {Known: true, Empty: 12}},
+			Chain: xdp[0], Time: at, Elapsed: 2 * time.Second, Method: hook.MethodChain, Clock: 21, Whole: counts(1_234_567, 0, nil),
+			Entries: []hook.Counts{first, second, {Known: true, Empty: 12}},
 		},
 		{
-			Chain: xdp[0], Time: at, Elapsed: time.Second, Method: dispatcher.MethodChain, Clock: 21, Interrupted: true,
-			Entries: make([]dispatcher.Counts, 3),
+			Chain: xdp[0], Time: at, Elapsed: time.Second, Method: hook.MethodChain, Clock: 21, Interrupted: true,
+			Entries: make([]hook.Counts, 3),
 		},
-		{Chain: xdp[1], Time: at, Elapsed: time.Second, Method: dispatcher.MethodKernel, Whole: counts(50, 5000, nil), Entries: []dispatcher.Counts{counts(50, 5000, nil)}},
-		{Chain: xdp[4], Time: at, Elapsed: time.Second, Method: dispatcher.MethodKernel, Whole: counts(50, 5000, nil), Entries: make([]dispatcher.Counts, 2)},
-		{Chain: xdp[2], Time: at, Elapsed: time.Second, Err: errors.New("run statistics: enable: operation\nnot permitted"), Entries: make([]dispatcher.Counts, 1)},
-		{Chain: others[0], Time: at, Elapsed: time.Second, Method: dispatcher.MethodKernel, Entries: make([]dispatcher.Counts, len(others[0].Members))},
+		{Chain: xdp[1], Time: at, Elapsed: time.Second, Method: hook.MethodKernel, Whole: counts(50, 5000, nil), Entries: []hook.Counts{counts(50, 5000, nil)}},
+		{Chain: xdp[4], Time: at, Elapsed: time.Second, Method: hook.MethodKernel, Whole: counts(50, 5000, nil), Entries: make([]hook.Counts, 2)},
+		{Chain: xdp[2], Time: at, Elapsed: time.Second, Err: errors.New("run statistics: enable: operation\nnot permitted"), Entries: make([]hook.Counts, 1)},
+		{Chain: others[0], Time: at, Elapsed: time.Second, Method: hook.MethodKernel, Entries: make([]hook.Counts, len(others[0].Members))},
 		{Chain: hook.Chain{Hook: hook.XDP, Target: "eth5", Ifindex: 11}, Time: at, Elapsed: time.Second},
 	}
 }

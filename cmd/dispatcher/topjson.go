@@ -4,7 +4,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
@@ -56,7 +55,7 @@ type jsonVerdicts struct {
 	Other    uint64 `json:"other"`
 }
 
-func describeSamples(samples []dispatcher.Sample, now time.Time) jsonSamples {
+func describeSamples(samples []hook.Sample, now time.Time) jsonSamples {
 	j := jsonSamples{Version: schema, Time: now.UTC(), Hooks: []jsonSample{}}
 	for i := range samples {
 		j.Hooks = append(j.Hooks, describeSample(&samples[i]))
@@ -64,7 +63,7 @@ func describeSamples(samples []dispatcher.Sample, now time.Time) jsonSamples {
 	return j
 }
 
-func describeSample(s *dispatcher.Sample) jsonSample {
+func describeSample(s *hook.Sample) jsonSample {
 	c := &s.Chain
 	j := jsonSample{
 		jsonTarget: describeTarget(&hook.EventTarget{Hook: c.Hook, Target: c.Target, Ifindex: c.Ifindex, CgroupID: c.CgroupID, NetNS: c.NetNS}),
@@ -90,7 +89,7 @@ func describeSample(s *dispatcher.Sample) jsonSample {
 }
 
 // describeCounts is null for what was not measured.
-func describeCounts(c dispatcher.Counts, s *dispatcher.Sample) *jsonCounts {
+func describeCounts(c hook.Counts, s *hook.Sample) *jsonCounts {
 	if !c.Known {
 		return nil
 	}
@@ -98,7 +97,7 @@ func describeCounts(c dispatcher.Counts, s *dispatcher.Sample) *jsonCounts {
 		Runs: c.Runs, TimeNs: c.Time.Nanoseconds(),
 		RunsPerSecond: int64(math.Round(ratePerSecond(c.Runs, s.Elapsed))), NsPerRun: c.PerRun().Nanoseconds(),
 	}
-	if s.Method == dispatcher.MethodChain {
+	if s.Method == hook.MethodChain {
 		v := &c.Verdicts
 		j.Verdicts = &jsonVerdicts{v[hook.Aborted], v[hook.Drop], v[hook.Pass], v[hook.TX], v[hook.Redirect], c.Other}
 		j.Empty = &c.Empty

@@ -41,7 +41,7 @@ func run(ctx context.Context, device string) error {
 					continue // the member came just now
 				}
 				fmt.Printf("%s: %.0f packets/s, %v each", m.Name, float64(counts.Runs)/s.Elapsed.Seconds(), counts.PerRun())
-				if s.Method == dispatcher.MethodChain {
+				if s.Method == hook.MethodChain {
 					fmt.Printf(", %d dropped", counts.Verdicts[hook.Drop])
 				}
 				fmt.Println()

@@ -55,7 +55,7 @@ func (e *exam) heldDefunct(c *hook.Chain) {
 	for _, m := range c.Members {
 		names = append(names, m.Name)
 	}
-	f := at(c, "defunct", Note)
+	f := at(c, "defunct", hook.LevelNote)
 	f.Text = fmt.Sprintf("the %s is gone%s, or it was detached; a process still holds: %s", kindOfTarget(c.Hook), was(c), list(names))
 	e.add(f)
 }
@@ -81,7 +81,7 @@ func (e *exam) displaced(c *hook.Chain, m *hook.Member) {
 	if m.State != hook.StateDisplaced {
 		return
 	}
-	f := at(c, "displaced", Broken)
+	f := at(c, "displaced", hook.LevelBroken)
 	f.Member = m.Name
 	f.Text = "packets do not meet it: whoever made the link that holds the chain has put another program in its place"
 	e.add(f)
@@ -89,14 +89,14 @@ func (e *exam) displaced(c *hook.Chain, m *hook.Member) {
 
 // unreadable says what could not be read.
 func (e *exam) unreadable(c *hook.Chain) {
-	f := at(c, "unreadable", Drift)
+	f := at(c, "unreadable", hook.LevelDrift)
 	f.Text = oneLine(c.Err)
 	switch {
 	case len(c.Members) > 0: // a link of which only the place was not found
-		f.Level = Note
+		f.Level = hook.LevelNote
 		f.Text = fmt.Sprintf("program %s (id %d): %s", c.Members[0].Program.Name, c.Members[0].Program.ID, f.Text)
 	case errors.Is(c.Err, hook.ErrPermission):
-		f.Level = Note
+		f.Level = hook.LevelNote
 	case errors.Is(c.Err, ebpf.ErrNotSupported):
 		f.Text += "; use that version, this one leaves the hook alone"
 	}
@@ -108,7 +108,7 @@ func (e *exam) unprotected(c *hook.Chain) {
 	if c.Protected() || len(c.Members) == 0 {
 		return
 	}
-	f := at(c, "unprotected", Drift)
+	f := at(c, "unprotected", hook.LevelDrift)
 	f.Text = "no link holds the chain: whoever attaches a program by netlink throws it out; packets pass unfiltered for the moment that the mending takes"
 	f.Mend = e.on(c, "adopt")
 	e.add(f)
@@ -119,7 +119,7 @@ func (e *exam) watched(c *hook.Chain) {
 	if chain := e.loaded[c.DispatcherID]; chain == nil || !state.Abandoned(chain) {
 		return
 	}
-	f := at(c, "watched", Drift)
+	f := at(c, "watched", hook.LevelDrift)
 	f.Text = "whoever watched it with \"dispatcher top\" was killed: its dispatcher still looks whether somebody watches, for each packet, until the next change"
 	f.Mend = e.recover()
 	e.add(f)
@@ -127,18 +127,18 @@ func (e *exam) watched(c *hook.Chain) {
 
 // slot looks at a member of a chain.
 func (e *exam) slot(c *hook.Chain, m *hook.Member) {
-	f := at(c, "empty", Drift)
+	f := at(c, "empty", hook.LevelDrift)
 	f.Member = m.Name
 	switch {
 	case m.State == hook.StateEmpty && m.OnMissing == hook.MissingContinue:
 		f.Text = "its owner is gone: packets pass it by, and the next change of the chain leaves it out"
 		f.Mend = e.on(c, "detach", m.Name)
 	case m.State == hook.StateEmpty:
-		f.Level = Broken
+		f.Level = hook.LevelBroken
 		f.Text = fmt.Sprintf("its owner is gone, and it asked for %v: packets that come to it are dropped until it is detached, or attached again", m.OnMissing)
 		f.Mend = e.on(c, "detach", m.Name)
 	case m.Persistent && !pinned(c, m):
-		f.Check, f.Level = "unpinned", Note
+		f.Check, f.Level = "unpinned", hook.LevelNote
 		f.Text = "it shall outlive its process, and is not pinned in " + e.bpffs + ": it may be in another bpffs, or somebody removed the pin"
 	default:
 		return
@@ -170,7 +170,7 @@ func (e *exam) tailCalls(c *hook.Chain) {
 	for _, m := range c.Members[greedy+1:] {
 		after = append(after, fmt.Sprintf("%s (%v)", m.Name, m.OnMissing))
 	}
-	f := at(c, "tail-calls", Note)
+	f := at(c, "tail-calls", hook.LevelNote)
 	f.Member = c.Members[greedy].Name
 	f.Text = fmt.Sprintf("it makes tail calls of its own: %d are allowed for a packet and the chain needs %d, so when its own are more than %d, members after it are skipped, as if they were missing: %s",
 		maxTailCalls, len(c.Members), maxTailCalls-len(c.Members), list(after))
@@ -189,7 +189,7 @@ func (e *exam) order(c *hook.Chain) {
 		switch {
 		case m.Kind != hook.KindMember:
 		case m.Priority == 0:
-			f := at(c, "priority", Note)
+			f := at(c, "priority", hook.LevelNote)
 			f.Member = m.Name
 			f.Text = "its priority is not known: the registry of names has no record of it"
 			f.Mend = e.on(c, "set", m.Name, "--priority", fmt.Sprint(hook.DefaultPriority))
@@ -199,11 +199,11 @@ func (e *exam) order(c *hook.Chain) {
 		}
 	}
 	for _, m := range strays(ranked) {
-		f := at(c, "order", Drift)
+		f := at(c, "order", hook.LevelDrift)
 		f.Member = m.Name
 		f.Text = fmt.Sprintf("it is not where its priority, %d, says: the order is %s", m.Priority, places(ranked))
 		if c.Hook.OnCgroup() && c.Revision == 0 {
-			f.Level = Note
+			f.Level = hook.LevelNote
 			f.Text += "; this kernel attaches behind all others"
 		} else {
 			f.Mend = e.on(c, "set", m.Name, "--priority", fmt.Sprint(m.Priority))
@@ -257,7 +257,7 @@ func (e *exam) inFront(c *hook.Chain) {
 		}
 		words = append(words, fmt.Sprintf("%s (%s, program %s)", ref, m.Kind, m.Program.Name))
 	}
-	f := at(c, "in-front", Note)
+	f := at(c, "in-front", hook.LevelNote)
 	f.Text = "run before the first member, and are not ours: " + list(words)
 	e.add(f)
 }

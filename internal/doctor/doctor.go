@@ -11,56 +11,33 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// A Level says how bad a finding is.
-type Level string
-
-const (
-	OK     Level = "ok"
-	Note   Level = "note"   // worth knowing
-	Drift  Level = "drift"  // not as it was meant to be
-	Broken Level = "broken" // does not work, or harms
-)
-
-// A Finding is what one check has found.
-type Finding struct {
-	Check string
-	Level Level
-	// Where it is, if it is on a hook.
-	Hook   hook.Hook
-	Target string
-	NetNS  hook.NetNS
-	Member string
-	Text   string
-	Mend   string
-}
-
 // again is when the state is looked at for the second time.
 const again = 100 * time.Millisecond
 
 // Look does all checks, with the pins of the bpffs at that path. The error is the
 // end of ctx.
-func Look(ctx context.Context, bpffs string) ([]Finding, error) {
+func Look(ctx context.Context, bpffs string) ([]hook.Finding, error) {
 	found := machine{bpffs: bpffs, read: readFile}.look(ctx)
 	drifts, err := lookAtState(ctx, bpffs)
 	if err == nil && len(drifts) > 0 {
 		// Others may be at work: what they are in the middle of is gone soon, or is
 		// not the same any more.
-		var still []Finding
+		var still []hook.Finding
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-time.After(again):
 			still, err = lookAtState(ctx, bpffs)
 		}
-		drifts = slices.DeleteFunc(drifts, func(f Finding) bool { return !slices.Contains(still, f) })
+		drifts = slices.DeleteFunc(drifts, func(f hook.Finding) bool { return !slices.Contains(still, f) })
 	}
 	if err != nil {
 		return nil, err
 	}
 	found = append(found, drifts...)
 	for _, c := range stateChecks {
-		if !slices.ContainsFunc(drifts, func(f Finding) bool { return f.Check == c.name }) {
-			found = append(found, Finding{Check: c.name, Level: OK, Text: c.good})
+		if !slices.ContainsFunc(drifts, func(f hook.Finding) bool { return f.Check == c.name }) {
+			found = append(found, hook.Finding{Check: c.name, Level: hook.LevelOK, Text: c.good})
 		}
 	}
 	return found, nil
@@ -103,17 +80,17 @@ type exam struct {
 	records map[uint32]*state.Record
 	// unsettled are links of moves that were not finished.
 	unsettled map[uint32]bool
-	found     []Finding
+	found     []hook.Finding
 }
 
 // add takes a finding, unless it was found in another way before.
-func (e *exam) add(f Finding) {
+func (e *exam) add(f hook.Finding) {
 	if !slices.Contains(e.found, f) {
 		e.found = append(e.found, f)
 	}
 }
 
-func lookAtState(ctx context.Context, bpffs string) ([]Finding, error) {
+func lookAtState(ctx context.Context, bpffs string) ([]hook.Finding, error) {
 	e := &exam{bpffs: bpffs, links: map[uint32]kernel.LinkInfo{}, unsettled: map[uint32]bool{}}
 	e.pins, _ = state.OpenPins(bpffs)
 	if err := e.read(ctx); err != nil {
@@ -121,7 +98,7 @@ func lookAtState(ctx context.Context, bpffs string) ([]Finding, error) {
 			return nil, ctx.Err()
 		}
 		// Without that nothing can be said about the pins either.
-		e.add(Finding{Check: "unreadable", Level: Broken, Text: "what is attached cannot be read: " + oneLine(err)})
+		e.add(hook.Finding{Check: "unreadable", Level: hook.LevelBroken, Text: "what is attached cannot be read: " + oneLine(err)})
 		return e.found, nil
 	}
 	e.lookAtPins()

@@ -26,7 +26,7 @@ func with(files map[string]string) machine {
 func TestMachine(t *testing.T) {
 	const jit, status = "/proc/sys/net/core/bpf_jit_", "/proc/thread-self/status"
 	for _, test := range []struct {
-		check func(machine) []Finding
+		check func(machine) []hook.Finding
 		files map[string]string
 		want  string // levels, and the beginning of the last mending
 	}{
@@ -45,9 +45,9 @@ func TestMachine(t *testing.T) {
 		{machine.modules, map[string]string{"/sys/kernel/security/lsm": "capability,apparmor"}, "ok"},
 		{machine.seccomp, map[string]string{status: "Name:\tx\nSeccomp:\t2\n"}, "note"},
 		{machine.seccomp, map[string]string{status: "Name:\tx\nSeccomp:\t0\nSeccomp_filters:\t0\n"}, "ok"},
-		{func(machine) []Finding { return release("5.9.1") }, nil, "broken"},
-		{func(machine) []Finding { return release("5.10.0-8-amd64") }, nil, "ok"},
-		{func(machine) []Finding { return release("") }, nil, "ok"},
+		{func(machine) []hook.Finding { return release("5.9.1") }, nil, "broken"},
+		{func(machine) []hook.Finding { return release("5.10.0-8-amd64") }, nil, "ok"},
+		{func(machine) []hook.Finding { return release("") }, nil, "ok"},
 	} {
 		var words []string
 		mend := ""

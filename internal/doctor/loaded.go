@@ -63,7 +63,7 @@ func (e *exam) unlisted() {
 	}
 	all, err := kernel.NetNamespaces()
 	if err != nil {
-		e.add(Finding{Check: "unreadable", Level: Drift, Text: oneLine(err)})
+		e.add(hook.Finding{Check: "unreadable", Level: hook.LevelDrift, Text: oneLine(err)})
 		return
 	}
 	for _, ns := range all {
@@ -86,7 +86,7 @@ func (e *exam) carries(program uint32, c *hook.Chain) {
 		e.unreadable(c)
 	}
 	if chain := e.loaded[program]; chain != nil && chain.Closed {
-		f := at(c, "closed", Drift)
+		f := at(c, "closed", hook.LevelDrift)
 		f.Text = "a chain without members is left on the device: whoever detached the last one died before the end; it passes everything"
 		f.Mend = e.on(c, "detach", "--all")
 		e.add(f)

@@ -10,9 +10,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/features"
-	"github.com/libdispatcher/dispatcher/internal/target"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
 // machine is a look at the machine. What it reads comes through read.
@@ -26,11 +27,11 @@ func readFile(path string) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
-func (m machine) look(ctx context.Context) []Finding {
+func (m machine) look(ctx context.Context) []hook.Finding {
 	found := m.capabilities()
 	found = append(found, release(kernelRelease())...)
 	found = append(found, m.features(ctx)...)
-	for _, check := range []func() []Finding{
+	for _, check := range []func() []hook.Finding{
 		m.jit, m.unprivileged, m.memlock, m.bpffsMount, m.otherMounts, cgroups, m.lockdown, m.modules, m.seccomp, namespaces,
 	} {
 		found = append(found, check()...)
@@ -43,24 +44,24 @@ func (m machine) look(ctx context.Context) []Finding {
 var needed = map[string]bool{"xdp": true, "slots": true, "description": true, "xdp-link": true, "xdp-link-update": true}
 
 // features tries what works.
-func (m machine) features(ctx context.Context) []Finding {
+func (m machine) features(ctx context.Context) []hook.Finding {
 	list, err := features.Probe(ctx, target.Target{BPFFS: m.bpffs})
 	if err != nil {
-		return []Finding{{Check: "features", Level: Note, Text: "not tried: " + oneLine(err)}}
+		return []hook.Finding{{Check: "features", Level: hook.LevelNote, Text: "not tried: " + oneLine(err)}}
 	}
-	var found []Finding
+	var found []hook.Finding
 	var refused []string
 	for _, f := range list {
 		if f.Name == "bpffs" {
 			continue // has a check of its own
 		}
-		finding := Finding{Check: "feature-" + f.Name, Level: OK, Text: "works"}
+		finding := hook.Finding{Check: "feature-" + f.Name, Level: hook.LevelOK, Text: "works"}
 		switch {
 		case f.Supported:
 		case needed[f.Name]:
-			finding.Level = Broken
+			finding.Level = hook.LevelBroken
 		default:
-			finding.Level = Note
+			finding.Level = hook.LevelNote
 		}
 		if !f.Supported {
 			finding.Text = fmt.Sprintf("does not work: %s (needs %s)", f.Detail, f.Needs)
@@ -71,8 +72,8 @@ func (m machine) features(ctx context.Context) []Finding {
 		found = append(found, finding)
 	}
 	if len(refused) > 0 {
-		found = append(found, Finding{
-			Check: "refused", Level: Note,
+		found = append(found, hook.Finding{
+			Check: "refused", Level: hook.LevelNote,
 			Text: fmt.Sprintf("refused although the capabilities are there: %s; %s", strings.Join(refused, ", "), m.suspects()),
 		})
 	}
@@ -97,20 +98,20 @@ func before(release string, major, minor int) bool {
 	return x < major || x == major && y < minor
 }
 
-func release(version string) []Finding {
-	f := Finding{Check: "kernel", Level: OK, Text: "Linux " + version}
+func release(version string) []hook.Finding {
+	f := hook.Finding{Check: "kernel", Level: hook.LevelOK, Text: "Linux " + version}
 	if before(version, 5, 10) {
-		f.Level = Broken
+		f.Level = hook.LevelBroken
 		f.Text += ": 5.10 is the oldest that chains work on"
 	}
-	return []Finding{f}
+	return []hook.Finding{f}
 }
 
 // capabilities are what forbids most if it is not there.
-func (m machine) capabilities() []Finding {
-	var found []Finding
+func (m machine) capabilities() []hook.Finding {
+	var found []hook.Finding
 	if missing := kernel.MissingCapabilities(); len(missing) > 0 {
-		f := Finding{Check: "capabilities", Level: Broken, Text: "missing:"}
+		f := hook.Finding{Check: "capabilities", Level: hook.LevelBroken, Text: "missing:"}
 		for i, name := range missing {
 			if i > 0 {
 				f.Text += ";"
@@ -124,13 +125,13 @@ func (m machine) capabilities() []Finding {
 	}
 	status, _ := m.status()
 	if effective, ok := status["CapEff"]; ok && !has(effective, unix.CAP_SYS_PTRACE) {
-		found = append(found, Finding{
-			Check: "capabilities", Level: Note,
+		found = append(found, hook.Finding{
+			Check: "capabilities", Level: hook.LevelNote,
 			Text: "missing: CAP_SYS_PTRACE, without which network namespaces that have no name are not found",
 		})
 	}
 	if len(found) == 0 {
-		found = append(found, Finding{Check: "capabilities", Level: OK, Text: "all are there"})
+		found = append(found, hook.Finding{Check: "capabilities", Level: hook.LevelOK, Text: "all are there"})
 	}
 	return found
 }
@@ -160,48 +161,48 @@ func (m machine) status() (map[string]string, error) {
 
 // jit looks at how programs are compiled. The settings are those of the first
 // network namespace, and not to be seen from others.
-func (m machine) jit() []Finding {
+func (m machine) jit() []hook.Finding {
 	enable, err := m.read("/proc/sys/net/core/bpf_jit_enable")
 	if err != nil {
-		return []Finding{{Check: "jit", Level: OK, Text: "not to be seen here; feature-slots tells whether it is on"}}
+		return []hook.Finding{{Check: "jit", Level: hook.LevelOK, Text: "not to be seen here; feature-slots tells whether it is on"}}
 	}
 	if enable == "0" {
-		return []Finding{{
-			Check: "jit", Level: Broken, Mend: "sysctl -w net.core.bpf_jit_enable=1",
+		return []hook.Finding{{
+			Check: "jit", Level: hook.LevelBroken, Mend: "sysctl -w net.core.bpf_jit_enable=1",
 			Text: "the BPF JIT is off: a chain cannot call its members without it",
 		}}
 	}
-	var found []Finding
+	var found []hook.Finding
 	if enable == "2" {
-		found = append(found, Finding{
-			Check: "jit", Level: Note, Mend: "sysctl -w net.core.bpf_jit_enable=1",
+		found = append(found, hook.Finding{
+			Check: "jit", Level: hook.LevelNote, Mend: "sysctl -w net.core.bpf_jit_enable=1",
 			Text: "the BPF JIT writes all code to the kernel's log (net.core.bpf_jit_enable is 2)",
 		})
 	}
 	if harden, err := m.read("/proc/sys/net/core/bpf_jit_harden"); err == nil && harden == "2" {
-		found = append(found, Finding{Check: "jit", Level: Note, Text: "constants are blinded for root, too, which makes programs slower (net.core.bpf_jit_harden is 2)"})
+		found = append(found, hook.Finding{Check: "jit", Level: hook.LevelNote, Text: "constants are blinded for root, too, which makes programs slower (net.core.bpf_jit_harden is 2)"})
 	}
 	if names, err := m.read("/proc/sys/net/core/bpf_jit_kallsyms"); err == nil && names == "0" {
-		found = append(found, Finding{Check: "jit", Level: Note, Text: "profilers see no names of BPF programs (net.core.bpf_jit_kallsyms is 0)"})
+		found = append(found, hook.Finding{Check: "jit", Level: hook.LevelNote, Text: "profilers see no names of BPF programs (net.core.bpf_jit_kallsyms is 0)"})
 	}
 	if len(found) == 0 {
-		found = append(found, Finding{Check: "jit", Level: OK, Text: "on"})
+		found = append(found, hook.Finding{Check: "jit", Level: hook.LevelOK, Text: "on"})
 	}
 	return found
 }
 
-func (m machine) unprivileged() []Finding {
+func (m machine) unprivileged() []hook.Finding {
 	value, err := m.read("/proc/sys/kernel/unprivileged_bpf_disabled")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return []Finding{{Check: "unprivileged-bpf", Level: OK, Text: "not known to this kernel"}}
+		return []hook.Finding{{Check: "unprivileged-bpf", Level: hook.LevelOK, Text: "not known to this kernel"}}
 	case err != nil:
-		return []Finding{{Check: "unprivileged-bpf", Level: OK, Text: "cannot be told: " + oneLine(err)}}
+		return []hook.Finding{{Check: "unprivileged-bpf", Level: hook.LevelOK, Text: "cannot be told: " + oneLine(err)}}
 	case value == "0":
-		return []Finding{{
-			Check: "unprivileged-bpf", Level: Note, Mend: "sysctl -w kernel.unprivileged_bpf_disabled=2",
+		return []hook.Finding{{
+			Check: "unprivileged-bpf", Level: hook.LevelNote, Mend: "sysctl -w kernel.unprivileged_bpf_disabled=2",
 			Text: "every user may load BPF programs; nothing here needs that",
 		}}
 	}
-	return []Finding{{Check: "unprivileged-bpf", Level: OK, Text: "off"}}
+	return []hook.Finding{{Check: "unprivileged-bpf", Level: hook.LevelOK, Text: "off"}}
 }

@@ -8,8 +8,8 @@ import (
 )
 
 // at is a finding about a hook.
-func at(c *hook.Chain, check string, level Level) Finding {
-	return Finding{Check: check, Level: level, Hook: c.Hook, Target: c.Target, NetNS: c.NetNS}
+func at(c *hook.Chain, check string, level hook.Level) hook.Finding {
+	return hook.Finding{Check: check, Level: level, Hook: c.Hook, Target: c.Target, NetNS: c.NetNS}
 }
 
 // on is a command about the hook of c: the verb, and what follows the target.

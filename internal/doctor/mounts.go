@@ -9,36 +9,37 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
 // bpffsMount looks at the bpffs for pins.
-func (m machine) bpffsMount() []Finding {
-	f := Finding{Check: "bpffs", Level: OK, Text: "mounted at " + m.bpffs}
+func (m machine) bpffsMount() []hook.Finding {
+	f := hook.Finding{Check: "bpffs", Level: hook.LevelOK, Text: "mounted at " + m.bpffs}
 	var st unix.Stat_t
 	switch err := unix.Stat(m.bpffs, &st); {
 	case err != nil:
-		f.Level = Note
+		f.Level = hook.LevelNote
 		if errors.Is(err, fs.ErrNotExist) {
 			f.Mend = kernel.MountCommand(m.bpffs)
 		}
 		f.Text = fmt.Sprintf("%s: %v; members cannot outlive their process, and there is no lock", m.bpffs, err)
 	case !kernel.IsBPFFS(m.bpffs):
-		f.Level, f.Mend = Note, kernel.MountCommand(m.bpffs)
+		f.Level, f.Mend = hook.LevelNote, kernel.MountCommand(m.bpffs)
 		f.Text = fmt.Sprintf("none is mounted at %s: members cannot outlive their process, and there is no lock", m.bpffs)
 	case st.Mode&0o002 != 0:
 		// The folder of libdispatcher is for root alone, unless another made it before.
-		f.Level, f.Mend = Note, kernel.Shell("chmod", "0700", m.bpffs)
+		f.Level, f.Mend = hook.LevelNote, kernel.Shell("chmod", "0700", m.bpffs)
 		f.Text = fmt.Sprintf("everybody may make pins in %s: its mode is %04o", m.bpffs, st.Mode&0o7777)
 	}
-	return []Finding{f}
+	return []hook.Finding{f}
 }
 
 // otherMounts looks for pins in other places than the one that was asked about.
-func (m machine) otherMounts() []Finding {
-	var found []Finding
+func (m machine) otherMounts() []hook.Finding {
+	var found []hook.Finding
 	var own unix.Stat_t
 	_ = unix.Stat(m.bpffs, &own)
 	seen := map[uint64]bool{own.Dev: true}
@@ -53,14 +54,14 @@ func (m machine) otherMounts() []Finding {
 			continue
 		}
 		if entries, err := os.ReadDir(pins.Path("")); err == nil && len(entries) > 0 {
-			found = append(found, Finding{
-				Check: "other-bpffs", Level: Note, Mend: kernel.Command("", point, "doctor"),
+			found = append(found, hook.Finding{
+				Check: "other-bpffs", Level: hook.LevelNote, Mend: kernel.Command("", point, "doctor"),
 				Text: fmt.Sprintf("members are pinned in another bpffs, which was not looked at: %s", filepath.Clean(point)),
 			})
 		}
 	}
 	if len(found) == 0 {
-		found = append(found, Finding{Check: "other-bpffs", Level: OK, Text: "no other one has pins of members"})
+		found = append(found, hook.Finding{Check: "other-bpffs", Level: hook.LevelOK, Text: "no other one has pins of members"})
 	}
 	return found
 }
@@ -77,16 +78,16 @@ func (m machine) mounts(fsType string) []string {
 	return points
 }
 
-func cgroups() []Finding {
+func cgroups() []hook.Finding {
 	root, err := kernel.CgroupRoot()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return []Finding{{Check: "cgroups", Level: Note, Text: oneLine(err)}}
+		return []hook.Finding{{Check: "cgroups", Level: hook.LevelNote, Text: oneLine(err)}}
 	}
 	if err != nil {
-		return []Finding{{
-			Check: "cgroups", Level: Note, Mend: "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+		return []hook.Finding{{
+			Check: "cgroups", Level: hook.LevelNote, Mend: "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
 			Text: "cgroup v2 is not mounted: nothing can be attached to cgroups",
 		}}
 	}
-	return []Finding{{Check: "cgroups", Level: OK, Text: "mounted at " + root}}
+	return []hook.Finding{{Check: "cgroups", Level: hook.LevelOK, Text: "mounted at " + root}}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -29,7 +30,7 @@ func (e *exam) lookAtPins() {
 		return
 	}
 	if err != nil {
-		e.add(Finding{Check: "unreadable", Level: Broken, Text: oneLine(err)})
+		e.add(hook.Finding{Check: "unreadable", Level: hook.LevelBroken, Text: oneLine(err)})
 		return
 	}
 	e.access(dir)
@@ -38,8 +39,8 @@ func (e *exam) lookAtPins() {
 		name := entry.Name()
 		switch {
 		case strings.HasPrefix(name, "tmp_"):
-			e.add(Finding{
-				Check: "leftover", Level: Drift, Mend: e.recover(),
+			e.add(hook.Finding{
+				Check: "leftover", Level: hook.LevelDrift, Mend: e.recover(),
 				Text: fmt.Sprintf("%s was left by a process that died while it pinned or unpinned; what is in it is still held", e.pins.Path(name)),
 			})
 		case strings.HasPrefix(name, "move_"):
@@ -59,21 +60,21 @@ func (e *exam) lookAtPins() {
 func (e *exam) members(folder string) ([]string, bool) {
 	members, err := e.pins.Members(folder)
 	if err != nil {
-		e.add(Finding{Check: "unreadable", Level: Drift, Text: oneLine(err)})
+		e.add(hook.Finding{Check: "unreadable", Level: hook.LevelDrift, Text: oneLine(err)})
 	}
 	return members, err == nil
 }
 
 // move is a slot that stand-ins run a program from.
 func (e *exam) move(name string) {
-	f := Finding{Check: "move", Level: Drift, Mend: e.recover()}
+	f := hook.Finding{Check: "move", Level: hook.LevelDrift, Mend: e.recover()}
 	old, path := state.ParseMove(name), e.pins.Path(name)
 	rec, li := e.records[old], e.links[old]
 	switch {
 	case old == 0:
 		f.Text = fmt.Sprintf("an adoption was not finished, its process died (%s); stand-ins run the program meanwhile", path)
 	case rec != nil && li.Gone() && e.runs(rec.MovedTo):
-		f.Level, f.Mend = Note, ""
+		f.Level, f.Mend = hook.LevelNote, ""
 		f.Text = fmt.Sprintf("the move of link %d to link %d is done; %s stays as long as a process has the old link open", old, rec.MovedTo, path)
 	default:
 		f.Text = fmt.Sprintf("the move of link %d was not finished, its process died (%s); stand-ins run the program meanwhile", old, path)
@@ -101,13 +102,13 @@ func (e *exam) chainFolder(folder string) {
 	linkID, chainID := state.ParseChainFolder(folder)
 	path := e.pins.Path(folder)
 	orphan := func(why string) {
-		e.add(Finding{Check: "orphan", Level: Drift, Mend: e.recover(), Text: fmt.Sprintf("%s: %s", path, why)})
+		e.add(hook.Finding{Check: "orphan", Level: hook.LevelDrift, Mend: e.recover(), Text: fmt.Sprintf("%s: %s", path, why)})
 	}
 	if e.pins.HasRoot(folder) {
 		id, err := pinnedLink(e.pins.RootPath(folder))
 		switch {
 		case err != nil:
-			e.add(Finding{Check: "unreadable", Level: Drift, Text: fmt.Sprintf("%s: %s", e.pins.RootPath(folder), oneLine(err))})
+			e.add(hook.Finding{Check: "unreadable", Level: hook.LevelDrift, Text: fmt.Sprintf("%s: %s", e.pins.RootPath(folder), oneLine(err))})
 		case id != linkID:
 			orphan(fmt.Sprintf("it is of link %d, and its name says otherwise", id))
 		default:
@@ -119,8 +120,8 @@ func (e *exam) chainFolder(folder string) {
 	case linkID != 0 && e.links[linkID].ID == 0:
 		orphan("the chain is gone, its link does not exist any more")
 	case linkID != 0:
-		e.add(Finding{
-			Check: "incomplete", Level: Drift,
+		e.add(hook.Finding{
+			Check: "incomplete", Level: hook.LevelDrift,
 			Text: fmt.Sprintf("%s was removed: the chain is gone as soon as no process has it open; attaching a persistent member pins it again", e.pins.RootPath(folder)),
 		})
 	case chainID != 0 && !e.isLoaded(chainID) && len(e.later) == 0:
@@ -147,7 +148,7 @@ func (e *exam) rootedFolder(folder string, id uint32) {
 		path := filepath.Dir(e.pins.HeldPath(folder, m))
 		switch {
 		case chain.Named(m) < 0:
-			e.add(Finding{Check: "orphan", Level: Drift, Member: m, Mend: e.recover(), Text: fmt.Sprintf("%s: the member is in the chain no more", path)})
+			e.add(hook.Finding{Check: "orphan", Level: hook.LevelDrift, Member: m, Mend: e.recover(), Text: fmt.Sprintf("%s: the member is in the chain no more", path)})
 		case !e.pins.Has(folder, m):
 			e.halfMember(folder, m, "slot")
 		}
@@ -162,7 +163,7 @@ func (e *exam) linkFolder(folder string) {
 		return
 	}
 	rec := e.records[li.ID]
-	orphan := Finding{Check: "orphan", Level: Drift, Mend: e.recover()}
+	orphan := hook.Finding{Check: "orphan", Level: hook.LevelDrift, Mend: e.recover()}
 	switch {
 	case li.ID == 0:
 		orphan.Text = fmt.Sprintf("%s: the link does not exist any more", e.pins.Path(folder))
@@ -186,8 +187,8 @@ func (e *exam) linkFolder(folder string) {
 // defunct are pins of a link that is on nothing. Whether that is because the
 // target is gone the kernel does not tell.
 func (e *exam) defunct(folder, what string, members []string) {
-	e.add(Finding{
-		Check: "defunct", Level: Drift, Mend: e.recover(),
+	e.add(hook.Finding{
+		Check: "defunct", Level: hook.LevelDrift, Mend: e.recover(),
 		Text: fmt.Sprintf("%s: the %s is gone, or the link was detached; the pins are left, of %s; with --reattach they are attached again where it is back",
 			e.pins.Path(folder), what, list(members)),
 	})
@@ -196,8 +197,8 @@ func (e *exam) defunct(folder, what string, members []string) {
 // halfMember is a member whose pin somebody removed who left those of its maps.
 func (e *exam) halfMember(folder, member, held string) {
 	path := filepath.Dir(e.pins.HeldPath(folder, member))
-	e.add(Finding{
-		Check: "incomplete", Level: Drift, Member: member, Mend: kernel.Shell("rm", "-r", path),
+	e.add(hook.Finding{
+		Check: "incomplete", Level: hook.LevelDrift, Member: member, Mend: kernel.Shell("rm", "-r", path),
 		Text: fmt.Sprintf("%s/%s was removed: nothing is left there to hold the member", path, held),
 	})
 }
@@ -215,14 +216,14 @@ func (e *exam) access(dir string) {
 			mode = "0700"
 		}
 		if st.Uid != 0 {
-			e.add(Finding{
-				Check: "access", Level: Drift, Mend: kernel.Shell("chown", "root:root", path),
+			e.add(hook.Finding{
+				Check: "access", Level: hook.LevelDrift, Mend: kernel.Shell("chown", "root:root", path),
 				Text: fmt.Sprintf("%s belongs to user %d", path, st.Uid),
 			})
 		}
 		if st.Mode&0o077 != 0 {
-			e.add(Finding{
-				Check: "access", Level: Drift, Mend: kernel.Shell("chmod", mode, path),
+			e.add(hook.Finding{
+				Check: "access", Level: hook.LevelDrift, Mend: kernel.Shell("chmod", mode, path),
 				Text: fmt.Sprintf("%s is open to others: its mode is %04o", path, st.Mode&0o7777),
 			})
 		}

@@ -9,31 +9,32 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // memlock matters where BPF memory counts towards RLIMIT_MEMLOCK.
-func (m machine) memlock() []Finding {
-	f := Finding{Check: "memlock", Level: OK, Text: "BPF memory does not count towards RLIMIT_MEMLOCK"}
+func (m machine) memlock() []hook.Finding {
+	f := hook.Finding{Check: "memlock", Level: hook.LevelOK, Text: "BPF memory does not count towards RLIMIT_MEMLOCK"}
 	var limit unix.Rlimit
 	if before(kernelRelease(), 5, 11) && unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit) == nil && limit.Cur != unix.RLIM_INFINITY {
-		f.Level, f.Mend = Note, "ulimit -l unlimited"
+		f.Level, f.Mend = hook.LevelNote, "ulimit -l unlimited"
 		f.Text = fmt.Sprintf("before Linux 5.11 BPF memory counts towards RLIMIT_MEMLOCK, which is %d bytes; the command raises it for itself, other programs have to", limit.Cur)
 	}
-	return []Finding{f}
+	return []hook.Finding{f}
 }
 
-func (m machine) lockdown() []Finding {
-	f := Finding{Check: "lockdown", Level: OK, Text: "cannot be told: /sys/kernel/security is not mounted, or the kernel has no lockdown"}
+func (m machine) lockdown() []hook.Finding {
+	f := hook.Finding{Check: "lockdown", Level: hook.LevelOK, Text: "cannot be told: /sys/kernel/security is not mounted, or the kernel has no lockdown"}
 	switch mode := m.lockdownMode(); mode {
 	case "":
 	case "confidentiality":
-		f.Level = Note
+		f.Level = hook.LevelNote
 		f.Text = "confidentiality: programs that read the kernel's memory are refused"
 	default:
 		f.Text = mode
 	}
-	return []Finding{f}
+	return []hook.Finding{f}
 }
 
 // lockdownMode is empty if it cannot be told.
@@ -46,25 +47,25 @@ func (m machine) lockdownMode() string {
 
 // modules are the security modules, one of which may refuse what capabilities
 // allow.
-func (m machine) modules() []Finding {
+func (m machine) modules() []hook.Finding {
 	text, err := m.read("/sys/kernel/security/lsm")
 	if errors.Is(err, fs.ErrNotExist) {
 		text = "cannot be told: /sys/kernel/security is not mounted"
 	} else if err != nil {
 		text = "cannot be told: " + oneLine(err)
 	}
-	return []Finding{{Check: "lsm", Level: OK, Text: text}}
+	return []hook.Finding{{Check: "lsm", Level: hook.LevelOK, Text: text}}
 }
 
-func (m machine) seccomp() []Finding {
+func (m machine) seccomp() []hook.Finding {
 	status, err := m.status()
 	if err != nil {
-		return []Finding{{Check: "seccomp", Level: OK, Text: "cannot be told: " + oneLine(err)}}
+		return []hook.Finding{{Check: "seccomp", Level: hook.LevelOK, Text: "cannot be told: " + oneLine(err)}}
 	}
 	if status["Seccomp"] == "2" {
-		return []Finding{{Check: "seccomp", Level: Note, Text: "system calls of this process are filtered, bpf(2) may be among those refused"}}
+		return []hook.Finding{{Check: "seccomp", Level: hook.LevelNote, Text: "system calls of this process are filtered, bpf(2) may be among those refused"}}
 	}
-	return []Finding{{Check: "seccomp", Level: OK, Text: "no filter"}}
+	return []hook.Finding{{Check: "seccomp", Level: hook.LevelOK, Text: "no filter"}}
 }
 
 // guards are the security modules that may refuse bpf(2) (security_bpf and what is
@@ -96,9 +97,11 @@ func (m machine) suspects() string {
 }
 
 // namespaces looks for those that hide things from this process.
-func namespaces() []Finding {
-	var found []Finding
-	note := func(text string) { found = append(found, Finding{Check: "namespaces", Level: Note, Text: text}) }
+func namespaces() []hook.Finding {
+	var found []hook.Finding
+	note := func(text string) {
+		found = append(found, hook.Finding{Check: "namespaces", Level: hook.LevelNote, Text: text})
+	}
 	if ns := procfs.Namespace("/proc/thread-self", "user"); ns != 0 && ns != procfs.InitialUserNS {
 		note("in a user namespace, whose capabilities do not count for BPF")
 	}
@@ -110,7 +113,7 @@ func namespaces() []Finding {
 		note("in a mount namespace of its own: a bpffs that is mounted only in here goes with it, and what is pinned there")
 	}
 	if len(found) == 0 {
-		found = append(found, Finding{Check: "namespaces", Level: OK, Text: "none that hides anything"})
+		found = append(found, hook.Finding{Check: "namespaces", Level: hook.LevelOK, Text: "none that hides anything"})
 	}
 	return found
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
@@ -29,7 +30,7 @@ func (e *exam) readRegistry() {
 		reg.Close()
 	}
 	if err != nil {
-		e.add(Finding{Check: "registry", Level: Broken, Text: "the names of links cannot be read: " + oneLine(err)})
+		e.add(hook.Finding{Check: "registry", Level: hook.LevelBroken, Text: "the names of links cannot be read: " + oneLine(err)})
 	}
 }
 
@@ -60,14 +61,14 @@ func (e *exam) names() {
 		}
 	}
 	if len(gone) > 0 {
-		e.add(Finding{
-			Check: "record", Level: Note, Mend: e.recover(),
+		e.add(hook.Finding{
+			Check: "record", Level: hook.LevelNote, Mend: e.recover(),
 			Text: "names of links that do not exist any more, which the next change removes: " + strings.Join(gone, ", "),
 		})
 	}
 	if len(unknown) > 0 {
-		e.add(Finding{
-			Check: "registry", Level: Drift,
+		e.add(hook.Finding{
+			Check: "registry", Level: hook.LevelDrift,
 			Text: fmt.Sprintf("%s: the records of these links are damaged, or of a later version: %s", e.pins.RegistryPath(), strings.Join(unknown, ", ")),
 		})
 	}
@@ -92,8 +93,8 @@ func (e *exam) halfMoves() {
 		if !settled || !e.pins.Has(state.LinkFolder(h, id), rec.Name) || !e.pins.Has(state.LinkFolder(h, old.ID), rec.Name) {
 			continue // the pins tell
 		}
-		e.add(Finding{
-			Check: "move", Level: Drift, Member: rec.Name, Mend: e.recover(),
+		e.add(hook.Finding{
+			Check: "move", Level: hook.LevelDrift, Member: rec.Name, Mend: e.recover(),
 			Text: fmt.Sprintf("the move from link %d to link %d was not finished, its process died: both run", old.ID, id),
 		})
 	}
@@ -106,8 +107,8 @@ func (e *exam) badRegistry(err error) {
 	if m, err := ebpf.LoadPinnedMap(path, nil); err == nil {
 		defer m.Close()
 		if info, err := m.Info(); err == nil && info.Name == state.RegistryName {
-			e.add(Finding{
-				Check: "registry", Level: Drift,
+			e.add(hook.Finding{
+				Check: "registry", Level: hook.LevelDrift,
 				Text: path + " is of another version of libdispatcher: to this one links have no names",
 			})
 			return
@@ -117,8 +118,8 @@ func (e *exam) badRegistry(err error) {
 	if st, err := os.Lstat(path); err == nil && st.IsDir() {
 		mend = kernel.Shell("rm", "-r", path)
 	}
-	e.add(Finding{
-		Check: "registry", Level: Drift, Mend: mend,
+	e.add(hook.Finding{
+		Check: "registry", Level: hook.LevelDrift, Mend: mend,
 		Text: fmt.Sprintf("%s is not a registry, and links have no names: %s", path, oneLine(err)),
 	})
 }

@@ -25,41 +25,6 @@ type Options struct {
 	Ready func()
 }
 
-// By is the way in which a hook was measured.
-type By string
-
-const (
-	ByNothing By = ""       // it was not measured
-	ByChain   By = "chain"  // by the counting dispatcher of an owned chain
-	ByKernel  By = "kernel" // by the kernel's run statistics of programs
-)
-
-// A Sample is what happened on one hook in one interval.
-type Sample struct {
-	Chain   hook.Chain
-	Time    time.Time // when it was taken
-	Elapsed time.Duration
-	By      By
-	// Clock is the clock's own part of the time of each run.
-	Clock time.Duration
-	// Interrupted tells that the chain was changed and that some runs were not
-	// counted.
-	Interrupted bool
-	Whole       Counts   // counts of the chain as a whole
-	Entries     []Counts // one for each of Chain.Members
-	Err         error    // why it was not measured
-}
-
-// Counts are what one program did.
-type Counts struct {
-	Known    bool // it was measured
-	Runs     uint64
-	Verdicts [hook.Verdicts]uint64
-	Other    uint64
-	Empty    uint64
-	Time     time.Duration
-}
-
 // checkEvery is how often to check, between two samples, whether chains still
 // count.
 const checkEvery = 100 * time.Millisecond
@@ -70,7 +35,7 @@ const cleanUp = 10 * time.Second
 // Run takes samples until ctx ends or emit returns false. It returns an error
 // when nothing could be read at the start, when the target is gone, or when
 // counting could not be ended. The end of ctx is not an error.
-func Run(ctx context.Context, o Options, emit func([]Sample) bool) (err error) {
+func Run(ctx context.Context, o Options, emit func([]hook.Sample) bool) (err error) {
 	m := &meter{Options: o, hooks: map[key]*hookMeter{}}
 	defer func() {
 		// The end of ctx is the normal end.
@@ -147,13 +112,13 @@ func (m *meter) wait(ctx context.Context) bool {
 }
 
 // take reads all counters and starts to count on new chains.
-func (m *meter) take(ctx context.Context) ([]Sample, error) {
+func (m *meter) take(ctx context.Context) ([]hook.Sample, error) {
 	defer func() { m.taken = time.Now() }()
 	chains, err := m.readChains(ctx)
 	if err != nil {
 		return nil, err
 	}
-	samples := []Sample{}
+	samples := []hook.Sample{}
 	seen := map[key]bool{}
 	for i := range chains {
 		c := &chains[i]
@@ -204,36 +169,36 @@ func (m *meter) close(ctx context.Context) error {
 // A hookMeter measures one hook.
 type hookMeter struct {
 	*meter
-	at       time.Time         // time of the last sample
-	ran      map[uint32]Counts // the kernel's counts at that time, by program
-	counting *chains.Counting  // for an owned chain; else nil
-	counted  target.Target     // the target of counting
-	last     map[uint32]Counts // the counters when they were read last, by slot
-	sum      map[uint32]Counts // counts since the last sample, by slot
+	at       time.Time              // time of the last sample
+	ran      map[uint32]hook.Counts // the kernel's counts at that time, by program
+	counting *chains.Counting       // for an owned chain; else nil
+	counted  target.Target          // the target of counting
+	last     map[uint32]hook.Counts // the counters when they were read last, by slot
+	sum      map[uint32]hook.Counts // counts since the last sample, by slot
 	// interrupted tells that some runs were not counted.
 	interrupted bool
 }
 
-func (of *hookMeter) take(ctx context.Context, c *hook.Chain) Sample {
-	s := Sample{Chain: *c, Entries: make([]Counts, len(c.Members))}
+func (of *hookMeter) take(ctx context.Context, c *hook.Chain) hook.Sample {
+	s := hook.Sample{Chain: *c, Entries: make([]hook.Counts, len(c.Members))}
 	switch {
 	case c.Err != nil, c.Hook.OnDevice() && c.Ifindex == 0, len(c.Members) == 0:
-		s.By, s.Err = ByNothing, c.Err
+		s.Method, s.Err = hook.MethodNone, c.Err
 	case c.Style == hook.StyleOwned:
-		s.By, s.Clock = ByChain, of.clock
+		s.Method, s.Clock = hook.MethodChain, of.clock
 		s.Err = of.count(ctx, &s)
 	default:
-		s.By = ByKernel
+		s.Method = hook.MethodKernel
 		s.Err = of.statistics(&s)
 	}
-	if s.By != ByChain {
+	if s.Method != hook.MethodChain {
 		s.Err = errors.Join(s.Err, of.stop(ctx))
 	}
-	if s.By != ByKernel {
+	if s.Method != hook.MethodKernel {
 		of.ran = nil
 	}
 	if s.Err != nil {
-		s.By = ByNothing
+		s.Method = hook.MethodNone
 	}
 	s.Time = time.Now()
 	s.Elapsed, of.at = s.Time.Sub(of.at), s.Time
@@ -241,7 +206,7 @@ func (of *hookMeter) take(ctx context.Context, c *hook.Chain) Sample {
 }
 
 // count moves a chain's counts into the sample, and makes the chain count.
-func (of *hookMeter) count(ctx context.Context, s *Sample) error {
+func (of *hookMeter) count(ctx context.Context, s *hook.Sample) error {
 	if of.counting != nil {
 		if err := of.collect(); err != nil {
 			return err
@@ -301,10 +266,10 @@ func (of *hookMeter) target(c *hook.Chain) target.Target {
 	return p
 }
 
-func countsOf(counted map[uint32]dispatch.Counts) map[uint32]Counts {
-	counts := make(map[uint32]Counts, len(counted))
+func countsOf(counted map[uint32]dispatch.Counts) map[uint32]hook.Counts {
+	counts := make(map[uint32]hook.Counts, len(counted))
 	for slot, c := range counted {
-		counts[slot] = Counts{
+		counts[slot] = hook.Counts{
 			Known: true, Runs: c.Ran(), Verdicts: c.Verdicts, Other: c.Other, Empty: c.Empty, Time: time.Duration(c.Nanos),
 		}
 	}
@@ -319,22 +284,22 @@ func (of *hookMeter) collect() error {
 	}
 	now := countsOf(counted)
 	if of.sum == nil {
-		of.sum = map[uint32]Counts{}
+		of.sum = map[uint32]hook.Counts{}
 	}
 	for slot, c := range now {
-		of.sum[slot] = of.sum[slot].plus(c.since(of.last[slot]))
+		of.sum[slot] = plus(of.sum[slot], since(c, of.last[slot]))
 	}
 	of.last = now
 	return nil
 }
 
 // fill moves the counts into a sample.
-func (of *hookMeter) fill(s *Sample) {
+func (of *hookMeter) fill(s *hook.Sample) {
 	for i, m := range s.Chain.Members {
 		c := of.sum[m.SlotID]
 		s.Entries[i] = c
 		if c.Known && !s.Whole.Known { // all packets come to the first member
-			s.Whole = Counts{Known: true, Runs: c.Runs + c.Empty}
+			s.Whole = hook.Counts{Known: true, Runs: c.Runs + c.Empty}
 		}
 		s.Whole.Time += c.Time
 	}
@@ -343,22 +308,22 @@ func (of *hookMeter) fill(s *Sample) {
 }
 
 // statistics reads the kernel's counts of the programs.
-func (of *hookMeter) statistics(s *Sample) error {
+func (of *hookMeter) statistics(s *hook.Sample) error {
 	if err := of.stats.enable(); err != nil {
 		return err
 	}
-	now := map[uint32]Counts{}
-	read := func(id uint32) Counts {
+	now := map[uint32]hook.Counts{}
+	read := func(id uint32) hook.Counts {
 		ran, ok := runsOf(id)
 		if !ok {
-			return Counts{}
+			return hook.Counts{}
 		}
 		now[id] = ran
 		before, known := of.ran[id]
 		if !known {
-			return Counts{} // the part before this interval is unknown
+			return hook.Counts{} // the part before this interval is unknown
 		}
-		return ran.since(before)
+		return since(ran, before)
 	}
 	if s.Chain.Style == hook.StyleLibxdp {
 		// For the kernel its components are no programs of their own: freplace made
@@ -387,7 +352,7 @@ func (of *hookMeter) stop(ctx context.Context) error {
 	return c.Close(ctx)
 }
 
-func (c Counts) plus(d Counts) Counts {
+func plus(c, d hook.Counts) hook.Counts {
 	for v := range c.Verdicts {
 		c.Verdicts[v] += d.Verdicts[v]
 	}
@@ -395,7 +360,7 @@ func (c Counts) plus(d Counts) Counts {
 	return c
 }
 
-func (c Counts) since(before Counts) Counts {
+func since(c, before hook.Counts) hook.Counts {
 	for v := range c.Verdicts {
 		c.Verdicts[v] -= before.Verdicts[v]
 	}

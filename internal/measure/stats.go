@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
@@ -37,15 +38,15 @@ func (r *runStats) close() error {
 
 // runsOf reads the statistics of a program. It returns false when the program
 // is gone.
-func runsOf(id uint32) (Counts, bool) {
+func runsOf(id uint32) (hook.Counts, bool) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
-		return Counts{}, false
+		return hook.Counts{}, false
 	}
 	defer prog.Close()
 	stats, err := prog.Stats()
 	if err != nil {
-		return Counts{}, false
+		return hook.Counts{}, false
 	}
-	return Counts{Known: true, Runs: stats.RunCount, Time: time.Duration(stats.Runtime)}, true
+	return hook.Counts{Known: true, Runs: stats.RunCount, Time: time.Duration(stats.Runtime)}, true
 }

@@ -164,8 +164,8 @@ func TestDoctorDefunct(t *testing.T) {
 	// Of what is not pinned there is nothing to mend.
 	all, err := dispatcher.Doctor(t.Context(), s.Look())
 	qt.Assert(t, qt.IsNil(err))
-	qt.Check(t, qt.IsTrue(slices.ContainsFunc(all, func(f dispatcher.Finding) bool {
-		return f.Check == "defunct" && f.Level == dispatcher.LevelNote && strings.HasSuffix(f.Text, ": 4")
+	qt.Check(t, qt.IsTrue(slices.ContainsFunc(all, func(f hook.Finding) bool {
+		return f.Check == "defunct" && f.Level == hook.LevelNote && strings.HasSuffix(f.Text, ": 4")
 	})))
 	mend(t, found[0])
 	qt.Check(t, qt.HasLen(slices.DeleteFunc(s.Pins(t), func(name string) bool { return name == "registry" }), 0))

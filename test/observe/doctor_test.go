@@ -31,19 +31,19 @@ func keepApps(t testing.TB) {
 }
 
 // doctor returns what the doctor finds in the state of the scene, but for the checks that found nothing.
-func doctor(t testing.TB, s *scene.Scene) []dispatcher.Finding {
+func doctor(t testing.TB, s *scene.Scene) []hook.Finding {
 	t.Helper()
 	found, err := dispatcher.Doctor(t.Context(), s.Look())
 	qt.Assert(t, qt.IsNil(err))
-	return slices.DeleteFunc(found, func(f dispatcher.Finding) bool {
+	return slices.DeleteFunc(found, func(f hook.Finding) bool {
 		ours := strings.Contains(f.Text+f.Mend, s.BPFFS) || f.NetNS.Name == s.Target.NetNS && f.NetNS.Name != "" ||
 			f.Hook.OnCgroup() && f.Target == s.Target.Cgroup
-		return f.Level == dispatcher.LevelOK || !ours || f.Check == "bpffs"
+		return f.Level == hook.LevelOK || !ours || f.Check == "bpffs"
 	})
 }
 
 // wantFindings compares what the doctor finds with a summary, one line each: check, level, member. It returns the findings.
-func wantFindings(t testing.TB, s *scene.Scene, want ...string) []dispatcher.Finding {
+func wantFindings(t testing.TB, s *scene.Scene, want ...string) []hook.Finding {
 	t.Helper()
 	found := doctor(t, s)
 	var got []string
@@ -58,10 +58,10 @@ func wantFindings(t testing.TB, s *scene.Scene, want ...string) []dispatcher.Fin
 }
 
 // mend runs the commands of findings, with the command as it is built now.
-func mend(t testing.TB, found ...dispatcher.Finding) {
+func mend(t testing.TB, found ...hook.Finding) {
 	t.Helper()
 	bin := t.TempDir()
-	if slices.ContainsFunc(found, func(f dispatcher.Finding) bool {
+	if slices.ContainsFunc(found, func(f hook.Finding) bool {
 		return strings.HasPrefix(f.Mend, "dispatcher") && !strings.HasSuffix(f.Mend, "recover")
 	}) {
 		out, err := exec.Command("go", "build", "-o", bin, "../../cmd/dispatcher").CombinedOutput()
@@ -82,10 +82,10 @@ func mend(t testing.TB, found ...dispatcher.Finding) {
 }
 
 // mends checks that those are the findings and that their commands do away with them, and with all others.
-func mends(t testing.TB, s *scene.Scene, want ...string) []dispatcher.Finding {
+func mends(t testing.TB, s *scene.Scene, want ...string) []hook.Finding {
 	t.Helper()
 	found := wantFindings(t, s, want...)
-	mend(t, slices.DeleteFunc(slices.Clone(found), func(f dispatcher.Finding) bool { return f.Mend == "" })...)
+	mend(t, slices.DeleteFunc(slices.Clone(found), func(f hook.Finding) bool { return f.Mend == "" })...)
 	wantFindings(t, s)
 	return found
 }
@@ -117,7 +117,7 @@ func TestDoctorChangesNothing(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	for _, f := range found {
 		qt.Check(t, qt.IsTrue(f.Check != "" && f.Text != ""), qt.Commentf("%+v", f))
-		qt.Check(t, qt.IsTrue(f.Level != dispatcher.LevelOK || f.Mend == ""), qt.Commentf("%+v", f))
+		qt.Check(t, qt.IsTrue(f.Level != hook.LevelOK || f.Mend == ""), qt.Commentf("%+v", f))
 	}
 	qt.Assert(t, qt.IsNil(owned.Close()))
 	x.Clear(t)
@@ -159,35 +159,35 @@ func init() {
 // Without capabilities the doctor says which, and what it cannot see.
 func TestDoctorWeak(t *testing.T) {
 	s := scene.New(t)
-	var found []dispatcher.Finding
+	var found []hook.Finding
 	qt.Assert(t, qt.IsNil(json.Unmarshal([]byte(testenv.StartHelper(t, "weak", s.BPFFS).Expect(t, "found")), &found)))
-	levels := map[string]dispatcher.Level{}
+	levels := map[string]hook.Level{}
 	for _, f := range found {
-		if levels[f.Check] != dispatcher.LevelBroken {
+		if levels[f.Check] != hook.LevelBroken {
 			levels[f.Check] = f.Level
 		}
 	}
-	qt.Check(t, qt.Equals(levels["capabilities"], dispatcher.LevelBroken))
-	qt.Check(t, qt.Equals(levels["features"], dispatcher.LevelNote))
-	qt.Check(t, qt.Equals(levels["unreadable"], dispatcher.LevelBroken))
+	qt.Check(t, qt.Equals(levels["capabilities"], hook.LevelBroken))
+	qt.Check(t, qt.Equals(levels["features"], hook.LevelNote))
+	qt.Check(t, qt.Equals(levels["unreadable"], hook.LevelBroken))
 }
 
 func TestDoctorMachine(t *testing.T) {
 	s := scene.New(t).WithoutBPFFS(t)
 	found, err := dispatcher.Doctor(t.Context(), s.Look())
 	qt.Assert(t, qt.IsNil(err))
-	by := map[string]dispatcher.Finding{}
+	by := map[string]hook.Finding{}
 	for _, f := range found {
 		by[f.Check] = f
 	}
-	qt.Check(t, qt.Equals(by["bpffs"].Level, dispatcher.LevelNote))
+	qt.Check(t, qt.Equals(by["bpffs"].Level, hook.LevelNote))
 	qt.Check(t, qt.Equals(by["bpffs"].Mend, "mount -t bpf -o mode=0700 bpffs "+s.BPFFS))
-	qt.Check(t, qt.Equals(by["capabilities"].Level, dispatcher.LevelOK))
+	qt.Check(t, qt.Equals(by["capabilities"].Level, hook.LevelOK))
 	features, err := dispatcher.Features(t.Context(), dispatcher.Target{}, s.Look())
 	qt.Assert(t, qt.IsNil(err))
 	for _, f := range features {
 		if f.Name != "bpffs" {
-			qt.Check(t, qt.Equals(by["feature-"+f.Name].Level == dispatcher.LevelOK, f.Supported), qt.Commentf("%s", f.Name))
+			qt.Check(t, qt.Equals(by["feature-"+f.Name].Level == hook.LevelOK, f.Supported), qt.Commentf("%s", f.Name))
 		}
 	}
 

@@ -22,7 +22,7 @@ func TestMeasureUnprotected(t *testing.T) {
 
 	// Before, there is a program without a link, of which the kernel tells less.
 	got := sample(t, s, s.Target, func() { qt.Assert(t, qt.IsTrue(s.Drops(t))) })
-	qt.Check(t, qt.Equals(got.Method, dispatcher.MethodKernel))
+	qt.Check(t, qt.Equals(got.Method, hook.MethodKernel))
 	checkAll(t, got.Entries[0].Runs, 10)
 	qt.Check(t, qt.IsTrue(got.Entries[0].Time > 0))
 	qt.Check(t, qt.Equals(got.Entries[0].Verdicts, [hook.Verdicts]uint64{}))
@@ -50,7 +50,7 @@ func TestMeasureTCX(t *testing.T) {
 		s.Send(t, scene.Port, 30)
 		s.Send(t, scene.Port+1, 20)
 	})
-	qt.Check(t, qt.Equals(got.Method, dispatcher.MethodKernel))
+	qt.Check(t, qt.Equals(got.Method, hook.MethodKernel))
 	qt.Check(t, qt.IsFalse(got.Whole.Known))
 	checkFirst(t, got.Entries[0].Runs, 50)
 	checkSecond(t, got.Entries[1].Runs, 50)
@@ -76,7 +76,7 @@ func TestMeasureCgroup(t *testing.T) {
 		}
 	})
 	qt.Check(t, qt.Equals(ran(), 7))
-	qt.Check(t, qt.Equals(counted(got.Entries[0]), dispatcher.Counts{Known: true, Runs: 7}))
+	qt.Check(t, qt.Equals(counted(got.Entries[0]), hook.Counts{Known: true, Runs: 7}))
 }
 
 // All of the machine at once.
@@ -97,8 +97,8 @@ func TestMeasureAll(t *testing.T) {
 	}
 	for samples, err := range dispatcher.Measure(ctx, o) {
 		qt.Assert(t, qt.IsNil(err))
-		of := func(pair *scene.Scene) dispatcher.Counts {
-			i := slices.IndexFunc(samples, func(got dispatcher.Sample) bool { return got.Chain.NetNS.Name == pair.Server.Name })
+		of := func(pair *scene.Scene) hook.Counts {
+			i := slices.IndexFunc(samples, func(got hook.Sample) bool { return got.Chain.NetNS.Name == pair.Server.Name })
 			qt.Assert(t, qt.IsTrue(i >= 0))
 			return samples[i].Entries[0]
 		}
@@ -117,8 +117,8 @@ func TestMeasureLibxdp(t *testing.T) {
 	s.JoinLibxdp(t, 1, scene.Pass, 10)
 	s.JoinLibxdp(t, 2, scene.Pass, 20)
 	got := sample(t, s, s.Target, func() { s.Send(t, scene.Port, 10) })
-	qt.Check(t, qt.Equals(got.Method, dispatcher.MethodKernel))
+	qt.Check(t, qt.Equals(got.Method, hook.MethodKernel))
 	qt.Check(t, qt.IsTrue(got.Whole.Known && got.Whole.Runs >= 10))
-	qt.Check(t, qt.DeepEquals(got.Entries, make([]dispatcher.Counts, 2)))
+	qt.Check(t, qt.DeepEquals(got.Entries, make([]hook.Counts, 2)))
 	s.Clear(t)
 }

@@ -26,13 +26,13 @@ const soonest = 20 * time.Millisecond
 
 // measuring begins to measure a target and returns what takes a sample. The
 // test must stop it.
-func measuring(t testing.TB, s *scene.Scene, target dispatcher.Target, started func()) (next func() dispatcher.Sample, stop func()) {
+func measuring(t testing.TB, s *scene.Scene, target dispatcher.Target, started func()) (next func() hook.Sample, stop func()) {
 	t.Helper()
 	pull, stop := iter.Pull2(dispatcher.Measure(t.Context(), dispatcher.MeasureOptions{
 		BPFFS: s.BPFFS, Target: &target, Interval: soonest, Started: started,
 	}))
 	t.Cleanup(stop)
-	return func() dispatcher.Sample {
+	return func() hook.Sample {
 		t.Helper()
 		samples, err, ok := pull()
 		qt.Assert(t, qt.IsTrue(ok))
@@ -43,7 +43,7 @@ func measuring(t testing.TB, s *scene.Scene, target dispatcher.Target, started f
 }
 
 // sample measures what happens while fn runs.
-func sample(t testing.TB, s *scene.Scene, target dispatcher.Target, fn func()) dispatcher.Sample {
+func sample(t testing.TB, s *scene.Scene, target dispatcher.Target, fn func()) hook.Sample {
 	t.Helper()
 	next, stop := measuring(t, s, target, fn)
 	defer stop()
@@ -78,14 +78,14 @@ func wantPlain(t testing.TB, s *scene.Scene) {
 }
 
 // said are the counts of an entry without its time.
-func counted(c dispatcher.Counts) dispatcher.Counts {
+func counted(c hook.Counts) hook.Counts {
 	c.Time = 0
 	return c
 }
 
 // dropped is how many packets were dropped: there are some, and none of those that
 // IPv6 sends now and then is among them.
-func dropped(c dispatcher.Counts) uint64 { return c.Verdicts[hook.Drop] }
+func dropped(c hook.Counts) uint64 { return c.Verdicts[hook.Drop] }
 
 // seen is a program that passes packets on, and counts its runs. It returns what
 // checks that others have counted n of them, and no more than it did itself, which
@@ -126,7 +126,7 @@ func TestMeasure(t *testing.T) {
 		wantPlain(t, s)
 		qt.Check(t, qt.IsTrue(s.Read(t).DispatcherID != plain))
 
-		qt.Check(t, qt.Equals(got.Method, dispatcher.MethodChain))
+		qt.Check(t, qt.Equals(got.Method, hook.MethodChain))
 		qt.Check(t, qt.IsFalse(got.Interrupted))
 		qt.Check(t, qt.IsTrue(got.Elapsed >= soonest))
 		checkAll(t, got.Whole.Runs, 250)
@@ -141,7 +141,7 @@ func TestMeasure(t *testing.T) {
 			for _, n := range want {
 				runs += n
 			}
-			qt.Check(t, qt.Equals(counted(c), dispatcher.Counts{Known: true, Runs: runs, Verdicts: want}), name)
+			qt.Check(t, qt.Equals(counted(c), hook.Counts{Known: true, Runs: runs, Verdicts: want}), name)
 			// A run takes some time, and not much: the clock, and a call or two.
 			qt.Check(t, qt.IsTrue(c.Time > 0 && c.PerRun() < time.Millisecond), name)
 		}
@@ -154,8 +154,8 @@ func TestMeasure(t *testing.T) {
 		})
 		got = sample(t, s, s.Target, send)
 		noise = got.Whole.Runs - 250
-		qt.Check(t, qt.Equals(counted(got.Entries[4]), dispatcher.Counts{Known: true, Empty: 80 + noise}))
-		qt.Check(t, qt.Equals(counted(got.Entries[5]), dispatcher.Counts{Known: true}))
+		qt.Check(t, qt.Equals(counted(got.Entries[4]), hook.Counts{Known: true, Empty: 80 + noise}))
+		qt.Check(t, qt.Equals(counted(got.Entries[5]), hook.Counts{Known: true}))
 	})
 }
 
@@ -189,7 +189,7 @@ func TestMeasureChange(t *testing.T) {
 	got := next()
 	qt.Check(t, qt.IsTrue(got.Interrupted))
 	qt.Check(t, qt.Equals(got.Entries[0].Verdicts[hook.Aborted], 5))
-	qt.Check(t, qt.Equals(got.Entries[1], dispatcher.Counts{}))
+	qt.Check(t, qt.Equals(got.Entries[1], hook.Counts{}))
 	qt.Assert(t, qt.IsTrue(watchOf(t, s) != 0 && watchOf(t, s) != watched))
 
 	qt.Assert(t, qt.IsTrue(s.Drops(t)))
