@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/scan"
