@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultBPFFS is where a bpffs is mounted by convention.
+// DefaultBPFFS is the folder where a bpffs is mounted by convention.
 const DefaultBPFFS = "/sys/fs/bpf"
 
 // IsBPFFS tells whether path is in a bpffs.
@@ -18,8 +18,8 @@ func IsBPFFS(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.BPF_FS_MAGIC
 }
 
-// MountBPFFS mounts a bpffs at path, which must be a folder, unless there is
-// one already. It tells whether it did.
+// MountBPFFS mounts a bpffs at path, which must be a folder, unless a bpffs is
+// mounted there already. It returns true if it mounted one.
 func MountBPFFS(path string) (bool, error) {
 	if IsBPFFS(path) {
 		return false, nil

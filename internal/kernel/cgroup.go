@@ -13,8 +13,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// CgroupRoot returns where cgroup v2 is mounted, preferring a mount of the
-// whole tree over one of a part of it. fs.ErrNotExist when it is not mounted.
+// CgroupRoot returns where cgroup v2 is mounted. It prefers a mount of the whole
+// tree to a mount of a part. The error is fs.ErrNotExist if cgroup v2 is not mounted.
 func CgroupRoot() (string, error) {
 	list, err := procfs.Mounts("/proc/thread-self/mountinfo")
 	if err != nil {
@@ -22,7 +22,7 @@ func CgroupRoot() (string, error) {
 	}
 	part := ""
 	for _, m := range list {
-		// Something else may have been mounted over it.
+		// Another file system may be mounted over it.
 		if m.Type != "cgroup2" || !isCgroup(m.Point) {
 			continue
 		}
@@ -44,24 +44,24 @@ func isCgroup(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
-// A Cgroup is a cgroup that is open. That does not keep it from being removed.
+// A Cgroup is an open cgroup. It can be removed although it is open.
 type Cgroup struct {
 	Path string // absolute
 	ID   uint64 // inode of the folder, which is the kernel's cgroup id; never used again
 	dir  *os.File
 }
 
-// OpenCgroup opens a cgroup by its path: an absolute one, or one that is
-// relative to where cgroup v2 is mounted, with or without a leading slash. The
-// root is "/". The caller closes it.
+// OpenCgroup opens a cgroup by its path: an absolute path, or a path below the mount
+// of cgroup v2, with or without a leading slash. The root is "/". The caller closes
+// the cgroup.
 //
-// fs.ErrNotExist when there is no such cgroup, hook.ErrUsage when what is there
-// is not a cgroup of v2.
+// The error is fs.ErrNotExist if there is no such cgroup, and hook.ErrUsage if the
+// path leads to something else than a cgroup of version 2.
 func OpenCgroup(path string) (*Cgroup, error) {
 	if path == "" {
 		return nil, hook.Because(hook.ErrUsage, "the cgroup's path is empty; \"/\" is the root cgroup")
 	}
-	// A path that exists is taken as it is if it is a cgroup; "/", for one, is not.
+	// An absolute path that is a cgroup is meant as it is; "/", for one, is none.
 	var asIs error
 	if filepath.IsAbs(path) {
 		var c *Cgroup
@@ -104,7 +104,7 @@ func openCgroup(path string) (*Cgroup, error) {
 	return c, nil
 }
 
-// newCgroup takes hold of an open folder if it is a cgroup.
+// newCgroup makes a Cgroup of an open folder, if the folder is a cgroup.
 func newCgroup(dir *os.File) (*Cgroup, error) {
 	var sfs unix.Statfs_t
 	if err := unix.Fstatfs(int(dir.Fd()), &sfs); err != nil {
@@ -121,8 +121,8 @@ func newCgroup(dir *os.File) (*Cgroup, error) {
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("cgroup %s: %w", dir.Name(), err)
 	}
-	// What was opened may have been a symbolic link, or below one: the kernel
-	// knows the true path, unless it leads through another mount namespace.
+	// The path may lead through a symbolic link. The kernel knows the true path,
+	// unless that leads through another mount namespace.
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
 	if err != nil || !hasInode(path, st.Ino) {
 		path = filepath.Clean(dir.Name())
@@ -138,15 +138,15 @@ func hasInode(path string, ino uint64) bool {
 	return unix.Stat(path, &st) == nil && st.Ino == ino
 }
 
-// FD is the descriptor of the cgroup's folder. It goes with c.
+// FD is the descriptor of the cgroup's folder. It is valid as long as c is open.
 func (c *Cgroup) FD() int { return int(c.dir.Fd()) }
 
 // Close releases the cgroup.
 func (c *Cgroup) Close() error { return c.dir.Close() }
 
-// Ancestors returns the cgroup and those that it is in, itself first, up to
-// the one that is mounted; those above a mount of a part of the tree cannot be
-// seen. All are opened anew; the caller closes them.
+// Ancestors opens the cgroup itself and the cgroups that it is in, from the inside
+// out, up to the one that is mounted: cgroups above a mount of a part of the tree
+// cannot be seen. The caller closes them.
 func (c *Cgroup) Ancestors() ([]*Cgroup, error) {
 	self, err := openCgroup(c.Path)
 	if err != nil {
@@ -184,10 +184,10 @@ type CgroupPath struct {
 	ID   uint64 // as of [Cgroup]
 }
 
-// CgroupPaths returns the root cgroup and all below it, as far as they are
-// mounted: each before those in it, and in the order of their names. Those
-// that vanish meanwhile are left out. fs.ErrNotExist when cgroup v2 is not
-// mounted.
+// CgroupPaths returns the root cgroup and all cgroups below it, as far as they are
+// mounted. A cgroup comes before the cgroups in it; those are in the order of their
+// names. Cgroups that vanish meanwhile are left out. The error is fs.ErrNotExist if
+// cgroup v2 is not mounted.
 func CgroupPaths() ([]CgroupPath, error) {
 	root, err := CgroupRoot()
 	if err != nil {
@@ -199,7 +199,7 @@ func CgroupPaths() ([]CgroupPath, error) {
 			if path == root {
 				return fmt.Errorf("cgroups: %w", Explain(err))
 			}
-			return nil // gone, or not to be read
+			return nil // gone, or not readable
 		}
 		if !d.IsDir() {
 			return nil
@@ -217,8 +217,8 @@ func CgroupPaths() ([]CgroupPath, error) {
 	return list, nil
 }
 
-// OpenCgroupID opens the cgroup with that id. It is looked for at the path where
-// it was last, and then everywhere, since it may have another name by now.
+// OpenCgroupID opens the cgroup with that id. It looks at the path where the cgroup
+// was last, and then everywhere, because the cgroup may have another name by now.
 func OpenCgroupID(id uint64, path string) (*Cgroup, error) {
 	if c, err := OpenCgroup(path); err == nil {
 		if c.ID == id {
@@ -235,5 +235,5 @@ func OpenCgroupID(id uint64, path string) (*Cgroup, error) {
 			return OpenCgroup(c.Path)
 		}
 	}
-	return nil, hook.Because(fs.ErrNotExist, "the cgroup with id %d is not to be found below the mount of cgroup v2", id)
+	return nil, hook.Because(fs.ErrNotExist, "there is no cgroup with id %d below the mount of cgroup v2", id)
 }

@@ -1,13 +1,11 @@
 package kernel_test
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,11 +14,12 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// newCgroup makes cgroups one in the other; they go with the test. It returns the root of all and the
-// names of the new ones below it: ldt-1-x/a/b, ldt-1-x/a, ldt-1-x for a/b.
+// newCgroup makes nested cgroups; the test removes them at its end. It returns the root cgroup and the
+// names of the new cgroups: ldt-1-x/a/b, ldt-1-x/a, ldt-1-x for a/b.
 func newCgroup(t *testing.T, below string) (root string, names []string) {
 	t.Helper()
 	root, err := kernel.CgroupRoot()
@@ -102,14 +101,13 @@ func TestOpenCgroupErrors(t *testing.T) {
 	}
 }
 
-// mountOf returns where a file system of that type is mounted, "" if it is not.
+// mountOf returns where a file system of that type is mounted; "" if nowhere.
 func mountOf(t *testing.T, fsType string) string {
-	f, err := os.Open("/proc/self/mounts")
+	mounts, err := procfs.Mounts("/proc/self/mountinfo")
 	qt.Assert(t, qt.IsNil(err))
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if fields := strings.Fields(lines.Text()); fields[2] == fsType {
-			return fields[1]
+	for _, m := range mounts {
+		if m.Type == fsType {
+			return m.Point
 		}
 	}
 	return ""
@@ -135,7 +133,7 @@ func TestCgroupAncestors(t *testing.T) {
 	}
 	qt.Assert(t, qt.DeepEquals(paths, want))
 
-	// Another cgroup of that name is not its own ancestor.
+	// A new cgroup of the same name is another cgroup.
 	qt.Assert(t, qt.IsNil(os.Remove(c.Path)))
 	_, err = c.Ancestors()
 	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))

@@ -1,4 +1,5 @@
-// Package kernel is a thin layer over what the Go libraries lack: network
-// namespaces, bpffs mounts, and telling why the kernel said no. It also has what
-// all changes share: tries, locks, steps.
+// Package kernel is a thin layer for what the Go libraries lack: it finds network
+// namespaces and cgroups, creates links at a place, describes programs, and tells
+// why the kernel refused something. It also has what all changes share: retries,
+// locks and steps.
 package kernel

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Join is errors.Join with its text in one line.
+// Join is errors.Join with the text in one line.
 func Join(errs ...error) error {
 	all := slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return err == nil })
 	switch len(all) {
@@ -17,7 +17,8 @@ func Join(errs ...error) error {
 	return fmt.Errorf("%w, and %w", all[0], Join(all[1:]...))
 }
 
-// Undo returns err, with what went wrong when the work until then was undone.
+// Undo returns err, together with the errors of undoing the work that was done
+// before err.
 func Undo(err error, undo ...error) error {
 	if failed := Join(undo...); failed != nil {
 		return fmt.Errorf("%w, and undoing that failed: %w", err, failed)

@@ -12,13 +12,13 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// needed are the capabilities for attaching and for finding objects by id.
+// needed are the capabilities that the library cannot do without.
 var needed = []struct {
 	bit  int
 	name string
 }{
-	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"},
-	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}, // finding objects by id; implies CAP_BPF and CAP_PERFMON
+	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, // to attach
+	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}, // to find objects by id; implies CAP_BPF and CAP_PERFMON
 }
 
 // MissingCapabilities returns the names of the capabilities that the calling
@@ -43,15 +43,15 @@ func MissingCapabilities() []string {
 	return missing
 }
 
-// Explain adds to a refusal of the kernel's (EPERM, EACCES) what can be known
-// of the reason. Other errors are returned as they are.
+// Explain adds the most likely reason to a refusal by the kernel (EPERM, EACCES).
+// It returns other errors as they are.
 func Explain(err error) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) || errors.Is(err, hook.ErrPermission) {
 		return err
 	}
-	// A guess that cilium/ebpf adds to every EPERM.
+	// cilium/ebpf adds this guess to every EPERM.
 	what := strings.ReplaceAll(err.Error(), " (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", "")
-	why := "refused although the needed capabilities are there: a security module, seccomp or the kernel's policy stands in the way"
+	why := "refused although this process has the needed capabilities: a security module, seccomp or the kernel's policy forbids it"
 	if missing := MissingCapabilities(); len(missing) > 0 {
 		why = "missing " + strings.Join(missing, " and ") + "; run it as root"
 	} else if limit, ok := memlock(); ok {
@@ -62,7 +62,7 @@ func Explain(err error) error {
 	return &refusal{what + ": " + why, err}
 }
 
-// refusal is a hook.ErrPermission.
+// A refusal is a hook.ErrPermission.
 type refusal struct {
 	text string
 	err  error
@@ -71,8 +71,8 @@ type refusal struct {
 func (r *refusal) Error() string   { return r.text }
 func (r *refusal) Unwrap() []error { return []error{hook.ErrPermission, r.err} }
 
-// memlock returns RLIMIT_MEMLOCK if this kernel counts BPF memory towards it
-// and it is limited.
+// memlock returns RLIMIT_MEMLOCK. counts is true if the limit is finite and this
+// kernel counts BPF memory towards it.
 func memlock() (limit uint64, counts bool) {
 	var r unix.Rlimit
 	if Since(5, 11) || unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) != nil {
@@ -81,8 +81,8 @@ func memlock() (limit uint64, counts bool) {
 	return r.Cur, r.Cur != unix.RLIM_INFINITY
 }
 
-// Since tells whether this is Linux major.minor or a later one. Only what
-// cannot be tried goes by it; a version that cannot be read counts as late.
+// Since tells whether this is Linux major.minor or later. Use it only for what
+// cannot be tried. A version that cannot be read counts as later.
 func Since(major, minor int) bool {
 	var uts unix.Utsname
 	var a, b int
@@ -95,8 +95,8 @@ func Since(major, minor int) bool {
 	return a > major || a == major && b >= minor
 }
 
-// RaiseMemlock lifts RLIMIT_MEMLOCK of this process where BPF memory counts
-// towards it (before Linux 5.11).
+// RaiseMemlock removes the RLIMIT_MEMLOCK of this process where the kernel counts
+// BPF memory towards it (before Linux 5.11).
 func RaiseMemlock() {
 	if _, counts := memlock(); counts {
 		_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
@@ -117,7 +117,7 @@ func lockdown() string {
 	return mode
 }
 
-// Errno wraps a system call's error with what was tried.
+// Errno adds to the error of a system call what was tried.
 func Errno(what string, err error) error {
 	if err == nil {
 		return nil

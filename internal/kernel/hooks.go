@@ -10,11 +10,11 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// A Kind is what the kernel calls a hook.
+// A Kind is how the kernel identifies a hook.
 type Kind struct {
 	Program ebpf.ProgramType
 	Attach  ebpf.AttachType
-	// Needs is the first Linux that has the hook with links, for messages.
+	// Needs is the first version of Linux that has links on the hook, for messages.
 	Needs string
 }
 
@@ -62,12 +62,12 @@ var kinds = map[hook.Hook]Kind{
 	hook.LSMCgroup:     {ebpf.LSM, ebpf.AttachLSMCgroup, "6.0"},
 }
 
-// KindOf returns what the kernel calls a hook.
+// KindOf returns how the kernel identifies a hook.
 func KindOf(h hook.Hook) Kind { return kinds[h] }
 
-// LinkHook returns the hook of a link of that type and attach type; "" when
-// there is none. The attach type alone does not tell: that of links without one
-// is 0, which is also the one of cgroup_skb/ingress.
+// LinkHook returns the hook of a link of that type and attach type; "" if it is on
+// no known hook. The attach type alone is not enough: links without an attach type
+// report 0, which is also the attach type of cgroup_skb/ingress.
 func LinkHook(t link.Type, attach ebpf.AttachType) hook.Hook {
 	for h, k := range kinds {
 		if k.Attach == attach && linkType(h) == t {
@@ -77,8 +77,8 @@ func LinkHook(t link.Type, attach ebpf.AttachType) hook.Hook {
 	return ""
 }
 
-// linkType returns the type of the links on a hook; UnspecifiedType where there
-// are none.
+// linkType returns the type of the links on a hook; UnspecifiedType if the hook has
+// no links.
 func linkType(h hook.Hook) link.Type {
 	switch {
 	case h.OnCgroup():
@@ -97,36 +97,37 @@ func linkType(h hook.Hook) link.Type {
 	return link.UnspecifiedType
 }
 
-// Takes tells whether a program that is still to be loaded is meant for the hook.
+// Takes tells whether a program that is not loaded yet is meant for the hook.
 func (k Kind) Takes(p *ebpf.ProgramSpec) bool {
 	switch {
 	case p.Type != k.Program:
 		return false
 	case k.Program == ebpf.XDP:
-		return true // what does not fit has an error of its own
+		return true // what does not fit gets a specific error later
 	case k.Program == ebpf.SchedCLS, k.either(p):
 		return p.AttachType == ebpf.AttachNone || p.AttachType == k.Attach
 	}
 	return p.AttachType == k.Attach
 }
 
-// either tells whether the program is for both directions of cgroup_skb.
+// either tells whether the program fits both directions of cgroup_skb.
 func (k Kind) either(p *ebpf.ProgramSpec) bool {
-	// In a section cgroup_skb/ingress it has an attach type of the same value.
+	// The attach type cannot tell: in the section cgroup_skb/ingress it is 0 as well.
 	return k.Program == ebpf.CGroupSKB && (p.SectionName == "" || p.SectionName == "cgroup/skb")
 }
 
-// Fits asks the kernel whether a loaded program may be on a cgroup hook. To
-// update a link it checks the type alone (cgroup_bpf_replace,
-// kernel/bpf/cgroup.c), though the program was verified for another hook. To make
-// a link it checks the attach type, before it finds that there is no cgroup -1.
+// Fits asks the kernel whether a loaded program can be attached to a cgroup hook.
+// An update of a link is no such check: it compares the program type alone
+// (cgroup_bpf_replace, kernel/bpf/cgroup.c), although the program may have been
+// verified for another hook. The creation of a link checks the attach type first,
+// and fails only then because there is no cgroup -1.
 func (k Kind) Fits(prog *ebpf.Program) bool {
 	_, err := CreateLink(prog, -1, k.Attach, Neighbor{}, 0)
 	return !errors.Is(err, unix.EINVAL)
 }
 
-// Load returns the attach type to load such a program with. Programs of TC are
-// loaded as they were written: the kernel takes any, and SEC("tc") sets none.
+// Load returns the attach type to load a program with. Programs of TC are loaded as
+// they were written: the kernel accepts any attach type, and SEC("tc") sets none.
 func (k Kind) Load(p *ebpf.ProgramSpec) ebpf.AttachType {
 	if k.Program == ebpf.SchedCLS {
 		return p.AttachType

@@ -11,8 +11,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// The type of a link and its attach type together tell its hook: links of
-// tracing have no attach type, and 0 is the one of cgroup_skb/ingress.
+// The type and the attach type of a link together tell its hook: tracing links
+// report attach type 0, which is also that of cgroup_skb/ingress.
 func TestLinkHook(t *testing.T) {
 	for _, c := range []struct {
 		link   link.Type

@@ -6,10 +6,9 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// KeepOnly drops from a collection what the program does not use, so that
-// nothing is loaded, or refused, that nobody asked for. It keeps what comes along
-// through the initial values of maps: programs that are tail-called, and maps
-// within maps.
+// KeepOnly drops from a collection what the program does not use, so that the
+// kernel loads nothing, and refuses nothing, that was not asked for. It keeps what
+// the initial values of maps refer to: programs for tail calls, and inner maps.
 func KeepOnly(spec *ebpf.CollectionSpec, name string) {
 	programs, used := map[string]bool{}, map[string]bool{}
 	var useMap func(name string)

@@ -9,7 +9,7 @@ import (
 	"github.com/go-quicktest/qt"
 )
 
-// Of a file with many programs only what belongs to the chosen one is loaded: the others may not even load here.
+// Only what the chosen program needs is loaded from a file with many programs: the others may not even load here.
 func TestKeepOnly(t *testing.T) {
 	for _, test := range []struct {
 		object, program string

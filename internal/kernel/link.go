@@ -9,17 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Neighbor is the entry of a hook that the kernel is told to put a new link before
-// or behind, as BPF_LINK_CREATE takes it. The zero value puts the link at the end.
+// A Neighbor is the entry of a hook next to which the kernel puts a new link, in the
+// form that BPF_LINK_CREATE takes. The zero value puts the link at the end.
 type Neighbor struct {
 	Flags uint32 // BPF_F_BEFORE, BPF_F_AFTER, with BPF_F_ID and BPF_F_LINK
-	ID    uint32 // of the link or the program; 0: of all there are
+	ID    uint32 // of the link or the program; 0 stands for all entries
 }
 
-// Before is the place before a link (isLink) or a program; of all for id 0.
+// Before is the place before a link (isLink) or a program; for id 0 before all.
 func Before(id uint32, isLink bool) Neighbor { return neighbor(unix.BPF_F_BEFORE, id, isLink) }
 
-// After is the place after a link (isLink) or a program; of all for id 0.
+// After is the place after a link (isLink) or a program; for id 0 after all.
 func After(id uint32, isLink bool) Neighbor { return neighbor(unix.BPF_F_AFTER, id, isLink) }
 
 func neighbor(side, id uint32, isLink bool) Neighbor {
@@ -32,8 +32,8 @@ func neighbor(side, id uint32, isLink bool) Neighbor {
 	return Neighbor{side, id}
 }
 
-// linkCreate is the part of union bpf_attr that TCX and cgroup links use. Zero
-// at the end is what kernels that know no neighbors expect.
+// linkCreate is the part of union bpf_attr that TCX and cgroup links use. Kernels
+// without neighbors want zeros where those stand.
 type linkCreate struct {
 	prog, target, attach, flags uint32
 	relative                    uint32
@@ -42,9 +42,10 @@ type linkCreate struct {
 	_                           [32]byte
 }
 
-// CreateLink attaches a program by BPF_LINK_CREATE, with nothing legacy to fall
-// back to. target is an ifindex in the thread's namespace or the descriptor of
-// a cgroup. revision, if not 0, is the one that the hook must have: else ESTALE.
+// CreateLink attaches a program by BPF_LINK_CREATE. Unlike cilium/ebpf it never
+// attaches without a link instead. target is an ifindex in the thread's namespace or
+// the descriptor of a cgroup. If revision is not 0 and the hook has another
+// revision, the error is ESTALE.
 func CreateLink(prog *ebpf.Program, target int, attach ebpf.AttachType, at Neighbor, revision uint64) (link.Link, error) {
 	attr := linkCreate{
 		prog: uint32(prog.FD()), target: uint32(target), attach: uint32(attach),
@@ -61,7 +62,7 @@ func CreateLink(prog *ebpf.Program, target int, attach ebpf.AttachType, at Neigh
 // A Query is the answer to BPF_PROG_QUERY.
 type Query struct {
 	Programs []uint32
-	Links    []uint32 // 0 for a program without one; only of TCX and netkit
+	Links    []uint32 // 0 for a program without a link; only TCX and netkit report links
 	Revision uint64   // 0 where the kernel does not count
 	Flags    uint32   // BPF_F_ALLOW_* of a cgroup
 }
@@ -77,7 +78,7 @@ type progQuery struct {
 	revision                     uint64
 }
 
-// QueryPrograms asks what is attached, in run order. target is as for
+// QueryPrograms returns what is attached, in run order. target is as for
 // CreateLink, or the descriptor of a network namespace.
 func QueryPrograms(target int, attach ebpf.AttachType, flags uint32) (*Query, error) {
 	for room := uint32(64); ; room *= 2 {
@@ -112,9 +113,9 @@ func withLinks(t ebpf.AttachType) bool {
 	return false
 }
 
-// Settled waits until no program runs any more that was running when it was
-// called: each runs within an RCU read-side section, and MEMBARRIER_CMD_GLOBAL
-// waits for those (synchronize_rcu, kernel/sched/membarrier.c).
+// Settled waits until every run of a program that had begun before the call has
+// ended: programs run in an RCU read-side section, and MEMBARRIER_CMD_GLOBAL waits
+// for those (synchronize_rcu, kernel/sched/membarrier.c).
 func Settled() error {
 	const global = 1
 	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
@@ -124,7 +125,7 @@ func Settled() error {
 	return nil
 }
 
-// LinkExists tells whether there is a link of that id, without opening it.
+// LinkExists tells whether there is a link with that id, without opening it.
 func LinkExists(id uint32) (bool, error) {
 	attr := struct{ start, next, flags uint32 }{start: id - 1}
 	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_LINK_GET_NEXT_ID, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
@@ -137,8 +138,8 @@ func LinkExists(id uint32) (bool, error) {
 	return false, errno
 }
 
-// AttachProgram attaches a program without a link. flags are BPF_F_*; with
-// BPF_F_REPLACE it takes the place of old.
+// AttachProgram attaches a program without a link. flags are BPF_F_*. If old is not
+// nil the program replaces old.
 func AttachProgram(prog *ebpf.Program, target int, attach ebpf.AttachType, flags uint32, old *ebpf.Program) error {
 	attr := struct{ target, prog, attach, flags, replace, relative, _, _ uint32 }{
 		target: uint32(target), prog: uint32(prog.FD()), attach: uint32(attach), flags: flags,
@@ -156,7 +157,7 @@ func AttachProgram(prog *ebpf.Program, target int, attach ebpf.AttachType, flags
 	return nil
 }
 
-// DetachProgram takes out a program that was attached without a link.
+// DetachProgram detaches a program that was attached without a link.
 func DetachProgram(prog *ebpf.Program, target int, attach ebpf.AttachType) error {
 	attr := struct{ target, prog, attach, flags uint32 }{target: uint32(target), prog: uint32(prog.FD()), attach: uint32(attach)}
 	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_DETACH, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
@@ -168,8 +169,8 @@ func DetachProgram(prog *ebpf.Program, target int, attach ebpf.AttachType) error
 }
 
 // XDPLinks returns the links that carry a program on a device with that index. A
-// link tells the index but not the namespace: a program can be on devices of the
-// same index in several namespaces.
+// link reports the index but not the namespace, and a program can be on devices of
+// the same index in several namespaces.
 func XDPLinks(prog uint32, ifindex int) ([]uint32, error) {
 	var ids []uint32
 	var it link.Iterator

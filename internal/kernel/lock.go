@@ -10,12 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LockWait bounds the wait for a lock: it is a courtesy, and a process that is
-// stopped while it has the lock must not stop all others.
+// LockWait bounds the wait for a lock. The lock only saves retries, and a process
+// that is stopped while it has the lock must not stop all others.
 const LockWait = 5 * time.Second
 
-// Lock takes the lock of an open folder (flock), which goes with its descriptor.
-// It waits for at most LockWait; false when the lock could not be had in time.
+// Lock takes the lock of an open folder (flock). The lock ends when the folder is
+// closed. Lock waits for at most LockWait and returns false if others still had the
+// lock then.
 func Lock(ctx context.Context, folder *os.File) (bool, error) {
 	deadline := time.Now().Add(LockWait)
 	for wait := time.Millisecond; ; wait = min(2*wait, 5*time.Millisecond) {

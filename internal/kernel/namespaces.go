@@ -13,24 +13,24 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// NetNamespaces returns every network namespace that can be found, each once,
-// opened; the caller closes them. The caller's own comes first, and the order
-// of the others means nothing.
+// NetNamespaces opens every network namespace that it can find, each once. The
+// caller closes them. The caller's own namespace comes first; the order of the
+// others means nothing.
 //
 // It looks at the names of "ip netns", at all processes and their threads, at
-// the mounts in every mount namespace that one of them lives in, and at what
-// processes have open. Where several lead to a namespace the first of these is
-// its Name: one for [OpenNetNS], empty for the caller's own. A namespace that
-// cannot be entered is returned as well; its Cookie is 0.
+// the mounts in the mount namespaces of the processes, and at the descriptors of
+// the processes. The first of these that leads to a namespace becomes its Name,
+// which [OpenNetNS] accepts; the Name of the caller's own namespace is empty. A
+// namespace that cannot be entered is returned as well; its Cookie is 0.
 //
-// Not found is a namespace that is kept only by a socket, by a netfilter link,
-// by a descriptor that is on its way through a unix socket or in a thread's own
-// table, or by the mount namespace of a thread. Nor is one whose processes
-// /proc does not show to the caller: those outside of its pid namespace, and
-// without privileges those of others.
+// It does not find a namespace that exists only through a socket, a netfilter
+// link, a descriptor in a unix socket's queue, a thread's own table of
+// descriptors, or a mount namespace that only a thread is in. Nor does it find a
+// namespace all of whose processes /proc hides from the caller: processes outside
+// the caller's pid namespace, and without privileges other users' processes.
 //
-// What vanishes meanwhile, and processes that cannot be looked at, are left
-// out. An error means that no list could be made.
+// It leaves out what vanishes meanwhile, and processes that it cannot read. An
+// error means that there is no list at all.
 func NetNamespaces() ([]*NetNS, error) {
 	w := &walk{known: map[uint64]bool{}, mounts: map[string]bool{}}
 	if err := w.all(); err != nil {
@@ -40,14 +40,14 @@ func NetNamespaces() ([]*NetNS, error) {
 		return nil, err
 	}
 	for _, ns := range w.found[1:] {
-		_ = ns.identify() // refused: Do will be as well, and says why
+		_ = ns.identify() // if this is refused, Do is refused too, and says why
 	}
 	return w.found, nil
 }
 
-// FindNetNS returns the first network namespace for which fn returns true,
-// opened; the caller closes it. fs.ErrNotExist when there is none. What it
-// finds is what [NetNamespaces] does.
+// FindNetNS opens the first network namespace for which fn returns true. The caller
+// closes it. The error is fs.ErrNotExist if there is none among what
+// [NetNamespaces] finds.
 func FindNetNS(fn func(*NetNS) bool) (*NetNS, error) {
 	all, err := NetNamespaces()
 	if err != nil {
@@ -62,18 +62,18 @@ func FindNetNS(fn func(*NetNS) bool) (*NetNS, error) {
 		}
 	}
 	if found == nil {
-		return nil, hook.Because(fs.ErrNotExist, "it is in no network namespace that can be found")
+		return nil, hook.Because(fs.ErrNotExist, "it was found in no network namespace")
 	}
 	return found, nil
 }
 
-// A walk is on the way through the places where namespaces can be found.
+// A walk goes through the places where namespaces can be found.
 type walk struct {
 	found  []*NetNS
-	nsfs   uint64          // the file system that namespaces are files of
-	known  map[uint64]bool // inodes of it that need not be opened
-	view   string          // of the caller, see mountView
-	mounts map[string]bool // views whose mounts have been looked at
+	nsfs   uint64          // device number of the file system of namespaces
+	known  map[uint64]bool // inodes on nsfs that need not be opened
+	view   string          // the caller's, see mountView
+	mounts map[string]bool // views whose mounts have been read
 }
 
 func (w *walk) all() error {
@@ -128,8 +128,8 @@ func (w *walk) all() error {
 	return nil
 }
 
-// netnsSpec is what opens the file of that name in netnsDir: the name itself,
-// unless OpenNetNS would take it for a process id.
+// netnsSpec returns what OpenNetNS needs for the file of that name in netnsDir: the
+// name itself, unless OpenNetNS would take it for a process id.
 func netnsSpec(name string) string {
 	if _, err := strconv.Atoi(name); err == nil {
 		return netnsDir + "/" + name
@@ -146,8 +146,8 @@ func (w *walk) namespace(dir string) error {
 	return w.open(path, path)
 }
 
-// mountTable looks at the mounts that a task sees, unless it has looked at those
-// of another task with the same mount namespace and root.
+// mountTable reads the mounts that a task sees, unless it has read the mounts of
+// another task with the same mount namespace and root.
 func (w *walk) mountTable(dir string) error {
 	view, err := mountView(dir)
 	if err != nil || w.mounts[view] {
@@ -174,7 +174,7 @@ func (w *walk) mountTable(dir string) error {
 	return nil
 }
 
-// mountView tells processes apart that see other mounts.
+// mountView identifies what mounts a task sees, by its mount namespace and root.
 func mountView(dir string) (string, error) {
 	ns, err := os.Readlink(dir + "/ns/mnt")
 	if err != nil {
@@ -184,7 +184,7 @@ func mountView(dir string) (string, error) {
 	return ns + root, err
 }
 
-// descriptors looks at what a task has open.
+// descriptors opens the namespaces that a task has open.
 func (w *walk) descriptors(dir string) error {
 	fds, err := os.Open(dir + "/fd")
 	if err != nil {
@@ -194,8 +194,8 @@ func (w *walk) descriptors(dir string) error {
 	names, _ := fds.Readdirnames(-1)
 	var st unix.Statx_t
 	for _, name := range names {
-		// What the link says is no help: of a namespace that is or was mounted it
-		// is a path. No file is to be waited for, as on a server that is gone.
+		// The link's text does not help: for a namespace that is or was mounted it is
+		// a path. AT_STATX_DONT_SYNC, because a file's server may be gone.
 		err := unix.Statx(int(fds.Fd()), name, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
 		if err != nil || unix.Mkdev(st.Dev_major, st.Dev_minor) != w.nsfs || w.known[st.Ino] {
 			continue
@@ -217,8 +217,8 @@ func (w *walk) file(path, spec string) error {
 	return w.open(path, spec)
 }
 
-// open adds the namespace at path. An error is one that will not go away with
-// the next path.
+// open adds the namespace at path. It returns only errors that the next path would
+// get as well.
 func (w *walk) open(path, spec string) error {
 	ns, err := openNetNS(path)
 	switch {
@@ -226,7 +226,7 @@ func (w *walk) open(path, spec string) error {
 		return fmt.Errorf("network namespaces: %w", err)
 	case err != nil:
 		return nil
-	case w.known[ns.id.Inode]: // another one has taken the place
+	case w.known[ns.id.Inode]: // the path leads to another one by now
 		ns.Close()
 		return nil
 	}

@@ -54,8 +54,8 @@ func stat(t *testing.T, path string) unix.Stat_t {
 	return st
 }
 
-// find returns what NetNamespaces says of the namespace with that inode, nil when it is not found. All
-// that it found must be as it says.
+// find returns what NetNamespaces says about the namespace with that inode; nil if it is not found. It
+// checks all that NetNamespaces returns.
 func find(t *testing.T, ino uint64) *hook.NetNS {
 	t.Helper()
 	all, err := kernel.NetNamespaces()
@@ -95,7 +95,7 @@ func TestNetNamespaces(t *testing.T) {
 	ns := testenv.NewNetNS(t)
 	ino := inode(t, ns.Path())
 
-	// A name is preferred, and a process to what it has open.
+	// A name comes first, then a process, then what a process has open.
 	var holder *testenv.Proc
 	ns.Do(t, func() { holder = testenv.StartHelper(t, "sleep") })
 	holder.Expect(t, "ready")
@@ -164,7 +164,7 @@ func TestNetNamespaceMounted(t *testing.T) {
 	point := filepath.Join(t.TempDir(), "a mount")
 	qt.Assert(t, qt.IsNil(os.WriteFile(point, nil, 0o600)))
 
-	// In the mount namespace of another process.
+	// The mount is in the mount namespace of another process.
 	sh := exec.Command("sh", "-c", `mount --bind "$0" "$1" && echo ready && read end`, ns.Path(), point)
 	sh.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	stdin, err := sh.StdinPipe()
@@ -179,13 +179,13 @@ func TestNetNamespaceMounted(t *testing.T) {
 	qt.Assert(t, qt.IsNil(ns.Delete()))
 	wantFound(t, ino, fmt.Sprintf("/proc/%d/root%s", sh.Process.Pid, point))
 
-	// In our own, where the path does without the process.
+	// The mount is in our own mount namespace: the path works without the process.
 	qt.Assert(t, qt.IsNil(unix.Mount(fmt.Sprintf("/proc/%d/root%s", sh.Process.Pid, point), point, "", unix.MS_BIND, "")))
 	wantFound(t, ino, point)
 	qt.Assert(t, qt.IsNil(unix.Unmount(point, unix.MNT_DETACH)))
 }
 
-// A namespace that is gone leaves no trace, and its processes do not disturb.
+// A namespace that is gone is not listed, and processes that end meanwhile do no harm.
 func TestNetNamespacesVanish(t *testing.T) {
 	testenv.CheckLeaks(t)
 	end, ended := make(chan struct{}), make(chan struct{})
@@ -221,7 +221,7 @@ func TestFindNetNS(t *testing.T) {
 	qt.Assert(t, qt.Equals(found.ID().Name, ns.Name))
 	qt.Assert(t, qt.IsNil(found.Do(func() error { return nil })))
 
-	// A name does not change what it is.
+	// A name does not change the identity.
 	found.Release()
 	qt.Assert(t, qt.Equals(found.FD(), -1))
 	qt.Assert(t, qt.IsNil(found.Do(func() error { return nil })))

@@ -15,17 +15,17 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// netnsDir is where "ip netns" keeps names.
+// netnsDir is the folder of the names that "ip netns" gives.
 const netnsDir = "/run/netns"
 
-// A NetNS is a network namespace. While it is open it does not go away.
+// A NetNS is a network namespace. While it is open the namespace stays.
 type NetNS struct {
 	spec string
 	file *os.File // nil once released
 	id   hook.NetNS
 }
 
-// ErrNetNSGone: the namespace is not to be found any more where it was.
+// ErrNetNSGone: the namespace is no longer found where it was.
 var ErrNetNSGone = errors.New("the network namespace is gone")
 
 // OpenNetNS opens the namespace that spec names: a name as in "ip netns", a
@@ -48,6 +48,7 @@ func OpenNetNS(spec string) (*NetNS, error) {
 	return ns, nil
 }
 
+// netnsPath returns the file of the namespace that spec names.
 func netnsPath(spec string) string {
 	switch pid, err := strconv.Atoi(spec); {
 	case spec == "":
@@ -60,9 +61,9 @@ func netnsPath(spec string) string {
 	return filepath.Join(netnsDir, spec)
 }
 
-// openNetNS opens the namespace that is the file at path, by its inode only.
+// openNetNS opens the namespace that is the file at path. Its id has the inode only.
 func openNetNS(path string) (*NetNS, error) {
-	// Opening a pipe would wait for somebody to write to it.
+	// O_NONBLOCK, because opening a pipe waits for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("network namespace: %w", Explain(err))
@@ -80,16 +81,16 @@ func openNetNS(path string) (*NetNS, error) {
 	return &NetNS{spec: path, file: f, id: hook.NetNS{Inode: st.Ino}}, nil
 }
 
-// identify completes the id, for which the namespace must be entered.
+// identify completes the id; for this it enters the namespace.
 func (ns *NetNS) identify() error {
 	return ns.Do(func() error { ns.id.Cookie = cookie(); return nil })
 }
 
-// ID tells which namespace it is. It has a Name if [NetNamespaces] found it.
+// ID identifies the namespace. It has a Name if [NetNamespaces] found the namespace.
 func (ns *NetNS) ID() hook.NetNS { return ns.id }
 
-// FD is the descriptor of the namespace, -1 once it is released. It goes with
-// ns.
+// FD is the descriptor of the namespace, -1 after Release. It is valid as long as ns
+// is open.
 func (ns *NetNS) FD() int {
 	if ns.file == nil {
 		return -1
@@ -105,16 +106,17 @@ func (ns *NetNS) Close() error {
 	return ns.file.Close()
 }
 
-// Release lets the namespace go away, with all its devices, when nobody else
-// uses it. Do finds it again as OpenNetNS did, if it is still there.
+// Release closes the namespace, so that the kernel can remove it with all its
+// devices when nothing else uses it. Do opens it again as OpenNetNS did, if it is
+// still there.
 func (ns *NetNS) Release() {
 	ns.Close()
 	ns.file = nil
 }
 
-// Do runs fn in the namespace, on a thread of its own. fn must not start
-// goroutines that rely on the namespace. ErrNetNSGone when it was released and
-// is not to be found any more.
+// Do runs fn in the namespace, on a thread of its own. Goroutines that fn starts are
+// not in the namespace. The error is ErrNetNSGone if the namespace was released and
+// is no longer found.
 func (ns *NetNS) Do(fn func() error) error {
 	if ns.file == nil {
 		found, err := OpenNetNS(ns.spec)
@@ -123,7 +125,7 @@ func (ns *NetNS) Do(fn func() error) error {
 		}
 		defer found.Close()
 		if found.id.Inode != ns.id.Inode || found.id.Cookie != ns.id.Cookie {
-			return fmt.Errorf("%w: another one has its place", ErrNetNSGone)
+			return fmt.Errorf("%w: its name belongs to another one now", ErrNetNSGone)
 		}
 		return found.Do(fn)
 	}
@@ -143,8 +145,8 @@ func (ns *NetNS) Do(fn func() error) error {
 			return
 		}
 		err = fn()
-		// On failure the thread stays locked, and Go throws it away with the
-		// goroutine: no other goroutine may ever run in the wrong namespace.
+		// On failure the thread stays locked, and Go ends it with the goroutine: no
+		// other goroutine may run in the wrong namespace.
 		if unix.Setns(int(back.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}

@@ -19,7 +19,7 @@ func Describe(prog *ebpf.Program) hook.Program {
 	return DescribeInfo(info)
 }
 
-// DescribeInfo is [Describe] for a caller that needs more of the information.
+// DescribeInfo is [Describe] for a caller that needs more of the kernel's answer.
 func DescribeInfo(info *ebpf.ProgramInfo) hook.Program {
 	id, _ := info.ID()
 	p := hook.Program{ID: uint32(id), Name: info.Name, Tag: info.Tag}
@@ -43,8 +43,8 @@ func MapID(m *ebpf.Map) (uint32, error) {
 	return uint32(id), nil
 }
 
-// bootTime returns the time that was since after boot (CLOCK_BOOTTIME). It is
-// rounded to whole seconds: the clocks of several calls differ by less.
+// bootTime converts a time since boot (CLOCK_BOOTTIME). The result is rounded to
+// whole seconds: more digits would differ from call to call.
 func bootTime(since time.Duration) time.Time {
 	var now unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {

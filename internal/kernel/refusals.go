@@ -11,22 +11,23 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// Freplace explains an error of a program that is to take the place of a
-// function of another one (BPF_PROG_TYPE_EXT): ebpf.ErrNotSupported where the
-// kernel does not let any do that, though the capabilities are there. EPERM is
-// the policy's, ENOTSUPP and EOPNOTSUPP an architecture's without trampolines.
+// Freplace explains an error of a program that should replace a function of
+// another program (BPF_PROG_TYPE_EXT). It returns ebpf.ErrNotSupported where the
+// kernel refuses all such programs, although the process has the capabilities:
+// with EPERM because of its policy, with ENOTSUPP or EOPNOTSUPP because the
+// architecture has no trampolines.
 func Freplace(what string, err error) error {
-	const enotsupp = unix.Errno(524) // linux/errno.h; not for user space, but it comes
+	const enotsupp = unix.Errno(524) // linux/errno.h; internal to the kernel, but user space gets it
 	refused := errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, enotsupp) ||
 		errors.Is(err, unix.EPERM) && len(MissingCapabilities()) == 0
 	if !refused || errors.Is(err, ebpf.ErrNotSupported) {
 		return Errno(what, err)
 	}
-	return hook.Because(ebpf.ErrNotSupported, "%s: this kernel refuses freplace (BPF_PROG_TYPE_EXT), with which libxdp chains programs: %w", what, err).
-		Hint("an owned chain does without (--style owned)")
+	return hook.Because(ebpf.ErrNotSupported, "%s: this kernel refuses freplace (BPF_PROG_TYPE_EXT), which libxdp's chains are built on: %w", what, err).
+		Hint("an owned chain works without it (--style owned)")
 }
 
-// RefusedXDP explains why a device did not take a dispatcher.
+// RefusedXDP explains why a device refused a dispatcher.
 func RefusedXDP(device string, mode hook.Mode, err error) error {
 	switch {
 	case errors.Is(err, unix.ENODEV):
@@ -38,5 +39,5 @@ func RefusedXDP(device string, mode hook.Mode, err error) error {
 		return Errno("attach the dispatcher", err)
 	}
 	return hook.WithHint(fmt.Errorf("the kernel or the driver refused the dispatcher: %w", err),
-		"common reasons are an MTU above what XDP takes (a page less headers, unless all members have frags), or too few queues; generic mode has fewer demands")
+		"common reasons are an MTU that is too large for XDP (more than a page without headers, unless all members have frags), or too few queues; generic mode has fewer requirements")
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// ErrAgain: somebody else was quicker; read again and try again.
+// ErrAgain: another process was faster; read again and try again.
 var ErrAgain = errors.New("changed meanwhile")
 
 const (
@@ -21,8 +21,8 @@ const (
 	maxWait  = 32 * time.Millisecond // between two tries
 )
 
-// Again marks an error of a race that was lost: the object that was read has
-// gone, or something else is there by now.
+// Again marks the error of a lost race with ErrAgain: the object that was read is
+// gone, or something else has taken its place.
 func Again(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EAGAIN) {
 		return fmt.Errorf("%w: %w", ErrAgain, err)
@@ -30,8 +30,9 @@ func Again(err error) error {
 	return err
 }
 
-// Retry runs fn until it succeeds or fails for good, and waits a little more
-// each time, by chance, so that those who compete do not do it in step.
+// Retry runs fn again while it returns ErrAgain. It waits between two tries, on
+// average longer each time. The time is random, so that competitors do not retry in
+// lockstep.
 func Retry(ctx context.Context, fn func() error) error {
 	wait := time.Millisecond
 	for tries := 1; ; tries++ {

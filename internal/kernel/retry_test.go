@@ -11,7 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// A context that has ended ends the tries, and says so.
+// Retry ends with the context, and says so.
 func TestRetry(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	tries := 0

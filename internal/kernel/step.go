@@ -1,10 +1,10 @@
 package kernel
 
-// OnStep, when set, is called before every step that others can see. Tests
-// set it to die there; nothing else does.
+// OnStep, if set, is called at every step that other processes can see. Only tests
+// set it, to kill the process there.
 var OnStep func(step string)
 
-// Step marks a place where a process may die.
+// Step marks a point where the process may die.
 func Step(step string) {
 	if OnStep != nil {
 		OnStep(step)
