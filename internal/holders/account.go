@@ -24,7 +24,7 @@ func (v *View) account(h *Holders, open map[uint64]bool) {
 		}
 		return
 	}
-	own := map[uint64]bool{} // open files that are this process's alone
+	own := map[uint64]bool{} // open files that only this process has
 	for _, d := range v.mine[h.Ref] {
 		if !open[d.file] {
 			own[d.file] = true
@@ -32,7 +32,7 @@ func (v *View) account(h *Holders, open map[uint64]bool) {
 	}
 	h.Counted = before.references - len(own)
 	if after := v.after.counts[h.Ref]; after != before && v.after.failed[h.Kind] == nil {
-		h.Missing = "it changed while it was looked at; look again"
+		h.Missing = "the references changed meanwhile; look again"
 		return
 	}
 	if h.Found >= h.Counted {
@@ -45,21 +45,21 @@ func (v *View) account(h *Holders, open map[uint64]bool) {
 	v.explain(h, before.users-len(own)-h.Files-len(h.Pins))
 }
 
-// explain says what may hold the references that were not found. Of a map it is
-// known how many of them are by users.
+// explain says what may hold the references that were not found. For a map the
+// kernel counts users apart: users is how many of those were not found.
 func (v *View) explain(h *Holders, users int) {
 	var may []string
 	missing := h.Counted - h.Found
 	if h.Kind != Map {
 		users = missing
 	}
-	for _, o := range h.Objects { // some links count as users of a map
+	for _, o := range h.Objects { // these links count as users of a map
 		if h.Kind == Map && (o.How == "iterates over it" || o.How == "attached to it") {
 			users -= o.References
 		}
 	}
 	if users > 0 {
-		may = append(may, "a descriptor that is on its way through a unix socket, or registered in an io_uring")
+		may = append(may, "a descriptor in the queue of a unix socket, or registered in an io_uring")
 		h.Suspects = v.suspectsOf(h.Kind)
 		if len(h.Suspects) > 0 {
 			var names []string
@@ -72,19 +72,19 @@ func (v *View) explain(h *Holders, users int) {
 			may = append(may, "a process outside of this pid namespace")
 		}
 		for _, m := range v.hidden {
-			may = append(may, fmt.Sprintf("a pin in the bpffs at %s in mount namespace %d, which another mount hides", m.Point, m.NS))
+			may = append(may, fmt.Sprintf("a pin in the bpffs at %s in mount namespace %d, which another mount covers", m.Point, m.NS))
 		}
 	}
 	if h.Kind == Map && missing > users {
 		may = append(may, v.keepsMap(h.ID))
 	}
 	if h.Kind == Program {
-		may = append(may, "something that it is attached to without a link: a device by netlink, a tc filter, a cgroup, a socket, a perf event; a driver may take one for each queue")
+		may = append(may, "something that it is attached to without a link: a device by netlink, a tc filter, a cgroup, a socket, a perf event; a driver may take a reference for each queue")
 	}
 	h.Missing = fmt.Sprintf("%d of %d references not found; it may be %s", missing, h.Counted, strings.Join(may, "; or "))
 }
 
-// keepsMap says what in the kernel may keep a map, beside what can be found.
+// keepsMap says what in the kernel may hold a map and cannot be found.
 func (v *View) keepsMap(id uint32) string {
 	for _, m := range v.before.maps {
 		if m.ID != id {
@@ -92,14 +92,14 @@ func (v *View) keepsMap(id uint32) string {
 		}
 		switch {
 		case m.Type == mapProgArray && m.Users == 0:
-			// The reference for the deferred clearing, which Linux 6.18 forgets
-			// if the array is opened and closed while it is under way.
-			return "the kernel, which is emptying the array, or has lost count when it did"
+			// It is the reference of the deferred clearing. Linux 6.18 never releases
+			// it if the array is opened and closed meanwhile.
+			return "the kernel, which empties the array, or lost count when it did"
 		case m.Type == mapXSK:
 			return "a socket that is in it"
 		case m.Type == mapStructOps:
 			return "the kernel, where it is registered"
 		}
 	}
-	return "a program that is just going away"
+	return "a program that is being freed"
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// BenchmarkLook asks for everything about every link, with 200 processes more
-// and 2,000 links: open in one process, or pinned.
+// BenchmarkLook asks for everything about every link, with 200 more processes and
+// 2,000 links, which are open in one process or pinned.
 func BenchmarkLook(b *testing.B) {
 	const processes, links = 200, 2000
 	testenv.Require(b)

@@ -11,49 +11,50 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// filesystems are all bpffs that were found, and what else is mounted.
+// filesystems are all bpffs that were found, and the types of all other file
+// systems.
 type filesystems struct {
 	spaces  *mountNSs
-	visited int               // namespaces
-	types   map[uint64]string // by device number
+	visited int               // how many of spaces were visited
+	types   map[uint64]string // of file systems, by device number
 	bpf     map[uint64]*bpffs
 }
 
-// A bpffs is one instance, however often it is mounted.
+// A bpffs is one instance of the file system, however often it is mounted.
 type bpffs struct {
 	dev    uint64
 	mounts []Mount
-	roots  map[string]int      // what of it is mounted, opened
-	walked map[uint64]bool     // folders, by inode
+	roots  map[string]int      // descriptors of the folders that are mounted, by path
+	walked map[uint64]bool     // folders that were read, by inode
 	files  map[uint64]*pinFile // by inode
-	hidden *Mount              // one that another mount lies on
+	hidden *Mount              // a mount that another one covers
 }
 
-// A pinFile is an inode that holds an object.
+// A pinFile is a pin: an inode that holds an object.
 type pinFile struct {
 	ref   Ref
 	inode uint64
 	names []string
-	door  door // that leads to it where there is no name
+	door  door // what leads to it if it has no name
 }
 
-// newFilesystems looks at the mounts in all namespaces.
+// newFilesystems reads the mounts in all namespaces.
 func newFilesystems(spaces *mountNSs) *filesystems {
 	fs := &filesystems{spaces: spaces, types: map[uint64]string{}, bpf: map[uint64]*bpffs{}}
 	fs.visit()
 	return fs
 }
 
-// visit looks at the mounts in all namespaces that were not visited yet.
+// visit reads the mounts in the namespaces that were not visited yet.
 func (fs *filesystems) visit() {
-	for ; fs.visited < len(fs.spaces.list); fs.visited++ { // which grows on the way
-		fs.look(fs.spaces.list[fs.visited])
+	for ; fs.visited < len(fs.spaces.list); fs.visited++ { // the list grows meanwhile
+		fs.readMounts(fs.spaces.list[fs.visited])
 	}
 }
 
-// look adds the mounts of a namespace, and the namespaces that are mounted
-// there.
-func (fs *filesystems) look(ns *mountNS) {
+// readMounts adds the mounts of a namespace, and the namespaces that are mounted in
+// it.
+func (fs *filesystems) readMounts(ns *mountNS) {
 	var doors []string
 	fs.visitMounts(ns, func(prefix string, m procfs.Mount) {
 		fs.types[m.Dev] = m.Type
@@ -78,7 +79,7 @@ func (fs *filesystems) look(ns *mountNS) {
 	}
 }
 
-// prefixes are what may lead this process to the root of a namespace.
+// prefixes are the paths that may lead this process to the root of a namespace.
 func prefixes(ns *mountNS, own bool) []string {
 	var list []string
 	if own {
@@ -90,7 +91,7 @@ func prefixes(ns *mountNS, own bool) []string {
 	return list
 }
 
-// add takes note of a mount, and opens what is mounted unless it is open.
+// add notes a mount, and opens the folder that is mounted unless it is open.
 func (fs *filesystems) add(m procfs.Mount, ns *mountNS, prefix string) {
 	b := fs.instance(m.Dev)
 	mount := Mount{NS: ns.inode, Point: m.Point, root: m.Root}
@@ -121,7 +122,7 @@ func (fs *filesystems) instance(dev uint64) *bpffs {
 	return b
 }
 
-// reach finds for mounts of a namespace how this process can reach them.
+// reach finds the paths by which this process can reach the mounts of a namespace.
 func (b *bpffs) reach(ns *mountNS, own bool) {
 	for i := range b.mounts {
 		m := &b.mounts[i]
@@ -148,8 +149,8 @@ func identity(fd int) (dev, ino uint64) {
 	return st.Dev, st.Ino
 }
 
-// leads tells whether the file, a magic link of /proc, may be of a bpffs or a
-// namespace. No file is waited for, as on a server that is gone.
+// leads tells whether a magic link of /proc may lead to a bpffs or to a namespace.
+// It waits for no file: a file's server may be gone.
 func (fs *filesystems) leads(dir int, name string) bool {
 	var st unix.Statx_t
 	if unix.Statx(dir, name, unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &st) != nil {
@@ -160,8 +161,8 @@ func (fs *filesystems) leads(dir int, name string) bool {
 	if dev == fs.spaces.nsfs {
 		kind = "nsfs"
 	} else if !known {
-		// Of a file system that is mounted nowhere. Only what looks like a bpffs
-		// is asked, since a server may have to answer.
+		// The file system is mounted nowhere. Only a file that looks as in a bpffs is
+		// asked for its type, because a server may have to answer.
 		if st.Dev_major != 0 || st.Size != 0 || st.Blocks != 0 {
 			return false
 		}
@@ -180,8 +181,8 @@ func (fs *filesystems) leads(dir int, name string) bool {
 	return kind == "bpf" || kind == "nsfs"
 }
 
-// sortMounts puts those first that are best to use: in the own namespace, then
-// by the length of the path.
+// sortMounts puts the most useful mounts first: those in the own namespace, then
+// those that this process can reach, then those of larger parts.
 func (b *bpffs) sortMounts(own uint64) {
 	rank := func(m Mount) int {
 		switch {
@@ -197,7 +198,7 @@ func (b *bpffs) sortMounts(own uint64) {
 	})
 }
 
-// pin completes what is known of a pin.
+// pin returns what is known about a pin.
 func (b *bpffs) pin(p *pinFile) Pin {
 	slices.Sort(p.names)
 	pin := Pin{Names: p.names, FS: b.dev, Inode: p.inode}
@@ -214,7 +215,7 @@ func (b *bpffs) pin(p *pinFile) Pin {
 			pin.Mounts = append(pin.Mounts, m)
 			if pin.Path == "" && m.Path != "" {
 				pin.Path = path.Join(m.Path, rest)
-				// A working directory is left by its parent.
+				// path.Join would drop the "cwd/.." of a working directory.
 				if strings.Contains(m.Path, "..") {
 					pin.Path = m.Path + rest
 				}
@@ -225,7 +226,7 @@ func (b *bpffs) pin(p *pinFile) Pin {
 	return pin
 }
 
-// pins returns all pins, and bpffs that are hidden by other mounts.
+// pins returns all pins, and the bpffs that other mounts cover.
 func (fs *filesystems) pins() (map[Ref][]Pin, []Mount) {
 	pins := map[Ref][]Pin{}
 	var hidden []Mount
@@ -252,7 +253,7 @@ func (fs *filesystems) pins() (map[Ref][]Pin, []Mount) {
 	return pins, hidden
 }
 
-// below returns the part of name below root.
+// below returns the rest of name below root; false if name is not below root.
 func below(name, root string) (string, bool) {
 	if root == "/" {
 		return name, true
@@ -261,8 +262,8 @@ func below(name, root string) (string, bool) {
 	return rest, ok && (rest == "" || rest[0] == '/')
 }
 
-// directories are the working directories and roots of tasks that may lead to
-// a bpffs.
+// directories are the working directories and roots of tasks, as far as they may lead
+// to a bpffs.
 func (fs *filesystems) directories(all []procfs.Task) []door {
 	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -10,25 +10,25 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// A descriptor leads to a BPF object.
+// A descriptor is an open descriptor of a BPF object.
 type descriptor struct {
 	ref      Ref
 	pid, tid int // tid: see Process
 	fd       int
-	file     uint64 // the open file: the same number is the same file
+	file     uint64 // identifies the open file
 }
 
-// A door is the path of a descriptor, a working directory or a root that may
-// lead to a bpffs or to a namespace.
+// A door is a path in /proc that may lead to a bpffs or to a namespace: a
+// descriptor, a working directory or a root.
 type door string
 
-// files are what processes have open.
+// files is what processes have open.
 type files struct {
 	open  []descriptor
 	own   []descriptor // of this process
 	doors []door
 
-	references map[Ref]int // of links, as the kernel counts; only by the iterator
+	references map[Ref]int // of links, as the kernel counts them; only from the iterator
 }
 
 // fileRecord is struct file_record, bpf/holders.c.
@@ -37,10 +37,10 @@ type fileRecord struct {
 	File, Table, References     uint64
 }
 
-// kinds are those of enum kind, bpf/holders.c. What follows are doors.
+// kinds are the first values of enum kind, bpf/holders.c. The others are doors.
 var kinds = [...]Kind{Link, Program, Map}
 
-// iterateFiles finds open files by an iterator, which passes over threads that
+// iterateFiles finds open files by an iterator. The iterator skips threads that
 // share the table of their process.
 func iterateFiles(its *iterators) (*files, error) {
 	found := &files{references: map[Ref]int{}}
@@ -48,11 +48,11 @@ func iterateFiles(its *iterators) (*files, error) {
 		pid   uint32
 		table uint64
 	}
-	first := map[table]uint32{} // thread that was met with it
+	first := map[table]uint32{} // the first thread with the table
 	none := func(*fileRecord) uint32 { return 0 }
 	err := read(its, "ld_files", none, func(r *fileRecord, _ []uint64) {
 		if r.PID == 0 {
-			return // outside of the pid namespace
+			return // outside this pid namespace
 		}
 		key := table{r.PID, r.Table}
 		tid, known := first[key]
@@ -86,8 +86,8 @@ func iterateFiles(its *iterators) (*files, error) {
 	return found, err
 }
 
-// procFiles finds open files by /proc. What cannot be read is left out: it is
-// another user's, or gone.
+// procFiles finds open files through /proc. It leaves out what it cannot read: the
+// process is another user's, or gone.
 func procFiles(all []procfs.Task, fs *filesystems) *files {
 	found := &files{}
 	self := os.Getpid()
@@ -106,8 +106,8 @@ func procFiles(all []procfs.Task, fs *filesystems) *files {
 	return found
 }
 
-// sharesTable tells whether a thread has the table of one of the others. Where
-// kcmp does not tell it is taken to have that of the first.
+// sharesTable tells whether a thread shares the table of one of the others. Without
+// an answer of kcmp all threads of a process count as sharing one table.
 func sharesTable(t procfs.Task, tables []procfs.Task) bool {
 	for _, other := range tables {
 		if order, err := kcmp(other.TID, t.TID, kcmpFiles, 0, 0); err != nil || order == 0 {
@@ -132,7 +132,7 @@ func (f *files) read(t procfs.Task, fs *filesystems, own bool) {
 		if err != nil {
 			continue
 		}
-		target := string(buf[:n]) // cut, but its beginning says enough
+		target := string(buf[:n]) // perhaps cut, but the beginning is enough
 		switch {
 		case strings.HasPrefix(target, "anon_inode:bpf"):
 			ref, ok := fdinfo(dir + "/fdinfo/" + name)
@@ -153,13 +153,13 @@ func (f *files) read(t procfs.Task, fs *filesystems, own bool) {
 	}
 }
 
-// fdinfo reads which BPF object a descriptor is, if it is one.
+// fdinfo reads which BPF object a descriptor leads to; false if none.
 func fdinfo(path string) (Ref, bool) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return Ref{}, false
 	}
-	// A link says of its program as well; its own id comes first.
+	// The file of a link also has the id of its program, after its own.
 	for line := range strings.Lines(string(text)) {
 		key, value, _ := strings.Cut(line, ":")
 		kind := map[string]Kind{"link_id": Link, "prog_id": Program, "map_id": Map}[key]
@@ -172,11 +172,11 @@ func fdinfo(path string) (Ref, bool) {
 	return Ref{}, false
 }
 
-// identify tells the open files apart. Where the kernel does not say each
-// descriptor is taken for a file of its own.
+// identify finds out which descriptors share an open file. Where the kernel does not
+// tell, each descriptor counts as a file of its own.
 func (f *files) identify() {
 	var distinct uint64
-	known := map[Ref][]*descriptor{} // one for each open file
+	known := map[Ref][]*descriptor{} // one descriptor for each open file
 	for _, list := range [][]descriptor{f.open, f.own} {
 	next:
 		for i := range list {

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// A Kind of BPF object.
+// A Kind is a type of BPF object.
 type Kind string
 
 // The kinds.
@@ -31,10 +31,10 @@ type Holders struct {
 	Objects   []Object
 	Files     int // open files that the descriptors of all processes lead to
 
-	// Counted are the references that the kernel counts, and Found those of
-	// them that are listed here. Verified if that is all. Otherwise Missing says
-	// why it is not known, or what may hold the rest.
-	Counted  int // 0 if it is not known
+	// Counted is the number of references that the kernel counts. Found is how many
+	// of them are listed here. Verified is true if that is all of them. Otherwise
+	// Missing says what may hold the rest, or why this is not known.
+	Counted  int // 0 if not known
 	Found    int
 	Verified bool
 	Missing  string
@@ -43,43 +43,43 @@ type Holders struct {
 
 // A Process has the object open.
 type Process struct {
-	PID       int    // as the pid namespace of this process has it
-	TID       int    // of a thread that has descriptors of its own (CLONE_FILES); 0 for the process
+	PID       int    // in the pid namespace of the calling process
+	TID       int    // a thread with a table of descriptors of its own; 0 for the process
 	Comm      string // of the process
 	Exe       string
 	FDs       []int
 	PIDNS     uint64 // inode
 	MountNS   uint64 // inode
-	Cgroup    string // path below the mount of cgroup v2, else of systemd's hierarchy
+	Cgroup    string // path below the mount of cgroup v2, or else in systemd's hierarchy
 	Unit      string // of systemd, if the cgroup's path has one
-	Container string // its id or name, if the cgroup's path has one
+	Container string // id or name, if the cgroup's path has one
 }
 
-// A Pin is a file of a bpffs, which has several names if it is linked hard. A
-// file that was removed while somebody has it open by O_PATH has none.
+// A Pin is a file of a bpffs. With hard links it has several names. A file that was
+// removed while a process has it open (O_PATH) has no name.
 type Pin struct {
-	Path   string   // for this process to open, by /proc/PID/root if need be; "": see Mounts
-	Names  []string // in the bpffs, from its root
-	Mounts []Mount  // where one of the names can be seen, the best to use first
+	Path   string   // for the calling process, if need be through /proc/PID/root; "": see Mounts
+	Names  []string // paths from the root of the bpffs
+	Mounts []Mount  // mounts that show one of the names; the most useful first
 	FS     uint64   // device number of the bpffs
 	Inode  uint64
 }
 
-// A Mount is where a bpffs can be seen, or a part of it.
+// A Mount is a mount of a bpffs or of a part of it.
 type Mount struct {
-	NS    uint64 // mount namespace; 0 if it is in none, as after umount --lazy
-	Point string // in that namespace
-	Path  string // for this process; "" if the namespace must be entered
-	Enter string // the namespace, for nsenter --mount=; "" if nothing leads there
+	NS    uint64 // mount namespace; 0 if in none, for example after umount --lazy
+	Point string // path in that namespace
+	Path  string // path for the calling process; "" if it must enter the namespace
+	Enter string // the namespace's file, for nsenter --mount=; "" if no path leads there
 
-	root string // what of the bpffs is mounted
+	root string // the folder of the bpffs that is mounted
 }
 
-// An Object refers to another one.
+// An Object is a BPF object that refers to another one.
 type Object struct {
 	Ref
 	How        string // in words: "carries it", "slot", "uses it", ...
-	References int    // how many it takes
+	References int    // how many references it takes
 }
 
 // A Suspect may hold references that were not found.
@@ -89,26 +89,26 @@ type Suspect struct {
 	Why  string
 }
 
-// Options change how a Finder looks. The zero value is for a command.
+// Options change what a Finder looks at. The zero value is right for a command.
 type Options struct {
-	// NoIterators makes it look in /proc only. Then it is not known either
-	// which programs are traced or extended by others.
+	// NoIterators restricts the Finder to /proc. Then it does not find out either
+	// which programs trace or extend others.
 	NoIterators bool
-	// Self counts what this process has open as well, but for what the Finder
-	// itself has.
+	// Self includes what the calling process has open, except what the Finder has
+	// open.
 	Self bool
 }
 
-// A Finder can look. It may be used by several goroutines.
+// A Finder looks for holders. Several goroutines may use it.
 type Finder struct {
 	opts Options
 	mu   sync.Mutex
-	its  *iterators // nil: not to be used
+	its  *iterators // nil with Options.NoIterators
 	own  map[Ref]bool
 }
 
-// Open loads the iterators, which takes some 25 ms; where that fails the
-// Finder does without. The caller closes it.
+// Open loads the iterators, which takes about 25 ms. The Finder works without those
+// that fail to load. The caller closes it.
 func Open(o Options) *Finder {
 	f := &Finder{opts: o}
 	if !o.NoIterators {

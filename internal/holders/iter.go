@@ -12,14 +12,14 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// iterators are the programs of bpf/holders.c, as far as this kernel has them.
+// iterators are the programs of bpf/holders.c that this kernel accepts.
 type iterators struct {
 	colls  []*ebpf.Collection
 	links  map[string]*link.Iter
 	failed map[string]error
 }
 
-// iterated says what a program iterates over, and since when the kernel can.
+// iterated tells what a program iterates over, and the first Linux that can do it.
 var iterated = map[string]struct{ over, since string }{
 	"ld_files":    {"task_file", "5.8"},
 	"ld_maps":     {"bpf_map", "5.8"},
@@ -27,8 +27,8 @@ var iterated = map[string]struct{ over, since string }{
 	"ld_links":    {"bpf_link", "5.19"},
 }
 
-// loadAll loads all programs at once, since most of the time goes into reading
-// the kernel's BTF. Where one is refused each is tried on its own.
+// loadAll loads all programs at once, because reading the kernel's BTF takes most of
+// the time. If one is refused it tries each alone.
 func loadAll() *iterators {
 	its := &iterators{links: map[string]*link.Iter{}, failed: map[string]error{}}
 	spec, err := loadIterators()
@@ -86,7 +86,8 @@ func (its *iterators) load(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// learn shows ld_files a link, a program and a map, see there.
+// learn shows ld_files a link, a program and a map, so that it can tell files of
+// objects from others.
 func learn(coll *ebpf.Collection, files *link.Iter) error {
 	fds := [3]int32{
 		int32(files.FD()),
@@ -105,13 +106,13 @@ func learn(coll *ebpf.Collection, files *link.Iter) error {
 	}
 	for _, op := range operations {
 		if op == 0 {
-			return errors.New("it does not see the files of this process")
+			return errors.New("it does not see this process's files")
 		}
 	}
 	return nil
 }
 
-// run returns what the program writes.
+// run runs an iterator and returns its output.
 func run(l *link.Iter) ([]byte, error) {
 	r, err := l.Open()
 	if err != nil {
@@ -124,8 +125,8 @@ func run(l *link.Iter) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// read runs the program of that name and hands each record to fn: a T, and as
-// many pointers after it as more says.
+// read runs the program of that name and passes each record to fn: a T, and the
+// pointers that follow it, of which more tells the number.
 func read[T any](its *iterators, name string, more func(*T) uint32, fn func(*T, []uint64)) error {
 	if err := its.failed[name]; err != nil {
 		return err
@@ -135,7 +136,7 @@ func read[T any](its *iterators, name string, more func(*T) uint32, fn func(*T, 
 		return fmt.Errorf("BPF iterator %s: %w", iterated[name].over, kernel.Explain(err))
 	}
 	for size := int(unsafe.Sizeof(*new(T))); len(out) >= size; {
-		head := (*T)(unsafe.Pointer(&out[0])) // a multiple of 8 bytes from the beginning
+		head := (*T)(unsafe.Pointer(&out[0])) // aligned: all sizes are multiples of 8
 		out = out[size:]
 		n := min(int(more(head)), len(out)/8)
 		var pointers []uint64
@@ -148,7 +149,7 @@ func read[T any](its *iterators, name string, more func(*T) uint32, fn func(*T, 
 	return nil
 }
 
-// own returns the objects that the iterators consist of.
+// own returns the iterators' own objects.
 func (its *iterators) own() map[Ref]bool {
 	own := map[Ref]bool{}
 	for _, l := range its.links {

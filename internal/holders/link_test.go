@@ -16,7 +16,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// processes are pids with descriptors, as a test names them.
+// processes are descriptors by pid, in the form that a test compares.
 func processes(h *holders.Holders) map[int][]int {
 	m := map[int][]int{}
 	for _, p := range h.Processes {
@@ -39,7 +39,7 @@ func TestProcess(t *testing.T) {
 	qt.Check(t, qt.Equals(h.Processes[0].Comm, "exe"))
 }
 
-// One open file that two processes and two descriptors of one lead to.
+// Two processes have one open file, and one of them has it twice.
 func TestShared(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
@@ -89,7 +89,7 @@ func TestSelf(t *testing.T) {
 		defer unix.Close(own)
 
 		h := complete(t, ref)
-		qt.Check(t, qt.HasLen(h.Processes, 1)) // and not newLink, nor own
+		qt.Check(t, qt.HasLen(h.Processes, 1)) // neither newLink nor own counts
 		qt.Check(t, qt.Equals(h.Counted, 1))
 
 		f := holders.Open(holders.Options{Self: true})
@@ -125,7 +125,7 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
-// A descriptor in a message is counted, and cannot be found.
+// The kernel counts a descriptor in a message, but it cannot be found.
 func TestInFlight(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
@@ -162,7 +162,7 @@ func TestGone(t *testing.T) {
 		f := holders.Open(o)
 		defer f.Close()
 		var err error
-		for range 20 { // a cgroup's link goes a little later
+		for range 20 { // the kernel frees a cgroup's link a little later
 			var view *holders.View
 			view, err = f.Look(holders.Link)
 			qt.Assert(t, qt.IsNil(err))
@@ -175,7 +175,7 @@ func TestGone(t *testing.T) {
 	}
 }
 
-// Who may not ask the kernel is told so.
+// Without privileges the answer says what is missing.
 func TestUnprivileged(t *testing.T) {
 	testenv.CheckLeaks(t)
 	var found int
@@ -193,7 +193,7 @@ func TestUnprivileged(t *testing.T) {
 func unprivilegedHelper(args []string) {
 	open("link", args[0])
 	must(syscall.Setuid(65534))
-	must(unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)) // or its own /proc is closed to it
+	must(unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)) // else the process may not read its own /proc
 	f := holders.Open(holders.Options{Self: true})
 	defer f.Close()
 	view, err := f.Look(holders.Link)

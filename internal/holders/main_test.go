@@ -41,20 +41,20 @@ func isolatedHelper([]string) {
 		Pdeathsig:  syscall.SIGKILL,
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET,
 	}
-	runtime.LockOSThread() // of whose death the child is told
+	runtime.LockOSThread() // the child is killed when this thread ends
 	must(child.Start())
 	fmt.Println("child", child.Process.Pid)
 	child.Wait()
 }
 
-// holdHelper does what its stdin says, and says when it is done.
+// holdHelper runs the commands on its stdin, and reports the end of each.
 func holdHelper() {
 	var kept []link.Link
 	commands := map[string]func(args ...string) any{
 		"open":  func(a ...string) any { return open(a[0], a[1]) },
 		"close": func(a ...string) any { return unix.Close(number(a[0])) },
 		"dup":   func(a ...string) any { return dup(number(a[0])) },
-		// A child that has the descriptor as its 3.
+		// fork starts a child that has the descriptor as its 3.
 		"fork": func(a ...string) any {
 			child := exec.Command("/bin/sleep", "1000")
 			file := os.NewFile(uintptr(dup(number(a[0]))), "")
@@ -64,7 +64,7 @@ func holdHelper() {
 			must(child.Start())
 			return child.Process.Pid
 		},
-		// A thread that has a descriptor of its own.
+		// thread starts a thread that has a table of descriptors of its own.
 		"thread": func(a ...string) any {
 			tid := make(chan int)
 			go func() {
@@ -76,7 +76,7 @@ func holdHelper() {
 			}()
 			return <-tid
 		},
-		// A descriptor that is on its way to itself.
+		// send leaves the descriptor in the queue of a socket of its own.
 		"send": func(a ...string) any {
 			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 			must(err)
@@ -115,7 +115,7 @@ func holdHelper() {
 			}
 			return nil
 		},
-		// So many links, pinned or open.
+		// links makes that many links, pinned or open.
 		"links": func(a ...string) any {
 			iter, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 				Name: "ldt_iter", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceIter, AttachTo: "bpf_map", License: "GPL",
@@ -137,7 +137,7 @@ func holdHelper() {
 		"remove": func(a ...string) any { return os.Remove(a[0]) },
 		"link":   func(a ...string) any { return os.Link(a[0], a[1]) },
 	}
-	runtime.LockOSThread() // of whose death children are told
+	runtime.LockOSThread() // children are killed when this thread ends
 	fmt.Println("pid", os.Getpid())
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		words := strings.Split(in.Text(), " ")
@@ -208,22 +208,22 @@ func isolated(t testing.TB) *holder {
 	return h
 }
 
-// do lets the holder do something that ends without an error.
+// do has the holder run a command that must succeed.
 func (h *holder) do(format string, args ...any) {
 	h.t.Helper()
 	h.Send(fmt.Sprintf(format, args...))
 	qt.Assert(h.t, qt.Equals(h.Expect(h.t, "done"), "<nil>"))
 }
 
-// ask lets the holder do something that results in a number.
+// ask has the holder run a command, and returns the number that results.
 func (h *holder) ask(format string, args ...any) int {
 	h.t.Helper()
 	h.Send(fmt.Sprintf(format, args...))
 	return number(h.Expect(h.t, "done"))
 }
 
-// newLink attaches a program to a cgroup, lets somebody else take it, and
-// closes it.
+// newLink attaches a program to a cgroup, lets take open or pin the link, and closes
+// it.
 func newLink(t testing.TB, take func(holders.Ref)) holders.Ref {
 	t.Helper()
 	prog, _ := testenv.CgroupProgram(t, "ldt_hold", hook.CgroupConnect4, 1)
@@ -238,7 +238,7 @@ func newLink(t testing.TB, take func(holders.Ref)) holders.Ref {
 	return ref
 }
 
-// look asks by iterators and by /proc, and wants the same answer.
+// look asks with iterators and with /proc alone, and checks that the answers agree.
 func look(t testing.TB, ref holders.Ref) *holders.Holders {
 	t.Helper()
 	var answers []*holders.Holders
@@ -246,7 +246,7 @@ func look(t testing.TB, ref holders.Ref) *holders.Holders {
 		f := holders.Open(o)
 		defer f.Close()
 		var h *holders.Holders
-		// What was just closed may take the kernel a moment.
+		// The kernel may take a moment for what was just closed.
 		for range 20 {
 			view, err := f.Look()
 			qt.Assert(t, qt.IsNil(err))

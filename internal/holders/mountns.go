@@ -12,23 +12,23 @@ import (
 type mountNS struct {
 	inode uint64
 	fd    int      // of its file; -1 if it could not be opened
-	tasks []string // folders in /proc of some that live in it
-	enter string   // a file that it can be entered by
+	tasks []string // folders in /proc of some tasks in it
+	enter string   // a file by which it can be entered
 }
 
-// mountNSs are the mount namespaces that were found, the caller's first.
+// mountNSs are the mount namespaces that were found; the caller's comes first.
 type mountNSs struct {
 	list  []*mountNS
-	known map[uint64]*mountNS // nil for a namespace of another type
-	nsfs  uint64              // device number
+	known map[uint64]*mountNS // by inode; nil for a namespace of another type
+	nsfs  uint64              // device number of the file system of namespaces
 }
 
-// someTasks is how many tasks of a namespace are remembered: the first may have
-// another root than the namespace, or be gone.
+// someTasks is how many tasks of a namespace are kept: one may be gone, or have
+// another root than the namespace.
 const someTasks = 4
 
-// findMountNSs finds the namespaces that tasks live in, and on Linux 6.12 and
-// newer all others. The caller closes what it returns.
+// findMountNSs finds the namespaces that tasks are in, and since Linux 6.12 all
+// others. The caller closes the result.
 func findMountNSs(all []procfs.Task) *mountNSs {
 	found := &mountNSs{known: map[uint64]*mountNS{}}
 	if found.add("/proc/thread-self/ns/mnt", "/proc/self") == nil {
@@ -39,7 +39,7 @@ func findMountNSs(all []procfs.Task) *mountNSs {
 		ino := procfs.Namespace(dir, "mnt")
 		ns := found.known[ino]
 		switch {
-		case ino == 0: // not to be read, or gone
+		case ino == 0: // not readable, or gone
 		case ns == nil:
 			found.add(dir+"/ns/mnt", dir)
 		case len(ns.tasks) < someTasks:
@@ -51,12 +51,12 @@ func findMountNSs(all []procfs.Task) *mountNSs {
 	return found
 }
 
-// add opens the namespace at path. Task is the folder of one that lives in it,
-// or empty. It returns nil if it is not a mount namespace.
+// add opens the namespace at path. task is the folder of a task in it, or empty. It
+// returns nil if the file is no mount namespace.
 func (f *mountNSs) add(path, task string) *mountNS {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		if ino := procfs.Namespace(task, "mnt"); task != "" && ino != 0 { // may be looked at all the same
+		if ino := procfs.Namespace(task, "mnt"); task != "" && ino != 0 { // its tasks may still show its mounts
 			ns := &mountNS{inode: ino, fd: -1, tasks: []string{task}, enter: path}
 			f.known[ino] = ns
 			f.list = append(f.list, ns)
@@ -74,7 +74,7 @@ func (f *mountNSs) add(path, task string) *mountNS {
 	return ns
 }
 
-// take adds an open namespace, or closes it.
+// take adds an open namespace, or closes what is none or known already.
 func (f *mountNSs) take(fd int) *mountNS {
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) != nil || f.nsfs != 0 && st.Dev != f.nsfs {
@@ -108,8 +108,8 @@ const (
 	nsMntGetPrev = 2<<30 | 16<<16 | 0xb7<<8 | 12
 )
 
-// next adds all namespaces after the caller's, or before it: also those that
-// no process lives in.
+// next adds all namespaces after the caller's, or before it, also those without a
+// process.
 func (f *mountNSs) next(direction uintptr) {
 	fd := f.list[0].fd
 	for fd >= 0 {

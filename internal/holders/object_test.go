@@ -76,8 +76,8 @@ func TestProgram(t *testing.T) {
 	qt.Check(t, qt.Equals(h.Counted, 6))
 }
 
-// XDP takes more references than that of the link: one for each device, and
-// one for all.
+// XDP takes more references than the link's: one for each device, and one for all
+// devices.
 func TestProgramXDP(t *testing.T) {
 	for _, mode := range []link.XDPAttachFlags{link.XDPGenericMode, link.XDPDriverMode} {
 		t.Run(fmt.Sprint(mode), func(t *testing.T) {
@@ -101,7 +101,7 @@ func TestProgramXDP(t *testing.T) {
 	}
 }
 
-// Links of other types, each of which carries a program.
+// Links of other types carry a program, too.
 func TestProgramLinks(t *testing.T) {
 	needed := map[string]testenv.Feature{
 		"tcx": testenv.FeatureTCX, "netfilter": testenv.FeatureNetfilterLink, "perf event": testenv.FeaturePerfLink,
@@ -166,7 +166,7 @@ func TestProgramLinks(t *testing.T) {
 	}
 }
 
-// What is attached without a link is not looked for, and said so.
+// The answer says that it does not cover programs that are attached without a link.
 func TestProgramWithoutLink(t *testing.T) {
 	testenv.CheckLeaks(t)
 	prog, _ := testenv.CgroupProgram(t, "ldt_hold", hook.CgroupConnect4, 1)
@@ -221,7 +221,7 @@ func TestMap(t *testing.T) {
 	qt.Check(t, qt.Equals(h.Counted, 6))
 }
 
-// Programs of map entries.
+// Entries of maps refer to programs.
 func TestDevMap(t *testing.T) {
 	testenv.CheckLeaks(t)
 	prog := testenv.Load(t, &ebpf.ProgramSpec{

@@ -1,16 +1,16 @@
 package holders
 
-// objects are all of some kinds, and how they refer to each other.
+// objects are all objects of some kinds, and how they refer to each other.
 type objects struct {
 	known    map[Ref]bool
-	refers   map[Ref][]Object // to the key
-	unlisted map[Kind]error   // why not all of a kind are known
+	refers   map[Ref][]Object // what refers to the key
+	unlisted map[Kind]error   // why a kind could not be listed
 
 	dispatched map[uint32]bool // programs, see carry
 }
 
-// refer takes note that from refers to an object. Several references of one
-// sort are one Object.
+// refer notes that from refers to an object n times. References of the same sort are
+// one Object.
 func (o *objects) refer(to, from Ref, how string, n int) {
 	list := o.refers[to]
 	for i := range list {
@@ -22,8 +22,7 @@ func (o *objects) refer(to, from Ref, how string, n int) {
 	o.refers[to] = append(list, Object{from, how, n})
 }
 
-// Types of links and maps that take references of a kind of their own
-// (linux/bpf.h).
+// The types of links and maps that take special references (linux/bpf.h).
 const (
 	linkIter      = 4
 	linkXDP       = 6
@@ -41,8 +40,8 @@ const (
 	mapStructOps   = 26
 )
 
-// lookAtObjects takes from records what it can, and asks the kernel for the rest. To
-// know what refers to programs or maps it takes all kinds.
+// lookAtObjects uses the records, and asks the kernel for what they lack. What refers
+// to programs and maps is only known from all kinds.
 func lookAtObjects(r *records, kinds map[Kind]bool) *objects {
 	o := &objects{
 		known: map[Ref]bool{}, refers: map[Ref][]Object{}, unlisted: map[Kind]error{},
@@ -63,7 +62,7 @@ func lookAtObjects(r *records, kinds map[Kind]bool) *objects {
 	return o
 }
 
-// relate takes from records what refers to programs and maps.
+// relate finds in the records what refers to programs and maps.
 func (o *objects) relate(r *records) {
 	programs := map[uint64]uint32{} // ids by address
 	maps := map[uint64]uint32{}
@@ -97,18 +96,18 @@ func (o *objects) relate(r *records) {
 		for _, p := range r.slots[i] {
 			refer(Program, programs, p, Ref{Map, m.ID}, "slot")
 		}
-		// A prog array is opened only if it has a user: to open one that is
-		// just being emptied for want of users makes the kernel keep it.
+		// A prog array without a user is not opened: the kernel is emptying it, and
+		// then never frees it if it is opened.
 		if m.Type != mapProgArray || m.Slots == 0 && m.Users > 0 {
 			o.readMap(m.ID, m.Type)
 		}
 	}
 }
 
-// carry takes note that a link carries a program. Some hooks take references
-// beside that of the link: XDP one for the driver (dev_xdp_install,
-// net/core/dev.c) and one for all devices together (bpf_dispatcher_add_prog,
-// kernel/bpf/dispatcher.c), a perf event one of its own (bpf_perf_link_attach).
+// carry notes that a link carries a program. Some hooks take references besides the
+// link's: XDP takes one for the driver (dev_xdp_install, net/core/dev.c) and one for
+// all devices together (bpf_dispatcher_add_prog, kernel/bpf/dispatcher.c), and a
+// perf event takes one (bpf_perf_link_attach).
 func (o *objects) carry(link Ref, kind uint32, id uint32, attached bool) {
 	program := Ref{Program, id}
 	o.refer(program, link, "carries it", 1)

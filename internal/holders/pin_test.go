@@ -13,7 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// onePin returns the only holder, which is a pin.
+// onePin returns the only holder, which must be a pin.
 func onePin(t *testing.T, h *holders.Holders) holders.Pin {
 	t.Helper()
 	qt.Check(t, qt.HasLen(h.Processes, 0))
@@ -103,7 +103,7 @@ func TestPinElsewhere(t *testing.T) {
 	reachable(t, pin)
 }
 
-// The bpffs is mounted nowhere, but somebody is in it.
+// The bpffs is mounted nowhere, but a process is in it.
 func TestPinUnmounted(t *testing.T) {
 	for name, hold := range map[string]string{"working directory": "chdir", "descriptor": "path"} {
 		t.Run(name, func(t *testing.T) {
@@ -127,7 +127,7 @@ func TestPinUnmounted(t *testing.T) {
 	}
 }
 
-// A pin was removed while somebody has a descriptor of its file.
+// A pin was removed while a process has a descriptor of its file.
 func TestPinRemoved(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
@@ -143,8 +143,8 @@ func TestPinRemoved(t *testing.T) {
 	p.Kill()
 }
 
-// No process lives in the mount namespace. It is kept by a descriptor, or by a
-// mount in another one.
+// No process is in the mount namespace. A descriptor keeps it, or a mount in another
+// namespace.
 func TestPinInEmptyNamespace(t *testing.T) {
 	for _, kept := range []string{"descriptor", "mount"} {
 		t.Run(kept, func(t *testing.T) {
@@ -180,7 +180,7 @@ func TestPinInEmptyNamespace(t *testing.T) {
 	}
 }
 
-// A bpffs that another mount lies on cannot be looked at.
+// A bpffs that another mount covers cannot be read.
 func TestPinHidden(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := isolated(t)

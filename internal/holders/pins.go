@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// walkAll reads every bpffs. Doors lead to those, and to parts of those, that
-// are mounted nowhere.
+// walkAll reads every bpffs. Doors lead to a bpffs, or to a part of one, that is
+// mounted nowhere.
 func (fs *filesystems) walkAll(doors []door) {
 	for _, d := range doors {
-		fs.spaces.add(string(d), "") // if it is a namespace
+		fs.spaces.add(string(d), "") // if the door leads to a namespace
 	}
 	fs.visit()
 	for _, b := range fs.bpf {
@@ -34,7 +34,7 @@ func (fs *filesystems) walkAll(doors []door) {
 	}
 }
 
-// enter walks what a door leads to, unless that is known.
+// enter reads what a door leads to, unless that was read already.
 func (fs *filesystems) enter(d door) {
 	fd, err := unix.Open(string(d), unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -48,7 +48,7 @@ func (fs *filesystems) enter(d door) {
 	}
 	b := fs.instance(st.Dev)
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
-		if b.files[st.Ino] == nil { // it was removed, or its folder cannot be found
+		if b.files[st.Ino] == nil { // the file was removed, or its folder was not found
 			if ref, ok := pinned(string(d)); ok {
 				b.files[st.Ino] = &pinFile{ref: ref, inode: st.Ino, door: d}
 			}
@@ -58,7 +58,7 @@ func (fs *filesystems) enter(d door) {
 	if _, whole := b.roots["/"]; whole || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return
 	}
-	// Up to the root of what is or was mounted.
+	// Go up to the root of what is or was mounted.
 	way := string(d)
 	for {
 		up, err := unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -82,7 +82,7 @@ func (fs *filesystems) enter(d door) {
 	b.walk(fd, "/")
 }
 
-// walk reads a folder and those below, or a single pin that is mounted.
+// walk reads a folder and the folders below, or a single pin that is mounted.
 func (b *bpffs) walk(fd int, name string) {
 	_, ino := identity(fd)
 	dir, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -113,7 +113,7 @@ func (b *bpffs) walk(fd int, name string) {
 				if err != nil {
 					continue
 				}
-				if dev, _ := identity(sub); dev == b.dev { // another one may be mounted on it
+				if dev, _ := identity(sub); dev == b.dev { // else another file system is mounted on it
 					b.walk(sub, path.Join(name, e.name))
 				}
 				unix.Close(sub)
@@ -122,7 +122,7 @@ func (b *bpffs) walk(fd int, name string) {
 	}
 }
 
-// found adds a pin, or another name of one.
+// found adds a pin, or another name of a known pin.
 func (b *bpffs) found(at, name string, ino uint64) {
 	p := b.files[ino]
 	if p == nil {
@@ -136,7 +136,7 @@ func (b *bpffs) found(at, name string, ino uint64) {
 	p.names = append(p.names, name)
 }
 
-// dirent is struct linux_dirent64, as far as it is of use.
+// dirent has the useful part of struct linux_dirent64.
 type dirent struct {
 	ino  uint64
 	kind byte
@@ -151,7 +151,7 @@ func nextDirent(buf []byte) (dirent, []byte) {
 	return e, buf[size:]
 }
 
-// pinned tells which object the file is a pin of, if it is one.
+// pinned returns the object that the file pins; false if the file is no pin.
 func pinned(path string) (Ref, bool) {
 	name, err := unix.BytePtrFromString(path)
 	if err != nil {
@@ -163,7 +163,7 @@ func pinned(path string) (Ref, bool) {
 		_         uint64
 	}{path: uint64(uintptr(unsafe.Pointer(name)))}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	if errno != 0 { // a map may be for reading only
+	if errno != 0 { // a map may be read-only
 		attr.flags = unix.BPF_F_RDONLY
 		fd, _, errno = unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	}
@@ -184,7 +184,7 @@ func pinned(path string) (Ref, bool) {
 	return Ref{kind, info[1]}, true
 }
 
-// anonymous is how the kernel calls files of objects.
+// anonymous are the kernel's names of objects' files.
 var anonymous = map[string]Kind{
 	"bpf_link": Link, // opened by who created it
 	"bpf-link": Link, // opened later
@@ -192,8 +192,8 @@ var anonymous = map[string]Kind{
 	"bpf-map":  Map,
 }
 
-// objInfo reads the beginning of struct bpf_{link,prog,map}_info. All three
-// have first the type and then the id.
+// objInfo reads the beginning of struct bpf_{link,prog,map}_info. All three begin
+// with the type and the id.
 func objInfo(fd int, info []uint32) error {
 	attr := struct {
 		fd, size uint32

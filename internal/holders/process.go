@@ -11,10 +11,10 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// describe says which process it is. What cannot be read stays empty.
+// describe describes a process. What cannot be read stays empty.
 func describe(pid, tid int) Process {
 	p := Process{PID: pid, TID: tid, Comm: comm(pid)}
-	at := procfs.Task{PID: pid, TID: cmp.Or(tid, pid)}.Dir() // namespaces and cgroups are those of a thread
+	at := procfs.Task{PID: pid, TID: cmp.Or(tid, pid)}.Dir() // each thread has namespaces and a cgroup of its own
 	p.Exe, _ = os.Readlink(at + "/exe")
 	p.PIDNS = procfs.Namespace(at, "pid")
 	p.MountNS = procfs.Namespace(at, "mnt")
@@ -29,8 +29,8 @@ func comm(pid int) string {
 	return strings.TrimSuffix(string(name), "\n")
 }
 
-// cgroupPath picks from /proc/PID/cgroup the path of version 2, or where
-// version 1 is in use that of systemd.
+// cgroupPath returns the path of version 2 in /proc/PID/cgroup. Where version 1 is in
+// use it returns systemd's path.
 func cgroupPath(text string) string {
 	var v1, v2 string
 	for line := range strings.Lines(text) {
@@ -53,16 +53,16 @@ func cgroupPath(text string) string {
 }
 
 var (
-	// A container's cgroup is named by its id, with the runtime before it
-	// where systemd made it: docker-<id>.scope, cri-containerd-<id>.scope,
-	// crio-<id>.scope, libpod-<id>.scope. Plain ids have 64 digits.
+	// A container's cgroup has the container's id as its name, of 64 digits. If
+	// systemd made the cgroup the runtime comes before the id: docker-<id>.scope,
+	// cri-containerd-<id>.scope, crio-<id>.scope, libpod-<id>.scope.
 	containerID = regexp.MustCompile(`^(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?$`)
 	// lxc.payload.<name>, machine-<name>.scope
 	containerName = regexp.MustCompile(`^(?:lxc\.payload\.(.+)|machine-(.+)\.scope)$`)
 )
 
-// owner recognises in a cgroup's path the innermost unit of systemd and the
-// innermost container.
+// owner finds the innermost systemd unit and the innermost container in a cgroup's
+// path.
 func owner(cgroup string) (unit, container string) {
 	for dir := cgroup; len(dir) > 1 && (unit == "" || container == ""); dir = path.Dir(dir) {
 		name := path.Base(dir)

@@ -11,7 +11,7 @@ import (
 
 var unexported = cmpopts.IgnoreUnexported(holders.Mount{})
 
-// pin pins whatever object fd is.
+// pin pins the object of fd.
 func pin(fd int, path string) error {
 	name, err := unix.BytePtrFromString(path)
 	if err != nil {
@@ -44,7 +44,7 @@ func register(fd int) error {
 	return unix.Close(fd)
 }
 
-// inode returns that of a file.
+// inode returns the inode of a file.
 func inode(path string) (uint64, error) {
 	var st unix.Stat_t
 	err := unix.Stat(path, &st)

@@ -4,17 +4,17 @@ import "slices"
 
 // A count is what the kernel counts for an object.
 type count struct {
-	references int // without that of the iterator
-	users      int // of a map: open files, pins, and links that count as one
+	references int // without the iterator's own
+	users      int // of a map: open files, pins, and some links
 }
 
-// records are what the iterators tell of all objects.
+// records is what the iterators tell about all objects.
 type records struct {
 	links    []linkRecord
 	programs []programRecord
-	used     [][]uint64 // for each program the addresses of its maps
+	used     [][]uint64 // the addresses of each program's maps
 	maps     []mapRecord
-	slots    [][]uint64 // for each map the addresses of the programs in it
+	slots    [][]uint64 // the addresses of the programs in each map
 	counts   map[Ref]count
 	failed   map[Kind]error // why there are no records of a kind
 }
@@ -37,12 +37,12 @@ type mapRecord struct {
 	Object, References, Users uint64
 }
 
-// iterate runs the iterators that are needed for some kinds: to know what
-// refers to programs or maps takes all of them.
+// iterate runs the iterators that are needed for some kinds. Programs and maps need
+// all of them, because objects of all kinds may refer to them.
 func (its *iterators) iterate(kinds map[Kind]bool) *records {
 	r := &records{counts: map[Ref]count{}, failed: map[Kind]error{}}
 	r.failed[Link] = read(its, "ld_links", func(*linkRecord) uint32 { return 0 }, func(l *linkRecord, _ []uint64) {
-		if l.ID != 0 { // else it is being made or unmade
+		if l.ID != 0 { // else the link is being made or freed
 			r.links = append(r.links, *l)
 			r.counts[Ref{Link, l.ID}] = count{references: int(l.References) - 1}
 		}

@@ -9,14 +9,14 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// A suspect has files without descriptors.
+// A suspect is a process that has open files without descriptors.
 type suspect struct {
 	Suspect
-	kind Kind // "" if it is not known what they are
+	kind Kind // of the files; "" if it is not known
 }
 
-// suspectsOf returns the processes that may hold objects of a kind by files
-// without descriptors. They are looked for once, when first needed.
+// suspectsOf returns the processes that may hold objects of a kind by files without
+// descriptors. It looks for them once, when they are first needed.
 func (v *View) suspectsOf(kind Kind) []Suspect {
 	if v.suspects == nil {
 		v.suspects = []suspect{}
@@ -34,7 +34,7 @@ func (v *View) suspectsOf(kind Kind) []Suspect {
 	return list
 }
 
-// suspectsIn looks at what the sockets, rings and memory of a process say.
+// suspectsIn reads what /proc says about the sockets, rings and memory of a process.
 func suspectsIn(pid int) []suspect {
 	dir := "/proc/" + strconv.Itoa(pid)
 	fds, err := procfs.Numbers(dir + "/fd")
@@ -74,7 +74,7 @@ func suspectsIn(pid int) []suspect {
 			}
 		}
 	}
-	// A map may be in memory after its descriptor was closed.
+	// A map may stay in memory after its descriptor was closed.
 	if memory, _ := os.ReadFile(dir + "/maps"); strings.Contains(string(memory), "anon_inode:bpf-map") {
 		add(Map, "maps in its memory")
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// commands are those of bpf(2) that find and open objects of a kind.
+// commands are the commands of bpf(2) that find and open objects of a kind.
 var commands = map[Kind]struct{ next, open uintptr }{
 	Link:    {unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID},
 	Program: {unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID},
@@ -43,8 +43,8 @@ func openID(ref Ref) (int, error) {
 	return int(fd), nil
 }
 
-// openAll opens links, so that the iterator of files meets them, as far as this
-// process may have so many files.
+// openAll opens links, so that the iterator of files finds them. It stops at the
+// limit of open files.
 func openAll(known map[Ref]bool) (fds []int) {
 	for ref := range known {
 		if ref.Kind != Link {
@@ -67,7 +67,7 @@ func closeAll(fds []int) {
 	}
 }
 
-// linkInfo reads words of struct bpf_link_info.
+// linkInfo reads the first words of struct bpf_link_info.
 func linkInfo(id uint32) (info [16]uint32, ok bool) {
 	fd, err := openID(Ref{Link, id})
 	if err != nil {
@@ -77,8 +77,8 @@ func linkInfo(id uint32) (info [16]uint32, ok bool) {
 	return info, objInfo(fd, info[:]) == nil
 }
 
-// linkToMap takes note of the map of a link that has one. The kernel tells it
-// only of an open link.
+// linkToMap notes the map that a link refers to. The kernel reports it only for an
+// open link.
 func (o *objects) linkToMap(link Ref, kind uint32) {
 	var word int
 	var how string
@@ -97,8 +97,8 @@ func (o *objects) linkToMap(link Ref, kind uint32) {
 	}
 }
 
-// enumerate lists the objects of a kind, and if it is to look wide what they
-// refer to.
+// enumerate lists the objects of a kind. If wide is set it also notes what they refer
+// to.
 func (o *objects) enumerate(kind Kind, wide bool) {
 	list, err := ids(kind)
 	o.unlisted[kind] = err
@@ -110,7 +110,7 @@ func (o *objects) enumerate(kind Kind, wide bool) {
 	}
 }
 
-// look takes note of what an object refers to.
+// look notes what an object refers to.
 func (o *objects) look(ref Ref) {
 	switch ref.Kind {
 	case Link:
@@ -153,8 +153,7 @@ func programMaps(id uint32) []ebpf.MapID {
 	return maps
 }
 
-// readMap takes note of what the entries of a map refer to, if it is of a type
-// that has such.
+// readMap notes what the entries of a map refer to, if its type has such entries.
 func (o *objects) readMap(id, kind uint32) {
 	at, to, how := 0, Program, "slot"
 	switch kind {
@@ -194,8 +193,8 @@ const (
 	kcmpFiles = 2
 )
 
-// kcmp returns 0 for the same, 1 and 2 for an order among different ones. An
-// error where the kernel was built without it.
+// kcmp compares resources of two tasks. It returns 0 if they are the same, and
+// another number if not. Not every kernel has it.
 func kcmp(pid1, pid2, what, fd1, fd2 int) (int, error) {
 	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid1), uintptr(pid2), uintptr(what), uintptr(fd1), uintptr(fd2), 0)
 	if errno != 0 {

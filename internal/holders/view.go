@@ -12,30 +12,30 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// A View is the answer of one look. It is not for several goroutines at once.
+// A View is the result of one look. Only one goroutine at a time may use it.
 type View struct {
 	kinds   map[Kind]bool
-	own     map[Ref]bool // the Finder's
+	own     map[Ref]bool // the Finder's objects
 	objects *objects
 	before  *records
 	after   *records
-	why     error // why open files are not known for certain
+	why     error // why the iterator did not find the open files
 
 	open map[Ref][]descriptor
-	mine map[Ref][]descriptor // of this process, not counted
+	mine map[Ref][]descriptor // of this process; these do not count
 	pins map[Ref][]Pin
 
-	processes map[[2]int]Process // described so far, by pid and tid
-	hidden    []Mount            // of bpffs, that cannot be looked at
-	suspects  []suspect          // nil until they are looked for
+	processes map[[2]int]Process // those described so far, by pid and tid
+	hidden    []Mount            // mounts of a bpffs that other mounts cover
+	suspects  []suspect          // nil before they are needed
 }
 
-// errNoIterators is why there are no counts if the user wants none.
+// errNoIterators is the reason for the lack of counts with Options.NoIterators.
 var errNoIterators = errors.New("only /proc was looked at, which has no counts of the kernel's")
 
-// Look looks for what holds the objects of some kinds, of all without any.
-// What vanishes meanwhile, and what may not be looked at, is left out. An error
-// means that there is no /proc.
+// Look finds what holds the objects of the given kinds, or of all kinds if none is
+// given. It leaves out what vanishes meanwhile and what this process may not read.
+// An error means that there is no /proc.
 func (f *Finder) Look(kinds ...Kind) (*View, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -87,8 +87,7 @@ func (f *Finder) count(kinds map[Kind]bool) *records {
 	return &records{failed: map[Kind]error{Link: errNoIterators, Program: errNoIterators, Map: errNoIterators}}
 }
 
-// files finds open files in the best way there is. v.why says why it was not the
-// iterator.
+// files finds open files by the iterator, or else through /proc. Then v.why says why.
 func (f *Finder) files(v *View, all []procfs.Task, mounted *filesystems) *files {
 	v.why = errNoIterators
 	if f.its == nil {
@@ -119,18 +118,18 @@ func (f *Finder) files(v *View, all []procfs.Task, mounted *filesystems) *files 
 	return found
 }
 
-// Add tells of references that are not looked for: by something that is no BPF
-// object, as a tc filter, so that by has no Ref.
+// Add adds references that Look does not find: those of something that is no BPF
+// object, such as a tc filter. Then by has no Ref.
 func (v *View) Add(to Ref, by Object) {
 	v.objects.refer(to, by.Ref, by.How, by.References)
 }
 
-// All returns the holders of every object of the kinds that were looked for,
-// by kind and id. Those of the Finder itself are left out.
+// All returns the holders of every object of the kinds that Look was asked for, in
+// the order of kind and id. It leaves out the Finder's own objects.
 func (v *View) All() []*Holders {
 	refs := map[Ref]bool{}
 	maps.Copy(refs, v.objects.known)
-	for ref := range v.open { // when objects may not be listed
+	for ref := range v.open { // objects may not be listed
 		refs[ref] = true
 	}
 	for ref := range v.pins {
@@ -147,8 +146,8 @@ func (v *View) All() []*Holders {
 	return all
 }
 
-// Of returns what holds one object, of a kind that was looked for.
-// fs.ErrNotExist when there is no such object.
+// Of returns what holds one object. The object must be of a kind that Look was asked
+// for. The error is fs.ErrNotExist if there is no such object.
 func (v *View) Of(ref Ref) (*Holders, error) {
 	if !v.kinds[ref.Kind] {
 		return nil, hook.Because(hook.ErrUsage, "holders of %s: %ss were not looked for", ref, ref.Kind)

@@ -11,18 +11,19 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// The visitor is a thread that goes into other mount namespaces. For that it
-// must have a root and a working directory of its own, and can never share those
-// of the process again. It waits for the next visit instead of ending: children
-// that were started on it may be killed when it ends (PR_SET_PDEATHSIG).
+// visitor is a thread that enters other mount namespaces. For that it must have a root
+// and a working directory of its own, and can never share the process's again. It
+// waits for the next visit instead of ending, because children that were started on
+// it may be killed when it ends (PR_SET_PDEATHSIG).
 var visitor struct {
 	sync.Mutex
 	jobs chan func()
-	err  error // why it cannot go anywhere
+	err  error // why it cannot enter any namespace
 }
 
-// visit calls fn on a thread in the mount namespace of fd there, and brings the
-// thread back to that of home. An error means that fn was not called.
+// visit calls fn on a thread in the mount namespace of descriptor there. Then it
+// brings the thread back to the namespace of descriptor home. An error means that fn
+// was not called.
 func visit(there, home int, fn func()) error {
 	if there < 0 || home < 0 {
 		return unix.EBADF
@@ -43,7 +44,7 @@ func visit(there, home int, fn func()) error {
 		}
 		if err == nil {
 			fn()
-			_ = unix.Setns(home, unix.CLONE_NEWNS) // the next visit leaves it as well
+			_ = unix.Setns(home, unix.CLONE_NEWNS) // without effect on the next visit
 		}
 		done <- err
 	}
@@ -53,8 +54,8 @@ func visit(there, home int, fn func()) error {
 func receiveVisits(ready chan struct{}) {
 	runtime.LockOSThread()
 	if unix.Gettid() == os.Getpid() {
-		// The first thread stands for the process in /proc. While this one is
-		// locked to it the next one gets another.
+		// The first thread represents the process in /proc, so it must stay. While
+		// this goroutine is locked to it the next one gets another thread.
 		defer runtime.UnlockOSThread()
 		other := make(chan struct{})
 		go receiveVisits(other)
@@ -69,9 +70,9 @@ func receiveVisits(ready chan struct{}) {
 	}
 }
 
-// visitMounts hands each mount of a namespace to fn while paths are those of
-// the namespace; prefix is empty then. Where the namespace cannot be entered the
-// mounts are those that one of its tasks sees, with a prefix for this process.
+// visitMounts calls fn for each mount of a namespace, on a thread that has entered
+// the namespace; then prefix is empty. If the namespace cannot be entered the mounts
+// are those that one of its tasks sees, and prefix leads this process there.
 func (fs *filesystems) visitMounts(ns *mountNS, fn func(prefix string, m procfs.Mount)) {
 	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
