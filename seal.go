@@ -39,7 +39,7 @@ type SealOptions struct {
 // Errors: [ErrIncompatible] on a chain of libxdp; [ErrBusy] when what is
 // attached is no chain; fs.ErrNotExist when nothing is attached.
 func Seal(ctx context.Context, t Target, o SealOptions) ([]hook.Sealing, error) {
-	report, err := attach.SealChain(ctx, t.place(o.BPFFS), o.DryRun)
+	report, err := attach.Seal(ctx, t.place(o.BPFFS), o.DryRun)
 	return report, wrap("seal", t, err)
 }
 
@@ -52,5 +52,5 @@ type UnsealOptions struct {
 // Unseal undoes [Seal], in one step: packets take the way through the slots again.
 // A chain that is not sealed stays as it is.
 func Unseal(ctx context.Context, t Target, o UnsealOptions) error {
-	return wrap("unseal", t, attach.UnsealChain(ctx, t.place(o.BPFFS)))
+	return wrap("unseal", t, attach.Unseal(ctx, t.place(o.BPFFS)))
 }

@@ -27,7 +27,7 @@ func ofLink(id uint32, bpffs string) (*target.Opened, kernel.RawLink, *kernel.Li
 	case err != nil:
 		return nil, nil, nil, kernel.Again(kernel.Errno(fmt.Sprintf("link %d", id), err))
 	}
-	info, err := kernel.InfoOf(l)
+	info, err := kernel.LinkInfoOf(l)
 	if err != nil {
 		l.Close()
 		return nil, nil, nil, err
@@ -36,30 +36,30 @@ func ofLink(id uint32, bpffs string) (*target.Opened, kernel.RawLink, *kernel.Li
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	s, err := target.Open_(target.Target{Hook: hook.XDP, BPFFS: bpffs}, sweep)
+	o, err := target.Open(target.Target{Hook: hook.XDP, BPFFS: bpffs}, sweep)
 	if err != nil {
 		raw.Close()
 		return nil, nil, nil, err
 	}
-	s.Hook = info.Hook()
-	return s, raw, info, nil
+	o.Hook = info.Hook()
+	return o, raw, info, nil
 }
 
 // DetachLink detaches a link, whoever holds it: it stays in the hands of its
 // holders and does nothing any more. One that is not ours only with force.
 func DetachLink(ctx context.Context, id uint32, bpffs string, force bool) error {
 	return kernel.Retry(ctx, func() error {
-		s, l, info, err := ofLink(id, bpffs)
+		o, l, info, err := ofLink(id, bpffs)
 		if err != nil {
 			return err
 		}
-		defer s.Close()
+		defer o.Close()
 		defer l.Close()
-		return s.Locked(ctx, func(locked *state.Locked) error { return detachLink(s, locked, l, info, force) })
+		return o.Locked(ctx, func(locked *state.Locked) error { return detachLink(o, locked, l, info, force) })
 	})
 }
 
-func detachLink(s *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, force bool) error {
+func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, force bool) error {
 	folder, ours := "", false
 	switch info.Type {
 	case link.XDPType:
@@ -70,8 +70,8 @@ func detachLink(s *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 		}
 		ours = chain != nil
 	case link.TCXType, link.CgroupType:
-		folder = state.LinkFolder(s.Hook, info.ID)
-		member, err := links.IsMember(s, info)
+		folder = state.LinkFolder(o.Hook, info.ID)
+		member, err := links.IsMember(o, info)
 		if err != nil && !force {
 			return err
 		}
@@ -91,12 +91,12 @@ func detachLink(s *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 	if errors.Is(err, unix.EOPNOTSUPP) || links.Unsupported(err) {
 		// bpf_link_ops.detach is missing (kernel/bpf/syscall.c).
 		return hook.Because(ebpf.ErrNotSupported, "the kernel cannot detach a link of type %v", info.TypeName()).
-			Hint("its holder has to close it: \"%s\" names the holder", s.CommandByLink("holders", info.ID))
+			Hint("its holder has to close it: \"%s\" names the holder", o.CommandByLink("holders", info.ID))
 	}
 	if err != nil {
 		return kernel.Errno("detach the link", err)
 	}
-	return links.Forget(s, info.ID)
+	return links.Forget(o, info.ID)
 }
 
 // AdoptLink makes what a link of another tool attaches a member. On XDP a chain
@@ -104,39 +104,39 @@ func detachLink(s *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 // link gets a name. Whoever holds the link can update it again.
 func AdoptLink(ctx context.Context, id uint32, bpffs string, req target.Request) (h target.Handle, on hook.Hook, err error) {
 	err = kernel.Retry(ctx, func() error {
-		s, l, info, err := ofLink(id, bpffs)
+		o, l, info, err := ofLink(id, bpffs)
 		if err != nil {
 			return err
 		}
-		if s.Hook == "" {
+		if o.Hook == "" {
 			err = info.NoHook()
 		} else {
-			err = req.Check(s)
+			err = req.Check(o)
 		}
 		if err == nil {
-			on = s.Hook
-			err = s.Locked(ctx, func(locked *state.Locked) (err error) {
-				h, err = adoptLink(s, locked, l, info, req)
+			on = o.Hook
+			err = o.Locked(ctx, func(locked *state.Locked) (err error) {
+				h, err = adoptLink(o, locked, l, info, req)
 				return err
 			})
 		}
 		if err != nil {
 			l.Close()
-			s.Close()
+			o.Close()
 		}
 		return err
 	})
 	return h, on, err
 }
 
-func adoptLink(s *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, req target.Request) (target.Handle, error) {
+func adoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, req target.Request) (target.Handle, error) {
 	switch {
 	case info.Gone():
 		return nil, target.ErrGone
-	case s.Hook == hook.XDP:
-		return chains.AdoptRoot(s, locked, l, info.ID, req)
-	case info.Type == link.TCXType || info.Type == link.CgroupType && s.Hook != hook.LSMCgroup:
-		return links.AdoptMember(s, locked, l, info, req)
+	case o.Hook == hook.XDP:
+		return chains.AdoptLink(o, locked, l, info.ID, req)
+	case info.Type == link.TCXType || info.Type == link.CgroupType && o.Hook != hook.LSMCgroup:
+		return links.AdoptLink(o, locked, l, info, req)
 	}
-	return nil, hook.Because(ebpf.ErrNotSupported, "%s is only shown: there are no members on it", s.Hook)
+	return nil, hook.Because(ebpf.ErrNotSupported, "%s is only shown: there are no members on it", o.Hook)
 }

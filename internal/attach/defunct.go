@@ -25,9 +25,9 @@ func (r *Reader) Defunct(ctx context.Context) []hook.Chain {
 		err := kernel.Retry(ctx, func() (err error) {
 			switch li.Type {
 			case link.XDPType:
-				c, err = chains.DefunctChain(&r.opened, li)
+				c, err = chains.Defunct(&r.opened, li)
 			case link.TCXType, link.CgroupType:
-				c, err = links.DefunctMember(&r.opened, li, r.names)
+				c, err = links.Defunct(&r.opened, li, r.names)
 			}
 			return err
 		})

@@ -125,11 +125,11 @@ func defunct(r *target.Recovery) error {
 	}
 	// Of two that were on one device, the newer one has it.
 	for _, folder := range slices.Backward(byAge(ofChains)) {
-		chains.RecoverChain(r, folder)
+		chains.Recover(r, folder)
 	}
 	// Of equal priority, the one that came first is first.
 	for _, folder := range byAge(ofLinks) {
-		links.RecoverLink(r, folder)
+		links.Recover(r, folder)
 	}
 	return nil
 }

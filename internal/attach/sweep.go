@@ -8,7 +8,7 @@ import (
 
 // sweep removes what processes that died have left in the pins of the bpffs.
 func sweep(l *state.Locked) {
-	links.SweepLinks(l)
+	links.Sweep(l)
 	l.RemoveLeftovers()
-	chains.SweepChains(l)
+	chains.Sweep(l)
 }

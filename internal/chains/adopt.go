@@ -22,9 +22,9 @@ import (
 // With NoGap the chain takes its place in one step and is attached through
 // netlink too; otherwise it gets a link, for which the kernel wants the device
 // to be empty first.
-func (Family) Adopt(ctx context.Context, s *target.Opened, req target.AdoptRequest) (target.Handle, error) {
-	d := Device{s}
-	var h *slotHandle
+func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error) {
+	d := Device{o}
+	var h *handle
 	err := kernel.Retry(ctx, func() error {
 		return d.Locked(ctx, func(l *state.Locked) (err error) {
 			h, err = d.adopt(l, req)
@@ -38,7 +38,7 @@ func (Family) Adopt(ctx context.Context, s *target.Opened, req target.AdoptReque
 	return h, nil
 }
 
-func (d Device) adopt(l *state.Locked, req target.AdoptRequest) (*slotHandle, error) {
+func (d Device) adopt(l *state.Locked, req target.AdoptRequest) (*handle, error) {
 	snap, err := d.Read()
 	if err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func (d Device) adopt(l *state.Locked, req target.AdoptRequest) (*slotHandle, er
 		Hint("attach adds members to it")
 }
 
-func (d Device) adoptLegacy(l *state.Locked, snap *Snapshot, req target.AdoptRequest) (*slotHandle, error) {
+func (d Device) adoptLegacy(l *state.Locked, snap *Snapshot, req target.AdoptRequest) (*handle, error) {
 	prog, err := load.Program{Program: snap.Prog}.Load(load.Want{Hook: hook.XDP})
 	if err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func (d Device) adoptLegacy(l *state.Locked, snap *Snapshot, req target.AdoptReq
 	if err != nil {
 		return nil, err
 	}
-	h := &slotHandle{device: d, slot: slot, chainID: rand.Uint64()}
+	h := &handle{device: d, slot: slot, chainID: rand.Uint64()}
 	member, err := newMember(req.Request, slot, prog)
 	if err != nil {
 		h.drop()
@@ -152,7 +152,7 @@ func (d Device) Restore(r root, dispatcher *ebpf.Program, snap *Snapshot) error 
 }
 
 // protect gives a chain that is attached through netlink a link.
-func (d Device) protect(l *state.Locked, snap *Snapshot, persistent bool) (*slotHandle, error) {
+func (d Device) protect(l *state.Locked, snap *Snapshot, persistent bool) (*handle, error) {
 	first := -1
 	var slots state.Slots
 	defer slots.Close()

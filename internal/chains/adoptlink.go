@@ -29,7 +29,7 @@ func ChainOf(prog uint32) (*state.Chain, error) {
 }
 
 // adoptRoot puts a chain into an XDP link, with its program as the first member.
-func AdoptRoot(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint32, req target.Request) (target.Handle, error) {
+func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint32, req target.Request) (target.Handle, error) {
 	s, r := Device{o}, &linkRoot{l, id}
 	old, err := r.Program()
 	if err != nil {
@@ -56,7 +56,7 @@ func AdoptRoot(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 		slot.Close()
 		return nil, err
 	}
-	h := &slotHandle{device: s, root: r, slot: slot, slotID: member.MapID, chainID: rand.Uint64()}
+	h := &handle{device: s, root: r, slot: slot, slotID: member.MapID, chainID: rand.Uint64()}
 	chain := &state.Chain{
 		ID: h.chainID, RootLink: r.id, LastSeen: s.lastSeenOf(r, old),
 		Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}},
@@ -143,7 +143,7 @@ func inOrder(chain *state.Chain, slots []*ebpf.Map) []*ebpf.Map {
 }
 
 // pinAdopted pins a chain whose link its maker may have pinned elsewhere.
-func (d Device) pinAdopted(locked *state.Locked, h *slotHandle, name string) error {
+func (d Device) pinAdopted(locked *state.Locked, h *handle, name string) error {
 	twin, err := kernel.OpenLink(h.root.LinkID())
 	if err != nil {
 		return err

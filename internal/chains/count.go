@@ -173,7 +173,7 @@ func (c *Counting) Close(ctx context.Context) error {
 func (c *Counting) end(ctx context.Context) func() error {
 	if c.link == 0 {
 		return func() error {
-			o, err := target.Open_(c.target, c.sweep)
+			o, err := target.Open(c.target, c.sweep)
 			if err != nil {
 				return err
 			}

@@ -13,7 +13,7 @@ import (
 )
 
 // defunctChain describes the chain of a link whose device is gone, nil for a link that carries no chain.
-func DefunctChain(o *target.Opened, li kernel.LinkInfo) (*hook.Chain, error) {
+func Defunct(o *target.Opened, li kernel.LinkInfo) (*hook.Chain, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(li.Program))
 	if err != nil {
 		return nil, kernel.Errno(fmt.Sprintf("program id %d", li.Program), err)

@@ -14,7 +14,7 @@ import (
 )
 
 // tryFrags tells whether programs for packets in fragments can be loaded.
-func TryFrags() error {
+func FragsSupported() error {
 	return kernel.Explain(state.Loads(dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: true}, nil, nil, nil))
 }
 
@@ -25,7 +25,7 @@ func withoutFrags(src load.Source, err error) error {
 		return err
 	}
 	_, what, failed := load.Describe(src)
-	if failed != nil || what.Loaded || !what.Shape.Frags || TryFrags() == nil {
+	if failed != nil || what.Loaded || !what.Shape.Frags || FragsSupported() == nil {
 		return err
 	}
 	return hook.Because(ebpf.ErrNotSupported, "program %q is for packets in fragments, which needs Linux 5.18: %w", what.Name, unix.EINVAL).

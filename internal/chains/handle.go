@@ -21,7 +21,7 @@ import (
 
 // A slotHandle owns a member of an XDP chain: it holds the slot, so that the
 // slot is not emptied, and the root, so that the dispatcher stays on the device.
-type slotHandle struct {
+type handle struct {
 	mu      sync.Mutex
 	device  Device
 	root    root
@@ -35,7 +35,7 @@ type slotHandle struct {
 }
 
 // drop lets go of what the handle holds, but not of its device.
-func (h *slotHandle) drop() {
+func (h *handle) drop() {
 	// The slot first: the chain runs on without the member until the root goes.
 	h.opened.Close()
 	h.slot.Close()
@@ -46,16 +46,16 @@ func (h *slotHandle) drop() {
 
 // releaseNetNS lets the namespace go away while the handle is open. A link is
 // found without it; a chain without a link is not, so its handle keeps it.
-func (h *slotHandle) releaseNetNS() {
+func (h *handle) releaseNetNS() {
 	if h.root.LinkID() != 0 {
 		h.device.NS.Release()
 	}
 }
 
-func (h *slotHandle) folder() string { return state.ChainFolder(h.root.LinkID(), h.chainID) }
+func (h *handle) folder() string { return state.ChainFolder(h.root.LinkID(), h.chainID) }
 
 // Close gives up ownership.
-func (h *slotHandle) Close() error {
+func (h *handle) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -73,7 +73,7 @@ func (h *slotHandle) Close() error {
 }
 
 // do runs fn with the handle locked.
-func (h *slotHandle) do(fn func() error) error {
+func (h *handle) do(fn func() error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -84,7 +84,7 @@ func (h *slotHandle) do(fn func() error) error {
 
 // change runs fn with the chain as it is and the index of the member, under
 // the locks, until it succeeds.
-func (h *slotHandle) change(ctx context.Context, fn func(l *state.Locked, c *state.Chain, i int) error) error {
+func (h *handle) change(ctx context.Context, fn func(l *state.Locked, c *state.Chain, i int) error) error {
 	return h.do(func() error {
 		return kernel.Retry(ctx, func() error {
 			return h.device.Locked(ctx, func(l *state.Locked) error {
@@ -99,7 +99,7 @@ func (h *slotHandle) change(ctx context.Context, fn func(l *state.Locked, c *sta
 }
 
 // find returns the chain as it is and the index of the member.
-func (h *slotHandle) find() (*state.Chain, int, error) {
+func (h *handle) find() (*state.Chain, int, error) {
 	prog, c, err := h.carried()
 	if err != nil {
 		return nil, 0, err
@@ -111,7 +111,7 @@ func (h *slotHandle) find() (*state.Chain, int, error) {
 
 // carried returns the dispatcher and the chain. Where the chain had no link and
 // has been given one since, the handle takes hold of it first.
-func (h *slotHandle) carried() (*ebpf.Program, *state.Chain, error) {
+func (h *handle) carried() (*ebpf.Program, *state.Chain, error) {
 	if h.left {
 		return nil, nil, target.ErrDetached
 	}
@@ -131,7 +131,7 @@ func (h *slotHandle) carried() (*ebpf.Program, *state.Chain, error) {
 }
 
 // edit changes the member's slot in the chain, and the chain with it.
-func (h *slotHandle) edit(fn func(c *state.Chain, i int) error) error {
+func (h *handle) edit(fn func(c *state.Chain, i int) error) error {
 	_, err := change(h.root, h.chainID, nil, func(c *state.Chain, _ map[uint32]bool) error {
 		i, err := indexOf(c, h.slotID)
 		if err == nil {
@@ -143,7 +143,7 @@ func (h *slotHandle) edit(fn func(c *state.Chain, i int) error) error {
 }
 
 // Update puts another program in the slot.
-func (h *slotHandle) Update(ctx context.Context, src load.Source) error {
+func (h *handle) Update(ctx context.Context, src load.Source) error {
 	return h.do(func() error {
 		var prog *load.Loaded
 		err := kernel.Retry(ctx, func() error {
@@ -198,7 +198,7 @@ func (h *slotHandle) Update(ctx context.Context, src load.Source) error {
 }
 
 // successor loads the program that is to replace the one in the slot.
-func (h *slotHandle) successor(src load.Source, c *state.Chain) (*load.Loaded, error) {
+func (h *handle) successor(src load.Source, c *state.Chain) (*load.Loaded, error) {
 	old, err := h.occupant()
 	if err != nil {
 		return nil, err
@@ -213,7 +213,7 @@ func (h *slotHandle) successor(src load.Source, c *state.Chain) (*load.Loaded, e
 }
 
 // Set changes the settings.
-func (h *slotHandle) Set(ctx context.Context, settings hook.Settings) error {
+func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
 	if err := settings.Check(); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)
 	}
@@ -223,7 +223,7 @@ func (h *slotHandle) Set(ctx context.Context, settings hook.Settings) error {
 }
 
 // Move gives the member another place.
-func (h *slotHandle) Move(ctx context.Context, to hook.Position) error {
+func (h *handle) Move(ctx context.Context, to hook.Position) error {
 	if err := to.Check(); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)
 	}
@@ -233,7 +233,7 @@ func (h *slotHandle) Move(ctx context.Context, to hook.Position) error {
 }
 
 // Pin makes the member persistent.
-func (h *slotHandle) Pin(ctx context.Context) error {
+func (h *handle) Pin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		if l == nil {
 			return h.device.NoBPFFS()
@@ -253,7 +253,7 @@ func (h *slotHandle) Pin(ctx context.Context) error {
 }
 
 // Unpin removes the pins.
-func (h *slotHandle) Unpin(ctx context.Context) error {
+func (h *handle) Unpin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		if err := h.edit(func(c *state.Chain, i int) error {
 			c.Slots[i].Persistent, c.Slots[i].Sealed = false, dispatch.Sealed{}
@@ -266,7 +266,7 @@ func (h *slotHandle) Unpin(ctx context.Context) error {
 }
 
 // Detach takes the member out. Gone already is fine, its pins go all the same.
-func (h *slotHandle) Detach(ctx context.Context) error {
+func (h *handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		return takeOut(l, h.root, h.chainID, []string{c.Slots[i].Name}, []uint32{h.slotID})
 	})
@@ -290,7 +290,7 @@ func (h *slotHandle) Detach(ctx context.Context) error {
 }
 
 // unpinGone removes the pins of a member whose chain is gone.
-func (h *slotHandle) unpinGone(ctx context.Context) error {
+func (h *handle) unpinGone(ctx context.Context) error {
 	r, ok := h.root.(*linkRoot)
 	if !ok {
 		return nil // the sweep finds out
@@ -314,7 +314,7 @@ func (h *slotHandle) unpinGone(ctx context.Context) error {
 }
 
 // Info describes the member.
-func (h *slotHandle) Info(ctx context.Context) (*hook.Member, error) {
+func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 	var m hook.Member
 	err := h.do(func() error {
 		return kernel.Retry(ctx, func() error {
@@ -335,7 +335,7 @@ func (h *slotHandle) Info(ctx context.Context) (*hook.Member, error) {
 }
 
 // Chain describes the chain that the member is in.
-func (h *slotHandle) Chain(ctx context.Context) (*hook.Chain, error) {
+func (h *handle) Chain(ctx context.Context) (*hook.Chain, error) {
 	var c *hook.Chain
 	err := h.do(func() error {
 		return kernel.Retry(ctx, func() error {
@@ -356,7 +356,7 @@ func (h *slotHandle) Chain(ctx context.Context) (*hook.Chain, error) {
 
 // locate fills in where the chain is: its device by name, first in the namespace
 // where the handle was made, then in all that can be found.
-func (h *slotHandle) locate(c *hook.Chain, prog *ebpf.Program) error {
+func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 	switch r := h.root.(type) {
 	case *NetlinkRoot:
 		c.Ifindex = r.Index
@@ -404,7 +404,7 @@ func (h *slotHandle) locate(c *hook.Chain, prog *ebpf.Program) error {
 }
 
 // Program opens the program in the slot.
-func (h *slotHandle) Program() (prog *ebpf.Program, err error) {
+func (h *handle) Program() (prog *ebpf.Program, err error) {
 	err = h.do(func() error {
 		if h.left {
 			return target.ErrDetached
@@ -415,7 +415,7 @@ func (h *slotHandle) Program() (prog *ebpf.Program, err error) {
 	return prog, err
 }
 
-func (h *slotHandle) occupant() (*ebpf.Program, error) {
+func (h *handle) occupant() (*ebpf.Program, error) {
 	for {
 		id, err := state.Occupant(h.slot)
 		if err != nil {
@@ -433,9 +433,9 @@ func (h *slotHandle) occupant() (*ebpf.Program, error) {
 	}
 }
 
-func (Family) Open(ctx context.Context, s *target.Opened, ref hook.Ref) (target.Handle, error) {
-	d := Device{s}
-	var h *slotHandle
+func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
+	d := Device{o}
+	var h *handle
 	name := string(ref)
 	err := kernel.Retry(ctx, func() error {
 		snap, err := d.Read()
@@ -467,8 +467,8 @@ func (Family) Open(ctx context.Context, s *target.Opened, ref hook.Ref) (target.
 }
 
 // open makes a handle of a slot of a chain. On success the root is the handle's.
-func (d Device) open(r root, c *state.Chain, i int) (*slotHandle, error) {
-	h := &slotHandle{device: d, root: r, slotID: c.Slots[i].MapID, chainID: c.ID}
+func (d Device) open(r root, c *state.Chain, i int) (*handle, error) {
+	h := &handle{device: d, root: r, slotID: c.Slots[i].MapID, chainID: c.ID}
 	var err error
 	if h.slot, err = h.opened.Open(h.slotID, false); err != nil {
 		h.opened.Close()
@@ -487,7 +487,7 @@ func (d Device) open(r root, c *state.Chain, i int) (*slotHandle, error) {
 }
 
 // openPinnedSlot opens a member by its pin.
-func OpenPinnedSlot(o *target.Opened, folder, member string) (target.Handle, error) {
+func OpenPinned(o *target.Opened, folder, member string) (target.Handle, error) {
 	s := Device{o}
 	r, err := openPinnedRoot(s.Pins, folder)
 	if errors.Is(err, fs.ErrNotExist) && s.Pins.Has(folder, member) {
@@ -504,7 +504,7 @@ func OpenPinnedSlot(o *target.Opened, folder, member string) (target.Handle, err
 	return h, err
 }
 
-func (d Device) openIn(r *linkRoot, member string) (*slotHandle, error) {
+func (d Device) openIn(r *linkRoot, member string) (*handle, error) {
 	prog, err := r.Program()
 	if err != nil {
 		return nil, err

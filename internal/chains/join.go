@@ -23,9 +23,9 @@ import (
 // xdp is the family of the XDP hook: chains behind a dispatcher.
 type Family struct{}
 
-func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
-	d := Device{s}
-	var h *slotHandle
+func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
+	d := Device{o}
+	var h *handle
 	patience := target.UntilLeft()
 	loaded, err := d.withProgram(ctx, src, req, func(snap *Snapshot, prog *load.Loaded) error {
 		return d.Locked(ctx, func(l *state.Locked) (err error) {
@@ -41,8 +41,8 @@ func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req
 	return h, nil
 }
 
-func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (*hook.Chain, error) {
-	d := Device{s}
+func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (*hook.Chain, error) {
+	d := Device{o}
 	var c *hook.Chain
 	loaded, err := d.withProgram(ctx, src, req, func(snap *Snapshot, prog *load.Loaded) (err error) {
 		c, err = d.plan(snap, prog, req)
@@ -177,7 +177,7 @@ func NewSlot(prog *load.Loaded) (*ebpf.Map, error) {
 }
 
 // join adds the program to the chain of the snapshot, or starts one.
-func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req target.Request) (*slotHandle, error) {
+func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req target.Request) (*handle, error) {
 	if !snap.current() { // somebody changed the chain while this waited for the lock
 		now, err := d.readToJoin(req)
 		if err != nil {
@@ -192,7 +192,7 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 	if err != nil {
 		return nil, err
 	}
-	h := &slotHandle{device: d, slot: slot}
+	h := &handle{device: d, slot: slot}
 	member, err := newMember(req, slot, prog)
 	if err != nil {
 		h.drop()
@@ -309,8 +309,8 @@ func (d Device) Create(index int, mode hook.Mode, prog *ebpf.Program) (root, err
 	return nil, kernel.RefusedXDP(d.Name, mode, err)
 }
 
-func (Family) Read(ctx context.Context, s *target.Opened) (c *hook.Chain, err error) {
-	d := Device{s}
+func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
+	d := Device{o}
 	err = kernel.Retry(ctx, func() error {
 		snap, err := d.Read()
 		if err != nil {
@@ -324,8 +324,8 @@ func (Family) Read(ctx context.Context, s *target.Opened) (c *hook.Chain, err er
 }
 
 // detach takes out one member, or all of them for an empty ref, and their pins.
-func (Family) Detach(ctx context.Context, s *target.Opened, ref hook.Ref, _ bool) error {
-	d := Device{s}
+func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool) error {
+	d := Device{o}
 	return kernel.Retry(ctx, func() error {
 		return d.Locked(ctx, func(l *state.Locked) error {
 			snap, err := d.Read()

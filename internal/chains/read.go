@@ -188,7 +188,7 @@ func rootWith(id, prog uint32) (root, error) {
 	if err != nil {
 		return nil, kernel.Again(err)
 	}
-	info, err := kernel.InfoOf(l)
+	info, err := kernel.LinkInfoOf(l)
 	if err != nil || info.Type != link.XDPType || info.Program != prog || info.Gone() {
 		l.Close()
 		return nil, err

@@ -55,7 +55,7 @@ func recoverWatchedIn(r *target.Recovery, ns *kernel.NetNS) {
 }
 
 // recoverChain deals with the pins of an XDP chain whose device is gone.
-func RecoverChain(r *target.Recovery, folder string) {
+func Recover(r *target.Recovery, folder string) {
 	root, err := openPinnedRoot(r.Pins, folder)
 	if err != nil {
 		return // not defunct, or what the sweep reports
@@ -94,7 +94,7 @@ func reattachChain(r *target.Recovery, folder string, root *linkRoot, progID uin
 	if chain.LastSeen.Target == "" {
 		return target.Nowhere("name known of a device")
 	}
-	ns, err := target.SeenNS(chain.LastSeen)
+	ns, err := target.FindNetNS(chain.LastSeen)
 	if err != nil {
 		return err
 	}

@@ -250,7 +250,7 @@ func sealedCode(s dispatch.Sealed, slot *ebpf.Map) *dispatch.Code {
 
 // breakSeal has the member called through its slot again, so that what is put
 // there runs at once. It tells whether it was linked.
-func (h *slotHandle) breakSeal(c *state.Chain, i int) (bool, error) {
+func (h *handle) breakSeal(c *state.Chain, i int) (bool, error) {
 	if c.Slots[i].Sealed.Program == 0 {
 		return false, nil
 	}
@@ -261,7 +261,7 @@ func (h *slotHandle) breakSeal(c *state.Chain, i int) (bool, error) {
 // sealAgain links the program that is in the slot now. One that cannot be linked
 // stays in the slot. With was false it only sees to it that no other program is
 // linked: somebody may have sealed the chain just before the slot was filled.
-func (h *slotHandle) sealAgain(was bool) error {
+func (h *handle) sealAgain(was bool) error {
 	for {
 		c, i, err := h.find()
 		if err != nil {

@@ -11,7 +11,7 @@ import (
 
 // Sweep removes members that are pinned but in no chain, and chains on the way
 // out. Chains whose device is gone are kept, and what cannot be read is kept too.
-func SweepChains(l *state.Locked) {
+func Sweep(l *state.Locked) {
 	folders, err := l.Chains()
 	if err != nil {
 		return

@@ -54,20 +54,20 @@ const grow = 64 << 10
 
 // Explain gets ready to run packets through what is on the hook; queue is the receive queue
 // that XDP programs are told.
-func Explain(ctx context.Context, p target.Target, queue uint32) (*Explainer, error) {
+func Explain(ctx context.Context, t target.Target, queue uint32) (*Explainer, error) {
 	switch {
-	case p.Hook == hook.XDP, p.Hook.Family() == "tcx", p.Hook == hook.CgroupSKBIngress, p.Hook == hook.CgroupSKBEgress:
+	case t.Hook == hook.XDP, t.Hook.Family() == "tcx", t.Hook == hook.CgroupSKBIngress, t.Hook == hook.CgroupSKBEgress:
 	default:
-		return nil, cannotRun(p.Hook)
+		return nil, cannotRun(t.Hook)
 	}
-	o, err := target.Open_(p, nil)
+	o, err := target.Open(t, nil)
 	if err != nil {
 		return nil, err
 	}
 	e := &Explainer{opened: o, queue: queue}
 	err = kernel.Retry(ctx, func() error {
 		e.release()
-		if e.Chain, err = attach.Runs(ctx, p); err != nil {
+		if e.Chain, err = attach.ReadEffective(ctx, t); err != nil {
 			return err
 		}
 		return e.open()

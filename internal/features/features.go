@@ -24,7 +24,7 @@ import (
 
 // Probe tries what works here, and asks the device at p, if one is named, what
 // it can do. Links are tried on the loopback device of a namespace made for it, and none on cgroups.
-func Probe(ctx context.Context, p target.Target) ([]hook.Feature, error) {
+func Probe(ctx context.Context, t target.Target) ([]hook.Feature, error) {
 	var list []hook.Feature
 	add := func(name, needs string, err error) {
 		f := hook.Feature{Name: name, Needs: needs, Supported: err == nil}
@@ -50,7 +50,7 @@ func Probe(ctx context.Context, p target.Target) ([]hook.Feature, error) {
 	linkErr, updateErr := tryLink()
 	add("xdp-link", "Linux 5.9", linkErr)
 	add("xdp-link-update", "Linux 5.9", updateErr)
-	add("frags", "Linux 5.18", chains.TryFrags())
+	add("frags", "Linux 5.18", chains.FragsSupported())
 	ns, err := kernel.OpenNetNS("")
 	if err == nil {
 		if ns.ID().Cookie == 0 {
@@ -61,12 +61,12 @@ func Probe(ctx context.Context, p target.Target) ([]hook.Feature, error) {
 	add("netns-cookie", "Linux 5.14", err)
 	probeLinks(add)
 	add("freplace", "Linux 5.10, and no policy against it; needed for chains of libxdp only", libxdp.Supported())
-	add("bpffs", "a bpffs at "+p.BPFFS+"; needed for persistent members", tryBPFFS(p.BPFFS))
+	add("bpffs", "a bpffs at "+t.BPFFS+"; needed for persistent members", tryBPFFS(t.BPFFS))
 
-	if p.Name == "" {
+	if t.Name == "" {
 		return list, nil
 	}
-	device, err := probeDevice(p)
+	device, err := probeDevice(t)
 	return append(list, device...), err
 }
 
@@ -150,15 +150,15 @@ func tryBPFFS(path string) error {
 }
 
 // probeDevice asks the kernel what XDP a device can do.
-func probeDevice(p target.Target) ([]hook.Feature, error) {
-	s, err := target.Open_(p, nil)
+func probeDevice(t target.Target) ([]hook.Feature, error) {
+	o, err := target.Open(t, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer s.Close()
+	defer o.Close()
 	var list []hook.Feature
-	err = rtnl.In(s.NS, func(conn *rtnl.Conn) error {
-		d, err := conn.Device(p.Name)
+	err = rtnl.In(o.NS, func(conn *rtnl.Conn) error {
+		d, err := conn.Device(t.Name)
 		if err != nil {
 			return err
 		}

@@ -19,16 +19,16 @@ import (
 // adopt makes a filter that somebody else made a member: on a kernel with TCX
 // one with a link, which runs where the first filter did, just before all of
 // them; else the same filter with our name.
-func (Family) Adopt(ctx context.Context, s *target.Opened, req target.AdoptRequest) (target.Handle, error) {
+func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error) {
 	var h target.Handle
 	err := kernel.Retry(ctx, func() error {
-		return s.Locked(ctx, func(l *state.Locked) error {
-			return withSide(s, byName(s), func(conn *rtnl.Conn, sd *side) (err error) {
+		return o.Locked(ctx, func(l *state.Locked) error {
+			return withSide(o, byName(o), func(conn *rtnl.Conn, sd *side) (err error) {
 				i, err := sd.adoptable(req.Entry)
 				if err != nil {
 					return err
 				}
-				prog, err := links.Real(sd.list[i].Entry.Program)
+				prog, err := links.OpenProgram(sd.list[i].Entry.Program)
 				if err != nil {
 					return err
 				}
@@ -43,7 +43,7 @@ func (Family) Adopt(ctx context.Context, s *target.Opened, req target.AdoptReque
 	if err != nil {
 		return nil, err
 	}
-	s.NS.Release()
+	o.NS.Release()
 	return h, nil
 }
 
@@ -101,7 +101,7 @@ func (sd *side) rename(conn *rtnl.Conn, i int, prog *ebpf.Program, req target.Ad
 	if err := conn.ReplaceFilter(sd.dev.Index, f, prog.FD(), lb.String()); err != nil {
 		return nil, kernel.Again(err)
 	}
-	return &filterHandle{Unowned: target.Unowned{Opened: sd.opened}, name: lb.Name, index: sd.dev.Index}, nil
+	return &handle{Unowned: target.Unowned{Opened: sd.opened}, name: lb.Name, index: sd.dev.Index}, nil
 }
 
 // replace puts a TCX link in the place of the filter at i.

@@ -58,21 +58,21 @@ func parseLabel(s string) (l label, ok bool) {
 type side struct {
 	opened *target.Opened
 	dev    *rtnl.Device
-	list   target.Order[entryOn]
-	all    target.Order[entryOn] // with those that list leaves out
+	list   target.Order[entry]
+	all    target.Order[entry] // with those that list leaves out
 }
 
-type entryOn struct {
+type entry struct {
 	target.Entry
 	rtnl.Filter
 	owner string
 }
 
 // ours tells whether the filter is a member.
-func (e entryOn) ours() bool { return e.Entry.Name != "" }
+func (e entry) ours() bool { return e.Entry.Name != "" }
 
 // label is the name of the member's filter.
-func (e entryOn) label() string { return label{e.Entry.Name, e.owner, e.Priority}.String() }
+func (e entry) label() string { return label{e.Entry.Name, e.owner, e.Priority}.String() }
 
 // A finder finds the device that the side is on.
 type finder func(*rtnl.Conn) (*rtnl.Device, error)
@@ -108,7 +108,7 @@ func changeSide(ctx context.Context, o *target.Opened, find finder, fn func(conn
 // dropTwins removes all filters of a member but the first.
 func (sd *side) dropTwins(conn *rtnl.Conn) error {
 	seen := map[string]bool{}
-	var left target.Order[entryOn]
+	var left target.Order[entry]
 	for _, e := range sd.list {
 		if e.ours() && seen[e.Entry.Name] {
 			if err := conn.DeleteFilter(sd.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -142,13 +142,13 @@ func ViewFilters(o *target.Opened, dev *rtnl.Device, all []rtnl.Filter) *hook.Ch
 	return newSide(o, o.Hook, dev, all).view()
 }
 
-func newSide(s *target.Opened, h hook.Hook, dev *rtnl.Device, all []rtnl.Filter) *side {
-	sd := &side{opened: s, dev: dev}
+func newSide(o *target.Opened, h hook.Hook, dev *rtnl.Device, all []rtnl.Filter) *side {
+	sd := &side{opened: o, dev: dev}
 	for _, f := range all {
 		if f.Hook() != h {
 			continue
 		}
-		e := entryOn{Entry: target.Entry{Program: f.Program, Stays: true}, Filter: f}
+		e := entry{Entry: target.Entry{Program: f.Program, Stays: true}, Filter: f}
 		if l, ok := parseLabel(f.Name); ok && f.DirectAction {
 			e.Entry.Name, e.owner, e.Priority = l.Name, l.Owner, l.Priority
 		}
@@ -198,7 +198,7 @@ func (sd *side) put(conn *rtnl.Conn, i int, prog *ebpf.Program, lb label) error 
 
 // free returns where a filter goes that is to be number i, and the members of
 // the same preference that are then to be added again.
-func (sd *side) free(i, priority int) (f hook.Filter, before target.Order[entryOn], err error) {
+func (sd *side) free(i, priority int) (f hook.Filter, before target.Order[entry], err error) {
 	f = hook.Filter{Parent: rtnl.ClsactIngress, Protocol: unix.ETH_P_ALL, Handle: 1, DirectAction: true}
 	if sd.opened.Hook == hook.TCEgress {
 		f.Parent = rtnl.ClsactEgress
@@ -253,17 +253,17 @@ func (sd *side) settle(prog *load.Loaded, req target.Request) (int, label, error
 	return i, label{name, req.Owner, priority}, err
 }
 
-func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
+func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
 	if !req.Persistent {
 		return nil, hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays when its process ends, and so it can only be persistent").
-			Hint("ask for that (Persistent; without --hold), or use %s, where a link owns a member (Linux 6.6)", withLinks(s.Hook))
+			Hint("ask for that (Persistent; without --hold), or use %s, where a link owns a member (Linux 6.6)", withLinks(o.Hook))
 	}
-	prog, err := load.PinningIn(src, s.BPFFS).Load(load.Want{Hook: s.Hook})
+	prog, err := load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook})
 	if err != nil {
 		return nil, err
 	}
-	h := &filterHandle{Unowned: target.Unowned{Opened: s, Loaded: prog}}
-	err = changeSide(ctx, s, byName(s), func(conn *rtnl.Conn, sd *side) error {
+	h := &handle{Unowned: target.Unowned{Opened: o, Loaded: prog}}
+	err = changeSide(ctx, o, byName(o), func(conn *rtnl.Conn, sd *side) error {
 		i, lb, err := sd.settle(prog, req)
 		if err != nil {
 			return err
@@ -281,7 +281,7 @@ func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req
 		prog.Discard()
 		return nil, err
 	}
-	s.NS.Release()
+	o.NS.Release()
 	return h, nil
 }
 
@@ -302,13 +302,13 @@ func withLinks(h hook.Hook) hook.Hook {
 	return hook.TCXIngress
 }
 
-func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (c *hook.Chain, err error) {
-	prog, err := load.PinningIn(src, s.BPFFS).Load(load.Want{Hook: s.Hook})
+func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (c *hook.Chain, err error) {
+	prog, err := load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook})
 	if err != nil {
 		return nil, err
 	}
 	defer prog.Discard()
-	err = onSide(ctx, s, byName(s), func(_ *rtnl.Conn, sd *side) error {
+	err = onSide(ctx, o, byName(o), func(_ *rtnl.Conn, sd *side) error {
 		i, lb, err := sd.settle(prog, req)
 		if err != nil {
 			return err
@@ -317,7 +317,7 @@ func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req t
 		if err != nil {
 			return err
 		}
-		e := entryOn{Filter: rtnl.Filter{Filter: f, Name: lb.String()}, Entry: target.Entry{Program: kernel.ProgramID(prog.Program), Name: lb.Name, Priority: lb.Priority}, owner: lb.Owner}
+		e := entry{Filter: rtnl.Filter{Filter: f, Name: lb.String()}, Entry: target.Entry{Program: kernel.ProgramID(prog.Program), Name: lb.Name, Priority: lb.Priority}, owner: lb.Owner}
 		sd.list = slices.Insert(sd.list, i, e)
 		c = sd.view()
 		return nil
@@ -325,9 +325,9 @@ func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req t
 	return c, err
 }
 
-func (Family) Open(ctx context.Context, s *target.Opened, ref hook.Ref) (target.Handle, error) {
-	h := &filterHandle{Unowned: target.Unowned{Opened: s}}
-	err := onSide(ctx, s, byName(s), func(_ *rtnl.Conn, sd *side) error {
+func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
+	h := &handle{Unowned: target.Unowned{Opened: o}}
+	err := onSide(ctx, o, byName(o), func(_ *rtnl.Conn, sd *side) error {
 		i, err := sd.list.Find(ref)
 		if err != nil {
 			return err
@@ -341,12 +341,12 @@ func (Family) Open(ctx context.Context, s *target.Opened, ref hook.Ref) (target.
 	if err != nil {
 		return nil, err
 	}
-	s.NS.Release()
+	o.NS.Release()
 	return h, nil
 }
 
 // legacy is the refusal of a filter that is not ours.
-func (sd *side) legacy(e entryOn) error {
+func (sd *side) legacy(e entry) error {
 	hint := "it is not a member; --force detaches it all the same"
 	if e.DirectAction {
 		hint = fmt.Sprintf("make it a member with \"%s\", or detach it with --force",
@@ -356,8 +356,8 @@ func (sd *side) legacy(e entryOn) error {
 		Hint("%s", hint)
 }
 
-func (Family) Detach(ctx context.Context, s *target.Opened, ref hook.Ref, force bool) error {
-	return changeSide(ctx, s, byName(s), func(conn *rtnl.Conn, sd *side) error {
+func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force bool) error {
+	return changeSide(ctx, o, byName(o), func(conn *rtnl.Conn, sd *side) error {
 		leaving := sd.list
 		if ref != "" {
 			i, err := sd.list.Find(ref)
@@ -386,8 +386,8 @@ func (Family) Detach(ctx context.Context, s *target.Opened, ref hook.Ref, force 
 	})
 }
 
-func (Family) Read(ctx context.Context, s *target.Opened) (c *hook.Chain, err error) {
-	err = onSide(ctx, s, byName(s), func(_ *rtnl.Conn, sd *side) error {
+func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
+	err = onSide(ctx, o, byName(o), func(_ *rtnl.Conn, sd *side) error {
 		c = sd.view()
 		return nil
 	})
@@ -406,7 +406,7 @@ func (sd *side) view() *hook.Chain {
 	return c
 }
 
-func (e entryOn) view() hook.Member {
+func (e entry) view() hook.Member {
 	m := hook.Member{Name: e.Entry.Name, Kind: hook.KindLegacy, State: hook.StateRunning}
 	m.Program, m.TailCalls = target.ProgramAt(e.Entry.Program)
 	if e.ours() {

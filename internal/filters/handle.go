@@ -15,14 +15,14 @@ import (
 )
 
 // A filterHandle refers to a member on a clsact hook, by its device and name.
-type filterHandle struct {
+type handle struct {
 	target.Unowned
 	name  string
 	index int // of the device, which may have another name by now
 }
 
 // byIndex finds the device of the member.
-func (h *filterHandle) byIndex(conn *rtnl.Conn) (*rtnl.Device, error) {
+func (h *handle) byIndex(conn *rtnl.Conn) (*rtnl.Device, error) {
 	d, err := conn.DeviceByIndex(h.index)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, hook.Because(hook.ErrDefunct, "the device is gone, or in another network namespace: %w", err)
@@ -31,16 +31,16 @@ func (h *filterHandle) byIndex(conn *rtnl.Conn) (*rtnl.Device, error) {
 }
 
 // look runs fn with the side as it is and the index of the member.
-func (h *filterHandle) look(ctx context.Context, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
+func (h *handle) withMember(ctx context.Context, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
 	return h.do(ctx, onSide, fn)
 }
 
 // change is look under the lock.
-func (h *filterHandle) change(ctx context.Context, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
+func (h *handle) change(ctx context.Context, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
 	return h.do(ctx, changeSide, fn)
 }
 
-func (h *filterHandle) do(ctx context.Context, on func(context.Context, *target.Opened, finder, func(*rtnl.Conn, *side) error) error, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
+func (h *handle) do(ctx context.Context, on func(context.Context, *target.Opened, finder, func(*rtnl.Conn, *side) error) error, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
 	return h.Locked(func() error {
 		return on(ctx, h.Opened, h.byIndex, func(conn *rtnl.Conn, sd *side) error {
 			i, err := sd.list.Find(hook.Ref(h.name))
@@ -53,10 +53,10 @@ func (h *filterHandle) do(ctx context.Context, on func(context.Context, *target.
 }
 
 // Update exchanges the program, atomically for packets.
-func (h *filterHandle) Update(ctx context.Context, src load.Source) error {
+func (h *handle) Update(ctx context.Context, src load.Source) error {
 	src = load.PinningIn(src, h.Opened.BPFFS)
 	var prog *load.Loaded
-	err := h.look(ctx, func(_ *rtnl.Conn, sd *side, i int) error {
+	err := h.withMember(ctx, func(_ *rtnl.Conn, sd *side, i int) error {
 		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(sd.list[i].Entry.Program))
 		if err != nil {
 			return kernel.Again(kernel.Errno("the program to be replaced", err))
@@ -93,18 +93,18 @@ func (h *filterHandle) Update(ctx context.Context, src load.Source) error {
 }
 
 // Set changes the priority, and the place with it where need be.
-func (h *filterHandle) Set(ctx context.Context, settings hook.Settings) error {
+func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
 	return target.Mover(h.place).Set(ctx, h.Opened.Hook, settings)
 }
 
 // Move gives the member another place.
-func (h *filterHandle) Move(ctx context.Context, to hook.Position) error {
+func (h *handle) Move(ctx context.Context, to hook.Position) error {
 	return target.Mover(h.place).Move(ctx, to)
 }
 
 // place moves the member: a filter with another preference is another filter,
 // so for a moment the program is in both places, and packets meet it twice.
-func (h *filterHandle) place(ctx context.Context, to hook.Position, priority int) error {
+func (h *handle) place(ctx context.Context, to hook.Position, priority int) error {
 	return h.change(ctx, func(conn *rtnl.Conn, sd *side, i int) error {
 		e := sd.list[i]
 		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(e.Entry.Program))
@@ -133,17 +133,17 @@ func (h *filterHandle) place(ctx context.Context, to hook.Position, priority int
 }
 
 // Pin does nothing: a filter stays anyway.
-func (h *filterHandle) Pin(ctx context.Context) error {
-	return h.look(ctx, func(*rtnl.Conn, *side, int) error { return nil })
+func (h *handle) Pin(ctx context.Context) error {
+	return h.withMember(ctx, func(*rtnl.Conn, *side, int) error { return nil })
 }
 
 // Unpin is refused.
-func (h *filterHandle) Unpin(context.Context) error {
+func (h *handle) Unpin(context.Context) error {
 	return hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays until it is detached")
 }
 
 // Detach removes the filter.
-func (h *filterHandle) Detach(ctx context.Context) error {
+func (h *handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(conn *rtnl.Conn, sd *side, i int) error {
 		return conn.DeleteFilter(sd.dev.Index, sd.list[i].Filter.Filter)
 	})
@@ -154,9 +154,9 @@ func (h *filterHandle) Detach(ctx context.Context) error {
 }
 
 // Info describes the member.
-func (h *filterHandle) Info(ctx context.Context) (*hook.Member, error) {
+func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 	var m hook.Member
-	err := h.look(ctx, func(_ *rtnl.Conn, sd *side, i int) error {
+	err := h.withMember(ctx, func(_ *rtnl.Conn, sd *side, i int) error {
 		m = sd.list[i].view()
 		return nil
 	})
@@ -167,8 +167,8 @@ func (h *filterHandle) Info(ctx context.Context) (*hook.Member, error) {
 }
 
 // Chain describes what is on the hook.
-func (h *filterHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
-	err = h.look(ctx, func(_ *rtnl.Conn, sd *side, _ int) error {
+func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
+	err = h.withMember(ctx, func(_ *rtnl.Conn, sd *side, _ int) error {
 		c = sd.view()
 		return nil
 	})
@@ -176,8 +176,8 @@ func (h *filterHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 }
 
 // Program opens the member's program.
-func (h *filterHandle) Program() (prog *ebpf.Program, err error) {
-	err = h.look(context.Background(), func(_ *rtnl.Conn, sd *side, i int) error {
+func (h *handle) Program() (prog *ebpf.Program, err error) {
+	err = h.withMember(context.Background(), func(_ *rtnl.Conn, sd *side, i int) error {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(sd.list[i].Entry.Program))
 		return kernel.Again(kernel.Errno("the member's program", err))
 	})

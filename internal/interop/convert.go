@@ -44,7 +44,7 @@ func Convert(ctx context.Context, o *target.Opened, req ConvertRequest) error {
 	if req.Owner == "" {
 		req.Owner = target.Executable()
 	}
-	d := onDevice(o)
+	d := deviceOf(o)
 	convert := d.toOwned
 	switch {
 	case req.To == hook.StyleLibxdp && req.NoGap:
@@ -115,7 +115,7 @@ func (o *anOwned) close(used bool) {
 
 // toOwned takes a dispatcher of libxdp off the device and puts an owned chain
 // there.
-func (d interopDevice) toOwned(ctx context.Context, req ConvertRequest) error {
+func (d device) toOwned(ctx context.Context, req ConvertRequest) error {
 	snap, err := d.Read()
 	if err != nil {
 		return err
@@ -163,7 +163,7 @@ func (d interopDevice) toOwned(ctx context.Context, req ConvertRequest) error {
 
 // exchangeChain puts the chain, whose members are pinned, in the place of what
 // is on the device.
-func (d interopDevice) exchangeChain(l *state.Locked, snap *chains.Snapshot, owned *anOwned, noGap bool) error {
+func (d device) exchangeChain(l *state.Locked, snap *chains.Snapshot, owned *anOwned, noGap bool) error {
 	if noGap {
 		n := snap.OnNetlink(d.Opened)
 		return n.Swap(owned.prog, snap.Prog)
@@ -181,7 +181,7 @@ func (d interopDevice) exchangeChain(l *state.Locked, snap *chains.Snapshot, own
 }
 
 // ownedOf makes an owned chain of the members of one of libxdp.
-func (d interopDevice) ownedOf(snap *chains.Snapshot, from *libxdp.Chain, req ConvertRequest) (owned *anOwned, err error) {
+func (d device) ownedOf(snap *chains.Snapshot, from *libxdp.Chain, req ConvertRequest) (owned *anOwned, err error) {
 	var view hook.Chain
 	viewLibxdp(&view, from)
 	shape := dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: from.Config.Frags}
@@ -243,7 +243,7 @@ func (d interopDevice) ownedOf(snap *chains.Snapshot, from *libxdp.Chain, req Co
 
 // memberProgram returns the program of a member, loaded anew from src, or as it
 // is where there is none. A program from a file goes on with the old one's maps.
-func (d interopDevice) memberProgram(m *hook.Member, src load.Source, want load.Want) (*load.Loaded, error) {
+func (d device) memberProgram(m *hook.Member, src load.Source, want load.Want) (*load.Loaded, error) {
 	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(m.Program.ID))
 	if err != nil {
 		return nil, kernel.Again(fmt.Errorf("member %q: %w", m.Name, err))

@@ -16,16 +16,16 @@ import (
 )
 
 // A libxdpHandle refers to a member of a chain of libxdp, by its program.
-type libxdpHandle struct {
+type handle struct {
 	target.Unowned
 	id uint32
 }
 
 // do runs fn with the device and how the member is called now. That it is not
 // there is errDetached.
-func (h *libxdpHandle) do(fn func(d libxdp.Device, ref hook.Ref) error) error {
+func (h *handle) do(fn func(d libxdp.Device, ref hook.Ref) error) error {
 	return h.Locked(func() error {
-		err := Cause(fn(onDevice(h.Opened).libxdp(), hook.ProgramRef(h.id)))
+		err := Cause(fn(deviceOf(h.Opened).libxdp(), hook.ProgramRef(h.id)))
 		switch {
 		case errors.Is(err, kernel.ErrNetNSGone):
 			return err
@@ -38,7 +38,7 @@ func (h *libxdpHandle) do(fn func(d libxdp.Device, ref hook.Ref) error) error {
 
 // Update exchanges the program. Like every change of such a chain it makes a new
 // dispatcher.
-func (h *libxdpHandle) Update(ctx context.Context, src load.Source) error {
+func (h *handle) Update(ctx context.Context, src load.Source) error {
 	return h.do(func(d libxdp.Device, ref hook.Ref) error {
 		src, about, err := load.Describe(load.PinningIn(src, h.Opened.BPFFS))
 		if err != nil {
@@ -58,7 +58,7 @@ func (h *libxdpHandle) Update(ctx context.Context, src load.Source) error {
 }
 
 // Set changes priority and continue set.
-func (h *libxdpHandle) Set(ctx context.Context, settings hook.Settings) error {
+func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
 	if err := kernel.Join(settings.Check(), noSlots(settings)); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)
 	}
@@ -66,7 +66,7 @@ func (h *libxdpHandle) Set(ctx context.Context, settings hook.Settings) error {
 }
 
 // Move is refused: the order is by priority.
-func (h *libxdpHandle) Move(_ context.Context, to hook.Position) error {
+func (h *handle) Move(_ context.Context, to hook.Position) error {
 	if to.IsZero() {
 		return nil
 	}
@@ -74,18 +74,18 @@ func (h *libxdpHandle) Move(_ context.Context, to hook.Position) error {
 }
 
 // Pin does nothing: members of such a chain are pinned.
-func (h *libxdpHandle) Pin(ctx context.Context) error {
+func (h *handle) Pin(ctx context.Context) error {
 	_, err := h.Info(ctx)
 	return err
 }
 
 // Unpin is refused.
-func (h *libxdpHandle) Unpin(context.Context) error {
+func (h *handle) Unpin(context.Context) error {
 	return hook.Because(hook.ErrUsage, "nobody owns a member of a chain of libxdp: it stays until it is detached")
 }
 
 // Detach takes the member out.
-func (h *libxdpHandle) Detach(ctx context.Context) error {
+func (h *handle) Detach(ctx context.Context) error {
 	err := h.do(func(d libxdp.Device, ref hook.Ref) error { return d.Detach(ctx, ref) })
 	if target.Gone(err) {
 		return nil
@@ -94,7 +94,7 @@ func (h *libxdpHandle) Detach(ctx context.Context) error {
 }
 
 // Info describes the member.
-func (h *libxdpHandle) Info(ctx context.Context) (*hook.Member, error) {
+func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 	c, err := h.Chain(ctx)
 	if err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ func (h *libxdpHandle) Info(ctx context.Context) (*hook.Member, error) {
 }
 
 // Chain describes what is on the device.
-func (h *libxdpHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
+func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 	err = h.do(func(libxdp.Device, hook.Ref) error {
 		c, err = Family{}.Read(ctx, h.Opened)
 		return err
@@ -117,7 +117,7 @@ func (h *libxdpHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 }
 
 // Program opens the member's program.
-func (h *libxdpHandle) Program() (*ebpf.Program, error) {
+func (h *handle) Program() (*ebpf.Program, error) {
 	var prog *ebpf.Program
 	err := h.do(func(libxdp.Device, hook.Ref) (err error) {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(h.id))

@@ -20,12 +20,12 @@ import (
 type Family struct{}
 
 // An interopDevice is a device that has, or is to have, a chain of libxdp.
-type interopDevice struct{ chains.Device }
+type device struct{ chains.Device }
 
-func onDevice(o *target.Opened) interopDevice { return interopDevice{chains.On(o)} }
+func deviceOf(o *target.Opened) device { return device{chains.On(o)} }
 
 // libxdp is the device as that package knows it.
-func (d interopDevice) libxdp() libxdp.Device {
+func (d device) libxdp() libxdp.Device {
 	return libxdp.Device{Name: d.Name, NetNS: d.NetNS, BPFFS: d.BPFFS}
 }
 
@@ -44,7 +44,7 @@ var _ libxdp.Source = (*component)(nil)
 
 // component describes the program of src, and refuses what such a chain cannot
 // keep.
-func (d interopDevice) component(src load.Source, req target.Request) (*component, error) {
+func (d device) component(src load.Source, req target.Request) (*component, error) {
 	src, about, err := load.Describe(load.PinningIn(src, d.BPFFS))
 	if err != nil {
 		return nil, err
@@ -119,11 +119,11 @@ func (c *component) discard() {
 }
 
 // attach makes the program a member behind libxdp's dispatcher, or starts one.
-func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
-	d := onDevice(s)
+func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
+	d := deviceOf(o)
 	if !req.Persistent {
 		return nil, hook.Because(hook.ErrUsage, "nobody owns a member of a chain of libxdp: it stays when its process ends, and so it can only be persistent").
-			Hint("ask for that (Persistent; without --hold), or move the device over to an owned chain with \"%s\"", s.Command("convert", "xdp", s.Name, "--style", "owned"))
+			Hint("ask for that (Persistent; without --hold), or move the device over to an owned chain with \"%s\"", o.Command("convert", "xdp", o.Name, "--style", "owned"))
 	}
 	if !req.Position.IsZero() {
 		return nil, byPriorityOnly()
@@ -139,8 +139,8 @@ func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req
 		c.discard()
 		return nil, otherStyle(err)
 	}
-	h := &libxdpHandle{Unowned: target.Unowned{Opened: s, Loaded: c.loaded}, id: uint32(id)}
-	s.NS.Release()
+	h := &handle{Unowned: target.Unowned{Opened: o, Loaded: c.loaded}, id: uint32(id)}
+	o.NS.Release()
 	return h, nil
 }
 
@@ -169,8 +169,8 @@ func otherStyle(err error) error {
 
 // plan describes the chain as attach would make it. The program is
 // not loaded: it can be loaded for one dispatcher only.
-func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (*hook.Chain, error) {
-	d := onDevice(s)
+func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (*hook.Chain, error) {
+	d := deviceOf(o)
 	c, err := d.component(src, req)
 	if err != nil {
 		return nil, err
@@ -181,19 +181,19 @@ func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req t
 	if err != nil {
 		return nil, otherStyle(err)
 	}
-	chain := &hook.Chain{Hook: s.Hook, Target: planned.Device, Ifindex: planned.Ifindex, NetNS: s.NS.ID(), Pins: []string{}, Members: []hook.Member{}}
+	chain := &hook.Chain{Hook: o.Hook, Target: planned.Device, Ifindex: planned.Ifindex, NetNS: o.NS.ID(), Pins: []string{}, Members: []hook.Member{}}
 	viewLibxdp(chain, planned)
 	return chain, nil
 }
 
 // adopt is refused: what netlink attached becomes a member of an owned chain.
-func (Family) Adopt(_ context.Context, s *target.Opened, _ target.AdoptRequest) (target.Handle, error) {
+func (Family) Adopt(_ context.Context, o *target.Opened, _ target.AdoptRequest) (target.Handle, error) {
 	return nil, chains.ErrStyle
 }
 
 // detach takes one member out, or all for an empty ref.
-func (Family) Detach(ctx context.Context, s *target.Opened, ref hook.Ref, _ bool) error {
-	d := onDevice(s)
+func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool) error {
+	d := deviceOf(o)
 	if ref == "" {
 		return otherStyle(d.libxdp().DetachAll(ctx))
 	}
@@ -201,8 +201,8 @@ func (Family) Detach(ctx context.Context, s *target.Opened, ref hook.Ref, _ bool
 }
 
 // open finds a member by its name or program.
-func (Family) Open(ctx context.Context, s *target.Opened, ref hook.Ref) (target.Handle, error) {
-	d := onDevice(s)
+func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
+	d := deviceOf(o)
 	c, err := d.libxdp().Read(ctx)
 	if err != nil {
 		return nil, otherStyle(err)
@@ -211,8 +211,8 @@ func (Family) Open(ctx context.Context, s *target.Opened, ref hook.Ref) (target.
 	if err != nil {
 		return nil, err
 	}
-	h := &libxdpHandle{Unowned: target.Unowned{Opened: s}, id: m.Program.ID}
-	s.NS.Release()
+	h := &handle{Unowned: target.Unowned{Opened: o}, id: m.Program.ID}
+	o.NS.Release()
 	return h, nil
 }
 
@@ -235,15 +235,15 @@ func viewLibxdp(c *hook.Chain, from *libxdp.Chain) {
 }
 
 // read describes the chain on the device; errStyle when it is not one of libxdp's.
-func (Family) Read(ctx context.Context, s *target.Opened) (c *hook.Chain, err error) {
-	d := onDevice(s)
+func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
+	d := deviceOf(o)
 	err = kernel.Retry(ctx, func() error {
 		snap, err := d.Read()
 		if err != nil {
 			return err
 		}
 		defer snap.Close()
-		c, err = LibxdpChain(s, snap)
+		c, err = LibxdpChain(o, snap)
 		return err
 	})
 	return c, err
@@ -251,7 +251,7 @@ func (Family) Read(ctx context.Context, s *target.Opened) (c *hook.Chain, err er
 
 // LibxdpChain describes the chain of libxdp that was read; errStyle when it is none.
 func LibxdpChain(o *target.Opened, snap *chains.Snapshot) (*hook.Chain, error) {
-	lc, err := onDevice(o).libxdpOf(snap)
+	lc, err := deviceOf(o).libxdpOf(snap)
 	switch {
 	case err != nil:
 		return nil, err
@@ -265,7 +265,7 @@ func LibxdpChain(o *target.Opened, snap *chains.Snapshot) (*hook.Chain, error) {
 
 // libxdpOf reads the chain behind a dispatcher of libxdp that is on a device; nil
 // when it is none.
-func (d interopDevice) libxdpOf(snap *chains.Snapshot) (*libxdp.Chain, error) {
+func (d device) libxdpOf(snap *chains.Snapshot) (*libxdp.Chain, error) {
 	if !snap.Libxdp {
 		return nil, nil
 	}

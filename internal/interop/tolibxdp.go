@@ -20,7 +20,7 @@ import (
 // toLibxdp takes an owned chain off the device and puts a dispatcher of libxdp
 // there. Netlink cannot take the place of a link, so nothing is attached for a
 // moment; all else is done before.
-func (d interopDevice) toLibxdp(ctx context.Context, req ConvertRequest) error {
+func (d device) toLibxdp(ctx context.Context, req ConvertRequest) error {
 	return d.Locked(ctx, func(l *state.Locked) error {
 		snap, err := d.Read()
 		if err != nil {
@@ -56,7 +56,7 @@ func (d interopDevice) toLibxdp(ctx context.Context, req ConvertRequest) error {
 }
 
 // exchangeForLibxdp puts the dispatcher in the place of the chain.
-func (d interopDevice) exchangeForLibxdp(l *state.Locked, snap *chains.Snapshot, built *libxdp.Built) error {
+func (d device) exchangeForLibxdp(l *state.Locked, snap *chains.Snapshot, built *libxdp.Built) error {
 	folder := state.ChainFolder(snap.Root.LinkID(), snap.Chain.ID)
 	n := snap.OnNetlink(d.Opened)
 	kernel.Step("convert: before the gap")
@@ -82,7 +82,7 @@ func (d interopDevice) exchangeForLibxdp(l *state.Locked, snap *chains.Snapshot,
 }
 
 // reinstate puts a chain back whose link was detached: with another link.
-func (d interopDevice) reinstate(l *state.Locked, snap *chains.Snapshot, folder string) error {
+func (d device) reinstate(l *state.Locked, snap *chains.Snapshot, folder string) error {
 	r, err := d.Create(snap.Device.Index, snap.Mode, snap.Prog)
 	if err == nil {
 		defer r.Close()
@@ -96,7 +96,7 @@ func (d interopDevice) reinstate(l *state.Locked, snap *chains.Snapshot, folder 
 
 // incoming are the members of an owned chain as those of one of libxdp. release
 // is called when they are in use, or not to be used.
-func (d interopDevice) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp.Incoming, release func(used bool), err error) {
+func (d device) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp.Incoming, release func(used bool), err error) {
 	var components []*component
 	release = func(used bool) {
 		for _, c := range components {

@@ -57,7 +57,7 @@ func (l *LinkInfo) TypeName() string {
 }
 
 // describeLink asks the kernel about a link.
-func InfoOf(l link.Link) (*LinkInfo, error) {
+func LinkInfoOf(l link.Link) (*LinkInfo, error) {
 	info, err := l.Info()
 	if err != nil {
 		return nil, Errno("link", err)
@@ -87,7 +87,7 @@ func AllLinks() ([]LinkInfo, error) {
 	var it link.Iterator
 	defer it.Close()
 	for it.Next() {
-		li, err := InfoOf(it.Link)
+		li, err := LinkInfoOf(it.Link)
 		if err != nil {
 			continue // of another kind, of which some cannot be described
 		}

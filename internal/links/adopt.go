@@ -16,12 +16,12 @@ import (
 )
 
 // adopt gives an entry without a link one, at the same place.
-func (Family) Adopt(ctx context.Context, s *target.Opened, req target.AdoptRequest) (target.Handle, error) {
-	var h *linkHandle
+func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error) {
+	var h *handle
 	err := kernel.Retry(ctx, func() error {
-		return s.Locked(ctx, func(l *state.Locked) error {
-			return withOrder(s, l, func(sp *spot, list *listing) (err error) {
-				h, err = sp.adoptBare(l, list, req)
+		return o.Locked(ctx, func(l *state.Locked) error {
+			return withOrder(o, l, func(op *opened, list *order) (err error) {
+				h, err = op.adoptBare(l, list, req)
 				return err
 			})
 		})
@@ -29,17 +29,17 @@ func (Family) Adopt(ctx context.Context, s *target.Opened, req target.AdoptReque
 	if err != nil {
 		return nil, err
 	}
-	s.NS.Release()
+	o.NS.Release()
 	return h, nil
 }
 
 // A successor makes a link the member that takes the place of a program.
 type successor struct {
-	sp         *spot
+	sp         *opened
 	l          *state.Locked
 	rec        *state.Record
 	persistent bool
-	handle     *linkHandle
+	handle     *handle
 }
 
 // keep gives the link its name and its pin.
@@ -57,12 +57,12 @@ func (s *successor) keep(made kernel.RawLink) (err error) {
 	return nil
 }
 
-func (sp *spot) adoptBare(l *state.Locked, list *listing, req target.AdoptRequest) (*linkHandle, error) {
-	i, err := sp.adoptable(list, req.Entry)
+func (op *opened) adoptBare(l *state.Locked, list *order, req target.AdoptRequest) (*handle, error) {
+	i, err := op.adoptable(list, req.Entry)
 	if err != nil {
 		return nil, err
 	}
-	prog, err := Real(list.Order[i].carried)
+	prog, err := OpenProgram(list.Order[i].carried)
 	if err != nil {
 		return nil, err
 	}
@@ -73,38 +73,38 @@ func (sp *spot) adoptBare(l *state.Locked, list *listing, req target.AdoptReques
 	}
 	defer carried.Close()
 
-	loaded, err := load.Program{Program: prog}.Load(load.Want{Hook: sp.Hook})
+	loaded, err := load.Program{Program: prog}.Load(load.Want{Hook: op.Hook})
 	if err != nil {
 		return nil, err
 	}
-	rec, err := sp.recordAt(list, i, loaded, req.Request)
+	rec, err := op.recordAt(list, i, loaded, req.Request)
 	if err != nil {
 		return nil, err
 	}
-	at, err := sp.besides(list, i)
+	at, err := op.besides(list, i)
 	if err != nil {
 		return nil, err
 	}
-	next := &successor{sp: sp, l: l, rec: rec, persistent: req.Persistent}
-	if sp.cgroup != nil && !sharesCgroup(list.flags) {
-		return sp.swapOnCgroup(list, prog, req.NoGap, next)
+	next := &successor{sp: op, l: l, rec: rec, persistent: req.Persistent}
+	if op.cgroup != nil && !sharesCgroup(list.flags) {
+		return op.swapOnCgroup(list, prog, req.NoGap, next)
 	}
 	create := func(p *ebpf.Program) (kernel.RawLink, error) {
 		now := list
-		if sp.cgroup == nil { // the stand-in that is there by now counts as a change
-			if now, err = sp.list(); err != nil {
+		if op.cgroup == nil { // the stand-in that is there by now counts as a change
+			if now, err = op.list(); err != nil {
 				return nil, err
 			}
 			if !sameLinks(list, now) {
 				return nil, kernel.ErrAgain
 			}
-			if at, err = sp.besides(now, i); err != nil {
+			if at, err = op.besides(now, i); err != nil {
 				return nil, err
 			}
 		}
-		return sp.create(p, at, now)
+		return op.create(p, at, now)
 	}
-	made, err := sp.takePlaceOf(l, carried, prog, create, next.keep)
+	made, err := op.takePlaceOf(l, carried, prog, create, next.keep)
 	if err != nil {
 		if made != nil && next.handle != nil {
 			err = kernel.Undo(err, next.handle.Close())
@@ -116,7 +116,7 @@ func (sp *spot) adoptBare(l *state.Locked, list *listing, req target.AdoptReques
 
 // recordAt is the record of the entry at i as a member: its priority is one that
 // leaves it where it is.
-func (sp *spot) recordAt(list *listing, i int, prog *load.Loaded, req target.Request) (*state.Record, error) {
+func (op *opened) recordAt(list *order, i int, prog *load.Loaded, req target.Request) (*state.Record, error) {
 	others := list.Without(i)
 	_, name, _, err := others.Join(prog, req)
 	if err != nil {
@@ -126,15 +126,15 @@ func (sp *spot) recordAt(list *listing, i int, prog *load.Loaded, req target.Req
 	if err != nil {
 		return nil, err
 	}
-	return sp.newRecord(name, req.Owner, priority), nil
+	return op.newRecord(name, req.Owner, priority), nil
 }
 
 // besides is the neighbor for a link that takes the place of the entry at i, which
 // is still there: just before it, or on a cgroup also just behind it.
-func (sp *spot) besides(list *listing, i int) (kernel.Neighbor, error) {
-	at, err := sp.neighbor(list, i)
-	if err != nil && sp.cgroup != nil {
-		if behind, err := sp.neighbor(list, i+1); err == nil {
+func (op *opened) besides(list *order, i int) (kernel.Neighbor, error) {
+	at, err := op.neighbor(list, i)
+	if err != nil && op.cgroup != nil {
+		if behind, err := op.neighbor(list, i+1); err == nil {
 			return behind, nil
 		}
 	}
@@ -143,19 +143,19 @@ func (sp *spot) besides(list *listing, i int) (kernel.Neighbor, error) {
 
 // takePlaceOf is takePlace for an entry without a link, which may be a stand-in
 // that an adoption left which did not come to its end.
-func (sp *spot) takePlaceOf(l *state.Locked, carried, prog *ebpf.Program, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error) (kernel.RawLink, error) {
-	old := bare{sp}
+func (op *opened) takePlaceOf(l *state.Locked, carried, prog *ebpf.Program, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error) (kernel.RawLink, error) {
+	old := bare{op}
 	if kernel.ProgramID(carried) != kernel.ProgramID(prog) {
-		if err := old.exchange(prog, carried); err != nil {
+		if err := old.replaceProgram(prog, carried); err != nil {
 			return nil, err
 		}
 	}
-	return sp.takePlace(l, old, prog, true, create, keep)
+	return op.takePlace(l, old, prog, true, create, keep)
 }
 
 // adoptable finds the entry to adopt: the one that is named, or the only one
 // without a link.
-func (sp *spot) adoptable(list *listing, ref hook.Ref) (int, error) {
+func (op *opened) adoptable(list *order, ref hook.Ref) (int, error) {
 	i := -1
 	if ref != "" {
 		var err error
@@ -167,7 +167,7 @@ func (sp *spot) adoptable(list *listing, ref hook.Ref) (int, error) {
 			if e.Name != "" {
 				return 0, hook.Because(fs.ErrExist, "%q is a member already", e.Name)
 			}
-			return 0, sp.foreignKept(e)
+			return 0, op.foreignKept(e)
 		}
 		return i, nil
 	}
@@ -190,13 +190,13 @@ func (sp *spot) adoptable(list *listing, ref hook.Ref) (int, error) {
 }
 
 // foreignKept is the refusal to adopt what a link of another tool attaches.
-func (sp *spot) foreignKept(e entry) error {
+func (op *opened) foreignKept(e entry) error {
 	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: target.ProgramOf(e.Program), LinkID: e.Link}).
-		Hint("it has a link already, and \"%s\" makes it a member", sp.CommandByLink("adopt", e.Link))
+		Hint("it has a link already, and \"%s\" makes it a member", op.CommandByLink("adopt", e.Link))
 }
 
 // real opens a program, or the one that it stands in for.
-func Real(id uint32) (*ebpf.Program, error) {
+func OpenProgram(id uint32) (*ebpf.Program, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
 		return nil, kernel.Again(kernel.Errno("the program", err))
@@ -232,26 +232,26 @@ func sharesCgroup(flags uint32) bool { return flags&unix.BPF_F_ALLOW_MULTI != 0 
 // swapOnCgroup takes an exclusive legacy program off a cgroup and attaches it
 // with a link: the kernel does not let both be there. Between the two nothing is
 // attached.
-func (sp *spot) swapOnCgroup(list *listing, prog *ebpf.Program, noGap bool, next *successor) (*linkHandle, error) {
+func (op *opened) swapOnCgroup(list *order, prog *ebpf.Program, noGap bool, next *successor) (*handle, error) {
 	if noGap {
 		return nil, hook.Because(ebpf.ErrNotSupported, "the program is attached for itself alone (%s), and the kernel lets no link be beside it: %w", cgroupFlags(list.flags, list.Order[0]), ebpf.ErrNotSupported).
 			Hint("adopt it with the gap, in which nothing is attached")
 	}
-	old := bare{sp}
+	old := bare{op}
 	kernel.Step("adopt: before the gap")
 	if err := old.remove(prog); err != nil {
 		return nil, err
 	}
 	kernel.Step("adopt: in the gap")
-	made, err := sp.create(prog, kernel.Neighbor{}, &listing{})
+	made, err := op.create(prog, kernel.Neighbor{}, &order{})
 	if err == nil {
 		if err = next.keep(made); err == nil {
 			return next.handle, nil
 		}
 		made.Close()
 	}
-	back := sp.do(func(target int) error {
-		return kernel.AttachProgram(prog, target, sp.kind.Attach, list.flags, nil)
+	back := op.do(func(target int) error {
+		return kernel.AttachProgram(prog, target, op.kind.Attach, list.flags, nil)
 	})
 	if back != nil {
 		back = fmt.Errorf("program %d could not be put back: %w", kernel.ProgramID(prog), back)

@@ -24,15 +24,15 @@ func IsMember(o *target.Opened, info *kernel.LinkInfo) (bool, error) {
 }
 
 // forget removes what the registry has of a link.
-func Forget(s *target.Opened, id uint32) error {
-	names := OpenNames(s)
+func Forget(o *target.Opened, id uint32) error {
+	names := OpenNames(o)
 	defer names.Close()
 	return names.reg.Delete(id)
 }
 
 // adoptMember gives a link of TCX or of a cgroup a name.
-func AdoptMember(s *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, req target.Request) (target.Handle, error) {
-	names, err := namesFor(s, locked)
+func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, req target.Request) (target.Handle, error) {
+	names, err := namesFor(o, locked)
 	if err != nil {
 		return nil, err
 	}
@@ -44,23 +44,23 @@ func AdoptMember(s *target.Opened, locked *state.Locked, l kernel.RawLink, info 
 		return nil, hook.Because(fs.ErrExist, "link %d is a member already", info.ID)
 	}
 	if names.reg == nil && !req.Persistent {
-		return nil, hook.Because(ebpf.ErrNotSupported, "there is no registry in %s that could take its name", s.BPFFS).
+		return nil, hook.Because(ebpf.ErrNotSupported, "there is no registry in %s that could take its name", o.BPFFS).
 			Hint("pinned (Persistent) it has one without that")
 	}
-	called, pinned, err := names.pin(s.Hook, info.ID)
+	called, pinned, err := names.pin(o.Hook, info.ID)
 	if err != nil {
 		return nil, err
 	}
 	if req.Name == "" {
 		req.Name = called
 	}
-	h := &linkHandle{opened: s, link: l, id: info.ID}
-	err = h.withOrder(&grip{names: names, info: info}, func(sp *spot, list *listing) error {
+	h := &handle{opened: o, link: l, id: info.ID}
+	err = h.withOrder(&current{names: names, info: info}, func(op *opened, list *order) error {
 		i := list.WithLink(info.ID)
 		if i < 0 {
 			return kernel.ErrAgain
 		}
-		rec, err := sp.recordAt(list, i, &load.Loaded{Name: target.ProgramOf(info.Program).Name}, req)
+		rec, err := op.recordAt(list, i, &load.Loaded{Name: target.ProgramOf(info.Program).Name}, req)
 		if err != nil {
 			return err
 		}
@@ -78,12 +78,12 @@ func AdoptMember(s *target.Opened, locked *state.Locked, l kernel.RawLink, info 
 			return nil, kernel.Undo(err, names.reg.Delete(h.id))
 		}
 	}
-	s.NS.Release()
+	o.NS.Release()
 	return h, nil
 }
 
 // pinNamed pins a member, which may be pinned under another name.
-func pinNamed(locked *state.Locked, h *linkHandle, called string, pinned bool) error {
+func pinNamed(locked *state.Locked, h *handle, called string, pinned bool) error {
 	if pinned && called == h.rec.Name {
 		return nil
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // defunctMember returns nil for a link that is no member.
-func DefunctMember(o *target.Opened, li kernel.LinkInfo, names *Names) (*hook.Chain, error) {
+func Defunct(o *target.Opened, li kernel.LinkInfo, names *Names) (*hook.Chain, error) {
 	h := li.Hook()
 	rec, err := names.record(li.Attach, li.ID)
 	if err != nil {

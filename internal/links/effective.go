@@ -15,8 +15,8 @@ import (
 // EffectiveOn returns what runs for the cgroup of the opened target.
 func EffectiveOn(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
 	err = kernel.Retry(ctx, func() error {
-		return withOrder(o, nil, func(sp *spot, _ *listing) error {
-			c, err = sp.effective()
+		return withOrder(o, nil, func(op *opened, _ *order) error {
+			c, err = op.effective()
 			return err
 		})
 	})
@@ -27,16 +27,16 @@ func EffectiveOn(ctx context.Context, o *target.Opened) (c *hook.Chain, err erro
 // those below that have something of their own.
 func EffectiveBelow(ctx context.Context, o *target.Opened) (chains []hook.Chain, err error) {
 	err = kernel.Retry(ctx, func() error {
-		return withOrder(o, nil, func(sp *spot, _ *listing) error {
-			chains, err = sp.effectiveBelow()
+		return withOrder(o, nil, func(op *opened, _ *order) error {
+			chains, err = op.effectiveBelow()
 			return err
 		})
 	})
 	return chains, err
 }
 
-func (sp *spot) effectiveBelow() ([]hook.Chain, error) {
-	c, err := sp.effective()
+func (op *opened) effectiveBelow() ([]hook.Chain, error) {
+	c, err := op.effective()
 	if err != nil {
 		return nil, err
 	}
@@ -46,10 +46,10 @@ func (sp *spot) effectiveBelow() ([]hook.Chain, error) {
 		return nil, err
 	}
 	for _, below := range all {
-		if !strings.HasPrefix(below.Path, strings.TrimSuffix(sp.cgroup.Path, "/")+"/") {
+		if !strings.HasPrefix(below.Path, strings.TrimSuffix(op.cgroup.Path, "/")+"/") {
 			continue
 		}
-		c, err := sp.effectiveIn(below.Path)
+		c, err := op.effectiveIn(below.Path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // gone meanwhile
 		case err != nil:
@@ -62,20 +62,20 @@ func (sp *spot) effectiveBelow() ([]hook.Chain, error) {
 }
 
 // at is the same hook of another cgroup.
-func (sp *spot) at(cg *kernel.Cgroup) *spot {
-	other := *sp
+func (op *opened) at(cg *kernel.Cgroup) *opened {
+	other := *op
 	other.cgroup = cg
 	return &other
 }
 
 // effectiveIn returns nil for a cgroup that has nothing of its own.
-func (sp *spot) effectiveIn(path string) (*hook.Chain, error) {
+func (op *opened) effectiveIn(path string) (*hook.Chain, error) {
 	cg, err := kernel.OpenCgroup(path)
 	if err != nil {
 		return nil, err
 	}
 	defer cg.Close()
-	below := sp.at(cg)
+	below := op.at(cg)
 	q, err := below.query(0)
 	if err != nil || len(q.Programs) == 0 {
 		return nil, err
@@ -83,24 +83,24 @@ func (sp *spot) effectiveIn(path string) (*hook.Chain, error) {
 	return below.effective()
 }
 
-func (sp *spot) effective() (*hook.Chain, error) {
-	q, err := sp.query(unix.BPF_F_QUERY_EFFECTIVE)
+func (op *opened) effective() (*hook.Chain, error) {
+	q, err := op.query(unix.BPF_F_QUERY_EFFECTIVE)
 	if err != nil {
 		return nil, err
 	}
-	known := *sp.Opened
+	known := *op.Opened
 	if known.Links, err = kernel.AllLinks(); err != nil {
 		return nil, err
 	}
-	above, err := sp.cgroup.Ancestors()
+	above, err := op.cgroup.Ancestors()
 	if err != nil {
 		return nil, err
 	}
 	defer kernel.CloseCgroups(above)
-	c := &hook.Chain{Hook: sp.Hook, Target: sp.cgroup.Path, CgroupID: sp.cgroup.ID, Pins: []string{}, Members: []hook.Member{}}
+	c := &hook.Chain{Hook: op.Hook, Target: op.cgroup.Path, CgroupID: op.cgroup.ID, Pins: []string{}, Members: []hook.Member{}}
 	var from []hook.Member
 	for _, cg := range above {
-		at := sp.at(cg)
+		at := op.at(cg)
 		at.Opened = &known
 		part, err := at.read()
 		if err != nil {

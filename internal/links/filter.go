@@ -21,7 +21,7 @@ func (filterIncumbent) id() uint32 { return 0 }
 
 func (filterIncumbent) carries(*ebpf.Program) *ebpf.Program { return nil }
 
-func (f filterIncumbent) exchange(next, _ *ebpf.Program) error {
+func (f filterIncumbent) replaceProgram(next, _ *ebpf.Program) error {
 	return kernel.Again(f.conn.ReplaceFilter(f.index, f.Filter.Filter, next.FD(), f.Name))
 }
 
@@ -33,7 +33,7 @@ func (f filterIncumbent) remove(*ebpf.Program) error {
 // filter, which must be the first of all that run: first tells why it is not.
 // ErrNotSupported where there is no TCX.
 func ReplaceFilter(o *target.Opened, l *state.Locked, conn *rtnl.Conn, f rtnl.Filter, prog *ebpf.Program, req target.AdoptRequest, first func() error) (h target.Handle, err error) {
-	err = withOrder(o, l, func(sp *spot, list *listing) error {
+	err = withOrder(o, l, func(op *opened, list *order) error {
 		if err := first(); err != nil {
 			return err
 		}
@@ -46,9 +46,9 @@ func ReplaceFilter(o *target.Opened, l *state.Locked, conn *rtnl.Conn, f rtnl.Fi
 		if err != nil {
 			return err
 		}
-		next := &successor{sp: sp, l: l, rec: sp.newRecord(name, req.Owner, priority), persistent: req.Persistent}
-		create := func(p *ebpf.Program) (kernel.RawLink, error) { return sp.create(p, kernel.Neighbor{}, list) }
-		made, err := sp.takePlace(l, filterIncumbent{conn, sp.index, f}, prog, true, create, next.keep)
+		next := &successor{sp: op, l: l, rec: op.newRecord(name, req.Owner, priority), persistent: req.Persistent}
+		create := func(p *ebpf.Program) (kernel.RawLink, error) { return op.create(p, kernel.Neighbor{}, list) }
+		made, err := op.takePlace(l, filterIncumbent{conn, op.index, f}, prog, true, create, next.keep)
 		if err != nil {
 			if made != nil && next.handle != nil {
 				err = kernel.Undo(err, next.handle.link.Close())

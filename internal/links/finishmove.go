@@ -37,14 +37,14 @@ func openMove(l *state.Locked, name string) (*halfMove, error) {
 	if m.standIn.slot, err = ebpf.LoadPinnedMap(l.Path(name), nil); err != nil {
 		return nil, err
 	}
-	if err = m.look(l); err != nil {
+	if err = m.readState(l); err != nil {
 		m.close()
 		return nil, err
 	}
 	return m, nil
 }
 
-func (m *halfMove) look(l *state.Locked) (err error) {
+func (m *halfMove) readState(l *state.Locked) (err error) {
 	if m.slotID, err = kernel.MapID(m.standIn.slot); err != nil {
 		return err
 	}
@@ -223,7 +223,7 @@ func (m *halfMove) finishAdoption() bool {
 
 // adoptionOn finishes an adoption in the thread's namespace.
 func (m *halfMove) adoptionOn(ns *kernel.NetNS, q *kernel.Query) bool {
-	sp := &spot{Opened: &target.Opened{Target: target.Target{Hook: m.hook}, NS: ns}, kind: kernel.KindOf(m.hook), index: m.info.Ifindex, here: true}
+	op := &opened{Opened: &target.Opened{Target: target.Target{Hook: m.hook}, NS: ns}, kind: kernel.KindOf(m.hook), index: m.info.Ifindex, here: true}
 	for i, id := range q.Programs {
 		if q.Links[i] != 0 {
 			continue
@@ -234,7 +234,7 @@ func (m *halfMove) adoptionOn(ns *kernel.NetNS, q *kernel.Query) bool {
 		}
 		if there != nil {
 			defer there.Close()
-			return m.standIn.finish(bare{sp}, there, m.next, m.prog, true) == nil
+			return m.standIn.finish(bare{op}, there, m.next, m.prog, true) == nil
 		}
 	}
 	conn, err := rtnl.Dial()

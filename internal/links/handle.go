@@ -18,7 +18,7 @@ import (
 )
 
 // A linkHandle owns a member by its link.
-type linkHandle struct {
+type handle struct {
 	mu     sync.Mutex
 	opened *target.Opened
 	link   kernel.RawLink
@@ -31,19 +31,19 @@ type linkHandle struct {
 }
 
 // newLinkHandle takes over the link, on an error too.
-func newLinkHandle(o *target.Opened, link kernel.RawLink, rec *state.Record) (*linkHandle, error) {
-	info, err := kernel.InfoOf(link)
+func newLinkHandle(o *target.Opened, link kernel.RawLink, rec *state.Record) (*handle, error) {
+	info, err := kernel.LinkInfoOf(link)
 	if err != nil {
 		link.Close()
 		return nil, err
 	}
-	return &linkHandle{opened: o, link: link, id: info.ID, rec: *rec}, nil
+	return &handle{opened: o, link: link, id: info.ID, rec: *rec}, nil
 }
 
-func (h *linkHandle) folder() string { return state.LinkFolder(h.opened.Hook, h.id) }
+func (h *handle) folder() string { return state.LinkFolder(h.opened.Hook, h.id) }
 
 // Close gives up ownership.
-func (h *linkHandle) Close() error {
+func (h *handle) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -58,14 +58,14 @@ func (h *linkHandle) Close() error {
 }
 
 // A grip is what an operation on a member needs to know.
-type grip struct {
+type current struct {
 	names *Names
 	info  *kernel.LinkInfo
 	rec   *state.Record // with the name, whether the registry has it or not
 }
 
 // do runs fn with the handle locked, and with what is known about the member.
-func (h *linkHandle) do(ctx context.Context, l *state.Locked, fn func(g *grip) error) error {
+func (h *handle) do(ctx context.Context, l *state.Locked, fn func(g *current) error) error {
 	if h.closed {
 		return fmt.Errorf("the link: %w", os.ErrClosed)
 	}
@@ -77,7 +77,7 @@ func (h *linkHandle) do(ctx context.Context, l *state.Locked, fn func(g *grip) e
 		return err
 	}
 	defer names.Close()
-	info, err := kernel.InfoOf(h.link)
+	info, err := kernel.LinkInfoOf(h.link)
 	if err != nil {
 		return err
 	}
@@ -96,12 +96,12 @@ func (h *linkHandle) do(ctx context.Context, l *state.Locked, fn func(g *grip) e
 	if rec != nil {
 		h.rec = *rec
 	}
-	return fn(&grip{names, info, &h.rec})
+	return fn(&current{names, info, &h.rec})
 }
 
 // follow takes hold of the link that has taken the place of this one. errGone
 // when there is none: the target has gone, or the member was detached.
-func (h *linkHandle) follow(names *Names) (*kernel.LinkInfo, error) {
+func (h *handle) follow(names *Names) (*kernel.LinkInfo, error) {
 	for id := h.id; ; {
 		rec, err := names.record(kernel.KindOf(h.opened.Hook).Attach, id)
 		if err != nil {
@@ -118,7 +118,7 @@ func (h *linkHandle) follow(names *Names) (*kernel.LinkInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		info, err := kernel.InfoOf(next)
+		info, err := kernel.LinkInfoOf(next)
 		if err != nil || info.Gone() {
 			next.Close()
 			if err != nil {
@@ -133,40 +133,40 @@ func (h *linkHandle) follow(names *Names) (*kernel.LinkInfo, error) {
 }
 
 // change runs fn under the locks until it succeeds.
-func (h *linkHandle) change(ctx context.Context, fn func(l *state.Locked, g *grip) error) error {
+func (h *handle) change(ctx context.Context, fn func(l *state.Locked, g *current) error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return kernel.Retry(ctx, func() error {
 		return h.opened.Locked(ctx, func(l *state.Locked) error {
-			return h.do(ctx, l, func(g *grip) error { return fn(l, g) })
+			return h.do(ctx, l, func(g *current) error { return fn(l, g) })
 		})
 	})
 }
 
 // look runs fn without the lock of the pins.
-func (h *linkHandle) look(ctx context.Context, fn func(g *grip) error) error {
+func (h *handle) withCurrent(ctx context.Context, fn func(g *current) error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return kernel.Retry(ctx, func() error { return h.do(ctx, nil, fn) })
 }
 
 // Update exchanges the program.
-func (h *linkHandle) Update(ctx context.Context, src load.Source) error {
+func (h *handle) Update(ctx context.Context, src load.Source) error {
 	prog, err := h.successor(ctx, load.PinningIn(src, h.opened.BPFFS))
 	if err != nil {
 		return err
 	}
 	used := false
-	err = h.change(ctx, func(l *state.Locked, g *grip) error {
+	err = h.change(ctx, func(l *state.Locked, g *current) error {
 		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
 		if err != nil {
 			return kernel.Again(kernel.Errno("the program to be replaced", err))
 		}
 		defer old.Close()
 		kernel.Step("replace: before")
-		if err := exchange(h.link, prog.Program, old); err != nil {
+		if err := updateLink(h.link, prog.Program, old); err != nil {
 			if errors.Is(err, fs.ErrExist) {
-				return (&spot{Opened: h.opened}).twice(prog.Program)
+				return (&opened{Opened: h.opened}).twice(prog.Program)
 			}
 			return err
 		}
@@ -191,8 +191,8 @@ func (h *linkHandle) Update(ctx context.Context, src load.Source) error {
 }
 
 // successor loads the program that is to replace the present one.
-func (h *linkHandle) successor(ctx context.Context, src load.Source) (prog *load.Loaded, err error) {
-	err = h.look(ctx, func(g *grip) error {
+func (h *handle) successor(ctx context.Context, src load.Source) (prog *load.Loaded, err error) {
+	err = h.withCurrent(ctx, func(g *current) error {
 		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
 		if err != nil {
 			return kernel.Again(kernel.Errno("the program to be replaced", err))
@@ -210,8 +210,8 @@ func (h *linkHandle) successor(ctx context.Context, src load.Source) (prog *load
 }
 
 // Pin makes the member persistent.
-func (h *linkHandle) Pin(ctx context.Context) error {
-	return h.change(ctx, func(l *state.Locked, g *grip) error {
+func (h *handle) Pin(ctx context.Context) error {
+	return h.change(ctx, func(l *state.Locked, g *current) error {
 		switch {
 		case l == nil:
 			return h.opened.NoBPFFS()
@@ -229,7 +229,7 @@ func (h *linkHandle) Pin(ctx context.Context) error {
 	})
 }
 
-func (h *linkHandle) pin(l *state.Locked, maps map[string]*ebpf.Map) error {
+func (h *handle) pin(l *state.Locked, maps map[string]*ebpf.Map) error {
 	twin, err := kernel.OpenLink(h.id)
 	if err != nil {
 		return err
@@ -239,8 +239,8 @@ func (h *linkHandle) pin(l *state.Locked, maps map[string]*ebpf.Map) error {
 }
 
 // Unpin removes the pins.
-func (h *linkHandle) Unpin(ctx context.Context) error {
-	return h.change(ctx, func(l *state.Locked, g *grip) error {
+func (h *handle) Unpin(ctx context.Context) error {
+	return h.change(ctx, func(l *state.Locked, g *current) error {
 		if l == nil {
 			return nil
 		}
@@ -249,8 +249,8 @@ func (h *linkHandle) Unpin(ctx context.Context) error {
 }
 
 // Detach takes the member out. Gone already is fine, its pins go all the same.
-func (h *linkHandle) Detach(ctx context.Context) error {
-	err := h.change(ctx, func(l *state.Locked, g *grip) error {
+func (h *handle) Detach(ctx context.Context) error {
+	err := h.change(ctx, func(l *state.Locked, g *current) error {
 		return leave(l, g.names, h.opened.Hook, h.id, h.link)
 	})
 	if err != nil && !target.Gone(err) {
@@ -273,9 +273,9 @@ func (h *linkHandle) Detach(ctx context.Context) error {
 }
 
 // Info describes the member.
-func (h *linkHandle) Info(ctx context.Context) (*hook.Member, error) {
+func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 	var m hook.Member
-	err := h.look(ctx, func(g *grip) error {
+	err := h.withCurrent(ctx, func(g *current) error {
 		_, pinned, err := g.names.pin(h.opened.Hook, h.id)
 		if err != nil {
 			return err
@@ -290,10 +290,10 @@ func (h *linkHandle) Info(ctx context.Context) (*hook.Member, error) {
 }
 
 // Chain describes what is on the hook that the member is on by now.
-func (h *linkHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
-	err = h.look(ctx, func(g *grip) error {
-		return h.withOrder(g, func(sp *spot, list *listing) error {
-			c = sp.view(list)
+func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
+	err = h.withCurrent(ctx, func(g *current) error {
+		return h.withOrder(g, func(op *opened, list *order) error {
+			c = op.view(list)
 			return nil
 		})
 	})
@@ -301,8 +301,8 @@ func (h *linkHandle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 }
 
 // Program opens the member's program.
-func (h *linkHandle) Program() (prog *ebpf.Program, err error) {
-	err = h.look(context.Background(), func(g *grip) error {
+func (h *handle) Program() (prog *ebpf.Program, err error) {
+	err = h.withCurrent(context.Background(), func(g *current) error {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
 		return kernel.Again(kernel.Errno("the member's program", err))
 	})

@@ -26,17 +26,17 @@ func Unsupported(err error) bool { return errors.Is(err, ebpf.ErrNotSupported) }
 // the kernel keeps the order: TCX and cgroups.
 type Family struct{}
 
-func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
-	prog, err := loadFor(s, src)
+func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
+	prog, err := loadFor(o, src)
 	if err != nil {
 		return nil, err
 	}
-	var h *linkHandle
+	var h *handle
 	patience := target.UntilLeft()
 	err = kernel.Retry(ctx, func() error {
-		return s.Locked(ctx, func(l *state.Locked) error {
-			return patience(withOrder(s, l, func(sp *spot, list *listing) (err error) {
-				h, err = sp.join(l, list, prog, req)
+		return o.Locked(ctx, func(l *state.Locked) error {
+			return patience(withOrder(o, l, func(op *opened, list *order) (err error) {
+				h, err = op.join(l, list, prog, req)
 				return err
 			}))
 		})
@@ -52,33 +52,33 @@ func (Family) Attach(ctx context.Context, s *target.Opened, src load.Source, req
 
 // loadFor loads a program for the hook, if this kernel has that, and the target.
 func loadFor(o *target.Opened, src load.Source) (*load.Loaded, error) {
-	sp, err := openSpot(o, nil)
+	op, err := open(o, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer sp.close()
-	if _, err := sp.query(0); err != nil {
+	defer op.close()
+	if _, err := op.query(0); err != nil {
 		return nil, err
 	}
 	return load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook})
 }
 
-func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req target.Request) (c *hook.Chain, err error) {
-	prog, err := loadFor(s, src)
+func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (c *hook.Chain, err error) {
+	prog, err := loadFor(o, src)
 	if err != nil {
 		return nil, err
 	}
 	defer prog.Discard()
 	err = kernel.Retry(ctx, func() error {
-		return withOrder(s, nil, func(sp *spot, list *listing) error {
+		return withOrder(o, nil, func(op *opened, list *order) error {
 			i, name, priority, err := list.Join(prog, req)
 			if err != nil {
 				return err
 			}
-			if _, err := sp.neighbor(list, i); err != nil {
+			if _, err := op.neighbor(list, i); err != nil {
 				return err
 			}
-			c = sp.view(list)
+			c = op.view(list)
 			m := hook.Member{
 				Name: name, Settings: hook.Settings{Priority: priority}, Owner: req.Owner,
 				Persistent: req.Persistent, Kind: hook.KindMember, State: hook.StateRunning,
@@ -92,69 +92,69 @@ func (Family) Plan(ctx context.Context, s *target.Opened, src load.Source, req t
 }
 
 // newRecord is what the registry gets of a new member.
-func (sp *spot) newRecord(name, owner string, priority int) *state.Record {
-	return &state.Record{Name: name, Owner: owner, Priority: priority, Attach: sp.kind.Attach, LastSeen: sp.seen()}
+func (op *opened) newRecord(name, owner string, priority int) *state.Record {
+	return &state.Record{Name: name, Owner: owner, Priority: priority, Attach: op.kind.Attach, LastSeen: op.seen()}
 }
 
 // join attaches the program with a link at its place.
-func (sp *spot) join(l *state.Locked, list *listing, prog *load.Loaded, req target.Request) (*linkHandle, error) {
+func (op *opened) join(l *state.Locked, list *order, prog *load.Loaded, req target.Request) (*handle, error) {
 	i, name, priority, err := list.Join(prog, req)
 	if err != nil {
 		return nil, err
 	}
-	rec := sp.newRecord(name, req.Owner, priority)
-	at, err := sp.neighbor(list, i)
+	rec := op.newRecord(name, req.Owner, priority)
+	at, err := op.neighbor(list, i)
 	if err != nil {
 		return nil, err
 	}
-	made, err := sp.create(prog.Program, at, list)
+	made, err := op.create(prog.Program, at, list)
 	if err != nil {
 		return nil, err
 	}
 	kernel.Step("attach: attached")
-	h, err := newLinkHandle(sp.Opened, made, rec)
+	h, err := newLinkHandle(op.Opened, made, rec)
 	if err != nil {
 		return nil, err
 	}
 	h.made = true
-	if err := sp.names.reg.Put(h.id, rec); err != nil {
+	if err := op.names.reg.Put(h.id, rec); err != nil {
 		return nil, kernel.Undo(err, h.Close())
 	}
 	kernel.Step("attach: named")
 	if req.Persistent {
 		if err := h.pin(l, prog.Maps); err != nil {
 			// Half attached is not attached.
-			return nil, kernel.Undo(err, sp.names.reg.Delete(h.id), h.link.Close())
+			return nil, kernel.Undo(err, op.names.reg.Delete(h.id), h.link.Close())
 		}
 	}
 	return h, nil
 }
 
-func (Family) Open(ctx context.Context, s *target.Opened, ref hook.Ref) (target.Handle, error) {
-	var h *linkHandle
+func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
+	var h *handle
 	err := kernel.Retry(ctx, func() error {
-		return withOrder(s, nil, func(sp *spot, list *listing) error {
+		return withOrder(o, nil, func(op *opened, list *order) error {
 			i, err := list.Find(ref)
 			if err != nil {
 				return err
 			}
 			e := list.Order[i]
 			if e.Link == 0 {
-				return sp.legacy(e)
+				return op.legacy(e)
 			}
-			h, err = openEntry(s, e)
+			h, err = openEntry(o, e)
 			return kernel.Again(err)
 		})
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.NS.Release()
+	o.NS.Release()
 	return h, nil
 }
 
 // openEntry makes a handle of an entry with a link.
-func openEntry(o *target.Opened, e entry) (*linkHandle, error) {
+func openEntry(o *target.Opened, e entry) (*handle, error) {
 	l, err := kernel.OpenLink(e.Link)
 	if err != nil {
 		return nil, err
@@ -167,8 +167,8 @@ func openEntry(o *target.Opened, e entry) (*linkHandle, error) {
 }
 
 // openPinnedLink opens a member by its pin, and sets the hook of s to the member's.
-func OpenPinnedLink(s *target.Opened, folder, member string) (*linkHandle, error) {
-	l, err := kernel.LoadPinnedLink(s.Pins.HeldPath(folder, member))
+func OpenPinned(o *target.Opened, folder, member string) (*handle, error) {
+	l, err := kernel.LoadPinnedLink(o.Pins.HeldPath(folder, member))
 	if err != nil {
 		return nil, err
 	}
@@ -176,9 +176,9 @@ func OpenPinnedLink(s *target.Opened, folder, member string) (*linkHandle, error
 	if err != nil {
 		return nil, err
 	}
-	info, err := kernel.InfoOf(link)
+	info, err := kernel.LinkInfoOf(link)
 	if err == nil {
-		if s.Hook = info.Hook(); s.Hook == "" {
+		if o.Hook = info.Hook(); o.Hook == "" {
 			err = info.NoHook()
 		}
 	}
@@ -186,7 +186,7 @@ func OpenPinnedLink(s *target.Opened, folder, member string) (*linkHandle, error
 		link.Close()
 		return nil, err
 	}
-	names := OpenNames(s)
+	names := OpenNames(o)
 	defer names.Close()
 	rec, err := names.record(info.Attach, info.ID)
 	if err != nil {
@@ -196,43 +196,43 @@ func OpenPinnedLink(s *target.Opened, folder, member string) (*linkHandle, error
 	if rec == nil {
 		rec = &state.Record{Name: member, Attach: info.Attach}
 	}
-	h, err := newLinkHandle(s, link, rec)
+	h, err := newLinkHandle(o, link, rec)
 	if err != nil {
 		return nil, err
 	}
-	s.NS.Release()
+	o.NS.Release()
 	return h, nil
 }
 
 // legacy is the refusal of an entry that has no link.
-func (sp *spot) legacy(e entry) error {
+func (op *opened) legacy(e entry) error {
 	return hook.Busy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(e.Program)}).
 		Hint("make it a member with \"%s\", or detach it with --force",
-			sp.Command("adopt", string(sp.Hook), sp.target(), string(hook.ProgramRef(e.Program))))
+			op.Command("adopt", string(op.Hook), op.target(), string(hook.ProgramRef(e.Program))))
 }
 
 // foreign is the refusal to take out what a link of another tool attaches.
-func (sp *spot) foreign(e entry) error {
+func (op *opened) foreign(e entry) error {
 	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: target.ProgramOf(e.Program), LinkID: e.Link}).
-		Hint("it is not a member; --force detaches it all the same, \"%s\" makes it one", sp.CommandByLink("adopt", e.Link))
+		Hint("it is not a member; --force detaches it all the same, \"%s\" makes it one", op.CommandByLink("adopt", e.Link))
 }
 
-func (sp *spot) target() string {
-	if sp.cgroup != nil {
-		return sp.cgroup.Path
+func (op *opened) target() string {
+	if op.cgroup != nil {
+		return op.cgroup.Path
 	}
-	return sp.name
+	return op.name
 }
 
-func (Family) Detach(ctx context.Context, s *target.Opened, ref hook.Ref, force bool) error {
+func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force bool) error {
 	return kernel.Retry(ctx, func() error {
-		return s.Locked(ctx, func(l *state.Locked) error {
-			return withOrder(s, nil, func(sp *spot, list *listing) error { return sp.detach(l, list, ref, force) })
+		return o.Locked(ctx, func(l *state.Locked) error {
+			return withOrder(o, nil, func(op *opened, list *order) error { return op.detach(l, list, ref, force) })
 		})
 	})
 }
 
-func (sp *spot) detach(l *state.Locked, list *listing, ref hook.Ref, force bool) error {
+func (op *opened) detach(l *state.Locked, list *order, ref hook.Ref, force bool) error {
 	leaving := list.Order
 	if ref != "" {
 		i, err := list.Find(ref)
@@ -249,30 +249,30 @@ func (sp *spot) detach(l *state.Locked, list *listing, ref hook.Ref, force bool)
 			continue
 		}
 		ours++
-		if err := sp.takeOutEntry(l, e, force); err != nil {
+		if err := op.takeOutEntry(l, e, force); err != nil {
 			return err
 		}
 	}
 	if ours == 0 {
-		return sp.refuse(leaving[0])
+		return op.refuse(leaving[0])
 	}
 	return nil
 }
 
-func (sp *spot) refuse(e entry) error {
+func (op *opened) refuse(e entry) error {
 	if e.Link == 0 {
-		return sp.legacy(e)
+		return op.legacy(e)
 	}
-	return sp.foreign(e)
+	return op.foreign(e)
 }
 
 // takeOutEntry removes one entry, and its pins after it.
-func (sp *spot) takeOutEntry(l *state.Locked, e entry, force bool) error {
+func (op *opened) takeOutEntry(l *state.Locked, e entry, force bool) error {
 	switch {
 	case e.Name == "" && !force:
-		return sp.refuse(e)
+		return op.refuse(e)
 	case e.Link == 0:
-		return sp.removeLegacy(e.carried)
+		return op.removeLegacy(e.carried)
 	}
 	link, err := kernel.OpenLink(e.Link)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -282,7 +282,7 @@ func (sp *spot) takeOutEntry(l *state.Locked, e entry, force bool) error {
 		return err
 	}
 	defer link.Close()
-	return leave(l, sp.names, sp.Hook, e.Link, link)
+	return leave(l, op.names, op.Hook, e.Link, link)
 }
 
 // leave takes a member out: its pins, its link, its record. In this order, so
@@ -302,7 +302,7 @@ func leave(l *state.Locked, names *Names, h hook.Hook, id uint32, link kernel.Ra
 }
 
 // removeLegacy takes out a program that has no link.
-func (sp *spot) removeLegacy(prog uint32) error {
+func (op *opened) removeLegacy(prog uint32) error {
 	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(prog))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // it left by itself
@@ -311,17 +311,17 @@ func (sp *spot) removeLegacy(prog uint32) error {
 		return kernel.Errno(fmt.Sprintf("program id %d", prog), err)
 	}
 	defer p.Close()
-	err = sp.do(func(target int) error { return kernel.DetachProgram(p, target, sp.kind.Attach) })
+	err = op.do(func(target int) error { return kernel.DetachProgram(p, target, op.kind.Attach) })
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	return kernel.Errno("detach the program", err)
 }
 
-func (Family) Read(ctx context.Context, s *target.Opened) (c *hook.Chain, err error) {
+func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
 	err = kernel.Retry(ctx, func() error {
-		return withOrder(s, nil, func(sp *spot, list *listing) error {
-			c = sp.view(list)
+		return withOrder(o, nil, func(op *opened, list *order) error {
+			c = op.view(list)
 			return nil
 		})
 	})
@@ -330,45 +330,45 @@ func (Family) Read(ctx context.Context, s *target.Opened) (c *hook.Chain, err er
 
 // readOnDevice describes what is on a device, in the thread's namespace.
 func ReadOnDevice(o *target.Opened, d rtnl.Device, names *Names) (*hook.Chain, error) {
-	sp := &spot{Opened: o, names: names, kind: kernel.KindOf(o.Hook), name: d.Name, index: d.Index, here: true}
-	return sp.read()
+	op := &opened{Opened: o, names: names, kind: kernel.KindOf(o.Hook), name: d.Name, index: d.Index, here: true}
+	return op.read()
 }
 
 // readOnCgroup describes what is on a cgroup.
 func ReadOnCgroup(o *target.Opened, cg *kernel.Cgroup, names *Names) (*hook.Chain, error) {
-	sp := &spot{Opened: o, names: names, kind: kernel.KindOf(o.Hook), cgroup: cg}
-	return sp.read()
+	op := &opened{Opened: o, names: names, kind: kernel.KindOf(o.Hook), cgroup: cg}
+	return op.read()
 }
 
-func (sp *spot) read() (*hook.Chain, error) {
-	list, err := sp.list()
+func (op *opened) read() (*hook.Chain, error) {
+	list, err := op.list()
 	if err != nil {
 		return nil, err
 	}
-	return sp.view(list), nil
+	return op.view(list), nil
 }
 
 // view describes a listing for users.
-func (sp *spot) view(list *listing) *hook.Chain {
+func (op *opened) view(list *order) *hook.Chain {
 	c := &hook.Chain{
-		Hook: sp.Hook, Target: sp.target(), Ifindex: sp.index, Revision: list.revision,
+		Hook: op.Hook, Target: op.target(), Ifindex: op.index, Revision: list.revision,
 		Pins: []string{}, Members: []hook.Member{},
 	}
-	if sp.cgroup != nil {
-		c.CgroupID = sp.cgroup.ID
+	if op.cgroup != nil {
+		c.CgroupID = op.cgroup.ID
 	} else {
-		c.NetNS = sp.NS.ID()
+		c.NetNS = op.NS.ID()
 	}
 	for _, e := range list.Order {
 		if e.Leaving {
 			continue
 		}
 		m := viewEntry(e)
-		if sp.cgroup != nil {
+		if op.cgroup != nil {
 			m.Detail = cgroupFlags(list.flags, e)
 		}
 		if e.pinned {
-			c.Pins = append(c.Pins, sp.Pins.List(state.LinkFolder(sp.Hook, e.Link))...)
+			c.Pins = append(c.Pins, op.Pins.List(state.LinkFolder(op.Hook, e.Link))...)
 		}
 		c.Members = append(c.Members, m)
 	}

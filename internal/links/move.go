@@ -15,21 +15,21 @@ import (
 )
 
 // Set changes the priority, and the place with it where need be.
-func (h *linkHandle) Set(ctx context.Context, settings hook.Settings) error {
+func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
 	return target.Mover(h.place).Set(ctx, h.opened.Hook, settings)
 }
 
 // Move gives the member another place.
-func (h *linkHandle) Move(ctx context.Context, to hook.Position) error {
+func (h *handle) Move(ctx context.Context, to hook.Position) error {
 	return target.Mover(h.place).Move(ctx, to)
 }
 
-func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) error {
-	return h.change(ctx, func(l *state.Locked, g *grip) error {
+func (h *handle) place(ctx context.Context, to hook.Position, priority int) error {
+	return h.change(ctx, func(l *state.Locked, g *current) error {
 		if g.rec.Name == "" {
 			return hook.Because(hook.ErrUsage, "link %d is not a member: it has no priority, and its place is up to whoever holds it", h.id)
 		}
-		return h.withOrder(g, func(sp *spot, list *listing) error {
+		return h.withOrder(g, func(op *opened, list *order) error {
 			i := list.WithLink(h.id)
 			if i < 0 {
 				return kernel.ErrAgain
@@ -39,7 +39,7 @@ func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) 
 				return err
 			}
 			rec := *g.rec
-			rec.Attach, rec.MovedTo, rec.MovedFrom, rec.LastSeen, rec.Priority = g.info.Attach, 0, 0, sp.seen(), priority
+			rec.Attach, rec.MovedTo, rec.MovedFrom, rec.LastSeen, rec.Priority = g.info.Attach, 0, 0, op.seen(), priority
 			if j == i {
 				return h.record(g, &rec)
 			}
@@ -47,17 +47,17 @@ func (h *linkHandle) place(ctx context.Context, to hook.Position, priority int) 
 				return hook.Because(hook.ErrBusy, "the kernel cannot move a link, only its owner can put a new one in its place: member %q is not pinned, and this Link has not attached it", g.rec.Name).
 					Hint("have its owner do it, or pin it first")
 			}
-			others := &listing{list.Without(i), list.revision, list.flags}
-			if _, err := sp.neighbor(others, j); err != nil {
+			others := &order{list.Without(i), list.revision, list.flags}
+			if _, err := op.neighbor(others, j); err != nil {
 				return err
 			}
-			return h.relocate(l, g, sp, list, i, j, &rec)
+			return h.relocate(l, g, op, list, i, j, &rec)
 		})
 	})
 }
 
 // record writes what is known about the member.
-func (h *linkHandle) record(g *grip, rec *state.Record) error {
+func (h *handle) record(g *current, rec *state.Record) error {
 	if err := g.names.reg.Put(h.id, rec); err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (h *linkHandle) record(g *grip, rec *state.Record) error {
 }
 
 // relocate puts a new link at index j of the others and lets the present one go.
-func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing, i, j int, rec *state.Record) error {
+func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, i, j int, rec *state.Record) error {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
 	if err != nil {
 		return kernel.Again(kernel.Errno("the member's program", err))
@@ -74,7 +74,7 @@ func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing,
 	defer prog.Close()
 	oldID := h.id
 	create := func(p *ebpf.Program) (kernel.RawLink, error) {
-		now, err := sp.list()
+		now, err := op.list()
 		if err != nil {
 			return nil, err
 		}
@@ -84,14 +84,14 @@ func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing,
 		if j > i { // the old one is still there, before the new place
 			j++
 		}
-		at, err := sp.neighbor(now, j)
+		at, err := op.neighbor(now, j)
 		if err != nil {
 			return nil, err
 		}
-		return sp.create(p, at, now)
+		return op.create(p, at, now)
 	}
 	keep := func(link kernel.RawLink) error {
-		info, err := kernel.InfoOf(link)
+		info, err := kernel.LinkInfoOf(link)
 		if err != nil {
 			return err
 		}
@@ -113,12 +113,12 @@ func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing,
 		left.Attach, left.Priority = g.info.Attach, rec.Priority // it may have had no record
 		return g.names.reg.Moved(oldID, info.ID, &left)
 	}
-	link, err := sp.takePlace(l, oldLink{h.link, oldID}, prog, j < i, create, keep)
+	link, err := op.takePlace(l, oldLink{h.link, oldID}, prog, j < i, create, keep)
 	if link == nil {
 		return err
 	}
 	// From here on the new link is the member, whatever else went wrong.
-	info, infoErr := kernel.InfoOf(link)
+	info, infoErr := kernel.LinkInfoOf(link)
 	if infoErr != nil {
 		return kernel.Join(err, infoErr)
 	}
@@ -131,7 +131,7 @@ func (h *linkHandle) relocate(l *state.Locked, g *grip, sp *spot, list *listing,
 }
 
 // sameLinks tells whether two listings have the same entries at the same places.
-func sameLinks(a, b *listing) bool {
+func sameLinks(a, b *order) bool {
 	if len(a.Order) != len(b.Order) {
 		return false
 	}
@@ -144,29 +144,29 @@ func sameLinks(a, b *listing) bool {
 }
 
 // withOrder runs fn with what is on the hook where the link is by now.
-func (h *linkHandle) withOrder(g *grip, fn func(sp *spot, list *listing) error) error {
-	sp, err := h.openSpot(g.info, g.names)
+func (h *handle) withOrder(g *current, fn func(op *opened, list *order) error) error {
+	op, err := h.open(g.info, g.names)
 	if err != nil {
 		return err
 	}
-	defer sp.close()
-	list, err := sp.list()
+	defer op.close()
+	list, err := op.list()
 	if err != nil {
 		return err
 	}
-	return fn(sp, list)
+	return fn(op, list)
 }
 
 // openSpot opens the device or the cgroup where the link is by now.
-func (h *linkHandle) openSpot(info *kernel.LinkInfo, names *Names) (*spot, error) {
-	sp := &spot{Opened: h.opened, names: names, kind: kernel.KindOf(h.opened.Hook)}
-	if sp.Hook.OnCgroup() {
+func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
+	op := &opened{Opened: h.opened, names: names, kind: kernel.KindOf(h.opened.Hook)}
+	if op.Hook.OnCgroup() {
 		var err error
-		if sp.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.opened.Name); errors.Is(err, fs.ErrNotExist) {
+		if op.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.opened.Name); errors.Is(err, fs.ErrNotExist) {
 			// The kernel takes up to half a second to say so of the link.
 			err = hook.Because(hook.ErrDefunct, "%w", err)
 		}
-		return sp, err
+		return op, err
 	}
 	here := func(ns *kernel.NetNS) bool {
 		return ns.Do(func() error {
@@ -177,13 +177,13 @@ func (h *linkHandle) openSpot(info *kernel.LinkInfo, names *Names) (*spot, error
 			if !slices.Contains(q.Links, h.id) {
 				return fs.ErrNotExist
 			}
-			sp.name, err = deviceName(info.Ifindex)
+			op.name, err = deviceName(info.Ifindex)
 			return err
 		}) == nil
 	}
-	sp.index = info.Ifindex
+	op.index = info.Ifindex
 	if here(h.opened.NS) {
-		return sp, nil
+		return op, nil
 	}
 	ns, err := kernel.FindNetNS(here)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -194,6 +194,6 @@ func (h *linkHandle) openSpot(info *kernel.LinkInfo, names *Names) (*spot, error
 	}
 	there := *h.opened
 	there.NS = ns
-	sp.Opened, sp.moved = &there, true
-	return sp, nil
+	op.Opened, op.moved = &there, true
+	return op, nil
 }

@@ -74,7 +74,7 @@ func (n *Names) Close() { n.reg.Close() }
 // that cannot be opened for want of privileges, and a stand-in with nothing behind
 // it, too. kernel.ErrAgain when it is gone: a stand-in whose time is over.
 func (n *Names) resolve(prog uint32) (uint32, error) {
-	p, err := Real(prog)
+	p, err := OpenProgram(prog)
 	if errors.Is(err, hook.ErrPermission) || errors.Is(err, hook.ErrIncompatible) {
 		return prog, nil
 	}
@@ -86,7 +86,7 @@ func (n *Names) resolve(prog uint32) (uint32, error) {
 }
 
 // entry tells whose a program on the spot is. kernel.ErrAgain when it has gone since.
-func (n *Names) entry(sp *spot, prog, link uint32) (e entry, err error) {
+func (n *Names) entry(op *opened, prog, link uint32) (e entry, err error) {
 	e = entry{Entry: target.Entry{Program: prog, Link: link}, carried: prog}
 	if link == 0 {
 		if n.moving {
@@ -94,10 +94,10 @@ func (n *Names) entry(sp *spot, prog, link uint32) (e entry, err error) {
 		}
 		return e, err
 	}
-	if e.rec, err = n.record(sp.kind.Attach, link); err != nil {
+	if e.rec, err = n.record(op.kind.Attach, link); err != nil {
 		return e, err
 	}
-	member, pinned, err := n.pin(sp.Hook, link)
+	member, pinned, err := n.pin(op.Hook, link)
 	if err != nil {
 		return e, err
 	}

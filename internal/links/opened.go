@@ -19,7 +19,7 @@ import (
 
 // A spot is an opened target whose programs the kernel orders itself: TCX, or a
 // cgroup's hook.
-type spot struct {
+type opened struct {
 	*target.Opened
 	names  *Names
 	kind   kernel.Kind
@@ -31,41 +31,41 @@ type spot struct {
 }
 
 // openSpot opens the device or the cgroup of a target.
-func openSpot(o *target.Opened, names *Names) (*spot, error) {
-	sp := &spot{Opened: o, names: names, kind: kernel.KindOf(o.Hook)}
+func open(o *target.Opened, names *Names) (*opened, error) {
+	op := &opened{Opened: o, names: names, kind: kernel.KindOf(o.Hook)}
 	var err error
 	if o.Hook.OnCgroup() {
-		sp.cgroup, err = kernel.OpenCgroup(o.Name)
-		return sp, err
+		op.cgroup, err = kernel.OpenCgroup(o.Name)
+		return op, err
 	}
 	err = o.NS.Do(func() error {
 		d, err := deviceNamed(o.Name)
 		if err == nil {
-			sp.name, sp.index = d.Name, d.Index
+			op.name, op.index = d.Name, d.Index
 		}
 		return err
 	})
-	return sp, err
+	return op, err
 }
 
 // withOrder runs fn with what is on a target; with the lock for one that writes
 // names.
-func withOrder(o *target.Opened, l *state.Locked, fn func(sp *spot, list *listing) error) error {
+func withOrder(o *target.Opened, l *state.Locked, fn func(op *opened, list *order) error) error {
 	names, err := namesFor(o, l)
 	if err != nil {
 		return err
 	}
 	defer names.Close()
-	sp, err := openSpot(o, names)
+	op, err := open(o, names)
 	if err != nil {
 		return err
 	}
-	defer sp.close()
-	list, err := sp.list()
+	defer op.close()
+	list, err := op.list()
 	if err != nil {
 		return err
 	}
-	return fn(sp, list)
+	return fn(op, list)
 }
 
 // deviceNamed finds a device in the namespace of the thread.
@@ -78,32 +78,32 @@ func deviceNamed(name string) (*rtnl.Device, error) {
 	return conn.Device(name)
 }
 
-func (sp *spot) close() {
-	if sp.cgroup != nil {
-		sp.cgroup.Close()
+func (op *opened) close() {
+	if op.cgroup != nil {
+		op.cgroup.Close()
 	}
-	if sp.moved {
-		sp.NS.Close()
+	if op.moved {
+		op.NS.Close()
 	}
 }
 
 // seen is where a member on the spot is.
-func (sp *spot) seen() state.LastSeen {
-	if sp.cgroup != nil {
-		return state.LastSeen{Target: sp.cgroup.Path}
+func (op *opened) seen() state.LastSeen {
+	if op.cgroup != nil {
+		return state.LastSeen{Target: op.cgroup.Path}
 	}
-	return state.LastSeen{Target: sp.name, NetNS: sp.NS.ID()}
+	return state.LastSeen{Target: op.name, NetNS: op.NS.ID()}
 }
 
 // do runs fn where the target is known by a number: an index or a descriptor.
-func (sp *spot) do(fn func(target int) error) error {
+func (op *opened) do(fn func(target int) error) error {
 	switch {
-	case sp.cgroup != nil:
-		return fn(sp.cgroup.FD())
-	case sp.here:
-		return fn(sp.index)
+	case op.cgroup != nil:
+		return fn(op.cgroup.FD())
+	case op.here:
+		return fn(op.index)
 	}
-	return sp.NS.Do(func() error { return fn(sp.index) })
+	return op.NS.Do(func() error { return fn(op.index) })
 }
 
 // An entry is one program on the spot.
@@ -115,24 +115,24 @@ type entry struct {
 }
 
 // A listing is what was on a spot at one moment.
-type listing struct {
+type order struct {
 	target.Order[entry]
 	revision uint64 // 0 where the kernel does not count
 	flags    uint32 // BPF_F_ALLOW_* of a cgroup
 }
 
 // list reads what is on the spot, and whose it is.
-func (sp *spot) list() (*listing, error) {
-	q, err := sp.query(0)
+func (op *opened) list() (*order, error) {
+	q, err := op.query(0)
 	if err != nil {
 		return nil, err
 	}
-	list := &listing{revision: q.Revision, flags: q.Flags}
-	if sp.cgroup != nil {
-		if q.Links, err = sp.matchLinks(q.Programs); err != nil {
+	list := &order{revision: q.Revision, flags: q.Flags}
+	if op.cgroup != nil {
+		if q.Links, err = op.matchLinks(q.Programs); err != nil {
 			return nil, err
 		}
-		now, err := sp.query(0)
+		now, err := op.query(0)
 		if err != nil {
 			return nil, err
 		}
@@ -141,7 +141,7 @@ func (sp *spot) list() (*listing, error) {
 		}
 	}
 	for i, prog := range q.Programs {
-		e, err := sp.names.entry(sp, prog, q.Links[i])
+		e, err := op.names.entry(op, prog, q.Links[i])
 		if err != nil {
 			return nil, err
 		}
@@ -162,18 +162,18 @@ func (sp *spot) list() (*listing, error) {
 	return list, nil
 }
 
-func (sp *spot) query(flags uint32) (q *kernel.Query, err error) {
-	err = sp.do(func(target int) error {
-		q, err = kernel.QueryPrograms(target, sp.kind.Attach, flags)
+func (op *opened) query(flags uint32) (q *kernel.Query, err error) {
+	err = op.do(func(target int) error {
+		q, err = kernel.QueryPrograms(target, op.kind.Attach, flags)
 		return err
 	})
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.E2BIG): // before there were links to ask for
-		return nil, kernel.Needs(sp.Hook, err)
+		return nil, kernel.Needs(op.Hook, err)
 	case errors.Is(err, unix.ENODEV):
-		return nil, hook.Because(fs.ErrNotExist, "device %q does not exist any more", sp.name)
+		return nil, hook.Because(fs.ErrNotExist, "device %q does not exist any more", op.name)
 	case err != nil:
-		return nil, kernel.Errno("query "+string(sp.Hook), err)
+		return nil, kernel.Errno("query "+string(op.Hook), err)
 	}
 	return q, nil
 }
@@ -181,12 +181,12 @@ func (sp *spot) query(flags uint32) (q *kernel.Query, err error) {
 // matchLinks finds the links of the programs on a cgroup: the query does not
 // tell. Which of several entries of one program have links cannot be told; it
 // is the first ones then.
-func (sp *spot) matchLinks(programs []uint32) ([]uint32, error) {
+func (op *opened) matchLinks(programs []uint32) ([]uint32, error) {
 	found := make([]uint32, len(programs))
 	if len(programs) == 0 {
 		return found, nil
 	}
-	links := sp.Links
+	links := op.Links
 	if links == nil {
 		var err error
 		if links, err = kernel.AllLinks(); err != nil {
@@ -194,7 +194,7 @@ func (sp *spot) matchLinks(programs []uint32) ([]uint32, error) {
 		}
 	}
 	for _, l := range links {
-		if l.Type != link.CgroupType || l.CgroupID != sp.cgroup.ID || l.Attach != sp.kind.Attach {
+		if l.Type != link.CgroupType || l.CgroupID != op.cgroup.ID || l.Attach != op.kind.Attach {
 			continue
 		}
 		for i, prog := range programs {
@@ -208,11 +208,11 @@ func (sp *spot) matchLinks(programs []uint32) ([]uint32, error) {
 }
 
 // neighbor returns how to tell the kernel that a link is to go to index i.
-func (sp *spot) neighbor(l *listing, i int) (kernel.Neighbor, error) {
+func (op *opened) neighbor(l *order, i int) (kernel.Neighbor, error) {
 	switch n := len(l.Order); {
-	case i == n && (sp.cgroup == nil || l.revision == 0):
+	case i == n && (op.cgroup == nil || l.revision == 0):
 		return kernel.Neighbor{}, nil // the end: known to every kernel
-	case sp.cgroup != nil && l.revision == 0:
+	case op.cgroup != nil && l.revision == 0:
 		return kernel.Neighbor{}, hook.Because(ebpf.ErrNotSupported, "number %d of %d: a place among others on a cgroup needs Linux 6.17: %w", i+1, n+1, ebpf.ErrNotSupported).
 			Hint("this kernel attaches behind all others: ask for that (--last), or for a priority of %d", max(l.highest(), hook.DefaultPriority))
 	case i == 0:
@@ -223,7 +223,7 @@ func (sp *spot) neighbor(l *listing, i int) (kernel.Neighbor, error) {
 		return kernel.Before(l.Order[i].Link, true), nil
 	case l.Order[i-1].Link != 0:
 		return kernel.After(l.Order[i-1].Link, true), nil
-	case sp.cgroup != nil:
+	case op.cgroup != nil:
 		return kernel.Neighbor{}, hook.Because(ebpf.ErrNotSupported, "number %d of %d is between programs %d and %d, which have no links, and the kernel puts a link on a cgroup next to links only: %w",
 			i+1, n+1, l.Order[i-1].Program, l.Order[i].Program, ebpf.ErrNotSupported).
 			Hint("adopt one of them first (id:%d), or choose another place", l.Order[i-1].Program)
@@ -232,7 +232,7 @@ func (sp *spot) neighbor(l *listing, i int) (kernel.Neighbor, error) {
 }
 
 // highest is the highest priority of the members.
-func (l *listing) highest() (highest int) {
+func (l *order) highest() (highest int) {
 	for _, e := range l.Order {
 		if e.rec != nil {
 			highest = max(highest, e.rec.Priority)
@@ -243,11 +243,11 @@ func (l *listing) highest() (highest int) {
 
 // create attaches a program with a link of its own. kernel.ErrAgain when the spot is
 // not as it was listed any more.
-func (sp *spot) create(prog *ebpf.Program, at kernel.Neighbor, l *listing) (kernel.RawLink, error) {
+func (op *opened) create(prog *ebpf.Program, at kernel.Neighbor, l *order) (kernel.RawLink, error) {
 	var made link.Link
 	kernel.Step("create: before")
-	err := sp.do(func(target int) (err error) {
-		made, err = kernel.CreateLink(prog, target, sp.kind.Attach, at, l.revision)
+	err := op.do(func(target int) (err error) {
+		made, err = kernel.CreateLink(prog, target, op.kind.Attach, at, l.revision)
 		return err
 	})
 	kernel.Step("create: after")
@@ -257,50 +257,50 @@ func (sp *spot) create(prog *ebpf.Program, at kernel.Neighbor, l *listing) (kern
 	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.ENOENT) && at.ID != 0:
 		return nil, fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	case errors.Is(err, unix.EEXIST):
-		return nil, sp.twice(prog)
+		return nil, op.twice(prog)
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT):
-		return nil, hook.Because(fs.ErrNotExist, "%s does not exist any more", sp)
+		return nil, hook.Because(fs.ErrNotExist, "%s does not exist any more", op)
 	case errors.Is(err, unix.ERANGE), errors.Is(err, unix.E2BIG):
-		return nil, hook.Because(hook.ErrChainFull, "%s has %d programs, and the kernel takes no more", sp, len(l.Order))
-	case errors.Is(err, unix.EPERM) && sp.cgroup != nil:
-		if occupied := sp.closed(l); occupied != nil {
+		return nil, hook.Because(hook.ErrChainFull, "%s has %d programs, and the kernel takes no more", op, len(l.Order))
+	case errors.Is(err, unix.EPERM) && op.cgroup != nil:
+		if occupied := op.closed(l); occupied != nil {
 			return nil, occupied
 		}
 	case errors.Is(err, unix.EINVAL):
-		return nil, hook.Because(hook.ErrIncompatible, "the kernel does not take the program on %s: it was loaded for another hook (expected attach type); load it from SEC(%q)", sp.Hook, sp.Hook)
+		return nil, hook.Because(hook.ErrIncompatible, "the kernel does not take the program on %s: it was loaded for another hook (expected attach type); load it from SEC(%q)", op.Hook, op.Hook)
 	}
 	return nil, kernel.Errno("create the link", err)
 }
 
-func (sp *spot) String() string {
-	if sp.cgroup != nil {
-		return "the cgroup " + sp.cgroup.Path
+func (op *opened) String() string {
+	if op.cgroup != nil {
+		return "the cgroup " + op.cgroup.Path
 	}
-	return fmt.Sprintf("device %q", sp.name)
+	return fmt.Sprintf("device %q", op.name)
 }
 
 // twice is the refusal of a program that is there already. TCX takes a program
 // once (bpf_mprog_attach, kernel/bpf/mprog.c).
-func (sp *spot) twice(prog *ebpf.Program) error {
-	return hook.Because(fs.ErrExist, "program %d is on %s already, and the kernel takes a program there once", kernel.ProgramID(prog), sp.Hook).
+func (op *opened) twice(prog *ebpf.Program) error {
+	return hook.Because(fs.ErrExist, "program %d is on %s already, and the kernel takes a program there once", kernel.ProgramID(prog), op.Hook).
 		Hint("load it again, from its file")
 }
 
 // closed finds the legacy program that keeps links off a cgroup: one attached
 // for itself alone, here or above (hierarchy_allows_attach, kernel/bpf/cgroup.c).
-func (sp *spot) closed(l *listing) error {
-	at, where := l, sp.cgroup.Path
+func (op *opened) closed(l *order) error {
+	at, where := l, op.cgroup.Path
 	if len(at.Order) == 0 || at.flags&unix.BPF_F_ALLOW_MULTI != 0 {
-		above, err := sp.cgroup.Ancestors()
+		above, err := op.cgroup.Ancestors()
 		if err != nil {
 			return nil
 		}
 		defer kernel.CloseCgroups(above)
 		at = nil
 		for _, c := range above[1:] {
-			q, err := kernel.QueryPrograms(c.FD(), sp.kind.Attach, 0)
+			q, err := kernel.QueryPrograms(c.FD(), op.kind.Attach, 0)
 			if err == nil && len(q.Programs) > 0 && q.Flags&(unix.BPF_F_ALLOW_MULTI|unix.BPF_F_ALLOW_OVERRIDE) == 0 {
-				at, where = &listing{Order: target.Order[entry]{{Entry: target.Entry{Program: q.Programs[0]}}}}, c.Path
+				at, where = &order{Order: target.Order[entry]{{Entry: target.Entry{Program: q.Programs[0]}}}}, c.Path
 				break
 			}
 		}
@@ -310,7 +310,7 @@ func (sp *spot) closed(l *listing) error {
 	}
 	return hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where).
 		HeldBy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(at.Order[0].Program)}).
-		Hint("make it a member with \"%s\", or detach it", sp.Command("adopt", string(sp.Hook), where))
+		Hint("make it a member with \"%s\", or detach it", op.Command("adopt", string(op.Hook), where))
 }
 
 // deviceName names a device in the namespace of the thread.

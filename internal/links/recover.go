@@ -13,7 +13,7 @@ import (
 )
 
 // recoverLink deals with the pin of a member of TCX or of a cgroup.
-func RecoverLink(r *target.Recovery, folder string) {
+func Recover(r *target.Recovery, folder string) {
 	members, err := r.Pins.Members(folder)
 	if err != nil || len(members) != 1 {
 		return
@@ -23,7 +23,7 @@ func RecoverLink(r *target.Recovery, folder string) {
 		return
 	}
 	defer pinned.Close()
-	info, err := kernel.InfoOf(pinned)
+	info, err := kernel.LinkInfoOf(pinned)
 	if err != nil || !info.Gone() {
 		return
 	}
@@ -64,21 +64,21 @@ func reattachLink(r *target.Recovery, folder, name string, info *kernel.LinkInfo
 	if rec == nil || rec.LastSeen.Target == "" {
 		return target.Nowhere("place known")
 	}
-	s := &target.Opened{Target: target.Target{Hook: info.Hook(), Name: rec.LastSeen.Target, BPFFS: r.Pins.BPFFS()}, Pins: r.Pins}
+	o := &target.Opened{Target: target.Target{Hook: info.Hook(), Name: rec.LastSeen.Target, BPFFS: r.Pins.BPFFS()}, Pins: r.Pins}
 	var err error
-	if s.Hook.OnCgroup() {
-		s.NS, err = kernel.OpenNetNS("")
+	if o.Hook.OnCgroup() {
+		o.NS, err = kernel.OpenNetNS("")
 	} else {
-		s.NS, err = target.SeenNS(rec.LastSeen)
+		o.NS, err = target.FindNetNS(rec.LastSeen)
 	}
 	if err != nil {
 		return err
 	}
-	defer s.NS.Close()
-	err = withOrder(s, r.Locked, func(sp *spot, list *listing) error {
-		return sp.reattach(r, list, folder, name, info, rec)
+	defer o.NS.Close()
+	err = withOrder(o, r.Locked, func(op *opened, list *order) error {
+		return op.reattach(r, list, folder, name, info, rec)
 	})
-	if errors.Is(err, fs.ErrNotExist) && s.Hook.OnCgroup() {
+	if errors.Is(err, fs.ErrNotExist) && o.Hook.OnCgroup() {
 		return target.Nowhere("cgroup " + rec.LastSeen.Target)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -88,11 +88,11 @@ func reattachLink(r *target.Recovery, folder, name string, info *kernel.LinkInfo
 }
 
 // reattach makes the link on the target that is there again.
-func (sp *spot) reattach(r *target.Recovery, list *listing, folder, name string, info *kernel.LinkInfo, rec *state.Record) error {
+func (op *opened) reattach(r *target.Recovery, list *order, folder, name string, info *kernel.LinkInfo, rec *state.Record) error {
 	if i := list.Named(name); i >= 0 {
 		e := list.Order[i]
 		if e.Program == info.Program && e.pinned {
-			return succeeded(r, folder, state.LinkFolder(sp.Hook, e.Link), name) // and died before the end
+			return succeeded(r, folder, state.LinkFolder(op.Hook, e.Link), name) // and died before the end
 		}
 		err := hook.Because(fs.ErrExist, "there is another member %q by now", name)
 		if e.Program == info.Program {
@@ -106,27 +106,27 @@ func (sp *spot) reattach(r *target.Recovery, list *listing, folder, name string,
 	}
 	defer prog.Close()
 	i := list.IndexFor(rec.Priority)
-	at, err := sp.neighbor(list, i)
+	at, err := op.neighbor(list, i)
 	if err != nil || r.DryRun {
 		return err
 	}
-	next, err := sp.create(prog, at, list)
+	next, err := op.create(prog, at, list)
 	if err != nil {
 		return err
 	}
 	defer next.Close()
-	made, err := kernel.InfoOf(next)
+	made, err := kernel.LinkInfoOf(next)
 	if err != nil {
 		return err
 	}
 	kernel.Step("recover: attached")
 	again := *rec
-	again.LastSeen, again.MovedFrom, again.MovedTo = sp.seen(), 0, 0
-	if err := sp.names.reg.Put(made.ID, &again); err != nil {
+	again.LastSeen, again.MovedFrom, again.MovedTo = op.seen(), 0, 0
+	if err := op.names.reg.Put(made.ID, &again); err != nil {
 		return err
 	}
 	kernel.Step("recover: named")
-	to := state.LinkFolder(sp.Hook, made.ID)
+	to := state.LinkFolder(op.Hook, made.ID)
 	if err := r.Locked.Add(to, nil, state.MemberPins{Name: name, Link: next}); err != nil {
 		return err
 	}

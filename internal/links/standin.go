@@ -24,7 +24,7 @@ type incumbent interface {
 	// caller closes it. Nil where that cannot be told.
 	carries(standIn *ebpf.Program) *ebpf.Program
 	// exchange puts next in the place of the program that is there.
-	exchange(next, old *ebpf.Program) error
+	replaceProgram(next, old *ebpf.Program) error
 	// remove takes out the incumbent, which has that program.
 	remove(prog *ebpf.Program) error
 }
@@ -48,14 +48,14 @@ func (o oldLink) carries(standIn *ebpf.Program) *ebpf.Program {
 	return prog
 }
 
-func (o oldLink) exchange(next, old *ebpf.Program) error {
-	return exchange(o.RawLink, next, old)
+func (o oldLink) replaceProgram(next, old *ebpf.Program) error {
+	return updateLink(o.RawLink, next, old)
 }
 
 func (o oldLink) remove(*ebpf.Program) error { return kernel.Errno("detach the link", o.Detach()) }
 
 // exchange updates a link, if it still has the old program.
-func exchange(l kernel.RawLink, next, old *ebpf.Program) error {
+func updateLink(l kernel.RawLink, next, old *ebpf.Program) error {
 	err := l.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE})
 	switch {
 	case errors.Is(err, unix.EPERM): // bpf_mprog_attach, cgroup_bpf_replace
@@ -67,13 +67,13 @@ func exchange(l kernel.RawLink, next, old *ebpf.Program) error {
 }
 
 // bare is a program that was attached to a spot without a link.
-type bare struct{ *spot }
+type bare struct{ *opened }
 
 func (bare) id() uint32 { return 0 }
 
 func (bare) carries(*ebpf.Program) *ebpf.Program { return nil }
 
-func (b bare) exchange(next, old *ebpf.Program) error {
+func (b bare) replaceProgram(next, old *ebpf.Program) error {
 	err := b.do(func(target int) error { return kernel.AttachProgram(next, target, b.kind.Attach, 0, old) })
 	if errors.Is(err, unix.ENOENT) {
 		return kernel.ErrAgain
@@ -197,8 +197,8 @@ func settled() {
 // returned together with an error is there all the same.
 //
 // On a cgroup the program may be in two places, and for a moment it is.
-func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up bool, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error) (kernel.RawLink, error) {
-	if sp.cgroup != nil {
+func (op *opened) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up bool, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error) (kernel.RawLink, error) {
+	if op.cgroup != nil {
 		link, err := create(prog)
 		if err != nil {
 			return nil, err
@@ -215,7 +215,7 @@ func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up
 		// kernel still tells.
 		if now := old.carries(prog); now != nil {
 			defer now.Close()
-			return link, exchange(link, now, prog)
+			return link, updateLink(link, now, prog)
 		}
 		return link, nil
 	}
@@ -232,7 +232,7 @@ func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up
 		before, after = second, away
 	}
 	kernel.Step("move: before")
-	if err := old.exchange(before, prog); err != nil {
+	if err := old.replaceProgram(before, prog); err != nil {
 		return nil, err
 	}
 	kernel.Step("move: stand-in")
@@ -244,7 +244,7 @@ func (sp *spot) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up
 		}
 	}
 	if err != nil {
-		return nil, kernel.Undo(err, old.exchange(prog, before))
+		return nil, kernel.Undo(err, old.replaceProgram(prog, before))
 	}
 	kernel.Step("move: at both places")
 	return link, s.finish(old, before, link, prog, up)
@@ -269,12 +269,12 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link kernel.RawLink
 		return kernel.Join(err, swap(link, prog, dispatch.StandInFirst))
 	}
 	// Whoever comes to the old place now is seen at the new one.
-	err := old.exchange(away, there)
+	err := old.replaceProgram(away, there)
 	if errors.Is(err, kernel.ErrAgain) {
 		if now := old.carries(there); now != nil {
 			defer now.Close()
 			prog = now
-			err = old.exchange(away, now)
+			err = old.replaceProgram(away, now)
 		}
 	}
 	settled()
@@ -299,5 +299,5 @@ func swap(l kernel.RawLink, next *ebpf.Program, standIn string) error {
 	if kernel.Describe(now).Name != standIn {
 		return nil
 	}
-	return exchange(l, next, now)
+	return updateLink(l, next, now)
 }

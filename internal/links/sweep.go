@@ -15,7 +15,7 @@ import (
 // sweepLinks finishes the moves of processes that died at it, and removes the
 // records of links that are no more. Pins of links whose target is gone stay, and
 // what cannot be read stays too.
-func SweepLinks(l *state.Locked) {
+func Sweep(l *state.Locked) {
 	reg, err := openRegistry(l.Pins)
 	if err != nil {
 		return
@@ -61,7 +61,7 @@ func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
 		return
 	}
 	defer link.Close()
-	info, err := kernel.InfoOf(link)
+	info, err := kernel.LinkInfoOf(link)
 	if err != nil {
 		return
 	}

@@ -247,7 +247,7 @@ func (of *hookMeter) recount(ctx context.Context) {
 
 // start makes the chain count.
 func (of *hookMeter) start(ctx context.Context) (err error) {
-	if of.counting, err = attach.CountChain(ctx, of.counted); err != nil {
+	if of.counting, err = attach.Count(ctx, of.counted); err != nil {
 		return err
 	}
 	of.last = countsOf(of.counting.Found())
@@ -259,11 +259,11 @@ func (of *hookMeter) target(c *hook.Chain) target.Target {
 	if of.Place != nil {
 		return *of.Place
 	}
-	p := target.Target{Hook: c.Hook, Name: c.Target, NetNS: c.NetNS.Name, BPFFS: of.BPFFS}
-	if p.NetNS == "" {
-		p.NetNS = of.NetNS
+	t := target.Target{Hook: c.Hook, Name: c.Target, NetNS: c.NetNS.Name, BPFFS: of.BPFFS}
+	if t.NetNS == "" {
+		t.NetNS = of.NetNS
 	}
-	return p
+	return t
 }
 
 func countsOf(counted map[uint32]dispatch.Counts) map[uint32]hook.Counts {

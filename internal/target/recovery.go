@@ -43,7 +43,7 @@ func Nowhere(what string) error {
 
 // seenNS finds the namespace of old, or the one that has its place: the one that
 // it was in if that is still there, else the caller's.
-func SeenNS(seen state.LastSeen) (*kernel.NetNS, error) {
+func FindNetNS(seen state.LastSeen) (*kernel.NetNS, error) {
 	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) bool {
 		id := ns.ID()
 		return id.Cookie == seen.NetNS.Cookie && (id.Cookie != 0 || id.Inode == seen.NetNS.Inode)

@@ -33,14 +33,14 @@ type AdoptRequest struct {
 }
 
 // check completes a request and refuses what can be refused without looking.
-func (r *Request) Check(s *Opened) error {
-	if err := checkSettings(s.Hook, r.Settings); err != nil {
+func (r *Request) Check(o *Opened) error {
+	if err := checkSettings(o.Hook, r.Settings); err != nil {
 		return err
 	}
 	if err := r.Position.Check(); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)
 	}
-	if r.Mode != hook.ModeAuto && s.Hook != hook.XDP {
+	if r.Mode != hook.ModeAuto && o.Hook != hook.XDP {
 		return hook.Because(hook.ErrUsage, "mode %v: only XDP has modes", r.Mode)
 	}
 	if r.Name != "" {
@@ -57,15 +57,15 @@ func (r *Request) Check(s *Opened) error {
 		return hook.Because(hook.ErrUsage, "mode %v: a chain cannot be attached that way", r.Mode)
 	}
 	switch {
-	case r.Style != "" && s.Hook != hook.XDP:
+	case r.Style != "" && o.Hook != hook.XDP:
 		return hook.Because(hook.ErrUsage, "style %v: only XDP has styles", r.Style)
 	case r.ConfigVersion != 0 && r.Style != hook.StyleLibxdp:
 		return hook.Because(hook.ErrUsage, "config version %d: only a chain of libxdp has one", r.ConfigVersion)
 	case r.ConfigVersion > libxdp.MaxVersion:
 		return hook.Because(hook.ErrUsage, "config version %d: libxdp's are 1 to %d", r.ConfigVersion, libxdp.MaxVersion)
 	}
-	if r.Persistent && s.Pins == nil && s.Hook.Family() != "tc" { // filters are not pinned
-		return s.NoBPFFS()
+	if r.Persistent && o.Pins == nil && o.Hook.Family() != "tc" { // filters are not pinned
+		return o.NoBPFFS()
 	}
 	return nil
 }

@@ -30,31 +30,31 @@ type Opened struct {
 }
 
 // open opens a target. sweep removes what dead processes left behind in the pins.
-func Open_(p Target, sweep func(*state.Locked)) (*Opened, error) {
-	if _, err := hook.Parse(string(p.Hook)); err != nil {
+func Open(t Target, sweep func(*state.Locked)) (*Opened, error) {
+	if _, err := hook.Parse(string(t.Hook)); err != nil {
 		return nil, hook.Because(hook.ErrUsage, "%w", err)
 	}
-	if p.Hook.OnCgroup() && p.NetNS != "" {
-		return nil, hook.Because(hook.ErrUsage, "a cgroup is in no network namespace; leave %q out", p.NetNS)
+	if t.Hook.OnCgroup() && t.NetNS != "" {
+		return nil, hook.Because(hook.ErrUsage, "a cgroup is in no network namespace; leave %q out", t.NetNS)
 	}
-	ns, err := kernel.OpenNetNS(p.NetNS)
+	ns, err := kernel.OpenNetNS(t.NetNS)
 	if err != nil {
 		return nil, err
 	}
-	s, err := OpenPins(p, sweep)
+	o, err := OpenPins(t, sweep)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		ns.Close()
 		return nil, err
 	}
-	s.NS = ns
-	return s, nil
+	o.NS = ns
+	return o, nil
 }
 
 // openPins opens the pins only. fs.ErrNotExist when there is no bpffs: without one
 // the target is open all the same.
-func OpenPins(p Target, sweep func(*state.Locked)) (*Opened, error) {
-	pins, err := state.OpenPins(p.BPFFS)
-	return &Opened{Target: p, Pins: pins, Sweep: sweep}, err
+func OpenPins(t Target, sweep func(*state.Locked)) (*Opened, error) {
+	pins, err := state.OpenPins(t.BPFFS)
+	return &Opened{Target: t, Pins: pins, Sweep: sweep}, err
 }
 
 func (o *Opened) Close() { o.NS.Close() }
