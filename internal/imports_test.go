@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -17,8 +19,8 @@ import (
 const module = "github.com/libdispatcher/dispatcher"
 
 // layers are the packages from bottom to top: each may import those that come
-// before it in this list, and no others of the module. docs/architecture.md
-// says what they are for.
+// before it in this list, and no others of the module. docs/architecture.md says
+// what they are for, in the same order.
 var layers = []string{
 	"hook",
 	"internal/procfs",
@@ -155,6 +157,32 @@ func TestImportsPointDown(t *testing.T) {
 		if all[importPath(path)] == nil {
 			t.Errorf("layer %q: there is no such package", path)
 		}
+	}
+}
+
+// docs/architecture.md has a row for each package, in the order of the layers, and
+// its picture has each room of the library.
+func TestArchitecture(t *testing.T) {
+	page, err := os.ReadFile("../docs/architecture.md")
+	qt.Assert(t, qt.IsNil(err))
+	picture, err := os.ReadFile("../docs/img/architecture.svg")
+	qt.Assert(t, qt.IsNil(err))
+	var rows []string
+	for line := range strings.Lines(string(page)) {
+		cell, _, _ := strings.Cut(strings.TrimPrefix(line, "| "), " |")
+		for _, folder := range strings.Split(cell, ", ") {
+			if folder, ok := strings.CutSuffix(folder, "/`"); ok {
+				rows = append(rows, strings.TrimPrefix(folder, "`"))
+			}
+		}
+	}
+	want := slices.Clone(layers)
+	for _, a := range aside {
+		want = append(want, strings.TrimSuffix(a, "/"))
+	}
+	qt.Check(t, qt.DeepEquals(rows, want))
+	for _, room := range layers[:slices.Index(layers, "")] {
+		qt.Check(t, qt.StringContains(string(picture), ">"+path.Base(room)))
 	}
 }
 
