@@ -24,13 +24,13 @@ import (
 func TestChangesWhileSealed(t *testing.T) {
 	s := scene.NewSealScene(t)
 	ctx := t.Context()
-	s.Keep(t, 1, scene.Pass, 10)
-	s.Keep(t, 2, scene.Pass, 20)
-	s.Keep(t, 3, scene.Pass, 30)
+	s.Member(t, 1)
+	s.Member(t, 2)
+	s.Member(t, 3)
 	s.Seal(t, "1 2 3")
 
 	// Join, for good and for a while, and leave.
-	s.Keep(t, 4, scene.Pass, 15)
+	s.Member(t, 4, 15)
 	guest := s.Attach(t, s.Tracer(t, 5, scene.Pass), dispatcher.Options{Name: "5", Priority: 40})
 	s.WantSealed(t, "1", "2", "3")
 	s.WantRun(t, 1, 4, 2, 3, 5)
@@ -135,9 +135,9 @@ func TestReplaceKeepsMapsWhileSealed(t *testing.T) {
 // replaces it may be killed in between.
 func TestReplaceSealedAtOnce(t *testing.T) {
 	s := scene.NewSealScene(t)
-	s.Keep(t, 1, scene.Pass, 10)
-	s.Keep(t, 2, scene.Pass, 20)
-	s.Keep(t, 3, scene.Pass, 30)
+	s.Member(t, 1)
+	s.Member(t, 2)
+	s.Member(t, 3)
 	s.Seal(t, "1 2 3")
 	link := s.Open(t, "2")
 	for i, next := range []*ebpf.Program{s.Tracer(t, 12, scene.Pass), s.Trace.Program(t, 22, scene.Pass)} {
@@ -163,11 +163,11 @@ func TestSealedPinRemovedByHand(t *testing.T) {
 	for missing, after := range map[hook.OnMissing][]int{hook.MissingContinue: {1, 3, 4}, hook.MissingDrop: {1}} {
 		t.Run(missing.String(), func(t *testing.T) {
 			s := scene.NewSealScene(t)
-			s.Keep(t, 1, scene.Pass, 1)
+			s.Member(t, 1, 1)
 			qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{
 				Name: "2", Priority: 2, OnMissing: missing, Persistent: true,
 			}).Close()))
-			s.Keep(t, 3, scene.Pass, 3)
+			s.Member(t, 3, 3)
 			s.Seal(t, "1 2 3")
 			for _, path := range s.Read(t).Pins {
 				if strings.Contains(path, "/member_2/") {
@@ -181,7 +181,7 @@ func TestSealedPinRemovedByHand(t *testing.T) {
 			shown := s.Read(t).Member("2")
 			qt.Check(t, qt.Equals(shown.State, hook.StateRunning))
 			qt.Check(t, qt.Equals(shown.Program.ID, linked.Program.ID))
-			s.Keep(t, 4, scene.Pass, 4)
+			s.Member(t, 4, 4)
 			s.WantRun(t, after...)
 			if missing == hook.MissingDrop {
 				qt.Assert(t, qt.IsTrue(s.Drops(t)))
@@ -196,7 +196,7 @@ func TestSealedPinRemovedByHand(t *testing.T) {
 // Anyone who may bind a map to a program can say that this is its code. It is not believed.
 func TestSealForgedCode(t *testing.T) {
 	s := scene.NewSealScene(t)
-	s.Keep(t, 1, scene.Pass, 10)
+	s.Member(t, 1)
 	forge := func(c *dispatch.Code) *ebpf.Program {
 		t.Helper()
 		prog := s.Trace.Program(t, 2, scene.Pass)

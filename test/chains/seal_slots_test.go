@@ -55,10 +55,10 @@ func greedy(s *scene.Scene, number, verdict int) *ebpf.ProgramSpec {
 // What cannot be sealed stays in its slot, with a reason; it runs as before, in its place, and belongs to whom it did.
 func TestSealLeavesInSlots(t *testing.T) {
 	s := scene.NewSealScene(t)
-	s.Keep(t, 1, scene.Pass, 1)
+	s.Member(t, 1, 1)
 	qt.Assert(t, qt.IsNil(s.Attach(t, s.Trace.Program(t, 2, scene.Pass), scene.Persistent("bare", 2)).Close()))
 	owner := s.AttachIn(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "owned", Priority: 3})
-	s.Keep(t, 4, scene.Pass, 4)
+	s.Member(t, 4, 4)
 	secret := s.Trace.Spec(5, scene.Pass)
 	secret.License = "Proprietary"
 	s.Attach(t, scene.Coded(t, secret), scene.Persistent("secret", 5))
@@ -111,7 +111,7 @@ func TestSealDeepStack(t *testing.T) {
 	s.WantRun(t, 6)
 
 	// It is not in the way of one that joins: it is called through its slot again, if need be.
-	s.Keep(t, 1, scene.Pass, 1)
+	s.Member(t, 1, 1)
 	s.WantRun(t, 1, 6)
 	join(greedy(s, 7, scene.Drop), goOn("greedy", 7))
 	s.WantRun(t, 1, 6, 7)
@@ -176,7 +176,7 @@ func TestSealNothing(t *testing.T) {
 	refused(s.Target, dispatcher.ErrBusy, `xdp veth1: .*`)
 	s.WantRun(t, 1)
 	s.Free(t)
-	foreign, _ := s.ForeignLink(t, s.Tracer(t, 2, scene.Pass))
+	foreign, _ := s.Foreign(t, s.Tracer(t, 2, scene.Pass))
 	refused(s.Target, dispatcher.ErrBusy, `xdp veth1: held by .*`)
 	s.WantRun(t, 2)
 	qt.Assert(t, qt.IsNil(foreign.Close()))

@@ -36,9 +36,9 @@ func TestSeal(t *testing.T) {
 		qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, 2, testenv.XDPTX), dispatcher.Options{
 			Name: "2", Priority: 20, ContinueOn: hook.SetOf(hook.TX), OnMissing: hook.MissingDrop, Persistent: true,
 		}).Close()))
-		s.Keep(t, 3, scene.Pass, 30)
-		s.Keep(t, 4, scene.Drop, 40)
-		s.Keep(t, 5, scene.Pass, 50)
+		s.Member(t, 3)
+		qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, 4, scene.Drop), scene.Persistent("4", 40)).Close()))
+		s.Member(t, 5)
 		s.WantRun(t, 1, 2, 3, 4)
 		open := s.Read(t)
 

@@ -39,12 +39,12 @@ func checkReplaced(t *testing.T, p *place) {
 // replace puts another device or cgroup of the same name in the place of the one that is there.
 func (p *place) replace(t testing.TB) {
 	t.Helper()
-	if p.cgroup != nil {
-		p.cgroup.Remove(t)
+	if p.Cgroup != nil {
+		p.Cgroup.Remove(t)
 		p.enter(t)
 		return
 	}
-	if p.hook.Family() == "tc" {
+	if p.Target.Hook.Family() == "tc" {
 		p.ServerIfindex += 100 // where there is no link, the number is what tells one device from another
 	}
 	p.ReplaceDevice(t)
@@ -56,7 +56,7 @@ func checkRenamed(t *testing.T, p *place) {
 	old := p.Target
 	p.Server.IP(t, "link", "set", p.ServerDev, "down")
 	p.Server.IP(t, "link", "set", p.ServerDev, "name", "renamed")
-	p.Target = dispatcher.On(p.hook, "renamed").In(p.Server.Name)
+	p.Target = dispatcher.On(p.Target.Hook, "renamed").In(p.Server.Name)
 	p.wantSame(t, one, two, old)
 }
 
@@ -105,7 +105,7 @@ func checkMoved(t *testing.T, p *place) {
 	one, two := p.join(t, 1, dispatcher.Options{}), p.join(t, 2, dispatcher.Options{Persistent: true})
 	elsewhere, old := testenv.NewNetNS(t), p.Target
 	p.Server.IP(t, "link", "set", p.ServerDev, "netns", elsewhere.Name)
-	p.Target = dispatcher.On(p.hook, p.ServerDev).In(elsewhere.Name)
+	p.Target = dispatcher.On(p.Target.Hook, p.ServerDev).In(elsewhere.Name)
 	p.wantSame(t, one, two, old)
 }
 

@@ -31,12 +31,12 @@ func checkAttach(t *testing.T, p *place) {
 	p.wantRun(t, 1, 2)
 
 	c := p.Read(t)
-	qt.Check(t, qt.Equals(c.Hook, p.hook))
+	qt.Check(t, qt.Equals(c.Hook, p.Target.Hook))
 	qt.Check(t, qt.IsTrue(c.Ours()))
-	qt.Check(t, qt.Equals(c.Protected(), p.hook.Family() != "tc"))
-	if p.cgroup != nil {
-		qt.Check(t, qt.Equals(c.Target, p.cgroup.Path))
-		qt.Check(t, qt.Equals(c.CgroupID, p.cgroup.ID))
+	qt.Check(t, qt.Equals(c.Protected(), p.Target.Hook.Family() != "tc"))
+	if p.Cgroup != nil {
+		qt.Check(t, qt.Equals(c.Target, p.Cgroup.Path))
+		qt.Check(t, qt.Equals(c.CgroupID, p.Cgroup.ID))
 		qt.Check(t, qt.Equals(c.NetNS, hook.NetNS{}))
 	} else {
 		qt.Check(t, qt.Equals(c.Target, p.ServerDev))
@@ -65,7 +65,7 @@ func checkAttach(t *testing.T, p *place) {
 		qt.Check(t, qt.IsFalse(m.Program.LoadedAt.IsZero()))
 		m.Program.LoadedAt = time.Time{}
 		want[i].Kind, want[i].State, want[i].LinkID = hook.KindMember, hook.StateRunning, p.linkOf(t, &m)
-		switch p.hook.Family() {
+		switch p.Target.Hook.Family() {
 		case "xdp":
 			want[i].Settings = want[i].Settings.WithDefaults()
 			want[i].SlotID = m.SlotID
@@ -89,7 +89,7 @@ func checkAttach(t *testing.T, p *place) {
 // linkOf checks with the kernel where the link of a member is, and returns its id. 0 where members have none.
 func (p *place) linkOf(t testing.TB, m *hook.Member) uint32 {
 	t.Helper()
-	if p.hook == hook.XDP || p.hook.Family() == "tc" {
+	if p.Target.Hook == hook.XDP || p.Target.Hook.Family() == "tc" {
 		return 0
 	}
 	l, err := link.NewFromID(link.ID(m.LinkID))
@@ -98,12 +98,12 @@ func (p *place) linkOf(t testing.TB, m *hook.Member) uint32 {
 	info, err := l.Info()
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(uint32(info.Program), m.Program.ID))
-	if p.cgroup != nil {
-		qt.Check(t, qt.Equals(info.Cgroup().CgroupId, p.cgroup.ID))
-		qt.Check(t, qt.Equals(ebpf.AttachType(info.Cgroup().AttachType), testenv.AttachType(p.hook)))
+	if p.Cgroup != nil {
+		qt.Check(t, qt.Equals(info.Cgroup().CgroupId, p.Cgroup.ID))
+		qt.Check(t, qt.Equals(ebpf.AttachType(info.Cgroup().AttachType), testenv.AttachType(p.Target.Hook)))
 	} else {
 		qt.Check(t, qt.Equals(int(info.TCX().Ifindex), p.ServerIfindex))
-		qt.Check(t, qt.Equals(ebpf.AttachType(info.TCX().AttachType), testenv.AttachType(p.hook)))
+		qt.Check(t, qt.Equals(ebpf.AttachType(info.TCX().AttachType), testenv.AttachType(p.Target.Hook)))
 	}
 	return m.LinkID
 }
@@ -163,7 +163,7 @@ func checkUpdate(t *testing.T, p *place) {
 func (p *place) misfits(t testing.TB) map[string]*ebpf.Program {
 	t.Helper()
 	other := hook.XDP
-	if p.hook == hook.XDP {
+	if p.Target.Hook == hook.XDP {
 		other = hook.TCIngress
 	}
 	progs := map[string]*ebpf.Program{
@@ -182,10 +182,10 @@ func (p *place) misfits(t testing.TB) map[string]*ebpf.Program {
 		hook.CgroupGetsockname4: hook.CgroupGetpeername4, hook.CgroupGetsockname6: hook.CgroupGetsockname4, hook.CgroupGetsocknameUnix: hook.CgroupGetsockname6,
 		hook.CgroupGetsockopt: hook.CgroupSetsockopt, hook.CgroupSetsockopt: hook.CgroupGetsockopt,
 	}
-	if other := attach[p.hook]; other != "" {
+	if other := attach[p.Target.Hook]; other != "" {
 		progs["the attach type of "+string(other)] = testenv.VerdictProgram(t, "ldt_attach", testenv.CgroupAllow, testenv.On(other))
 	}
-	switch p.hook {
+	switch p.Target.Hook {
 	case hook.XDP:
 		if testenv.Has(t, testenv.FeatureSlotTypes) {
 			progs["no attach type"] = testenv.VerdictProgram(t, "ldt_attach", testenv.XDPPass, testenv.ExpectedAttachType(ebpf.AttachNone))
@@ -245,7 +245,7 @@ func checkSet(t *testing.T, p *place) {
 	p.wantRun(t, 4, 9, 2, 3)
 	qt.Assert(t, qt.IsNil(links[1].Update(t.Context(), dispatcher.Program(p.tracer(t, 1)))))
 	p.wantRunning(t, 4, 1, 2, 3)
-	if p.hook.Family() == "tc" {
+	if p.Target.Hook.Family() == "tc" {
 		return // nobody owns it
 	}
 	qt.Assert(t, qt.IsNil(links[1].Close()))
@@ -266,7 +266,7 @@ func checkPin(t *testing.T, p *place) {
 
 	// Whoever may open a pin can take the member out.
 	paths := append(p.pinPaths(t), filepath.Join(p.BPFFS, "libdispatcher"))
-	if p.hook != hook.XDP {
+	if p.Target.Hook != hook.XDP {
 		paths = append(paths, filepath.Join(p.BPFFS, "libdispatcher", "registry"))
 	}
 	for _, path := range paths {

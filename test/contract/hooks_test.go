@@ -98,7 +98,7 @@ func checkRefer(t *testing.T, p *place) {
 	info, err := two.Info(t.Context())
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.DeepEquals(info, p.Read(t).Member("two")))
-	if p.hook.Family() != "tc" { // where nothing has a link
+	if p.Target.Hook.Family() != "tc" { // where nothing has a link
 		byLink := hook.LinkRef(p.Read(t).Member("one").LinkID)
 		p.join(t, 4, dispatcher.Options{Position: hook.Position{After: byLink}})
 		p.wantRunning(t, 1, 4, 3, 2)
@@ -121,7 +121,7 @@ func checkRefer(t *testing.T, p *place) {
 // What others attached keeps its place, is shown for what it is, and is not touched.
 func checkBeside(t *testing.T, p *place) {
 	kind := hook.KindForeign
-	if p.hook.Family() == "tc" {
+	if p.Target.Hook.Family() == "tc" {
 		kind = hook.KindLegacy
 	}
 	one := p.join(t, 1, dispatcher.Options{Priority: 10})
@@ -188,7 +188,7 @@ func checkBeside(t *testing.T, p *place) {
 	o.Force = true
 	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), p.Target, string(hook.ProgramRef(c.Members[0].Program.ID)), o)))
 	p.wantRunning(t, 6, 7)
-	if p.hook.Family() != "tc" {
+	if p.Target.Hook.Family() != "tc" {
 		firstLeaves() // what it held is defunct
 	}
 }
@@ -209,7 +209,7 @@ func checkNoRoom(t *testing.T, p *place) {
 	p.Clear(t)
 
 	// A preference that somebody else uses is not shared: "tc filter del pref" takes all of it.
-	filter := []string{"dev", p.ServerDev, p.side(), "pref", "1"}
+	filter := []string{"dev", p.ServerDev, p.Side(), "pref", "1"}
 	p.Server.TC(t, append(append([]string{"filter", "add"}, filter...), "bpf", "da", "pinned", p.Pinned(t, p.tracer(t, 8)))...)
 	_, err = p.tryJoin(t, 1, dispatcher.Options{Position: hook.Position{First: true}})
 	qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
@@ -228,7 +228,7 @@ func checkList(t *testing.T, p *place) {
 		list, err := dispatcher.List(t.Context(), o)
 		qt.Assert(t, qt.IsNil(err))
 		for _, c := range list {
-			if c.Hook == p.hook && c.CgroupID == want.CgroupID && c.Ifindex == want.Ifindex && c.NetNS.Cookie == want.NetNS.Cookie {
+			if c.Hook == p.Target.Hook && c.CgroupID == want.CgroupID && c.Ifindex == want.Ifindex && c.NetNS.Cookie == want.NetNS.Cookie {
 				c.NetNS.Name = want.NetNS.Name
 				found = append(found, c)
 			}
@@ -238,8 +238,8 @@ func checkList(t *testing.T, p *place) {
 		return found
 	}
 	qt.Check(t, qt.DeepEquals(mine(dispatcher.ListOptions{}), []hook.Chain{*want}))
-	qt.Check(t, qt.DeepEquals(mine(dispatcher.ListOptions{Hooks: []hook.Hook{p.hook}}), []hook.Chain{*want}))
-	if p.cgroup == nil {
+	qt.Check(t, qt.DeepEquals(mine(dispatcher.ListOptions{Hooks: []hook.Hook{p.Target.Hook}}), []hook.Chain{*want}))
+	if p.Cgroup == nil {
 		qt.Check(t, qt.DeepEquals(mine(dispatcher.ListOptions{NetNS: p.Server.Name}), []hook.Chain{*want}))
 	}
 	p.Clear(t)
@@ -249,11 +249,11 @@ func checkList(t *testing.T, p *place) {
 
 // What runs for a cgroup is attached to those above it, too: the order is the one in which they do run.
 func checkInherited(t *testing.T, p *place) {
-	from := map[int]*testenv.Cgroup{1: p.cgroup, 2: p.above, 3: p.cgroup, 4: p.above}
+	from := map[int]*testenv.Cgroup{1: p.Cgroup, 2: p.above, 3: p.Cgroup, 4: p.above}
 	var above []*dispatcher.Link
 	for n := 1; n <= len(from); n++ {
 		cg := from[n]
-		link, err := dispatcher.Attach(t.Context(), dispatcher.On(p.hook, cg.Path), dispatcher.Program(p.tracer(t, n)),
+		link, err := dispatcher.Attach(t.Context(), dispatcher.On(p.Target.Hook, cg.Path), dispatcher.Program(p.tracer(t, n)),
 			dispatcher.Options{Name: scene.Numbers[n], BPFFS: p.BPFFS, Priority: 10 * n})
 		qt.Assert(t, qt.IsNil(err))
 		p.keep(t, link)
@@ -266,7 +266,7 @@ func checkInherited(t *testing.T, p *place) {
 	qt.Assert(t, qt.HasLen(runs, 1))
 	c := runs[0]
 	// Seen from above, it is what runs below.
-	fromAbove, err := dispatcher.Effective(t.Context(), dispatcher.On(p.hook, p.above.Path), p.Look())
+	fromAbove, err := dispatcher.Effective(t.Context(), dispatcher.On(p.Target.Hook, p.above.Path), p.Look())
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.HasLen(fromAbove, 2))
 	qt.Check(t, qt.DeepEquals(fromAbove[1], c))

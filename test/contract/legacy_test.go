@@ -22,7 +22,7 @@ import (
 func checkLegacy(t *testing.T, p *place) {
 	map[string]func(*testing.T, *place){
 		"xdp": legacyXDP, "tcx": legacyTCX, "tc": legacyTC, "cgroup": legacyCgroup,
-	}[p.hook.Family()](t, p)
+	}[p.Target.Hook.Family()](t, p)
 }
 
 // See netlink_test.go for all that netlink can do to XDP.
@@ -48,12 +48,12 @@ func legacyXDP(t *testing.T, p *place) {
 // tc works a qdisc, behind all of TCX.
 func (p *place) useTC(t testing.TB, pref string, numbers ...int) {
 	t.Helper()
-	filter := []string{"dev", p.ServerDev, p.side(), "pref", pref, "handle", "7", "bpf", "da", "pinned"}
+	filter := []string{"dev", p.ServerDev, p.Side(), "pref", pref, "handle", "7", "bpf", "da", "pinned"}
 	p.Server.TC(t, append(append([]string{"filter", "add"}, filter...), p.Pinned(t, p.tracer(t, 6)))...)
 	p.wantRun(t, append(slices.Clone(numbers), 6)...)
 	p.Server.TC(t, append(append([]string{"filter", "replace"}, filter...), p.Pinned(t, p.tracer(t, 7)))...)
 	p.wantRun(t, append(slices.Clone(numbers), 7)...)
-	p.Server.TC(t, "filter", "del", "dev", p.ServerDev, p.side(), "pref", pref)
+	p.Server.TC(t, "filter", "del", "dev", p.ServerDev, p.Side(), "pref", pref)
 	for _, number := range []string{"6", "7"} {
 		qt.Assert(t, qt.IsNil(os.Remove(filepath.Join(p.BPFFS, "ldt_trace_"+number))))
 	}
@@ -79,7 +79,7 @@ func legacyTCX(t *testing.T, p *place) {
 	qt.Assert(t, qt.IsNil(err))
 	p.join(t, 2, dispatcher.Options{Persistent: true})
 	use(1, 2)
-	qt.Check(t, qt.ErrorIs(p.tryLeave(t, own), unix.EBUSY))
+	qt.Check(t, qt.ErrorIs(p.Unlink(t, own), unix.EBUSY))
 	qt.Check(t, qt.ErrorIs(p.tryReplace(t, bare, own), unix.EBUSY))
 	p.wantRunning(t, 1, 2)
 	qt.Assert(t, qt.IsNil(one.Detach(t.Context())))
@@ -96,7 +96,7 @@ func legacyTC(t *testing.T, p *place) {
 	p.useTC(t, "49152", 1, 2)
 	p.Server.TC(t, "qdisc", "replace", "dev", p.ServerDev, "clsact")
 	p.wantRunning(t, 1, 2)
-	p.Server.TC(t, "filter", "del", "dev", p.ServerDev, p.side(), "pref", fmt.Sprint(p.Read(t).Member("two").Filter.Pref))
+	p.Server.TC(t, "filter", "del", "dev", p.ServerDev, p.Side(), "pref", fmt.Sprint(p.Read(t).Member("two").Filter.Pref))
 	p.wantRunning(t, 1)
 	p.Server.TC(t, "qdisc", "del", "dev", p.ServerDev, "clsact")
 	p.wantRunning(t)
@@ -124,9 +124,9 @@ func legacyCgroup(t *testing.T, p *place) {
 	p.join(t, 2, dispatcher.Options{Persistent: true})
 	use(multi, 1, 2)
 	for _, flags := range []uint32{exclusive, override} {
-		qt.Check(t, qt.ErrorIs(p.tryBare(t, bare, flags), unix.EPERM))
+		qt.Check(t, qt.ErrorIs(p.TryLinkless(t, bare, flags), unix.EPERM))
 	}
-	qt.Check(t, qt.ErrorIs(p.tryLeave(t, own), unix.ENOENT))
+	qt.Check(t, qt.ErrorIs(p.Unlink(t, own), unix.ENOENT))
 	qt.Check(t, qt.ErrorIs(p.tryReplace(t, bare, own), unix.ENOENT))
 	p.wantRunning(t, 1, 2)
 

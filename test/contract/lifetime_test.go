@@ -35,7 +35,7 @@ func checkDie(t *testing.T, p *place) {
 func checkStay(t *testing.T, p *place) {
 	_, err := dispatcher.Attach(t.Context(), p.Target, dispatcher.Program(p.tracer(t, 1)), dispatcher.Options{BPFFS: p.BPFFS})
 	qt.Assert(t, qt.ErrorIs(err, dispatcher.ErrUsage))
-	qt.Check(t, qt.ErrorMatches(err, fmt.Sprintf(`attach %s veth1: .* belongs to nobody.*; ask for that .*`, p.hook)))
+	qt.Check(t, qt.ErrorMatches(err, fmt.Sprintf(`attach %s veth1: .* belongs to nobody.*; ask for that .*`, p.Target.Hook)))
 	p.wantRunning(t)
 
 	owner := p.AttachIn(t, p.tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true})
@@ -89,8 +89,8 @@ func checkGone(t *testing.T, p *place) {
 // remove takes away what the hook is on.
 func (p *place) remove(t testing.TB) {
 	t.Helper()
-	if p.cgroup != nil {
-		p.cgroup.Remove(t)
+	if p.Cgroup != nil {
+		p.Cgroup.Remove(t)
 		return
 	}
 	p.Server.IP(t, "link", "delete", p.ServerDev)

@@ -16,9 +16,9 @@ import (
 
 // What this kernel does not have is refused by name, with the kernel that has it, and nothing is left.
 func checkMissing(t *testing.T, p *place) {
-	why := fmt.Sprintf(`.*\b%s needs Linux %s: .*`, regexp.QuoteMeta(string(p.hook)), regexp.QuoteMeta(kernel.KindOf(p.hook).Needs))
+	why := fmt.Sprintf(`.*\b%s needs Linux %s: .*`, regexp.QuoteMeta(string(p.Target.Hook)), regexp.QuoteMeta(kernel.KindOf(p.Target.Hook).Needs))
 	ctx, o := t.Context(), dispatcher.Options{Name: "one", BPFFS: p.BPFFS, Persistent: true}
-	spec := dispatcher.Spec(scene.CountingOn(p.hook), dispatcher.LoadOptions{})
+	spec := dispatcher.Spec(scene.CountingOn(p.Target.Hook), dispatcher.LoadOptions{})
 	for what, err := range map[string]error{
 		"attach":     scene.Second(dispatcher.Attach(ctx, p.Target, spec, o)),
 		"plan":       scene.Second(dispatcher.Plan(ctx, p.Target, spec, o)),
@@ -31,12 +31,12 @@ func checkMissing(t *testing.T, p *place) {
 		qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported), qt.Commentf("%s", what))
 		qt.Check(t, qt.ErrorMatches(err, why), qt.Commentf("%s", what))
 	}
-	if p.hook.OnDevice() { // whose programs are loaded for all hooks of TC alike
+	if p.Target.Hook.OnDevice() { // whose programs are loaded for all hooks of TC alike
 		_, err := p.tryJoin(t, 1, dispatcher.Options{})
 		qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
 		qt.Check(t, qt.ErrorMatches(err, why))
 	}
-	list, err := dispatcher.List(ctx, dispatcher.ListOptions{Hooks: []hook.Hook{p.hook}, BPFFS: p.BPFFS})
+	list, err := dispatcher.List(ctx, dispatcher.ListOptions{Hooks: []hook.Hook{p.Target.Hook}, BPFFS: p.BPFFS})
 	qt.Check(t, qt.IsNil(err))
 	qt.Check(t, qt.HasLen(list, 0)) // where there are no members, none are found
 	qt.Check(t, qt.HasLen(p.pinPaths(t), 0))

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -26,12 +25,9 @@ import (
 // A place is a scene on any hook. What can be done on all of them is done in the same way.
 type place struct {
 	*scene.Scene
-	hook     hook.Hook
-	above    *testenv.Cgroup // which cgroup is in
-	cgroup   *testenv.Cgroup
-	resident *testenv.Resident
-	aside    *testenv.NetNS // where nothing is attached
-	links    []*dispatcher.Link
+	above *testenv.Cgroup // which Cgroup is in
+	aside *testenv.NetNS  // where nothing is attached
+	links []*dispatcher.Link
 }
 
 // newPlace begins a test, which fails if it leaves anything behind. It is left out on a kernel without the hook:
@@ -45,47 +41,31 @@ func newPlace(t testing.TB, h hook.Hook) *place {
 func placeOn(t testing.TB, h hook.Hook) *place {
 	t.Helper()
 	testenv.CheckLeaks(t)
-	p := &place{hook: h}
 	if h.OnDevice() {
-		p.Scene = scene.SetUp(t)
-		p.Target, p.aside = dispatcher.On(h, p.ServerDev).In(p.Server.Name), p.Client
-		return p
+		s := scene.SetUp(t)
+		return &place{Scene: s.OnDevice(dispatcher.On(h, s.ServerDev).In(s.Server.Name)), aside: s.Client}
 	}
 	const discard = 9 // where Exercise sends to
-	p.above, p.aside = testenv.NewCgroup(t), testenv.NewNetNS(t)
+	p := &place{
+		Scene: &scene.Scene{BPFFS: testenv.BPFFS(t), Trace: testenv.NewTrace(t, discard)},
+		above: testenv.NewCgroup(t), aside: testenv.NewNetNS(t),
+	}
 	p.enter(t)
-	p.Scene = &scene.Scene{Target: dispatcher.On(h, p.cgroup.Path), BPFFS: testenv.BPFFS(t), Trace: testenv.NewTrace(t, discard)}
+	p.Target = dispatcher.On(h, p.Cgroup.Path)
 	return p
 }
 
 // enter makes the cgroup, with a process in it.
 func (p *place) enter(t testing.TB) {
 	t.Helper()
-	p.cgroup = p.above.Child(t, "here")
-	p.resident = p.cgroup.Enter(t, p.aside)
-}
-
-// A verdict is what a program answers.
-type verdict int
-
-const (
-	goesOn verdict = iota // the packet or call is fine, and the next program runs
-	drops                 // the packet is dropped, the call refused
-)
-
-func (p *place) verdict(v verdict) int {
-	return map[string][2]int{
-		"xdp":    {testenv.XDPPass, testenv.XDPDrop},
-		"tcx":    {testenv.TCNext, testenv.TCDrop},
-		"tc":     {testenv.TCNext, testenv.TCDrop},
-		"cgroup": {testenv.CgroupAllow, testenv.CgroupDeny},
-	}[p.hook.Family()][v]
+	p.Cgroup = p.above.Child(t, "here")
+	p.Resident = p.Cgroup.Enter(t, p.aside)
 }
 
 // tracer is a program for the hook that writes its number down and lets everything go on.
 func (p *place) tracer(t testing.TB, number int) *ebpf.Program {
 	t.Helper()
-	return p.Trace.Program(t, number, p.verdict(goesOn), testenv.On(p.hook))
+	return p.Tracer(t, number, p.GoOn())
 }
 
 // join makes a tracer a member that is named by its number.
@@ -107,7 +87,7 @@ func (p *place) tryJoin(t testing.TB, number int, o dispatcher.Options) (*dispat
 func (p *place) tryAttach(t testing.TB, prog *ebpf.Program, o dispatcher.Options) (*dispatcher.Link, error) {
 	t.Helper()
 	o.BPFFS = p.BPFFS
-	o.Persistent = o.Persistent || p.hook.Family() == "tc"
+	o.Persistent = o.Persistent || p.Target.Hook.Family() == "tc"
 	link, err := dispatcher.Attach(t.Context(), p.Target, dispatcher.Program(prog), o)
 	return p.keep(t, link), err
 }
@@ -132,7 +112,7 @@ func (p *place) keep(t testing.TB, link *dispatcher.Link) *dispatcher.Link {
 // exercise does what the hook is for, once.
 func (p *place) exercise(t testing.TB) error {
 	t.Helper()
-	switch p.hook {
+	switch p.Target.Hook {
 	case hook.XDP, hook.TCXIngress, hook.TCIngress:
 		if p.Passed(t, scene.Port, 1) == 0 {
 			return errDropped
@@ -144,7 +124,7 @@ func (p *place) exercise(t testing.TB) error {
 		}
 		return nil
 	}
-	return p.resident.Exercise(t, p.hook)
+	return p.Resident.Exercise(t, p.Target.Hook)
 }
 
 var errDropped = errors.New("the packet was dropped")
@@ -155,7 +135,7 @@ func (p *place) ran(t testing.TB) []int {
 	p.Trace.Reset(t)
 	qt.Assert(t, qt.IsNil(p.exercise(t)))
 	got := p.Trace.Last(t)
-	if p.hook == hook.CgroupSockOps { // they run for several events
+	if p.Target.Hook == hook.CgroupSockOps { // they run for several events
 		return period(t, got)
 	}
 	return got
@@ -266,86 +246,38 @@ func (p *place) sweep(t testing.TB) {
 func (p *place) outsider(t testing.TB, number int, behind string) (id uint32, leave func()) {
 	t.Helper()
 	prog := p.tracer(t, number)
-	var l link.Link
-	var err error
-	switch p.hook.Family() {
-	case "tcx":
-		anchor := link.Head()
-		if behind != "" {
-			anchor = link.AfterLinkByID(link.ID(p.Read(t).Member(behind).LinkID))
-		}
-		p.Server.Do(t, func() {
-			l, err = link.AttachTCX(link.TCXOptions{Interface: p.ServerIfindex, Program: prog, Attach: testenv.AttachType(p.hook), Anchor: anchor})
-		})
-	case "cgroup":
-		at := kernel.Before(0, false)
-		if behind != "" {
-			at = kernel.After(p.Read(t).Member(behind).LinkID, true)
-		}
-		folder, err2 := os.Open(p.cgroup.Path)
-		qt.Assert(t, qt.IsNil(err2))
-		defer folder.Close()
-		l, err = kernel.CreateLink(prog, int(folder.Fd()), testenv.AttachType(p.hook), at, 0)
-	case "tc":
+	if p.Target.Hook.Family() == "tc" {
 		pref := 3
 		if behind != "" {
 			pref = int(p.Read(t).Member(behind).Filter.Pref) + 12
 		}
-		filter := []string{"dev", p.ServerDev, p.side(), "pref", fmt.Sprint(pref)}
+		filter := []string{"dev", p.ServerDev, p.Side(), "pref", fmt.Sprint(pref)}
 		p.Server.TC(t, append(append([]string{"filter", "add"}, filter...), "bpf", "da", "pinned", p.Pinned(t, prog))...)
 		return 0, func() { p.Server.TC(t, append([]string{"filter", "del"}, filter...)...) }
 	}
-	qt.Assert(t, qt.IsNil(err))
-	t.Cleanup(func() { l.Close() })
-	info, err := l.Info()
-	qt.Assert(t, qt.IsNil(err))
-	return uint32(info.ID), func() { qt.Assert(t, qt.IsNil(l.Close())) }
+	at := kernel.Before(0, false)
+	if behind != "" {
+		at = kernel.After(p.Read(t).Member(behind).LinkID, true)
+	}
+	l, id := p.Foreign(t, prog, at)
+	return id, func() { qt.Assert(t, qt.IsNil(l.Close())) }
 }
-
-// side is ingress or egress.
-func (p *place) side() string { return filepath.Base(string(p.hook)) }
 
 // attachBare attaches a program without a link.
 func (p *place) attachBare(t testing.TB, prog *ebpf.Program, flags uint32) (leave func()) {
 	t.Helper()
-	qt.Assert(t, qt.IsNil(p.tryBare(t, prog, flags)))
-	return func() { qt.Assert(t, qt.IsNil(p.tryLeave(t, prog))) }
-}
-
-// tryBare and tryLeave are BPF_PROG_ATTACH and BPF_PROG_DETACH.
-func (p *place) tryBare(t testing.TB, prog *ebpf.Program, flags uint32) error {
-	t.Helper()
-	return p.onTarget(t, func(target int) error {
-		return link.RawAttachProgram(link.RawAttachProgramOptions{Target: target, Program: prog, Attach: testenv.AttachType(p.hook), Flags: flags})
-	})
-}
-
-func (p *place) tryLeave(t testing.TB, prog *ebpf.Program) error {
-	t.Helper()
-	return p.onTarget(t, func(target int) error {
-		return link.RawDetachProgram(link.RawDetachProgramOptions{Target: target, Program: prog, Attach: testenv.AttachType(p.hook)})
-	})
+	qt.Assert(t, qt.IsNil(p.TryLinkless(t, prog, flags)))
+	return func() { qt.Assert(t, qt.IsNil(p.Unlink(t, prog))) }
 }
 
 // tryReplace is BPF_PROG_ATTACH with BPF_F_REPLACE.
 func (p *place) tryReplace(t testing.TB, prog, old *ebpf.Program) error {
 	t.Helper()
-	return p.onTarget(t, func(target int) error {
-		o := link.RawAttachProgramOptions{Target: target, Program: prog, Attach: testenv.AttachType(p.hook), Anchor: link.ReplaceProgram(old)}
-		if p.cgroup != nil {
+	return p.OnTarget(t, func(target int) error {
+		o := link.RawAttachProgramOptions{Target: target, Program: prog, Attach: testenv.AttachType(p.Target.Hook), Anchor: link.ReplaceProgram(old)}
+		if p.Cgroup != nil {
 			o.Flags = unix.BPF_F_ALLOW_MULTI
 		}
 		return link.RawAttachProgram(o)
 	})
-}
-
-func (p *place) onTarget(t testing.TB, fn func(target int) error) error {
-	t.Helper()
-	if p.cgroup == nil {
-		return p.Server.Run(func() error { return fn(p.ServerIfindex) })
-	}
-	folder, err := os.Open(p.cgroup.Path)
-	qt.Assert(t, qt.IsNil(err))
-	defer folder.Close()
-	return fn(int(folder.Fd()))
 }

@@ -42,7 +42,7 @@ func checkRefuse(t *testing.T, p *place) {
 		refused(fmt.Sprint(prio), dispatcher.ErrUsage, p.Target, dispatcher.Options{Priority: prio})
 		qt.Check(t, qt.ErrorIs(one.Set(t.Context(), scene.Priority(prio)), dispatcher.ErrUsage))
 	}
-	if p.hook != hook.XDP { // which alone has all this
+	if p.Target.Hook != hook.XDP { // which alone has all this
 		refused("in a mode", dispatcher.ErrUsage, p.Target, dispatcher.Options{Mode: hook.ModeNative})
 		for _, s := range []hook.Settings{{ContinueOn: hook.SetOf(hook.Pass)}, {OnMissing: hook.MissingContinue}} {
 			refused(fmt.Sprintf("with %+v", s), dispatcher.ErrUsage, p.Target, dispatcher.Options{Priority: s.Priority, ContinueOn: s.ContinueOn, OnMissing: s.OnMissing})
@@ -69,7 +69,7 @@ func checkRefuse(t *testing.T, p *place) {
 
 	// TCX takes a program once; elsewhere it may run twice.
 	_, err = p.tryAttach(t, prog, dispatcher.Options{Name: "twin"})
-	if p.hook.Family() != "tcx" {
+	if p.Target.Hook.Family() != "tcx" {
 		qt.Assert(t, qt.IsNil(err))
 		p.wantRun(t, 1, 1)
 		p.Detach(t, "twin")
@@ -90,22 +90,22 @@ func checkRefuse(t *testing.T, p *place) {
 // wrongTargets are places that are none.
 func (p *place) wrongTargets(t testing.TB) map[dispatcher.Target]error {
 	t.Helper()
-	if p.cgroup == nil {
+	if p.Cgroup == nil {
 		return map[dispatcher.Target]error{
-			dispatcher.On(p.hook, "nosuch").In(p.Server.Name):  fs.ErrNotExist,
-			dispatcher.On(p.hook, "").In(p.Server.Name):        dispatcher.ErrUsage,
-			dispatcher.On(p.hook, p.ServerDev).In("nosuch"):    fs.ErrNotExist,
-			dispatcher.On(p.hook, p.ServerDev).In("/dev/null"): dispatcher.ErrUsage,
+			dispatcher.On(p.Target.Hook, "nosuch").In(p.Server.Name):  fs.ErrNotExist,
+			dispatcher.On(p.Target.Hook, "").In(p.Server.Name):        dispatcher.ErrUsage,
+			dispatcher.On(p.Target.Hook, p.ServerDev).In("nosuch"):    fs.ErrNotExist,
+			dispatcher.On(p.Target.Hook, p.ServerDev).In("/dev/null"): dispatcher.ErrUsage,
 		}
 	}
 	return map[dispatcher.Target]error{
-		dispatcher.On(p.hook, p.cgroup.Path+"/nosuch"):       fs.ErrNotExist,
-		dispatcher.On(p.hook, "/nosuch"):                     fs.ErrNotExist,
-		dispatcher.On(p.hook, ""):                            dispatcher.ErrUsage,
-		dispatcher.On(p.hook, t.TempDir()):                   dispatcher.ErrUsage,
-		dispatcher.On(p.hook, p.cgroup.Path+"/cgroup.procs"): dispatcher.ErrUsage,
-		p.Target.In(p.aside.Name):                            dispatcher.ErrUsage,
-		p.Target.In("nosuch"):                                dispatcher.ErrUsage,
+		dispatcher.On(p.Target.Hook, p.Cgroup.Path+"/nosuch"):       fs.ErrNotExist,
+		dispatcher.On(p.Target.Hook, "/nosuch"):                     fs.ErrNotExist,
+		dispatcher.On(p.Target.Hook, ""):                            dispatcher.ErrUsage,
+		dispatcher.On(p.Target.Hook, t.TempDir()):                   dispatcher.ErrUsage,
+		dispatcher.On(p.Target.Hook, p.Cgroup.Path+"/cgroup.procs"): dispatcher.ErrUsage,
+		p.Target.In(p.aside.Name):                                   dispatcher.ErrUsage,
+		p.Target.In("nosuch"):                                       dispatcher.ErrUsage,
 	}
 }
 
@@ -163,7 +163,7 @@ func checkClosed(t *testing.T, p *place) {
 // A hook that is full says so, and has room again when somebody leaves.
 func checkFull(t *testing.T, p *place) {
 	var room int
-	switch p.hook.Family() {
+	switch p.Target.Hook.Family() {
 	case "xdp":
 		room = hook.MaxMembers
 	case "tcx":
@@ -174,7 +174,7 @@ func checkFull(t *testing.T, p *place) {
 	one := p.join(t, 1, dispatcher.Options{Priority: 1})
 	var last *dispatcher.Link
 	for n := 2; n <= room; n++ {
-		prog := testenv.VerdictProgram(t, "ldt_filler", p.verdict(goesOn), testenv.On(p.hook))
+		prog := testenv.VerdictProgram(t, "ldt_filler", p.GoOn(), testenv.On(p.Target.Hook))
 		link, err := p.tryAttach(t, prog, dispatcher.Options{Name: fmt.Sprintf("filler-%d", n)})
 		qt.Assert(t, qt.IsNil(err), qt.Commentf("%d", n))
 		last = link
@@ -187,7 +187,7 @@ func checkFull(t *testing.T, p *place) {
 
 	// Where the kernel moves no links, there must be room for another one meanwhile.
 	err = one.Move(t.Context(), hook.Position{Last: true})
-	if p.hook == hook.XDP {
+	if p.Target.Hook == hook.XDP {
 		qt.Check(t, qt.IsNil(err))
 	} else {
 		qt.Check(t, qt.ErrorIs(err, dispatcher.ErrChainFull))
@@ -201,17 +201,17 @@ func checkFull(t *testing.T, p *place) {
 
 // A program that is on a cgroup for itself alone leaves no room, there and below. It says who it is.
 func checkExclusive(t *testing.T, p *place) {
-	below := p.cgroup.Child(t, "below")
+	below := p.Cgroup.Child(t, "below")
 	for flags, where := range map[uint32][]string{
-		0:                         {p.cgroup.Path, below.Path},
-		unix.BPF_F_ALLOW_OVERRIDE: {p.cgroup.Path},
+		0:                         {p.Cgroup.Path, below.Path},
+		unix.BPF_F_ALLOW_OVERRIDE: {p.Cgroup.Path},
 	} {
 		legacy := p.tracer(t, 8)
 		leave := p.attachBare(t, legacy, flags)
 		for _, path := range where {
-			before, err := dispatcher.Read(t.Context(), dispatcher.On(p.hook, path), p.Look())
+			before, err := dispatcher.Read(t.Context(), dispatcher.On(p.Target.Hook, path), p.Look())
 			qt.Assert(t, qt.IsNil(err))
-			_, err = dispatcher.Attach(t.Context(), dispatcher.On(p.hook, path), dispatcher.Program(p.tracer(t, 1)),
+			_, err = dispatcher.Attach(t.Context(), dispatcher.On(p.Target.Hook, path), dispatcher.Program(p.tracer(t, 1)),
 				dispatcher.Options{Name: "one", BPFFS: p.BPFFS, Persistent: true})
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy), qt.Commentf("flags %d, %s", flags, path))
 			var e *dispatcher.Error
@@ -219,7 +219,7 @@ func checkExclusive(t *testing.T, p *place) {
 			qt.Assert(t, qt.IsNotNil(e.Occupant))
 			qt.Check(t, qt.Equals(e.Occupant.Kind, hook.KindLegacy))
 			qt.Check(t, qt.Equals(e.Occupant.Program.ID, uint32(scene.ID(t, legacy))))
-			after, err := dispatcher.Read(t.Context(), dispatcher.On(p.hook, path), p.Look())
+			after, err := dispatcher.Read(t.Context(), dispatcher.On(p.Target.Hook, path), p.Look())
 			qt.Assert(t, qt.IsNil(err))
 			qt.Check(t, qt.DeepEquals(after, before))
 		}
@@ -304,7 +304,7 @@ func checkFolderRemoved(t *testing.T, p *place) {
 	three := p.join(t, 3, dispatcher.Options{Priority: 30, Persistent: true})
 	qt.Assert(t, qt.IsNil(three.Close()))
 	qt.Assert(t, qt.IsNil(os.RemoveAll(filepath.Join(p.BPFFS, "libdispatcher"))))
-	if p.hook.Family() == "tc" {
+	if p.Target.Hook.Family() == "tc" {
 		p.wantRunning(t, 1, 2, 3)
 		return
 	}

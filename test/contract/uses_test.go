@@ -19,14 +19,14 @@ func TestContractDropsOnePort(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress, hook.TCXEgress, hook.TCIngress, hook.TCEgress} {
 		t.Run(string(h), func(t *testing.T) {
 			p := newPlace(t, h)
-			passed := map[bool]func(testing.TB, int, int) int{true: p.Replied, false: p.Passed}[p.side() == "egress"]
+			passed := map[bool]func(testing.TB, int, int) int{true: p.Replied, false: p.Passed}[p.Side() == "egress"]
 			link, err := p.tryAttach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port, testenv.On(h)), dispatcher.Options{})
 			qt.Assert(t, qt.IsNil(err))
 			p.join(t, 1, dispatcher.Options{Priority: 1})
 			qt.Check(t, qt.Equals(passed(t, scene.Port, 10), 0))
 			qt.Check(t, qt.DeepEquals(p.Trace.Last(t), []int{1}))
 			qt.Check(t, qt.Equals(passed(t, scene.Port+1, 10), 10))
-			other := map[bool]func(testing.TB, int, int) int{false: p.Replied, true: p.Passed}[p.side() == "egress"]
+			other := map[bool]func(testing.TB, int, int) int{false: p.Replied, true: p.Passed}[p.Side() == "egress"]
 			qt.Check(t, qt.Equals(other(t, scene.Port, 10), 10))
 			qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
 			qt.Check(t, qt.Equals(passed(t, scene.Port, 10), 10))
@@ -46,7 +46,7 @@ func TestContractRedirectsConnections(t *testing.T) {
 			reaches := func(want netip.AddrPort) {
 				t.Helper()
 				for _, network := range []string{"tcp", "udp"} {
-					got, err := p.resident.Dial(t, network, asked)
+					got, err := p.Resident.Dial(t, network, asked)
 					qt.Assert(t, qt.IsNil(err))
 					qt.Check(t, qt.Equals(got, testenv.Reached{Peer: want, Answer: want}))
 				}
@@ -66,7 +66,7 @@ func TestContractRedirectsConnections(t *testing.T) {
 func TestContractCountsEveryDatagram(t *testing.T) {
 	p := newPlace(t, hook.CgroupSKBEgress)
 	program := func() (*ebpf.Program, func() int) {
-		return testenv.CountProgram(t, "ldt_meter", scene.Port, testenv.CgroupAllow, testenv.On(p.hook))
+		return testenv.CountProgram(t, "ldt_meter", scene.Port, testenv.CgroupAllow, testenv.On(p.Target.Hook))
 	}
 	meter, count := program()
 	link, err := p.tryAttach(t, meter, dispatcher.Options{Priority: 10})
@@ -75,7 +75,7 @@ func TestContractCountsEveryDatagram(t *testing.T) {
 	to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), scene.Port)
 	send := func(n int) {
 		t.Helper()
-		accepted, arrived := p.resident.Passed(t, p.aside, to, n)
+		accepted, arrived := p.Resident.Passed(t, p.aside, to, n)
 		qt.Assert(t, qt.Equals(accepted, n))
 		qt.Assert(t, qt.Equals(arrived, n))
 	}

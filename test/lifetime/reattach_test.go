@@ -12,7 +12,6 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
@@ -37,7 +36,7 @@ func TestReattachBesideOthers(t *testing.T) {
 		s.DeleteDevice(t)
 		s.NewDevice(t)
 		s.Server.Do(t, func() { s.ServerIfindex = scene.IfindexOf(t, s.ServerDev) })
-		theirs, _ := s.ForeignLink(t, s.Tracer(t, 2, scene.Pass))
+		theirs, _ := s.Foreign(t, s.Tracer(t, 2, scene.Pass))
 		wantNotReattached(t, s, dispatcher.ErrBusy, `.*held by link \d+ .*`)
 		qt.Check(t, qt.Equals(s.Gone(t, hook.XDP), "one(was on veth1) "))
 		s.WantChain(t, "ldt_trace_2(foreign)")
@@ -47,15 +46,14 @@ func TestReattachBesideOthers(t *testing.T) {
 		s.Clear(t)
 	})
 	t.Run("tcx", func(t *testing.T) {
-		s := scene.NewLinkScene(t, hook.TCXIngress)
+		s := scene.NewOn(t, hook.TCXIngress)
 		s.Member(t, 1)
 		s.Member(t, 3)
-		s.Foreign(t, s.Tracer(t, 7), kernel.Neighbor{})
+		s.Foreign(t, s.Tracer(t, 7))
 		s.Member(t, 4)
 		s.DeleteDevice(t)
 		s.NewDevice(t)
-		s.Ns.Do(t, func() { s.Index = scene.IfindexOf(t, s.ServerDev) })
-		s.Foreign(t, s.Tracer(t, 8), kernel.Neighbor{})
+		s.Foreign(t, s.Tracer(t, 8))
 		scene.Soon(t, func() bool { return slices.Equal(s.Ran(t), []int{8}) })
 		two := s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "2", Priority: 20})
 		s.WantReattached(t)
@@ -93,12 +91,12 @@ func TestReattachWhileHeld(t *testing.T) {
 			testenv.NeedHook(t, h)
 			s := scene.New(t)
 			s.Target.Hook = h
-			held := s.Attach(t, s.Trace.Program(t, 1, s.GoOn(), s.On()), dispatcher.Options{Name: "one", Persistent: true})
+			held := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true})
 			s.DeleteDevice(t)
 			s.NewDevice(t)
 			s.WantReattached(t)
 			qt.Check(t, qt.Equals(s.Gone(t, h), ""))
-			two := s.Attach(t, s.Trace.Program(t, 2, s.GoOn(), s.On()), dispatcher.Options{Name: "two"}) // another dispatcher
+			two := s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "two"}) // another dispatcher
 			qt.Check(t, qt.Equals(s.Gone(t, h), ""))
 			scene.Soon(t, func() bool { return slices.Equal(s.Ran(t), []int{1, 2}) })
 			_, err := held.Info(t.Context())
@@ -113,16 +111,16 @@ func TestReattachWhileHeld(t *testing.T) {
 
 // A cgroup that is removed and made again.
 func TestReattachOnCgroup(t *testing.T) {
-	s := scene.NewLinkScene(t, hook.CgroupConnect4)
+	s := scene.NewOn(t, hook.CgroupConnect4)
 	s.Member(t, 2)
 	s.Member(t, 1)
 	s.WantRun(t, 1, 2)
 	before := s.Read(t)
 	s.Cgroup.Remove(t)
 	where := fmt.Sprintf("(was on %s) ", s.Cgroup.Path)
-	scene.Soon(t, func() bool { return s.Gone(t, s.Hook) != "" }) // the kernel takes up to half a second
-	scene.Soon(t, func() bool { return s.Gone(t, s.Hook) == "2"+where+"1"+where })
-	wantNotReattached(t, s.Scene, fs.ErrNotExist, `recover cgroup/connect4 .*: there is no cgroup `+s.Cgroup.Path+` to attach it to; .*`)
+	scene.Soon(t, func() bool { return s.Gone(t, s.Target.Hook) != "" }) // the kernel takes up to half a second
+	scene.Soon(t, func() bool { return s.Gone(t, s.Target.Hook) == "2"+where+"1"+where })
+	wantNotReattached(t, s, fs.ErrNotExist, `recover cgroup/connect4 .*: there is no cgroup `+s.Cgroup.Path+` to attach it to; .*`)
 
 	qt.Assert(t, qt.IsNil(os.Mkdir(s.Cgroup.Path, 0o755)))
 	s.WantReattached(t)
@@ -133,7 +131,7 @@ func TestReattachOnCgroup(t *testing.T) {
 		qt.Check(t, qt.Equals(after.Members[i].Settings, before.Members[i].Settings))
 		qt.Check(t, qt.Equals(after.Members[i].Program, before.Members[i].Program))
 	}
-	qt.Check(t, qt.Equals(s.Gone(t, s.Hook), ""))
+	qt.Check(t, qt.Equals(s.Gone(t, s.Target.Hook), ""))
 	s.Clear(t)
 }
 
@@ -145,7 +143,7 @@ func TestNetNSInodeReused(t *testing.T) {
 		all = append(all, s.OnDevice(dispatcher.On(hook.TCXIngress, s.ServerDev).In(s.Server.Name)))
 	}
 	for _, at := range all {
-		at.Attach(t, at.Trace.Program(t, 1, at.GoOn(), at.On()), dispatcher.Options{Name: "one", Persistent: true}).Close()
+		at.Attach(t, at.Tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true}).Close()
 	}
 	old, oldIndex := s.Read(t).NetNS, s.ServerIfindex
 	qt.Assert(t, qt.IsNil(s.Server.Delete()))
@@ -198,7 +196,7 @@ func TestReattach(t *testing.T) {
 				settings = hook.Settings{Priority: 20, ContinueOn: hook.SetOf(hook.Pass, hook.TX), OnMissing: hook.MissingDrop}
 			}
 			for i, set := range []hook.Settings{scene.Priority(10), settings, scene.Priority(30)} {
-				l := s.Attach(t, s.Trace.Program(t, i+1, s.GoOn(), s.On()), dispatcher.Options{Name: fmt.Sprint(i + 1), Priority: set.Priority, ContinueOn: set.ContinueOn, OnMissing: set.OnMissing, Persistent: true})
+				l := s.Attach(t, s.Tracer(t, i+1), dispatcher.Options{Name: fmt.Sprint(i + 1), Priority: set.Priority, ContinueOn: set.ContinueOn, OnMissing: set.OnMissing, Persistent: true})
 				qt.Assert(t, qt.IsNil(l.Close()))
 			}
 			s.WantRun(t, 1, 2, 3)

@@ -44,8 +44,8 @@ func TestStrangePins(t *testing.T) {
 				continue
 			}
 			at := s.OnDevice(dispatcher.On(h, s.ServerDev).In(s.Server.Name))
-			one := at.Attach(t, at.Trace.Program(t, 1, at.GoOn(), at.On()), dispatcher.Options{Name: "one", Persistent: true})
-			qt.Assert(t, qt.IsNil(one.Update(t.Context(), dispatcher.Program(at.Trace.Program(t, 2, at.GoOn(), at.On())))))
+			one := at.Attach(t, at.Tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true})
+			qt.Assert(t, qt.IsNil(one.Update(t.Context(), dispatcher.Program(at.Tracer(t, 2)))))
 			at.WantRun(t, 2)
 			qt.Assert(t, qt.IsNil(one.Unpin(t.Context())))
 			qt.Assert(t, qt.IsNil(one.Pin(t.Context())))
@@ -99,7 +99,7 @@ func laterChain(t testing.TB) *ebpf.Program {
 // A chain of a later version is neither free nor foreign: everybody says so and leaves it, until it is forced.
 func TestLaterChain(t *testing.T) {
 	s := scene.New(t)
-	_, id := s.ForeignLink(t, laterChain(t))
+	_, id := s.Foreign(t, laterChain(t))
 	list, err := dispatcher.List(t.Context(), dispatcher.ListOptions{BPFFS: s.BPFFS, NetNS: s.Server.Name})
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.HasLen(list, 1))
@@ -126,7 +126,7 @@ func TestRecoverCollects(t *testing.T) {
 			testenv.NeedHook(t, h)
 			s := scene.New(t)
 			s.Target.Hook = h
-			l := s.Attach(t, s.Trace.Program(t, 1, s.GoOn(), s.On()), dispatcher.Options{Name: "one", Persistent: true})
+			l := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true})
 			qt.Assert(t, qt.IsNil(l.Close()))
 			s.Server.IP(t, "link", "del", s.ServerDev)
 			scene.Soon(t, func() bool { return s.Gone(t, h) != "" })

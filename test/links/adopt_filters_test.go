@@ -15,9 +15,9 @@ import (
 )
 
 // filtersLeft is what tc shows.
-func filtersLeft(t testing.TB, s *scene.LinkScene) string {
+func filtersLeft(t testing.TB, s *scene.Scene) string {
 	t.Helper()
-	return s.Ns.TC(t, "filter", "show", "dev", s.Dev(), s.Side())
+	return s.NS().TC(t, "filter", "show", "dev", s.Dev(), s.Side())
 }
 
 // A filter that tc made becomes a member of TCX, which the rest of tc cannot touch.
@@ -25,7 +25,7 @@ func TestAdoptFilter(t *testing.T) {
 	testenv.Need(t, testenv.FeatureTCX)
 	for _, h := range []hook.Hook{hook.TCIngress, hook.TCEgress} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			tcx := s.SameOn("tcx" + h[2:])
 			tcx.Member(t, 1)
 			for n, how := range []string{2: "pref 10 handle 1 bpf da", 3: "pref 20 bpf da", 4: "pref 30 bpf da"} {
@@ -77,7 +77,7 @@ func TestAdoptFilter(t *testing.T) {
 			qt.Check(t, qt.Equals(strings.TrimSpace(filtersLeft(t, s)), ""))
 			_, err = adopt("", dispatcher.AdoptOptions{})
 			qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
-			s.Ns.TC(t, "qdisc", "del", "dev", s.Dev(), "clsact")
+			s.NS().TC(t, "qdisc", "del", "dev", s.Dev(), "clsact")
 			s.WantRun(t, 2, 1, 3, 4)
 			qt.Assert(t, qt.IsNil(last.Detach(t.Context())))
 			s.WantRun(t, 2, 1, 3)
@@ -92,7 +92,7 @@ func TestAdoptFilterInPlace(t *testing.T) {
 	if testenv.Has(t, testenv.FeatureTCX) {
 		t.Skip("this kernel has TCX, see TestAdoptFilter")
 	}
-	s := scene.NewLinkScene(t, hook.TCIngress)
+	s := scene.NewOn(t, hook.TCIngress)
 	for n, how := range []string{2: "pref 10 handle 1 bpf da", 3: "pref 20 bpf da"} {
 		if how != "" {
 			s.Filter(t, s.Tracer(t, n), how)
@@ -127,9 +127,9 @@ func TestAdoptFilterRefused(t *testing.T) {
 			if tc.before != "" {
 				testenv.Need(t, testenv.FeatureTCX) // else it stays where it is
 			}
-			s := scene.NewLinkScene(t, hook.TCIngress)
+			s := scene.NewOn(t, hook.TCIngress)
 			if tc.before != "" {
-				s.Tc(t, tc.before)
+				s.AddFilter(t, tc.before)
 			}
 			prog := testenv.VerdictProgram(t, "ldt_tc", testenv.TCNext, s.On())
 			s.Filter(t, prog, tc.how)
@@ -147,9 +147,9 @@ func TestAdoptFilterRefused(t *testing.T) {
 
 // Filters of other kinds behind the one that is adopted keep their turn.
 func TestAdoptFilterBeforeOthers(t *testing.T) {
-	s := scene.NewLinkScene(t, hook.TCIngress)
+	s := scene.NewOn(t, hook.TCIngress)
 	s.Filter(t, s.Tracer(t, 2), "pref 10 bpf da")
-	s.Tc(t, "pref 20 u32 match u32 0 0 classid 1:1")
+	s.AddFilter(t, "pref 20 u32 match u32 0 0 classid 1:1")
 	s.Filter(t, s.Tracer(t, 3), "pref 30 bpf da") // never comes to its turn
 	s.WantRun(t, 2)
 	s.Adopt(t, dispatcher.AdoptOptions{Entry: hook.ProgramRef(s.Read(t).Members[0].Program.ID)})

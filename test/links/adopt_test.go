@@ -14,14 +14,13 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
 // entries begins a scene with programs on the hook, in that order: a number is a member, a number in brackets a foreign
 // link, one after a dash a program without a link.
-func entries(t testing.TB, s *scene.LinkScene, list string) map[int]*ebpf.Program {
+func entries(t testing.TB, s *scene.Scene, list string) map[int]*ebpf.Program {
 	t.Helper()
 	progs := map[int]*ebpf.Program{}
 	for _, word := range strings.Fields(list) {
@@ -30,9 +29,9 @@ func entries(t testing.TB, s *scene.LinkScene, list string) map[int]*ebpf.Progra
 		progs[n] = s.Tracer(t, n)
 		switch word[0] {
 		case '-':
-			s.Linkless(t, progs[n], map[bool]uint32{true: unix.BPF_F_ALLOW_MULTI}[s.Hook.OnCgroup()])
+			s.Linkless(t, progs[n], map[bool]uint32{true: unix.BPF_F_ALLOW_MULTI}[s.Target.Hook.OnCgroup()])
 		case '(':
-			s.Foreign(t, progs[n], kernel.Neighbor{})
+			s.Foreign(t, progs[n])
 		default:
 			s.Attach(t, progs[n], dispatcher.Options{Name: fmt.Sprint(n), Priority: 10 * n, Position: hook.Position{Last: true}})
 		}
@@ -41,7 +40,7 @@ func entries(t testing.TB, s *scene.LinkScene, list string) map[int]*ebpf.Progra
 }
 
 // tryAdopt is Adopt for what is refused, or not.
-func tryAdopt(t testing.TB, s *scene.LinkScene, o dispatcher.AdoptOptions, entry *ebpf.Program) error {
+func tryAdopt(t testing.TB, s *scene.Scene, o dispatcher.AdoptOptions, entry *ebpf.Program) error {
 	t.Helper()
 	link, err := dispatcher.Adopt(t.Context(), s.Target, s.AdoptOptions(t, o, entry))
 	if err == nil {
@@ -71,7 +70,7 @@ func TestAdoptKeepsThePlace(t *testing.T) {
 	} {
 		for _, h := range ownLinkHooks {
 			t.Run(fmt.Sprintf("%s of %s on %s", fmt.Sprint(tc.adopted), tc.entries, h), func(t *testing.T) {
-				s := scene.NewLinkScene(t, h)
+				s := scene.NewOn(t, h)
 				progs := entries(t, s, tc.entries)
 				before := s.Ran(t)
 				qt.Assert(t, qt.HasLen(before, len(progs)))
@@ -104,7 +103,7 @@ func TestAdoptKeepsThePlace(t *testing.T) {
 
 // Between two programs of a cgroup that have no links the kernel has no way to put a link.
 func TestAdoptBetweenLinkless(t *testing.T) {
-	s := scene.NewLinkScene(t, hook.CgroupConnect4)
+	s := scene.NewOn(t, hook.CgroupConnect4)
 	progs := entries(t, s, "-1 -2 -3")
 	err := tryAdopt(t, s, dispatcher.AdoptOptions{}, progs[2])
 	qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
@@ -123,7 +122,7 @@ func TestAdoptBetweenLinkless(t *testing.T) {
 func TestAdoptOfLinksRefused(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			err := tryAdopt(t, s, dispatcher.AdoptOptions{}, nil)
 			qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 			qt.Check(t, qt.ErrorMatches(err, "adopt .*: nothing is attached that could be adopted"))
@@ -164,7 +163,7 @@ func TestAdoptOfLinksRefused(t *testing.T) {
 func TestAdoptForGood(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			progs := entries(t, s, "-1 2")
 			other := scene.NewApp(t)
 			cmd := s.Command(scene.Command{Op: "adopt", Member: "adopted", Persistent: true})
@@ -183,10 +182,10 @@ func TestAdoptForGood(t *testing.T) {
 func TestAdoptExclusive(t *testing.T) {
 	for name, flags := range map[string]uint32{"exclusive": 0, "override": unix.BPF_F_ALLOW_OVERRIDE} {
 		t.Run(name, func(t *testing.T) {
-			s := scene.OnHook(t, scene.New(t), hook.CgroupConnect4)
+			s := scene.New(t).OnHook(t, hook.CgroupConnect4)
 			deny := testenv.VerdictProgram(t, "ldt_deny", testenv.CgroupDeny, s.On())
 			s.Linkless(t, deny, flags)
-			qt.Assert(t, qt.IsTrue(refuses(t, s)))
+			qt.Assert(t, qt.IsTrue(s.Drops(t)))
 			_, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Program(s.Tracer(t, 1)), dispatcher.Options{BPFFS: s.BPFFS})
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
 
@@ -195,7 +194,7 @@ func TestAdoptExclusive(t *testing.T) {
 			_, err = dispatcher.Adopt(t.Context(), s.Target, o)
 			qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
 			qt.Check(t, qt.ErrorMatches(err, ".*the kernel lets no link be beside it.*adopt it with the gap.*"))
-			qt.Check(t, qt.IsTrue(refuses(t, s)))
+			qt.Check(t, qt.IsTrue(s.Drops(t)))
 
 			// Nothing but what cannot be otherwise is in the gap.
 			o.NoGap = false
@@ -207,27 +206,27 @@ func TestAdoptExclusive(t *testing.T) {
 				}
 				return err
 			}, func(step string) {
-				if !refuses(t, s) {
+				if !s.Drops(t) {
 					let[step] = true
 				}
 			})
 			qt.Assert(t, qt.IsNil(err))
 			qt.Check(t, qt.DeepEquals(let, map[string]bool{"adopt: in the gap": true, "create: before": true}))
-			qt.Check(t, qt.IsTrue(refuses(t, s)))
+			qt.Check(t, qt.IsTrue(s.Drops(t)))
 			s.WantChain(t, "deny*")
 			qt.Check(t, qt.IsTrue(s.Read(t).Protected()))
 			qt.Check(t, qt.IsNotNil(s.Unlink(t, deny)))
 			s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "1"}) // there is room for others now
 			s.WantRun(t, 1)
 			s.Detach(t, "deny")
-			qt.Check(t, qt.IsFalse(refuses(t, s)))
+			qt.Check(t, qt.IsFalse(s.Drops(t)))
 		})
 	}
 }
 
 // One that cannot become a member after all, when it is off already, is put back.
 func TestAdoptExclusivePutBack(t *testing.T) {
-	s := scene.OnHook(t, scene.New(t), hook.CgroupConnect4)
+	s := scene.New(t).OnHook(t, hook.CgroupConnect4)
 	deny := testenv.VerdictProgram(t, "ldt_deny", testenv.CgroupDeny, s.On())
 	s.Linkless(t, deny, 0)
 	intruder := testenv.VerdictProgram(t, "ldt_intruder", testenv.CgroupAllow, s.On())
@@ -239,7 +238,7 @@ func TestAdoptExclusivePutBack(t *testing.T) {
 		}
 	})
 	qt.Assert(t, qt.IsNotNil(err))
-	qt.Check(t, qt.IsTrue(refuses(t, s)), qt.Commentf("%v", err))
+	qt.Check(t, qt.IsTrue(s.Drops(t)), qt.Commentf("%v", err))
 	members := s.Read(t).Members
 	qt.Assert(t, qt.HasLen(members, 1))
 	qt.Check(t, qt.Equals(members[0].Program.ID, uint32(scene.ID(t, deny))))

@@ -1,7 +1,6 @@
 package links
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
@@ -12,19 +11,8 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
-	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
-
-// refuses tells what becomes of the packets, or the system call.
-func refuses(t testing.TB, s *scene.LinkScene) bool {
-	t.Helper()
-	if !s.Hook.OnCgroup() {
-		return s.Drops(t)
-	}
-	return errors.Is(s.Resident.Exercise(t, s.Hook), testenv.Denied(s.Hook))
-}
 
 // ownLinkHooks are one of each kind of hook where members have links of their own.
 var ownLinkHooks = []hook.Hook{hook.TCXIngress, hook.TCXEgress, hook.CgroupConnect4}
@@ -33,7 +21,7 @@ var ownLinkHooks = []hook.Hook{hook.TCXIngress, hook.TCXEgress, hook.CgroupConne
 func TestMoveOrder(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			links := map[int]*dispatcher.Link{}
 			join := func(n, prio int) {
 				links[n] = s.Attach(t, s.Tracer(t, n), dispatcher.Options{
@@ -41,7 +29,7 @@ func TestMoveOrder(t *testing.T) {
 				})
 			}
 			join(1, 10)
-			foreign := s.Foreign(t, s.Tracer(t, 5), kernel.Neighbor{})
+			_, foreign := s.Foreign(t, s.Tracer(t, 5))
 			join(2, 20)
 			bare := s.Tracer(t, 6)
 			s.Linkless(t, bare, map[bool]uint32{true: unix.BPF_F_ALLOW_MULTI}[h.OnCgroup()])
@@ -90,7 +78,7 @@ func TestMoveOrder(t *testing.T) {
 func TestMoveByAnother(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			s.Member(t, 4)
 			link, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Spec(scene.CountingOn(h), dispatcher.LoadOptions{}),
 				dispatcher.Options{Name: "3", Priority: 30, Persistent: true, BPFFS: s.BPFFS})
@@ -148,7 +136,7 @@ func TestMoveByAnother(t *testing.T) {
 			qt.Assert(t, qt.IsNil(reader.Close()))
 			s.WantRunSoon(t, 4)
 			s.Detach(t, "4")
-			s.WantNothingLeft(t)
+			s.WantFree(t)
 		})
 	}
 }
@@ -157,7 +145,7 @@ func TestMoveByAnother(t *testing.T) {
 func TestMoveOfOthers(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			s.Member(t, 4)
 			owner := s.AttachIn(t, s.Tracer(t, 3), dispatcher.Options{Name: "3", Priority: 30})
 			link := s.Open(t, "3")
@@ -185,14 +173,14 @@ func TestMoveOfOthers(t *testing.T) {
 			s.WantRun(t, 4, 3)
 			qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
 			s.Detach(t, "4")
-			s.WantNothingLeft(t)
+			s.WantFree(t)
 		})
 	}
 }
 
 // What is loaded from a file for tc moves as well: it is loaded as it was written.
 func TestMoveFromFile(t *testing.T) {
-	s := scene.NewLinkScene(t, hook.TCXIngress)
+	s := scene.NewOn(t, hook.TCXIngress)
 	s.Member(t, 4)
 	link, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.File("../testdata/several.o", dispatcher.LoadOptions{Program: "ldt_tc"}),
 		dispatcher.Options{Name: "tc", Priority: 60, BPFFS: s.BPFFS})
@@ -210,8 +198,8 @@ func TestMoveFromFile(t *testing.T) {
 func TestMoveWithoutBPFFS(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
-			s.Scene = s.WithoutBPFFS(t)
+			s := scene.NewOn(t, h)
+			s = s.WithoutBPFFS(t)
 			first := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "1", Priority: 10})
 			s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "2", Priority: 20})
 			s.WantRun(t, 1, 2)

@@ -11,14 +11,13 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
 // named lists what is on the hook: "name:kind", with a star for what is pinned.
-func named(t testing.TB, s *scene.LinkScene) []string {
+func named(t testing.TB, s *scene.Scene) []string {
 	t.Helper()
 	words := []string{}
 	for _, m := range s.Read(t).Members {
@@ -35,8 +34,8 @@ func named(t testing.TB, s *scene.LinkScene) []string {
 func TestNoRegistryAtAll(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
-			s.Scene = s.WithoutBPFFS(t)
+			s := scene.NewOn(t, h)
+			s = s.WithoutBPFFS(t)
 			link := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "one", Owner: "me", Priority: 20})
 			m, err := link.Info(t.Context())
 			qt.Assert(t, qt.IsNil(err))
@@ -68,7 +67,7 @@ func TestNoRegistryAtAll(t *testing.T) {
 func TestRegistryDeleted(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			own := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "own", Priority: 10})
 			pinned := s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "pinned", Priority: 20, Persistent: true})
 			qt.Assert(t, qt.IsNil(os.Remove(s.RegistryPath())))
@@ -96,7 +95,7 @@ func TestRegistryDeleted(t *testing.T) {
 			qt.Assert(t, qt.IsNil(pinned.Detach(t.Context())))
 			qt.Assert(t, qt.IsNil(own.Close()))
 			qt.Assert(t, qt.IsNil(third.Close()))
-			s.WantNothingLeft(t)
+			s.WantFree(t)
 		})
 	}
 }
@@ -105,9 +104,9 @@ func TestRegistryDeleted(t *testing.T) {
 func TestStaleRecords(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			own := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "own"})
-			foreign := s.Foreign(t, s.Tracer(t, 2), kernel.Neighbor{})
+			_, foreign := s.Foreign(t, s.Tracer(t, 2))
 			write(t, s, 1<<30, &state.Record{Name: "gone", Priority: 1, Attach: testenv.AttachType(h)})
 			write(t, s, foreign, &state.Record{Name: "impostor", Priority: 1, Attach: ebpf.AttachSkLookup})
 			qt.Check(t, qt.DeepEquals(named(t, s), []string{"own:member", "ldt_trace_2:foreign"}))
@@ -126,14 +125,14 @@ func TestStaleRecords(t *testing.T) {
 }
 
 // write puts a record into the registry.
-func write(t testing.TB, s *scene.LinkScene, link uint32, rec *state.Record) {
+func write(t testing.TB, s *scene.Scene, link uint32, rec *state.Record) {
 	t.Helper()
 	b, err := rec.MarshalBinary()
 	qt.Assert(t, qt.IsNil(err))
 	writeBytes(t, s, link, b)
 }
 
-func writeBytes(t testing.TB, s *scene.LinkScene, link uint32, b []byte) {
+func writeBytes(t testing.TB, s *scene.Scene, link uint32, b []byte) {
 	t.Helper()
 	m, err := ebpf.LoadPinnedMap(s.RegistryPath(), nil)
 	qt.Assert(t, qt.IsNil(err))
@@ -149,7 +148,7 @@ func TestDamagedRecords(t *testing.T) {
 		"no name":       func(b []byte) { clear(b[24:88]) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := scene.NewLinkScene(t, hook.TCXIngress)
+			s := scene.NewOn(t, hook.TCXIngress)
 			own := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "own", Priority: 10})
 			s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "pinned", Priority: 20, Persistent: true})
 			for link, record := range s.Registry(t) {
@@ -191,7 +190,7 @@ func TestForeignRegistry(t *testing.T) {
 		"a folder": func(t *testing.T, path string) { qt.Assert(t, qt.IsNil(os.Mkdir(path, 0o700))) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := scene.NewLinkScene(t, hook.TCXIngress)
+			s := scene.NewOn(t, hook.TCXIngress)
 			qt.Assert(t, qt.IsNil(os.Mkdir(s.BPFFS+"/libdispatcher", 0o700)))
 			put(t, s.RegistryPath())
 			var before, after unix.Stat_t
@@ -226,7 +225,7 @@ func TestForeignRegistry(t *testing.T) {
 func TestNamesOfLinks(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			link := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true})
 			again := func() error {
 				l, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Program(s.Tracer(t, 2)), dispatcher.Options{Name: "one", BPFFS: s.BPFFS})

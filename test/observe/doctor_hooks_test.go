@@ -21,7 +21,7 @@ import (
 )
 
 func TestDoctorRegistry(t *testing.T) {
-	s := scene.NewLinkScene(t, hook.TCXIngress)
+	s := scene.NewOn(t, hook.TCXIngress)
 	s.Member(t, 1)
 	s.Member(t, 2)
 	s.Member(t, 3)
@@ -46,35 +46,35 @@ func TestDoctorRegistry(t *testing.T) {
 	changed := slices.Clone(records[link["1"]])
 	changed[8] = 90
 	put(link["1"], changed)
-	found := wantFindings(t, s.Scene, "order drift 1")
+	found := wantFindings(t, s, "order drift 1")
 	qt.Check(t, qt.Equals(found[0].Mend, fmt.Sprintf("dispatcher -n %s --bpffs %s set tcx/ingress %s 1 --priority 90", s.Target.NetNS, s.BPFFS, s.ServerDev)))
 	qt.Check(t, qt.StringContains(found[0].Text, "the order is 1 (90), 2 (20), 3 (30)"))
 	mend(t, found...)
-	wantFindings(t, s.Scene)
+	wantFindings(t, s)
 	s.WantRun(t, 2, 3, 1)
 
 	// A record that is gone, and one that is none.
 	put(link["3"], nil)
-	mends(t, s.Scene, "priority note 3")
+	mends(t, s, "priority note 3")
 	s.WantRun(t, 2, 3, 1)
 	put(link["2"], make([]byte, len(records[link["2"]])))
-	wantFindings(t, s.Scene, "registry drift", "priority note 2")
+	wantFindings(t, s, "registry drift", "priority note 2")
 	put(link["2"], records[link["2"]])
-	wantFindings(t, s.Scene)
+	wantFindings(t, s)
 
 	// Something else in its place.
 	qt.Assert(t, qt.IsNil(os.Remove(s.RegistryPath())))
 	qt.Assert(t, qt.IsNil(s.Tracer(t, 7).Pin(s.RegistryPath())))
-	wantFindings(t, s.Scene, "registry drift", "priority note 2", "priority note 3", "priority note 1")
-	mend(t, doctor(t, s.Scene)[0])
-	wantFindings(t, s.Scene, "priority note 2", "priority note 3", "priority note 1")
+	wantFindings(t, s, "registry drift", "priority note 2", "priority note 3", "priority note 1")
+	mend(t, doctor(t, s)[0])
+	wantFindings(t, s, "priority note 2", "priority note 3", "priority note 1")
 
 	// One of a later version is for that version.
 	later, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ld_registry", Type: ebpf.Hash, KeySize: 4, ValueSize: 999, MaxEntries: 1})
 	qt.Assert(t, qt.IsNil(err))
 	defer later.Close()
 	qt.Assert(t, qt.IsNil(later.Pin(s.RegistryPath())))
-	found = doctor(t, s.Scene)
+	found = doctor(t, s)
 	qt.Check(t, qt.StringContains(found[0].Text, "of another version"))
 	qt.Check(t, qt.Equals(found[0].Mend, ""))
 	qt.Assert(t, qt.IsNil(os.Remove(s.RegistryPath())))
@@ -85,10 +85,10 @@ func TestDoctorRegistry(t *testing.T) {
 func TestDoctorInFront(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.CgroupConnect4} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			s.Member(t, 1)
-			id := s.Foreign(t, testenv.VerdictProgram(t, "ldt_other", s.GoOn(), s.On()), kernel.Before(0, false))
-			found := wantFindings(t, s.Scene, "in-front note")
+			_, id := s.Foreign(t, testenv.VerdictProgram(t, "ldt_other", s.GoOn(), s.On()), kernel.Before(0, false))
+			found := wantFindings(t, s, "in-front note")
 			qt.Check(t, qt.StringContains(found[0].Text, fmt.Sprintf("link:%d (foreign, program ldt_other)", id)))
 			s.Clear(t)
 		})
@@ -99,7 +99,7 @@ func TestDoctorInFront(t *testing.T) {
 func TestDoctorEmpty(t *testing.T) {
 	s := scene.New(t)
 	keepApps(t)
-	persistent(t, s, 1)
+	s.Member(t, 1)
 	open := s.AttachIn(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{Name: "2"})
 	door := s.AttachIn(t, s.Tracer(t, 3, testenv.XDPPass), dispatcher.Options{Name: "3", OnMissing: hook.MissingDrop})
 	wantFindings(t, s)

@@ -37,7 +37,7 @@ func dieAt(t testing.TB, s *scene.Scene, step string, c scene.Command, undo func
 func TestDoctorLeftovers(t *testing.T) {
 	s := scene.New(t)
 	keepApps(t)
-	persistent(t, s, 1)
+	s.Member(t, 1)
 	two := scene.Command{Op: "attach", Member: "2", Program: scene.ID(t, s.Tracer(t, 2, testenv.XDPPass)), Persistent: true}
 	dieAt(t, s, "pin: it is held", two, func() {})
 	found := wantFindings(t, s, "leftover drift", "unpinned note 2")
@@ -47,8 +47,8 @@ func TestDoctorLeftovers(t *testing.T) {
 	mends(t, s, "empty drift 2") // what was in there had held it
 	s.Clear(t)
 
-	persistent(t, s, 1)
-	attach := func() { persistent(t, s, 2) }
+	s.Member(t, 1)
+	attach := func() { s.Member(t, 2) }
 	attach()
 	dieAt(t, s, "unpin: before the rename", scene.Command{Op: "detach", Member: "2"}, func() {
 		if s.Read(t).Member("2") == nil {
@@ -72,7 +72,7 @@ func TestDoctorLeftovers(t *testing.T) {
 func TestDoctorMove(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.CgroupConnect4} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			keepApps(t)
 			for _, n := range []int{1, 2, 3} {
 				s.Member(t, n)
@@ -86,7 +86,7 @@ func TestDoctorMove(t *testing.T) {
 				if got.Died == "" {
 					break
 				}
-				found := doctor(t, s.Scene)
+				found := doctor(t, s)
 				var checks []string
 				for _, f := range found {
 					checks = append(checks, f.Check)
@@ -98,11 +98,11 @@ func TestDoctorMove(t *testing.T) {
 				for _, check := range checks {
 					qt.Check(t, qt.IsTrue(slices.Contains([]string{"move", "leftover", "orphan", "record"}, check)), qt.Commentf("%s: %+v", got.Died, found))
 				}
-				if len(pinsLike(t, s.Scene, "move_"))+len(pinsLike(t, s.Scene, "tmp_"))+len(pinsLike(t, s.Scene, h.Family())) > 3 {
+				if len(pinsLike(t, s, "move_"))+len(pinsLike(t, s, "tmp_"))+len(pinsLike(t, s, h.Family())) > 3 {
 					qt.Check(t, qt.Not(qt.HasLen(checks, 0)), qt.Commentf("%s: %v", got.Died, s.Pins(t)))
 				}
 				// The kernel frees links in its own time, so it may have to be done again.
-				scene.Soon(t, func() bool { mend(t, doctor(t, s.Scene)...); return len(doctor(t, s.Scene)) == 0 })
+				scene.Soon(t, func() bool { mend(t, doctor(t, s)...); return len(doctor(t, s)) == 0 })
 				back := s.Open(t, "3")
 				qt.Assert(t, qt.IsNil(back.Set(t.Context(), scene.Priority(30))))
 				qt.Assert(t, qt.IsNil(back.Close()))
@@ -115,7 +115,7 @@ func TestDoctorMove(t *testing.T) {
 
 // Who still has the old link of a member that was moved keeps a pin, and there is nothing to mend.
 func TestDoctorMoved(t *testing.T) {
-	s := scene.NewLinkScene(t, hook.TCXIngress)
+	s := scene.NewOn(t, hook.TCXIngress)
 	s.Member(t, 1)
 	s.Member(t, 2)
 	held := s.Open(t, "2")
@@ -128,11 +128,11 @@ func TestDoctorMoved(t *testing.T) {
 		a.Kill()
 		qt.Assert(t, qt.Not(qt.Equals(died, "")))
 	}
-	mend(t, wantFindings(t, s.Scene, "move drift")...)
-	wantFindings(t, s.Scene, "move note")
+	mend(t, wantFindings(t, s, "move drift")...)
+	wantFindings(t, s, "move note")
 	qt.Assert(t, qt.IsNil(held.Close()))
 	s.Clear(t)
-	wantFindings(t, s.Scene)
+	wantFindings(t, s)
 }
 
 // pinsLike are the names in the library's folder that begin so.
@@ -143,21 +143,20 @@ func pinsLike(t testing.TB, s *scene.Scene, prefix string) []string {
 
 // Devices and cgroups that are gone.
 func TestDoctorDefunct(t *testing.T) {
-	s := scene.NewLinkScene(t, hook.TCXIngress)
+	s := scene.NewOn(t, hook.TCXIngress)
 	keepApps(t)
 	x := s.OnDevice(dispatcher.XDP(s.ServerDev).In(s.Server.Name))
 	cgroup := testenv.NewCgroup(t)
-	c := s.SameOn(hook.TCXIngress)
-	c.Scene, c.Hook, c.Cgroup = s.OnDevice(dispatcher.On(hook.CgroupConnect4, cgroup.Path)), hook.CgroupConnect4, cgroup
+	c := s.OnDevice(dispatcher.On(hook.CgroupConnect4, cgroup.Path))
 	s.Member(t, 1)
-	persistent(t, x, 2)
+	x.Member(t, 2)
 	c.Member(t, 3)
 	held := s.Attach(t, s.Tracer(t, 4), dispatcher.Options{Name: "4"})
 
 	s.Server.IP(t, "link", "del", s.ServerDev)
 	cgroup.Remove(t)
-	scene.Soon(t, func() bool { return len(doctor(t, s.Scene)) == 3 })
-	found := wantFindings(t, s.Scene, "defunct drift", "defunct drift", "defunct drift")
+	scene.Soon(t, func() bool { return len(doctor(t, s)) == 3 })
+	found := wantFindings(t, s, "defunct drift", "defunct drift", "defunct drift")
 	for i, text := range []string{"cgroup is gone, or the link was detached; the pins are left, of 3;", "device is gone, or the link was detached; the pins are left, of 1;", "device is gone, or the link was detached; the pins are left, of 2;"} {
 		qt.Check(t, qt.StringContains(found[i].Text, text))
 	}
@@ -174,10 +173,10 @@ func TestDoctorDefunct(t *testing.T) {
 
 // What somebody did to the pins by hand.
 func TestDoctorPins(t *testing.T) {
-	s := scene.NewLinkScene(t, hook.TCXIngress)
+	s := scene.NewOn(t, hook.TCXIngress)
 	keepApps(t)
 	x := s.OnDevice(dispatcher.XDP(s.ServerDev).In(s.Server.Name))
-	persistent(t, x, 1)
+	x.Member(t, 1)
 	s.Member(t, 1)
 	dir := s.BPFFS + "/libdispatcher"
 
@@ -186,7 +185,7 @@ func TestDoctorPins(t *testing.T) {
 	qt.Assert(t, qt.IsNil(os.Chmod(slot[0], 0o644)))
 	qt.Assert(t, qt.IsNil(os.Chmod(dir, 0o755)))
 	qt.Assert(t, qt.IsNil(os.Chown(filepath.Dir(slot[0]), 1000, 1000)))
-	found := mends(t, s.Scene, "access drift", "access drift", "access drift")
+	found := mends(t, s, "access drift", "access drift", "access drift")
 	qt.Check(t, qt.DeepEquals([]string{found[0].Mend, found[1].Mend, found[2].Mend}, []string{
 		"chmod 0700 " + dir, "chown root:root " + filepath.Dir(slot[0]), "chmod 0600 " + slot[0],
 	}))
@@ -201,7 +200,7 @@ func TestDoctorPins(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(os.Remove(link[0])))
 	scene.Soon(t, func() bool { return len(s.Read(t).Members) == 0 })
-	mends(t, s.Scene, "orphan drift", "record note")
+	mends(t, s, "orphan drift", "record note")
 	qt.Check(t, qt.HasLen(s.Registry(t), 0))
 
 	// A process holds it.
@@ -210,10 +209,10 @@ func TestDoctorPins(t *testing.T) {
 	link, err = filepath.Glob(dir + "/tcx_*/member_2/link")
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(os.Remove(link[0])))
-	found = wantFindings(t, s.Scene, "incomplete drift 2")
+	found = wantFindings(t, s, "incomplete drift 2")
 	qt.Check(t, qt.Equals(found[0].Mend, "rm -r "+filepath.Dir(link[0])))
 	mend(t, found[0])
-	wantFindings(t, s.Scene)
+	wantFindings(t, s)
 	s.Clear(t)
 	owner.Kill()
 
@@ -222,15 +221,15 @@ func TestDoctorPins(t *testing.T) {
 	root, err := filepath.Glob(dir + "/xdp_*/root")
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(os.Remove(root[0])))
-	wantFindings(t, s.Scene, "incomplete drift")
-	persistent(t, x, 2)
-	wantFindings(t, s.Scene)
+	wantFindings(t, s, "incomplete drift")
+	x.Member(t, 2)
+	wantFindings(t, s)
 	qt.Assert(t, qt.IsNil(open.Close()))
 
 	// Something else in its place.
 	qt.Assert(t, qt.IsNil(os.Remove(root[0])))
 	qt.Assert(t, qt.IsNil(s.Tracer(t, 7).Pin(root[0])))
-	scene.Soon(t, func() bool { return len(doctor(t, s.Scene)) == 1 })
-	wantFindings(t, s.Scene, "unreadable drift")
+	scene.Soon(t, func() bool { return len(doctor(t, s)) == 1 })
+	wantFindings(t, s, "unreadable drift")
 	qt.Assert(t, qt.IsNil(os.RemoveAll(dir)))
 }

@@ -90,24 +90,18 @@ func mends(t testing.TB, s *scene.Scene, want ...string) []hook.Finding {
 	return found
 }
 
-func persistent(t testing.TB, s *scene.Scene, number int) {
-	t.Helper()
-	link := s.Attach(t, s.Tracer(t, number, testenv.XDPPass), dispatcher.Options{Name: fmt.Sprint(number), Priority: 10 * number, Persistent: true})
-	qt.Assert(t, qt.IsNil(link.Close()))
-}
-
 // All is well, and is the same afterwards.
 func TestDoctorChangesNothing(t *testing.T) {
-	s := scene.NewLinkScene(t, hook.TCXIngress)
+	s := scene.NewOn(t, hook.TCXIngress)
 	x := s.OnDevice(dispatcher.XDP(s.ServerDev).In(s.Server.Name))
-	persistent(t, x, 1)
-	owned := x.Attach(t, s.Scene.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{})
+	x.Member(t, 1)
+	owned := x.Attach(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{})
 	for n := range 3 {
 		s.Member(t, n+1)
 	}
-	before, chain, links, records := allPins(t, s.Scene), x.Read(t), s.Read(t), s.Registry(t)
-	wantFindings(t, s.Scene)
-	qt.Check(t, qt.DeepEquals(allPins(t, s.Scene), before))
+	before, chain, links, records := allPins(t, s), x.Read(t), s.Read(t), s.Registry(t)
+	wantFindings(t, s)
+	qt.Check(t, qt.DeepEquals(allPins(t, s), before))
 	qt.Check(t, qt.DeepEquals(x.Read(t), chain))
 	qt.Check(t, qt.DeepEquals(s.Read(t), links))
 	qt.Check(t, qt.DeepEquals(s.Registry(t), records))

@@ -133,7 +133,7 @@ func use(h hook.Hook, o dispatcher.Options) func(*testing.T, *scene.Scene) error
 		if o.Persistent {
 			at.ClearAtEnd(t)
 		}
-		_, err := at.TryJoin(t, dispatcher.Program(at.Trace.Program(t, 1, at.GoOn(), at.On())), o)
+		_, err := at.TryJoin(t, dispatcher.Program(at.Tracer(t, 1)), o)
 		return err
 	}
 }
@@ -142,8 +142,8 @@ func use(h hook.Hook, o dispatcher.Options) func(*testing.T, *scene.Scene) error
 func useTwice(h hook.Hook, to hook.Position) func(*testing.T, *scene.Scene) error {
 	return func(t *testing.T, s *scene.Scene) error {
 		at := onHook(t, s, h)
-		at.Attach(t, at.Trace.Program(t, 1, at.GoOn(), at.On()), dispatcher.Options{Name: "one"})
-		_, err := at.TryJoin(t, dispatcher.Program(at.Trace.Program(t, 2, at.GoOn(), at.On())), dispatcher.Options{Name: "two", Position: to})
+		at.Attach(t, at.Tracer(t, 1), dispatcher.Options{Name: "one"})
+		_, err := at.TryJoin(t, dispatcher.Program(at.Tracer(t, 2)), dispatcher.Options{Name: "two", Position: to})
 		return err
 	}
 }
@@ -153,7 +153,7 @@ func useMove(h hook.Hook) func(*testing.T, *scene.Scene) error {
 	return func(t *testing.T, s *scene.Scene) error {
 		at := onHook(t, s, h)
 		for n := 1; ; n++ {
-			l, err := at.TryJoin(t, dispatcher.Program(at.Trace.Program(t, n, at.GoOn(), at.On())), dispatcher.Options{Name: scene.Numbers[n]})
+			l, err := at.TryJoin(t, dispatcher.Program(at.Tracer(t, n)), dispatcher.Options{Name: scene.Numbers[n]})
 			if err != nil {
 				return err
 			}

@@ -365,7 +365,8 @@ func TestMeasureKilled(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := scene.New(t)
-			scene.With(2, 9)(t, s)
+			s.Member(t, 2)
+			s.Member(t, 9)
 			victim := scene.NewApp(t)
 			got := victim.Try(t, s.Command(scene.Command{Op: "measure", DieAt: 2}))
 			qt.Assert(t, qt.Equals(got.Died, "watch: after"))

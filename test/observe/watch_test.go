@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
@@ -195,11 +194,7 @@ func TestWatchLinks(t *testing.T) {
 			o := dispatcher.WatchOptions{}
 			o.Hooks = []hook.Hook{h}
 			w := watch(t, s, o)
-			pass := testenv.TCNext
-			if h.OnCgroup() {
-				pass = testenv.CgroupAllow
-			}
-			prog := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, pass, testenv.On(h)) }
+			prog := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, s.GoOn(), s.On()) }
 
 			a := s.AttachIn(t, prog("ldt_a"), dispatcher.Options{Name: "a"})
 			by(t, w.want(t, "attached a 0>1/1")[0], a.Pid, "BPF_LINK_CREATE")
@@ -217,7 +212,7 @@ func TestWatchLinks(t *testing.T) {
 			w.want(t, "unpinned a 2>2/2")
 
 			// Of others: a link before ours, and a program without one.
-			foreign := foreignFirst(t, s, prog("ldt_foreign"), cg.Path)
+			foreign, _ := s.Foreign(t, prog("ldt_foreign"), kernel.Before(0, false))
 			es := w.want(t, "attached ldt_foreign(foreign) 0>1/3", "overtaken b 1>2/3")
 			by(t, es[0], os.Getpid(), "BPF_LINK_CREATE")
 			qt.Check(t, qt.Equals(es[1].By.Name, "ldt_foreign"))
@@ -226,13 +221,9 @@ func TestWatchLinks(t *testing.T) {
 			w.want(t, "left ldt_foreign(foreign) 1>0/2")
 
 			bare := prog("ldt_bare")
-			onTarget(t, s, cg.Path, func(at int) error {
-				return kernel.AttachProgram(bare, at, testenv.AttachType(h), map[bool]uint32{true: unix.BPF_F_ALLOW_MULTI}[h.OnCgroup()], nil)
-			})
+			s.Linkless(t, bare, map[bool]uint32{true: unix.BPF_F_ALLOW_MULTI}[h.OnCgroup()])
 			by(t, w.want(t, "attached ldt_bare(legacy) 0>3/3")[0], os.Getpid(), "BPF_PROG_ATTACH")
-			onTarget(t, s, cg.Path, func(at int) error {
-				return link.RawDetachProgram(link.RawDetachProgramOptions{Target: at, Program: bare, Attach: testenv.AttachType(h)})
-			})
+			qt.Assert(t, qt.IsNil(s.Unlink(t, bare)))
 			by(t, w.want(t, "left ldt_bare(legacy) 3>0/2")[0], os.Getpid(), "BPF_PROG_DETACH")
 
 			b.Kill()
@@ -242,33 +233,6 @@ func TestWatchLinks(t *testing.T) {
 			w.wantNone(t)
 		})
 	}
-}
-
-// onTarget runs fn with what bpf(2) calls the target.
-func onTarget(t testing.TB, s *scene.Scene, cgroup string, fn func(at int) error) {
-	t.Helper()
-	if !s.Target.Hook.OnCgroup() {
-		s.Server.Do(t, func() { qt.Assert(t, qt.IsNil(fn(s.ServerIfindex))) })
-		return
-	}
-	dir, err := os.Open(cgroup)
-	qt.Assert(t, qt.IsNil(err))
-	defer dir.Close()
-	qt.Assert(t, qt.IsNil(fn(int(dir.Fd()))))
-}
-
-// foreignFirst attaches a program before all others, as another tool does.
-func foreignFirst(t testing.TB, s *scene.Scene, prog *ebpf.Program, cgroup string) link.Link {
-	t.Helper()
-	var l link.Link
-	onTarget(t, s, cgroup, func(at int) (err error) {
-		l, err = link.AttachRawLink(link.RawLinkOptions{
-			Target: at, Program: prog, Attach: testenv.AttachType(s.Target.Hook), Flags: unix.BPF_F_BEFORE,
-		})
-		return err
-	})
-	t.Cleanup(func() { l.Close() })
-	return l
 }
 
 // What comes through netlink: programs without a link, filters, adoption.

@@ -20,7 +20,7 @@ import (
 func TestConcurrentMoves(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.CgroupConnect4, hook.TCIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewBusyLinkScene(t, h)
+			s := scene.NewBusyOn(t, h)
 			for _, n := range []int{2, 4, 6} {
 				s.Member(t, n)
 			}
@@ -60,8 +60,8 @@ func TestUpdateInAMove(t *testing.T) {
 		for direction, to := range map[string]hook.Position{"up": {First: true}, "down": {Last: true}} {
 			t.Run(direction+" on "+string(h), func(t *testing.T) {
 				for at := 1; ; at++ {
-					s := scene.NewLinkScene(t, h)
-					s.Scene = s.WithoutBPFFS(t)
+					s := scene.NewOn(t, h)
+					s = s.WithoutBPFFS(t)
 					ctx := t.Context()
 					join := func(n int) *dispatcher.Link {
 						return s.Attach(t, s.Tracer(t, n), dispatcher.Options{Name: fmt.Sprint(n), Position: hook.Position{Last: true}})

@@ -43,9 +43,9 @@ func TestConcurrentSeals(t *testing.T) {
 func TestConcurrentSealAndReplace(t *testing.T) {
 	s := scene.NewBusy(t)
 	s.Coded = true
-	s.Keep(t, 1, scene.Pass, 10)
-	s.Keep(t, 2, scene.Pass, 20)
-	s.Keep(t, 3, scene.Pass, 30)
+	s.Member(t, 1)
+	s.Member(t, 2)
+	s.Member(t, 3)
 	sealer, owners := scene.NewApp(t), []*scene.App{scene.NewApp(t), scene.NewApp(t)}
 	for _, a := range owners {
 		open := s.Command(scene.Command{Op: "open", Member: "2"})
@@ -115,9 +115,9 @@ func TestSealAgainstOthers(t *testing.T) {
 					t.Cleanup(func() { dispatcher.DetachAll(context.Background(), s.Target, s.Leave()) })
 					// The step of the first at which the second replaces the program.
 					for at := 1; ; at++ {
-						s.Keep(t, 1, scene.Pass, 10)
+						s.Member(t, 1)
 						qt.Assert(t, qt.IsNil(s.Attach(t, next(withCode...), scene.Persistent("2", 20)).Close()))
-						s.Keep(t, 3, scene.Pass, 30)
+						s.Member(t, 3)
 						if sealed {
 							s.Seal(t, "1 2 3")
 						}

@@ -20,14 +20,14 @@ func TestCrashSealed(t *testing.T) {
 	for _, c := range []crash{
 		{
 			name:   "seal",
-			before: scene.With(2, 9),
+			before: with(2, 9),
 			fatal:  scene.Command{Op: "seal"},
 			from:   []int{2, 9}, to: []int{2, 9},
 			dead: [][]int{{2, 9}},
 		}, {
 			name: "seal with a guest and an empty slot",
 			before: func(t *testing.T, s *scene.Scene) {
-				scene.With(2, 9)(t, s)
+				with(2, 9)(t, s)
 				s.Attach(t, s.Tracer(t, 4, scene.Pass), dispatcher.Options{Name: "4", Priority: 70})
 				s.WantRun(t, 2, 4, 9)
 				qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "3", Priority: 60}).Close()))
@@ -58,7 +58,7 @@ func TestCrashSealed(t *testing.T) {
 			dead: [][]int{{2, 9}},
 		}, {
 			name:   "replace one with maps",
-			before: scene.With(9),
+			before: with(9),
 			first:  []scene.Command{attach(scene.Command{Maps: true, Persistent: true}), {Op: "seal"}},
 			fatal:  scene.Command{Op: "update", Maps: true},
 			from:   []int{9}, to: []int{9},
@@ -110,7 +110,7 @@ func TestCrashSealed(t *testing.T) {
 // sealed begins a crash with persistent members that are linked into the dispatcher.
 func sealed(members ...int) func(*testing.T, *scene.Scene) {
 	return func(t *testing.T, s *scene.Scene) {
-		scene.With(members...)(t, s)
+		with(members...)(t, s)
 		var names []string
 		for _, n := range members {
 			names = append(names, fmt.Sprint(n))

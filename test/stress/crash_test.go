@@ -17,6 +17,7 @@ import (
 // called by their number; 9 is a persistent guard that comes last and drops.
 type crash struct {
 	name string
+	only []string // families of hooks, where not on all
 	// before is what there is; the victim has done first when it comes to fatal.
 	before func(*testing.T, *scene.Scene)
 	first  []scene.Command
@@ -26,6 +27,9 @@ type crash struct {
 	// nobody died. dead: what it may see once the victim is dead.
 	from, to []int
 	dead     [][]int
+	// between, on a hook without a dispatcher: what may run besides while the operation is at it, and also once the victim
+	// is dead, until the next operation.
+	between [][]int
 }
 
 // A process may be killed at any moment. Whatever it was doing, packets see the
@@ -52,26 +56,26 @@ func TestCrash(t *testing.T) {
 		// Members that join and leave.
 		{
 			name:   "join",
-			before: scene.With(9),
+			before: with(9),
 			fatal:  attach(scene.Command{Program: 2}),
 			from:   []int{9}, to: []int{2, 9},
 			dead: [][]int{{9}},
 		}, {
 			name:   "join for good",
-			before: scene.With(9),
+			before: with(9),
 			fatal:  attach(scene.Command{Program: 2, Persistent: true}),
 			from:   []int{9}, to: []int{2, 9},
 			dead: [][]int{{9}, {2, 9}},
 		}, {
 			name:   "join for good with maps",
-			before: scene.With(9),
+			before: with(9),
 			fatal:  attach(scene.Command{Maps: true, Persistent: true}),
 			from:   []int{9}, to: []int{9},
 			dead: [][]int{{9}},
 		}, {
 			name: "come back to a closed door",
 			before: func(t *testing.T, s *scene.Scene) {
-				scene.With(9)(t, s)
+				with(9)(t, s)
 				door := s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "2", OnMissing: hook.MissingDrop})
 				qt.Assert(t, qt.IsNil(door.Close()))
 				s.WantRunSoon(t)
@@ -81,20 +85,20 @@ func TestCrash(t *testing.T) {
 			dead:  [][]int{nil, {2, 9}},
 		}, {
 			name:   "leave",
-			before: scene.With(9),
+			before: with(9),
 			first:  []scene.Command{attach(scene.Command{Program: 2})},
 			fatal:  scene.Command{Op: "leave"},
 			from:   []int{2, 9}, to: []int{9},
 			dead: [][]int{{9}},
 		}, {
 			name:   "detach one of several",
-			before: scene.With(2, 9),
+			before: with(2, 9),
 			fatal:  scene.Command{Op: "detach", Member: "2"},
 			from:   []int{2, 9}, to: []int{9},
 			dead: [][]int{{2, 9}, {9}},
 		}, {
 			name:   "detach the last",
-			before: scene.With(2),
+			before: with(2),
 			fatal:  scene.Command{Op: "detach", Member: "2"},
 			from:   []int{2},
 			dead:   [][]int{{2}, nil},
@@ -108,7 +112,7 @@ func TestCrash(t *testing.T) {
 			dead:  [][]int{{2}, nil},
 		}, {
 			name:   "detach all",
-			before: scene.With(2, 3),
+			before: with(2, 3),
 			fatal:  scene.Command{Op: "clear"},
 			from:   []int{2, 3},
 			dead:   [][]int{{2, 3}, nil},
@@ -116,28 +120,28 @@ func TestCrash(t *testing.T) {
 		// Changes of a member.
 		{
 			name:   "replace",
-			before: scene.With(2, 9),
+			before: with(2, 9),
 			first:  []scene.Command{{Op: "open", Member: "2"}},
 			fatal:  scene.Command{Op: "update", Program: 3},
 			from:   []int{2, 9}, to: []int{3, 9},
 			dead: [][]int{{2, 9}, {3, 9}},
 		}, {
 			name:   "replace one with maps",
-			before: scene.With(9),
+			before: with(9),
 			first:  []scene.Command{attach(scene.Command{Maps: true, Persistent: true})},
 			fatal:  scene.Command{Op: "update", Maps: true},
 			from:   []int{9}, to: []int{9},
 			dead: [][]int{{9}},
 		}, {
 			name:   "set",
-			before: scene.With(2, 3, 9),
+			before: with(2, 3, 9),
 			first:  []scene.Command{{Op: "open", Member: "2"}},
 			fatal:  scene.Command{Op: "set", Settings: scene.Priority(60)},
 			from:   []int{2, 3, 9}, to: []int{3, 2, 9},
 			dead: [][]int{{2, 3, 9}, {3, 2, 9}},
 		}, {
 			name:   "pin",
-			before: scene.With(9),
+			before: with(9),
 			first:  []scene.Command{attach(scene.Command{Program: 2})},
 			fatal:  scene.Command{Op: "pin"},
 			from:   []int{2, 9}, to: []int{2, 9},
@@ -150,14 +154,14 @@ func TestCrash(t *testing.T) {
 			dead: [][]int{nil, {2}},
 		}, {
 			name:   "unpin",
-			before: scene.With(2, 9),
+			before: with(2, 9),
 			first:  []scene.Command{{Op: "open", Member: "2"}},
 			fatal:  scene.Command{Op: "unpin"},
 			from:   []int{2, 9}, to: []int{2, 9},
 			dead: [][]int{{2, 9}, {9}},
 		}, {
 			name:   "unpin the last",
-			before: scene.With(2),
+			before: with(2),
 			first:  []scene.Command{{Op: "open", Member: "2"}},
 			fatal:  scene.Command{Op: "unpin"},
 			from:   []int{2}, to: []int{2},
@@ -166,7 +170,7 @@ func TestCrash(t *testing.T) {
 		// Watching changes nothing that packets see.
 		{
 			name:   "measure",
-			before: scene.With(2, 9),
+			before: with(2, 9),
 			fatal:  scene.Command{Op: "measure"},
 			from:   []int{2, 9}, to: []int{2, 9},
 			dead: [][]int{{2, 9}},
@@ -218,14 +222,23 @@ func (c crash) run(t *testing.T, s *scene.Scene) {
 	qt.Assert(t, qt.IsTrue(n > 1), qt.Commentf("nobody has died"))
 }
 
+// with begins a crash with persistent members.
+func with(members ...int) func(*testing.T, *scene.Scene) {
+	return func(t *testing.T, s *scene.Scene) {
+		for _, n := range members {
+			s.Member(t, n)
+		}
+	}
+}
+
 // legacy begins a crash with a program that is attached without a link.
 func legacy(t *testing.T, s *scene.Scene) {
 	s.AttachLegacy(t, s.Tracer(t, 2, scene.Pass))
 }
 
-// dies lets the victim die at the n-th step of its operation, and returns
-// false when it has fewer.
-func (c crash) dies(t *testing.T, s *scene.Scene, n int) bool {
+// strike lets the victim die at the n-th step of its operation, and checks what packets see before it, and after it when
+// nobody died.
+func (c crash) strike(t *testing.T, s *scene.Scene, n int) (scene.Answer, qt.Comment) {
 	t.Helper()
 	if c.before != nil {
 		c.before(t, s)
@@ -240,12 +253,18 @@ func (c crash) dies(t *testing.T, s *scene.Scene, n int) bool {
 	fatal := tracers(t, s, c.fatal)
 	fatal.DieAt = n
 	got := victim.Try(t, fatal)
-	at := qt.Commentf("died at step %d, %q", n, got.Died)
 	if got.Died == "" {
 		qt.Assert(t, qt.IsNil(got.Err()))
 		s.WantRun(t, c.to...)
 	}
-	victim.Kill()
+	return got, qt.Commentf("died at step %d, %q", n, got.Died)
+}
+
+// dies lets the victim die at the n-th step of its operation, and returns
+// false when it has fewer.
+func (c crash) dies(t *testing.T, s *scene.Scene, n int) bool {
+	t.Helper()
+	got, at := c.strike(t, s, n)
 	if got.Died == "adopt: before the gap" {
 		s.WantRun(t, c.from...)
 	}
@@ -288,19 +307,17 @@ func (c crash) dies(t *testing.T, s *scene.Scene, n int) bool {
 	return got.Died != ""
 }
 
-// tracers completes a command in which a tracer's number stands for the
-// program.
+// tracers completes a command in which a tracer's number stands for the program.
 func tracers(t *testing.T, s *scene.Scene, c scene.Command) scene.Command {
 	t.Helper()
 	if n := c.Program; n != 0 {
 		if c.Member == "" {
 			c.Member = fmt.Sprint(n)
 		}
-		verdict := scene.Pass
-		if n == 9 {
-			verdict = scene.Drop
-		}
-		c.Program = scene.ID(t, s.Tracer(t, int(n), verdict))
+		c.Program = scene.ID(t, s.Tracer(t, int(n)))
+	}
+	if s.Filters() && c.Op == "attach" {
+		c.Persistent = true
 	}
 	return s.Command(c)
 }

@@ -19,7 +19,7 @@ import (
 type floodCrash struct {
 	name   string
 	hook   hook.Hook
-	before func(*testing.T, *scene.LinkScene, *recorder)
+	before func(*testing.T, *scene.Scene, *recorder)
 	first  []scene.Command
 	fatal  scene.Command
 }
@@ -27,7 +27,7 @@ type floodCrash struct {
 // A persistent member whose place somebody changes who dies of it: not one packet passes a member that drops, and none is
 // counted twice or not at all, neither while the operation is at it nor until the next one has cleaned up, nor after that.
 func TestLinkCrashUnderFlood(t *testing.T) {
-	member := func(t *testing.T, s *scene.LinkScene, r *recorder) {
+	member := func(t *testing.T, s *scene.Scene, r *recorder) {
 		link := s.Attach(t, r.Program, dispatcher.Options{Name: "moved", Priority: 50, Persistent: true})
 		qt.Assert(t, qt.IsNil(link.Close()))
 	}
@@ -36,21 +36,21 @@ func TestLinkCrashUnderFlood(t *testing.T) {
 	for _, c := range []floodCrash{
 		{"up", hook.TCXIngress, member, open, scene.Command{Op: "set", Settings: scene.Priority(20)}},
 		{"down", hook.TCXIngress, member, open, scene.Command{Op: "set", Settings: scene.Priority(90)}},
-		{"adopt", hook.TCXIngress, func(t *testing.T, s *scene.LinkScene, r *recorder) { s.Linkless(t, r.Program, 0) }, nil, adopt},
-		{"adopt", hook.TCIngress, func(t *testing.T, s *scene.LinkScene, r *recorder) {
+		{"adopt", hook.TCXIngress, func(t *testing.T, s *scene.Scene, r *recorder) { s.Linkless(t, r.Program, 0) }, nil, adopt},
+		{"adopt", hook.TCIngress, func(t *testing.T, s *scene.Scene, r *recorder) {
 			s.Filter(t, r.Program, "pref 10 handle 1 bpf direct-action")
 		}, nil, adopt},
 	} {
 		t.Run(fmt.Sprintf("%s on %s", c.name, c.hook), func(t *testing.T) {
 			testenv.Need(t, testenv.FeatureTCX) // on which the others are
-			s := scene.NewBusyLinkScene(t, c.hook)
+			s := scene.NewBusyOn(t, c.hook)
 			for n := 1; c.dies(t, s, n); n++ {
 			}
 		})
 	}
 }
 
-func (c floodCrash) dies(t *testing.T, s *scene.LinkScene, n int) bool {
+func (c floodCrash) dies(t *testing.T, s *scene.Scene, n int) bool {
 	t.Helper()
 	onTCX := s.SameOn(hook.TCXIngress)
 	witness, moved := newRecorder(t, "ldt_witness", testenv.TCNext, 0), newRecorder(t, "ldt_moved", testenv.TCDrop, 0)
@@ -94,12 +94,12 @@ func (c floodCrash) dies(t *testing.T, s *scene.LinkScene, n int) bool {
 	if s.Filters() {
 		clearAll(t, s)
 	}
-	onTCX.WantNothingLeft(t)
+	onTCX.WantFree(t)
 	return got.Died != ""
 }
 
 // clearAll takes everything off the hook, whosever it is.
-func clearAll(t *testing.T, s *scene.LinkScene) {
+func clearAll(t *testing.T, s *scene.Scene) {
 	t.Helper()
 	for _, m := range s.Read(t).Members {
 		ref := hook.ProgramRef(m.Program.ID)

@@ -15,20 +15,6 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// linkCrash is a [crash] on a hook without a dispatcher.
-type linkCrash struct {
-	name   string
-	only   []string // families of hooks, where not on all
-	before func(*testing.T, *scene.LinkScene)
-	first  []scene.Command
-	fatal  scene.Command
-
-	// from, to, dead: as of crash. between: what may run besides while the operation is at it, and also once the victim is
-	// dead, until the next operation.
-	from, to      []int
-	dead, between [][]int
-}
-
 // A process may be killed at any moment, here too.
 func TestLinkCrash(t *testing.T) {
 	attach := func(c scene.Command) scene.Command {
@@ -37,7 +23,7 @@ func TestLinkCrash(t *testing.T) {
 	}
 	set := func(to int) scene.Command { return scene.Command{Op: "set", Settings: scene.Priority(to)} }
 	open := []scene.Command{{Op: "open", Member: "3"}}
-	for _, c := range []linkCrash{
+	for _, c := range []crash{
 		{
 			name:  "attach",
 			only:  []string{"tcx", "cgroup"},
@@ -47,79 +33,79 @@ func TestLinkCrash(t *testing.T) {
 		}, {
 			name:   "attach between others",
 			only:   []string{"tcx", "cgroup"},
-			before: members(1, 9),
+			before: with(1, 9),
 			fatal:  attach(scene.Command{Program: 2, Settings: scene.Priority(20)}),
 			from:   []int{1, 9}, to: []int{1, 2, 9},
 			dead: [][]int{{1, 9}},
 		}, {
 			name:   "attach for good",
-			before: members(1, 3),
+			before: with(1, 3),
 			fatal:  attach(scene.Command{Program: 2, Settings: scene.Priority(20), Persistent: true}),
 			from:   []int{1, 3}, to: []int{1, 2, 3},
 			dead: [][]int{{1, 3}, {1, 2, 3}},
 		}, {
 			name:   "attach for good with maps",
-			before: members(1, 3),
+			before: with(1, 3),
 			fatal:  attach(scene.Command{Maps: true, Settings: scene.Priority(20), Persistent: true}),
 			from:   []int{1, 3}, to: []int{1, 3},
 			dead: [][]int{{1, 3}},
 		}, {
 			name:   "leave",
 			only:   []string{"tcx", "cgroup"},
-			before: members(1, 9),
+			before: with(1, 9),
 			first:  []scene.Command{attach(scene.Command{Program: 2, Settings: scene.Priority(20)})},
 			fatal:  scene.Command{Op: "leave"},
 			from:   []int{1, 2, 9}, to: []int{1, 9},
 			dead: [][]int{{1, 9}},
 		}, {
 			name:   "detach one of several",
-			before: members(1, 2, 3),
+			before: with(1, 2, 3),
 			fatal:  scene.Command{Op: "detach", Member: "2"},
 			from:   []int{1, 2, 3}, to: []int{1, 3},
 			dead: [][]int{{1, 2, 3}, {1, 3}},
 		}, {
 			name:   "detach the last",
-			before: members(2),
+			before: with(2),
 			fatal:  scene.Command{Op: "detach", Member: "2"},
 			from:   []int{2},
 			dead:   [][]int{{2}, nil},
 		}, {
 			name:   "detach all",
-			before: members(1, 2, 3),
+			before: with(1, 2, 3),
 			fatal:  scene.Command{Op: "clear"},
 			from:   []int{1, 2, 3},
 			dead:   [][]int{{1, 2, 3}, {2, 3}, {3}, nil}, // one after the other
 		}, {
 			name:   "replace",
-			before: members(1, 3),
+			before: with(1, 3),
 			first:  open,
 			fatal:  scene.Command{Op: "update", Program: 2},
 			from:   []int{1, 3}, to: []int{1, 2},
 			dead: [][]int{{1, 3}, {1, 2}},
 		}, {
 			name:   "replace one with maps",
-			before: members(1, 3),
+			before: with(1, 3),
 			first:  []scene.Command{attach(scene.Command{Maps: true, Persistent: true})},
 			fatal:  scene.Command{Op: "update", Maps: true},
 			from:   []int{1, 3}, to: []int{1, 3},
 			dead: [][]int{{1, 3}},
 		}, {
 			name:   "set without a move",
-			before: members(1, 3, 5),
+			before: with(1, 3, 5),
 			first:  open,
 			fatal:  set(35),
 			from:   []int{1, 3, 5}, to: []int{1, 3, 5},
 			dead: [][]int{{1, 3, 5}},
 		}, {
 			name:   "move up",
-			before: members(1, 2, 3, 4),
+			before: with(1, 2, 3, 4),
 			first:  open,
 			fatal:  set(5),
 			from:   []int{1, 2, 3, 4}, to: []int{3, 1, 2, 4},
 			dead: [][]int{{1, 2, 3, 4}, {3, 1, 2, 4}},
 		}, {
 			name:   "move down",
-			before: members(1, 3, 4, 5),
+			before: with(1, 3, 4, 5),
 			first:  open,
 			fatal:  set(60),
 			from:   []int{1, 3, 4, 5}, to: []int{1, 4, 5, 3},
@@ -127,7 +113,7 @@ func TestLinkCrash(t *testing.T) {
 		}, {
 			name:   "move up one's own",
 			only:   []string{"tcx", "cgroup"},
-			before: members(1, 2, 4),
+			before: with(1, 2, 4),
 			first:  []scene.Command{attach(scene.Command{Program: 3, Settings: scene.Priority(30)})},
 			fatal:  set(5),
 			from:   []int{1, 2, 3, 4}, to: []int{3, 1, 2, 4},
@@ -135,8 +121,8 @@ func TestLinkCrash(t *testing.T) {
 		}, {
 			name: "move down one's own that another holds too",
 			only: []string{"tcx", "cgroup"},
-			before: func(t *testing.T, s *scene.LinkScene) {
-				members(1, 4, 5)(t, s)
+			before: func(t *testing.T, s *scene.Scene) {
+				with(1, 4, 5)(t, s)
 			},
 			first: []scene.Command{attach(scene.Command{Program: 3, Settings: scene.Priority(30)})},
 			fatal: set(60),
@@ -145,7 +131,7 @@ func TestLinkCrash(t *testing.T) {
 		}, {
 			name:   "pin",
 			only:   []string{"tcx", "cgroup"},
-			before: members(1, 3),
+			before: with(1, 3),
 			first:  []scene.Command{attach(scene.Command{Program: 2, Settings: scene.Priority(20)})},
 			fatal:  scene.Command{Op: "pin"},
 			from:   []int{1, 2, 3}, to: []int{1, 2, 3},
@@ -153,7 +139,7 @@ func TestLinkCrash(t *testing.T) {
 		}, {
 			name:   "unpin",
 			only:   []string{"tcx", "cgroup"},
-			before: members(1, 3),
+			before: with(1, 3),
 			first:  open,
 			fatal:  scene.Command{Op: "unpin"},
 			from:   []int{1, 3}, to: []int{1, 3},
@@ -165,9 +151,9 @@ func TestLinkCrash(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s on %s", c.name, h), func(t *testing.T) {
-				s := scene.NewLinkScene(t, h)
+				s := scene.NewOn(t, h)
 				c.both(s)
-				for n := 1; c.dies(t, s, n); n++ {
+				for n := 1; c.diesOnLinks(t, s, n); n++ {
 				}
 			})
 		}
@@ -176,8 +162,8 @@ func TestLinkCrash(t *testing.T) {
 
 // both adds to what may run what the documentation says of cgroups and clsact: a program that moves is at both places for
 // a moment.
-func (c *linkCrash) both(s *scene.LinkScene) {
-	if s.Hook.Family() == "tcx" || len(c.from) != len(c.to) || slices.Equal(c.from, c.to) || c.fatal.Op != "set" {
+func (c *crash) both(s *scene.Scene) {
+	if s.Target.Hook.Family() == "tcx" || len(c.from) != len(c.to) || slices.Equal(c.from, c.to) || c.fatal.Op != "set" {
 		return
 	}
 	if c.from[1] == 3 {
@@ -187,37 +173,10 @@ func (c *linkCrash) both(s *scene.LinkScene) {
 	}
 }
 
-// members begins a crash with persistent members.
-func members(numbers ...int) func(*testing.T, *scene.LinkScene) {
-	return func(t *testing.T, s *scene.LinkScene) {
-		for _, n := range numbers {
-			s.Member(t, n)
-		}
-	}
-}
-
-// dies lets the victim die at the n-th step of its operation, and returns false when it has fewer.
-func (c linkCrash) dies(t *testing.T, s *scene.LinkScene, n int) bool {
+// diesOnLinks is dies on a hook without a dispatcher.
+func (c crash) diesOnLinks(t *testing.T, s *scene.Scene, n int) bool {
 	t.Helper()
-	if c.before != nil {
-		c.before(t, s)
-	}
-	victim := scene.NewApp(t)
-	defer victim.Kill()
-	for _, cmd := range c.first {
-		qt.Assert(t, qt.IsNil(victim.Do(t, linkTracers(t, s, cmd))))
-	}
-	s.WantRun(t, c.from...)
-
-	fatal := linkTracers(t, s, c.fatal)
-	fatal.DieAt = n
-	got := victim.Try(t, fatal)
-	at := qt.Commentf("died at step %d, %q", n, got.Died)
-	if got.Died == "" {
-		qt.Assert(t, qt.IsNil(got.Err()))
-		s.WantRun(t, c.to...)
-	}
-	victim.Kill()
+	got, at := c.strike(t, s, n)
 
 	// Packets, and Read, which shows no member twice unless packets meet it twice.
 	possible := append(slices.Clone(c.dead), c.from, c.to)
@@ -238,7 +197,7 @@ func (c linkCrash) dies(t *testing.T, s *scene.LinkScene, n int) bool {
 		qt.Assert(t, qt.IsTrue(len(ran) > 0 && ran[0] == 8), at)
 		return append([]int(nil), ran[1:]...)
 	}
-	if c.only == nil && s.Hook.Family() == "tcx" { // nothing that goes by itself, in its own time
+	if c.only == nil && s.Target.Hook.Family() == "tcx" { // nothing that goes by itself, in its own time
 		qt.Check(t, qt.IsTrue(scene.OneOf(after(), c.dead)), at)
 	}
 	wantWhole(t, s)
@@ -251,14 +210,14 @@ func (c linkCrash) dies(t *testing.T, s *scene.LinkScene, n int) bool {
 	if err := dispatcher.DetachAll(t.Context(), s.Target, s.Leave()); err != nil && len(ran) > 0 {
 		qt.Assert(t, qt.IsNil(err))
 	}
-	s.WantNothingLeft(t)
+	s.WantFree(t)
 	return got.Died != ""
 }
 
 // wantWhole checks what is known about the members against what runs: each is there once, under its own name, with its own
 // program, and nothing is left of a move. The kernel frees links in its own time, so another operation may have to find
 // that one is gone.
-func wantWhole(t *testing.T, s *scene.LinkScene) {
+func wantWhole(t *testing.T, s *scene.Scene) {
 	t.Helper()
 	var wrong []string
 	start := time.Now()
@@ -274,7 +233,7 @@ func wantWhole(t *testing.T, s *scene.LinkScene) {
 	}
 }
 
-func blemishes(t *testing.T, s *scene.LinkScene) (wrong []string) {
+func blemishes(t *testing.T, s *scene.Scene) (wrong []string) {
 	t.Helper()
 	chain := s.Read(t)
 	names, links := map[string]bool{}, map[uint32]bool{}
@@ -300,27 +259,12 @@ func blemishes(t *testing.T, s *scene.LinkScene) (wrong []string) {
 	return wrong
 }
 
-// tracers completes a command in which a tracer's number stands for the program.
-func linkTracers(t *testing.T, s *scene.LinkScene, c scene.Command) scene.Command {
-	t.Helper()
-	if n := c.Program; n != 0 {
-		if c.Member == "" {
-			c.Member = fmt.Sprint(n)
-		}
-		c.Program = scene.ID(t, s.Tracer(t, int(n)))
-	}
-	if s.Filters() && c.Op == "attach" {
-		c.Persistent = true
-	}
-	return s.Command(c)
-}
-
 // Whoever replaces the program of a member whose move somebody died at goes on with its maps, and a Link to it has its
 // program, not what stands in for it.
 func TestReplaceAfterDeadMove(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.CgroupConnect4} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewLinkScene(t, h)
+			s := scene.NewOn(t, h)
 			s.Member(t, 4)
 			from := dispatcher.Spec(scene.CountingOn(h), dispatcher.LoadOptions{})
 			for n := 1; ; n++ {
@@ -369,7 +313,7 @@ func TestReplaceAfterDeadMove(t *testing.T) {
 				}
 			}
 			s.Detach(t, "4")
-			s.WantNothingLeft(t)
+			s.WantFree(t)
 		})
 	}
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
@@ -25,7 +24,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 		for name, verdict := range map[string]int32{"drops": testenv.TCDrop, "counts": testenv.TCNext} {
 			t.Run(name+" on "+string(h), func(t *testing.T) {
 				testenv.Need(t, testenv.FeatureTCX) // where filters go, too
-				s := scene.NewBusyLinkScene(t, h)
+				s := scene.NewBusyOn(t, h)
 				onTCX := s
 				bare := func(prog *ebpf.Program) { s.Linkless(t, prog, 0) }
 				if s.Filters() {
@@ -33,7 +32,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 					bare = func(prog *ebpf.Program) { s.Filter(t, prog, "pref 10 handle 1 bpf direct-action") }
 				}
 				witness, adopted := newRecorder(t, "ldt_witness", testenv.TCNext, 0), newRecorder(t, "ldt_adopted", verdict, 0)
-				onTCX.Foreign(t, witness.Program, kernel.Neighbor{})
+				onTCX.Foreign(t, witness.Program)
 				other := newRecorder(t, "ldt_other", testenv.TCNext, 0)
 				bare(adopted.Program)
 				if !s.Filters() {
@@ -80,7 +79,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 
 // Connections meet the program all the time when it has company already.
 func TestAdoptUnderConnects(t *testing.T) {
-	s := scene.NewBusyLinkScene(t, hook.CgroupConnect4)
+	s := scene.NewBusyOn(t, hook.CgroupConnect4)
 	deny := testenv.VerdictProgram(t, "ldt_deny", testenv.CgroupDeny, s.On())
 	s.Linkless(t, deny, unix.BPF_F_ALLOW_MULTI)
 	k := knock(t, s)
@@ -109,7 +108,7 @@ var places = []func(*dispatcher.Link, *testing.T) error{
 // company puts members, a foreign link and a program without a link between each other on the hook, behind a witness that
 // comes first. The foreign program goes that many times through a loop: when it is slow, packets are on the way from one
 // place to another all the time.
-func company(t *testing.T, s *scene.LinkScene, loops int32) (witness *recorder) {
+func company(t *testing.T, s *scene.Scene, loops int32) (witness *recorder) {
 	t.Helper()
 	witness = newRecorder(t, "ldt_witness", testenv.TCNext, ebpf.AttachNone)
 	pass := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, testenv.TCNext, s.On()) }
@@ -118,7 +117,7 @@ func company(t *testing.T, s *scene.LinkScene, loops int32) (witness *recorder) 
 			Name: name, Priority: prio, Position: hook.Position{Last: true}, Persistent: persistent,
 		})
 	}
-	s.Foreign(t, witness.Program, kernel.Neighbor{})
+	s.Foreign(t, witness.Program)
 	join("a", 10, false)
 	s.Linkless(t, pass("ldt_bare"), 0)
 	join("b", 40, true)
@@ -128,7 +127,7 @@ func company(t *testing.T, s *scene.LinkScene, loops int32) (witness *recorder) 
 		asm.Sub.Imm(asm.R1, 1).WithSymbol("again"),
 		asm.JNE.Imm(asm.R1, 0, "again"),
 	}, slow.Instructions...)
-	s.Foreign(t, testenv.Load(t, slow), kernel.Neighbor{})
+	s.Foreign(t, testenv.Load(t, slow))
 	join("c", 70, false)
 	return witness
 }
@@ -147,7 +146,7 @@ func TestMoveMeetsEachPacketOnce(t *testing.T) {
 		{hook.TCXEgress, ebpf.AttachTCXIngress, slow}, // the kernel takes any
 	} {
 		t.Run(fmt.Sprintf("%s as %v", tc.hook, tc.as), func(t *testing.T) {
-			s := scene.NewBusyLinkScene(t, tc.hook)
+			s := scene.NewBusyOn(t, tc.hook)
 			witness := company(t, s, tc.loops)
 			moved := newRecorder(t, "ldt_moved", testenv.TCNext, tc.as)
 			link := s.Attach(t, moved.Program, dispatcher.Options{Name: "moved"})
@@ -171,7 +170,7 @@ func TestMoveMeetsEachPacketOnce(t *testing.T) {
 func TestMovesUnderFlood(t *testing.T) {
 	for h, moves := range map[hook.Hook]int{hook.TCXIngress: 210, hook.TCXEgress: 49, hook.TCIngress: 105, hook.TCEgress: 49} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewBusyLinkScene(t, h)
+			s := scene.NewBusyOn(t, h)
 			if s.Filters() {
 				for i, name := range []string{"a", "b", "c"} {
 					pass := testenv.VerdictProgram(t, "ldt_pass", testenv.TCNext, s.On())
@@ -197,7 +196,7 @@ func TestMovesUnderFlood(t *testing.T) {
 func TestReattachElsewhereUnderFlood(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.TCIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewBusyLinkScene(t, h)
+			s := scene.NewBusyOn(t, h)
 			witness := newRecorder(t, "ldt_witness", testenv.TCNext, 0)
 			s.Attach(t, witness.Program, dispatcher.Options{Priority: 1, Persistent: s.Filters()})
 			drop := newRecorder(t, "ldt_drop", testenv.TCDrop, 0)
@@ -229,7 +228,7 @@ type knocks struct {
 	all        sync.WaitGroup
 }
 
-func knock(t *testing.T, s *scene.LinkScene) *knocks {
+func knock(t *testing.T, s *scene.Scene) *knocks {
 	t.Helper()
 	k := new(knocks)
 	for range 2 {
@@ -256,10 +255,10 @@ func (k *knocks) stop() {
 
 // The same on a cgroup: who may not connect cannot at any time.
 func TestMovesUnderConnects(t *testing.T) {
-	s := scene.NewBusyLinkScene(t, hook.CgroupConnect4)
+	s := scene.NewBusyOn(t, hook.CgroupConnect4)
 	pass := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, testenv.CgroupAllow, s.On()) }
 	s.Attach(t, pass("ldt_a"), dispatcher.Options{Name: "a", Priority: 10})
-	s.Foreign(t, pass("ldt_foreign"), kernel.Neighbor{})
+	s.Foreign(t, pass("ldt_foreign"))
 	s.Attach(t, pass("ldt_b"), dispatcher.Options{Name: "b", Priority: 40, Persistent: true})
 	s.Linkless(t, pass("ldt_bare"), unix.BPF_F_ALLOW_MULTI)
 	s.Attach(t, pass("ldt_c"), dispatcher.Options{Name: "c", Priority: 70})

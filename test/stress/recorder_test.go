@@ -115,7 +115,7 @@ func flow(t testing.TB, floods ...*testenv.Flood) {
 
 // And one that is at two places at once is seen by the recorders.
 func TestRecorderSeesDoubles(t *testing.T) {
-	s := scene.NewLinkScene(t, hook.TCXIngress)
+	s := scene.NewOn(t, hook.TCXIngress)
 	witness, twice := newRecorder(t, "ldt_witness", testenv.TCNext, 0), newRecorder(t, "ldt_twice", testenv.TCNext, 0)
 	s.Attach(t, witness.Program, dispatcher.Options{})
 	s.Attach(t, twice.Program, dispatcher.Options{})

@@ -20,7 +20,7 @@ func TestRecoverCrash(t *testing.T) {
 			s := scene.New(t)
 			s.Target.Hook = h
 			for n, died := 1, true; died; n++ {
-				s.Join(t, dispatcher.Program(s.Trace.Program(t, 1, s.GoOn(), s.On())), dispatcher.Options{Name: "1", Persistent: true}).Close()
+				s.Join(t, dispatcher.Program(s.Tracer(t, 1)), dispatcher.Options{Name: "1", Persistent: true}).Close()
 				s.Join(t, dispatcher.Spec(scene.CountingOn(h), dispatcher.LoadOptions{}), dispatcher.Options{Name: "counting", Priority: 40, Persistent: true}).Close()
 				s.DeleteDevice(t)
 				s.NewDevice(t)

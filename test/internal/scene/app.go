@@ -77,8 +77,8 @@ type Command struct {
 	DieAt int
 }
 
-// answer is what became of it.
-type answer struct {
+// Answer is what became of it.
+type Answer struct {
 	Died   string // the step at which it did
 	Error  string
 	Causes []int // in the list of causes
@@ -90,7 +90,7 @@ var causes = []error{
 	dispatcher.ErrChainFull, dispatcher.ErrDefunct, dispatcher.ErrIncompatible, dispatcher.ErrPermission, dispatcher.ErrUsage,
 }
 
-func newAnswer(err error) (a answer) {
+func newAnswer(err error) (a Answer) {
 	if err == nil {
 		return a
 	}
@@ -103,7 +103,7 @@ func newAnswer(err error) (a answer) {
 	return a
 }
 
-func (a answer) Err() error {
+func (a Answer) Err() error {
 	if a.Error == "" {
 		return nil
 	}
@@ -127,7 +127,7 @@ func (a *App) Do(t testing.TB, c Command) error {
 }
 
 // Try is do for an app that may die of it.
-func (a *App) Try(t testing.TB, c Command) (got answer) {
+func (a *App) Try(t testing.TB, c Command) (got Answer) {
 	t.Helper()
 	line, err := json.Marshal(c)
 	qt.Assert(t, qt.IsNil(err))
@@ -169,7 +169,7 @@ func init() {
 			kernel.OnStep = func(step string) {
 				if steps++; steps == c.DieAt {
 					fmt.Print("answer ")
-					answers.Encode(answer{Died: step})
+					answers.Encode(Answer{Died: step})
 					unix.Kill(os.Getpid(), unix.SIGKILL)
 					select {}
 				}

@@ -183,24 +183,6 @@ func (s *Scene) NewDevice(t testing.TB) {
 	}
 }
 
-// ForeignLink attaches a program as another tool does, by a link that it holds.
-func (s *Scene) ForeignLink(t *testing.T, prog *ebpf.Program) (l link.Link, id uint32) {
-	t.Helper()
-	s.Server.Do(t, func() {
-		if s.Target.Hook == hook.XDP {
-			l = Hold(t, prog, s.ServerIfindex)
-			return
-		}
-		var err error
-		l, err = link.AttachTCX(link.TCXOptions{Interface: s.ServerIfindex, Program: prog, Attach: ebpf.AttachTCXIngress})
-		qt.Assert(t, qt.IsNil(err))
-		t.Cleanup(func() { l.Close() })
-	})
-	info, err := l.Info()
-	qt.Assert(t, qt.IsNil(err))
-	return l, uint32(info.ID)
-}
-
 // Modes are the two ways in which a device runs a chain.
 var Modes = []hook.Mode{hook.ModeNative, hook.ModeGeneric}
 
@@ -212,7 +194,7 @@ func EachMode(t *testing.T, test func(t *testing.T, s *Scene, mode hook.Mode)) {
 }
 
 // Hold attaches a program in native mode for the length of the test.
-func Hold(t *testing.T, prog *ebpf.Program, index int) link.Link {
+func Hold(t testing.TB, prog *ebpf.Program, index int) link.Link {
 	t.Helper()
 	l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: index, Flags: link.XDPDriverMode})
 	qt.Assert(t, qt.IsNil(err))

@@ -104,19 +104,6 @@ func (s *Scene) WantNoDispatchers(t testing.TB) {
 	qt.Assert(t, qt.HasLen(left, 0))
 }
 
-// With begins a crash with persistent members.
-func With(members ...int) func(*testing.T, *Scene) {
-	return func(t *testing.T, s *Scene) {
-		for _, n := range members {
-			verdict, prio := Pass, 50
-			if n == 9 {
-				verdict, prio = Drop, 90
-			}
-			s.Attach(t, s.Tracer(t, n, verdict), dispatcher.Options{Name: fmt.Sprint(n), Priority: prio, Persistent: true}).Close()
-		}
-	}
-}
-
 func OneOf(run []int, possible [][]int) bool {
 	return slices.ContainsFunc(possible, func(p []int) bool { return slices.Equal(run, p) })
 }
@@ -201,8 +188,10 @@ func Persistent(name string, prio int) dispatcher.Options {
 	return dispatcher.Options{Name: name, Priority: prio, Persistent: true}
 }
 
-// Keep makes a tracer a persistent member that nobody has open, called by its number.
-func (s *Scene) Keep(t testing.TB, number, verdict, prio int) {
+// Member makes a tracer a persistent member that nobody has open. It has its number for a name, and its number times ten
+// for a priority if none is given.
+func (s *Scene) Member(t testing.TB, number int, priority ...int) {
 	t.Helper()
-	qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, number, verdict), Persistent(fmt.Sprint(number), prio)).Close()))
+	o := Persistent(fmt.Sprint(number), append(priority, 10*number)[0])
+	qt.Assert(t, qt.IsNil(s.Attach(t, s.Tracer(t, number), o).Close()))
 }

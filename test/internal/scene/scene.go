@@ -2,10 +2,12 @@ package scene
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,6 +30,10 @@ type Scene struct {
 	BPFFS  string
 	Trace  *testenv.Trace
 	Coded  bool // tracers are loaded such that they can be sealed
+
+	// For a hook on a cgroup.
+	Cgroup   *testenv.Cgroup
+	Resident *testenv.Resident
 }
 
 // New begins a test, which fails if it leaves anything behind.
@@ -74,12 +80,19 @@ func (s *Scene) Look() dispatcher.ReadOptions { return dispatcher.ReadOptions{BP
 
 func (s *Scene) Leave() dispatcher.DetachOptions { return dispatcher.DetachOptions{BPFFS: s.BPFFS} }
 
-// Tracer is a program that writes its number down when it sees a packet.
-func (s *Scene) Tracer(t testing.TB, number, verdict int) *ebpf.Program {
-	if s.Coded {
-		return Coded(t, s.Trace.Spec(number, verdict))
+// Tracer is a program that writes its number down when it runs. Its verdict is that the next one runs, if none is given;
+// 9 is a guard, which refuses.
+func (s *Scene) Tracer(t testing.TB, number int, verdict ...int) *ebpf.Program {
+	if len(verdict) == 0 {
+		verdict = []int{s.GoOn()}
+		if number == 9 {
+			verdict = []int{s.Refuse()}
+		}
 	}
-	return s.Trace.Program(t, number, verdict)
+	if s.Coded {
+		return Coded(t, s.Trace.Spec(number, verdict[0]))
+	}
+	return s.Trace.Program(t, number, verdict[0], s.On())
 }
 
 // Attach makes a program a member, which leaves with the test at the latest.
@@ -128,25 +141,29 @@ func (s *Scene) WantChain(t testing.TB, want string) {
 	qt.Assert(t, qt.Equals(Summary(s.Read(t)), want))
 }
 
-// Ran sends a packet and returns the numbers of the tracers that saw it, in order.
+// Ran sends a packet, on a cgroup it makes the system call that the hook is for, and returns the numbers of the tracers
+// that ran, in order.
 func (s *Scene) Ran(t testing.TB) []int {
 	t.Helper()
 	s.Trace.Reset(t)
-	s.Send(t, Port, 1)
+	if s.Target.Hook.OnCgroup() {
+		_ = s.Resident.Exercise(t, s.Target.Hook)
+	} else {
+		s.Send(t, Port, 1)
+	}
 	return s.Trace.Last(t)
 }
 
-// WantRun sends a packet, which must be seen by these tracers.
+// WantRun checks that a packet meets these tracers.
 func (s *Scene) WantRun(t testing.TB, numbers ...int) {
 	t.Helper()
 	qt.Assert(t, qt.DeepEquals(s.Ran(t), numbers))
 }
 
-// WantRunSoon is wantRun for what the kernel does in its own time: a slot whose
-// owner is gone is emptied by a worker, and after that the jumps of each
-// dispatcher that was there, up to the present one, are undone, with a wait for
-// all CPUs each (prog_array_map_poke_run, kernel/bpf/arraymap.c). Until then,
-// the packets see what they saw before, and never anything else.
+// WantRunSoon is WantRun for what the kernel does in its own time: links without an owner go one by one; a slot without
+// an owner is emptied by a worker, and after that the jumps of each dispatcher that was there, up to the present one, are
+// undone, with a wait for all CPUs each (prog_array_map_poke_run, kernel/bpf/arraymap.c). Until then, the packets see in
+// a chain what they saw before, and never anything else.
 func (s *Scene) WantRunSoon(t testing.TB, numbers ...int) {
 	t.Helper()
 	before := s.Ran(t)
@@ -154,7 +171,9 @@ func (s *Scene) WantRunSoon(t testing.TB, numbers ...int) {
 		if time.Since(start) > Patience {
 			qt.Assert(t, qt.DeepEquals(got, numbers))
 		}
-		qt.Assert(t, qt.DeepEquals(got, before))
+		if s.Target.Hook == hook.XDP {
+			qt.Assert(t, qt.DeepEquals(got, before))
+		}
 	}
 }
 
@@ -171,9 +190,12 @@ func Soon(t testing.TB, so func() bool) {
 	}
 }
 
-// Drops tells what becomes of the packets.
+// Drops tells whether packets are dropped, or the system call is refused.
 func (s *Scene) Drops(t testing.TB) bool {
 	t.Helper()
+	if h := s.Target.Hook; h.OnCgroup() {
+		return errors.Is(s.Resident.Exercise(t, h), testenv.Denied(h))
+	}
 	n := s.Passed(t, Port, 10)
 	if n != 0 && n != 10 {
 		t.Fatalf("%d packets of 10 passed", n)
@@ -181,15 +203,35 @@ func (s *Scene) Drops(t testing.TB) bool {
 	return n == 0
 }
 
-// WantFree checks that nothing is attached, and nothing pinned. The kernel
-// releases a slot and a link whose last reference is gone each in its own time.
+// WantFree checks that nothing is attached, and no trace of a member is left. The kernel releases a slot and a link without
+// an owner in its own time. On other hooks than XDP, what there is of such links goes with the next operation.
 func (s *Scene) WantFree(t testing.TB) {
 	t.Helper()
 	s.WantRunSoon(t)
-	Soon(t, func() bool { return s.Read(t).LinkID == 0 })
-	s.WantChain(t, "")
-	qt.Assert(t, qt.IsFalse(s.Read(t).Ours()))
-	s.WantNoPins(t)
+	if s.Target.Hook == hook.XDP {
+		Soon(t, func() bool { return s.Read(t).LinkID == 0 })
+		s.WantChain(t, "")
+		qt.Assert(t, qt.IsFalse(s.Read(t).Ours()))
+		s.WantNoPins(t)
+		return
+	}
+	for start := time.Now(); ; {
+		err := dispatcher.DetachAll(t.Context(), s.Target, s.Leave())
+		left := slices.DeleteFunc(s.Pins(t), func(name string) bool { return name == "registry" })
+		for link := range s.Registry(t) {
+			left = append(left, fmt.Sprintf("record of link %d", link))
+		}
+		for _, m := range s.Read(t).Members {
+			left = append(left, m.Name)
+		}
+		if len(left) == 0 {
+			qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
+			return
+		}
+		if time.Since(start) > 2*time.Second { // what goes by itself is gone
+			t.Fatalf("left: %s", strings.Join(left, ", "))
+		}
+	}
 }
 
 func (s *Scene) WantNoPins(t testing.TB) {
@@ -237,13 +279,16 @@ const (
 
 func (s *Scene) On() testenv.ProgramOption { return testenv.On(s.Target.Hook) }
 
-// GoOn is the verdict after which the next member runs.
-func (s *Scene) GoOn() int {
-	switch {
-	case s.Target.Hook == hook.XDP:
-		return testenv.XDPPass
-	case s.Target.Hook.OnCgroup():
-		return testenv.CgroupAllow
-	}
-	return testenv.TCNext
+// verdicts are those of a program after which the next one runs, and of a guard, by family of hooks.
+var verdicts = map[string][2]int{
+	"xdp":    {testenv.XDPPass, testenv.XDPDrop},
+	"tcx":    {testenv.TCNext, testenv.TCDrop},
+	"tc":     {testenv.TCNext, testenv.TCDrop},
+	"cgroup": {testenv.CgroupAllow, testenv.CgroupDeny},
 }
+
+// GoOn is the verdict after which the next program runs.
+func (s *Scene) GoOn() int { return verdicts[s.Target.Hook.Family()][0] }
+
+// Refuse is the verdict of a guard.
+func (s *Scene) Refuse() int { return verdicts[s.Target.Hook.Family()][1] }
