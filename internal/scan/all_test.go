@@ -15,11 +15,11 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// What different programs attached in different ways in different places is
-// found by one scan, each once.
+// One scan finds, each once, what several tools have attached in several ways to
+// several targets.
 func TestAll(t *testing.T) {
 	testenv.CheckLeaks(t)
-	// Devices with the same index and program in two namespaces.
+	// Devices in two namespaces have the same index and program.
 	opts := testenv.PairOptions{ClientIfindex: 55, ServerIfindex: 77}
 	pairs := []*testenv.Pair{testenv.NewPairOpts(t, opts), testenv.NewPairOpts(t, opts)}
 	xdp := testenv.VerdictProgram(t, "ldt_xdp", testenv.XDPPass)
@@ -44,7 +44,7 @@ func TestAll(t *testing.T) {
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: cg.Path, Program: sysctl, Attach: ebpf.AttachCGroupSysctl})
 	cgLink := own(t, l, err)
 
-	// The second server is known by a descriptor only.
+	// Only a descriptor leads to the namespace of the second server.
 	fd := open(t, pairs[1].Server.Path())
 	qt.Assert(t, qt.IsNil(pairs[1].Server.Delete()))
 	places := []string{pairs[0].Server.Name, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)}
@@ -80,8 +80,8 @@ func TestAll(t *testing.T) {
 	qt.Check(t, qt.Equals(c.Members[0].LinkID, cgLink))
 }
 
-// A link is shown although its namespace is not to be found: only a socket
-// keeps it.
+// A link is shown although its namespace cannot be found, since only a socket keeps
+// the namespace.
 func TestLost(t *testing.T) {
 	testenv.CheckLeaks(t)
 	pair := testenv.NewPair(t)

@@ -10,7 +10,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// A machine with 200 processes more, 50 namespaces and 500 cgroups.
+// The machine has 200 more processes, 50 namespaces and 500 cgroups.
 func BenchmarkAll(b *testing.B) {
 	testenv.CheckLeaks(b)
 	for range 50 {

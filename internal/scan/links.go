@@ -10,12 +10,11 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/libdispatcher/dispatcher/hook"
-
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// readLinks lists all links anew. It tries again while a link is in the making:
-// that has an id, but cannot be opened (bpf_link_by_id, kernel/bpf/syscall.c).
+// readLinks lists all links anew. It tries again while a link is being made: then
+// the link has an id, but cannot be opened (bpf_link_by_id, kernel/bpf/syscall.c).
 func (s *scan) readLinks(ctx context.Context) error {
 	return kernel.Retry(ctx, func() (err error) {
 		s.links, err = kernel.AllLinks()
@@ -23,8 +22,8 @@ func (s *scan) readLinks(ctx context.Context) error {
 	})
 }
 
-// link returns the first of the links that match and are not taken, and takes
-// it; 0 when there is none.
+// link takes the first link that matches and is not taken yet, and returns its id; 0
+// if there is none.
 func (s *scan) link(taken map[uint32]bool, match func(*kernel.LinkInfo) bool) uint32 {
 	for i := range s.links {
 		if l := &s.links[i]; !taken[l.ID] && match(l) {
@@ -35,8 +34,8 @@ func (s *scan) link(taken map[uint32]bool, match func(*kernel.LinkInfo) bool) ui
 	return 0
 }
 
-// member describes an entry; linkID is 0 when it has no link. fs.ErrNotExist
-// when the program is gone.
+// member describes an entry; linkID is 0 if it has no link. The error is
+// fs.ErrNotExist if the program is gone.
 func member(program, linkID uint32) (hook.Member, error) {
 	m := hook.Member{Kind: hook.KindLegacy, State: hook.StateRunning, LinkID: linkID}
 	if linkID != 0 {
@@ -55,7 +54,7 @@ func member(program, linkID uint32) (hook.Member, error) {
 	return m, nil
 }
 
-// A place is where an XDP program is on a device.
+// A place is a program on a device with that index, in any namespace.
 type place struct {
 	program uint32
 	ifindex int
@@ -66,16 +65,16 @@ func (s *scan) note(c *hook.Chain) {
 	s.shown[c.LinkID] = true
 	for _, m := range c.Members {
 		s.shown[m.LinkID] = true
-		// Of devices with the same index and program in several namespaces it is
-		// not known which link is whose.
+		// If devices of several namespaces have the same index and program it is not
+		// known which link is on which device.
 		if c.Hook == hook.XDP {
 			s.places[place{m.Program.ID, c.Ifindex}] = true
 		}
 	}
 }
 
-// errNoPlace is why a link is listed by itself.
-var errNoPlace = errors.New("its place was not found: it is in a network namespace, or on a cgroup, that cannot be seen from here")
+// errNoPlace is the error of a link that is listed by itself.
+var errNoPlace = errors.New("its target was not found: it is in a network namespace, or on a cgroup, that cannot be seen from here")
 
 // lost returns what is attached by links that no chain shows.
 func (s *scan) lost(ctx context.Context) ([]hook.Chain, error) {
@@ -84,7 +83,7 @@ func (s *scan) lost(ctx context.Context) ([]hook.Chain, error) {
 	if !slices.ContainsFunc(before, s.isLost) {
 		return nil, nil
 	}
-	// Some may have gone or moved since.
+	// A link may be gone or moved meanwhile.
 	if err := s.readLinks(ctx); err != nil {
 		return nil, err
 	}
@@ -117,7 +116,7 @@ func (s *scan) lost(ctx context.Context) ([]hook.Chain, error) {
 	return chains, nil
 }
 
-// isLost tells whether a link is attached and wanted, but not shown.
+// isLost tells whether a link is attached and wanted, but no chain shows it.
 func (s *scan) isLost(l kernel.LinkInfo) bool {
 	h := l.Hook()
 	switch {
@@ -126,6 +125,6 @@ func (s *scan) isLost(l kernel.LinkInfo) bool {
 	case s.NetNS == "":
 		return l.Type != link.XDPType || !s.places[place{l.Program, l.Ifindex}]
 	}
-	// Of the others in other namespaces nothing was asked.
+	// Other links may be in namespaces that were not asked for.
 	return l.Type == link.NetfilterType && s.blind
 }

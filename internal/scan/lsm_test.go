@@ -17,7 +17,7 @@ import (
 )
 
 // loadLSM loads a program of type lsm_cgroup that allows everything.
-// cilium/ebpf cannot: it does not look for the function's BTF id.
+// cilium/ebpf cannot load such programs: it does not look up the function's BTF id.
 func loadLSM(function string) (*ebpf.Program, error) {
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {
@@ -68,7 +68,7 @@ func TestLSMCgroup(t *testing.T) {
 		return mine
 	}
 	prog, err := loadLSM("bpf_lsm_socket_create")
-	// Some kernels refuse all LSM programs, and old ones those of cgroups.
+	// Some kernels refuse all LSM programs, and old kernels refuse lsm_cgroup.
 	if errors.Is(err, unix.EPERM) || errors.Is(err, btf.ErrNotFound) || !testenv.Has(t, testenv.FeatureLSMCgroup) {
 		qt.Assert(t, qt.IsNotNil(err))
 		t.Logf("this kernel takes no LSM programs: %v", err)

@@ -13,14 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
-
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// Which namespace a netfilter link is in its info does not tell. But nfnetlink
-// lists the hooks of a namespace, and of those that are BPF the program: what
-// "nft list hooks" shows (Linux 6.4, CONFIG_NETFILTER_NETLINK_HOOK). Where that
-// is missing, lost shows the links without their namespace.
+// The info of a netfilter link does not tell its namespace. But nfnetlink lists the
+// hooks of a namespace, and the programs of those that are BPF, as "nft list hooks"
+// shows them (Linux 6.4, CONFIG_NETFILTER_NETLINK_HOOK). Without that, lost shows
+// the links without their namespace.
 
 // From linux/netfilter/nfnetlink_hook.h.
 const (
@@ -66,7 +65,7 @@ func (s *scan) netfilter(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
 			if err != nil {
 				return err
 			}
-			m.Kind = hook.KindForeign // by links only
+			m.Kind = hook.KindForeign // there is no way without a link
 			m.Detail = netfilterPlace(&h.NetfilterInfo)
 			c.Members = append(c.Members, m)
 		}
@@ -79,8 +78,8 @@ func (s *scan) netfilter(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
 	return []hook.Chain{c}
 }
 
-// netfilterLink returns the link of a hook; 0 when none is known, or when it
-// could be one of several: those of other namespaces look the same.
+// netfilterLink returns the link of a hook; 0 if none is known, or if several links
+// fit: links of other namespaces look the same.
 func (s *scan) netfilterLink(h netfilterHook) uint32 {
 	var ids []uint32
 	for _, l := range s.links {
@@ -98,8 +97,8 @@ func (s *scan) netfilterLink(h netfilterHook) uint32 {
 	return ids[0]
 }
 
-// netfilterPlace is the place of a hook in words: netfilter runs those of a
-// family and hook in the order of their priorities.
+// netfilterPlace describes a place in words: for a family and hook, netfilter runs
+// programs in the order of their priorities.
 func netfilterPlace(i *link.NetfilterInfo) string {
 	family := fmt.Sprintf("family %d", i.ProtocolFamily)
 	switch i.ProtocolFamily {
@@ -115,8 +114,8 @@ func netfilterPlace(i *link.NetfilterInfo) string {
 	return fmt.Sprintf("%s %s, priority %d", family, name, i.Priority)
 }
 
-// netfilterHooks lists the programs on the hooks of the thread's namespace, in
-// the order in which they run. errors.ErrUnsupported when the kernel cannot.
+// netfilterHooks lists the programs on the hooks of the thread's namespace, in run
+// order. The error is errors.ErrUnsupported if the kernel cannot list them.
 func netfilterHooks() ([]netfilterHook, error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
@@ -127,7 +126,7 @@ func netfilterHooks() ([]netfilterHook, error) {
 	}
 	defer conn.Close()
 	var hooks []netfilterHook
-	// Links are for IPv4 and IPv6 only (bpf_nf_check_pf_and_hooks,
+	// There are links for IPv4 and IPv6 only (bpf_nf_check_pf_and_hooks,
 	// net/netfilter/nf_bpf_link.c).
 	for _, family := range []link.NetfilterProtocolFamily{link.NetfilterProtoIPv4, link.NetfilterProtoIPv6} {
 		for num := link.NetfilterInetPreRouting; num <= link.NetfilterInetPostRouting; num++ {
@@ -142,7 +141,8 @@ func netfilterHooks() ([]netfilterHook, error) {
 				Header: netlink.Header{Type: nfnlSubsysHook<<8 | nfnlMsgHookGet, Flags: netlink.Request | netlink.Dump},
 				Data:   append([]byte{byte(family), 0, 0, 0}, attrs...), // struct nfgenmsg
 			})
-			// No such subsystem (nfnetlink_rcv_msg, net/netfilter/nfnetlink.c).
+			// EINVAL means no such subsystem (nfnetlink_rcv_msg,
+			// net/netfilter/nfnetlink.c).
 			if errors.Is(err, unix.EINVAL) {
 				return nil, errors.ErrUnsupported
 			}
@@ -163,7 +163,7 @@ func netfilterHooks() ([]netfilterHook, error) {
 	return hooks, nil
 }
 
-// parse reads priority and program; the latter stays 0 when the hook is not BPF.
+// parse reads priority and program. The program stays 0 if the hook is not BPF.
 func (h *netfilterHook) parse(data []byte) error {
 	if len(data) < 4 {
 		return io.ErrUnexpectedEOF
@@ -180,7 +180,7 @@ func (h *netfilterHook) parse(data []byte) error {
 		case nfnlaHookChainInfo:
 			ad.Nested(func(info *netlink.AttributeDecoder) error {
 				var isBPF bool
-				var desc []byte // has other attributes when it is not BPF
+				var desc []byte // with other attributes if the hook is not BPF
 				for info.Next() {
 					switch info.Type() {
 					case nfnlaHookInfoType:

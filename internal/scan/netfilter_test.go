@@ -33,7 +33,7 @@ func TestNetfilter(t *testing.T) {
 	forward := attach(ns, link.NetfilterProtoIPv6, link.NetfilterInetForward, 10)
 	late := attach(ns, link.NetfilterProtoIPv4, link.NetfilterInetLocalIn, 20)
 	early := attach(ns, link.NetfilterProtoIPv4, link.NetfilterInetLocalIn, -20)
-	// What looks the same in two namespaces.
+	// Two links in two namespaces look the same.
 	attach(ns, link.NetfilterProtoIPv6, link.NetfilterInetPostRouting, 7)
 	attach(other, link.NetfilterProtoIPv6, link.NetfilterInetPostRouting, 7)
 

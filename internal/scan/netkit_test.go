@@ -17,8 +17,8 @@ import (
 )
 
 // addNetkit makes a pair of netkit devices in the thread's namespace, primary0 and
-// a peer. It returns the index of primary0; errors.ErrUnsupported from kernels
-// without netkit.
+// a peer. It returns the index of primary0. The error is errors.ErrUnsupported if the
+// kernel has no netkit.
 func addNetkit() (int, error) {
 	conn, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {

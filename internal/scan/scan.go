@@ -8,18 +8,16 @@ import (
 	"slices"
 
 	"github.com/libdispatcher/dispatcher/hook"
-
 	"github.com/libdispatcher/dispatcher/internal/attach"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// Options say what is looked for. The zero value is everything.
+// Options say what to look for. The zero value is everything.
 type Options struct {
-	// NetNS is one network namespace, as for kernel.OpenNetNS, to which no
-	// cgroups belong. Empty: all, and all cgroups.
+	// NetNS is one network namespace, as for kernel.OpenNetNS; then cgroups are
+	// left out. Empty: all namespaces, and all cgroups.
 	NetNS string
-	// BPFFS is the bpffs whose pins and registry are looked at; there need not
-	// be one.
+	// BPFFS is the bpffs of the pins and the registry. It need not exist.
 	BPFFS string
 	// Hooks tells which hooks are wanted. Nil: all.
 	Hooks func(hook.Hook) bool
@@ -27,19 +25,19 @@ type Options struct {
 
 // All returns what is attached. Hooks without a program are left out.
 //
-// The caller's network namespace comes first, then the others by name; in each
-// what belongs to the namespace itself, then its devices by index, and on a
-// device its hooks in the order of hook.Hooks. Next come links whose place was
-// not found, then the cgroups, each before those in it, and last the members
-// whose device or cgroup is gone, with an empty Target.
+// The caller's network namespace comes first, then the others by name. In each, the
+// hooks of the namespace itself come first, then its devices by index, and on a
+// device the hooks in the order of hook.Hooks. Next come links without a known
+// target, then cgroups, each before the cgroups in it. The last are members on a
+// device or cgroup that is gone; their Target is empty.
 //
-// An entry whose Err is set says what could not be read: a hook, or, with an
-// empty Hook, a whole namespace or cgroup. A link whose place was not found has
-// an Err, too: it is on a device of a namespace, or on a cgroup, that cannot be
-// seen from here. Only of netfilter links the place is not always known, as the
-// kernel may not tell; then NetNS is zero.
+// An entry with an Err says what could not be read: a hook or, if Hook is empty, a
+// whole namespace or cgroup. A link without a known target has an Err, too: it is
+// on a device of a namespace, or on a cgroup, that cannot be seen from here. An
+// exception are netfilter links: some kernels do not tell their namespace, and then
+// NetNS is zero and Err nil.
 //
-// The error is that nothing could be read at all, or the end of ctx.
+// All returns an error if it could read nothing at all, or if ctx ended.
 func All(ctx context.Context, o Options) ([]hook.Chain, error) {
 	s := &scan{Options: o, shown: map[uint32]bool{}, places: map[place]bool{}}
 	if s.Hooks == nil {
@@ -64,11 +62,11 @@ type scan struct {
 	}
 	chains []hook.Chain
 	links  []kernel.LinkInfo // in the order of their ids
-	// What lost need not look for: links by their id, and where only that is
-	// known, by their place.
+	// shown and places are what lost leaves out: links by their ids, and XDP links
+	// by their places.
 	shown  map[uint32]bool
 	places map[place]bool
-	// blind: the kernel does not tell in which namespace a netfilter link is.
+	// blind means that the kernel does not tell the namespaces of netfilter links.
 	blind bool
 }
 
@@ -98,7 +96,7 @@ func (s *scan) wantsAny(pred func(hook.Hook) bool) bool {
 	return slices.ContainsFunc(all, func(h hook.Hook) bool { return pred(h) && s.Hooks(h) })
 }
 
-// add takes the chains of one namespace or cgroup.
+// add adds the chains of one namespace or cgroup.
 func (s *scan) add(chains []hook.Chain) {
 	order := append(hook.Hooks(), hook.Shown()...)
 	slices.SortStableFunc(chains, func(a, b hook.Chain) int {

@@ -31,12 +31,12 @@ func all(t *testing.T, o Options, hooks ...hook.Hook) []hook.Chain {
 	return chains
 }
 
-// in returns those of a namespace.
+// in returns the chains of a namespace.
 func in(chains []hook.Chain, ns string) []hook.Chain {
 	return slices.DeleteFunc(chains, func(c hook.Chain) bool { return c.NetNS.Name != ns })
 }
 
-// program loads one that returns a number.
+// program loads a program that returns a number.
 func program(t *testing.T, name string, typ ebpf.ProgramType, at ebpf.AttachType, ret int32) *ebpf.Program {
 	t.Helper()
 	return testenv.Load(t, &ebpf.ProgramSpec{
@@ -45,7 +45,7 @@ func program(t *testing.T, name string, typ ebpf.ProgramType, at ebpf.AttachType
 	})
 }
 
-// own attaches by a link that goes with the test and returns its id.
+// own attaches by a link that the test closes at its end, and returns the link's id.
 func own(t *testing.T, l link.Link, err error) uint32 {
 	t.Helper()
 	qt.Assert(t, qt.IsNil(err))
@@ -64,7 +64,7 @@ func open(t *testing.T, path string) int {
 	return int(f.Fd())
 }
 
-// wantMember checks what is said of a program.
+// wantMember checks the description of a program.
 func wantMember(t *testing.T, m hook.Member, prog *ebpf.Program, kind hook.Kind, linkID uint32) {
 	t.Helper()
 	info, err := prog.Info()
@@ -140,7 +140,7 @@ func TestFlowDissector(t *testing.T) {
 	qt.Check(t, qt.IsFalse(mine[0].Protected()))
 }
 
-// fake stands in for what reads the hooks that programs can be attached to.
+// A fake reader reads the hooks that can have members.
 type fake struct{ root string }
 
 var errBadDevice = errors.New("bad device")
@@ -180,7 +180,7 @@ func TestOrder(t *testing.T) {
 	}
 	chains := look(Options{})
 
-	// Each namespace by device and hook, then cgroups.
+	// The order is by namespace, device and hook; then come cgroups.
 	type entry struct {
 		hook    hook.Hook
 		ifindex int
@@ -210,7 +210,7 @@ func TestOrder(t *testing.T) {
 
 	qt.Check(t, qt.ErrorIs(chains[0].Err, errBadDevice)) // the whole namespace
 
-	// One namespace has no cgroups.
+	// A scan of one namespace leaves cgroups out.
 	chains = look(Options{NetNS: first.Name})
 	qt.Check(t, qt.HasLen(slices.DeleteFunc(chains, func(c hook.Chain) bool { return !c.Hook.OnCgroup() }), 0))
 }

@@ -8,13 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
-
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
-// settle calls read again while programs vanish between the listing of a hook
-// and the look at them.
+// settle calls read again while programs vanish between the listing of a hook and
+// the description of the programs.
 func settle(ctx context.Context, read func() error) error {
 	return kernel.Retry(ctx, func() error { return kernel.Again(read()) })
 }
@@ -40,9 +39,10 @@ func (s *scan) netkit(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
 			for _, h := range want {
 				c := hook.Chain{Hook: h, Target: d.Name, Ifindex: d.Index, NetNS: ns.ID()}
 				c.Err = settle(ctx, func() error { return queryNetkit(&c) })
-				// The kernel knows best which device is one (netkit_dev_fetch,
-				// drivers/net/netkit.c): others are ENXIO; a peer, whose hook
-				// belongs to its primary device, is EACCES; EINVAL: it knows none.
+				// The kernel tells what is a netkit device (netkit_dev_fetch,
+				// drivers/net/netkit.c): ENXIO for other devices, EACCES for a peer,
+				// because its hook belongs to the primary device, and EINVAL if the
+				// kernel has no netkit.
 				if errors.Is(c.Err, unix.EINVAL) {
 					return nil
 				}
@@ -60,7 +60,7 @@ func (s *scan) netkit(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
 	return chains
 }
 
-// queryNetkit fills in what is on a device of the thread's namespace.
+// queryNetkit fills in what is attached to a device of the thread's namespace.
 func queryNetkit(c *hook.Chain) error {
 	q, err := kernel.QueryPrograms(c.Ifindex, kernel.KindOf(c.Hook).Attach, 0)
 	if err != nil {
@@ -77,7 +77,7 @@ func queryNetkit(c *hook.Chain) error {
 	return nil
 }
 
-// ofNetNS reads the hooks of the namespace as a whole but netfilter.
+// ofNetNS reads the hooks of a whole namespace, except netfilter.
 func (s *scan) ofNetNS(ctx context.Context, ns *kernel.NetNS) []hook.Chain {
 	var chains []hook.Chain
 	for _, h := range []hook.Hook{hook.FlowDissector, hook.SKLookup} {
@@ -101,7 +101,8 @@ func (s *scan) queryNetNS(ctx context.Context, ns *kernel.NetNS, c *hook.Chain) 
 	}
 	links, complete := s.linksOn(ns, q, at)
 	if !complete {
-		// Attached without a link, as only flow dissectors can be, or just now.
+		// A program was attached just now, or, as flow dissectors can be, without a
+		// link.
 		if err := s.readLinks(ctx); err != nil {
 			return err
 		}
@@ -118,9 +119,9 @@ func (s *scan) queryNetNS(ctx context.Context, ns *kernel.NetNS, c *hook.Chain) 
 	return nil
 }
 
-// linksOn finds the links by which the programs were attached to a namespace,
-// and tells whether each has one. The kernel tells no link ids here; but it
-// runs the programs in the order of their links.
+// linksOn finds the links of the programs on a namespace. complete is true if each
+// program has one. The query does not tell links, but it lists programs in the order
+// of their links.
 func (s *scan) linksOn(ns *kernel.NetNS, q *kernel.Query, at ebpf.AttachType) (ids []uint32, complete bool) {
 	complete = true
 	taken := map[uint32]bool{}
@@ -134,8 +135,8 @@ func (s *scan) linksOn(ns *kernel.NetNS, q *kernel.Query, at ebpf.AttachType) (i
 	return ids, complete
 }
 
-// lsmCgroup shows the LSM programs that links attach to a cgroup. The order is
-// that in which they were attached.
+// lsmCgroup shows the LSM programs that links attach to a cgroup, in the order in
+// which they were attached.
 func (s *scan) lsmCgroup(at kernel.CgroupPath) []hook.Chain {
 	if !s.Hooks(hook.LSMCgroup) {
 		return nil
