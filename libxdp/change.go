@@ -62,7 +62,7 @@ func (s *site) edited(snap *snapshot, edit func(*plan) error, o *newChain) (*pla
 	return p, p.sort()
 }
 
-// elsewhere returns the refusal to change a chain whose pins are in another
+// elsewhere returns the refusal to change a chain with its pins in another
 // bpffs: there the old dispatcher would stay forever.
 func (s *snapshot) elsewhere(bpffs string) error {
 	if s.chain.Folder != "" {

@@ -19,7 +19,7 @@
 // a chain's settings are constants in the code, a packet needs fewer
 // instructions.
 //
-// libxdp changes only chains whose configuration has the version that it writes
+// libxdp changes only chains with the configuration version that it writes
 // itself. A change by this package keeps the version.
 //
 // The package above this one has libdispatcher's own chains. They accept

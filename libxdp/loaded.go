@@ -110,7 +110,7 @@ func (l *locked) dropSlots(was, next *Chain) {
 	}
 }
 
-// sweepSlots finds the slots whose component has gone, and removes them.
+// sweepSlots finds the slots without their component, and removes them.
 func (l *locked) sweepSlots(remove bool) (found []string, err error) {
 	entries, err := os.ReadDir(l.path)
 	if err != nil {

@@ -80,7 +80,7 @@ func (s *scene) waitForTrace(t *testing.T, numbers ...int) {
 	s.wantTrace(t, numbers...)
 }
 
-// A chain whose pins are in another bpffs can be read, but only detached as a
+// A chain with its pins in another bpffs can be read, but only detached as a
 // whole.
 func TestPinsElsewhere(t *testing.T) {
 	testenv.NeedFreplace(t)

@@ -43,8 +43,8 @@ func (l *loader) load(dispatcher *ebpf.Program, stub string) (err error) {
 	return err
 }
 
-// plan returns the chain as it is. Like libxdp it relinks pinned programs whose
-// link is gone, and leaves out slots about which nothing is known.
+// plan returns the chain as it is. Like libxdp it relinks pinned programs that
+// lost their link, and leaves out slots about which nothing is known.
 func (s *snapshot) plan() *plan {
 	p := &plan{config: s.chain.Config, mode: s.mode}
 	for slot, m := range s.chain.Members {

@@ -22,7 +22,7 @@ import (
 //
 // Read finds members by their pins in BPFFS. It finds members without pins
 // there by their links to the dispatcher (Linux 5.13), so it can also read a
-// chain whose pins are in another bpffs. It takes no lock.
+// chain with its pins in another bpffs. It takes no lock.
 func (d Device) Read(ctx context.Context) (c *Chain, err error) {
 	err = d.at("read", func(s *site) error {
 		return s.withChain(ctx, func(snap *snapshot) error {

@@ -20,7 +20,7 @@ func two(version uint8) Config {
 	return Config{Version: version, Programs: []ProgramConfig{{Priority: 7, Actions: 1 << hook.Pass}, {Priority: 50, Actions: 1<<hook.Drop | 1<<hook.TX}}}
 }
 
-// A dispatcher whose programs are gone can still be read, and detached from the
+// A dispatcher without its programs can still be read, and detached from the
 // device.
 func TestReadWithoutMembers(t *testing.T) {
 	for version := uint8(1); version <= MaxVersion; version++ {

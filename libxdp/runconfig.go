@@ -10,10 +10,10 @@ import (
 )
 
 // RunConfig reads the settings that a program made for libxdp asks for. They
-// are in the section .xdp_run_config, in a variable _<function> whose type is a
-// struct of pointers to arrays: the name of a struct member is a setting, and
-// the length of its array is the value (XDP_RUN_CONFIG, xdp/xdp_helpers.h of
-// libxdp). Settings that the program does not ask for are zero.
+// are in the section .xdp_run_config, in a variable _<function> with the type
+// of a struct of pointers to arrays: the name of a struct member is a setting,
+// and the length of its array is the value (XDP_RUN_CONFIG, xdp/xdp_helpers.h
+// of libxdp). Settings that the program does not ask for are zero.
 //
 // The error is hook.ErrUsage when the program asks for an unknown setting or
 // value. libxdp's priorities begin at 0; here 0 becomes [hook.MinPriority].

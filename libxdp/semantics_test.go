@@ -20,7 +20,8 @@ func start(t *testing.T) {
 	kernel.RaiseMemlock()
 }
 
-// reference is libxdp's verdict for a chain whose programs return these values.
+// reference is libxdp's verdict for a chain with programs that return these
+// values.
 func reference(programs []ProgramConfig, returns []byte) uint32 {
 	for i, p := range programs {
 		if r := returns[i]; r > notAttached || (p.Actions|1<<notAttached)&(1<<r) == 0 {

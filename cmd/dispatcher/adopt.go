@@ -18,27 +18,27 @@ func (a *app) adoptCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "adopt {HOOK TARGET [id:PROG] | --link ID}",
-		Short: "Make a program that others attached a member",
-		Long: `Make a program that others attached without a link a member at the same place.
-It is the same program with the same maps. Where there are several, id:PROG says
-which one.
+		Short: "Turn a program of another tool into a member",
+		Long: `Turn a program that another tool attached without a link into a member, at the
+same position. It stays the same program with the same maps. If there are
+several such programs, id:PROG chooses one.
 
-On xdp ("ip link set xdp", older programs) it becomes the first member of a
-chain, which others can then join. The kernel wants the device to be empty
-before a link takes it: the packets of that moment pass unfiltered. With
---no-gap none does, but the chain is then not protected: it has no link, and
-anyone may replace it. A second "adopt", without --no-gap, protects it later.
+On xdp ("ip link set xdp", older programs) the program becomes the first member
+of a chain, which other programs can then join. The kernel accepts a link only
+on an empty device, so packets pass unfiltered for a short moment. With --no-gap
+no packet does, but the chain then has no link: it is not protected, and anyone
+may replace it. A second "adopt", without --no-gap, protects it later.
 
-On tcx and cgroups it gets a link, without a gap, but for a program that was
-attached to a cgroup for itself alone (bpftool cgroup attach without "multi").
+On tcx and cgroups the program gets a link. There is no gap, unless the program
+was attached to a cgroup without "multi" (bpftool cgroup attach).
 
 On tc/ingress and tc/egress the first filter becomes a member of tcx/ingress or
 tcx/egress, without a gap. Before Linux 6.6 it stays a filter and gets a name.
 
---link ID is a link of another tool, on xdp, tcx or a cgroup, or a member whose name
-is lost: it goes on running, without a gap. On xdp the link gets a chain with its
-program as the first member. Whoever made that link and holds it can put a
-program back into it.`,
+--link ID adopts the program of a link that another tool made, on xdp, tcx or a
+cgroup, or a member whose name is lost. The program continues to run, without a
+gap. On xdp the link gets a chain with the program as its first member. A
+process that holds the link can put another program into it again.`,
 		Example: `  dispatcher adopt xdp eth0 --name filter
   dispatcher adopt xdp eth0 --no-gap
   dispatcher adopt tc/ingress eth0 --name filter
@@ -88,7 +88,7 @@ program back into it.`,
 	}
 	member.add(cmd, "the program's")
 	cmd.Flags().BoolVar(&noGap, "no-gap", false, "let no packet pass unfiltered; an xdp chain is then not protected")
-	linkFlag(cmd, &linkID, "make what the link with this `ID` attaches a member")
+	linkFlag(cmd, &linkID, "turn the program of the link with this `ID` into a member")
 	return cmd
 }
 
@@ -109,7 +109,7 @@ func (a *app) adoptLink(cmd *cobra.Command, id uint32, member *memberFlags) erro
 	if err != nil {
 		return err
 	}
-	a.warn("whoever made link %d and holds it can put a program back into it; \"dispatcher holders --link %d\" tells who that is", id, id)
+	a.warn("a process that holds link %d can put another program into it again; \"dispatcher holders --link %d\" shows such processes", id, id)
 	t := dispatcher.Target{}
 	if c, err := link.Chain(cmd.Context()); err == nil {
 		t = dispatcher.On(c.Hook, c.Target).In(c.NetNS.Name)
@@ -117,7 +117,7 @@ func (a *app) adoptLink(cmd *cobra.Command, id uint32, member *memberFlags) erro
 	return a.attached(cmd.Context(), t, link, member.hold)
 }
 
-// adoptLine is the command to adopt what is on the target.
+// adoptLine returns the command that adopts the program on the target.
 func adoptLine(t dispatcher.Target) string {
 	line := fmt.Sprintf("adopt %s %s", t.Hook, t.Name())
 	if t.NetNS != "" {
@@ -127,7 +127,7 @@ func adoptLine(t dispatcher.Target) string {
 }
 
 // warnOfGap says what the adoption costs before it is done. When there is
-// nothing to adopt, the error to come says so.
+// nothing to adopt it says nothing, because the adoption will fail.
 func (a *app) warnOfGap(ctx context.Context, t dispatcher.Target, entry hook.Ref) {
 	chain, err := dispatcher.Read(ctx, t, a.readOptions())
 	if err != nil || len(chain.Members) == 0 {
@@ -135,14 +135,14 @@ func (a *app) warnOfGap(ctx context.Context, t dispatcher.Target, entry hook.Ref
 	}
 	if t.Hook == hook.XDP {
 		if !chain.Protected() {
-			a.warn("packets on %s pass unfiltered for the short moment in which a link takes the device; --no-gap avoids that, and does not protect the chain", t.Name())
+			a.warn("packets on %s pass unfiltered for a short moment, before a link holds the device; --no-gap avoids that, but does not protect the chain", t.Name())
 		}
 		return
 	}
-	// Such a program has the cgroup for itself.
+	// Such a program is alone on the cgroup.
 	m := &chain.Members[0]
 	if t.Hook.OnCgroup() && (m.Detail == "exclusive" || m.Detail == "allow-override") && (entry == "" || entry.Names(m)) {
-		a.warn("no program runs on %s %s for the short moment in which a link takes its place: %s was attached for itself alone (%s)",
+		a.warn("no program runs on %s %s for the short moment in which a link replaces %s, which was attached without \"multi\" (%s)",
 			t.Hook, t.Name(), hook.ProgramRef(m.Program.ID), m.Detail)
 	}
 }

@@ -21,10 +21,10 @@ const (
 	formatJSON  = "json"
 )
 
-// schema is the version of all JSON that is written.
+// schema is the version of all JSON output.
 const schema = 1
 
-// An app is one run of the command: where it writes, and the global flags.
+// An app is one run of the command, with its outputs and the global flags.
 type app struct {
 	stdout, stderr io.Writer
 
@@ -36,7 +36,7 @@ type app struct {
 	quiet   bool
 }
 
-// run does what args ask for and returns the exit status.
+// run runs the command line args and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	a := &app{stdout: stdout, stderr: stderr}
 	err := a.rootCommand(args).ExecuteContext(ctx)
@@ -61,13 +61,13 @@ func (a *app) readOptions() dispatcher.ReadOptions {
 	return dispatcher.ReadOptions{BPFFS: a.bpffs}
 }
 
-// note tells on stderr what the user may want to know.
+// note writes to stderr what the user may want to know.
 func (a *app) note(format string, args ...any) {
 	text := oneLine(fmt.Sprintf(format, args...))
 	a.say("note: "+text, jsonWords{Version: schema, Note: text})
 }
 
-// warn tells on stderr what the user should look into.
+// warn writes to stderr what the user should check.
 func (a *app) warn(format string, args ...any) {
 	text := oneLine(fmt.Sprintf(format, args...))
 	a.say(a.paint(a.stderr, "warning: ", yellow)+text, jsonWords{Version: schema, Warning: text})
@@ -90,14 +90,14 @@ func (a *app) say(text string, asJSON jsonWords) {
 	}
 }
 
-// print writes a result to stdout. A result that cannot be written is a
-// failure, else a full disk would look like an empty list.
+// print writes a result to stdout. A failed write is an error, because a full
+// disk would otherwise look like an empty list.
 func (a *app) print(text string) error {
 	_, err := io.WriteString(a.stdout, text)
 	return err
 }
 
-// printJSON writes a result to stdout as JSON for people and programs.
+// printJSON writes a result to stdout as indented JSON.
 func (a *app) printJSON(v any) error {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -123,7 +123,7 @@ const (
 	plain  = "\x1b[0m"
 )
 
-// paint colours text when w is to be coloured; an empty color leaves it.
+// paint colours text if w takes colour; an empty color changes nothing.
 func (a *app) paint(w io.Writer, text, color string) string {
 	if color == "" || !a.colored(w) {
 		return text
@@ -131,7 +131,7 @@ func (a *app) paint(w io.Writer, text, color string) string {
 	return color + text + plain
 }
 
-// colored tells whether w takes colour: see https://no-color.org for NO_COLOR.
+// colored tells whether w takes colour. See https://no-color.org for NO_COLOR.
 func (a *app) colored(w io.Writer) bool {
 	switch a.color {
 	case "always":

@@ -13,10 +13,9 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// withoutDev drops the word "dev" before a device, which people who write "ip"
-// and "tc" all day type without thinking, and "cgroup" before a cgroup. A device
-// of that name is written "dev dev", as there. before is how many words come
-// before the target.
+// withoutDev drops the word "dev" before a device, which users of "ip" and "tc"
+// type out of habit, and "cgroup" before a cgroup. As with ip, a device named
+// dev is written "dev dev". before is the number of words before the target.
 func withoutDev(args []string, before int) []string {
 	if len(args) > before+1 && announces(args, before) {
 		return slices.Delete(slices.Clone(args), before, before+1)
@@ -24,8 +23,8 @@ func withoutDev(args []string, before int) []string {
 	return args
 }
 
-// announces tells whether the word at i only says what the next one is: a
-// target of the hook before it.
+// announces tells whether the word at i only announces the next word: a target
+// of the hook before it.
 func announces(args []string, i int) bool {
 	if i > 0 && hook.Hook(args[i-1]).OnCgroup() {
 		return args[i] == "cgroup"
@@ -33,8 +32,8 @@ func announces(args []string, i int) bool {
 	return args[i] == "dev"
 }
 
-// words is the check of a verb's arguments: names are those of the usage line,
-// optional ones in brackets.
+// words returns a check of a verb's arguments. names are the words of the usage
+// line; optional ones are in brackets.
 func words(before int, names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		args = withoutDev(args, before)
@@ -45,13 +44,13 @@ func words(before int, names ...string) cobra.PositionalArgs {
 				}
 				return usage(seeHelp(cmd), "%s is missing: %s", name, cmd.UseLine())
 			}
-			// "$FILTER" with a typo in it.
+			// This may be "$FILTER" with a typo in it.
 			if args[i] == "" {
 				return usage(seeHelp(cmd), "%s is empty: %s", strings.Trim(name, "[]"), cmd.UseLine())
 			}
 		}
 		if len(args) > len(names) {
-			return usage(seeHelp(cmd), "%q is too much: %s", args[len(names)], cmd.UseLine())
+			return usage(seeHelp(cmd), "%q is one word too many: %s", args[len(names)], cmd.UseLine())
 		}
 		return nil
 	}
@@ -62,7 +61,7 @@ func parseHook(name string) (hook.Hook, error) {
 	if err == nil {
 		return h, nil
 	}
-	// The list of all hooks is long, and of no use for a slip of the finger.
+	// After a typo the long list of all hooks does not help.
 	if _, unknown := parseHooks(name); unknown != nil {
 		if guess := didYouMean(name, wordsOf(hook.Hooks()), "", ""); guess != "" {
 			return "", usage(guess, "unknown hook %q", name)
@@ -81,17 +80,17 @@ func wordsOf(hooks []hook.Hook) []string {
 	return list
 }
 
-// settingsFlags are the flags that set how a member takes part in its chain.
+// settingsFlags are the flags for a member's settings.
 type settingsFlags struct{ hook.Settings }
 
 func (s *settingsFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.Func("priority", fmt.Sprintf("where among the members to run: `N` from %d (first) to %d (last); of equals, the one that came first is first", hook.MinPriority, hook.MaxPriority), s.setPriority)
-	flags.Func("continue-on", "xdp: go on to the next member after these `VERDICTS`: pass,tx for example, none or any", func(text string) (err error) {
+	flags.Func("priority", fmt.Sprintf("run order among the members: `N` from %d (first) to %d (last); of equals the one that came first runs first", hook.MinPriority, hook.MaxPriority), s.setPriority)
+	flags.Func("continue-on", "xdp: run the next member after these `VERDICTS`: pass,tx for example, none or any", func(text string) (err error) {
 		s.ContinueOn, err = hook.ParseVerdictSet(text)
 		return err
 	})
-	flags.Func("on-missing", "xdp: what happens while the member's slot is empty because its owner died: `POLICY` is continue, drop or aborted", func(text string) (err error) {
+	flags.Func("on-missing", "xdp: what an empty slot does to packets when the member's owner died: `POLICY` is continue (as if the member were not there), drop or aborted (a closed door)", func(text string) (err error) {
 		s.OnMissing, err = hook.ParseOnMissing(text)
 		return err
 	})
@@ -99,7 +98,7 @@ func (s *settingsFlags) add(cmd *cobra.Command) {
 	completeFlag(cmd, "on-missing", fixed("continue", "drop", "aborted"))
 }
 
-// setPriority refuses 0, which the library takes for the default.
+// setPriority refuses 0, which means the default to the library.
 func (s *settingsFlags) setPriority(text string) error {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < hook.MinPriority || n > hook.MaxPriority {
@@ -109,7 +108,7 @@ func (s *settingsFlags) setPriority(text string) error {
 	return nil
 }
 
-// positionFlags are the flags that ask for a place.
+// positionFlags are the flags that ask for a position.
 type positionFlags struct{ hook.Position }
 
 func (p *positionFlags) add(a *app, cmd *cobra.Command) {
@@ -120,15 +119,15 @@ func (p *positionFlags) add(a *app, cmd *cobra.Command) {
 			return to.Check()
 		}
 	}
-	flags.Func("before", "run just before `REF`: a member, link:ID or id:PROG; the priority follows from that", ref(&p.Before))
+	flags.Func("before", "run just before `REF`: a member, link:ID or id:PROG; the priority follows from the position", ref(&p.Before))
 	flags.Func("after", "run just after `REF`", ref(&p.After))
-	flags.BoolVar(&p.First, "first", false, "run before all others, those of other tools too")
+	flags.BoolVar(&p.First, "first", false, "run before all others, also before programs of other tools")
 	flags.BoolVar(&p.Last, "last", false, "run after all others")
 	completeFlag(cmd, "before", a.completeRef)
 	completeFlag(cmd, "after", a.completeRef)
 }
 
-// memberFlags are the flags of a new member.
+// memberFlags are the flags for a new member.
 type memberFlags struct {
 	settingsFlags
 	name, owner string
@@ -139,11 +138,12 @@ func (m *memberFlags) add(cmd *cobra.Command, nameDefault string) {
 	flags := cmd.Flags()
 	flags.StringVar(&m.name, "name", "", "`NAME` of the member (default: "+nameDefault+")")
 	m.settingsFlags.add(cmd)
-	flags.StringVar(&m.owner, "owner", "dispatcher", "`LABEL` that tells others whose it is")
+	flags.StringVar(&m.owner, "owner", "dispatcher", "`LABEL` that names the member's owner")
 	flags.BoolVar(&m.hold, "hold", false, "own the member in the foreground: it leaves when the command ends, however it ends")
 }
 
-// options are those for the library. A member that is not held is persistent.
+// options returns the library's options. A member that is not held is
+// persistent.
 func (m *memberFlags) options(a *app, flags *pflag.FlagSet) (dispatcher.Options, error) {
 	for _, f := range []string{"name", "owner"} {
 		if flags.Changed(f) {

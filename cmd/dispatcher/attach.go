@@ -13,10 +13,10 @@ const attachExample = `  # drops a list of sources, before anything else; stays 
   # one of several programs of a file, with a constant set and a map shared
   dispatcher attach xdp eth0 filter.o:xdp_filter --global limit=1000 --map allowed=/sys/fs/bpf/allowed
 
-  # goes on to the next member also after XDP_TX; no packet passes while it is missing
+  # the next member also runs after XDP_TX; no packet passes while this one is missing
   dispatcher attach xdp eth0 pin:/sys/fs/bpf/balancer --name lb --continue-on pass,tx --on-missing drop
 
-  # counts what leaves a device, before what any other tool has attached there
+  # counts packets that leave a device, before the programs of all other tools
   dispatcher attach tcx/egress eth0 builtin:count --first
 
   # behind the program of another tool, which "list" shows with link 12
@@ -31,7 +31,7 @@ const attachExample = `  # drops a list of sources, before anything else; stays 
   # counts for as long as the command runs
   dispatcher attach xdp eth0 builtin:count --hold
 
-  # what the chain would be, as JSON
+  # prints the resulting chain as JSON, and changes nothing
   dispatcher attach xdp eth0 filter.o --dry-run -j`
 
 func (a *app) attachCommand() *cobra.Command {
@@ -45,22 +45,29 @@ func (a *app) attachCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "attach HOOK TARGET PROGRAM",
-		Short: "Put a program on a hook, beside those that are there",
-		Long: `Put a program on a hook of a device or a cgroup, beside those that are there.
+		Short: "Attach a program to a hook, beside the programs that are there",
+		Long: `Attach a program to a hook of a device or a cgroup, beside the programs that are
+there.
 
-It runs where its priority puts it among the members. What other tools have
-attached keeps its place; --before, --after, --first and --last ask for a place
-whatever the priority. It stays until "detach" or a reboot; with --hold it
-leaves with the command.
+Members run in the order of their priorities. Programs of other tools stay where
+they are; --before, --after, --first and --last ask for a position among them.
+The member stays until "detach" or a reboot; with --hold it leaves when the
+command ends.
 
-On xdp it joins the chain that is on the device, or starts one, and the next
-member runs when its verdict is one of --continue-on. A chain of libxdp
-(xdp-loader) is joined as libxdp does it; --style libxdp starts one on a free
-device, which C programs can then join: it is shared with all that use libxdp,
-has room for 10, and is not protected. Elsewhere the programs
-themselves say with what they return whether the next one runs, and it gets a
-link of its own. On tc/ingress and tc/egress it gets a filter, which no link
-owns: it cannot be held, and others can remove it.
+On xdp the program joins the chain on the device, or starts one. The next member
+runs when the verdict is one of --continue-on. While a member's slot is empty,
+because its owner died, packets skip it; with --on-missing drop or aborted the
+empty slot is a closed door instead: it drops all packets that reach it, until
+the member is attached again or detached.
+
+A program joins a chain of libxdp (xdp-loader) in libxdp's way, and --style
+libxdp starts such a chain on a free device, so that C programs can join it. It
+is shared with all programs that use libxdp, has room for 10, and is not
+protected.
+
+On the other hooks the programs' return values decide whether the next one runs,
+and each member has a link of its own. On tc/ingress and tc/egress it has a
+filter instead, which no process can hold and other tools can remove.
 
 ` + programHelp + builtinHelp(),
 		Example:           attachExample,
@@ -108,13 +115,13 @@ owns: it cannot be held, and others can remove it.
 	member.add(cmd, "the program's")
 	place.add(a, cmd)
 	flags := cmd.Flags()
-	flags.Func("mode", "xdp: `MODE` of the device: auto, native (in the driver) or generic; a chain has one for all members", func(text string) (err error) {
+	flags.Func("mode", "xdp: `MODE` of the device: auto, native (in the driver) or generic; all members of a chain have the same", func(text string) (err error) {
 		mode, err = hook.ParseMode(text)
 		return err
 	})
 	completeFlag(cmd, "mode", fixed("auto", "native", "generic"))
-	style.add(cmd, "xdp: `STYLE` of the chain: owned or libxdp (default: that of the chain that is there; owned on a free device)")
+	style.add(cmd, "xdp: `STYLE` of the chain: owned or libxdp (default: the style of an existing chain; owned on a free device)")
 	program.add(cmd)
-	flags.BoolVar(&dryRun, "dry-run", false, "load and check everything, print the chain as it would be, and change nothing")
+	flags.BoolVar(&dryRun, "dry-run", false, "load and check everything, print the resulting chain, and change nothing")
 	return cmd
 }

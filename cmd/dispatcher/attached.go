@@ -11,8 +11,9 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// attached ends a verb that has put a member on a hook: it tells what the user
-// should know about it, and owns the member until ctx ends if it is held.
+// attached ends a verb that has attached a member. It tells the user what
+// matters about the member, and holds the member until ctx ends if that was
+// asked for.
 func (a *app) attached(ctx context.Context, t dispatcher.Target, link *dispatcher.Link, hold bool) error {
 	defer link.Close()
 	chain, err := link.Chain(ctx)
@@ -27,12 +28,12 @@ func (a *app) attached(ctx context.Context, t dispatcher.Target, link *dispatche
 	case hold:
 		return err
 	default:
-		a.warn("attached, but it cannot be read back: %v", err)
+		a.warn("the member is attached, but it cannot be read back: %v", err)
 		return nil
 	}
 	if chain.Hook != t.Hook { // a filter of tc was adopted
 		t.Hook = chain.Hook
-		a.note("%q is a member of %s %s now: it has a link, and runs before all filters", member.Name, t.Hook, t.Name())
+		a.note("%q is now a member of %s %s: it has a link, and runs before all filters", member.Name, t.Hook, t.Name())
 	}
 	if t.Hook == hook.XDP {
 		a.tellChained(t, chain, member)
@@ -59,7 +60,7 @@ func (a *app) tellChained(t dispatcher.Target, chain *hook.Chain, member *hook.M
 	}
 }
 
-// tellLibxdp says what it means to be in a chain of libxdp.
+// tellLibxdp tells what membership in a libxdp chain means.
 func (a *app) tellLibxdp(t dispatcher.Target, chain *hook.Chain, member *hook.Member) {
 	with := "alone so far"
 	var others []string
@@ -71,7 +72,7 @@ func (a *app) tellLibxdp(t dispatcher.Target, chain *hook.Chain, member *hook.Me
 	if len(others) > 0 {
 		with = "with " + strings.Join(others, ", ")
 	}
-	a.note("%q is in the chain of libxdp on %s (config version %d), %s: shared with all that use libxdp, and not protected: anyone may replace it",
+	a.note("%q is in a libxdp chain on %s (config version %d), %s: the chain is shared with all programs that use libxdp, and not protected: anyone may replace it",
 		member.Name, t.Name(), chain.ConfigVersion, with)
 }
 
@@ -79,16 +80,16 @@ func (a *app) tellAttached(t dispatcher.Target, chain *hook.Chain, member *hook.
 	if a.verbose {
 		a.note("attached %q to %s %s: priority %d", member.Name, t.Hook, t.Name(), member.Priority)
 	}
-	a.tellPlace(chain, member)
+	a.tellPosition(chain, member)
 	if member.Filter != nil {
 		a.note("the filter is not protected: \"tc filter del\" and others can remove it; on tcx/%s (Linux 6.6) a link owns a member",
 			strings.TrimPrefix(string(t.Hook), "tc/"))
 	}
 }
 
-// tellPlace says where a member ended up among what is not ours, which has no
-// priority to compare. On XDP there are only members.
-func (a *app) tellPlace(chain *hook.Chain, member *hook.Member) {
+// tellPosition tells where a member runs among programs that are not members
+// and have no priority to compare. XDP has only members.
+func (a *app) tellPosition(chain *hook.Chain, member *hook.Member) {
 	i := position(chain, member)
 	alone := !slices.ContainsFunc(chain.Members, func(m hook.Member) bool { return m.Kind != hook.KindMember })
 	if i < 0 || chain.Hook == hook.XDP || alone && !a.verbose {
@@ -108,7 +109,7 @@ func (a *app) tellPlace(chain *hook.Chain, member *hook.Member) {
 	a.note("%s", text)
 }
 
-// neighbour names an entry as --before and --after take it.
+// neighbour names an entry as --before and --after accept it.
 func neighbour(m *hook.Member) string {
 	if m.Kind == hook.KindMember {
 		return strconv.Quote(m.Name)
@@ -120,20 +121,20 @@ func neighbour(m *hook.Member) string {
 	return text + ")"
 }
 
-// position returns where in the run order a member is, or -1.
+// position returns a member's index in run order, or -1.
 func position(chain *hook.Chain, member *hook.Member) int {
 	return slices.IndexFunc(chain.Members, func(m hook.Member) bool {
 		return m.SlotID == member.SlotID && m.LinkID == member.LinkID && m.Kind == member.Kind && m.Name == member.Name
 	})
 }
 
-// warnTailCalls warns on XDP, where a chain takes tail calls of its own.
+// warnTailCalls warns on XDP, where the chain itself makes tail calls.
 func (a *app) warnTailCalls(t dispatcher.Target, member *hook.Member) {
 	if !member.TailCalls || t.Hook != hook.XDP {
 		return
 	}
 	a.warn("the program of %q makes tail calls of its own, which count towards the kernel's limit of 33 for a packet", member.Name)
 	if a.verbose {
-		a.note("a chain takes one tail call for each member; when the limit is reached, the kernel skips the call and the caller runs on")
+		a.note("the chain needs one tail call for each member; beyond the limit the kernel skips a call, and the caller continues")
 	}
 }

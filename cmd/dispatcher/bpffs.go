@@ -15,7 +15,8 @@ import (
 
 const defaultBPFFS = kernel.DefaultBPFFS
 
-// checkBPFFS refuses a --bpffs that is none: members would seem to have no pins.
+// checkBPFFS refuses a --bpffs that is not a bpffs: members would seem to have
+// no pins.
 func (a *app) checkBPFFS(cmd *cobra.Command) error {
 	f := cmd.Flags().Lookup("bpffs")
 	if f == nil || !f.Changed || kernel.IsBPFFS(a.bpffs) {
@@ -27,14 +28,15 @@ func (a *app) checkBPFFS(cmd *cobra.Command) error {
 	return usage(fmt.Sprintf("mount one with \"%s\"", kernel.MountCommand(a.bpffs)), "--bpffs %s: no bpffs is mounted there", a.bpffs)
 }
 
-// needBPFFS mounts the default bpffs for a verb that pins, if nothing is there.
+// needBPFFS mounts the default bpffs for a verb that pins, if none is mounted
+// there.
 func (a *app) needBPFFS() error {
 	if kernel.IsBPFFS(a.bpffs) {
 		return nil
 	}
 	if inPrivateMounts() {
 		return usage(`instead of "ip netns exec NS dispatcher" use "dispatcher -n NS"; or mount one, or give --bpffs or --hold`,
-			"no bpffs is mounted at %s in this mount namespace, and what is pinned in a private one would not last", a.bpffs)
+			"no bpffs is mounted at %s in this mount namespace, and pins in a private one would not last", a.bpffs)
 	}
 	mounted, err := dispatcher.MountBPFFS(a.bpffs)
 	if mounted {
@@ -44,16 +46,16 @@ func (a *app) needBPFFS() error {
 }
 
 // inPrivateMounts tells whether the command runs in a mount namespace that one
-// of its ancestors does not: that is how "ip netns exec", with its own /sys,
-// and services with private mounts are. A bpffs that is mounted in there goes
-// with the command, and the members with it.
+// of its ancestors does not share. "ip netns exec", with its own /sys, and
+// services with private mounts are like that. A bpffs that is mounted there
+// ends with the command, and the members with it.
 func inPrivateMounts() bool {
 	own := procfs.Namespace("/proc/self", "mnt")
 	if own == 0 {
 		return false
 	}
 	for pid := os.Getppid(); pid > 0; pid = parent(pid) {
-		// It cannot be read of some, such as init in a sandbox.
+		// It cannot be read for some processes, such as init in a sandbox.
 		ns := procfs.Namespace(fmt.Sprintf("/proc/%d", pid), "mnt")
 		if ns != 0 && ns != own {
 			return true
@@ -62,13 +64,13 @@ func inPrivateMounts() bool {
 	return false
 }
 
-// parent returns the parent of a process, 0 when that cannot be known.
+// parent returns the parent of a process, or 0 when it is not known.
 func parent(pid int) int {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}
-	// pid (name) state parent ...: the name may have any characters.
+	// pid (name) state parent ...: the name may contain any characters.
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 2 {
 		return 0

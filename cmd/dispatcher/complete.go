@@ -17,12 +17,12 @@ import (
 
 const noFiles = cobra.ShellCompDirectiveNoFileComp
 
-// An offer is what the shell offers for a word, given the ones before it. It
-// offers nothing when something fails: there is no place to say so.
+// An offer returns what the shell offers for a word, after the given ones. When
+// something fails it offers nothing, because the shell cannot show an error.
 type offer func(ctx context.Context, given []string, word string) ([]string, cobra.ShellCompDirective)
 
-// completeArgs offers words for the arguments of a verb, one offer for each.
-// before is as for withoutDev.
+// completeArgs offers words for the arguments of a verb, with one offer for
+// each argument. before has the same meaning as in withoutDev.
 func completeArgs(before int, offers ...offer) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, given []string, word string) ([]string, cobra.ShellCompDirective) {
 		if len(given) > before && announces(given, before) {
@@ -38,7 +38,7 @@ func completeArgs(before int, offers ...offer) cobra.CompletionFunc {
 // completeFlag offers words for a flag.
 func completeFlag(cmd *cobra.Command, flag string, words cobra.CompletionFunc) {
 	if err := cmd.RegisterFlagCompletionFunc(flag, words); err != nil {
-		panic(err) // there is no such flag: a slip in this program
+		panic(err) // there is no such flag: a mistake in this program
 	}
 }
 
@@ -53,7 +53,7 @@ func offerListed(context.Context, []string, string) ([]string, cobra.ShellCompDi
 	return listedWords(), noFiles
 }
 
-// offerTargets offers cgroups or devices, by the hook.
+// offerTargets offers cgroups or devices, according to the hook.
 func (a *app) offerTargets(ctx context.Context, given []string, word string) ([]string, cobra.ShellCompDirective) {
 	if hook.Hook(given[0]).OnCgroup() {
 		return offerCgroups(word)
@@ -61,8 +61,8 @@ func (a *app) offerTargets(ctx context.Context, given []string, word string) ([]
 	return a.offerDevices(ctx, given, word)
 }
 
-// offerCgroups offers the cgroups at the level of the path that was begun, which
-// may also be relative to the mount.
+// offerCgroups offers the cgroups at the level of the incomplete path, which may
+// also be relative to the mount.
 func offerCgroups(word string) ([]string, cobra.ShellCompDirective) {
 	root, err := kernel.CgroupRoot()
 	if err != nil {
@@ -86,7 +86,7 @@ func offerCgroups(word string) ([]string, cobra.ShellCompDirective) {
 	return names, noFiles | cobra.ShellCompDirectiveNoSpace
 }
 
-// offerDevices offers those of the network namespace of --netns.
+// offerDevices offers the devices of the network namespace of --netns.
 func (a *app) offerDevices(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
 	ns, err := kernel.OpenNetNS(a.netns)
 	if err != nil {
@@ -108,12 +108,12 @@ func (a *app) offerMembers(ctx context.Context, given []string, _ string) ([]str
 	return a.offerEntries(ctx, given, (*hook.Member).Named)
 }
 
-// offerLegacy offers what can be adopted.
+// offerLegacy offers the programs that can be adopted.
 func (a *app) offerLegacy(ctx context.Context, given []string, _ string) ([]string, cobra.ShellCompDirective) {
 	return a.offerEntries(ctx, given, func(m *hook.Member) bool { return m.Kind == hook.KindLegacy })
 }
 
-// completeRef offers what --before and --after can refer to.
+// completeRef offers references for --before and --after.
 func (a *app) completeRef(cmd *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
 	if given = withoutDev(given, 1); len(given) < 2 {
 		return nil, noFiles
@@ -121,7 +121,7 @@ func (a *app) completeRef(cmd *cobra.Command, given []string, _ string) ([]strin
 	return a.offerEntries(cmd.Context(), given, func(*hook.Member) bool { return true })
 }
 
-// offerEntries offers those of the entries on a hook that are wanted.
+// offerEntries offers the wanted entries of a hook.
 func (a *app) offerEntries(ctx context.Context, given []string, wanted func(*hook.Member) bool) ([]string, cobra.ShellCompDirective) {
 	t, err := a.target(given[0], given[1])
 	if err != nil {
@@ -140,8 +140,8 @@ func (a *app) offerEntries(ctx context.Context, given []string, wanted func(*hoo
 	return names, noFiles
 }
 
-// offerPrograms offers the hook's built-in programs, and pins; files are up to
-// the shell.
+// offerPrograms offers the hook's built-in programs, and pins. The shell itself
+// offers files.
 func offerPrograms(_ context.Context, given []string, word string) ([]string, cobra.ShellCompDirective) {
 	if path, ok := strings.CutPrefix(word, fromPin+":"); ok {
 		return offerPins(path)
@@ -175,7 +175,7 @@ func offerPins(path string) ([]string, cobra.ShellCompDirective) {
 	return names, noFiles | cobra.ShellCompDirectiveNoSpace
 }
 
-// netnsNames lists the namespaces that have a name, as "ip netns" does.
+// netnsNames lists the named namespaces, like "ip netns".
 func netnsNames(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	entries, _ := os.ReadDir("/run/netns")
 	var names []string

@@ -31,7 +31,7 @@ members, built-in programs and network namespaces complete.`,
 			case "fish":
 				err = root.GenFishCompletion(&b, true)
 			default:
-				return usage("", "there is no completion for the shell %q, but for bash, zsh and fish", args[0])
+				return usage("", "there is no completion for the shell %q, only for bash, zsh and fish", args[0])
 			}
 			if err != nil {
 				return err

@@ -26,7 +26,7 @@ func (s *styleFlags) add(cmd *cobra.Command, text string) {
 		s.style, err = hook.ParseStyle(word)
 		return err
 	})
-	flags.Func("config-version", "libxdp: `N` is 1 (libxdp up to 1.2), 2 (up to 1.5) or 3: which ones can change the chain (default: that of the libxdp on this machine)", func(word string) error {
+	flags.Func("config-version", "libxdp: version `N` of the chain's configuration, 1 (libxdp up to 1.2), 2 (up to 1.5) or 3: which versions of libxdp can change the chain (default: the version of the libxdp on this machine)", func(word string) error {
 		n, err := strconv.ParseUint(word, 10, 8)
 		if err != nil || n < 1 || n > libxdp.MaxVersion {
 			return fmt.Errorf("must be a number from 1 to %d", libxdp.MaxVersion)
@@ -38,7 +38,7 @@ func (s *styleFlags) add(cmd *cobra.Command, text string) {
 	completeFlag(cmd, "config-version", fixed("1", "2", "3"))
 }
 
-// isLibxdp tells whether a program would join a chain of libxdp, which keeps no
+// isLibxdp tells whether a program would join a libxdp chain, which keeps no
 // names of its own.
 func (a *app) isLibxdp(ctx context.Context, t dispatcher.Target, asked hook.Style) bool {
 	if t.Hook != hook.XDP || asked == hook.StyleLibxdp {
@@ -57,24 +57,24 @@ func (a *app) convertCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "convert xdp TARGET --style STYLE",
-		Short: "Move all members of a chain of libxdp over to an owned one, or back",
-		Long: `Move all members of the chain on a device over to a chain of the other style, with
+		Short: "Move all members of a libxdp chain to an owned chain, or back",
+		Long: `Move all members of the chain on a device to a chain of the other style, with
 their order, continue sets and maps.
 
---style owned takes the members of a chain of libxdp (xdp-loader), which anyone may
-replace, and makes them members of a chain that a link protects. Programs that use
-libxdp can then not join it any more.
+--style owned moves the members of a libxdp chain (xdp-loader), which anyone may
+replace, to a chain that a link protects. Programs that use libxdp can no longer
+join it.
 
---style libxdp is the way back: for at most 10 members, all persistent.
+--style libxdp moves them back: at most 10 members, all of them persistent.
 
-A member's program is taken as it is loaded, where the kernel lets it run behind
-the other dispatcher; if not, give its file with --program. It goes on with the maps
-that it has.
+If the kernel allows a member's loaded program behind the other dispatcher, the
+program is moved as it is. If not, give its file with --program; it keeps the
+maps of the loaded program.
 
-For a moment nothing is attached, and packets pass unfiltered: the kernel lets
-neither a link take the place of what netlink attached, nor the reverse. With
---no-gap an owned chain comes without that, and without a link: it is not protected
-until "adopt" gives it one.`,
+For a moment nothing is attached, and packets pass unfiltered: the kernel does
+not let a link replace a program that netlink attached, nor the reverse. With
+--no-gap an owned chain comes without a gap, but also without a link: it is not
+protected until "adopt" gives it one.`,
 		Example: `  dispatcher convert xdp eth0 --style owned
   dispatcher convert xdp eth0 --style owned --program xdp_filter=filter.o --program id:41=other.o:main
   dispatcher convert xdp eth0 --style libxdp --config-version 2`,
@@ -123,23 +123,23 @@ until "adopt" gives it one.`,
 				a.warn("the chain on xdp %s is not protected: anyone may replace it; \"%s\" protects it", t.Name(), adoptLine(t))
 			}
 			if a.verbose {
-				a.note("%d members are in %s chain now", len(c.Members), map[hook.Style]string{hook.StyleOwned: "an owned", hook.StyleLibxdp: "a libxdp"}[c.Style])
+				a.note("%d members are now in %s chain", len(c.Members), map[hook.Style]string{hook.StyleOwned: "an owned", hook.StyleLibxdp: "a libxdp"}[c.Style])
 			}
 			return nil
 		},
 	}
-	style.add(cmd, "`STYLE` to move to: owned or libxdp")
+	style.add(cmd, "`STYLE` of the new chain: owned or libxdp")
 	flags := cmd.Flags()
-	flags.StringArrayVar(&programs, "program", nil, "take a member from a file or another program: `MEMBER=PROGRAM`, where MEMBER is a name or id:N and PROGRAM is as for \"attach\" (repeatable)")
+	flags.StringArrayVar(&programs, "program", nil, "load a member from a file, or take another program: `MEMBER=PROGRAM`, where MEMBER is a name or id:N and PROGRAM is as for \"attach\" (repeatable)")
 	flags.BoolVar(&noGap, "no-gap", false, "owned: let no packet pass unfiltered; the chain is then not protected")
-	flags.StringVar(&owner, "owner", "dispatcher", "owned: `LABEL` that tells others whose the members are")
+	flags.StringVar(&owner, "owner", "dispatcher", "owned: `LABEL` that names the members' owner")
 	return cmd
 }
 
-// warnOfConversion says what it costs before it is done.
+// warnOfConversion says what the conversion costs before it is done.
 func (a *app) warnOfConversion(ctx context.Context, t dispatcher.Target, to hook.Style) {
 	c, err := dispatcher.Read(ctx, t, a.readOptions())
 	if err == nil && len(c.Members) > 0 && c.Style != to && (c.Style == hook.StyleLibxdp || c.Style == hook.StyleOwned && c.Protected()) {
-		a.warn("packets on %s pass unfiltered for the short moment in which one chain takes the place of the other", t.Name())
+		a.warn("packets on %s pass unfiltered for the short moment in which one chain replaces the other", t.Name())
 	}
 }

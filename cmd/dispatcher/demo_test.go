@@ -44,7 +44,7 @@ func TestDemo(t *testing.T) {
 
 func TestDemoInterrupted(t *testing.T) {
 	for name, test := range map[string]struct {
-		line string // of the transcript, after which it is interrupted
+		line string // the line of the transcript after which the demo is interrupted
 		want string
 	}{
 		"while members are held": {"== 3.", "dispatcher: the demo was interrupted in act 3\n"},
@@ -79,7 +79,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 }
 
-// A reader who has seen enough is no reason to leave anything behind.
+// A reader that goes away is no reason to leave anything behind.
 func TestDemoWithoutReader(t *testing.T) {
 	testenv.CheckLeaks(t)
 	cmd := exec.Command("dispatcher", "demo")
@@ -95,7 +95,7 @@ func TestDemoWithoutReader(t *testing.T) {
 	demoGone(t, cmd.Process.Pid)
 }
 
-// Without the privileges, or without ip, nothing is begun.
+// Without the privileges, or without ip, the demo does not begin.
 func TestDemoNotReady(t *testing.T) {
 	testenv.Require(t)
 	for name, test := range map[string]struct {
@@ -142,7 +142,7 @@ func dispatcherPath(t *testing.T) string {
 	return path
 }
 
-// demoGone checks what the process has made that CheckLeaks does not know.
+// demoGone checks what the process made and CheckLeaks does not know.
 func demoGone(t *testing.T, pid int) {
 	t.Helper()
 	name := fmt.Sprintf("ld-demo-%d", pid)
@@ -154,7 +154,8 @@ func demoGone(t *testing.T, pid int) {
 		_, err := os.Lstat(path)
 		qt.Check(t, qt.ErrorIs(err, os.ErrNotExist), qt.Commentf(path))
 	}
-	// Whatever the demo starts knows its name.
+	// Every process that the demo starts has the demo's name in its command
+	// line.
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	qt.Check(t, qt.IsNil(err))
 	for _, path := range lines {

@@ -15,17 +15,19 @@ func (a *app) detachCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "detach {HOOK TARGET {MEMBER | link:ID | id:PROG | --all} | --link ID}",
-		Short: "Take a member, or all of them, off a hook",
-		Long: `Take a member, or all of them, off a hook, whoever owns them, and remove their
-pins. With the last member of an xdp chain the device becomes free.
+		Short: "Detach a member, or all members, from a hook",
+		Long: `Detach a member, or all members, from a hook, whoever owns them, and remove
+their pins. When the last member of an xdp chain leaves, the device becomes
+free.
 
-What is not a member is left alone. On other hooks than xdp, --force takes out
-what other tools have attached too: link:ID is an entry by its link, id:PROG by
-its program, as "list" shows them.
+Programs of other tools stay. On hooks other than xdp, --force detaches them
+too: link:ID names an entry by its link, id:PROG by its program, as "list" shows
+them.
 
---link ID is a link of any hook, wherever its target is: that of a whole xdp chain,
-of one member, or with --force of another tool. Nobody is killed: whoever holds it
-keeps a link that does nothing. "dispatcher holders --link ID" tells who that is.`,
+--link ID detaches a link of any hook, wherever its target is: the link of a
+whole xdp chain, of one member, or with --force of another tool. No process is
+killed: a process that holds the link keeps a link that does nothing.
+"dispatcher holders --link ID" shows such processes.`,
 		Example: `  dispatcher detach xdp eth0 filter
   dispatcher detach xdp eth0 --all
   dispatcher detach tcx/ingress eth0 link:12 --force
@@ -41,9 +43,9 @@ keeps a link that does nothing. "dispatcher holders --link ID" tells who that is
 			case n == 3 && all:
 				return usage(seeHelp(cmd), "one MEMBER or --all, not both")
 			case n == 2 && !all:
-				return usage(seeHelp(cmd), "which one? Give a MEMBER or --all")
+				return usage(seeHelp(cmd), "which member? Give a MEMBER or --all")
 			case all && force:
-				return usage("name what is not a member by link:ID or id:PROG", "--all takes out members only, and they need no --force")
+				return usage("name an entry that is not a member by link:ID or id:PROG", "--all detaches members only, and they need no --force")
 			}
 			return nil
 		},
@@ -75,13 +77,13 @@ keeps a link that does nothing. "dispatcher holders --link ID" tells who that is
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "all members; an xdp device becomes free")
-	cmd.Flags().BoolVar(&force, "force", false, "take it out even if another tool has attached it (on xdp with --link only)")
-	linkFlag(cmd, &linkID, "detach the link with this `ID`, on whatever hook")
+	cmd.Flags().BoolVar(&all, "all", false, "detach all members; an xdp device becomes free")
+	cmd.Flags().BoolVar(&force, "force", false, "detach it even if another tool attached it (on xdp with --link only)")
+	linkFlag(cmd, &linkID, "detach the link with this `ID`, on any hook")
 	return cmd
 }
 
-// linkFlag adds --link, which stands for hook and target.
+// linkFlag adds --link, which replaces hook and target.
 func linkFlag(cmd *cobra.Command, id *uint32, text string) {
 	cmd.Flags().Func("link", text, func(s string) (err error) {
 		*id, err = parseID(s)
@@ -89,7 +91,7 @@ func linkFlag(cmd *cobra.Command, id *uint32, text string) {
 	})
 }
 
-// alone is the check of a verb's arguments beside --link.
+// alone checks a verb's arguments for --link.
 func alone(cmd *cobra.Command, args []string, others bool) error {
 	if len(args) > 0 || others {
 		return usage(seeHelp(cmd), "a hook and a target, or --link, not both")

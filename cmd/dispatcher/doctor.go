@@ -14,18 +14,18 @@ import (
 func (a *app) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
-		Short: "Show what is not as it should be, and the command that mends it",
-		Long: `Show what is not as it should be with the machine (capabilities, what the kernel
-can do, the JIT, the bpffs, what hides or refuses things) and the state (pins that
-were left, slots without an owner, members out of order, what others may throw
-out or read). Below each finding is the command that mends it, if there is one.
-Nothing is changed.
+		Short: "Show what is wrong, and the command that repairs it",
+		Long: `Show what is wrong with the machine (capabilities, kernel features, the JIT, the
+bpffs, what hides or refuses things) and with the state (pins that were left,
+slots without an owner, members out of order, what other tools could remove or
+read). Below each finding is the command that repairs it, if there is one.
+doctor itself changes nothing.
 
-LEVEL is "note" for what is worth knowing, "drift" for what is not as it was
-meant to be, and "broken" for what does not work. -v shows the checks that found
-nothing as well, -q leaves out the notes.
+LEVEL is "note" for what is worth knowing, "drift" for what is not as intended,
+and "broken" for what does not work. -v also shows the checks that found
+nothing, -q leaves out the notes.
 
-The exit status is 6 when there is drift, or something is broken.`,
+The exit status is 6 after a finding of level drift or broken.`,
 		Example: `  dispatcher doctor
   dispatcher doctor -j | jq -r '.findings[] | select(.level == "drift").mend'`,
 		Args: words(0),
@@ -48,14 +48,14 @@ The exit status is 6 when there is drift, or something is broken.`,
 	}
 }
 
-// errDrift is what the command ends with when its findings were printed.
+// errDrift is the command's error after it has printed findings.
 var errDrift = errors.New("there is something to mend")
 
 func drifted(f hook.Finding) bool {
 	return f.Level == hook.LevelDrift || f.Level == hook.LevelBroken
 }
 
-// worthwhile leaves out what was not asked for.
+// worthwhile leaves out findings that the user did not ask for.
 func (a *app) worthwhile(found []hook.Finding) []hook.Finding {
 	return slices.DeleteFunc(slices.Clone(found), func(f hook.Finding) bool {
 		return f.Level == hook.LevelOK && !a.verbose || f.Level == hook.LevelNote && a.quiet
@@ -67,7 +67,7 @@ type jsonFinding struct {
 	Level  string    `json:"level"`
 	Hook   string    `json:"hook,omitempty"`
 	Target string    `json:"target,omitempty"`
-	NetNS  jsonNetNS `json:"netns"` // zero for what is in none
+	NetNS  jsonNetNS `json:"netns"` // zero for a finding that is in none
 	Member string    `json:"member,omitempty"`
 	Text   string    `json:"text"`
 	Mend   string    `json:"mend,omitempty"`
@@ -112,7 +112,8 @@ var levelColors = map[hook.Level]string{
 	hook.LevelOK: green, hook.LevelNote: yellow, hook.LevelDrift: red, hook.LevelBroken: red,
 }
 
-// findingAt is the place of a finding as a verb takes it, and its namespace.
+// findingAt returns the target of a finding, as a verb accepts it, and the
+// namespace.
 func (a *app) findingAt(f hook.Finding) string {
 	parts := []string{string(f.Hook), f.Target, f.Member, netnsPart(&hook.Chain{NetNS: f.NetNS}, a.format == formatWide)}
 	parts = slices.DeleteFunc(parts, func(s string) bool { return s == "" })

@@ -38,7 +38,7 @@ func TestPrintFindings(t *testing.T) {
 	}
 }
 
-// Nothing to say is said, but not in JSON.
+// Without findings there is a message, but not in JSON.
 func TestPrintNoFindings(t *testing.T) {
 	for format, want := range map[string]string{
 		formatTable: "nothing to mend\n", formatWide: "nothing to mend\n", formatJSON: "{\n  \"version\": 1,\n  \"findings\": []\n}\n",

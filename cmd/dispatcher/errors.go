@@ -23,8 +23,8 @@ const (
 	statusDrift
 )
 
-// statuses tells what each exit status means, and which errors end in it: the
-// first that fits.
+// statuses tells what each exit status means, and which errors lead to it. The
+// first match counts.
 var statuses = []struct {
 	status  int
 	meaning string
@@ -33,13 +33,13 @@ var statuses = []struct {
 	{statusDone, "done", nil},
 	{statusUsage, "the command line, or what it asks for, is wrong", []error{dispatcher.ErrUsage}},
 	{statusFailed, "the kernel refused, or something failed", nil},
-	{statusBusy, "busy: others hold the hook, the name is taken, the chain is full or kept changing",
+	{statusBusy, "busy: another program holds the hook, the name is taken, the chain is full or kept changing",
 		[]error{dispatcher.ErrBusy, dispatcher.ErrChainFull, dispatcher.ErrChanged, fs.ErrExist}},
 	{statusNotFound, "no such device, cgroup, member, program or file, or it is gone",
 		[]error{dispatcher.ErrDefunct, fs.ErrNotExist}},
 	{statusUnsupported, "not supported by this kernel, driver or chain",
 		[]error{dispatcher.ErrIncompatible, ebpf.ErrNotSupported}},
-	{statusDrift, "doctor found something to mend, or explain another verdict than expected", []error{errDrift, errUnexpected}},
+	{statusDrift, "doctor found something to mend, or explain found another verdict than expected", []error{errDrift, errUnexpected}},
 }
 
 func exitStatus(err error) int {
@@ -64,10 +64,11 @@ func describeStatuses(indent string) string {
 	return b.String()
 }
 
-// A usageError is about the command line, before the library is asked.
+// A usageError is an error in the command line, found before the library is
+// called.
 type usageError struct{ cause, hint string }
 
-// usage returns an error whose hint, the next step, may be empty.
+// usage returns a usageError. The hint, the next step, may be empty.
 func usage(hint, format string, args ...any) error {
 	return &usageError{fmt.Sprintf(format, args...), hint}
 }
@@ -156,8 +157,8 @@ func oneLine(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), " ")
 }
 
-// didYouMean returns a hint with the known word next to a wrong one, or
-// otherwise when none is near.
+// didYouMean returns a hint with the known word that is nearest to a wrong one,
+// or otherwise if none is near.
 func didYouMean(wrong string, known []string, prefix, otherwise string) string {
 	best, least := "", min(3, 1+len(wrong)/2)
 	for _, word := range known {
@@ -175,7 +176,7 @@ func didYouMean(wrong string, known []string, prefix, otherwise string) string {
 	return fmt.Sprintf("did you mean %q?", prefix+best)
 }
 
-// distance is how many letters are to be added, removed or changed to turn
+// distance returns how many letters must be added, removed or changed to turn
 // one word into the other (Levenshtein).
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)

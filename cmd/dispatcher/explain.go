@@ -22,7 +22,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/packet"
 )
 
-// explainFlags are what is asked of explain, and the packets to make.
+// explainFlags are the flags of explain, and the packets to build.
 type explainFlags struct {
 	hex            []string
 	make           map[packet.Protocol]*bool
@@ -39,30 +39,31 @@ func (a *app) explainCommand() *cobra.Command {
 	f := explainFlags{make: map[packet.Protocol]*bool{packet.UDP: new(bool), packet.TCP: new(bool), packet.ICMP: new(bool)}}
 	cmd := &cobra.Command{
 		Use:   "explain HOOK TARGET FILE|SRC DST [PORT]",
-		Short: "Show which program does what to a packet: who drops it?",
-		Long: `Show which program on a hook does what to a packet: what each says, one after the
-other as the hook runs them, what it changes in the packet, and what becomes of
-that. Nothing is sent and nothing is received, but for what a program of tcx sends
-with bpf_clone_redirect: the kernel runs the programs on packets that are given to
-it (BPF_PROG_TEST_RUN).
+		Short: "Show what each program does to a packet: which one drops it?",
+		Long: `Show what each program on a hook does to a packet: its verdict, what it changes
+in the packet, and what happens to the packet then, in run order. explain runs
+packets through the programs without sending or receiving them: the kernel runs
+the programs on given packets (BPF_PROG_TEST_RUN). Only a tcx program that calls
+bpf_clone_redirect really sends a packet.
 
-HOOK is xdp, tcx/ingress, tcx/egress, cgroup_skb/ingress or cgroup_skb/egress. On
-a cgroup, programs of the cgroups above run too.
+HOOK is xdp, tcx/ingress, tcx/egress, cgroup_skb/ingress or cgroup_skb/egress.
+On a cgroup, programs of the cgroups above run too.
 
 The packets come from FILE, a capture of tcpdump or Wireshark (pcap or pcapng,
-Ethernet), with - from standard input; or from --hex, with the Ethernet header in
-front; or they are made, with --udp and --tcp from the address SRC to PORT of the
-address DST, with --icmp an echo request, as IPv4 or IPv6. Made packets are
-addressed to the device, on egress they come from it.
+Ethernet), with - from standard input, or from --hex, with the Ethernet header
+in front. explain can also build a packet: with --udp or --tcp from the address
+SRC to the address DST and its PORT, with --icmp an echo request, as IPv4 or
+IPv6. A built packet is addressed to the device; on egress it comes from the
+device.
 
-The programs run for real, with their maps: counters count, and rate limits and
-lists that they keep change. A warning names those maps. Only the packet is not a
-real one. What a test run does not show: where a redirect goes, and what the
-card and the stack know of a packet beside its bytes. Behind a dispatcher of
-libxdp the members are not told apart: they run as one.
+The programs really run, with their maps: counters count, and rate limits and
+lists change. A warning names those maps. A test run does not show where a
+redirect goes, nor what the card and the stack know about a packet besides its
+bytes. Behind a libxdp dispatcher the members cannot be told apart: they run as
+one.
 
--q prints the last line only, the sum. With --expect the exit status is 6 when a
-packet gets another verdict than that, and when there is no packet.`,
+-q prints only the last line, the sum. With --expect the exit status is 6 when a
+packet gets another verdict, and when there is no packet.`,
 		Example: `  dispatcher explain xdp eth0 --udp 192.0.2.1 198.51.100.7 53
   dispatcher explain xdp eth0 --tcp 2001:db8::1 2001:db8::2 443 --tcp-flags syn,ack
   dispatcher explain tcx/ingress eth0 --icmp 192.0.2.1 198.51.100.7
@@ -78,22 +79,22 @@ packet gets another verdict than that, and when there is no packet.`,
 	flags := cmd.Flags()
 	flags.BoolVar(f.make[packet.UDP], "udp", false, "a UDP datagram, from SRC to PORT of DST")
 	flags.BoolVar(f.make[packet.TCP], "tcp", false, "a TCP segment, from SRC to PORT of DST")
-	flags.BoolVar(f.make[packet.ICMP], "icmp", false, "an echo request, from SRC to DST")
+	flags.BoolVar(f.make[packet.ICMP], "icmp", false, "an echo request from SRC to DST")
 	flags.StringArrayVar(&f.hex, "hex", nil, "the packet with these `BYTES`, in hexadecimal; may be given several times")
 	flags.StringVar(&f.expect, "expect", "", "end with exit status 6 unless every packet gets this `VERDICT`: pass, drop, tx, redirect or aborted")
-	flags.Uint16Var(&f.sport, "sport", 40000, "the `PORT` that a made packet comes from")
+	flags.Uint16Var(&f.sport, "sport", 40000, "the source `PORT` of a built packet")
 	flags.StringVar(&f.tcpFlags, "tcp-flags", "syn", "the `FLAGS` of a TCP segment: syn,ack for example")
-	flags.IntVar(&f.size, "size", 0, "make the packet `N` bytes long, with its headers")
+	flags.IntVar(&f.size, "size", 0, "make the packet at least `N` bytes long, with its headers")
 	flags.Uint16Var(&f.vlan, "vlan", 0, "with the tag of VLAN `ID`")
-	flags.StringVar(&f.fromMAC, "src-mac", "", "the Ethernet `ADDRESS` that a made packet comes from")
-	flags.StringVar(&f.toMAC, "dst-mac", "", "the Ethernet `ADDRESS` that it goes to")
-	flags.IntVar(&f.queue, "queue", 0, "xdp: the receive queue `N` that programs are told")
+	flags.StringVar(&f.fromMAC, "src-mac", "", "the source Ethernet `ADDRESS` of a built packet")
+	flags.StringVar(&f.toMAC, "dst-mac", "", "the destination Ethernet `ADDRESS` of a built packet")
+	flags.IntVar(&f.queue, "queue", 0, "xdp: the receive queue `N` that the programs see")
 	completeFlag(cmd, "expect", fixed("pass", "drop", "tx", "redirect", "aborted"))
 	completeFlag(cmd, "tcp-flags", fixed("syn", "ack", "syn,ack", "rst", "fin,ack"))
 	return cmd
 }
 
-// offerExplained offers the hooks that packets can be taken through.
+// offerExplained offers the hooks that explain can run.
 func offerExplained(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
 	return wordsOf([]hook.Hook{hook.XDP, hook.TCXIngress, hook.TCXEgress, hook.CgroupSKBIngress, hook.CgroupSKBEgress}), noFiles
 }
@@ -112,7 +113,7 @@ func (f *explainFlags) words(cmd *cobra.Command, args []string) error {
 	}
 	switch {
 	case made > 1, made > 0 && len(f.hex) > 0:
-		return usage("", "one of --udp, --tcp, --icmp and --hex")
+		return usage("", "only one of --udp, --tcp, --icmp and --hex")
 	case len(f.hex) > 0:
 		return words(1, "HOOK", "TARGET")(cmd, args)
 	case *f.make[packet.ICMP]:
@@ -122,14 +123,14 @@ func (f *explainFlags) words(cmd *cobra.Command, args []string) error {
 	}
 	for _, name := range []string{"sport", "tcp-flags", "size", "vlan", "src-mac", "dst-mac"} {
 		if cmd.Flags().Changed(name) {
-			return usage("add --udp, --tcp or --icmp", "--%s is about a packet that is made", name)
+			return usage("add --udp, --tcp or --icmp", "--%s is for a packet that is built", name)
 		}
 	}
 	return words(1, "HOOK", "TARGET", "FILE")(cmd, args)
 }
 
-// explain opens everything, so that nothing has run when something is wrong, and then
-// runs the packets.
+// explain opens everything first, so that nothing has run when something is wrong,
+// and then runs the packets.
 func (a *app) explain(ctx context.Context, cmd *cobra.Command, args []string, f *explainFlags) error {
 	t, err := a.target(args[0], args[1])
 	if err != nil {
@@ -173,7 +174,7 @@ func (a *app) explain(ctx context.Context, cmd *cobra.Command, args []string, f 
 	return a.explainAll(ctx, e, given, expected)
 }
 
-// warnExplained says what running programs does, and what it does not show.
+// warnExplained says what running the programs does, and what it does not show.
 func (a *app) warnExplained(ctx context.Context, t dispatcher.Target, e *dispatcher.Explainer) {
 	c := e.Chain()
 	if len(c.Members) == 0 {
@@ -194,10 +195,10 @@ func (a *app) warnExplained(ctx context.Context, t dispatcher.Target, e *dispatc
 		}
 	}
 	if len(writes) > 0 {
-		a.warn("the programs run for real, and what they write to their maps stays; they may write to %s", strings.Join(writes, "; "))
+		a.warn("the programs really run, and what they write to their maps stays; they may write to %s", strings.Join(writes, "; "))
 	}
 	if why := e.Together(); why != "" && len(c.Members) > 1 {
-		a.note("the members are not told apart: %s", why)
+		a.note("the members cannot be told apart: %s", why)
 	}
 	for _, limit := range e.Limits() {
 		a.note("%s", limit)
@@ -206,12 +207,13 @@ func (a *app) warnExplained(ctx context.Context, t dispatcher.Target, e *dispatc
 		tc := t
 		tc.Hook = hook.Hook(strings.Replace(string(t.Hook), "tcx", "tc", 1))
 		if filters, err := dispatcher.Read(ctx, tc, a.readOptions()); err == nil && len(filters.Members) > 0 {
-			a.note("what passes here goes on to the filters of %s (%d), which are not explained", tc.Hook, len(filters.Members))
+			a.note("packets that pass here continue to the filters of %s (%d), which are not explained", tc.Hook, len(filters.Members))
 		}
 	}
 }
 
-// packets are those of the flags: one to be made, or bytes. Neither means a file.
+// packets returns the packets of the flags: one to build, or bytes. If it returns
+// neither, the packets come from a file.
 func (f *explainFlags) packets(args []string) (*packet.Spec, packetSource, error) {
 	if len(f.hex) > 0 {
 		var list [][]byte
@@ -233,7 +235,7 @@ func (f *explainFlags) packets(args []string) (*packet.Spec, packetSource, error
 	return nil, nil, nil
 }
 
-// spec is the packet that is to be made, but for Ethernet addresses that were not given.
+// spec returns the packet to build; missing Ethernet addresses are not set yet.
 func (f *explainFlags) spec(protocol packet.Protocol, args []string) (s *packet.Spec, err error) {
 	s = &packet.Spec{Protocol: protocol, FromPort: f.sport, VLAN: f.vlan, Size: f.size}
 	for i, to := range []*netip.Addr{&s.From, &s.To} {
@@ -244,7 +246,7 @@ func (f *explainFlags) spec(protocol packet.Protocol, args []string) (s *packet.
 	if protocol != packet.ICMP {
 		port, err := strconv.ParseUint(args[2], 10, 16)
 		if err != nil {
-			return nil, usage("", "%q is not a port: they are numbers up to 65535", args[2])
+			return nil, usage("", "%q is not a port: ports are numbers up to 65535", args[2])
 		}
 		s.ToPort = uint16(port)
 	}
@@ -262,7 +264,7 @@ func (f *explainFlags) spec(protocol packet.Protocol, args []string) (s *packet.
 			return nil, usage("", "--%s: %q is not an Ethernet address", mac.flag, mac.text)
 		}
 	}
-	// All else that can be wrong with it, before anything is opened.
+	// Find all other mistakes before anything is opened.
 	trial := *s
 	trial.FromMAC, trial.ToMAC = somebody, somebody
 	if _, err := packet.Build(trial); err != nil {
@@ -271,10 +273,10 @@ func (f *explainFlags) spec(protocol packet.Protocol, args []string) (s *packet.
 	return s, nil
 }
 
-// somebody is the Ethernet address of who is at the other end.
+// peerMAC is the Ethernet address of the other end.
 var somebody = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 
-// makePacket makes one as it comes to the device, or leaves it.
+// makePacket builds a packet as it arrives at the device, or leaves it.
 func (a *app) makePacket(t dispatcher.Target, ifindex int, s packet.Spec) ([]byte, error) {
 	own := net.HardwareAddr{2, 0, 0, 0, 0, 2}
 	if ifindex != 0 {
@@ -283,7 +285,7 @@ func (a *app) makePacket(t dispatcher.Target, ifindex int, s packet.Spec) ([]byt
 			return nil, err
 		}
 		defer ns.Close()
-		_ = ns.Do(func() error { // a device without one gets the other
+		_ = ns.Do(func() error { // a device without an address gets the other one
 			dev, err := net.InterfaceByIndex(ifindex)
 			if err == nil && len(dev.HardwareAddr) == 6 {
 				own = dev.HardwareAddr
@@ -304,7 +306,7 @@ func (a *app) makePacket(t dispatcher.Target, ifindex int, s packet.Spec) ([]byt
 	return packet.Build(s)
 }
 
-// A packetSource returns the next packet, and io.EOF after the last.
+// A packetSource returns the next packet, and io.EOF after the last one.
 type packetSource func() (*packet.Captured, error)
 
 func fromBytes(list [][]byte) packetSource {
@@ -321,7 +323,7 @@ func fromBytes(list [][]byte) packetSource {
 // errInterrupted: Ctrl-C came before the last packet.
 var errInterrupted = errors.New("interrupted: not all packets were run")
 
-// newCapture begins to read a file, or a pipe that may have nothing yet: ctx ends the wait.
+// newCapture begins to read a file, or a pipe that may have no data yet: ctx ends the wait.
 func newCapture(ctx context.Context, name string, in io.Reader) (packetSource, error) {
 	type result struct {
 		capture *packet.Capture
@@ -354,7 +356,7 @@ func newCapture(ctx context.Context, name string, in io.Reader) (packetSource, e
 func openCapture(name string) (io.ReadCloser, string, error) {
 	if name == "-" {
 		if term.IsTerminal(int(os.Stdin.Fd())) {
-			return nil, "", usage(`as in "tcpdump -i eth0 -c 10 -w - | dispatcher explain xdp eth0 -"`, "a capture is to come from standard input, and that is a terminal")
+			return nil, "", usage(`as in "tcpdump -i eth0 -c 10 -w - | dispatcher explain xdp eth0 -"`, "the capture should come from standard input, but that is a terminal")
 		}
 		return os.Stdin, "standard input", nil
 	}
@@ -362,7 +364,7 @@ func openCapture(name string) (io.ReadCloser, string, error) {
 	return f, name, err
 }
 
-// captureError is about a file that cannot be read as a capture.
+// captureError is the error for a file that is not a readable capture.
 func captureError(name string, err error) error {
 	var path *os.PathError
 	if errors.As(err, &path) {
@@ -372,10 +374,10 @@ func captureError(name string, err error) error {
 }
 
 // batch is how many packets are run at once, so that the network namespace is entered
-// once for them.
+// once for all of them.
 const batch = 64
 
-// fetch reads packets beforehand, and ends with ctx.
+// fetch reads packets ahead, and ends with ctx.
 func fetch(ctx context.Context, next packetSource) (<-chan *packet.Captured, <-chan error) {
 	packets, failed := make(chan *packet.Captured, batch), make(chan error, 1)
 	go func() {
@@ -398,7 +400,7 @@ func fetch(ctx context.Context, next packetSource) (<-chan *packet.Captured, <-c
 	return packets, failed
 }
 
-// explainAll runs all packets and prints what became of them.
+// explainAll runs all packets and prints the results.
 func (a *app) explainAll(ctx context.Context, e *dispatcher.Explainer, next packetSource, expected *hook.Verdict) error {
 	inner, stop := context.WithCancel(ctx)
 	defer stop()
@@ -448,20 +450,20 @@ func (a *app) explainAll(ctx context.Context, e *dispatcher.Explainer, next pack
 	return errors.Join(out.end(), err, out.judge(err))
 }
 
-// errUnexpected is what explain ends with when a packet got another verdict.
+// errUnexpected is explain's error when a packet got another verdict.
 var errUnexpected = errors.New("another verdict than expected")
 
-// judge is the error for what did not come out as it should. Another error is reason
-// enough not to say that there were no packets.
+// judge returns the error for results that are not as expected. After another error
+// it does not complain about a missing packet.
 func (x *explained) judge(other error) error {
 	switch {
 	case x.notRun > 0:
 		return fmt.Errorf("%d of %s could not be run: %s", x.notRun, packets(x.count), oneLine(x.firstError.Error()))
 	case x.expected == nil:
 	case x.count == 0 && other == nil:
-		return hook.Because(errUnexpected, "expected %v, and there was no packet", x.expected)
+		return hook.Because(errUnexpected, "expected %v, but there was no packet", x.expected)
 	case x.unexpected > 0:
-		return hook.Because(errUnexpected, "expected %v, and %d of %s got another verdict", x.expected, x.unexpected, packets(x.count))
+		return hook.Because(errUnexpected, "expected %v, but %d of %s got another verdict", x.expected, x.unexpected, packets(x.count))
 	}
 	return nil
 }
@@ -473,7 +475,7 @@ func packets(n int) string {
 	return fmt.Sprintf("%d packets", n)
 }
 
-// sorted are the kinds of outcomes, passing first and then by what is most.
+// sorted returns the kinds of outcomes, pass first and then by number.
 func (x *explained) sorted() []outcome {
 	list := make([]outcome, 0, len(x.outcomes))
 	for o := range x.outcomes {

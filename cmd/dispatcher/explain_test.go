@@ -14,7 +14,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/packet"
 )
 
-// udp is a packet with its bytes from 36 on replaced.
+// udp returns a packet with other bytes from 36 on.
 func udp(t *testing.T, ports ...byte) []byte {
 	t.Helper()
 	p, err := packet.Build(packet.Spec{
@@ -99,12 +99,12 @@ func TestPrintExplained(t *testing.T) {
 		qt.Check(t, qt.Equals(exitStatus(err), statusFailed))
 		x.notRun = 0
 		err = x.judge(nil)
-		qt.Check(t, qt.ErrorMatches(err, "expected drop, and 3 of 4 packets got another verdict"))
+		qt.Check(t, qt.ErrorMatches(err, "expected drop, but 3 of 4 packets got another verdict"))
 		qt.Check(t, qt.Equals(exitStatus(err), statusDrift))
 	}
 }
 
-// Members of a chain of libxdp are not told apart.
+// Members of a libxdp chain cannot be told apart.
 func TestPrintExplainedWhole(t *testing.T) {
 	chain := &hook.Chain{
 		Hook: hook.XDP, Target: "eth0", Ifindex: 2, Style: hook.StyleLibxdp, DispatcherID: 45,
@@ -122,7 +122,7 @@ func TestPrintExplainedWhole(t *testing.T) {
 	qt.Check(t, qt.Equals(x.sum(), "1 packet: 1 dropped by the chain of libxdp"))
 }
 
-// A pipe that nothing comes out of does not outlast Ctrl-C.
+// Ctrl-C ends the wait for a pipe without data.
 func TestExplainInterrupted(t *testing.T) {
 	r, w := io.Pipe()
 	defer w.Close()

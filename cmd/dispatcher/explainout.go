@@ -14,7 +14,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/packet"
 )
 
-// explained is what is printed of packets, and the sum of it.
+// explained prints packets, and sums up their outcomes.
 type explained struct {
 	a        *app
 	chain    *hook.Chain
@@ -30,10 +30,11 @@ type explained struct {
 	notRun     int
 	firstError error
 	outcomes   map[outcome]int
-	shown      time.Time // when the progress was shown last
+	shown      time.Time // time of the last progress
 }
 
-// An outcome is what becomes of packets, and who decided that; empty for those that pass.
+// An outcome is the verdict on packets, and the name of the program that decided it;
+// empty for packets that pass.
 type outcome struct {
 	verdict hook.Verdict
 	by      string
@@ -43,7 +44,7 @@ func (a *app) newExplained(e *dispatcher.Explainer, expected *hook.Verdict) *exp
 	return &explained{a: a, chain: e.Chain(), whole: e.Together(), expected: expected, outcomes: map[outcome]int{}, shown: time.Now()}
 }
 
-// packet prints one.
+// packet prints one packet.
 func (x *explained) packet(p *packet.Captured, t *hook.Trace) error {
 	x.count++
 	x.progress()
@@ -83,7 +84,7 @@ func (x *explained) packet(p *packet.Captured, t *hook.Trace) error {
 	return x.a.print(x.text(p, t, by))
 }
 
-// name is who a step is.
+// name returns the name of a step's member.
 func (x *explained) name(s *hook.Step) string {
 	if s.Member < 0 {
 		return "the chain of libxdp"
@@ -93,7 +94,7 @@ func (x *explained) name(s *hook.Step) string {
 
 var verdictColors = map[hook.Verdict]string{hook.Pass: green, hook.Drop: red, hook.Aborted: red, hook.TX: yellow, hook.Redirect: yellow}
 
-// text is a packet as people read it.
+// text returns a packet as text.
 func (x *explained) text(p *packet.Captured, t *hook.Trace, by string) string {
 	var b strings.Builder
 	if x.count > 1 {
@@ -155,7 +156,7 @@ func (x *explained) priority(s *hook.Step) cell {
 	return priorityCell(&x.chain.Members[s.Member])
 }
 
-// then is what happens after a step, in words.
+// then says what happens after a step.
 func (x *explained) then(s *hook.Step, decides bool) string {
 	switch s.Outcome {
 	case hook.OutcomeEmpty:
@@ -167,7 +168,7 @@ func (x *explained) then(s *hook.Step, decides bool) string {
 	}
 	switch {
 	case decides && x.chain.Hook == hook.XDP && s.GoesOn:
-		return "the last one" // of those that ran
+		return "the last one" // the last one that ran
 	case s.GoesOn && decides:
 		return "decides, the others run too"
 	case s.GoesOn:
@@ -176,7 +177,8 @@ func (x *explained) then(s *hook.Step, decides bool) string {
 	return "ends here"
 }
 
-// change says what a program did to a packet that was something before.
+// change says what a program changed in a packet. before describes the packet
+// before that.
 func (x *explained) change(s *hook.Step, before string) string {
 	const most, long = 3, 8
 	var parts []string
@@ -215,7 +217,8 @@ func (x *explained) change(s *hook.Step, before string) string {
 	return text
 }
 
-// progress shows on a terminal that a long file is being worked on, where nothing else does.
+// progress shows progress on a terminal while a long file is processed and nothing else is
+// printed.
 func (x *explained) progress() {
 	f, ok := x.a.stderr.(*os.File)
 	if !ok || time.Since(x.shown) < 500*time.Millisecond || !term.IsTerminal(int(f.Fd())) {
@@ -228,16 +231,16 @@ func (x *explained) progress() {
 	fmt.Fprintf(f, "\r%d packets\r", x.count)
 }
 
-// end prints the sum, and what is to be known of it.
+// end prints the sum, and notes about it.
 func (x *explained) end() error {
 	if x.truncated > 0 {
-		x.a.warn("not captured whole: %d of %s; programs did not see the rest (tcpdump -s 0 captures all)", x.truncated, packets(x.count))
+		x.a.warn("the capture cut %d of %s; programs did not see the rest (tcpdump -s 0 captures all)", x.truncated, packets(x.count))
 	}
 	if x.tagged > 0 && x.chain.Hook != hook.XDP {
-		x.a.note("the stack takes the tag of a VLAN out of a packet before programs see it; a test run leaves it in (%d packets)", x.tagged)
+		x.a.note("the stack removes a packet's VLAN tag before programs see it; a test run keeps it (%d packets)", x.tagged)
 	}
 	if x.redirected > 0 {
-		x.a.note("where a redirect goes, a test run does not tell, nor whether the packet would get there")
+		x.a.note("a test run does not show where a redirect goes, nor whether the packet would arrive there")
 	}
 	if x.a.format == formatJSON {
 		return x.a.printJSON(x.all())
@@ -254,7 +257,7 @@ func (x *explained) end() error {
 
 var became = map[hook.Verdict]string{hook.Pass: "passed", hook.Drop: "dropped", hook.Aborted: "aborted", hook.TX: "sent back", hook.Redirect: "redirected"}
 
-// sum is the last line.
+// sum returns the last line.
 func (x *explained) sum() string {
 	var parts []string
 	for _, o := range x.sorted() {
@@ -273,7 +276,7 @@ func (x *explained) sum() string {
 	return packets(x.count) + ": " + strings.Join(parts, ", ")
 }
 
-// The JSON of explain is a contract like that of a chain.
+// The JSON of explain is a contract, like the JSON of a chain.
 type jsonExplained struct {
 	Version    int          `json:"version"`
 	Hook       string       `json:"hook"`
@@ -375,7 +378,7 @@ func (x *explained) asJSON(p *packet.Captured, t *hook.Trace, by string) jsonPac
 	return j
 }
 
-// all is the whole object.
+// all returns the whole object.
 func (x *explained) all() jsonExplained {
 	c := describeChain(x.chain, false)
 	j := jsonExplained{

@@ -13,8 +13,9 @@ func (a *app) featuresCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "features [DEVICE]",
 		Short: "Show what this kernel, and a device, can do",
-		Long: `Show what this kernel can do, tried out and not guessed from its version; with
-DEVICE, what that device can do as well. Nothing stays.`,
+		Long: `Show what this kernel can do and, with DEVICE, what that device can do.
+dispatcher tries each feature instead of guessing from the version. It leaves
+nothing behind.`,
 		Example: `  dispatcher features
   dispatcher features eth0 -j`,
 		Args:              words(0, "[DEVICE]"),

@@ -13,7 +13,7 @@ import (
 
 var update = flag.Bool("update", false, "write what was printed to testdata/golden and into the scripts")
 
-// golden compares what was printed with a file.
+// golden compares output with a file.
 func golden(t *testing.T, file, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", "golden", file)

@@ -11,12 +11,12 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// holdCheck is how often a held member is looked at.
+// holdCheck is how often a held member is checked.
 const holdCheck = time.Second
 
-// hold owns a member until ctx ends, which is how the command is meant to end.
-// It is an error when the member is gone before that: whoever supervises the
-// command must not believe that packets still go through it.
+// hold owns a member until ctx ends, which is the normal end. It is an error
+// when the member is gone before that: a supervisor of the command must not
+// believe that packets still go through the member.
 func (a *app) hold(ctx context.Context, t dispatcher.Target, link *dispatcher.Link, m *hook.Member) error {
 	if err := a.printHolding(t, m.Name); err != nil {
 		return err
@@ -28,7 +28,7 @@ func (a *app) hold(ctx context.Context, t dispatcher.Target, link *dispatcher.Li
 		case <-ctx.Done():
 			err := link.Close()
 			if m.OnMissing > hook.MissingContinue && a.stays(context.WithoutCancel(ctx), t, m.Name) {
-				a.warn("the door of %q on %s %s stays closed: packets are dropped there until it is attached again or detached", m.Name, t.Hook, t.Name())
+				a.warn("the slot of %q on %s %s is a closed door: it drops packets until the member is attached again or detached", m.Name, t.Hook, t.Name())
 			}
 			return err
 		case <-tick.C:
@@ -44,15 +44,15 @@ func (a *app) hold(ctx context.Context, t dispatcher.Target, link *dispatcher.Li
 	}
 }
 
-// stays tells whether a member that was let go is still in a chain: it is not
-// when it was the last one.
+// stays tells whether a released member is still in a chain. The last member is
+// not.
 func (a *app) stays(ctx context.Context, t dispatcher.Target, name string) bool {
 	chain, err := dispatcher.Read(ctx, t, a.readOptions())
 	return err == nil && chain.Member(name) != nil
 }
 
-// printHolding says that the member is attached: from this line on others may
-// count on it.
+// printHolding says that the member is attached. Scripts may rely on it from
+// this line on.
 func (a *app) printHolding(t dispatcher.Target, name string) error {
 	switch {
 	case a.format == formatJSON:

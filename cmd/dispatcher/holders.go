@@ -17,22 +17,23 @@ func (a *app) holdersCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "holders {HOOK TARGET [MEMBER] | --link ID | --program ID | --map ID}",
-		Short: "Show who holds what is attached, and where it is pinned",
-		Long: `Show who keeps an attachment alive: the processes that have it open and the
-pins, in all pid, mount and network namespaces and in every bpffs, and what in
-the kernel refers to it. This command does not count.
+		Short: "Show what keeps an attachment alive: processes, pins and kernel objects",
+		Long: `Show what keeps an attachment alive: the processes that have it open and the
+pins, in all pid, mount and network namespaces and in every bpffs, and the
+objects in the kernel that refer to it. The holders command itself is not
+listed.
 
-It tells how complete that is: the references that were found, of those that the
-kernel counts. What is missing is a descriptor on its way through a unix socket
-or in an io_uring, and the processes that may have it are named. Without BPF
-iterators (Linux 5.8) that is not known, and said so.`,
+The answer says how complete it is: how many of the references that the kernel
+counts were found. A descriptor that is on its way through a unix socket, or in
+an io_uring, cannot be found; the processes that may have it are named. Without
+BPF iterators (Linux 5.8) the completeness is not known, and the answer says so.`,
 		Example: `  dispatcher holders xdp eth0
   dispatcher holders tcx/ingress eth0 filter
   dispatcher holders --link 12 -j`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case ref.ID != 0 && len(args) > 0:
-				return usage(seeHelp(cmd), "a hook and a target, or one of --link, --program and --map, not both")
+				return usage(seeHelp(cmd), "give a hook and a target, or one of --link, --program and --map, not both")
 			case ref.ID != 0:
 				return nil
 			}
@@ -68,23 +69,23 @@ iterators (Linux 5.8) that is not known, and said so.`,
 		},
 	}
 	for kind, text := range map[dispatcher.HolderKind]string{
-		dispatcher.HolderLink: "of the link with this `ID`", dispatcher.HolderProgram: "of the program with this `ID`",
-		dispatcher.HolderMap: "of the map with this `ID`",
+		dispatcher.HolderLink: "the link with this `ID`", dispatcher.HolderProgram: "the program with this `ID`",
+		dispatcher.HolderMap: "the map with this `ID`",
 	} {
 		cmd.Flags().Func(string(kind), text, func(s string) error {
 			id, err := parseID(s)
 			if err == nil && ref.ID != 0 {
-				err = fmt.Errorf("one of --link, --program and --map")
+				err = fmt.Errorf("only one of --link, --program and --map")
 			}
 			ref = dispatcher.HolderRef{Kind: kind, ID: id}
 			return err
 		})
 	}
-	cmd.Flags().BoolVar(&noIterators, "no-iterators", false, "look in /proc only: slower, and it is not known whether all was found")
+	cmd.Flags().BoolVar(&noIterators, "no-iterators", false, "search /proc only: slower, and without a check that all holders were found")
 	return cmd
 }
 
-// printHeld prints what holds a few things.
+// printHeld prints the holders of some objects.
 func (a *app) printHeld(held []dispatcher.Held) error {
 	if a.format == formatJSON {
 		return a.printJSON(struct {
@@ -116,7 +117,7 @@ func heldLine(h dispatcher.Held) string {
 	return line + ": " + complete(h.Holders)
 }
 
-// complete tells how complete an answer is.
+// complete says how complete an answer is.
 func complete(h dispatcher.Holders) string {
 	switch {
 	case h.Verified:
@@ -188,7 +189,7 @@ func pinName(p dispatcher.HolderPin) string {
 	return strings.Join(p.Names, " = ")
 }
 
-// pinWhere says how to get at a pin that no path leads to.
+// pinWhere says how to reach a pin that no path leads to.
 func pinWhere(p dispatcher.HolderPin) string {
 	switch {
 	case p.Path != "" && len(p.Names) < 2:

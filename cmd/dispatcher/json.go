@@ -7,8 +7,8 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// The JSON of a chain is a contract: fields are added and never change. Lists
-// are never null; what does not apply is left out.
+// The JSON of a chain is a contract: fields may be added, and never change.
+// Lists are never null; fields that do not apply are left out.
 type jsonChains struct {
 	Version int         `json:"version"`
 	DryRun  bool        `json:"dry_run,omitempty"`
@@ -23,8 +23,8 @@ type jsonChain struct {
 	NetNS    jsonNetNS `json:"netns"`          // zero for cgroups
 	Mode     string    `json:"mode,omitempty"` // of XDP; left out when nothing is attached
 	Revision uint64    `json:"revision,omitempty"`
-	// LinkID is left out when no link holds the XDP hook; Style and DispatcherID when
-	// what is attached is no chain.
+	// LinkID is left out when no link holds the XDP hook; Style and DispatcherID are
+	// left out when there is no chain.
 	Style         string       `json:"style,omitempty"`
 	ConfigVersion uint8        `json:"config_version,omitempty"` // of libxdp
 	LinkID        uint32       `json:"link_id,omitempty"`
@@ -45,7 +45,7 @@ type jsonNetNS struct {
 
 type jsonMember struct {
 	Name string `json:"name"`
-	// Priority and OnMissing are left out for what is not a member.
+	// Priority and OnMissing are left out for entries that are not members.
 	Priority   int          `json:"priority,omitempty"`
 	ContinueBy string       `json:"continue_by"`
 	ContinueOn []string     `json:"continue_on"`

@@ -21,25 +21,34 @@ func (a *app) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list [HOOK|FAMILY [TARGET]]",
 		Aliases: []string{"ls", "show", "status"},
-		Short:   "Show what is attached, in the order in which it runs",
-		Long: `Show what is attached to the hooks of the network, in the order in which it
-runs, whoever attached it: on the whole machine, in all network namespaces (-n
-chooses one), or on one HOOK, or on one device or cgroup.
+		Short:   "Show what is attached, in run order",
+		Long: `Show what is attached to network hooks, in run order, whichever tool attached
+it: on the whole machine, in all network namespaces (-n chooses one), on one
+HOOK, or on one device or cgroup.
 
-FAMILY is several hooks at once: xdp, tcx, tc, cgroup or netkit. Hooks that
-nothing can be attached to here are shown too: tc/qdisc, netkit/primary,
-netkit/peer, netfilter, flow_dissector, sk_lookup and lsm_cgroup.
+FAMILY is several hooks at once: xdp, tcx, tc, cgroup or netkit. Some hooks can
+only be shown: tc/qdisc, netkit/primary, netkit/peer, netfilter, flow_dissector,
+sk_lookup and lsm_cgroup.
 
-Programs that others attached are "legacy", without a link, so that anyone may
-replace them and "adopt" makes them members; "foreign", held by a link of another
-tool; or "libxdp", in a chain that xdp-loader and others that use libxdp share,
-which anyone may replace: attach, set, replace and detach work on it, and
-"convert" moves it over to an owned one. A member of an xdp chain is "empty" when its owner is gone; what
-happens to packets then is in the column MISSING.
+The column STATE says of a member
+  running    packets go through its program
+  sealed     running, as a part of the dispatcher; see "seal"
+  empty      its owner is gone; the column MISSING says what happens to packets
+  displaced  another process put its own program into the chain's link
+  defunct    its device or cgroup is gone, and "recover" cleans up
+and of other entries
+  legacy     it has no link: anyone may replace it, and "adopt" makes it a member
+  foreign    a link of another tool holds it
+  libxdp     it is in a chain that xdp-loader and others that use libxdp share, and
+             that anyone may replace; attach, set, replace and detach work on it, and
+             "convert" moves it to an owned chain
 
-With --effective it shows what runs for a cgroup: its own programs and those of
-the cgroups that it is in, which are in the column FROM; and then the same for
-the cgroups below that have programs of their own.`,
+While a member on tcx moves, two stand-ins run its program: ld_first and
+ld_second.
+
+--effective shows what runs for a cgroup: its own programs and those of the
+cgroups above it, which are named in the column FROM, and then the same for each
+cgroup below that has programs of its own.`,
 		Example: `  dispatcher list
   dispatcher list xdp eth0 -o wide
   dispatcher list tcx --foreign
@@ -59,21 +68,22 @@ the cgroups below that have programs of their own.`,
 				held, heldErr = dispatcher.HoldersIn(cmd.Context(), chains, dispatcher.HoldersOptions{BPFFS: a.bpffs})
 				err = errors.Join(err, heldErr)
 			}
-			// What could be read is shown, whatever is wrong with the rest.
+			// Chains that could be read are shown, even if others could not be
+			// read.
 			return errors.Join(a.printList(chains, held), err)
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVar(&effective, "effective", false, "what runs for the cgroup TARGET, with what it has from those above, and for those below")
-	flags.BoolVar(&holders, "holders", false, "show who holds each entry too, as \"holders\" does; so does -o wide")
+	flags.BoolVar(&effective, "effective", false, "show all programs that run for the cgroup TARGET, those of the cgroups above it too, and the same for the cgroups below")
+	flags.BoolVar(&holders, "holders", false, "also show the holders of each entry, as \"holders\" does; so does -o wide")
 	flags.BoolVar(&kinds.ours, "ours", false, "only members")
-	flags.BoolVar(&kinds.foreign, "foreign", false, "only what links of other tools attach; several of these flags show either")
-	flags.BoolVar(&kinds.legacy, "legacy", false, "only what was attached without a link")
-	flags.BoolVar(&kinds.libxdp, "libxdp", false, "only what is in chains of libxdp")
+	flags.BoolVar(&kinds.foreign, "foreign", false, "show only programs that links of other tools attach; several of these flags can be combined")
+	flags.BoolVar(&kinds.legacy, "legacy", false, "show only programs without a link")
+	flags.BoolVar(&kinds.libxdp, "libxdp", false, "show only members of libxdp chains")
 	return cmd
 }
 
-// kindFlags choose entries by their kind; none of them means all.
+// kindFlags choose entries by their kind. Without a flag all entries are shown.
 type kindFlags struct{ ours, foreign, legacy, libxdp bool }
 
 // filter leaves out the entries that were not chosen, and chains without any.
@@ -92,12 +102,12 @@ func (k kindFlags) filter(chains []hook.Chain) []hook.Chain {
 	return left
 }
 
-// listed are the hooks that can be listed.
+// listed returns the hooks that can be listed.
 func listed() []hook.Hook { return append(hook.Hooks(), hook.Shown()...) }
 
 func isShown(h hook.Hook) bool { return slices.Contains(hook.Shown(), h) }
 
-// listedWords are their names and those of their families.
+// listedWords returns the names of these hooks and of their families.
 func listedWords() []string {
 	words := wordsOf(listed())
 	for _, h := range listed() {
@@ -108,7 +118,7 @@ func listedWords() []string {
 	return words
 }
 
-// parseHooks reads the name of a hook or of a family.
+// parseHooks parses the name of a hook or of a family.
 func parseHooks(name string) ([]hook.Hook, error) {
 	if slices.Contains(listed(), hook.Hook(name)) {
 		return []hook.Hook{hook.Hook(name)}, nil
@@ -120,9 +130,9 @@ func parseHooks(name string) ([]hook.Hook, error) {
 	return family, nil
 }
 
-// chains reads what is on the hooks that args name.
+// chains reads the hooks that args name.
 func (a *app) chains(ctx context.Context, args []string, effective bool) ([]hook.Chain, error) {
-	var hooks []hook.Hook // all
+	var hooks []hook.Hook // nil: all
 	if len(args) > 0 {
 		var err error
 		if hooks, err = parseHooks(args[0]); err != nil {
@@ -132,9 +142,9 @@ func (a *app) chains(ctx context.Context, args []string, effective bool) ([]hook
 	onCgroup := len(hooks) > 0 && hooks[0].OnCgroup()
 	switch {
 	case effective && (len(args) < 2 || !onCgroup):
-		return nil, usage("", `--effective is about one cgroup, as in "dispatcher list cgroup /system.slice --effective"`)
+		return nil, usage("", `--effective needs a cgroup, as in "dispatcher list cgroup /system.slice --effective"`)
 	case onCgroup && a.netns != "":
-		return nil, usage("leave -n out", "a cgroup is in no network namespace")
+		return nil, usage("leave -n out", "a cgroup belongs to no network namespace")
 	case len(args) < 2:
 		return dispatcher.List(ctx, dispatcher.ListOptions{NetNS: a.netns, Hooks: hooks, BPFFS: a.bpffs})
 	}
@@ -142,7 +152,7 @@ func (a *app) chains(ctx context.Context, args []string, effective bool) ([]hook
 	if effective {
 		read = dispatcher.Effective
 		if hooks = slices.DeleteFunc(hooks, isShown); len(hooks) == 0 {
-			return nil, usage("", "%s is shown for the cgroups that it is attached to, and not for those below", args[0])
+			return nil, usage("", "%s is shown for the cgroups that it is attached to, not for the cgroups below them", args[0])
 		}
 	}
 	return a.chainsOn(ctx, hooks, args[1], read)
@@ -156,8 +166,8 @@ func readOne(ctx context.Context, t dispatcher.Target, o dispatcher.ReadOptions)
 	return []hook.Chain{*c}, nil
 }
 
-// chainsOn reads hooks of one target. Of several, those with nothing attached
-// are left out, and those that this kernel does not have.
+// chainsOn reads several hooks of one target. Of more than one hook it leaves
+// out hooks without programs, and hooks that this kernel does not have.
 func (a *app) chainsOn(ctx context.Context, hooks []hook.Hook, target string, read func(context.Context, dispatcher.Target, dispatcher.ReadOptions) ([]hook.Chain, error)) ([]hook.Chain, error) {
 	var (
 		chains []hook.Chain
@@ -187,19 +197,20 @@ func (a *app) chainsOn(ctx context.Context, hooks []hook.Hook, target string, re
 	return append(chains, more...), err
 }
 
-// shownOn reads hooks of one target that the library only lists.
+// shownOn reads hooks of one target that the library can only list.
 func (a *app) shownOn(ctx context.Context, hooks []hook.Hook, target string) ([]hook.Chain, error) {
 	o := dispatcher.ListOptions{NetNS: a.netns, Hooks: hooks, BPFFS: a.bpffs}
 	known := hook.XDP
 	switch h := hooks[0]; {
 	case h.OnNetNS():
-		return nil, usage("-n chooses one", "%s is on a whole network namespace, and has no other target", h)
+		return nil, usage("-n chooses one", "%s belongs to a whole network namespace, and has no other target", h)
 	case h.OnCgroup():
 		known = hook.CgroupSKBIngress
 	case o.NetNS == "":
-		o.NetNS = "/proc/self/ns/net" // empty would be all
+		o.NetNS = "/proc/self/ns/net" // empty would mean all
 	}
-	// A hook that every device, or cgroup, has tells which one is meant.
+	// Every device, and every cgroup, has this hook, so reading it finds out
+	// which one is meant.
 	at, err := dispatcher.Read(ctx, dispatcher.On(known, target).In(a.netns), a.readOptions())
 	if err != nil {
 		return nil, err

@@ -1,7 +1,7 @@
-// Command dispatcher attaches BPF programs to hooks of the network that several
+// Command dispatcher attaches BPF programs to network hooks that several
 // programs share, and shows and changes what is attached there.
 //
-// See "dispatcher --help" and, for all of it on one page, "dispatcher man".
+// See "dispatcher --help" or, for everything on one page, "dispatcher man".
 package main
 
 import (
@@ -15,8 +15,8 @@ import (
 )
 
 func main() {
-	// Signals may come twice, from the terminal and from whoever runs the
-	// command: the second one must not end an orderly retreat.
+	// A signal may come twice, from the terminal and from a supervisor. The
+	// second one must not interrupt the clean-up.
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	kernel.RaiseMemlock()
 	if name := filepath.Base(os.Args[0]); name == xdpLoader {

@@ -22,10 +22,10 @@ func (a *app) manCommand() *cobra.Command {
 	}
 }
 
-// A roff is a manual page in the making, in the man(7) macros.
+// A roff is a manual page under construction, in the man(7) macros.
 type roff struct{ strings.Builder }
 
-// manPage makes the page out of what --help says, so that they agree.
+// manPage makes the page from the texts of --help, so that both agree.
 func manPage(root *cobra.Command) string {
 	var r roff
 	r.macro("TH", "DISPATCHER", "8", "", "libdispatcher")
@@ -57,11 +57,11 @@ func manPage(root *cobra.Command) string {
 	r.macro("SH", "ENVIRONMENT")
 	r.macro("TP")
 	r.macro("B", "NO_COLOR")
-	r.text("When it is set, nothing is coloured unless --color always asks for it.")
+	r.text("When it is set, the output has colour only with --color always.")
 	r.macro("SH", "FILES")
 	r.macro("TP")
 	r.macro("B", defaultBPFFS+"/libdispatcher/")
-	r.text("The pins of chains and members. Removing them removes the members.")
+	r.text("The pins of chains and members. Removing a pin removes the member, unless a process holds it.")
 	r.macro("SH", "EXAMPLES")
 	r.literal(root.Example)
 	r.macro("SH", "SEE ALSO")
@@ -122,7 +122,7 @@ func (r *roff) macro(name string, args ...string) {
 	r.WriteByte('\n')
 }
 
-// text writes paragraphs to be filled; indented lines stay as they are.
+// text writes paragraphs that are filled; indented lines stay as they are.
 func (r *roff) text(s string) {
 	for i, paragraph := range strings.Split(s, "\n\n") {
 		if i > 0 {
@@ -146,7 +146,7 @@ func (r *roff) literal(s string) {
 
 func (r *roff) lines(s string) {
 	for line := range strings.SplitSeq(s, "\n") {
-		// A line that starts like a request would be one.
+		// A line that starts like a request would be taken for one.
 		if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "'") {
 			r.WriteString(`\&`)
 		}

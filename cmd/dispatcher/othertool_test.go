@@ -15,7 +15,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// otherTool stands for programs that know nothing of members:
+// otherTool stands for programs that do not know members:
 //
 //	othertool link NETNS DEVICE PIN [HOOK]     attach a program by a link, and pin the link
 //	othertool bare NETNS DEVICE HOOK           attach a program without a link
@@ -43,7 +43,7 @@ func otherTool() {
 	}
 }
 
-// harmless loads a program that lets everything on.
+// harmless loads a program that lets everything pass.
 func harmless(name string, h hook.Hook) (*ebpf.Program, error) {
 	if h == hook.XDP {
 		return ebpf.NewProgram(testenv.VerdictSpec(name, testenv.XDPPass))

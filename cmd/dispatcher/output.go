@@ -11,12 +11,12 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// printChains prints what is attached, or would be after a dry run.
+// printChains prints chains, or the chains that a dry run would make.
 func (a *app) printChains(chains []hook.Chain, dryRun bool) error {
 	return a.printAll(chains, nil, dryRun)
 }
 
-// printList prints what is attached, with who holds it where that was asked for.
+// printList prints chains, with their holders if that was asked for.
 func (a *app) printList(chains []hook.Chain, held [][]dispatcher.Held) error {
 	return a.printAll(chains, held, false)
 }
@@ -29,7 +29,7 @@ func (a *app) printAll(chains []hook.Chain, held [][]dispatcher.Held, dryRun boo
 		}
 	}
 	if unread > 0 {
-		a.warn("not all could be read: see the errors in the list (%d)", unread)
+		a.warn("not all hooks could be read: see the errors in the list (%d)", unread)
 	}
 	if a.format == formatJSON {
 		out := jsonChains{Version: schema, DryRun: dryRun, Hooks: []jsonChain{}}
@@ -66,7 +66,7 @@ func (a *app) printAll(chains []hook.Chain, held [][]dispatcher.Held, dryRun boo
 	return a.print(b.String())
 }
 
-// chain writes what is on a hook: a line about the hook, and one for each entry.
+// chain writes the chain of a hook: a headline, and a line for each entry.
 func (a *app) chain(b *strings.Builder, c *hook.Chain, dryRun bool) {
 	wide := a.format == formatWide
 	b.WriteString(strings.Join(headline(c, wide, dryRun), "  ") + "\n")
@@ -107,8 +107,8 @@ func headline(c *hook.Chain, wide, dryRun bool) []string {
 		parts = append(parts, netns)
 	}
 	switch {
-	case len(c.Members) == 0: // could not be read
-	case c.Hook == hook.XDP && c.Ifindex == 0: // nothing to protect
+	case len(c.Members) == 0: // the chain could not be read
+	case c.Hook == hook.XDP && c.Ifindex == 0: // the device is gone, so nothing is protected
 		parts = append(parts, fmt.Sprintf("link %d", c.LinkID))
 	case c.Hook == hook.XDP:
 		parts = append(parts, chainParts(c, wide, dryRun)...)
@@ -127,7 +127,8 @@ func headline(c *hook.Chain, wide, dryRun bool) []string {
 	return parts
 }
 
-// where names the place of a hook. A network namespace as a whole has no hook.
+// where names a hook and its target. A network namespace as a whole has no
+// hook.
 func where(c *hook.Chain) string {
 	switch h := c.Hook; {
 	case h == "" && c.NetNS.Inode != 0:
@@ -144,8 +145,8 @@ func where(c *hook.Chain) string {
 	return strings.TrimSpace(fmt.Sprintf("%s %s", c.Hook, c.Target)) + fmt.Sprintf(" (ifindex %d)", c.Ifindex)
 }
 
-// netnsPart names the network namespace where that says something: the library
-// gives a name when it has looked at several and it is not the caller's own.
+// netnsPart names the network namespace if that helps. The library sets the
+// name when it has read several namespaces and this is not the caller's own.
 func netnsPart(c *hook.Chain, wide bool) string {
 	switch ns := c.NetNS; {
 	case ns.Name != "" && wide:
@@ -158,7 +159,7 @@ func netnsPart(c *hook.Chain, wide bool) string {
 	return ""
 }
 
-// chainParts are what the headline says of XDP.
+// chainParts returns the headline's parts about XDP.
 func chainParts(c *hook.Chain, wide, dryRun bool) []string {
 	parts := []string{c.Mode.String()}
 	if c.LinkID != 0 {
@@ -187,8 +188,8 @@ func chainParts(c *hook.Chain, wide, dryRun bool) []string {
 	return parts
 }
 
-// protected tells whether others cannot replace what is attached. In a dry run
-// a chain's first member would bring the link that is not there yet.
+// protected tells whether other tools cannot replace what is attached. In a dry
+// run a chain's first member would bring the missing link.
 func protected(c *hook.Chain, dryRun bool) bool {
 	if c.Hook == hook.XDP {
 		return c.Protected() || dryRun && len(c.Members) == 1 && c.Style != hook.StyleLibxdp
@@ -197,8 +198,8 @@ func protected(c *hook.Chain, dryRun bool) bool {
 	return len(c.Members) > 0 && !slices.ContainsFunc(c.Members, exposed)
 }
 
-// entryProtected tells it of one entry. In a dry run a member would have a link,
-// but for a filter.
+// entryProtected is protected for one entry. In a dry run a member would have a
+// link, unless it is a filter.
 func entryProtected(c *hook.Chain, m *hook.Member, dryRun bool) bool {
 	if c.Hook == hook.XDP {
 		return protected(c, dryRun)
@@ -206,14 +207,14 @@ func entryProtected(c *hook.Chain, m *hook.Member, dryRun bool) bool {
 	return m.Protected() || dryRun && m.Kind == hook.KindMember && m.Filter == nil
 }
 
-// A column of the table of a hook.
+// A column of a hook's table.
 type column struct {
 	head string
 	cell func(*hook.Member) cell
 }
 
-// columnsOf chooses the columns for a hook: on XDP those of a chain, elsewhere
-// the links, and what else there is to say.
+// columnsOf chooses the columns for a hook: on XDP the columns of a chain,
+// elsewhere links and details.
 func columnsOf(c *hook.Chain, wide bool) []column {
 	has := func(value func(*hook.Member) string) bool {
 		return slices.ContainsFunc(c.Members, func(m hook.Member) bool { return value(&m) != "" })
@@ -261,7 +262,7 @@ func textCell(value func(*hook.Member) string) func(*hook.Member) cell {
 	return func(m *hook.Member) cell { return cell{text: orDash(value(m))} }
 }
 
-// ofMember is a column that means nothing for what is not a member.
+// ofMember makes a column that is empty for entries that are not members.
 func ofMember(value func(*hook.Member) string) func(*hook.Member) cell {
 	return func(m *hook.Member) cell {
 		if !m.Named() {
@@ -271,7 +272,8 @@ func ofMember(value func(*hook.Member) string) func(*hook.Member) cell {
 	}
 }
 
-// missingText is what happens while a slot is empty. libxdp's have no choice.
+// missingText says what happens while a slot is empty. Members of libxdp chains
+// have no choice.
 func missingText(m *hook.Member) string {
 	if m.Kind == hook.KindLibxdp {
 		return hook.MissingContinue.String()
@@ -279,7 +281,8 @@ func missingText(m *hook.Member) string {
 	return m.OnMissing.String()
 }
 
-// priorityCell is a dash for what has none; libxdp counts from 0.
+// priorityCell is a dash for an entry without a priority. libxdp's priorities
+// begin at 0.
 func priorityCell(m *hook.Member) cell {
 	if m.Kind == hook.KindLibxdp && m.Program.ID != 0 {
 		return cell{text: strconv.Itoa(m.Priority)}
@@ -287,7 +290,7 @@ func priorityCell(m *hook.Member) cell {
 	return number(uint32(m.Priority))
 }
 
-// linkCell is the link that attaches an entry, or why there is none.
+// linkCell is the link that attaches an entry, or the reason why there is none.
 func linkCell(m *hook.Member) cell {
 	switch {
 	case m.LinkID != 0:
@@ -300,7 +303,7 @@ func linkCell(m *hook.Member) cell {
 	return cell{text: "-"} // a dry run
 }
 
-// stateCell is the state, and for what is not a member the kind.
+// stateCell is a member's state, or the kind of another entry.
 func stateCell(m *hook.Member) cell {
 	switch {
 	case m.Kind == hook.KindLibxdp && m.State == hook.StateEmpty:
@@ -322,7 +325,7 @@ func loaded(m *hook.Member) string {
 	return m.Program.LoadedAt.Local().Format(time.RFC3339)
 }
 
-// loader is the user who loaded the program.
+// loader returns the user id that loaded the program.
 func loader(m *hook.Member) string {
 	if m.Program.ID == 0 {
 		return ""

@@ -17,7 +17,7 @@ func program(id uint32, name string) hook.Program {
 	return hook.Program{ID: id, Name: name, Tag: "2cdaa4a309ea9ba2", LoadedAt: at}
 }
 
-// chains are one of each kind that there is on XDP.
+// chains returns one chain of each kind on XDP.
 func chains() []hook.Chain {
 	ns := hook.NetNS{Inode: 4026531840, Cookie: 1}
 	return []hook.Chain{
@@ -68,7 +68,7 @@ func chains() []hook.Chain {
 	}
 }
 
-// otherHooks are what there is on other hooks than XDP.
+// otherHooks returns chains on other hooks than XDP.
 func otherHooks() []hook.Chain {
 	blue := hook.NetNS{Inode: 4026531999, Cookie: 7, Name: "blue"}
 	mine := hook.Member{
@@ -107,7 +107,7 @@ func otherHooks() []hook.Chain {
 		{Hook: hook.Netfilter, NetNS: blue, Members: []hook.Member{{
 			Name: "nf", Program: program(62, "nf"), Kind: hook.KindForeign, State: hook.StateRunning, LinkID: 13, Detail: "ipv4 prerouting, priority -128",
 		}}},
-		// What could not be read, and what is known of a link whose place is not.
+		// Chains that could not be read, and links without a known target.
 		{Hook: hook.XDP, Target: "eth1", Ifindex: 3, NetNS: blue, Err: errors.New("no permission\nat all")},
 		{NetNS: blue, Err: errors.New("it is gone")},
 		{Hook: "cgroup", Target: "/sys/fs/cgroup/x", Err: errors.New("no permission")},
@@ -115,7 +115,7 @@ func otherHooks() []hook.Chain {
 		{Hook: hook.TCXEgress, Ifindex: 7, Err: errors.New("its place was not found"), Members: []hook.Member{theirs}},
 		{Hook: hook.CgroupSockOps, CgroupID: 99, Err: errors.New("its place was not found"), Members: []hook.Member{theirs}},
 		{Hook: hook.SKLookup, NetNS: hook.NetNS{Inode: 4026532001}, Err: errors.New("its place was not found"), Members: []hook.Member{theirs}},
-		// After a link's target has gone.
+		// The link's target is gone.
 		{Hook: hook.TCXEgress, Members: []hook.Member{theirs}},
 		{Hook: hook.CgroupSockOps, Members: []hook.Member{theirs}},
 	}

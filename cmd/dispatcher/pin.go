@@ -11,9 +11,9 @@ import (
 func (a *app) pinCommand() *cobra.Command {
 	return a.pinVerb("pin", "Pin a member, so that it stays without its owner",
 		`Pin a member in the bpffs, so that it stays when its owner closes it or dies. A
-member whose pins are gone, or in a bpffs that cannot be reached, is pinned again
-in that of --bpffs. On tcx and cgroups one whose name is lost with its registry needs
-a name first: "adopt --link" gives it one, and pins it.`,
+member whose pins are gone, or are in a bpffs that cannot be reached, is pinned
+again in the bpffs of --bpffs. A member on tcx or a cgroup whose name was lost with
+its registry needs a name first: "adopt --link" gives it one, and pins it.`,
 		func(ctx context.Context, link *dispatcher.Link) error {
 			if err := a.needBPFFS(); err != nil {
 				return err
@@ -23,9 +23,9 @@ a name first: "adopt --link" gives it one, and pins it.`,
 }
 
 func (a *app) unpinCommand() *cobra.Command {
-	return a.pinVerb("unpin", "Unpin a member, which leaves with its owner then",
-		`Unpin a member: its pins in the bpffs go, and it stays as long as a process holds it.
-One that no process holds leaves; "holders" tells.`,
+	return a.pinVerb("unpin", "Unpin a member, so that it leaves with its owner",
+		`Unpin a member: its pins in the bpffs are removed, and it stays as long as a process
+holds it. A member that no process holds leaves at once; "holders" shows processes.`,
 		func(ctx context.Context, link *dispatcher.Link) error { return link.Unpin(ctx) })
 }
 

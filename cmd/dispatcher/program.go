@@ -22,19 +22,19 @@ import (
 const programHelp = `PROGRAM is one of
   FILE[:NAME]   an object file, compiled with clang -O2 -g -target bpf -c; NAME,
                 a function or a section, chooses one of several programs
-  id:N          a program that is loaded, by its id ("bpftool prog" lists them)
-  pin:PATH      a program that is pinned in a bpffs
+  id:N          a loaded program, by its id ("bpftool prog" lists them)
+  pin:PATH      a pinned program, by the path of its pin in a bpffs
   builtin:NAME  a program that comes with this tool:
 `
 
-// builtinHelp lists the built-in programs, and what they are for.
+// builtinHelp lists the built-in programs and their purposes.
 func builtinHelp() string {
 	var lines []string
 	for _, name := range programs.Names() {
 		var families []string
 		for _, h := range programs.Hooks(name) {
 			family, _, _ := strings.Cut(string(h), "/")
-			if family == "cgroup" { // has 28 hooks that differ
+			if family == "cgroup" { // cgroup has 28 hooks, and the program fits only some
 				family = string(h)
 			}
 			if !slices.Contains(families, family) {
@@ -54,16 +54,16 @@ const (
 	fromBuiltin = "builtin"
 )
 
-// A programWord is the word PROGRAM taken apart.
+// A programWord is the parsed word PROGRAM.
 type programWord struct {
 	kind string
 	path string // of the file or the pin
-	name string // of the program in the file, or of the built-in one
+	name string // of the program in the file, or of the built-in program
 	id   uint32
 }
 
-// parseProgram takes the word PROGRAM apart. A file may have a colon in its
-// name, hence isFile. One whose name starts like another kind is written "./id:7".
+// parseProgram parses the word PROGRAM. A file name may contain a colon, hence
+// isFile. A file name that starts like another kind is written "./id:7".
 func parseProgram(word string, isFile func(string) bool) (programWord, error) {
 	kind, rest, ok := strings.Cut(word, ":")
 	if !ok {
@@ -116,9 +116,9 @@ type programFlags struct {
 
 func (p *programFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringArrayVar(&p.maps, "map", nil, "use another map in the place of the file's: `NAME=MAP`, where MAP is the path of a pin or id:N (repeatable)")
-	flags.StringArrayVar(&p.globals, "global", nil, "set a constant or variable before the load: `NAME=VALUE`, written as in C (repeatable)")
-	flags.StringVar(&p.mapPins, "map-pins", "", "share each map with the one pinned by its name in `DIR`, in a bpffs; pin it there when there is none")
+	flags.StringArrayVar(&p.maps, "map", nil, "replace a map of the file by another one: `NAME=MAP`, where MAP is the path of a pin or id:N (repeatable)")
+	flags.StringArrayVar(&p.globals, "global", nil, "set a constant or variable before the program is loaded: `NAME=VALUE`, written as in C (repeatable)")
+	flags.StringVar(&p.mapPins, "map-pins", "", "share each map with the map that is pinned by its name in `DIR`, in a bpffs; without one, pin the new map there")
 }
 
 // given tells whether one of the flags was used.
@@ -132,15 +132,14 @@ func (p *programFlags) pinsIn(bpffs string) bool {
 	return err == nil && filepath.IsLocal(rel)
 }
 
-// A programSource is what the library loads.
+// A programSource is a program for the library to load.
 type programSource struct {
 	dispatcher.Source
-	name    string // of the member, by default; empty for the program's own
-	release func() // is to be called when it has been loaded
+	name    string // the member's default name; empty for the program's own name
+	release func() // to be called after the load
 }
 
-// source makes of the word PROGRAM and the flags what the library loads for a
-// hook.
+// source makes a programSource for a hook from the word PROGRAM and the flags.
 func (p *programFlags) source(a *app, h hook.Hook, word string) (programSource, error) {
 	from := programSource{release: func() {}}
 	w, err := parseProgram(word, isFile)
@@ -150,7 +149,7 @@ func (p *programFlags) source(a *app, h hook.Hook, word string) (programSource, 
 	switch w.kind {
 	case fromID, fromPin:
 		if p.given() {
-			return from, usage("they are for programs from a file, or built-in ones", "--map, --global, --map-pins and --new-maps: %q is loaded already", word)
+			return from, usage("they are for programs from a file and for built-in ones", "--map, --global, --map-pins and --new-maps: %q is loaded already", word)
 		}
 		if w.kind == fromID {
 			from.Source = dispatcher.ProgramID(ebpf.ProgramID(w.id))
@@ -199,7 +198,7 @@ func builtin(name string, h hook.Hook) (*ebpf.CollectionSpec, string, error) {
 	return spec, function, nil
 }
 
-// pairs reads the values NAME=VALUE of a flag.
+// pairs parses the values NAME=VALUE of a flag.
 func pairs(flag string, values []string) (map[string]string, error) {
 	read := make(map[string]string, len(values))
 	for _, v := range values {
@@ -215,7 +214,7 @@ func pairs(flag string, values []string) (map[string]string, error) {
 	return read, nil
 }
 
-// openMaps opens the maps of --map, by name. On an error none is open.
+// openMaps opens the maps of --map, by name. After an error none is open.
 func openMaps(words map[string]string) (maps map[string]*ebpf.Map, release func(), err error) {
 	maps = make(map[string]*ebpf.Map, len(words))
 	release = func() {

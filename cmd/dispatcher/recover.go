@@ -14,14 +14,14 @@ func (a *app) recoverCommand() *cobra.Command {
 	o := dispatcher.RecoverOptions{}
 	cmd := &cobra.Command{
 		Use:   "recover",
-		Short: "Collect what is left of devices and processes that are gone",
-		Long: `Collect what is left in the bpffs: members whose device or cgroup is gone, what
-killed processes left half done, and a registry that this version cannot read.
-Nothing that runs is touched.
+		Short: "Clean up after devices and processes that are gone",
+		Long: `Clean up in the bpffs: members whose device or cgroup is gone, unfinished work
+of killed processes, and a registry that this version cannot read. Nothing that
+runs is touched.
 
-With --reattach persistent members are attached again, with their names, order and
-options, where a device of the name that theirs had is back in the same network
-namespace, or the cgroup at its path. What has no place to go to stays.`,
+With --reattach, persistent members are attached again, with their names, order
+and options, if a device of the same name is back in the same network namespace,
+or a cgroup at the same path. Members without such a target stay as they are.`,
 		Example: `  dispatcher recover --dry-run
   dispatcher recover --reattach`,
 		Args: words(0),
@@ -34,8 +34,8 @@ namespace, or the cgroup at its path. What has no place to go to stays.`,
 			return a.printRecovered(found, o.DryRun)
 		},
 	}
-	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only show what there is to do")
-	cmd.Flags().BoolVar(&o.Reattach, "reattach", false, "attach persistent members again where their place is back")
+	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only show what would be done")
+	cmd.Flags().BoolVar(&o.Reattach, "reattach", false, "attach persistent members again where their target is back")
 	return cmd
 }
 
@@ -50,7 +50,8 @@ type jsonRecovered struct {
 	Error      string   `json:"error,omitempty"`
 }
 
-// printRecovered prints what was found. The error is that of what is still there.
+// printRecovered prints what was found. The error says what could not be cleaned
+// up.
 func (a *app) printRecovered(found []hook.Leftover, dryRun bool) error {
 	var left []error
 	for _, f := range found {

@@ -10,13 +10,13 @@ func (a *app) replaceCommand() *cobra.Command {
 	var program programFlags
 	cmd := &cobra.Command{
 		Use:   "replace HOOK TARGET MEMBER PROGRAM",
-		Short: "Give a member another program",
-		Long: `Give a member another program. Each packet sees the old one or the new one,
-and no other member notices. Name, priority and all settings stay.
+		Short: "Replace the program of a member",
+		Long: `Replace the program of a member. Each packet meets the old program or the new
+one, and no other member notices. Name, priority and all settings stay.
 
-A program from a file, or a built-in one, goes on with the maps of the old one
-where they have the same names: counters and lists stay. Its constants are those
-of the new file. --new-maps starts with empty maps.
+A program from a file, or a built-in one, keeps the maps of the old program that
+have the same names, so counters and lists stay. Constants come from the new
+file. --new-maps starts with empty maps.
 
 ` + programHelp + builtinHelp(),
 		Example: `  dispatcher replace xdp eth0 filter filter-v2.o
@@ -54,7 +54,7 @@ of the new file. --new-maps starts with empty maps.
 			}
 			if info, err := link.Info(cmd.Context()); err == nil {
 				if before != nil && before.Sealed && !info.Sealed {
-					a.note("%q was sealed and runs from its slot now; \"seal --dry-run\" tells why", info.Name)
+					a.note("%q was sealed, and now runs from its slot; \"seal --dry-run\" tells why", info.Name)
 				}
 				if a.verbose {
 					a.note("%q on %s %s now has program %s, id %d", info.Name, t.Hook, t.Name(), info.Program.Name, info.Program.ID)
@@ -65,6 +65,6 @@ of the new file. --new-maps starts with empty maps.
 		},
 	}
 	program.add(cmd)
-	cmd.Flags().BoolVar(&program.newMaps, "new-maps", false, "give the new program maps of its own")
+	cmd.Flags().BoolVar(&program.newMaps, "new-maps", false, "give the new program new maps")
 	return cmd
 }

@@ -12,21 +12,22 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-const rootLong = `Attach BPF programs to hooks of the network that several programs share: XDP and
-TC on devices, packets and sockets of cgroups. Show what is attached, whoever
-did it.
+const rootLong = `Attach BPF programs to network hooks that several programs share: XDP and TC on
+devices, packets and sockets of cgroups. Show what is attached, whichever tool
+attached it.
 
-XDP has room for one program on a device. dispatcher puts a chain there that
-runs many, in order of priority, and holds the device through a bpf_link, so
-that no "ip link set xdp", and no other program, throws them out.
+XDP has room for one program on a device. dispatcher attaches a chain there that
+runs many, its members, in the order of their priorities. The chain holds the
+device by a bpf_link, so that neither "ip link set xdp" nor another program can
+remove it.
 
 On tcx and cgroups the kernel itself runs many programs. There each member has a
-bpf_link of its own, at the place that its priority gives it. On kernels without
-tcx there is tc: filters, in the same order, which others can remove.
+bpf_link of its own, at the position for its priority. Kernels without tcx have
+tc: filters in the same order, which other tools can remove.
 
 Everything needs root. Programs attached with "attach" and "adopt" stay until
-"detach" or a reboot: they are pinned in a bpffs. With --hold they are owned by
-the command instead, and leave with it.
+"detach" or a reboot, because they are pinned in a bpffs. With --hold the
+command owns the member instead, and the member leaves when the command ends.
 
 HOOK and TARGET are
   xdp                      a device
@@ -46,7 +47,7 @@ const rootExample = `  dispatcher list
   dispatcher attach cgroup_skb/egress /sys/fs/cgroup/system.slice builtin:count
   dispatcher list cgroup /sys/fs/cgroup/system.slice --effective`
 
-// cgroupHelp lists the hooks of cgroups, which are many.
+// cgroupHelp lists the many hooks of cgroups.
 func cgroupHelp() string {
 	var b strings.Builder
 	width := 0
@@ -62,7 +63,8 @@ func cgroupHelp() string {
 	return b.String()
 }
 
-// rootCommand wires the verbs and the global flags. args are those of the run.
+// rootCommand defines the verbs and the global flags. args are the arguments of
+// this run.
 func (a *app) rootCommand(args []string) *cobra.Command {
 	showVersion := false
 	root := &cobra.Command{
@@ -73,7 +75,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 		SilenceErrors:     true, // fail prints them
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true}, // see completion.go
-		Args:              cobra.ArbitraryArgs,                              // RunE has better words for an unknown verb
+		Args:              cobra.ArbitraryArgs,                              // RunE has a better message for an unknown verb
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.checkBPFFS(cmd) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
@@ -84,7 +86,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 			}
 			cmd.SetOut(a.stderr)
 			_ = cmd.Help()
-			return usage("", "what shall be done? The verbs are above")
+			return usage("", "a verb is missing; the verbs are listed above")
 		},
 	}
 	root.SetArgs(args)
@@ -94,7 +96,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 	root.Flags().BoolVarP(&showVersion, "version", "V", false, "print the version")
 	a.addGlobalFlags(root)
 
-	// The order is that of the help: by what people do most.
+	// The help has this order: common verbs come first.
 	cobra.EnableCommandSorting = false
 	verbs := []*cobra.Command{
 		a.attachCommand(),
@@ -134,15 +136,15 @@ func (a *app) addGlobalFlags(root *cobra.Command) {
 	a.format, a.color = formatTable, "auto"
 	oneOf(root, "output", "o", "print as `FORMAT`: table, wide or json", &a.format, formatTable, formatWide, formatJSON)
 	flags.BoolFuncP("json", "j", "the same as -o json", func(string) error { a.format = formatJSON; return nil })
-	flags.StringVarP(&a.netns, "netns", "n", "", "look in the network namespace `NS`: a name as in \"ip netns\", a path, or a process id")
+	flags.StringVarP(&a.netns, "netns", "n", "", "work in the network namespace `NS`: a name as in \"ip netns\", a path, or a process id")
 	flags.StringVar(&a.bpffs, "bpffs", defaultBPFFS, "pin in the bpffs at `PATH`")
-	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what was done; on a refused program, print the verifier's whole log")
+	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what was done; for a refused program, print the verifier's whole log")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "print no notes and no warnings")
 	oneOf(root, "color", "", "colour the output: `WHEN` is auto (on a terminal, unless NO_COLOR is set), always or never", &a.color, "auto", "always", "never")
 	completeFlag(root, "netns", netnsNames)
 }
 
-// oneOf adds a global flag that takes one of a few words.
+// oneOf adds a global flag with a few possible values.
 func oneOf(root *cobra.Command, name, shorthand, text string, value *string, words ...string) {
 	root.PersistentFlags().FuncP(name, shorthand, text, func(s string) error {
 		if !slices.Contains(words, s) {
@@ -154,7 +156,7 @@ func oneOf(root *cobra.Command, name, shorthand, text string, value *string, wor
 	completeFlag(root, name, fixed(words...))
 }
 
-// unknownVerb is the error for a verb that there is not.
+// unknownVerb returns the error for a verb that does not exist.
 func unknownVerb(root *cobra.Command, verb string) error {
 	var verbs []string
 	for _, c := range root.Commands() {
@@ -165,8 +167,8 @@ func unknownVerb(root *cobra.Command, verb string) error {
 	return usage(didYouMean(verb, verbs, "", `"dispatcher --help" lists the verbs`), "there is no verb %q", verb)
 }
 
-// flagErrors returns what makes an error of a flag that there is not, or that
-// has a wrong value. args are those of the run.
+// flagErrors returns a function that makes an error for an unknown flag or a
+// wrong value. args are the arguments of this run.
 func flagErrors(args []string) func(*cobra.Command, error) error {
 	return func(cmd *cobra.Command, err error) error {
 		var unknown *pflag.NotExistError
@@ -174,7 +176,7 @@ func flagErrors(args []string) func(*cobra.Command, error) error {
 			return usage(seeHelp(cmd), "%v", err)
 		}
 		if !cmd.HasParent() {
-			// No verb was found: then the flag is not what is wrong.
+			// Without a verb the flag is not the mistake.
 			isVerb := func(word string) bool { c, _, err := cmd.Find([]string{word}); return err == nil && c != cmd }
 			if slices.ContainsFunc(args, isVerb) {
 				return usage("the flags of a verb come after it", "%v", unknown)

@@ -13,7 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// Whatever there is has words for its help, and for the manual page.
+// Every verb and flag has a text in its help and in the manual page.
 func TestHelp(t *testing.T) {
 	a := &app{}
 	root := a.rootCommand(nil)
@@ -39,7 +39,7 @@ func checkFlags(t *testing.T, c *cobra.Command, page string) {
 		}
 		value, text := pflag.UnquoteUsage(f)
 		qt.Check(t, qt.Not(qt.Equals(text, "")), qt.Commentf("--%s", f.Name))
-		// A word such as "func" or "stringArray" says nothing to users.
+		// A word such as "func" or "stringArray" means nothing to users.
 		qt.Check(t, qt.Equals(value, strings.ToUpper(value)), qt.Commentf("--%s", f.Name))
 		qt.Check(t, qt.StringContains(page, strings.ReplaceAll("--"+f.Name, "-", `\-`)))
 	})

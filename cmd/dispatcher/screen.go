@@ -9,18 +9,18 @@ import (
 	"golang.org/x/term"
 )
 
-// A screen is where blocks go that are shown again and again: in place on a
-// terminal, one after the other elsewhere.
+// A screen shows blocks that are printed again and again: on a terminal in
+// place, elsewhere one after the other.
 type screen struct {
 	a        *app
-	terminal *os.File // nil when it is none
-	lines    int      // that the block before has there
+	terminal *os.File // nil when stdout is not a terminal
+	lines    int      // of the previous block there
 }
 
 const (
 	cursorOff = "\x1b[?25l"
 	cursorOn  = "\x1b[?25h"
-	wrapOff   = "\x1b[?7l" // a line that is too long is cut by the terminal
+	wrapOff   = "\x1b[?7l" // the terminal cuts long lines
 	wrapOn    = "\x1b[?7h"
 	clearDown = "\x1b[J"
 )
@@ -53,7 +53,7 @@ func (s *screen) show(now time.Time, block string) error {
 	return s.a.print(cursorOff + wrapOff + up + "\r" + clearDown + strings.Join(lines, "") + wrapOn)
 }
 
-// restore leaves the terminal as it was found.
+// restore restores the terminal's settings.
 func (s *screen) restore() {
 	if s.terminal != nil && s.lines > 0 {
 		_ = s.a.print(cursorOn)

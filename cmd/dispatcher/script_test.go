@@ -40,22 +40,22 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"dispatcher": main, xdpLoader: main, "othertool": otherTool})
 }
 
-// TestScripts runs each script in testdata/script against the real command, in
-// network namespaces and with a bpffs of its own. What a script finds:
+// TestScripts runs each script in testdata/script against the real command, with its own network
+// namespaces and bpffs. A script has:
 //
 //	$NS, $DEV    a namespace with a veth device, up
 //	$PEER        the namespace of the other end
 //	$PEERDEV     its device
-//	$CGROUP      a cgroup, empty, and $CHILD one in it
-//	$BPFFS       a bpffs, empty
+//	$CGROUP      an empty cgroup, and $CHILD another one inside
+//	$BPFFS       an empty bpffs
 //	$BPF         the folder of object files (testdata/bpf)
 //
 //	fails N CMD...         run CMD, which must end with exit status N
 //	await PATTERN CMD...   run CMD until its stdout matches
 //	getenv VAR PATTERN     set VAR to what the group in PATTERN matches in stdout
 //	capture FILE PACKET... write a pcap file of UDP packets: SRC:PORT>DST:PORT, with /N only N bytes
-//	mask FILE              put words in the place of what differs from run to run
-//	arrive N               of ten datagrams from PEER N get through to NS
+//	mask FILE              replace what differs from run to run by words
+//	arrive N               of ten datagrams from PEER N arrive in NS
 //	clean                  nothing is attached, and no chain has a pin
 //	othertool ...          do what other tools do; see below
 //	[FEATURE]              this kernel has a feature of "dispatcher features"
@@ -113,7 +113,7 @@ func TestScripts(t *testing.T) {
 	}
 }
 
-// features are what "dispatcher features" tells.
+// features returns what "dispatcher features" reports.
 var features = sync.OnceValues(func() (map[string]bool, error) {
 	kernel.RaiseMemlock() // as main does
 	list, err := dispatcher.Features(context.Background(), dispatcher.Target{Hook: hook.XDP}, dispatcher.ReadOptions{})
@@ -124,8 +124,8 @@ var features = sync.OnceValues(func() (map[string]bool, error) {
 	return supported, err
 })
 
-// condition tells what a script may depend on: a feature. TestFeaturesAgree of
-// the library checks that they are told rightly.
+// condition tells whether a condition of a script is true: a feature of the
+// kernel. TestFeaturesAgree checks that the features are reported correctly.
 func condition(name string) (bool, error) {
 	supported, err := features()
 	if err != nil {
@@ -211,11 +211,11 @@ func capture(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
 }
 
-// masks are what differs from run to run, in JSON and in tables, whose columns
-// are as wide as what is in them.
+// masks match what differs from run to run, in JSON and in tables, which have
+// columns as wide as their texts.
 var masks = []struct{ pattern, word string }{
 	{`("(?:ifindex|inode|cookie|link_id|dispatcher_id|slot_id|id|program_id|cgroup_id|revision)": )[0-9]+`, "${1}0"},
-	{`("(?:elapsed_ns|clock_ns|runs|time_ns|runs_per_second|ns_per_run|pass)": )[0-9]+`, "${1}0"}, // of top
+	{`("(?:elapsed_ns|clock_ns|runs|time_ns|runs_per_second|ns_per_run|pass)": )[0-9]+`, "${1}0"}, // in the JSON of top
 	{`("time": )"[-0-9T:.]+Z"`, `${1}"TIME"`},
 	{`("tag": )"[0-9a-f]{16}"`, `${1}"TAG"`},
 	{`("loaded_at": )"[-0-9T:]+Z"`, `${1}"TIME"`},
@@ -265,7 +265,7 @@ func clean(ts *testscript.TestScript, neg bool, args []string) {
 	if err == nil && len(pins) > 0 {
 		ts.Fatalf("left pinned: %v", pins)
 	}
-	// The folder may have others' too: ip and tc make it a link to theirs.
+	// The folder may have other files too: ip and tc make it a link to theirs.
 	if dispatchers, _ := filepath.Glob(filepath.Join(ts.Getenv("BPFFS"), "xdp", "dispatch-*")); len(dispatchers) > 0 {
 		ts.Fatalf("left pinned by libxdp's protocol: %v", dispatchers)
 	}

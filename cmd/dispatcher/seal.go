@@ -26,16 +26,17 @@ func (a *app) sealCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "seal xdp TARGET",
 		Short: "Link the members of a chain into one program, which is faster",
-		Long: `Link the members of the chain on a device into its dispatcher, so that packets are
-not taken through the members' slots. The members go on with their very maps, and
-the exchange is one step: each packet sees the old chain or the new one.
+		Long: `Link the members of the chain on a device into its dispatcher, so that packets
+skip the members' slots. The members keep their maps. The dispatcher is replaced
+in one step: each packet meets the old chain or the new one.
 
-A member is sealed when it is pinned, and its object code is at hand: it was
-attached or replaced from a file or as builtin:NAME. The others stay in their slots,
-and work as before; why is said on stderr, and in the JSON.
+A member can be sealed when it is pinned and its object code is available: it
+was attached or replaced from a file or as builtin:NAME. The other members stay
+in their slots, and work as before; the reason is on stderr, and in the JSON.
 
-In a sealed chain members can join, leave, be replaced and set as in any other. Who
-joins has a slot; "seal" again takes it in. "list" shows which members are sealed.`,
+Members of a sealed chain can join, leave, be replaced and set as in any other.
+A new member has a slot, until "seal" is run again. "list" shows which members
+are sealed.`,
 		Example: `  dispatcher seal xdp eth0
   dispatcher seal xdp eth0 --dry-run
   dispatcher unseal xdp eth0`,
@@ -54,12 +55,12 @@ joins has a slot; "seal" again takes it in. "list" shows which members are seale
 			return a.printSealings(t, report, dryRun)
 		},
 	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only tell which members would be sealed, and why the others would not")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show which members would be sealed, and why the others would not")
 	return cmd
 }
 
-// printSealings tells of each member where that was asked for, and always of
-// those that are not sealed.
+// printSealings reports all members if that was asked for, and otherwise only
+// members that are not sealed.
 func (a *app) printSealings(t dispatcher.Target, report []hook.Sealing, dryRun bool) error {
 	sealed := 0
 	j := jsonSealings{Version: schema, DryRun: dryRun, Members: []jsonSealing{}}
@@ -89,8 +90,8 @@ func (a *app) printSealings(t dispatcher.Target, report []hook.Sealing, dryRun b
 func (a *app) unsealCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "unseal xdp TARGET",
-		Short: "Undo \"seal\": have each member called through its slot again",
-		Long: `Undo "seal": exchange the dispatcher, in one step, for one that calls each member
+		Short: "Undo \"seal\": call each member through its slot again",
+		Long: `Undo "seal": replace the dispatcher, in one step, by one that calls each member
 through its slot. A chain that is not sealed stays as it is.`,
 		Example:           `  dispatcher unseal xdp eth0`,
 		Args:              words(1, "HOOK", "TARGET"),

@@ -16,15 +16,15 @@ func (a *app) setCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "set HOOK TARGET MEMBER",
-		Short: "Change a member's priority or place, and on xdp its settings",
-		Long: `Change a member's priority or place, and on xdp its continue set and what an
-empty slot does. What is not given stays.
+		Short: "Change a member's priority or position, and on xdp its settings",
+		Long: `Change a member's priority or position, and on xdp its continue set and what
+happens while its slot is empty. Settings that are not given stay.
 
-On xdp the chain is exchanged as a whole: each packet sees the old one or the
-new one. Elsewhere there is only the priority, and the place: --before, --after,
---first and --last. The kernel moves nothing, so a member that has to move is
-attached anew at the other place. On a cgroup and on tc both places have it for
-a moment.`,
+On xdp the chain is replaced as a whole: each packet meets the old one or the
+new one. The other hooks have only the priority and the position: --before,
+--after, --first and --last. The kernel cannot move a program, so a member that
+has to move is attached again at its new position, and then detached at the old
+one. Meanwhile, on a cgroup and on tc, its program runs at both.`,
 		Example: `  dispatcher set xdp eth0 filter --priority 10
   dispatcher set xdp eth0 filter --continue-on pass,redirect --on-missing drop
   dispatcher set tcx/ingress eth0 filter --before link:12
@@ -39,9 +39,9 @@ a moment.`,
 			}
 			switch {
 			case settings.Settings == (hook.Settings{}) && place.IsZero():
-				return usage(seeHelp(cmd), "what shall be set? Give --priority or a place, --continue-on or --on-missing")
+				return usage(seeHelp(cmd), "nothing to set; give --priority or a position, --continue-on or --on-missing")
 			case settings.Priority != 0 && !place.IsZero():
-				return usage("", "--priority or a place, not both: a place brings a priority that fits")
+				return usage("", "give --priority or a position, not both: a position brings a priority that fits")
 			}
 			link, err := dispatcher.Open(cmd.Context(), t, args[2], a.readOptions())
 			if err != nil {
@@ -67,8 +67,8 @@ a moment.`,
 	return cmd
 }
 
-// tellSet says what became of the member. It is not worth an error if it cannot
-// be read back.
+// tellSet tells the member's new settings. It ignores a failure to read them
+// back.
 func (a *app) tellSet(ctx context.Context, t dispatcher.Target, link *dispatcher.Link) {
 	info, err := link.Info(ctx)
 	if err != nil {
@@ -84,6 +84,6 @@ func (a *app) tellSet(ctx context.Context, t dispatcher.Target, link *dispatcher
 		a.note("%q on %s %s: priority %d", info.Name, t.Hook, t.Name(), info.Priority)
 	}
 	if chain, err := link.Chain(ctx); err == nil {
-		a.tellPlace(chain, info)
+		a.tellPosition(chain, info)
 	}
 }

@@ -38,8 +38,8 @@ func orDash(s string) string {
 	return s
 }
 
-// table writes rows with columns as wide as need be, and nothing after the
-// last one of a line.
+// table writes rows. Columns are as wide as needed, and no spaces follow the
+// last cell of a line.
 func (a *app) table(b *strings.Builder, indent string, rows [][]cell) {
 	var widths []int
 	for _, r := range rows {

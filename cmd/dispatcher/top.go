@@ -20,20 +20,23 @@ func (a *app) topCommand() *cobra.Command {
 	var count int
 	cmd := &cobra.Command{
 		Use:   "top [HOOK|FAMILY [TARGET]]",
-		Short: "Show how often programs run, what they say, and how long they take",
-		Long: `Show how often each program runs, how long it takes, and on an xdp chain what it
-says, for all hooks that "list" shows, or for one HOOK, or for one device or
-cgroup: on a terminal always in the same place, elsewhere one block after the
-other, until Ctrl-C. With -o json it takes one sample, unless --count says more.
+		Short: "Show how often programs run, which verdicts they give, and how long they take",
+		Long: `Show how often each program runs, how long it takes, and on an xdp chain which
+verdicts it gives, for all hooks that "list" shows, for one HOOK, or for one
+device or cgroup. On a terminal the figures stay in place; elsewhere one block
+follows the other, until Ctrl-C. With -o json there is one sample, unless
+--count asks for more.
 
-An xdp chain gets a dispatcher that counts while it is watched, and its plain one
-again afterwards; when this command is killed the kernel ends the counting.
-Nothing is attached or detached for that, and no packet passes unfiltered.
-NS/PACKET includes the clock's own time, which is in the line above, and the call.
+An xdp chain runs a dispatcher that counts while top watches it, and its plain
+dispatcher again afterwards. The link between the two is the watch, a map that
+only the watching processes hold: when they are killed the kernel empties it,
+and the counting ends. Nothing is attached or detached for that, and no packet
+passes unfiltered. NS/PACKET includes the clock's own time, which is in the line
+above, and the call.
 
-All other programs are measured by the kernel's run statistics, which do not tell
-verdicts, and which are on for all programs of the machine meanwhile. A program
-that is attached several times has the same numbers everywhere.`,
+All other programs are measured by the kernel's run statistics. These have no
+verdicts, and while top runs they are on for all programs of the machine. A
+program that is attached several times has the same figures everywhere.`,
 		Example: `  dispatcher top
   dispatcher top xdp eth0
   dispatcher top tcx --interval 5s
@@ -48,25 +51,25 @@ that is attached several times has the same numbers everywhere.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.DurationVar(&o.Interval, "interval", o.Interval, "take a sample every `D`, as 200ms or 5s")
+	flags.DurationVar(&o.Interval, "interval", o.Interval, "take a sample every `D`, such as 200ms or 5s")
 	flags.IntVar(&count, "count", 0, "end after `N` samples (default: with -o json 1, else none)")
 	return cmd
 }
 
-// top prints samples until ctx ends, which is how it is meant to end.
+// top prints samples until ctx ends, which is the normal end.
 func (a *app) top(ctx context.Context, args []string, o dispatcher.MeasureOptions, count int) error {
 	switch {
 	case o.Interval < 10*time.Millisecond:
 		return usage("", "--interval %v: at least 10ms", o.Interval)
 	case count < 0:
-		return usage("", "--count %d: how many samples to take, 1 or more", count)
+		return usage("", "--count %d: the number of samples must be 1 or more", count)
 	}
 	only, err := a.toMeasure(ctx, args, &o)
 	if err != nil {
 		return err
 	}
-	signal.Ignore(syscall.SIGPIPE) // a write says so
-	// A terminal that is closed ends it in an orderly way, too.
+	signal.Ignore(syscall.SIGPIPE) // the failed write reports it
+	// A closed terminal also ends the command in an orderly way.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
@@ -80,17 +83,17 @@ func (a *app) top(ctx context.Context, args []string, o dispatcher.MeasureOption
 			return err
 		}
 		err = a.printSamples(screen, only.filter(samples))
-		if err != nil && !errors.Is(err, syscall.EPIPE) { // that is when nobody listens any more
+		if err != nil && !errors.Is(err, syscall.EPIPE) { // the reader has gone
 			return err
 		}
 		if taken++; taken == count || err != nil {
-			cancel() // and no return: an error at the end shall be told
+			cancel() // no return here: an error at the end must be reported
 		}
 	}
 	return nil
 }
 
-// measured chooses among the samples of several hooks those of one target.
+// measured chooses the samples of one target.
 type measured struct {
 	on *onTarget // nil: all
 }
@@ -109,7 +112,7 @@ func (m measured) filter(samples []hook.Sample) []hook.Sample {
 	return left
 }
 
-// toMeasure completes the options with what args name.
+// toMeasure sets the options that args name.
 func (a *app) toMeasure(ctx context.Context, args []string, o *dispatcher.MeasureOptions) (only measured, err error) {
 	o.NetNS, o.BPFFS = a.netns, a.bpffs
 	if len(args) == 0 {
@@ -121,14 +124,14 @@ func (a *app) toMeasure(ctx context.Context, args []string, o *dispatcher.Measur
 	h := o.Hooks[0]
 	switch {
 	case h.OnCgroup() && a.netns != "":
-		return only, usage("leave -n out", "a cgroup is in no network namespace")
+		return only, usage("leave -n out", "a cgroup belongs to no network namespace")
 	case len(args) < 2:
 	case len(o.Hooks) == 1 && !isShown(h):
 		t := dispatcher.On(h, args[1]).In(a.netns)
 		o.Target = &t
 	default:
 		if only.on, err = a.onTarget(ctx, h, args[1]); err == nil && h.OnDevice() && o.NetNS == "" {
-			o.NetNS = "/proc/self/ns/net" // empty would be all
+			o.NetNS = "/proc/self/ns/net" // empty would mean all
 		}
 	}
 	return only, err
@@ -180,11 +183,11 @@ func (a *app) sample(b *strings.Builder, s *hook.Sample) {
 	case hook.MethodChain:
 		parts = append(parts, fmt.Sprintf("counted, clock %d ns", s.Clock.Nanoseconds()))
 	case hook.MethodKernel:
-		parts = append(parts, "by the kernel's statistics, which know no verdicts")
+		parts = append(parts, "by the kernel's statistics, which have no verdicts")
 	}
 	b.WriteString(strings.Join(parts, "  ") + "\n")
 	if s.Interrupted {
-		b.WriteString("  " + a.paint(a.stdout, "changed meanwhile: not all of this interval was counted", yellow) + "\n")
+		b.WriteString("  " + a.paint(a.stdout, "the chain changed: a part of this interval was not counted", yellow) + "\n")
 	}
 	if s.Err != nil {
 		b.WriteString("  " + a.paint(a.stdout, "cannot be measured: "+oneLine(s.Err.Error()), red) + "\n")
@@ -218,12 +221,12 @@ func (a *app) sample(b *strings.Builder, s *hook.Sample) {
 	a.table(b, "  ", rows)
 }
 
-// seesPackets tells whether each run of a program on the hook is about a packet.
+// seesPackets tells whether the programs on the hook run for packets.
 func seesPackets(h hook.Hook) bool {
 	return h.OnDevice() || h == hook.CgroupSKBIngress || h == hook.CgroupSKBEgress || h == hook.Netfilter
 }
 
-// alignRight pads the texts of columns, so that numbers are below each other.
+// alignRight pads cells of columns, so that numbers are aligned to the right.
 func alignRight(rows [][]cell, columns ...int) {
 	for _, i := range columns {
 		width := 0
@@ -236,7 +239,7 @@ func alignRight(rows [][]cell, columns ...int) {
 	}
 }
 
-// perSecond is a rate in words: by what was measured, never by the interval that
+// perSecond writes a rate. It uses the measured time, never the interval that
 // was asked for.
 func perSecond(n uint64, elapsed time.Duration) string {
 	rate := ratePerSecond(n, elapsed)
@@ -273,8 +276,8 @@ func thousands(n uint64) string {
 	return b.String()
 }
 
-// shares are the verdicts, the most frequent ones of a chain's first, and how many
-// packets met nobody.
+// shares writes the verdicts, the most frequent ones first, and how often the slot
+// was empty.
 func shares(c hook.Counts) string {
 	var words []string
 	add := func(what string, n uint64) {

@@ -11,7 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// samples are one of each kind that there is.
+// samples returns one sample of each kind.
 func samples() []hook.Sample {
 	at := time.Date(2026, 3, 1, 12, 30, 0, 500, time.UTC)
 	counts := func(runs uint64, took time.Duration, verdicts map[hook.Verdict]uint64) hook.Counts {
@@ -58,7 +58,7 @@ func TestRates(t *testing.T) {
 	for n, want := range map[uint64]string{0: "0", 1: "1.0", 9: "9.0", 10: "10", 999: "999", 1000: "1,000", 1_234_567: "1,234,567"} {
 		qt.Check(t, qt.Equals(perSecond(n, time.Second), want))
 	}
-	// By the time that passed, not the one that was asked for.
+	// The rate uses the measured time, not the interval that was asked for.
 	qt.Check(t, qt.Equals(perSecond(1000, 1500*time.Millisecond), "667"))
 	qt.Check(t, qt.Equals(perSecond(1000, 0), "0"))
 	for n, want := range map[uint64]string{1: "<0.1%", 10: "0.1%", 5000: "50.0%", 9999: ">99.9%", 10000: "100%"} {

@@ -7,7 +7,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// The JSON of a sample is a contract, as that of a chain.
+// The JSON of a sample is a contract, like the JSON of a chain.
 type jsonSamples struct {
 	Version int          `json:"version"`
 	Time    time.Time    `json:"time"`
@@ -25,7 +25,7 @@ type jsonSample struct {
 	Error       string          `json:"error,omitempty"`
 }
 
-// jsonCountedBy is an entry, with its counts.
+// jsonCountedBy is an entry with its counts.
 type jsonCountedBy struct {
 	Name     string       `json:"name"`
 	Priority int          `json:"priority,omitempty"`
@@ -40,7 +40,7 @@ type jsonCountedBy struct {
 type jsonCounts struct {
 	Runs          uint64        `json:"runs"`
 	TimeNs        int64         `json:"time_ns"`
-	RunsPerSecond int64         `json:"runs_per_second"` // rounded, as what follows
+	RunsPerSecond int64         `json:"runs_per_second"` // rounded, like the next fields
 	NsPerRun      int64         `json:"ns_per_run"`
 	Verdicts      *jsonVerdicts `json:"verdicts,omitempty"`
 	Empty         *uint64       `json:"empty,omitempty"`
@@ -88,7 +88,7 @@ func describeSample(s *hook.Sample) jsonSample {
 	return j
 }
 
-// describeCounts is null for what was not measured.
+// describeCounts returns nil for an entry that was not measured.
 func describeCounts(c hook.Counts, s *hook.Sample) *jsonCounts {
 	if !c.Known {
 		return nil

@@ -8,8 +8,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the linker where the module's own is not to be shown:
-// -ldflags "-X main.version=v1.2.3".
+// version is set by the linker to replace the module's version: -ldflags "-X
+// main.version=v1.2.3".
 var version string
 
 func (a *app) versionCommand() *cobra.Command {
@@ -36,7 +36,7 @@ func (a *app) printVersion() error {
 	return a.print(fmt.Sprintf("dispatcher %s (%s%s, %s)\n", v, commit, runtime.Version(), platform))
 }
 
-// buildVersion returns the version and, where the build knows it, the commit.
+// buildVersion returns the version and, if the build knows it, the commit.
 func buildVersion() (v, commit string) {
 	v = version
 	if info, ok := debug.ReadBuildInfo(); ok {

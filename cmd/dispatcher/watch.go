@@ -19,20 +19,21 @@ func (a *app) watchCommand() *cobra.Command {
 	o := dispatcher.WatchOptions{Interval: time.Second}
 	cmd := &cobra.Command{
 		Use:   "watch [HOOK|FAMILY [TARGET]]",
-		Short: "Show what changes, one line for each change",
-		Long: `Show what changes on the hooks that "list" shows, whoever does it: one line for
+		Short: "Show changes, one line for each change",
+		Long: `Show changes on the hooks that "list" shows, whoever makes them: one line for
 each change, until Ctrl-C.
 
 A member is attached, left, updated (another program), reordered, set (other
-settings), pinned, unpinned; emptied, when the owner of its slot died; defunct,
-when its device or cgroup is gone; adopted or named, when it became a member; or
-overtaken, when a program of another tool runs before it now and did not before.
-For programs of others it is the same. A device that has another name, or is in
-another network namespace, has moved.
+settings), pinned or unpinned; emptied, when the owner of its slot died;
+defunct, when its device or cgroup is gone; adopted or named, when it became a
+member; or overtaken, when a program of another tool now runs before it and did
+not before. Programs of other tools have the same events. A device that has
+another name, or is in another network namespace, has moved.
 
-The kernel tells some changes at once and others not at all, so that it also
-looks by itself at every --interval. What comes and goes between two looks is not
-shown. "by pid" is there when it is certain who it was.`,
+The kernel reports some changes at once and others not at all, so watch also
+checks all hooks every --interval. A program that comes and goes between two
+checks is not shown. "by pid" is there when it is certain which process made the
+change.`,
 		Example: `  dispatcher watch
   dispatcher watch xdp eth0
   dispatcher -n blue watch tcx --first
@@ -44,12 +45,12 @@ shown. "by pid" is there when it is certain who it was.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.DurationVar(&o.Interval, "interval", o.Interval, "look every `D`, as 200ms or 5s, if no sign of a change comes before")
-	flags.BoolVar(&o.First, "first", false, "begin with what is attached")
+	flags.DurationVar(&o.Interval, "interval", o.Interval, "check every `D`, such as 200ms or 5s, if no sign of a change comes first")
+	flags.BoolVar(&o.First, "first", false, "begin with the entries that are attached already")
 	return cmd
 }
 
-// watch prints what changes until ctx ends, which is how it is meant to end.
+// watch prints changes until ctx ends, which is the normal end.
 func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOptions) error {
 	if o.Interval < 10*time.Millisecond {
 		return usage("", "--interval %v: at least 10ms", o.Interval)
@@ -61,7 +62,7 @@ func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOption
 			return err
 		}
 		if o.Hooks[0].OnCgroup() && a.netns != "" {
-			return usage("leave -n out", "a cgroup is in no network namespace")
+			return usage("leave -n out", "a cgroup belongs to no network namespace")
 		}
 	}
 	var only *onTarget
@@ -71,7 +72,7 @@ func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOption
 			return err
 		}
 	}
-	signal.Ignore(syscall.SIGPIPE) // a write says so
+	signal.Ignore(syscall.SIGPIPE) // the failed write reports it
 	o.Started = func(s hook.WatchSources) { a.noteSources(s, o.Interval) }
 	for e, err := range dispatcher.Watch(ctx, o) {
 		if err != nil {
@@ -82,7 +83,7 @@ func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOption
 		}
 		if err := a.printEvent(&e); err != nil {
 			if errors.Is(err, syscall.EPIPE) {
-				return nil // nobody listens any more
+				return nil // the reader has gone
 			}
 			return err
 		}
@@ -90,7 +91,7 @@ func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOption
 	return nil
 }
 
-// noteSources says what the watching relies on.
+// noteSources says which sources of changes are used.
 func (a *app) noteSources(s hook.WatchSources, interval time.Duration) {
 	var heard, deaf []string
 	for _, source := range []struct {
@@ -103,24 +104,24 @@ func (a *app) noteSources(s hook.WatchSources, interval time.Duration) {
 			deaf = append(deaf, fmt.Sprintf("%s (%v)", source.name, source.err))
 		}
 	}
-	text := fmt.Sprintf("looking every %v", interval)
+	text := fmt.Sprintf("checking every %v", interval)
 	if len(heard) > 0 {
-		text += ", and at signs from " + strings.Join(heard, ", ")
+		text += ", and on signs from " + strings.Join(heard, ", ")
 	}
 	if len(deaf) > 0 {
-		text += "; not heard: " + strings.Join(deaf, ", ")
+		text += "; not available: " + strings.Join(deaf, ", ")
 	}
 	a.note("%s", text)
 }
 
-// onTarget chooses the events of one device or cgroup, wherever it goes.
+// onTarget chooses the events of one device or cgroup, even if it moves.
 type onTarget struct{ hook.EventTarget }
 
 func (a *app) onTarget(ctx context.Context, h hook.Hook, name string) (*onTarget, error) {
 	if h.OnNetNS() {
-		return nil, usage("-n chooses one", "%s is on a whole network namespace, and has no other target", h)
+		return nil, usage("-n chooses one", "%s belongs to a whole network namespace, and has no other target", h)
 	}
-	known := hook.XDP // a hook that all have
+	known := hook.XDP // a hook that all devices have
 	if h.OnCgroup() {
 		known = hook.CgroupSKBIngress
 	}
@@ -136,7 +137,7 @@ func (t *onTarget) takes(e *hook.Event) bool {
 		t.EventTarget = e.EventTarget
 		return true
 	}
-	return e.Hook == "" || t.is(&e.EventTarget) // the former is about more than one
+	return e.Hook == "" || t.is(&e.EventTarget) // an event without a hook is about several
 }
 
 func (t *onTarget) is(p *hook.EventTarget) bool {

@@ -6,7 +6,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// The JSON of an event is a contract, as that of a chain.
+// The JSON of an event is a contract, like the JSON of a chain.
 type jsonEvent struct {
 	Version        int          `json:"version"`
 	Time           time.Time    `json:"time"`

@@ -27,8 +27,8 @@ const countedKernel = "7.2"
 // measure the rate.
 const countedWords = "tsc_early_khz=1000000 tsc=reliable"
 
-// instructionsSection counts instructions in a virtual machine whose clock counts executed
-// instructions.
+// instructionsSection counts instructions in a virtual machine with a clock that counts
+// executed instructions.
 func instructionsSection(b *bench, s *Section) {
 	s.Title = "Instructions per packet"
 	s.About = []string{
@@ -69,7 +69,7 @@ func countedReport(ctx context.Context, matrix string) (*Report, error) {
 	return &r, nil
 }
 
-// countedSection is for a machine whose clock counts instructions.
+// countedSection is for a machine with a clock that counts instructions.
 func countedSection(b *bench, s *Section) {
 	loader := xdpLoader()
 	for _, kind := range kinds {

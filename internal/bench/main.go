@@ -40,7 +40,7 @@ var sections = []struct {
 	{"load", loadSection, ""},
 	{"weight", weightSection, ""},
 	{"instructions", instructionsSection, ""},
-	{"counted", countedSection, "for a machine whose clock counts instructions"},
+	{"counted", countedSection, "for a machine with a clock that counts instructions"},
 }
 
 // A bench is a run of the benchmarks.

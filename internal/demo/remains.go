@@ -181,8 +181,7 @@ func sweep() {
 	}
 }
 
-// sweepIn removes each entry whose name belongs to a demo whose process is
-// gone.
+// sweepIn removes each entry with the name of a demo that no longer runs.
 func sweepIn(dir string, remove func(path string) error) {
 	paths, _ := filepath.Glob(filepath.Join(dir, prefix+"*"))
 	for _, path := range paths {

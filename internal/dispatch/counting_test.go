@@ -205,8 +205,8 @@ func TestFullChainWatched(t *testing.T) {
 	}
 }
 
-// Measures what a packet costs in a chain that is watched, and in one whose
-// watcher died:
+// Measures what a packet costs in a chain that is watched, and after the death
+// of its watcher:
 //
 //	go test -run '^$' -bench Watching ./internal/dispatch
 func BenchmarkWatching(b *testing.B) {

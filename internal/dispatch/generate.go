@@ -172,7 +172,7 @@ func (g *generator) call(i int, s hook.Settings) {
 	g.Label(next)
 }
 
-// finish runs the last member, at i, whose verdict is final.
+// finish runs the last member, at i. Its verdict is final.
 func (g *generator) finish(i int, s hook.Settings) {
 	g.loadContext(i)
 	if g.linked(i) {

@@ -27,7 +27,7 @@ func anyVerdict() hook.VerdictSet {
 	return hook.SetOf(hook.Aborted, hook.Drop, hook.Pass, hook.TX, hook.Redirect)
 }
 
-// plans are the chains whose code is in testdata.
+// plans are the chains with code in testdata.
 var plans = map[string][]hook.Settings{
 	"none":          {},
 	"plain-1":       {plain},

@@ -129,9 +129,9 @@ func (p *Plan) NoMember(ref hook.Ref) error {
 // Remove removes the slot at i.
 func (p *Plan) Remove(i int) { p.Slots = slices.Delete(p.Slots, i, i+1) }
 
-// Set changes the settings of the slot at i. A member whose priority stays the
-// same keeps its index among equals; a member whose priority changes goes behind
-// its new equals.
+// Set changes the settings of the slot at i. A member with the same priority as
+// before keeps its index among equals; with another priority it goes behind its
+// new equals.
 func (p *Plan) Set(i int, settings hook.Settings) error {
 	s := p.Slots[i]
 	moved := settings.Priority != s.Priority

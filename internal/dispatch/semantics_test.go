@@ -152,7 +152,8 @@ func (b *bench) dispatcher(t *testing.T, slots []hook.Settings, empty func(i int
 
 func none(int) bool { return false }
 
-// run returns the verdict of a dispatcher whose programs return what does says.
+// run returns the verdict of a dispatcher with programs that return what does
+// says.
 func run(t *testing.T, prog *ebpf.Program, does ...int) uint32 {
 	t.Helper()
 	packet := make([]byte, 64)

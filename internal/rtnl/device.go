@@ -192,7 +192,7 @@ func parse(b []byte) (Device, error) {
 	return d, ad.Err()
 }
 
-// parseXDP reads the ids by mode. It ignores IFLA_XDP_ATTACHED, whose values
+// parseXDP reads the ids by mode. It ignores IFLA_XDP_ATTACHED: its values
 // (XDP_ATTACHED_*) look like the flags for attaching but differ from them.
 func parseXDP(ad *netlink.AttributeDecoder) []XDP {
 	var list []XDP

@@ -34,7 +34,7 @@ type NetNS struct {
 	Name string
 }
 
-// NewNetNS creates a network namespace whose loopback device is up. The namespace ends
+// NewNetNS creates a network namespace with its loopback device up. The namespace ends
 // with the test.
 func NewNetNS(t testing.TB) *NetNS {
 	t.Helper()

@@ -232,7 +232,8 @@ func TestTraceShowsOrder(t *testing.T) {
 	trace := testenv.NewTrace(t, port)
 	qt.Assert(t, qt.HasLen(trace.Last(t), 0))
 
-	// A bounced packet meets the program of the server's device, then that of the client's.
+	// A bounced packet meets the program of the server's device, then the program of the
+	// client's device.
 	attach(t, pair, trace.Program(t, 1, testenv.XDPTX), link.XDPDriverMode)
 	second := trace.Program(t, 2, testenv.XDPPass)
 	pair.Client.Do(t, func() {

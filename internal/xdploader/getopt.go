@@ -81,8 +81,8 @@ func (g *scanner) long(text string) bool {
 	return g.handle(o, value)
 }
 
-// find returns the option of that name, or else the last option whose name
-// begins with it, with the names of all such options.
+// find returns the option of that name, or else the last option that begins
+// with it, with the names of all such options.
 func (g *scanner) find(name string) (found *opt, possible []string) {
 	for i := range g.opts {
 		o := &g.opts[i]

@@ -16,7 +16,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// Version is the version of xdp-loader whose behaviour this package has.
+// Version is the version of xdp-loader that this package behaves like.
 const Version = "1.6.3"
 
 // A command is selected by the first argument.

@@ -14,8 +14,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/matrix/initramfs"
 )
 
-// toolSuites are the releases of Debian whose xdp-tools have different versions of
-// libxdp.
+// toolSuites are releases of Debian with different versions of libxdp in their
+// xdp-tools.
 var toolSuites = []string{"bookworm", "trixie", "sid"}
 
 // tools are the programs of xdp-tools.
