@@ -70,7 +70,7 @@ func NewPairOpts(t testing.TB, opts PairOptions) *Pair {
 	p.Server.batch(t, configure(p.ServerDev, ServerIPv4, ServerIPv6, ClientIPv4, ClientIPv6, clientMAC)...)
 	p.Client.Do(t, func() {
 		p.ClientIfindex = ifindex(t, p.ClientDev)
-		p.settler.open(t)
+		p.settler.openSocket(t)
 	})
 	p.Server.Do(t, func() { p.ServerIfindex = ifindex(t, p.ServerDev) })
 	p.waitUntilReady(t)

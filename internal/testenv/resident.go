@@ -30,7 +30,7 @@ func (c *Cgroup) Enter(t testing.TB, ns *NetNS) *Resident {
 	r := &Resident{ns: ns}
 	ns.Do(t, func() {
 		r.proc = c.StartHelper(t, residentHelper)
-		r.settler.open(t)
+		r.settler.openSocket(t)
 	})
 	var err error
 	if r.pidfd, err = unix.PidfdOpen(r.proc.Pid, 0); err != nil {

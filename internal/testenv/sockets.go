@@ -130,9 +130,9 @@ func again(err error) bool {
 	return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)
 }
 
-// open creates the settler's socket in the namespace of the thread. The socket ends with
+// openSocket creates the settler's socket in the namespace of the thread. The socket ends with
 // the test.
-func (s *settler) open(t testing.TB) {
+func (s *settler) openSocket(t testing.TB) {
 	t.Helper()
 	fd := socket(t, unix.AF_INET, unix.SOCK_DGRAM, 0)
 	t.Cleanup(func() { unix.Close(fd) })

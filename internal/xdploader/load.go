@@ -28,7 +28,7 @@ func (t *tool) load(ctx context.Context, v *values) error {
 	t.debug("Loading %d files on interface '%s'.", len(v.files), v.device)
 	var objects []*object
 	for i, path := range v.files {
-		o, err := t.open(path, v)
+		o, err := t.openObject(path, v)
 		if err != nil {
 			return err
 		}

@@ -28,9 +28,9 @@ type object struct {
 	pins     string        // folder for the pins of maps; may be empty
 }
 
-// open reads an object file and chooses the program by the options.
-func (t *tool) open(path string, v *values) (*object, error) {
-	o, err := t.read(path, v)
+// openObject reads an object file and chooses the program by the options.
+func (t *tool) openObject(path string, v *values) (*object, error) {
+	o, err := t.readObject(path, v)
 	if err != nil {
 		t.warn("Couldn't open file '%s': %s", path, words(err))
 		t.detail(err)
@@ -48,7 +48,7 @@ func (t *tool) open(path string, v *values) (*object, error) {
 	return o, nil
 }
 
-func (t *tool) read(path string, v *values) (*object, error) {
+func (t *tool) readObject(path string, v *values) (*object, error) {
 	b, err := readFile(path)
 	if err != nil {
 		return nil, err
