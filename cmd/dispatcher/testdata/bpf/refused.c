@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* A program that the verifier refuses: it reads a packet without a look at its length. */
+/* A program that the verifier refuses: it reads a packet without checking its length. */
 #include "../../../../programs/bpf/xdp.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

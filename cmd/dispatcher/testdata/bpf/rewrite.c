@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Changes packets: those of IPv4 UDP to one port go to another. */
+/* Changes packets: it redirects IPv4 UDP from one port to another. */
 #include "../../../../programs/bpf/xdp.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
