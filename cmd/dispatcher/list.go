@@ -144,7 +144,7 @@ func (a *app) chains(ctx context.Context, args []string, effective bool) ([]hook
 	case effective && (len(args) < 2 || !onCgroup):
 		return nil, usage("", `--effective needs a cgroup, as in "dispatcher list cgroup /system.slice --effective"`)
 	case onCgroup && a.netns != "":
-		return nil, usage("leave -n out", "a cgroup belongs to no network namespace")
+		return nil, usage("leave -n out", "a cgroup is in no network namespace")
 	case len(args) < 2:
 		return dispatcher.List(ctx, dispatcher.ListOptions{NetNS: a.netns, Hooks: hooks, BPFFS: a.bpffs})
 	}

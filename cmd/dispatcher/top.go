@@ -124,7 +124,7 @@ func (a *app) toMeasure(ctx context.Context, args []string, o *dispatcher.Measur
 	h := o.Hooks[0]
 	switch {
 	case h.OnCgroup() && a.netns != "":
-		return only, usage("leave -n out", "a cgroup belongs to no network namespace")
+		return only, usage("leave -n out", "a cgroup is in no network namespace")
 	case len(args) < 2:
 	case len(o.Hooks) == 1 && !isShown(h):
 		t := dispatcher.On(h, args[1]).In(a.netns)

@@ -62,7 +62,7 @@ func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOption
 			return err
 		}
 		if o.Hooks[0].OnCgroup() && a.netns != "" {
-			return usage("leave -n out", "a cgroup belongs to no network namespace")
+			return usage("leave -n out", "a cgroup is in no network namespace")
 		}
 	}
 	var only *onTarget
