@@ -194,7 +194,11 @@ func (d Device) protect(l *state.Locked, snap *Snapshot, persistent bool) (*hand
 	}
 	if err != nil {
 		undo := d.Restore(r, snap.Prog, snap)
-		r.Close()
+		if h == nil {
+			r.Close()
+		} else {
+			h.drop() // and with it the root
+		}
 		return nil, kernel.Undo(err, undo)
 	}
 	return h, nil

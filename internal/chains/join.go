@@ -178,7 +178,7 @@ func NewSlot(prog *load.Loaded) (*ebpf.Map, error) {
 
 // join adds the program to the chain of the snapshot, or starts one.
 func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req target.Request) (*handle, error) {
-	if !snap.current() { // somebody changed the chain while this waited for the lock
+	if !snap.Current() { // somebody changed the chain while this waited for the lock
 		now, err := d.readToJoin(req)
 		if err != nil {
 			return nil, err

@@ -46,9 +46,9 @@ func (snap *Snapshot) Close() {
 
 func (snap *Snapshot) Free() bool { return snap.Prog == nil }
 
-// current tells whether the link still carries what was read; true where no link
+// Current tells whether the link still carries what was read; true where no link
 // does. It asks the link, which costs less than to read the device again.
-func (snap *Snapshot) current() bool {
+func (snap *Snapshot) Current() bool {
 	r, ok := snap.Root.(*linkRoot)
 	if !ok {
 		return true

@@ -83,12 +83,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 		prog.Discard()
 		return err
 	}
-	h.Mu.Lock()
-	defer h.Mu.Unlock()
-	if h.Loaded != nil {
-		h.Loaded.Close()
-	}
-	h.Loaded = prog
+	h.Keep(prog)
 	return nil
 }
 

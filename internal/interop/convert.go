@@ -45,16 +45,28 @@ func Convert(ctx context.Context, o *target.Opened, req ConvertRequest) error {
 		req.Owner = target.Executable()
 	}
 	d := deviceOf(o)
-	convert := d.toOwned
 	switch {
 	case req.To == hook.StyleLibxdp && req.NoGap:
 		return hook.Because(hook.ErrUsage, "without a gap: netlink cannot take the place of a link; there is always a gap on the way to a chain of libxdp")
 	case req.To == hook.StyleLibxdp:
-		convert = d.toLibxdp
+		return kernel.Retry(ctx, func() error { return d.toLibxdp(ctx, req) })
 	case req.To != hook.StyleOwned:
 		return hook.Because(hook.ErrUsage, "style %q: must be %s or %s", req.To, hook.StyleOwned, hook.StyleLibxdp)
 	}
-	return kernel.Retry(ctx, func() error { return convert(ctx, req) })
+	var old libxdp.Chain
+	err := kernel.Retry(ctx, func() (err error) {
+		old, err = d.toOwned(ctx, req)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	kernel.Step("convert: attached")
+	if err := libxdp.Remove(ctx, d.BPFFS, old.Ifindex, ebpf.ProgramID(old.Dispatcher.ID)); err != nil {
+		return hook.WithHint(fmt.Errorf("the device has the owned chain now, but the pins of libxdp's dispatcher are still there: %w", Cause(err)),
+			"\"%s\" removes them", kernel.Command("", d.BPFFS, "recover"))
+	}
+	return nil
 }
 
 // source returns where a member is to be had from, and takes it out of those
@@ -114,28 +126,28 @@ func (o *anOwned) close(used bool) {
 }
 
 // toOwned takes a dispatcher of libxdp off the device and puts an owned chain
-// there.
-func (d device) toOwned(ctx context.Context, req ConvertRequest) error {
+// there. It returns the chain that was there, whose pins are there still.
+func (d device) toOwned(ctx context.Context, req ConvertRequest) (old libxdp.Chain, err error) {
 	snap, err := d.Read()
 	if err != nil {
-		return err
+		return old, err
 	}
 	defer snap.Close()
 	from, err := d.libxdpOf(snap)
 	switch {
 	case err != nil:
-		return err
+		return old, err
 	case snap.Free():
-		return hook.Because(fs.ErrNotExist, "nothing is attached")
+		return old, hook.Because(fs.ErrNotExist, "nothing is attached")
 	case snap.Chain != nil:
-		return hook.Because(fs.ErrExist, "the chain is an owned one already").
+		return old, hook.Because(fs.ErrExist, "the chain is an owned one already").
 			Hint("attach adds members to it")
 	case from == nil:
-		return d.Occupied(snap)
+		return old, d.Occupied(snap)
 	}
 	owned, err := d.ownedOf(snap, from, req)
 	if err != nil {
-		return err
+		return old, err
 	}
 	used := false
 	defer func() { owned.close(used) }()
@@ -154,11 +166,8 @@ func (d device) toOwned(ctx context.Context, req ConvertRequest) error {
 		used = true
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	kernel.Step("convert: attached")
-	return libxdp.Remove(ctx, d.BPFFS, snap.Device.Index, ebpf.ProgramID(from.Dispatcher.ID))
+	from.Ifindex = snap.Device.Index
+	return *from, err
 }
 
 // exchangeChain puts the chain, whose members are pinned, in the place of what

@@ -21,38 +21,48 @@ import (
 // there. Netlink cannot take the place of a link, so nothing is attached for a
 // moment; all else is done before.
 func (d device) toLibxdp(ctx context.Context, req ConvertRequest) error {
-	return d.Locked(ctx, func(l *state.Locked) error {
-		snap, err := d.Read()
-		if err != nil {
-			return err
-		}
-		defer snap.Close()
-		switch {
-		case snap.Free():
-			return hook.Because(fs.ErrNotExist, "nothing is attached")
-		case snap.Libxdp:
-			return hook.Because(fs.ErrExist, "the chain is one of libxdp already").
-				Hint("attach adds members to it")
-		case snap.Chain == nil:
-			return d.Occupied(snap)
-		}
-		view, err := d.View(snap)
-		if err != nil {
-			return err
-		}
-		members, release, err := d.incoming(view, req)
-		if err != nil {
-			return err
-		}
-		built, err := d.libxdp().Build(ctx, members, libxdp.BuildOptions{Version: req.ConfigVersion})
-		if err != nil {
-			release(false)
-			return Cause(err)
-		}
-		err = d.exchangeForLibxdp(l, snap, built)
-		release(err == nil)
+	snap, err := d.Read()
+	if err != nil {
 		return err
+	}
+	defer snap.Close()
+	switch {
+	case snap.Free():
+		return hook.Because(fs.ErrNotExist, "nothing is attached")
+	case snap.Libxdp:
+		return hook.Because(fs.ErrExist, "the chain is one of libxdp already").
+			Hint("attach adds members to it")
+	case snap.Chain == nil:
+		return d.Occupied(snap)
+	}
+	view, err := d.View(snap)
+	if err != nil {
+		return err
+	}
+	members, release, err := d.incoming(view, req)
+	if err != nil {
+		return err
+	}
+	// Without the lock: all members are loaded here.
+	built, err := d.libxdp().Build(ctx, members, libxdp.BuildOptions{Version: req.ConfigVersion})
+	if err != nil {
+		release(false)
+		return Cause(err)
+	}
+	kernel.Step("convert: built")
+	locked := false
+	err = d.Locked(ctx, func(l *state.Locked) error {
+		locked = true
+		if !snap.Current() { // somebody changed the chain meanwhile
+			return kernel.Undo(kernel.ErrAgain, built.Discard())
+		}
+		return d.exchangeForLibxdp(l, snap, built)
 	})
+	if !locked {
+		err = kernel.Undo(err, built.Discard())
+	}
+	release(err == nil)
+	return err
 }
 
 // exchangeForLibxdp puts the dispatcher in the place of the chain.

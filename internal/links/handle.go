@@ -181,13 +181,23 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 		prog.Discard()
 		return err
 	}
+	h.keep(prog)
+	return err
+}
+
+// keep keeps what was loaded in place of what was loaded before. A handle that was
+// closed meanwhile keeps nothing.
+func (h *handle) keep(prog *load.Loaded) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.loaded != nil {
+	switch {
+	case h.closed:
+		prog.Close()
+		return
+	case h.loaded != nil:
 		h.loaded.Close()
 	}
 	h.loaded = prog
-	return err
 }
 
 // successor loads the program that is to replace the present one.

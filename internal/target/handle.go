@@ -29,10 +29,10 @@ type Handle interface {
 	Program() (*ebpf.Program, error)
 }
 
-// unowned is the handle of a member that belongs to nobody: it stays when the
+// Unowned is the handle of a member that belongs to nobody: it stays when the
 // handle is closed.
 type Unowned struct {
-	Mu     sync.Mutex
+	mu     sync.Mutex
 	Opened *Opened
 	Loaded *load.Loaded // nil when the handle was opened
 	closed bool
@@ -40,8 +40,8 @@ type Unowned struct {
 
 // Close releases what was loaded for the member.
 func (h *Unowned) Close() error {
-	h.Mu.Lock()
-	defer h.Mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.closed {
 		return nil
 	}
@@ -53,10 +53,25 @@ func (h *Unowned) Close() error {
 	return nil
 }
 
-// locked runs fn with the handle locked.
+// Keep keeps what was loaded in place of what was loaded before. A handle that was
+// closed meanwhile keeps nothing.
+func (h *Unowned) Keep(prog *load.Loaded) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.closed:
+		prog.Close()
+		return
+	case h.Loaded != nil:
+		h.Loaded.Close()
+	}
+	h.Loaded = prog
+}
+
+// Locked runs fn with the handle locked.
 func (h *Unowned) Locked(fn func() error) error {
-	h.Mu.Lock()
-	defer h.Mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.closed {
 		return fmt.Errorf("the link: %w", os.ErrClosed)
 	}
@@ -67,12 +82,14 @@ func (h *Unowned) Locked(fn func() error) error {
 	return err
 }
 
-// gone marks an error of an object that is not there any more. That of a race that
+// Gone tells an error of an object that is not there any more. That of a race that
 // was lost does not say so, though it may be about an object that has gone.
 func Gone(err error) bool {
 	return (errors.Is(err, hook.ErrDefunct) || errors.Is(err, fs.ErrNotExist)) && !errors.Is(err, kernel.ErrAgain)
 }
 
+// ErrGone: the target of a member is gone.
 var ErrGone = hook.Because(hook.ErrDefunct, "the device is gone, or the chain was taken off it")
 
+// ErrDetached: the member is gone, and its target is there.
 var ErrDetached = hook.Because(fs.ErrNotExist, "the member is gone: it was detached")
