@@ -59,8 +59,8 @@ func Measure(ctx context.Context, o MeasureOptions) iter.Seq2[[]hook.Sample, err
 				yield(nil, wrap("measure", at, hook.Because(ErrUsage, "Target is the one hook to measure; leave NetNS and Hooks out")))
 				return
 			}
-			mo.Place = new(target.Target)
-			*mo.Place = at.place(o.BPFFS)
+			mo.Target = new(target.Target)
+			*mo.Target = at.place(o.BPFFS)
 		}
 		stopped := false
 		err := measure.Run(ctx, mo, func(samples []hook.Sample) bool {

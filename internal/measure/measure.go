@@ -17,8 +17,8 @@ import (
 // Options say what to measure.
 type Options struct {
 	scan.Options
-	// Place is the one hook to measure; nil for all hooks.
-	Place *target.Target
+	// Target is the one hook to measure; nil for all hooks.
+	Target *target.Target
 	// Interval is the time between two samples.
 	Interval time.Duration
 	// Ready is called when counting has begun; may be nil.
@@ -123,7 +123,7 @@ func (m *meter) take(ctx context.Context) ([]hook.Sample, error) {
 	for i := range chains {
 		c := &chains[i]
 		p := keyOf(c)
-		if len(c.Members) == 0 && c.Err == nil && m.Place == nil || seen[p] {
+		if len(c.Members) == 0 && c.Err == nil && m.Target == nil || seen[p] {
 			continue
 		}
 		seen[p] = true
@@ -148,10 +148,10 @@ func (m *meter) take(ctx context.Context) ([]hook.Sample, error) {
 }
 
 func (m *meter) readChains(ctx context.Context) ([]hook.Chain, error) {
-	if m.Place == nil {
+	if m.Target == nil {
 		return scan.All(ctx, m.Options.Options)
 	}
-	c, err := attach.Read(ctx, *m.Place)
+	c, err := attach.Read(ctx, *m.Target)
 	if err != nil {
 		return nil, err
 	}
@@ -256,8 +256,8 @@ func (of *hookMeter) start(ctx context.Context) (err error) {
 
 // target returns the target by which attach finds the chain.
 func (of *hookMeter) target(c *hook.Chain) target.Target {
-	if of.Place != nil {
-		return *of.Place
+	if of.Target != nil {
+		return *of.Target
 	}
 	t := target.Target{Hook: c.Hook, Name: c.Target, NetNS: c.NetNS.Name, BPFFS: of.BPFFS}
 	if t.NetNS == "" {
