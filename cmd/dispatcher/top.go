@@ -128,7 +128,7 @@ func (a *app) toMeasure(ctx context.Context, args []string, o *dispatcher.Measur
 	case len(args) < 2:
 	case len(o.Hooks) == 1 && !isShown(h):
 		t := dispatcher.On(h, args[1]).In(a.netns)
-		o.Target = &t
+		o.Target, o.NetNS, o.Hooks = &t, "", nil
 	default:
 		if only.on, err = a.onTarget(ctx, h, args[1]); err == nil && h.OnDevice() && o.NetNS == "" {
 			o.NetNS = "/proc/self/ns/net" // empty would mean all
