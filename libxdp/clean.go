@@ -145,7 +145,7 @@ func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, er
 // is about to attach it.
 func idleDispatchers() (idle func(pinned) bool, done func(), err error) {
 	f := holders.Open(holders.Options{Self: true})
-	view, err := f.Look(holders.Program)
+	view, err := f.Look(hook.HolderProgram)
 	if err != nil {
 		f.Close()
 		return nil, nil, err
@@ -158,12 +158,12 @@ func idleDispatchers() (idle func(pinned) bool, done func(), err error) {
 			return true
 		}
 		prog.Close()
-		h, err := view.Of(holders.Ref{Kind: holders.Program, ID: id})
+		h, err := view.Of(hook.HolderRef{Kind: hook.HolderProgram, ID: id})
 		if err != nil || len(h.Processes) > 0 || len(h.Pins) > 0 {
 			return false
 		}
 		for _, o := range h.Objects {
-			if o.Kind != holders.Link || o.How != "attached to it" {
+			if o.Kind != hook.HolderLink || o.How != "attached to it" {
 				return false
 			}
 		}
@@ -180,7 +180,7 @@ func idleDispatchers() (idle func(pinned) bool, done func(), err error) {
 // untold counts the links of a dispatcher's components that are missing among
 // the found objects. Each such link refers to the dispatcher. Before Linux
 // 5.19, which has an iterator for links, all are missing.
-func untold(p pinned, found []holders.Object) (n int) {
+func untold(p pinned, found []hook.HolderObject) (n int) {
 	for slot := range MaxMembers {
 		l, err := link.LoadPinnedLink(filepath.Join(p.dir, linkPin(slot)), nil)
 		if err != nil {
@@ -193,7 +193,7 @@ func untold(p pinned, found []holders.Object) (n int) {
 		}
 		// Before Linux 5.13 a link reports 0, whatever its target.
 		target := uint32(info.Tracing().TargetObjectId)
-		known := slices.ContainsFunc(found, func(o holders.Object) bool { return o.ID == uint32(info.ID) })
+		known := slices.ContainsFunc(found, func(o hook.HolderObject) bool { return o.ID == uint32(info.ID) })
 		if !known && (target == 0 || target == p.prog) {
 			n++
 		}

@@ -8,11 +8,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 func (a *app) holdersCommand() *cobra.Command {
 	var (
-		ref         dispatcher.HolderRef
+		ref         hook.HolderRef
 		noIterators bool
 	)
 	cmd := &cobra.Command{
@@ -41,24 +42,24 @@ BPF iterators (Linux 5.8) the completeness is not known, and the answer says so.
 		},
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o := dispatcher.HoldersOptions{BPFFS: a.bpffs, NoIterators: noIterators}
 			if ref.ID != 0 {
-				h, err := dispatcher.HoldersOf(cmd.Context(), ref, o)
+				h, err := dispatcher.HoldersOf(cmd.Context(), ref, dispatcher.HoldersOptions{NoIterators: noIterators})
 				if err != nil {
 					return err
 				}
-				return a.printHeld([]dispatcher.Held{{What: string(ref.Kind), Holders: *h}})
+				return a.printHeld([]hook.Held{{What: string(ref.Kind), Holders: *h}})
 			}
 			args = withoutDev(args, 1)
 			t, err := a.target(args[0], args[1])
 			if err != nil {
 				return err
 			}
-			member := ""
+			o := dispatcher.HoldersOnOptions{NoIterators: noIterators, BPFFS: a.bpffs}
+			var entry hook.Ref
 			if len(args) == 3 {
-				member = args[2]
+				entry = hook.Ref(args[2])
 			}
-			held, err := dispatcher.HoldersOn(cmd.Context(), t, member, o)
+			held, err := dispatcher.HoldersOn(cmd.Context(), t, entry, o)
 			if err != nil {
 				return err
 			}
@@ -68,16 +69,16 @@ BPF iterators (Linux 5.8) the completeness is not known, and the answer says so.
 			return a.printHeld(held)
 		},
 	}
-	for kind, text := range map[dispatcher.HolderKind]string{
-		dispatcher.HolderLink: "the link with this `ID`", dispatcher.HolderProgram: "the program with this `ID`",
-		dispatcher.HolderMap: "the map with this `ID`",
+	for kind, text := range map[hook.HolderKind]string{
+		hook.HolderLink: "the link with this `ID`", hook.HolderProgram: "the program with this `ID`",
+		hook.HolderMap: "the map with this `ID`",
 	} {
 		cmd.Flags().Func(string(kind), text, func(s string) error {
 			id, err := parseID(s)
 			if err == nil && ref.ID != 0 {
 				err = fmt.Errorf("only one of --link, --program and --map")
 			}
-			ref = dispatcher.HolderRef{Kind: kind, ID: id}
+			ref = hook.HolderRef{Kind: kind, ID: id}
 			return err
 		})
 	}
@@ -86,7 +87,7 @@ BPF iterators (Linux 5.8) the completeness is not known, and the answer says so.
 }
 
 // printHeld prints the holders of some objects.
-func (a *app) printHeld(held []dispatcher.Held) error {
+func (a *app) printHeld(held []hook.Held) error {
 	if a.format == formatJSON {
 		return a.printJSON(struct {
 			Version int        `json:"version"`
@@ -104,8 +105,8 @@ func (a *app) printHeld(held []dispatcher.Held) error {
 	return a.print(b.String())
 }
 
-func heldLine(h dispatcher.Held) string {
-	line := h.Ref.String()
+func heldLine(h hook.Held) string {
+	line := h.HolderRef.String()
 	switch {
 	case h.What == "slot":
 		line = fmt.Sprintf("%s, the slot of %q", line, h.Member)
@@ -118,7 +119,7 @@ func heldLine(h dispatcher.Held) string {
 }
 
 // complete says how complete an answer is.
-func complete(h dispatcher.Holders) string {
+func complete(h hook.Holders) string {
 	switch {
 	case h.Verified:
 		return fmt.Sprintf("%d of %d references found", h.Found, h.Counted)
@@ -129,7 +130,7 @@ func complete(h dispatcher.Holders) string {
 }
 
 // holders writes a line for each holder.
-func (a *app) holders(b *strings.Builder, indent string, h dispatcher.Holders) {
+func (a *app) holders(b *strings.Builder, indent string, h hook.Holders) {
 	var rows [][]cell
 	add := func(kind cell, name, where string) {
 		row := []cell{kind, {text: name}}
@@ -147,7 +148,7 @@ func (a *app) holders(b *strings.Builder, indent string, h dispatcher.Holders) {
 	for _, o := range h.Objects {
 		name := o.How
 		if o.ID != 0 {
-			name = o.Ref.String() + " " + o.How
+			name = o.HolderRef.String() + " " + o.How
 		}
 		add(cell{text: "kernel"}, name, "")
 	}
@@ -157,7 +158,7 @@ func (a *app) holders(b *strings.Builder, indent string, h dispatcher.Holders) {
 	a.table(b, indent, rows)
 }
 
-func processName(p dispatcher.HolderProcess) string {
+func processName(p hook.HolderProcess) string {
 	fds := make([]string, len(p.FDs))
 	for i, fd := range p.FDs {
 		fds[i] = strconv.Itoa(fd)
@@ -169,7 +170,7 @@ func processName(p dispatcher.HolderProcess) string {
 	return name + ", fd " + strings.Join(fds, ",")
 }
 
-func processWhere(p dispatcher.HolderProcess) string {
+func processWhere(p hook.HolderProcess) string {
 	parts := []string{orDash(p.Exe)}
 	switch {
 	case p.Container != "":
@@ -182,7 +183,7 @@ func processWhere(p dispatcher.HolderProcess) string {
 	return strings.Join(parts, "  ")
 }
 
-func pinName(p dispatcher.HolderPin) string {
+func pinName(p hook.HolderPin) string {
 	if p.Path != "" {
 		return p.Path
 	}
@@ -190,7 +191,7 @@ func pinName(p dispatcher.HolderPin) string {
 }
 
 // pinWhere says how to reach a pin that no path leads to.
-func pinWhere(p dispatcher.HolderPin) string {
+func pinWhere(p hook.HolderPin) string {
 	switch {
 	case p.Path != "" && len(p.Names) < 2:
 		return ""
@@ -247,7 +248,7 @@ type jsonProcessID struct {
 	Why  string `json:"why"`
 }
 
-func describeHeld(held []dispatcher.Held) []jsonHeld {
+func describeHeld(held []hook.Held) []jsonHeld {
 	list := make([]jsonHeld, 0, len(held))
 	for _, h := range held {
 		j := jsonHeld{

@@ -62,10 +62,10 @@ cgroup below that has programs of its own.`,
 				return err
 			}
 			chains = kinds.filter(chains)
-			var held [][]dispatcher.Held
+			var held [][]hook.Held
 			if holders || a.format == formatWide {
 				var heldErr error
-				held, heldErr = dispatcher.HoldersIn(cmd.Context(), chains, dispatcher.HoldersOptions{BPFFS: a.bpffs})
+				held, heldErr = dispatcher.HoldersIn(cmd.Context(), chains, dispatcher.HoldersOptions{})
 				err = errors.Join(err, heldErr)
 			}
 			// Chains that could be read are shown, even if others could not be

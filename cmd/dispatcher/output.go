@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
@@ -17,11 +16,11 @@ func (a *app) printChains(chains []hook.Chain, dryRun bool) error {
 }
 
 // printList prints chains, with their holders if that was asked for.
-func (a *app) printList(chains []hook.Chain, held [][]dispatcher.Held) error {
+func (a *app) printList(chains []hook.Chain, held [][]hook.Held) error {
 	return a.printAll(chains, held, false)
 }
 
-func (a *app) printAll(chains []hook.Chain, held [][]dispatcher.Held, dryRun bool) error {
+func (a *app) printAll(chains []hook.Chain, held [][]hook.Held, dryRun bool) error {
 	unread := 0
 	for i := range chains {
 		if chains[i].Err != nil && len(chains[i].Members) == 0 {

@@ -139,7 +139,7 @@ func (p *playground) library() contender {
 				p.must(err)
 			},
 			"holders": func() {
-				_, err := dispatcher.HoldersOn(p.ctx, p.target, "member", dispatcher.HoldersOptions{BPFFS: p.bpffs})
+				_, err := dispatcher.HoldersOn(p.ctx, p.target, "member", dispatcher.HoldersOnOptions{BPFFS: p.bpffs})
 				p.must(err)
 			},
 			"detach": func() { p.must(l.Detach(p.ctx)) },

@@ -147,11 +147,11 @@ func (b *bench) crowd(t *Table) {
 			b.must(err)
 		}, nil},
 		{"holders of a link", func() {
-			_, err := dispatcher.HoldersOf(p.ctx, dispatcher.HolderRef{Kind: dispatcher.HolderLink, ID: info.LinkID}, dispatcher.HoldersOptions{BPFFS: p.bpffs})
+			_, err := dispatcher.HoldersOf(p.ctx, hook.HolderRef{Kind: hook.HolderLink, ID: info.LinkID}, dispatcher.HoldersOptions{})
 			b.must(err)
 		}, nil},
 		{"holders of a link, by /proc alone", func() {
-			_, err := dispatcher.HoldersOf(p.ctx, dispatcher.HolderRef{Kind: dispatcher.HolderLink, ID: info.LinkID}, dispatcher.HoldersOptions{BPFFS: p.bpffs, NoIterators: true})
+			_, err := dispatcher.HoldersOf(p.ctx, hook.HolderRef{Kind: hook.HolderLink, ID: info.LinkID}, dispatcher.HoldersOptions{NoIterators: true})
 			b.must(err)
 		}, nil},
 		{"command: dispatcher list", p.process(p.tool, "--bpffs", p.bpffs, "list"), nil},

@@ -107,7 +107,7 @@ func (s *stage) heldBy(ctx context.Context, pid int) error {
 	if err := s.run(ctx, cli+"holders xdp veth3"); err != nil {
 		return err
 	}
-	held, err := dispatcher.HoldersOn(ctx, s.kept(), "", dispatcher.HoldersOptions{BPFFS: s.bpffs})
+	held, err := dispatcher.HoldersOn(ctx, s.kept(), "", dispatcher.HoldersOnOptions{BPFFS: s.bpffs})
 	if err != nil {
 		return err
 	}

@@ -5,18 +5,19 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // account compares what was found with what the kernel counts.
-func (v *View) account(h *Holders, open map[uint64]bool) {
+func (v *View) account(h *hook.Holders, open map[uint64]bool) {
 	objects := 0
 	for _, o := range h.Objects {
 		objects += o.References
 	}
 	h.Found = h.Files + len(h.Pins) + objects
 
-	before, counted := v.before.counts[h.Ref]
+	before, counted := v.before.counts[h.HolderRef]
 	if !counted || v.why != nil {
 		h.Missing = "it is not known how many references the kernel counts"
 		if why := cmp.Or(v.why, v.before.failed[h.Kind]); why != nil {
@@ -25,13 +26,13 @@ func (v *View) account(h *Holders, open map[uint64]bool) {
 		return
 	}
 	own := map[uint64]bool{} // open files that only this process has
-	for _, d := range v.mine[h.Ref] {
+	for _, d := range v.mine[h.HolderRef] {
 		if !open[d.file] {
 			own[d.file] = true
 		}
 	}
 	h.Counted = before.references - len(own)
-	if after := v.after.counts[h.Ref]; after != before && v.after.failed[h.Kind] == nil {
+	if after := v.after.counts[h.HolderRef]; after != before && v.after.failed[h.Kind] == nil {
 		h.Missing = "the references changed meanwhile; look again"
 		return
 	}
@@ -47,14 +48,14 @@ func (v *View) account(h *Holders, open map[uint64]bool) {
 
 // explain says what may hold the references that were not found. For a map the
 // kernel counts users apart: users is how many of those were not found.
-func (v *View) explain(h *Holders, users int) {
+func (v *View) explain(h *hook.Holders, users int) {
 	var may []string
 	missing := h.Counted - h.Found
-	if h.Kind != Map {
+	if h.Kind != hook.HolderMap {
 		users = missing
 	}
 	for _, o := range h.Objects { // these links count as users of a map
-		if h.Kind == Map && (o.How == "iterates over it" || o.How == "attached to it") {
+		if h.Kind == hook.HolderMap && (o.How == "iterates over it" || o.How == "attached to it") {
 			users -= o.References
 		}
 	}
@@ -75,10 +76,10 @@ func (v *View) explain(h *Holders, users int) {
 			may = append(may, fmt.Sprintf("a pin in the bpffs at %s in mount namespace %d, which another mount covers", m.Point, m.NS))
 		}
 	}
-	if h.Kind == Map && missing > users {
+	if h.Kind == hook.HolderMap && missing > users {
 		may = append(may, v.keepsMap(h.ID))
 	}
-	if h.Kind == Program {
+	if h.Kind == hook.HolderProgram {
 		may = append(may, "something that it is attached to without a link: a device by netlink, a tc filter, a cgroup, a socket, a perf event; a driver may take a reference for each queue")
 	}
 	h.Missing = fmt.Sprintf("%d of %d references not found; it may be %s", missing, h.Counted, strings.Join(may, "; or "))

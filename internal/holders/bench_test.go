@@ -5,6 +5,7 @@ import (
 
 	"github.com/go-quicktest/qt"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/holders"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
@@ -27,7 +28,7 @@ func BenchmarkLook(b *testing.B) {
 				f := holders.Open(o)
 				defer f.Close()
 				for b.Loop() {
-					view, err := f.Look(holders.Link)
+					view, err := f.Look(hook.HolderLink)
 					qt.Assert(b, qt.IsNil(err))
 					found := 0
 					for _, h := range view.All() {

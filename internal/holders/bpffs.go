@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
@@ -23,16 +24,22 @@ type filesystems struct {
 // A bpffs is one instance of the file system, however often it is mounted.
 type bpffs struct {
 	dev    uint64
-	mounts []Mount
+	mounts []mount
 	roots  map[string]int      // descriptors of the folders that are mounted, by path
 	walked map[uint64]bool     // folders that were read, by inode
 	files  map[uint64]*pinFile // by inode
-	hidden *Mount              // a mount that another one covers
+	hidden *mount              // a mount that another one covers
+}
+
+// A mount is a mount of a bpffs or of a part of it.
+type mount struct {
+	hook.HolderMount
+	root string // the folder of the bpffs that is mounted
 }
 
 // A pinFile is a pin: an inode that holds an object.
 type pinFile struct {
-	ref   Ref
+	ref   hook.HolderRef
 	inode uint64
 	names []string
 	door  door // what leads to it if it has no name
@@ -94,7 +101,7 @@ func prefixes(ns *mountNS, own bool) []string {
 // add notes a mount, and opens the folder that is mounted unless it is open.
 func (fs *filesystems) add(m procfs.Mount, ns *mountNS, prefix string) {
 	b := fs.instance(m.Dev)
-	mount := Mount{NS: ns.inode, Point: m.Point, root: m.Root}
+	mount := mount{hook.HolderMount{NS: ns.inode, Point: m.Point}, m.Root}
 	fd, err := unix.Open(prefix+m.Point, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		b.hidden = &mount
@@ -184,7 +191,7 @@ func (fs *filesystems) leads(dir int, name string) bool {
 // sortMounts puts the most useful mounts first: those in the own namespace, then
 // those that this process can reach, then those of larger parts.
 func (b *bpffs) sortMounts(own uint64) {
-	rank := func(m Mount) int {
+	rank := func(m mount) int {
 		switch {
 		case m.NS == own && m.Path != "":
 			return 0
@@ -193,18 +200,18 @@ func (b *bpffs) sortMounts(own uint64) {
 		}
 		return 2
 	}
-	slices.SortStableFunc(b.mounts, func(x, y Mount) int {
+	slices.SortStableFunc(b.mounts, func(x, y mount) int {
 		return cmp.Or(cmp.Compare(rank(x), rank(y)), cmp.Compare(len(x.root), len(y.root)))
 	})
 }
 
 // pin returns what is known about a pin.
-func (b *bpffs) pin(p *pinFile) Pin {
+func (b *bpffs) pin(p *pinFile) hook.HolderPin {
 	slices.Sort(p.names)
-	pin := Pin{Names: p.names, FS: b.dev, Inode: p.inode}
+	pin := hook.HolderPin{Names: p.names, FS: b.dev, Inode: p.inode}
 	if p.door != "" {
 		pin.Path = string(p.door)
-		pin.Mounts = []Mount{{Path: pin.Path}}
+		pin.Mounts = []hook.HolderMount{{Path: pin.Path}}
 	}
 	for _, m := range b.mounts {
 		for _, name := range p.names {
@@ -212,7 +219,7 @@ func (b *bpffs) pin(p *pinFile) Pin {
 			if !ok {
 				continue
 			}
-			pin.Mounts = append(pin.Mounts, m)
+			pin.Mounts = append(pin.Mounts, m.HolderMount)
 			if pin.Path == "" && m.Path != "" {
 				pin.Path = path.Join(m.Path, rest)
 				// path.Join would drop the "cwd/.." of a working directory.
@@ -227,9 +234,9 @@ func (b *bpffs) pin(p *pinFile) Pin {
 }
 
 // pins returns all pins, and the bpffs that other mounts cover.
-func (fs *filesystems) pins() (map[Ref][]Pin, []Mount) {
-	pins := map[Ref][]Pin{}
-	var hidden []Mount
+func (fs *filesystems) pins() (map[hook.HolderRef][]hook.HolderPin, []mount) {
+	pins := map[hook.HolderRef][]hook.HolderPin{}
+	var hidden []mount
 	own := fs.spaces.list[0].inode
 	for _, b := range fs.bpf {
 		b.sortMounts(own)
@@ -246,7 +253,7 @@ func (fs *filesystems) pins() (map[Ref][]Pin, []Mount) {
 		}
 	}
 	for _, list := range pins {
-		slices.SortFunc(list, func(x, y Pin) int {
+		slices.SortFunc(list, func(x, y hook.HolderPin) int {
 			return cmp.Or(cmp.Compare(x.FS, y.FS), slices.Compare(x.Names, y.Names), cmp.Compare(x.Inode, y.Inode))
 		})
 	}

@@ -4,9 +4,9 @@
 //
 //	f := holders.Open(holders.Options{})
 //	defer f.Close()
-//	view, err := f.Look(holders.Link)
+//	view, err := f.Look(hook.HolderLink)
 //	...
-//	h, err := view.Of(holders.Ref{Kind: holders.Link, ID: 12})
+//	h, err := view.Of(hook.HolderRef{Kind: hook.HolderLink, ID: 12})
 //
 // Open files are found by BPF iterators, or through /proc where the kernel has no
 // iterators; the answers are the same. But only iterators show the references that
@@ -20,7 +20,7 @@
 //
 // Each open file and each inode of a bpffs takes one reference. Descriptors that
 // came by dup, fork or a unix socket belong to the same open file. A link has no
-// other references. Programs and maps are also held by other objects, see [Object].
+// other references. Programs and maps are also held by other objects, see [hook.HolderObject].
 // Open files without a descriptor are not found: in the queue of a unix socket, or
 // registered in an io_uring.
 package holders

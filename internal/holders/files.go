@@ -7,12 +7,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // A descriptor is an open descriptor of a BPF object.
 type descriptor struct {
-	ref      Ref
+	ref      hook.HolderRef
 	pid, tid int // tid: see Process
 	fd       int
 	file     uint64 // identifies the open file
@@ -28,7 +29,7 @@ type files struct {
 	own   []descriptor // of this process
 	doors []door
 
-	references map[Ref]int // of links, as the kernel counts them; only from the iterator
+	references map[hook.HolderRef]int // of links, as the kernel counts them; only from the iterator
 }
 
 // fileRecord is struct file_record, bpf/holders.c.
@@ -38,12 +39,12 @@ type fileRecord struct {
 }
 
 // kinds are the first values of enum kind, bpf/holders.c. The others are doors.
-var kinds = [...]Kind{Link, Program, Map}
+var kinds = [...]hook.HolderKind{hook.HolderLink, hook.HolderProgram, hook.HolderMap}
 
 // iterateFiles finds open files by an iterator. The iterator skips threads that
 // share the table of their process.
 func iterateFiles(its *iterators) (*files, error) {
-	found := &files{references: map[Ref]int{}}
+	found := &files{references: map[hook.HolderRef]int{}}
 	type table struct {
 		pid   uint32
 		table uint64
@@ -74,9 +75,9 @@ func iterateFiles(its *iterators) (*files, error) {
 			tid = 0
 		}
 		if r.References != 0 {
-			found.references[Ref{Link, r.ID}] = int(r.References)
+			found.references[refTo(hook.HolderLink, r.ID)] = int(r.References)
 		}
-		d := descriptor{Ref{kinds[r.Kind], r.ID}, int(r.PID), int(tid), int(r.FD), r.File}
+		d := descriptor{refTo(kinds[r.Kind], r.ID), int(r.PID), int(tid), int(r.FD), r.File}
 		if r.Own != 0 {
 			found.own = append(found.own, d)
 		} else {
@@ -154,29 +155,29 @@ func (f *files) read(t procfs.Task, fs *filesystems, own bool) {
 }
 
 // fdinfo reads which BPF object a descriptor leads to; false if none.
-func fdinfo(path string) (Ref, bool) {
+func fdinfo(path string) (hook.HolderRef, bool) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return Ref{}, false
+		return hook.HolderRef{}, false
 	}
 	// The file of a link also has the id of its program, after its own.
 	for line := range strings.Lines(string(text)) {
 		key, value, _ := strings.Cut(line, ":")
-		kind := map[string]Kind{"link_id": Link, "prog_id": Program, "map_id": Map}[key]
+		kind := map[string]hook.HolderKind{"link_id": hook.HolderLink, "prog_id": hook.HolderProgram, "map_id": hook.HolderMap}[key]
 		if kind == "" {
 			continue
 		}
 		id, err := strconv.ParseUint(strings.TrimSpace(value), 10, 32)
-		return Ref{kind, uint32(id)}, err == nil
+		return refTo(kind, uint32(id)), err == nil
 	}
-	return Ref{}, false
+	return hook.HolderRef{}, false
 }
 
 // identify finds out which descriptors share an open file. Where the kernel does not
 // tell, each descriptor counts as a file of its own.
 func (f *files) identify() {
 	var distinct uint64
-	known := map[Ref][]*descriptor{} // one descriptor for each open file
+	known := map[hook.HolderRef][]*descriptor{} // one descriptor for each open file
 	for _, list := range [][]descriptor{f.open, f.own} {
 	next:
 		for i := range list {

@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
@@ -150,19 +151,19 @@ func read[T any](its *iterators, name string, more func(*T) uint32, fn func(*T, 
 }
 
 // own returns the iterators' own objects.
-func (its *iterators) own() map[Ref]bool {
-	own := map[Ref]bool{}
+func (its *iterators) own() map[hook.HolderRef]bool {
+	own := map[hook.HolderRef]bool{}
 	for _, l := range its.links {
 		if info, err := l.Info(); err == nil {
-			own[Ref{Link, uint32(info.ID)}] = true
-			own[Ref{Program, uint32(info.Program)}] = true
+			own[refTo(hook.HolderLink, uint32(info.ID))] = true
+			own[refTo(hook.HolderProgram, uint32(info.Program))] = true
 		}
 	}
 	for _, coll := range its.colls {
 		for _, m := range coll.Maps {
 			if info, err := m.Info(); err == nil {
 				if id, ok := info.ID(); ok {
-					own[Ref{Map, uint32(id)}] = true
+					own[refTo(hook.HolderMap, uint32(id))] = true
 				}
 			}
 		}

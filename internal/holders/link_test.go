@@ -12,12 +12,13 @@ import (
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/holders"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
 // processes are descriptors by pid, in the form that a test compares.
-func processes(h *holders.Holders) map[int][]int {
+func processes(h *hook.Holders) map[int][]int {
 	m := map[int][]int{}
 	for _, p := range h.Processes {
 		m[p.PID] = p.FDs
@@ -29,7 +30,7 @@ func TestProcess(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
 	var fd int
-	ref := newLink(t, func(ref holders.Ref) { fd = p.ask("open link %d", ref.ID) })
+	ref := newLink(t, func(ref hook.HolderRef) { fd = p.ask("open link %d", ref.ID) })
 	h := complete(t, ref)
 	qt.Assert(t, qt.DeepEquals(processes(h), map[int][]int{p.Pid: {fd}}))
 	qt.Check(t, qt.Equals(h.Counted, 1))
@@ -44,7 +45,7 @@ func TestShared(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
 	var fd, again, child int
-	ref := newLink(t, func(ref holders.Ref) {
+	ref := newLink(t, func(ref hook.HolderRef) {
 		fd = p.ask("open link %d", ref.ID)
 		again = p.ask("dup %d", fd)
 		child = p.ask("fork %d", fd)
@@ -58,7 +59,7 @@ func TestShared(t *testing.T) {
 func TestSeparate(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p, q := newHolder(t), newHolder(t)
-	ref := newLink(t, func(ref holders.Ref) {
+	ref := newLink(t, func(ref hook.HolderRef) {
 		p.ask("open link %d", ref.ID)
 		p.ask("open link %d", ref.ID)
 		q.ask("open link %d", ref.ID)
@@ -73,7 +74,7 @@ func TestThread(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
 	var tid int
-	ref := newLink(t, func(ref holders.Ref) { tid = p.ask("thread link %d", ref.ID) })
+	ref := newLink(t, func(ref hook.HolderRef) { tid = p.ask("thread link %d", ref.ID) })
 	h := complete(t, ref)
 	qt.Assert(t, qt.HasLen(h.Processes, 1))
 	qt.Check(t, qt.Equals(h.Processes[0].PID, p.Pid))
@@ -83,7 +84,7 @@ func TestThread(t *testing.T) {
 func TestSelf(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
-	ref := newLink(t, func(ref holders.Ref) {
+	ref := newLink(t, func(ref hook.HolderRef) {
 		p.ask("open link %d", ref.ID)
 		own := open("link", strconv.Itoa(int(ref.ID)))
 		defer unix.Close(own)
@@ -94,7 +95,7 @@ func TestSelf(t *testing.T) {
 
 		f := holders.Open(holders.Options{Self: true})
 		defer f.Close()
-		view, err := f.Look(holders.Link)
+		view, err := f.Look(hook.HolderLink)
 		qt.Assert(t, qt.IsNil(err))
 		h, err = view.Of(ref)
 		qt.Assert(t, qt.IsNil(err))
@@ -109,7 +110,7 @@ func TestNamespaces(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := isolated(t)
 	var fd int
-	ref := newLink(t, func(ref holders.Ref) { fd = p.ask("open link %d", ref.ID) })
+	ref := newLink(t, func(ref hook.HolderRef) { fd = p.ask("open link %d", ref.ID) })
 	h := complete(t, ref)
 	qt.Assert(t, qt.DeepEquals(processes(h), map[int][]int{p.Pid: {fd}}))
 	for _, ns := range []struct {
@@ -129,7 +130,7 @@ func TestNamespaces(t *testing.T) {
 func TestInFlight(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
-	ref := newLink(t, func(ref holders.Ref) {
+	ref := newLink(t, func(ref hook.HolderRef) {
 		p.ask("open link %d", ref.ID)
 		p.do("send %d", p.ask("open link %d", ref.ID))
 	})
@@ -146,7 +147,7 @@ func TestInFlight(t *testing.T) {
 func TestRing(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
-	ref := newLink(t, func(ref holders.Ref) { p.do("ring %d", p.ask("open link %d", ref.ID)) })
+	ref := newLink(t, func(ref hook.HolderRef) { p.do("ring %d", p.ask("open link %d", ref.ID)) })
 	h := look(t, ref)
 	qt.Check(t, qt.Equals(h.Counted, 1))
 	qt.Check(t, qt.Equals(h.Found, 0))
@@ -157,14 +158,14 @@ func TestRing(t *testing.T) {
 
 func TestGone(t *testing.T) {
 	testenv.CheckLeaks(t)
-	ref := newLink(t, func(holders.Ref) {})
+	ref := newLink(t, func(hook.HolderRef) {})
 	for _, o := range []holders.Options{{}, {NoIterators: true}} {
 		f := holders.Open(o)
 		defer f.Close()
 		var err error
 		for range 20 { // the kernel frees a cgroup's link a little later
 			var view *holders.View
-			view, err = f.Look(holders.Link)
+			view, err = f.Look(hook.HolderLink)
 			qt.Assert(t, qt.IsNil(err))
 			if _, err = view.Of(ref); err != nil {
 				break
@@ -180,7 +181,7 @@ func TestUnprivileged(t *testing.T) {
 	testenv.CheckLeaks(t)
 	var found int
 	var missing string
-	newLink(t, func(ref holders.Ref) {
+	newLink(t, func(ref hook.HolderRef) {
 		p := testenv.StartHelper(t, "unprivileged", strconv.Itoa(int(ref.ID)))
 		found, missing = number(p.Expect(t, "found")), p.Expect(t, "missing")
 		qt.Check(t, qt.IsNil(p.Wait()))
@@ -196,9 +197,9 @@ func unprivilegedHelper(args []string) {
 	must(unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)) // else the process may not read its own /proc
 	f := holders.Open(holders.Options{Self: true})
 	defer f.Close()
-	view, err := f.Look(holders.Link)
+	view, err := f.Look(hook.HolderLink)
 	must(err)
-	h, err := view.Of(holders.Ref{Kind: holders.Link, ID: uint32(number(args[0]))})
+	h, err := view.Of(hook.HolderRef{Kind: hook.HolderLink, ID: uint32(number(args[0]))})
 	must(err)
 	fmt.Println("found", h.Found)
 	fmt.Println("missing", h.Missing)

@@ -160,18 +160,18 @@ func number(s string) int {
 // open opens an object by its id.
 func open(kind, id string) int {
 	var fd int
-	switch id := number(id); holders.Kind(kind) {
-	case holders.Link:
+	switch id := number(id); hook.HolderKind(kind) {
+	case hook.HolderLink:
 		l, err := link.NewFromID(link.ID(id))
 		must(err)
 		fd = dup(l.(interface{ FD() int }).FD())
 		l.Close()
-	case holders.Program:
+	case hook.HolderProgram:
 		p, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 		must(err)
 		fd = dup(p.FD())
 		p.Close()
-	case holders.Map:
+	case hook.HolderMap:
 		m, err := ebpf.NewMapFromID(ebpf.MapID(id))
 		must(err)
 		fd = dup(m.FD())
@@ -224,7 +224,7 @@ func (h *holder) ask(format string, args ...any) int {
 
 // newLink attaches a program to a cgroup, lets take open or pin the link, and closes
 // it.
-func newLink(t testing.TB, take func(holders.Ref)) holders.Ref {
+func newLink(t testing.TB, take func(hook.HolderRef)) hook.HolderRef {
 	t.Helper()
 	prog, _ := testenv.CgroupProgram(t, "ldt_hold", hook.CgroupConnect4, 1)
 	cgroup := testenv.NewCgroup(t)
@@ -233,19 +233,19 @@ func newLink(t testing.TB, take func(holders.Ref)) holders.Ref {
 	defer l.Close()
 	info, err := l.Info()
 	qt.Assert(t, qt.IsNil(err))
-	ref := holders.Ref{Kind: holders.Link, ID: uint32(info.ID)}
+	ref := hook.HolderRef{Kind: hook.HolderLink, ID: uint32(info.ID)}
 	take(ref)
 	return ref
 }
 
 // look asks with iterators and with /proc alone, and checks that the answers agree.
-func look(t testing.TB, ref holders.Ref) *holders.Holders {
+func look(t testing.TB, ref hook.HolderRef) *hook.Holders {
 	t.Helper()
-	var answers []*holders.Holders
+	var answers []*hook.Holders
 	for _, o := range []holders.Options{{}, {NoIterators: true}} {
 		f := holders.Open(o)
 		defer f.Close()
-		var h *holders.Holders
+		var h *hook.Holders
 		// The kernel may take a moment for what was just closed.
 		for range 20 {
 			view, err := f.Look()
@@ -263,12 +263,12 @@ func look(t testing.TB, ref holders.Ref) *holders.Holders {
 	qt.Check(t, qt.Equals(slow.Counted, 0))
 	qt.Check(t, qt.StringContains(slow.Missing, "only /proc was looked at"))
 	slow.Counted, slow.Verified, slow.Missing, slow.Suspects = answers[0].Counted, answers[0].Verified, answers[0].Missing, answers[0].Suspects
-	qt.Check(t, qt.CmpEquals(slow, *answers[0], unexported))
+	qt.Check(t, qt.CmpEquals(slow, *answers[0]))
 	return answers[0]
 }
 
 // complete is look with the check that all references were found.
-func complete(t testing.TB, ref holders.Ref) *holders.Holders {
+func complete(t testing.TB, ref hook.HolderRef) *hook.Holders {
 	t.Helper()
 	h := look(t, ref)
 	qt.Check(t, qt.Equals(h.Missing, ""))

@@ -16,27 +16,27 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-func programRef(t *testing.T, p *ebpf.Program) holders.Ref {
+func programRef(t *testing.T, p *ebpf.Program) hook.HolderRef {
 	t.Helper()
 	info, err := p.Info()
 	qt.Assert(t, qt.IsNil(err))
 	id, _ := info.ID()
-	return holders.Ref{Kind: holders.Program, ID: uint32(id)}
+	return hook.HolderRef{Kind: hook.HolderProgram, ID: uint32(id)}
 }
 
-func mapRef(t *testing.T, m *ebpf.Map) holders.Ref {
+func mapRef(t *testing.T, m *ebpf.Map) hook.HolderRef {
 	t.Helper()
 	info, err := m.Info()
 	qt.Assert(t, qt.IsNil(err))
 	id, _ := info.ID()
-	return holders.Ref{Kind: holders.Map, ID: uint32(id)}
+	return hook.HolderRef{Kind: hook.HolderMap, ID: uint32(id)}
 }
 
-func linkRef(t *testing.T, l link.Link) holders.Ref {
+func linkRef(t *testing.T, l link.Link) hook.HolderRef {
 	t.Helper()
 	info, err := l.Info()
 	qt.Assert(t, qt.IsNil(err))
-	return holders.Ref{Kind: holders.Link, ID: uint32(info.ID)}
+	return hook.HolderRef{Kind: hook.HolderLink, ID: uint32(info.ID)}
 }
 
 func newMap(t *testing.T, spec *ebpf.MapSpec) *ebpf.Map {
@@ -68,10 +68,10 @@ func TestProgram(t *testing.T) {
 	qt.Check(t, qt.DeepEquals(processes(h), map[int][]int{p.Pid: {fd}}))
 	qt.Assert(t, qt.HasLen(h.Pins, 1))
 	qt.Check(t, qt.Equals(h.Pins[0].Path, bpffs+"/one"))
-	qt.Check(t, qt.DeepEquals(h.Objects, []holders.Object{
-		{Ref: linkRef(t, l), How: "carries it", References: 1},
-		{Ref: mapRef(t, array), How: "slot", References: 2},
-		{Ref: mapRef(t, large), How: "slot", References: 1},
+	qt.Check(t, qt.DeepEquals(h.Objects, []hook.HolderObject{
+		{HolderRef: linkRef(t, l), How: "carries it", References: 1},
+		{HolderRef: mapRef(t, array), How: "slot", References: 2},
+		{HolderRef: mapRef(t, large), How: "slot", References: 1},
 	}))
 	qt.Check(t, qt.Equals(h.Counted, 6))
 }
@@ -161,7 +161,7 @@ func TestProgramLinks(t *testing.T) {
 			qt.Assert(t, qt.IsNil(err))
 			defer l.Close()
 			h := complete(t, programRef(t, prog))
-			qt.Check(t, qt.Equals(h.Objects[0], holders.Object{Ref: linkRef(t, l), How: "carries it", References: 1}))
+			qt.Check(t, qt.Equals(h.Objects[0], hook.HolderObject{HolderRef: linkRef(t, l), How: "carries it", References: 1}))
 		})
 	}
 }
@@ -181,13 +181,13 @@ func TestProgramWithoutLink(t *testing.T) {
 
 	f := holders.Open(holders.Options{})
 	defer f.Close()
-	view, err := f.Look(holders.Program)
+	view, err := f.Look(hook.HolderProgram)
 	qt.Assert(t, qt.IsNil(err))
-	legacy := holders.Object{How: "attached to a cgroup", References: 1}
-	view.Add(h.Ref, legacy)
-	h, err = view.Of(h.Ref)
+	legacy := hook.HolderObject{How: "attached to a cgroup", References: 1}
+	view.Add(h.HolderRef, legacy)
+	h, err = view.Of(h.HolderRef)
 	qt.Assert(t, qt.IsNil(err))
-	qt.Check(t, qt.DeepEquals(h.Objects, []holders.Object{legacy}))
+	qt.Check(t, qt.DeepEquals(h.Objects, []hook.HolderObject{legacy}))
 	qt.Check(t, qt.IsTrue(h.Verified))
 }
 
@@ -213,10 +213,10 @@ func TestMap(t *testing.T) {
 	h := complete(t, ref)
 	qt.Check(t, qt.DeepEquals(processes(h), map[int][]int{p.Pid: {fd}}))
 	qt.Check(t, qt.HasLen(h.Pins, 1))
-	qt.Check(t, qt.DeepEquals(h.Objects, []holders.Object{
-		{Ref: mapRef(t, array), How: "has it as inner map", References: 2},
-		{Ref: mapRef(t, hash), How: "has it as inner map", References: 1},
-		{Ref: programRef(t, prog), How: "uses it", References: 1},
+	qt.Check(t, qt.DeepEquals(h.Objects, []hook.HolderObject{
+		{HolderRef: mapRef(t, array), How: "has it as inner map", References: 2},
+		{HolderRef: mapRef(t, hash), How: "has it as inner map", References: 1},
+		{HolderRef: programRef(t, prog), How: "uses it", References: 1},
 	}))
 	qt.Check(t, qt.Equals(h.Counted, 6))
 }
@@ -231,5 +231,5 @@ func TestDevMap(t *testing.T) {
 	m := newMap(t, &ebpf.MapSpec{Name: "ldt_cpumap", Type: ebpf.CPUMap, KeySize: 4, ValueSize: 8, MaxEntries: 1})
 	qt.Assert(t, qt.IsNil(m.Put(uint32(0), struct{ Size, FD uint32 }{64, uint32(prog.FD())})))
 	h := complete(t, programRef(t, prog))
-	qt.Check(t, qt.DeepEquals(h.Objects, []holders.Object{{Ref: mapRef(t, m), How: "runs it for an entry", References: 1}}))
+	qt.Check(t, qt.DeepEquals(h.Objects, []hook.HolderObject{{HolderRef: mapRef(t, m), How: "runs it for an entry", References: 1}}))
 }

@@ -1,25 +1,27 @@
 package holders
 
+import "github.com/libdispatcher/dispatcher/hook"
+
 // objects are all objects of some kinds, and how they refer to each other.
 type objects struct {
-	known    map[Ref]bool
-	refers   map[Ref][]Object // what refers to the key
-	unlisted map[Kind]error   // why a kind could not be listed
+	known    map[hook.HolderRef]bool
+	refers   map[hook.HolderRef][]hook.HolderObject // what refers to the key
+	unlisted map[hook.HolderKind]error              // why a kind could not be listed
 
 	dispatched map[uint32]bool // programs, see carry
 }
 
 // refer notes that from refers to an object n times. References of the same sort are
 // one Object.
-func (o *objects) refer(to, from Ref, how string, n int) {
+func (o *objects) refer(to, from hook.HolderRef, how string, n int) {
 	list := o.refers[to]
 	for i := range list {
-		if list[i].Ref == from && list[i].How == how {
+		if list[i].HolderRef == from && list[i].How == how {
 			list[i].References += n
 			return
 		}
 	}
-	o.refers[to] = append(list, Object{from, how, n})
+	o.refers[to] = append(list, hook.HolderObject{HolderRef: from, How: how, References: n})
 }
 
 // The types of links and maps that take special references (linux/bpf.h).
@@ -42,17 +44,17 @@ const (
 
 // lookAtObjects uses the records, and asks the kernel for what they lack. What refers
 // to programs and maps is only known from all kinds.
-func lookAtObjects(r *records, kinds map[Kind]bool) *objects {
+func lookAtObjects(r *records, kinds map[hook.HolderKind]bool) *objects {
 	o := &objects{
-		known: map[Ref]bool{}, refers: map[Ref][]Object{}, unlisted: map[Kind]error{},
+		known: map[hook.HolderRef]bool{}, refers: map[hook.HolderRef][]hook.HolderObject{}, unlisted: map[hook.HolderKind]error{},
 		dispatched: map[uint32]bool{},
 	}
-	wide := kinds[Program] || kinds[Map]
+	wide := kinds[hook.HolderProgram] || kinds[hook.HolderMap]
 	for ref := range r.counts {
 		o.known[ref] = true
 	}
 	for kind := range commands {
-		if r.failed[kind] != nil && (wide || kind == Link) {
+		if r.failed[kind] != nil && (wide || kind == hook.HolderLink) {
 			o.enumerate(kind, wide)
 		}
 	}
@@ -72,29 +74,29 @@ func (o *objects) relate(r *records) {
 	for _, m := range r.maps {
 		maps[m.Object] = m.ID
 	}
-	refer := func(kind Kind, ids map[uint64]uint32, object uint64, from Ref, how string) {
+	refer := func(kind hook.HolderKind, ids map[uint64]uint32, object uint64, from hook.HolderRef, how string) {
 		if id, ok := ids[object]; ok {
-			o.refer(Ref{kind, id}, from, how, 1)
+			o.refer(refTo(kind, id), from, how, 1)
 		}
 	}
 
 	for _, l := range r.links {
-		link := Ref{Link, l.ID}
+		link := refTo(hook.HolderLink, l.ID)
 		if l.Program != 0 {
 			o.carry(link, l.Type, l.Program, l.Attached != 0)
 		}
-		refer(Program, programs, l.Target, link, "attached to it")
+		refer(hook.HolderProgram, programs, l.Target, link, "attached to it")
 		o.linkToMap(link, l.Type)
 	}
 	for i, p := range r.programs {
-		refer(Program, programs, p.Target, Ref{Program, p.ID}, "loaded for it")
+		refer(hook.HolderProgram, programs, p.Target, refTo(hook.HolderProgram, p.ID), "loaded for it")
 		for _, m := range r.used[i] {
-			refer(Map, maps, m, Ref{Program, p.ID}, "uses it")
+			refer(hook.HolderMap, maps, m, refTo(hook.HolderProgram, p.ID), "uses it")
 		}
 	}
 	for i, m := range r.maps {
 		for _, p := range r.slots[i] {
-			refer(Program, programs, p, Ref{Map, m.ID}, "slot")
+			refer(hook.HolderProgram, programs, p, refTo(hook.HolderMap, m.ID), "slot")
 		}
 		// A prog array without a user is not opened: the kernel is emptying it, and
 		// then never frees it if it is opened.
@@ -108,8 +110,8 @@ func (o *objects) relate(r *records) {
 // link's: XDP takes one for the driver (dev_xdp_install, net/core/dev.c) and one for
 // all devices together (bpf_dispatcher_add_prog, kernel/bpf/dispatcher.c), and a
 // perf event takes one (bpf_perf_link_attach).
-func (o *objects) carry(link Ref, kind uint32, id uint32, attached bool) {
-	program := Ref{Program, id}
+func (o *objects) carry(link hook.HolderRef, kind uint32, id uint32, attached bool) {
+	program := refTo(hook.HolderProgram, id)
 	o.refer(program, link, "carries it", 1)
 	switch {
 	case kind == linkXDP && attached:

@@ -9,12 +9,12 @@ import (
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
-	"github.com/libdispatcher/dispatcher/internal/holders"
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
 // onePin returns the only holder, which must be a pin.
-func onePin(t *testing.T, h *holders.Holders) holders.Pin {
+func onePin(t *testing.T, h *hook.Holders) hook.HolderPin {
 	t.Helper()
 	qt.Check(t, qt.HasLen(h.Processes, 0))
 	qt.Assert(t, qt.HasLen(h.Pins, 1))
@@ -22,7 +22,7 @@ func onePin(t *testing.T, h *holders.Holders) holders.Pin {
 }
 
 // reachable checks that the path leads to the pin.
-func reachable(t *testing.T, pin holders.Pin) {
+func reachable(t *testing.T, pin hook.HolderPin) {
 	t.Helper()
 	ino, err := inode(pin.Path)
 	qt.Assert(t, qt.IsNil(err))
@@ -34,7 +34,7 @@ func TestPin(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
 	bpffs, other := testenv.BPFFS(t), t.TempDir()
-	ref := newLink(t, func(ref holders.Ref) {
+	ref := newLink(t, func(ref hook.HolderRef) {
 		p.do("mkdir %s/sub", bpffs)
 		p.do("pin link %d %s/sub/one", ref.ID, bpffs)
 		p.do("link %s/sub/one %s/two", bpffs, bpffs)
@@ -62,7 +62,7 @@ func TestPinInPart(t *testing.T) {
 	p := isolated(t)
 	dir := t.TempDir()
 	part, single := dir+"/part", dir+"/single"
-	ref := newLink(t, func(ref holders.Ref) {
+	ref := newLink(t, func(ref hook.HolderRef) {
 		p.do("mkdir %s/all", dir)
 		p.do("mkdir %s", part)
 		p.do("touch %s", single)
@@ -90,7 +90,7 @@ func TestPinElsewhere(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := isolated(t)
 	dir := t.TempDir() + "/a\r\f\v\u0085\u00a0\u2003b"
-	ref := newLink(t, func(ref holders.Ref) {
+	ref := newLink(t, func(ref hook.HolderRef) {
 		p.do("mkdir %s", dir)
 		p.do("bpffs %s", dir)
 		p.do("pin link %d %s/one", ref.ID, dir)
@@ -110,7 +110,7 @@ func TestPinUnmounted(t *testing.T) {
 			testenv.CheckLeaks(t)
 			p := isolated(t)
 			dir := t.TempDir()
-			ref := newLink(t, func(ref holders.Ref) {
+			ref := newLink(t, func(ref hook.HolderRef) {
 				p.do("bpffs %s", dir)
 				p.do("mkdir %s/a/b", dir)
 				p.do("pin link %d %s/one", ref.ID, dir)
@@ -132,7 +132,7 @@ func TestPinRemoved(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := newHolder(t)
 	bpffs := testenv.BPFFS(t)
-	ref := newLink(t, func(ref holders.Ref) {
+	ref := newLink(t, func(ref hook.HolderRef) {
 		p.do("pin link %d %s/one", ref.ID, bpffs)
 		p.ask("path %s/one", bpffs)
 		p.do("remove %s/one", bpffs)
@@ -151,7 +151,7 @@ func TestPinInEmptyNamespace(t *testing.T) {
 			testenv.CheckLeaks(t)
 			p := isolated(t)
 			dir := t.TempDir()
-			ref := newLink(t, func(ref holders.Ref) {
+			ref := newLink(t, func(ref hook.HolderRef) {
 				p.do("bpffs %s", dir)
 				p.do("pin link %d %s/one", ref.ID, dir)
 			})
@@ -185,7 +185,7 @@ func TestPinHidden(t *testing.T) {
 	testenv.CheckLeaks(t)
 	p := isolated(t)
 	dir := t.TempDir()
-	ref := newLink(t, func(ref holders.Ref) {
+	ref := newLink(t, func(ref hook.HolderRef) {
 		p.do("bpffs %s", dir)
 		p.do("pin link %d %s/one", ref.ID, dir)
 		p.do("tmpfs %s", dir)

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // walkAll reads every bpffs. Doors lead to a bpffs, or to a part of one, that is
@@ -78,7 +80,7 @@ func (fs *filesystems) enter(d door) {
 	if b.walked[st.Ino] {
 		return
 	}
-	b.mounts = append(b.mounts, Mount{Path: way, root: "/"})
+	b.mounts = append(b.mounts, mount{hook.HolderMount{Path: way}, "/"})
 	b.walk(fd, "/")
 }
 
@@ -152,10 +154,10 @@ func nextDirent(buf []byte) (dirent, []byte) {
 }
 
 // pinned returns the object that the file pins; false if the file is no pin.
-func pinned(path string) (Ref, bool) {
+func pinned(path string) (hook.HolderRef, bool) {
 	name, err := unix.BytePtrFromString(path)
 	if err != nil {
-		return Ref{}, false
+		return hook.HolderRef{}, false
 	}
 	attr := struct {
 		path      uint64
@@ -169,27 +171,27 @@ func pinned(path string) (Ref, bool) {
 	}
 	runtime.KeepAlive(name)
 	if errno != 0 {
-		return Ref{}, false
+		return hook.HolderRef{}, false
 	}
 	defer unix.Close(int(fd))
 	target, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(fd)))
 	if err != nil {
-		return Ref{}, false
+		return hook.HolderRef{}, false
 	}
 	kind, ok := anonymous[strings.TrimPrefix(target, "anon_inode:")]
 	var info [2]uint32
 	if !ok || objInfo(int(fd), info[:]) != nil {
-		return Ref{}, false
+		return hook.HolderRef{}, false
 	}
-	return Ref{kind, info[1]}, true
+	return refTo(kind, info[1]), true
 }
 
 // anonymous are the kernel's names of objects' files.
-var anonymous = map[string]Kind{
-	"bpf_link": Link, // opened by who created it
-	"bpf-link": Link, // opened later
-	"bpf-prog": Program,
-	"bpf-map":  Map,
+var anonymous = map[string]hook.HolderKind{
+	"bpf_link": hook.HolderLink, // opened by who created it
+	"bpf-link": hook.HolderLink, // opened later
+	"bpf-prog": hook.HolderProgram,
+	"bpf-map":  hook.HolderMap,
 }
 
 // objInfo reads the beginning of struct bpf_{link,prog,map}_info. All three begin

@@ -8,12 +8,13 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // describe describes a process. What cannot be read stays empty.
-func describe(pid, tid int) Process {
-	p := Process{PID: pid, TID: tid, Comm: comm(pid)}
+func describe(pid, tid int) hook.HolderProcess {
+	p := hook.HolderProcess{PID: pid, TID: tid, Comm: comm(pid)}
 	at := procfs.Task{PID: pid, TID: cmp.Or(tid, pid)}.Dir() // each thread has namespaces and a cgroup of its own
 	p.Exe, _ = os.Readlink(at + "/exe")
 	p.PIDNS = procfs.Namespace(at, "pid")

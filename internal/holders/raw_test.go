@@ -3,13 +3,8 @@ package holders_test
 import (
 	"unsafe"
 
-	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
-
-	"github.com/libdispatcher/dispatcher/internal/holders"
 )
-
-var unexported = cmpopts.IgnoreUnexported(holders.Mount{})
 
 // pin pins the object of fd.
 func pin(fd int, path string) error {

@@ -6,18 +6,19 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // A suspect is a process that has open files without descriptors.
 type suspect struct {
-	Suspect
-	kind Kind // of the files; "" if it is not known
+	hook.HolderSuspect
+	kind hook.HolderKind // of the files; "" if it is not known
 }
 
 // suspectsOf returns the processes that may hold objects of a kind by files without
 // descriptors. It looks for them once, when they are first needed.
-func (v *View) suspectsOf(kind Kind) []Suspect {
+func (v *View) suspectsOf(kind hook.HolderKind) []hook.HolderSuspect {
 	if v.suspects == nil {
 		v.suspects = []suspect{}
 		pids, _ := procfs.Numbers("/proc")
@@ -25,10 +26,10 @@ func (v *View) suspectsOf(kind Kind) []Suspect {
 			v.suspects = append(v.suspects, suspectsIn(pid)...)
 		}
 	}
-	var list []Suspect
+	var list []hook.HolderSuspect
 	for _, s := range v.suspects {
 		if s.kind == kind || s.kind == "" {
-			list = append(list, s.Suspect)
+			list = append(list, s.HolderSuspect)
 		}
 	}
 	return list
@@ -42,8 +43,8 @@ func suspectsIn(pid int) []suspect {
 		return nil
 	}
 	var list []suspect
-	add := func(kind Kind, format string, args ...any) {
-		list = append(list, suspect{Suspect{pid, comm(pid), fmt.Sprintf(format, args...)}, kind})
+	add := func(kind hook.HolderKind, format string, args ...any) {
+		list = append(list, suspect{hook.HolderSuspect{PID: pid, Comm: comm(pid), Why: fmt.Sprintf(format, args...)}, kind})
 	}
 	for _, fd := range fds {
 		name := strconv.Itoa(fd)
@@ -61,7 +62,7 @@ func suspectsIn(pid int) []suspect {
 			}
 		case target == "anon_inode:[io_uring]":
 			info, _ := os.ReadFile(dir + "/fdinfo/" + name)
-			registered := map[Kind]int{}
+			registered := map[hook.HolderKind]int{}
 			for line := range strings.Lines(string(info)) {
 				// "0: anon_inode:bpf-map"; before Linux 6.5 "0: bpf-map"
 				name := strings.TrimSpace(line[strings.LastIndexByte(line, ':')+1:])
@@ -76,7 +77,7 @@ func suspectsIn(pid int) []suspect {
 	}
 	// A map may stay in memory after its descriptor was closed.
 	if memory, _ := os.ReadFile(dir + "/maps"); strings.Contains(string(memory), "anon_inode:bpf-map") {
-		add(Map, "maps in its memory")
+		add(hook.HolderMap, "maps in its memory")
 	}
 	return list
 }

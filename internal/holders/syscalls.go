@@ -7,18 +7,19 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // commands are the commands of bpf(2) that find and open objects of a kind.
-var commands = map[Kind]struct{ next, open uintptr }{
-	Link:    {unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID},
-	Program: {unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID},
-	Map:     {unix.BPF_MAP_GET_NEXT_ID, unix.BPF_MAP_GET_FD_BY_ID},
+var commands = map[hook.HolderKind]struct{ next, open uintptr }{
+	hook.HolderLink:    {unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID},
+	hook.HolderProgram: {unix.BPF_PROG_GET_NEXT_ID, unix.BPF_PROG_GET_FD_BY_ID},
+	hook.HolderMap:     {unix.BPF_MAP_GET_NEXT_ID, unix.BPF_MAP_GET_FD_BY_ID},
 }
 
 // ids lists the objects of a kind.
-func ids(kind Kind) ([]uint32, error) {
+func ids(kind hook.HolderKind) ([]uint32, error) {
 	var list []uint32
 	attr := struct{ id, next, flags uint32 }{}
 	for {
@@ -34,7 +35,7 @@ func ids(kind Kind) ([]uint32, error) {
 }
 
 // openID opens an object.
-func openID(ref Ref) (int, error) {
+func openID(ref hook.HolderRef) (int, error) {
 	attr := struct{ id, next, flags uint32 }{id: ref.ID}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, commands[ref.Kind].open, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
 	if errno != 0 {
@@ -45,9 +46,9 @@ func openID(ref Ref) (int, error) {
 
 // openAll opens links, so that the iterator of files finds them. It stops at the
 // limit of open files.
-func openAll(known map[Ref]bool) (fds []int) {
+func openAll(known map[hook.HolderRef]bool) (fds []int) {
 	for ref := range known {
-		if ref.Kind != Link {
+		if ref.Kind != hook.HolderLink {
 			continue
 		}
 		fd, err := openID(ref)
@@ -69,7 +70,7 @@ func closeAll(fds []int) {
 
 // linkInfo reads the first words of struct bpf_link_info.
 func linkInfo(id uint32) (info [16]uint32, ok bool) {
-	fd, err := openID(Ref{Link, id})
+	fd, err := openID(refTo(hook.HolderLink, id))
 	if err != nil {
 		return info, false
 	}
@@ -79,7 +80,7 @@ func linkInfo(id uint32) (info [16]uint32, ok bool) {
 
 // linkToMap notes the map that a link refers to. The kernel reports it only for an
 // open link.
-func (o *objects) linkToMap(link Ref, kind uint32) {
+func (o *objects) linkToMap(link hook.HolderRef, kind uint32) {
 	var word int
 	var how string
 	switch kind {
@@ -93,27 +94,27 @@ func (o *objects) linkToMap(link Ref, kind uint32) {
 		return
 	}
 	if info, ok := linkInfo(link.ID); ok && info[word] != 0 {
-		o.refer(Ref{Map, info[word]}, link, how, 1)
+		o.refer(refTo(hook.HolderMap, info[word]), link, how, 1)
 	}
 }
 
 // enumerate lists the objects of a kind. If wide is set it also notes what they refer
 // to.
-func (o *objects) enumerate(kind Kind, wide bool) {
+func (o *objects) enumerate(kind hook.HolderKind, wide bool) {
 	list, err := ids(kind)
 	o.unlisted[kind] = err
 	for _, id := range list {
-		o.known[Ref{kind, id}] = true
+		o.known[refTo(kind, id)] = true
 		if wide {
-			o.look(Ref{kind, id})
+			o.look(refTo(kind, id))
 		}
 	}
 }
 
 // look notes what an object refers to.
-func (o *objects) look(ref Ref) {
+func (o *objects) look(ref hook.HolderRef) {
 	switch ref.Kind {
-	case Link:
+	case hook.HolderLink:
 		info, ok := linkInfo(ref.ID)
 		if ok && info[2] != 0 {
 			o.carry(ref, info[0], info[2], info[4] != 0)
@@ -121,11 +122,11 @@ func (o *objects) look(ref Ref) {
 		if ok {
 			o.linkToMap(ref, info[0])
 		}
-	case Program:
+	case hook.HolderProgram:
 		for _, m := range programMaps(ref.ID) {
-			o.refer(Ref{Map, uint32(m)}, ref, "uses it", 1)
+			o.refer(refTo(hook.HolderMap, uint32(m)), ref, "uses it", 1)
 		}
-	case Map:
+	case hook.HolderMap:
 		fd, err := openID(ref)
 		if err != nil {
 			return
@@ -155,11 +156,11 @@ func programMaps(id uint32) []ebpf.MapID {
 
 // readMap notes what the entries of a map refer to, if its type has such entries.
 func (o *objects) readMap(id, kind uint32) {
-	at, to, how := 0, Program, "slot"
+	at, to, how := 0, hook.HolderProgram, "slot"
 	switch kind {
 	case mapProgArray:
 	case mapArrayOfMaps, mapHashOfMaps:
-		to, how = Map, "has it as inner map"
+		to, how = hook.HolderMap, "has it as inner map"
 	case mapDevMap, mapDevMapHash, mapCPUMap:
 		at, how = 4, "runs it for an entry" // struct bpf_devmap_val, bpf_cpumap_val
 	default:
@@ -182,7 +183,7 @@ func (o *objects) readMap(id, kind uint32) {
 			continue // empty
 		}
 		if held := binary.NativeEndian.Uint32(value[at:]); held != 0 {
-			o.refer(Ref{to, held}, Ref{Map, id}, how, 1)
+			o.refer(refTo(to, held), refTo(hook.HolderMap, id), how, 1)
 		}
 	}
 }

@@ -14,20 +14,20 @@ import (
 
 // A View is the result of one look. Only one goroutine at a time may use it.
 type View struct {
-	kinds   map[Kind]bool
-	own     map[Ref]bool // the Finder's objects
+	kinds   map[hook.HolderKind]bool
+	own     map[hook.HolderRef]bool // the Finder's objects
 	objects *objects
 	before  *records
 	after   *records
 	why     error // why the iterator did not find the open files
 
-	open map[Ref][]descriptor
-	mine map[Ref][]descriptor // of this process; these do not count
-	pins map[Ref][]Pin
+	open map[hook.HolderRef][]descriptor
+	mine map[hook.HolderRef][]descriptor // of this process; these do not count
+	pins map[hook.HolderRef][]hook.HolderPin
 
-	processes map[[2]int]Process // those described so far, by pid and tid
-	hidden    []Mount            // mounts of a bpffs that other mounts cover
-	suspects  []suspect          // nil before they are needed
+	processes map[[2]int]hook.HolderProcess // those described so far, by pid and tid
+	hidden    []mount                       // mounts of a bpffs that other mounts cover
+	suspects  []suspect                     // nil before they are needed
 }
 
 // errNoIterators is the reason for the lack of counts with Options.NoIterators.
@@ -36,16 +36,16 @@ var errNoIterators = errors.New("only /proc was looked at, which has no counts o
 // Look finds what holds the objects of the given kinds, or of all kinds if none is
 // given. It leaves out what vanishes meanwhile and what this process may not read.
 // An error means that there is no /proc.
-func (f *Finder) Look(kinds ...Kind) (*View, error) {
+func (f *Finder) Look(kinds ...hook.HolderKind) (*View, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(kinds) == 0 {
-		kinds = []Kind{Link, Program, Map}
+		kinds = []hook.HolderKind{hook.HolderLink, hook.HolderProgram, hook.HolderMap}
 	}
 	v := &View{
-		kinds: map[Kind]bool{}, own: f.own,
-		open: map[Ref][]descriptor{}, mine: map[Ref][]descriptor{}, pins: map[Ref][]Pin{},
-		processes: map[[2]int]Process{},
+		kinds: map[hook.HolderKind]bool{}, own: f.own,
+		open: map[hook.HolderRef][]descriptor{}, mine: map[hook.HolderRef][]descriptor{}, pins: map[hook.HolderRef][]hook.HolderPin{},
+		processes: map[[2]int]hook.HolderProcess{},
 	}
 	for _, k := range kinds {
 		v.kinds[k] = true
@@ -80,11 +80,11 @@ func (f *Finder) Look(kinds ...Kind) (*View, error) {
 }
 
 // count reads what the kernel counts.
-func (f *Finder) count(kinds map[Kind]bool) *records {
+func (f *Finder) count(kinds map[hook.HolderKind]bool) *records {
 	if f.its != nil {
 		return f.its.iterate(kinds)
 	}
-	return &records{failed: map[Kind]error{Link: errNoIterators, Program: errNoIterators, Map: errNoIterators}}
+	return &records{failed: map[hook.HolderKind]error{hook.HolderLink: errNoIterators, hook.HolderProgram: errNoIterators, hook.HolderMap: errNoIterators}}
 }
 
 // files finds open files by the iterator, or else through /proc. Then v.why says why.
@@ -94,7 +94,7 @@ func (f *Finder) files(v *View, all []procfs.Task, mounted *filesystems) *files 
 		return procFiles(all, mounted)
 	}
 	var own []int
-	uncounted := v.kinds[Link] && v.before.failed[Link] != nil
+	uncounted := v.kinds[hook.HolderLink] && v.before.failed[hook.HolderLink] != nil
 	if uncounted {
 		own = openAll(v.objects.known)
 		defer closeAll(own)
@@ -120,14 +120,14 @@ func (f *Finder) files(v *View, all []procfs.Task, mounted *filesystems) *files 
 
 // Add adds references that Look does not find: those of something that is no BPF
 // object, such as a tc filter. Then by has no Ref.
-func (v *View) Add(to Ref, by Object) {
-	v.objects.refer(to, by.Ref, by.How, by.References)
+func (v *View) Add(to hook.HolderRef, by hook.HolderObject) {
+	v.objects.refer(to, by.HolderRef, by.How, by.References)
 }
 
 // All returns the holders of every object of the kinds that Look was asked for, in
 // the order of kind and id. It leaves out the Finder's own objects.
-func (v *View) All() []*Holders {
-	refs := map[Ref]bool{}
+func (v *View) All() []*hook.Holders {
+	refs := map[hook.HolderRef]bool{}
 	maps.Copy(refs, v.objects.known)
 	for ref := range v.open { // objects may not be listed
 		refs[ref] = true
@@ -135,11 +135,11 @@ func (v *View) All() []*Holders {
 	for ref := range v.pins {
 		refs[ref] = true
 	}
-	maps.DeleteFunc(refs, func(ref Ref, _ bool) bool { return !v.kinds[ref.Kind] || v.own[ref] })
-	order := slices.SortedFunc(maps.Keys(refs), func(a, b Ref) int {
+	maps.DeleteFunc(refs, func(ref hook.HolderRef, _ bool) bool { return !v.kinds[ref.Kind] || v.own[ref] })
+	order := slices.SortedFunc(maps.Keys(refs), func(a, b hook.HolderRef) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID))
 	})
-	all := make([]*Holders, len(order))
+	all := make([]*hook.Holders, len(order))
 	for i, ref := range order {
 		all[i] = v.of(ref)
 	}
@@ -148,7 +148,7 @@ func (v *View) All() []*Holders {
 
 // Of returns what holds one object. The object must be of a kind that Look was asked
 // for. The error is fs.ErrNotExist if there is no such object.
-func (v *View) Of(ref Ref) (*Holders, error) {
+func (v *View) Of(ref hook.HolderRef) (*hook.Holders, error) {
 	if !v.kinds[ref.Kind] {
 		return nil, hook.Because(hook.ErrUsage, "holders of %s: %ss were not looked for", ref, ref.Kind)
 	}
@@ -159,13 +159,13 @@ func (v *View) Of(ref Ref) (*Holders, error) {
 	return h, nil
 }
 
-func (v *View) of(ref Ref) *Holders {
-	h := &Holders{Ref: ref, Pins: v.pins[ref], Objects: slices.Clone(v.objects.refers[ref])}
-	slices.SortFunc(h.Objects, func(a, b Object) int {
+func (v *View) of(ref hook.HolderRef) *hook.Holders {
+	h := &hook.Holders{HolderRef: ref, Pins: v.pins[ref], Objects: slices.Clone(v.objects.refers[ref])}
+	slices.SortFunc(h.Objects, func(a, b hook.HolderObject) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID), cmp.Compare(a.How, b.How))
 	})
 	open := map[uint64]bool{}
-	byTask := map[[2]int]*Process{}
+	byTask := map[[2]int]*hook.HolderProcess{}
 	for _, d := range v.open[ref] {
 		open[d.file] = true
 		key := [2]int{d.pid, d.tid}
@@ -181,7 +181,7 @@ func (v *View) of(ref Ref) *Holders {
 		slices.Sort(p.FDs)
 		h.Processes = append(h.Processes, *p)
 	}
-	slices.SortFunc(h.Processes, func(a, b Process) int {
+	slices.SortFunc(h.Processes, func(a, b hook.HolderProcess) int {
 		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.TID, b.TID))
 	})
 	h.Files = len(open)
@@ -189,7 +189,7 @@ func (v *View) of(ref Ref) *Holders {
 	return h
 }
 
-func (v *View) describe(pid, tid int) Process {
+func (v *View) describe(pid, tid int) hook.HolderProcess {
 	key := [2]int{pid, tid}
 	p, known := v.processes[key]
 	if !known {

@@ -113,7 +113,7 @@ func TestLibxdpListed(t *testing.T) {
 	qt.Assert(t, qt.IsTrue(i >= 0))
 	qt.Check(t, qt.Equals(scene.Summary(&chains[i]), scene.TracerRef(1)+"*(libxdp)"))
 
-	held, err := dispatcher.HoldersIn(t.Context(), chains[i:i+1], dispatcher.HoldersOptions{BPFFS: s.BPFFS})
+	held, err := dispatcher.HoldersIn(t.Context(), chains[i:i+1], dispatcher.HoldersOptions{})
 	qt.Assert(t, qt.IsNil(err))
 	var pins []string
 	for _, h := range held[0] {

@@ -17,9 +17,9 @@ import (
 )
 
 // held finds what holds a member, and checks that nothing is missing.
-func held(t testing.TB, all []dispatcher.Held, what, member string) dispatcher.Held {
+func held(t testing.TB, all []hook.Held, what, member string) hook.Held {
 	t.Helper()
-	i := slices.IndexFunc(all, func(h dispatcher.Held) bool { return h.What == what && h.Member == member })
+	i := slices.IndexFunc(all, func(h hook.Held) bool { return h.What == what && h.Member == member })
 	qt.Assert(t, qt.Not(qt.Equals(i, -1)), qt.Commentf("%s %q in %+v", what, member, all))
 	qt.Check(t, qt.IsTrue(all[i].Verified), qt.Commentf("%+v", all[i]))
 	return all[i]
@@ -49,18 +49,18 @@ func TestHoldersOn(t *testing.T) {
 			if h == hook.XDP {
 				what = "slot"
 			}
-			for _, o := range []dispatcher.HoldersOptions{{BPFFS: s.BPFFS}, {BPFFS: s.BPFFS, NoIterators: true}} {
-				var all []dispatcher.Held
+			for _, o := range []dispatcher.HoldersOnOptions{{BPFFS: s.BPFFS}, {BPFFS: s.BPFFS, NoIterators: true}} {
+				var all []hook.Held
 				// A dispatcher that was just replaced has its slots for a moment still.
 				scene.Soon(t, func() bool {
 					var err error
 					all, err = dispatcher.HoldersOn(t.Context(), s.Target, "", o)
 					qt.Assert(t, qt.IsNil(err))
-					return o.NoIterators || !slices.ContainsFunc(all, func(h dispatcher.Held) bool { return !h.Verified })
+					return o.NoIterators || !slices.ContainsFunc(all, func(h hook.Held) bool { return !h.Verified })
 				})
-				find := func(what, member string) dispatcher.Held {
+				find := func(what, member string) hook.Held {
 					if o.NoIterators {
-						i := slices.IndexFunc(all, func(h dispatcher.Held) bool { return h.What == what && h.Member == member })
+						i := slices.IndexFunc(all, func(h hook.Held) bool { return h.What == what && h.Member == member })
 						qt.Assert(t, qt.Not(qt.Equals(i, -1)))
 						return all[i]
 					}
@@ -80,16 +80,29 @@ func TestHoldersOn(t *testing.T) {
 					qt.Check(t, qt.HasLen(root.Pins, 1))
 				}
 			}
-			only, err := dispatcher.HoldersOn(t.Context(), s.Target, "owned", dispatcher.HoldersOptions{BPFFS: s.BPFFS})
+			only, err := dispatcher.HoldersOn(t.Context(), s.Target, "owned", dispatcher.HoldersOnOptions{BPFFS: s.BPFFS})
 			qt.Assert(t, qt.IsNil(err))
 			qt.Assert(t, qt.HasLen(only, 1))
 			held(t, only, what, "owned")
-			_, err = dispatcher.HoldersOn(t.Context(), s.Target, "nobody", dispatcher.HoldersOptions{BPFFS: s.BPFFS})
+			_, err = dispatcher.HoldersOn(t.Context(), s.Target, "nobody", dispatcher.HoldersOnOptions{BPFFS: s.BPFFS})
 			qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 			owner.Kill()
 			qt.Assert(t, qt.IsNil(pinned.Detach(t.Context())))
 		})
 	}
+}
+
+// A chain that no link protects has no link that could be held: what holds a member is told all the same.
+func TestHoldersOnUnprotected(t *testing.T) {
+	s := scene.New(t)
+	s.ClearAtEnd(t)
+	s.AttachLegacy(t, testenv.VerdictProgram(t, "ldt_old", testenv.XDPPass))
+	s.Adopt(t, dispatcher.AdoptOptions{Name: "old", NoGap: true})
+	held, err := dispatcher.HoldersOn(t.Context(), s.Target, "old", dispatcher.HoldersOnOptions{BPFFS: s.BPFFS})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.HasLen(held, 1))
+	qt.Check(t, qt.Equals(held[0].What, "slot"))
+	qt.Check(t, qt.Equals(held[0].Member, "old"))
 }
 
 // Who is refused is told by whom: the process that holds the link, and its pin.
@@ -112,8 +125,8 @@ func TestBusyNamesTheHolder(t *testing.T) {
 
 func TestHoldersOfNothing(t *testing.T) {
 	testenv.CheckLeaks(t)
-	for _, kind := range []dispatcher.HolderKind{dispatcher.HolderLink, dispatcher.HolderProgram, dispatcher.HolderMap} {
-		_, err := dispatcher.HoldersOf(t.Context(), dispatcher.HolderRef{Kind: kind, ID: 1 << 31}, dispatcher.HoldersOptions{})
+	for _, kind := range []hook.HolderKind{hook.HolderLink, hook.HolderProgram, hook.HolderMap} {
+		_, err := dispatcher.HoldersOf(t.Context(), hook.HolderRef{Kind: kind, ID: 1 << 31}, dispatcher.HoldersOptions{})
 		qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 	}
 }
