@@ -16,11 +16,11 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// Build loads the dispatcher of a chain and binds its description to it. slots
-// are the maps of c.Slots, in the same order, and codes the codes of those that
-// are sealed; nil when none is. The caller closes the program; everything it
-// refers to lives as long as it does. It is a plain one: whoever watches the chain
-// finds that out, see BuildWatched.
+// Build loads the dispatcher of a chain and binds the description to it. slots are
+// the maps of c.Slots, in the same order. codes are the codes of the sealed members,
+// or nil if none is sealed. The caller closes the program; what the program refers to
+// lives as long as the program. The dispatcher does not count; processes that watch
+// the chain notice this and call BuildWatched.
 func Build(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, error) {
 	c.Watch = 0
 	m := c.members(slots, codes)
@@ -31,12 +31,12 @@ func Build(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, 
 	return m.complete(prog, c)
 }
 
-// members are what a dispatcher is made of.
+// members are the members of a dispatcher to be built.
 type members struct {
 	shape    dispatch.Shape
 	settings []hook.Settings
 	slots    []*ebpf.Map
-	codes    []*dispatch.Code // of those that are linked; or nil
+	codes    []*dispatch.Code // of the members that are linked; or nil
 }
 
 func (c *Chain) members(slots []*ebpf.Map, codes []*dispatch.Code) members {
@@ -49,10 +49,10 @@ func (c *Chain) members(slots []*ebpf.Map, codes []*dispatch.Code) members {
 
 func (m *members) linked(i int) bool { return i < len(m.codes) && m.codes[i] != nil }
 
-// load loads a dispatcher. wrap adds to its code, which may refer to other maps.
+// load loads a dispatcher. wrap adds code to it, which may refer to the maps in others.
 func (m *members) load(wrap func(asm.Instructions) asm.Instructions, others map[string]*ebpf.Map) (*ebpf.Program, error) {
-	// The verifier decides how members can be linked: too much may stand in one
-	// function.
+	// The verifier may refuse a dispatcher that has too much in its main function.
+	// Then linked members become functions.
 	for inline := true; ; inline = false {
 		insns := dispatch.Link(m.settings, m.codes, inline)
 		if wrap != nil {
@@ -65,7 +65,7 @@ func (m *members) load(wrap func(asm.Instructions) asm.Instructions, others map[
 	}
 }
 
-// loadCode loads one that has this code.
+// loadCode loads a dispatcher with this code.
 func (m *members) loadCode(name string, insns asm.Instructions, others map[string]*ebpf.Map, log ebpf.LogLevel) (*ebpf.Program, error) {
 	refs := map[string]*ebpf.Map{}
 	for i, slot := range m.slots {
@@ -98,7 +98,7 @@ func (m *members) loadCode(name string, insns asm.Instructions, others map[strin
 	prog, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogLevel: log})
 	var refusal *ebpf.VerifierError
 	if errors.As(err, &refusal) && len(refusal.Log) > 0 {
-		return nil, fmt.Errorf("load dispatcher: %w", err) // EACCES of the verifier is about the code
+		return nil, fmt.Errorf("load dispatcher: %w", err) // here EACCES is about the code, not about privileges
 	}
 	if err != nil {
 		return nil, kernel.Errno("load dispatcher", err)
@@ -106,8 +106,8 @@ func (m *members) loadCode(name string, insns asm.Instructions, others map[strin
 	return prog, nil
 }
 
-// codeMaps adds the maps that linked members use. The caller closes those that
-// are returned.
+// codeMaps opens the maps that linked members use, and adds them to refs. The caller
+// closes the maps that it returns.
 func (m *members) codeMaps(refs map[string]*ebpf.Map) (map[uint32]*ebpf.Map, error) {
 	open := map[uint32]*ebpf.Map{}
 	for i, code := range m.codes {
@@ -128,11 +128,11 @@ func (m *members) codeMaps(refs map[string]*ebpf.Map) (map[uint32]*ebpf.Map, err
 	return open, nil
 }
 
-// complete gives a dispatcher its description. It closes the program when that fails.
+// complete binds the description to a dispatcher. If that fails it closes the program.
 func (m *members) complete(prog *ebpf.Program, c *Chain) (*ebpf.Program, error) {
 	var err error
 	for i, slot := range m.slots {
-		// Linked code does not name the slot, which shall live on all the same.
+		// Linked code does not refer to the slot, but the slot must stay.
 		if m.linked(i) && err == nil {
 			err = kernel.Errno("bind slot", prog.BindMap(slot))
 		}
@@ -156,8 +156,8 @@ func describe(prog *ebpf.Program, c *Chain) error {
 	return bindFrozen(prog, mapSpec(value), "the chain description")
 }
 
-// Find reads the description of a chain from its dispatcher. ErrNotOurs when
-// the program has none.
+// Find reads the description of a chain from its dispatcher. The error is ErrNotOurs
+// if the program has no description.
 func Find(prog *ebpf.Program) (*Chain, error) {
 	info, err := prog.Info()
 	if err != nil {
@@ -167,8 +167,8 @@ func Find(prog *ebpf.Program) (*Chain, error) {
 		return nil, ErrNotOurs
 	}
 	ids, _ := info.MapIDs()
-	// The description was bound last. Coming to it first, no slot is opened on
-	// the way; see Slots for what that could do.
+	// The description was bound last. The search begins there, so that it opens no
+	// slot; see Slots for the harm that could do.
 	for _, id := range slices.Backward(ids) {
 		value, err := readFrozen(id, MapName)
 		if errors.Is(err, ErrNotOurs) || errors.Is(err, fs.ErrNotExist) {
@@ -182,7 +182,7 @@ func Find(prog *ebpf.Program) (*Chain, error) {
 	return nil, ErrNotOurs
 }
 
-// Loads tries whether the kernel takes such a dispatcher.
+// Loads tries whether the kernel accepts such a dispatcher.
 func Loads(shape dispatch.Shape, settings []hook.Settings, slots []*ebpf.Map, codes []*dispatch.Code) error {
 	m := members{shape, settings, slots, codes}
 	prog, err := m.load(nil, nil)

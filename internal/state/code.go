@@ -15,11 +15,11 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// codeName is the name of a map with the code of the program it is bound to.
+// codeName is the name of the map with a program's code, which is bound to the program.
 const codeName = "ld_code"
 
-// KeepCode binds its code to a program, for whoever wants to link it into a
-// dispatcher later: in a frozen map, which dies with the program.
+// KeepCode binds the code of a program to the program, so that any process can link
+// it into a dispatcher later. The code is in a frozen map, which goes with the program.
 func KeepCode(prog *ebpf.Program, c *dispatch.Code) error {
 	value, err := marshalCode(c)
 	if err != nil {
@@ -32,8 +32,8 @@ func KeepCode(prog *ebpf.Program, c *dispatch.Code) error {
 	}, "the object code")
 }
 
-// bindFrozen makes a map that nobody can write to any more, and binds it to the
-// program. A binding is in the program's list of maps but costs no instruction
+// bindFrozen makes a map, freezes it so that nothing can write to it, and binds it to
+// the program. Such a map is in the program's list of maps, but costs no instruction
 // (BPF_PROG_BIND_MAP, Linux 5.10).
 func bindFrozen(prog *ebpf.Program, spec *ebpf.MapSpec, what string) error {
 	m, err := ebpf.NewMap(spec)
@@ -47,15 +47,15 @@ func bindFrozen(prog *ebpf.Program, spec *ebpf.MapSpec, what string) error {
 	return kernel.Errno("bind "+what, prog.BindMap(m))
 }
 
-// CodeOf returns the code that is bound to a program; fs.ErrNotExist when there
-// is none.
+// CodeOf returns the code that is bound to a program. The error is fs.ErrNotExist if
+// there is none.
 func CodeOf(prog *ebpf.Program) (*dispatch.Code, dispatch.CodeHash, error) {
 	info, err := prog.Info()
 	if err != nil {
 		return nil, dispatch.CodeHash{}, kernel.Errno("program", err)
 	}
 	ids, _ := info.MapIDs()
-	// It was bound right after the load, so before whatever others bound.
+	// The code was bound right after the load, so before what others bound.
 	for _, id := range ids {
 		value, err := readFrozen(id, codeName)
 		if errors.Is(err, ErrNotOurs) || errors.Is(err, fs.ErrNotExist) {
@@ -70,13 +70,13 @@ func CodeOf(prog *ebpf.Program) (*dispatch.Code, dispatch.CodeHash, error) {
 		}
 		return c, sha256.Sum256(value), nil
 	}
-	return nil, dispatch.CodeHash{}, fmt.Errorf("no object code is kept with program %q: %w", info.Name, fs.ErrNotExist)
+	return nil, dispatch.CodeHash{}, fmt.Errorf("program %q keeps no object code: %w", info.Name, fs.ErrNotExist)
 }
 
-// Verify tells whether the code is that of the program: it is loaded by itself,
-// and the kernel's hash of its instructions must be the program's. For anyone may
-// bind a map to a program. The hash does not cover the maps; those must be the
-// program's as well. It finds out the code's Frame.
+// Verify checks that the code is the program's, because any process with the right to
+// can bind a map to a program. It loads the code by itself; the kernel's hash of the
+// instructions must be the program's. The hash does not cover the maps, so the code's
+// maps must be among the program's. Verify also sets the code's Frame.
 func Verify(prog *ebpf.Program, c *dispatch.Code, shape dispatch.Shape) error {
 	info, err := prog.Info()
 	if err != nil {
@@ -85,13 +85,13 @@ func Verify(prog *ebpf.Program, c *dispatch.Code, shape dispatch.Shape) error {
 	ids, _ := info.MapIDs()
 	for _, id := range c.Maps {
 		if !slices.Contains(ids, ebpf.MapID(id)) {
-			return fmt.Errorf("its object code is not that of the program (it uses map %d)", id)
+			return fmt.Errorf("its object code is not the program's (it uses map %d)", id)
 		}
 	}
 	m := members{shape, []hook.Settings{hook.Settings{}.WithDefaults()}, nil, []*dispatch.Code{c}}
 	alone, err := m.loadCode(dispatch.ProgramName, dispatch.Link(m.settings, m.codes, true), nil, ebpf.LogLevelStats)
 	if err != nil {
-		return fmt.Errorf("its object code does not load any more: %w", err)
+		return fmt.Errorf("its object code no longer loads: %w", err)
 	}
 	defer alone.Close()
 	again, err := alone.Info()
@@ -99,15 +99,15 @@ func Verify(prog *ebpf.Program, c *dispatch.Code, shape dispatch.Shape) error {
 		return kernel.Errno("program", err)
 	}
 	if again.Tag != info.Tag {
-		return fmt.Errorf("its object code is not that of the program (tag %s, not %s)", again.Tag, info.Tag)
+		return fmt.Errorf("its object code is not the program's (tag %s, not %s)", again.Tag, info.Tag)
 	}
 	c.Frame = frame(alone.VerifierLog)
 	return nil
 }
 
-// frame reads the size of the first frame, that of main, from a verifier's log, as in
-// "stack depth 24+0" (print_verification_stats, kernel/bpf/verifier.c). Without one
-// it is the largest there can be.
+// frame reads the size of the main function's stack frame from a verifier's log, as in
+// "stack depth 24+0" (print_verification_stats, kernel/bpf/verifier.c). If the log has
+// none it returns the largest possible size.
 func frame(log string) int {
 	for line := range strings.Lines(log) {
 		var n int
@@ -120,8 +120,8 @@ func frame(log string) int {
 
 const maxStack = 512 // MAX_BPF_STACK, linux/filter.h
 
-// readFrozen reads the entry of a map of that name that nobody can write to:
-// whoever may, could make us believe anything. ErrNotOurs of another one.
+// readFrozen reads the entry of a frozen map of that name. Other maps are ErrNotOurs:
+// what can still be written to must not be trusted.
 func readFrozen(id ebpf.MapID, name string) ([]byte, error) {
 	m, err := ebpf.NewMapFromID(id)
 	if err != nil {

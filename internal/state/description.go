@@ -1,7 +1,6 @@
 package state
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -17,14 +16,14 @@ import (
 )
 
 const (
-	// MapName is the name of every description in the kernel.
+	// MapName is the name of every description's map.
 	MapName = "ld_chain"
 
 	magic = 0x6c646331 // "ldc1"
-	// Version of the description. A reader refuses a higher one.
+	// Version is the latest version of the description. Readers refuse a later one.
 	Version = sealedVersion
-	// A chain without linked members is written as plainVersion, for programs
-	// that know no other.
+	// plainVersion is used for a chain without linked members, so that programs that
+	// know no other version can read it.
 	plainVersion  = 1
 	sealedVersion = 2
 
@@ -32,7 +31,7 @@ const (
 	memberSize   = 16 + 2*nameSize
 	nameSize     = hook.MaxName + 1
 	valueSize    = headerSize + hook.MaxMembers*memberSize
-	lastSeenSize = 40                         // after that; not in descriptions that early programs wrote
+	lastSeenSize = 40                         // after that; early programs left it out
 	sealedSize   = hook.MaxMembers * sealSize // after that, in sealedVersion
 	sealSize     = 8 + sha256.Size
 
@@ -42,37 +41,38 @@ const (
 	memberPersistent = 1 << 0
 )
 
-// ErrNotOurs: the program is not a dispatcher of libdispatcher's.
+// ErrNotOurs: the program is not a dispatcher of libdispatcher.
 var ErrNotOurs = errors.New("not a dispatcher of libdispatcher")
 
 // A Chain is the description of a chain.
 type Chain struct {
-	// ID is random, given when the chain is made and kept while it lives.
+	// ID is random. It is chosen when the chain is made and never changes.
 	ID uint64
-	// RootLink is the id of the link that carries the dispatcher. 0 when it is
-	// not known: the first dispatcher is made before its link, and a chain
-	// that is attached by netlink has none.
+	// RootLink is the id of the link that carries the dispatcher. It is 0 for the first
+	// dispatcher, which is made before its link, and for a chain that is attached by
+	// netlink.
 	RootLink uint32
-	// Closed chains have no members and never get any: they are on the way out.
+	// Closed means that the chain has no members and never gets any: it is about to be
+	// detached.
 	Closed bool
 	// LastSeen is where the chain was when a member last joined it.
 	LastSeen LastSeen
-	// Watch is the map id of the prog array that the dispatcher looks into before
-	// it runs the chain itself, see [Watched]; 0 for a plain one.
+	// Watch is the map id of the prog array that the dispatcher tries before it runs
+	// the chain itself, see [Watch]; 0 if it does not.
 	Watch uint32
 	dispatch.Plan
 }
 
-// LastSeen is where a chain or a member was last seen. With it the target is found
-// again when the device is gone and one of the same name is back. The chain or
-// member may have moved since.
+// LastSeen is where a chain or a member was last seen. It serves to find the target
+// again when the device is gone and a device of the same name has come. The chain or
+// member may have moved meanwhile.
 type LastSeen struct {
 	Target string     // name of the device, or path of the cgroup
 	NetNS  hook.NetNS // of the device
 	Mode   hook.Mode  // of XDP
 }
 
-// String says it in words; empty where nothing is known.
+// String returns it in words; empty if nothing is known.
 func (s LastSeen) String() string {
 	if s.Target == "" {
 		return ""
@@ -88,7 +88,8 @@ type rawLastSeen struct {
 	Device      [unix.IFNAMSIZ]byte
 }
 
-// The layout: native byte order, no padding beyond what is named.
+// rawHeader is the beginning of the layout. All numbers are in native byte order, and
+// there is no padding but the named fields.
 type rawHeader struct {
 	Magic      uint32
 	Version    uint32
@@ -121,7 +122,7 @@ func (c *Chain) Sealed() bool {
 	return slices.ContainsFunc(c.Slots, func(s dispatch.Slot) bool { return s.Sealed.Program != 0 })
 }
 
-// Marshal returns the description as it stands in the map.
+// Marshal returns the description as the map has it.
 func (c *Chain) Marshal() ([]byte, error) {
 	if len(c.Slots) > hook.MaxMembers {
 		return nil, hook.Because(hook.ErrChainFull, "%d members, at most %d fit", len(c.Slots), hook.MaxMembers)
@@ -172,8 +173,8 @@ func (c *Chain) Marshal() ([]byte, error) {
 	return binary.Append(b, binary.NativeEndian, seals)
 }
 
-// Unmarshal reads a description. ErrNotOurs when it is none, ErrNotSupported
-// when it was written by a later version.
+// Unmarshal reads a description. The error is ErrNotOurs if b is no description, and
+// ErrNotSupported if a later version wrote it.
 func Unmarshal(b []byte) (*Chain, error) {
 	var h rawHeader
 	if _, err := binary.Decode(b, binary.NativeEndian, &h); err != nil || h.Magic != magic {
@@ -194,7 +195,7 @@ func Unmarshal(b []byte) (*Chain, error) {
 	for i := range int(h.Members) {
 		s, err := unmarshalMember(b[headerSize+i*memberSize:])
 		if err == nil && (c.Index(s.MapID) >= 0 || c.Named(s.Name) >= 0) {
-			err = errors.New("it is there twice")
+			err = errors.New("its name or slot occurs twice")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("damaged chain description: member %d: %w", i, err)
@@ -205,7 +206,7 @@ func Unmarshal(b []byte) (*Chain, error) {
 	if _, err := binary.Decode(b[valueSize:], binary.NativeEndian, &seen); err == nil {
 		c.Watch = seen.Watch
 		c.LastSeen = LastSeen{
-			Target: cString(seen.Device[:unix.IFNAMSIZ-1]), Mode: hook.Mode(seen.Mode),
+			Target: unix.ByteSliceToString(seen.Device[:unix.IFNAMSIZ-1]), Mode: hook.Mode(seen.Mode),
 			NetNS: hook.NetNS{Inode: seen.NetNSInode, Cookie: seen.NetNSCookie},
 		}
 	}
@@ -221,7 +222,7 @@ func Unmarshal(b []byte) (*Chain, error) {
 			return nil, err
 		}
 		if seal != (rawSeal{}) && (i >= len(c.Slots) || seal.Program == 0) {
-			return nil, fmt.Errorf("damaged chain description: member %d: linked code of nothing", i)
+			return nil, fmt.Errorf("damaged chain description: member %d: linked code without a program", i)
 		}
 		if i < len(c.Slots) {
 			c.Slots[i].Sealed = dispatch.Sealed(seal)
@@ -237,7 +238,7 @@ func unmarshalMember(b []byte) (dispatch.Slot, error) {
 	}
 	s := dispatch.Slot{
 		MapID: m.Slot,
-		Name:  cString(m.Name[:]), Owner: cString(m.Owner[:]),
+		Name:  unix.ByteSliceToString(m.Name[:]), Owner: unix.ByteSliceToString(m.Owner[:]),
 		Settings: hook.Settings{
 			Priority: int(m.Priority), ContinueOn: hook.VerdictSet(m.ContinueOn), OnMissing: hook.OnMissing(m.OnMissing),
 		},
@@ -263,15 +264,8 @@ func unmarshalMember(b []byte) (dispatch.Slot, error) {
 	return s, nil
 }
 
-func cString(b []byte) string {
-	if i := bytes.IndexByte(b, 0); i >= 0 {
-		b = b[:i]
-	}
-	return string(b)
-}
-
-// mapSpec is the map that holds a description: frozen once it is written, and
-// with a type, so that "bpftool map dump" shows it.
+// mapSpec is the map that holds a description. It has a type, so that "bpftool map
+// dump" shows the fields.
 func mapSpec(value []byte) *ebpf.MapSpec {
 	typ := descriptionType
 	if len(value) > valueSize+lastSeenSize {
@@ -318,8 +312,8 @@ type field struct {
 	typ  btf.Type
 }
 
-// structType lays fields out one after the other; they are sorted such that
-// no padding is needed.
+// structType puts the fields one after the other. Their order is such that they need
+// no padding.
 func structType(name string, fields ...field) *btf.Struct {
 	s := &btf.Struct{Name: name}
 	for _, f := range fields {

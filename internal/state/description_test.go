@@ -17,8 +17,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// Offsets in a description, which other programs read too: they never change
-// within a version.
+// These offsets in a description never change within a version: other programs read
+// them, too.
 const (
 	offMagic      = 0
 	offVersion    = 4
@@ -40,7 +40,7 @@ const (
 // member returns the offset of a field of the member at i.
 func member(i, field int) int { return state.HeaderSize + i*state.MemberSize + field }
 
-// chain is a description with all that one can have.
+// chain is a description with a value in every field.
 func chain() *state.Chain {
 	return &state.Chain{
 		ID: 0x1122334455667788, RootLink: 12,
@@ -80,7 +80,7 @@ func marshal(t testing.TB, c *state.Chain) []byte {
 	return b
 }
 
-// Whoever reads a chain must find what whoever wrote it meant.
+// A chain is read as it was written.
 func TestRoundTrip(t *testing.T) {
 	for name, c := range map[string]*state.Chain{
 		"full of variety": chain(),
@@ -119,8 +119,8 @@ func TestLayout(t *testing.T) {
 	qt.Check(t, qt.Equals(string(b[member(0, offOwner):][:12]), "ddos-filter\x00"))
 }
 
-// A chain with linked members has them behind all that a plain one has, and a version of its own: whoever knows no more
-// than version 1 must not change such a chain, for it would leave the old code running.
+// A chain with linked members has them after everything that a plain chain has, and another version: a program that
+// knows only version 1 must not change such a chain, because it would leave the old code running.
 func TestSealedLayout(t *testing.T) {
 	plain, sealed := marshal(t, chain()), marshal(t, sealedChain())
 	qt.Assert(t, qt.Equals(len(sealed), len(plain)+hook.MaxMembers*40))
@@ -133,14 +133,14 @@ func TestSealedLayout(t *testing.T) {
 	binary.NativeEndian.PutUint32(sealed[offVersion:], 1)
 	qt.Check(t, qt.DeepEquals(sealed[:len(plain)], plain))
 
-	// Unsealed it is one for all again.
+	// An unsealed chain has version 1 again.
 	c := sealedChain()
 	c.Slots[1].Sealed = dispatch.Sealed{}
 	qt.Check(t, qt.DeepEquals(marshal(t, c), plain))
 }
 
-// A description that one cannot trust is refused as a whole: to act on half of
-// it would throw out members.
+// A damaged description is refused as a whole: to use half of it would detach
+// members.
 func TestRejects(t *testing.T) {
 	put := func(off int, v uint32) func([]byte) []byte {
 		return func(b []byte) []byte { binary.NativeEndian.PutUint32(b[off:], v); return b }
@@ -152,7 +152,7 @@ func TestRejects(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		damage func([]byte) []byte
-		cause  error // when there is a special one
+		cause  error // if the error has a special cause
 	}{
 		{"empty", cut(0), state.ErrNotOurs},
 		{"half a header", cut(state.HeaderSize - 1), state.ErrNotOurs},
@@ -210,8 +210,8 @@ func TestRejects(t *testing.T) {
 	qt.Assert(t, qt.ErrorIs(err, hook.ErrChainFull))
 }
 
-// Anybody with CAP_BPF can make a map that looks like a description: what is
-// accepted must be a chain that could be written.
+// Any process with CAP_BPF can make a map that looks like a description: what is
+// accepted must be a chain that could have been written.
 func FuzzUnmarshal(f *testing.F) {
 	f.Add(marshal(f, chain()))
 	f.Add(marshal(f, full()))
@@ -261,7 +261,7 @@ func buildChain(t testing.TB) (*ebpf.Program, *state.Chain) {
 	return prog, c
 }
 
-// bpftool shows the linked members as well, by the type that the description of such a chain has.
+// bpftool shows the linked members as well: the description of a sealed chain has a type for them.
 func TestBpftoolShowsSealed(t *testing.T) {
 	testenv.CheckLeaks(t)
 	loaded := testenv.VerdictProgram(t, "ldt_linked", testenv.XDPPass)
@@ -288,7 +288,7 @@ func TestBpftoolShowsSealed(t *testing.T) {
 	built, err := prog.Info()
 	qt.Assert(t, qt.IsNil(err))
 	ids, _ := built.MapIDs()
-	// The slot is the dispatcher's, though its code does not name it.
+	// The dispatcher keeps the slot, although its code does not refer to it.
 	qt.Check(t, qt.IsTrue(slices.Contains(ids, slotID)))
 	out, err := exec.Command("bpftool", "map", "dump", "id", fmt.Sprint(ids[len(ids)-1])).CombinedOutput()
 	qt.Assert(t, qt.IsNil(err), qt.Commentf("bpftool is in the Debian package of that name: %s", out))
@@ -310,7 +310,7 @@ func TestFind(t *testing.T) {
 	qt.Assert(t, qt.ErrorIs(err, state.ErrNotOurs))
 }
 
-// A program may call itself what it likes, and have a map called as ours is.
+// Any program may have the dispatcher's name and a map with the description's name.
 func TestFindImpostors(t *testing.T) {
 	testenv.CheckLeaks(t)
 	value := marshal(t, chain())
@@ -355,7 +355,7 @@ func TestFindImpostors(t *testing.T) {
 	}
 }
 
-// An administrator without this program reads the chain with bpftool.
+// Without this program an administrator can read the chain with bpftool.
 func TestBpftoolShowsDescription(t *testing.T) {
 	testenv.CheckLeaks(t)
 	prog, c := buildChain(t)

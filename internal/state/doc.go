@@ -1,4 +1,5 @@
-// Package state is what libdispatcher keeps in the kernel: the description of
-// a chain, bound to its dispatcher; the slots that own the members; the pins;
-// and the lock. docs/pins-and-state.md is its specification.
+// Package state has what libdispatcher keeps in the kernel: the description of a
+// chain, which is bound to its dispatcher; the slots of its members; the registry of
+// members with links of their own; the pins and their lock. docs/pins-and-state.md is
+// the specification.
 package state

@@ -1,6 +1,6 @@
 package state
 
-// For tests of this package.
+// These are for the tests of this package.
 var (
 	Escape   = escape
 	Unescape = unescape
@@ -9,10 +9,10 @@ var (
 	UnmarshalCode = unmarshalCode
 )
 
-// Layout of a description, in bytes.
+// These are sizes in a description, in bytes.
 const (
 	HeaderSize, MemberSize, ValueSize = headerSize, memberSize, valueSize
 )
 
-// EntryType is for which map an XDP program was loaded.
+// EntryType is entryType.
 var EntryType = entryType

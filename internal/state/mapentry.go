@@ -8,10 +8,10 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// entryType tells for which map an XDP program was loaded: AttachXDPDevMap,
-// AttachXDPCPUMap, or AttachNone for neither. Such a program reads what a packet
-// that comes from a device does not have (egress_ifindex), and must not meet
-// one. The kernel does not tell; whether an entry of such a map takes it does.
+// entryType returns for which map an XDP program was loaded: AttachXDPDevMap,
+// AttachXDPCPUMap, or AttachNone for neither. A program for a map may read what a
+// packet from a device does not have (egress_ifindex), and must not run there. The
+// kernel does not report this, so entryType tries to put the program into such maps.
 func entryType(prog *ebpf.Program) ebpf.AttachType {
 	const (
 		loopback = 1 // a device that is in every network namespace
@@ -26,7 +26,7 @@ func entryType(prog *ebpf.Program) ebpf.AttachType {
 	return ebpf.AttachNone
 }
 
-// isEntry tries an entry that has a number and the program.
+// isEntry tells whether a map accepts an entry of a number and the program.
 func isEntry(prog *ebpf.Program, kind ebpf.MapType, number uint32) bool {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ld_entry", Type: kind, KeySize: 4, ValueSize: 8, MaxEntries: 1})
 	if err != nil {
@@ -37,9 +37,9 @@ func isEntry(prog *ebpf.Program, kind ebpf.MapType, number uint32) bool {
 		return false
 	}
 	if kind == ebpf.CPUMap && !kernel.Since(6, 5) {
-		// The entry has a thread. Stopped before it ran, it never lets go of
-		// the program (6.5: "cpumap: Make sure kthread is running before map
-		// update returns"); on 5.10 one of 25 programs stayed so.
+		// The entry has a kernel thread. If the thread is stopped before it ran, the
+		// program is never freed (fixed in 6.5: "cpumap: Make sure kthread is running
+		// before map update returns"). On 5.10 this happened to one of 25 programs.
 		time.Sleep(20 * time.Millisecond)
 	}
 	return true

@@ -10,7 +10,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// A program for an entry of a map is told from one for a device, and fits no slot.
+// A program for an entry of a map is recognized, and fits no slot.
 func TestEntryType(t *testing.T) {
 	testenv.CheckLeaks(t)
 	for attach, want := range map[ebpf.AttachType]ebpf.AttachType{

@@ -16,24 +16,25 @@ import (
 
 const movePrefix = "move_"
 
-// PinMove pins the slot that stand-ins run a program from, so that they go on
-// doing that when this process is killed. old is the link that is moved, or 0.
-// It returns the name of the pin.
+// PinMove pins the slot of a move's stand-ins, so that they keep running the program
+// if this process is killed. old is the link that is moved, or 0. PinMove returns the
+// name of the pin.
 func (l *Locked) PinMove(slot *ebpf.Map, old uint32) (string, error) {
 	name := fmt.Sprintf("%s%d_%d_%d", movePrefix, old, os.Getpid(), time.Now().UnixNano())
 	return name, pinClone(slot, l.Path(name))
 }
 
-// ParseMove returns the link in the name of such a pin.
+// ParseMove returns the link in the name of a pin that PinMove made.
 func ParseMove(name string) (old uint32) {
 	_, _ = fmt.Sscanf(name, movePrefix+"%d_", &old)
 	return old
 }
 
-// RemoveMove removes such a pin.
+// RemoveMove removes a pin that PinMove made.
 func (l *Locked) RemoveMove(name string) { _ = os.Remove(l.Path(name)) }
 
-// Moves returns the names of those pins: moves that were not finished.
+// Moves returns the names of the pins that PinMove made. Each is a move that is not
+// finished.
 func (p *Pins) Moves() ([]string, error) {
 	entries, err := entriesOf(p.dir, movePrefix)
 	var names []string
@@ -43,8 +44,8 @@ func (p *Pins) Moves() ([]string, error) {
 	return names, err
 }
 
-// Succeed pins the link that takes the place of a member's pinned one, and
-// gives it the pins of the member's maps.
+// Succeed pins a member's new link, in the folder to, and moves the pins of the
+// member's maps there from the folder of the old link.
 func (l *Locked) Succeed(from, to, member string, link Pinner) error {
 	if err := l.Add(to, nil, MemberPins{Name: member, Link: link}); err != nil {
 		return err
@@ -52,8 +53,8 @@ func (l *Locked) Succeed(from, to, member string, link Pinner) error {
 	return l.MoveMaps(from, member, to, member)
 }
 
-// MoveMaps gives the folder of a member, to and name, the pins of the maps in
-// that of another, which may have no such folder any more.
+// MoveMaps moves the pins of maps from the folder of one member, from and was, to the
+// folder of another, to and name. The first folder need not exist.
 func (l *Locked) MoveMaps(from, was, to, name string) error {
 	dir := l.Path(from, memberPrefix+escape(was))
 	entries, err := os.ReadDir(dir)

@@ -29,11 +29,11 @@ const (
 	tmpPrefix    = "tmp_"
 )
 
-// Pins is the folder of libdispatcher in one bpffs.
+// Pins is the folder of libdispatcher in a bpffs.
 type Pins struct{ dir string }
 
-// OpenPins returns the folder in the bpffs at path, which need not exist yet.
-// The error is fs.ErrNotExist when path is not in a bpffs.
+// OpenPins returns the folder in the bpffs at path. The folder need not exist yet. The
+// error is fs.ErrNotExist if path is not in a bpffs.
 func OpenPins(path string) (*Pins, error) {
 	if !kernel.IsBPFFS(path) {
 		return nil, hook.Because(fs.ErrNotExist, "no bpffs at %s", path)
@@ -41,8 +41,8 @@ func OpenPins(path string) (*Pins, error) {
 	return &Pins{filepath.Join(path, folderName)}, nil
 }
 
-// ChainFolder names the folder of a chain: by its root link where there is
-// one, since that id stays when the device is renamed or moves.
+// ChainFolder names the folder of a chain. It is named after the chain's root link, if
+// there is one: that id stays when the device is renamed or moved.
 func ChainFolder(linkID uint32, chainID uint64) string {
 	if linkID != 0 {
 		return fmt.Sprintf("xdp_%d", linkID)
@@ -50,11 +50,11 @@ func ChainFolder(linkID uint32, chainID uint64) string {
 	return fmt.Sprintf("xdp_chain_%016x", chainID)
 }
 
-// LinkFolder names the folder of a member with a link of its own, by the family
-// of its hook and the link.
+// LinkFolder names the folder of a member with a link of its own after the hook's
+// family and the link.
 func LinkFolder(h hook.Hook, linkID uint32) string { return fmt.Sprintf("%s_%d", h.Family(), linkID) }
 
-// ParseLinkFolder returns the link of a name made by LinkFolder, 0 of another.
+// ParseLinkFolder returns the link of a name that LinkFolder made; 0 for other names.
 func ParseLinkFolder(folder string) uint32 {
 	for _, family := range linkFamilies {
 		if digits, ok := strings.CutPrefix(folder, family+"_"); ok {
@@ -67,7 +67,7 @@ func ParseLinkFolder(folder string) uint32 {
 
 var linkFamilies = []string{hook.TCXIngress.Family(), hook.CgroupConnect4.Family()}
 
-// heldName is the file in a member's folder whose pin holds it.
+// heldName is the file in a member's folder that keeps the member attached.
 func heldName(folder string) string {
 	if ParseLinkFolder(folder) != 0 {
 		return linkName
@@ -80,10 +80,10 @@ func (p *Pins) Path(folder string, elem ...string) string {
 	return filepath.Join(append([]string{p.dir, folder}, elem...)...)
 }
 
-// RootPath is where the root link of a chain is pinned.
+// RootPath is the path of the pin of a chain's root link.
 func (p *Pins) RootPath(folder string) string { return p.Path(folder, rootName) }
 
-// HeldPath is where a member is pinned: its slot, or its link.
+// HeldPath is the path of the pin of a member's slot or link.
 func (p *Pins) HeldPath(folder, member string) string {
 	return p.Path(folder, memberPrefix+escape(member), heldName(folder))
 }
@@ -100,7 +100,7 @@ func (p *Pins) List(folder string) []string {
 	return paths
 }
 
-// Has tells whether the chain has a pin of the member.
+// Has tells whether the member is pinned.
 func (p *Pins) Has(folder, member string) bool {
 	_, err := os.Lstat(p.HeldPath(folder, member))
 	return err == nil
@@ -128,7 +128,7 @@ func (p *Pins) Links() ([]string, error) {
 	return all, nil
 }
 
-// Members returns the names of the members that a chain has pins of.
+// Members returns the names of a chain's pinned members.
 func (p *Pins) Members(folder string) ([]string, error) {
 	names, err := folders(p.Path(folder), memberPrefix)
 	var members []string
@@ -152,8 +152,7 @@ func folders(dir, prefix string) ([]string, error) {
 	return names, err
 }
 
-// entriesOf returns what is in dir and begins with prefix: nothing where there is
-// no dir.
+// entriesOf returns the entries of dir that begin with prefix; none if there is no dir.
 func entriesOf(dir, prefix string) ([]fs.DirEntry, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -162,17 +161,17 @@ func entriesOf(dir, prefix string) ([]fs.DirEntry, error) {
 	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return !strings.HasPrefix(e.Name(), prefix) }), nil
 }
 
-// Locked is the folder while this process has its lock: only then are pins
-// made and removed.
+// Locked is the folder while this process has its lock. Pins are made and removed only
+// then.
 type Locked struct {
 	*Pins
 	file *os.File
-	// Alone is false when the lock could not be had in time. Pins are then
-	// made and removed as usual, but nothing that looks left over is touched.
+	// Alone is false if another process did not release the lock in time. Then pins
+	// are made and removed as usual, but nothing is removed as a leftover.
 	Alone bool
 }
 
-// Lock makes the folder if need be and takes its lock, waiting for at most
+// Lock makes the folder if there is none, and takes its lock. It waits for at most
 // kernel.LockWait. The caller unlocks it.
 func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
 	if err := os.Mkdir(p.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -196,15 +195,15 @@ func (l *Locked) Unlock() { l.file.Close() }
 // A Pinner can be pinned: a map, a program, a link.
 type Pinner interface{ Pin(path string) error }
 
-// A MemberPins is what is pinned of a member.
+// A MemberPins is what to pin of a member.
 type MemberPins struct {
 	Name string
-	Slot *ebpf.Map            // or
-	Link Pinner               // which must not be pinned yet
-	Maps map[string]*ebpf.Map // the program's own, by name
+	Slot *ebpf.Map            // either this
+	Link Pinner               // or this, which must not be pinned yet
+	Maps map[string]*ebpf.Map // the program's own maps, by name
 }
 
-// pinHeld pins what holds the member.
+// pinHeld pins the member's slot or link.
 func (m MemberPins) pinHeld(path string) error {
 	if m.Link != nil {
 		return kernel.Errno("pin "+path, m.Link.Pin(path))
@@ -212,15 +211,15 @@ func (m MemberPins) pinHeld(path string) error {
 	return pinClone(m.Slot, path)
 }
 
-// Add pins a member, in one step for whoever looks: its folder is filled under
-// another name and then renamed. With the first member of a chain that goes
-// for the folder of the chain and its root as well; root may be nil.
+// Add pins a member. Others see this as one step: Add fills the member's folder under
+// another name and then renames it. For the first member of a chain this is the
+// chain's folder with its root link. root may be nil.
 func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
 	tmp := filepath.Join(l.dir, fmt.Sprintf("%s%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return kernel.Errno("pin", err)
 	}
-	defer os.RemoveAll(tmp) // gone already when all went well
+	defer os.RemoveAll(tmp) // after success there is none
 
 	member := memberPrefix + escape(m.Name)
 	from, to := filepath.Join(tmp, member), l.Path(folder, member)
@@ -245,7 +244,8 @@ func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
 	if _, err := os.Lstat(l.Path(folder)); errors.Is(err, fs.ErrNotExist) {
 		from, to = tmp, l.Path(folder)
 	} else {
-		// What somebody left who removed pins by hand: no root, half a member.
+		// Pins may have been removed by hand: then the root is missing, or a part of
+		// the member is there.
 		if !rooted {
 			if err := os.Rename(filepath.Join(tmp, rootName), l.RootPath(folder)); err != nil {
 				return kernel.Errno("pin the root link", err)
@@ -263,8 +263,8 @@ func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
 	return nil
 }
 
-// pinClone pins a second descriptor of the map: cilium/ebpf would move the pin
-// of a map that it has pinned before.
+// pinClone pins a second descriptor of the map. If cilium/ebpf has pinned the first
+// one before, it would move that pin.
 func pinClone(m *ebpf.Map, path string) error {
 	c, err := m.Clone()
 	if err != nil {
@@ -274,8 +274,8 @@ func pinClone(m *ebpf.Map, path string) error {
 	return kernel.Errno("pin "+path, c.Pin(path))
 }
 
-// SetMaps makes the map pins of a member those of its new program. Maps that
-// stay are never without their pin.
+// SetMaps replaces the pins of a member's maps by those of its new program's maps. A
+// map that both programs use is pinned all the time.
 func (l *Locked) SetMaps(folder, member string, maps map[string]*ebpf.Map) error {
 	dir := l.Path(folder, memberPrefix+escape(member))
 	entries, err := os.ReadDir(dir)
@@ -306,8 +306,8 @@ func (l *Locked) SetMaps(folder, member string, maps map[string]*ebpf.Map) error
 	return nil
 }
 
-// Remove removes the pins of a member, and the chain's folder with its root
-// when it was the last one. Pins that are not there are no error.
+// Remove removes the pins of a member. After the last member it removes the chain's
+// folder with the root. It is no error if there are no such pins.
 func (l *Locked) Remove(folder, member string) error {
 	members, err := l.Members(folder)
 	if err != nil {
@@ -322,7 +322,7 @@ func (l *Locked) Remove(folder, member string) error {
 // RemoveChain removes all pins of a chain.
 func (l *Locked) RemoveChain(folder string) error { return l.discard(l.Path(folder)) }
 
-// discard takes a folder away: out of sight in one step, then for good.
+// discard removes a folder. Others see this as one step: discard renames it first.
 func (l *Locked) discard(path string) error {
 	tmp := filepath.Join(l.dir, fmt.Sprintf("%s%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
 	kernel.Step("unpin: before the rename")
@@ -336,8 +336,8 @@ func (l *Locked) discard(path string) error {
 	return kernel.Errno("unpin", os.RemoveAll(tmp))
 }
 
-// Move renames the folder of a chain whose root has become, or has ceased to
-// be, a link, and pins the new root in it.
+// Move renames the folder of a chain after its root has become a link, or is no link
+// any more, and pins the new root in it. root may be nil.
 func (l *Locked) Move(from, to string, root Pinner) error {
 	if _, err := os.Lstat(l.Path(from)); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -351,10 +351,10 @@ func (l *Locked) Move(from, to string, root Pinner) error {
 	return kernel.Errno("move pins", os.Rename(l.Path(from), l.Path(to)))
 }
 
-// Succession gives the folder of a chain the root that takes the place of the one
-// that is pinned in it, and the name to go with that.
+// Succession replaces the pinned root in the folder of a chain by a new one, and
+// renames the folder after it.
 func (l *Locked) Succession(from, to string, root Pinner) error {
-	// Where it counts as a leftover, should this process die.
+	// If this process dies, the pin under this name is removed as a leftover.
 	tmp := filepath.Join(l.dir, fmt.Sprintf("%sroot_%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
 	if err := root.Pin(tmp); err != nil {
 		return kernel.Errno("pin the root link", err)
@@ -368,7 +368,7 @@ func (l *Locked) Succession(from, to string, root Pinner) error {
 	return kernel.Errno("pin the root link", err)
 }
 
-// Leftovers returns the paths of what RemoveLeftovers removes.
+// Leftovers returns the paths that RemoveLeftovers removes.
 func (p *Pins) Leftovers() ([]string, error) {
 	entries, err := entriesOf(p.dir, tmpPrefix)
 	var paths []string
@@ -378,7 +378,8 @@ func (p *Pins) Leftovers() ([]string, error) {
 	return paths, err
 }
 
-// RemoveLeftovers removes what processes that died were about to pin or to unpin.
+// RemoveLeftovers removes what processes left behind that died while they pinned or
+// unpinned.
 func (l *Locked) RemoveLeftovers() {
 	if !l.Alone {
 		return
@@ -389,9 +390,9 @@ func (l *Locked) RemoveLeftovers() {
 	}
 }
 
-// escape makes a file name out of a member's or a map's: bpffs takes no dots
-// (bpf_lookup, kernel/bpf/inode.c), and no file name a slash. Every byte but
-// letters, digits, dash and underscore becomes %XX.
+// escape turns the name of a member or a map into a file name. A bpffs accepts no dots
+// (bpf_lookup, kernel/bpf/inode.c), and no file name has a slash. All bytes but
+// letters, digits, dash and underscore become %XX.
 func escape(s string) string {
 	var b strings.Builder
 	for i := range len(s) {
@@ -413,7 +414,7 @@ func unescape(s string) (string, error) {
 			continue
 		}
 		if i+3 > len(s) {
-			return "", fmt.Errorf("%q ends in half an escape", s)
+			return "", fmt.Errorf("%q ends within an escape", s)
 		}
 		c, err := hex.DecodeString(s[i+1 : i+3])
 		if err != nil {
@@ -425,8 +426,8 @@ func unescape(s string) (string, error) {
 	return b.String(), nil
 }
 
-// ParseHeldPath takes a path made by HeldPath apart, or one of the member's
-// folder; any other path is an error.
+// ParseHeldPath returns the parts of a path that HeldPath made. The path may also be
+// the member's folder. Other paths are errors.
 func ParseHeldPath(path string) (pins *Pins, folder, member string, err error) {
 	path, err = filepath.Abs(path)
 	if err != nil {
@@ -445,11 +446,11 @@ func ParseHeldPath(path string) (pins *Pins, folder, member string, err error) {
 		path, kernel.DefaultBPFFS, folderName, memberPrefix, slotName, memberPrefix, linkName)
 }
 
-// BPFFS is the bpffs that the folder is in.
+// BPFFS is the path of the bpffs that has the folder.
 func (p *Pins) BPFFS() string { return filepath.Dir(p.dir) }
 
-// ParseChainFolder returns what ChainFolder made a name of; zero for both when
-// it is another name.
+// ParseChainFolder returns the ids of a name that ChainFolder made; zeros for other
+// names.
 func ParseChainFolder(folder string) (linkID uint32, chainID uint64) {
 	if digits, ok := strings.CutPrefix(folder, "xdp_chain_"); ok {
 		chainID, _ = strconv.ParseUint(digits, 16, 64)

@@ -14,8 +14,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// A bpffs refuses dots, and no file name has a slash: every name of a member
-// must become a file name, and come back.
+// A bpffs refuses dots, and no file name has a slash: every name of a member must
+// become a valid file name, and must be read back from it.
 func TestEscape(t *testing.T) {
 	for name, want := range map[string]string{
 		"":          "",
@@ -109,7 +109,7 @@ func FuzzParseHeldPath(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// It is found again under the path that it would be given.
+		// The parts give a path that leads to the same parts.
 		again, f2, m2, err := state.ParseHeldPath(pins.HeldPath(folder, member))
 		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.Equals(again.BPFFS(), pins.BPFFS()))
@@ -118,7 +118,7 @@ func FuzzParseHeldPath(f *testing.F) {
 	})
 }
 
-// pinnable is a root that is a map, for want of a link.
+// pinnable is a map that serves as a root link.
 func newPinnable(t *testing.T) *ebpf.Map {
 	t.Helper()
 	slot, err := state.NewSlot("ldt")
@@ -137,7 +137,7 @@ func lock(t *testing.T, bpffs string) *state.Locked {
 	return l
 }
 
-// The folder of a chain comes with its first member and goes with its last.
+// The folder of a chain is made with its first member and removed with its last.
 func TestPins(t *testing.T) {
 	testenv.CheckLeaks(t)
 	l := lock(t, testenv.BPFFS(t))
@@ -169,7 +169,7 @@ func TestPins(t *testing.T) {
 		"member_b/slot", "member_eth0%2E100/map_%2Ebss", "member_eth0%2E100/map_counts", "member_eth0%2E100/slot", "root",
 	}))
 
-	// Its next program has another map.
+	// The member's next program has another map.
 	qt.Assert(t, qt.IsNil(l.SetMaps(folder, "eth0.100", map[string]*ebpf.Map{"counts": newPinnable(t), "flows": newPinnable(t)})))
 	qt.Assert(t, qt.DeepEquals(tree(), []string{
 		"member_b/slot", "member_eth0%2E100/map_counts", "member_eth0%2E100/map_flows", "member_eth0%2E100/slot", "root",
@@ -184,7 +184,7 @@ func TestPins(t *testing.T) {
 	qt.Assert(t, qt.HasLen(listed(t)(l.Chains()), 0))
 }
 
-// listed is what could be listed, which it must.
+// listed returns the list, which must have been read without an error.
 func listed(t testing.TB) func(names []string, err error) []string {
 	t.Helper()
 	return func(names []string, err error) []string {
@@ -194,8 +194,7 @@ func listed(t testing.TB) func(names []string, err error) []string {
 	}
 }
 
-// What cannot be read is not taken for what is not there: a member that is taken out takes the chain's folder
-// along if it is the last one.
+// A folder that cannot be read does not count as empty: the chain's folder is removed with the last member.
 func TestPinsThatCannotBeRead(t *testing.T) {
 	testenv.CheckLeaks(t)
 	l := lock(t, testenv.BPFFS(t))
@@ -215,7 +214,7 @@ func TestPinsThatCannotBeRead(t *testing.T) {
 	qt.Check(t, qt.IsTrue(l.Has("xdp_12", "one")))
 }
 
-// Whoever waits for the lock gets it when it is free, even from one who died.
+// A process that waits for the lock gets it when it is free, also after its owner was killed.
 func TestLockIsExclusive(t *testing.T) {
 	testenv.CheckLeaks(t)
 	bpffs := testenv.BPFFS(t)

@@ -26,19 +26,19 @@ const (
 	recordVersion = 1
 	recordSize    = 40 + 2*nameSize + targetSize
 	targetSize    = 256
-	registryRoom  = 1 << 16 // entries; memory is taken for those in use
+	registryRoom  = 1 << 16 // entries; only those in use take memory
 )
 
-// A Record is what the registry has of a member with a link of its own. What
-// is attached, and where, is not in it: that the kernel tells.
+// A Record is the registry's entry of a member with a link of its own. What is
+// attached, and where, the kernel tells.
 type Record struct {
 	Name, Owner string
 	Priority    int
-	// Attach is the attach type of the link, lest an id that is used again
-	// gives a name to something else.
+	// Attach is the attach type of the link. If the id is used again, the new link
+	// does not get the name.
 	Attach ebpf.AttachType
-	// MovedTo is the link that has taken the place of this one, and MovedFrom the
-	// one whose place this one has taken; 0 for none.
+	// MovedTo is the link that replaced this one, and MovedFrom the link that this one
+	// replaced; 0 for none.
 	MovedTo, MovedFrom uint32
 	// LastSeen is where the member was attached; a path that is too long is left out.
 	LastSeen LastSeen
@@ -59,7 +59,7 @@ type rawRecord struct {
 	Target      [targetSize]byte
 }
 
-// MarshalBinary returns the record as it stands in the map.
+// MarshalBinary returns the record as the map has it.
 func (r *Record) MarshalBinary() ([]byte, error) {
 	raw := rawRecord{
 		Magic: recordMagic, Version: recordVersion,
@@ -74,8 +74,8 @@ func (r *Record) MarshalBinary() ([]byte, error) {
 	return binary.Append(nil, binary.NativeEndian, raw)
 }
 
-// UnmarshalBinary reads a record; ErrNotOurs when it is none, ErrNotSupported
-// when a later version wrote it.
+// UnmarshalBinary reads a record. The error is ErrNotOurs if b is no record, and
+// ErrNotSupported if a later version wrote it.
 func (r *Record) UnmarshalBinary(b []byte) error {
 	var raw rawRecord
 	if _, err := binary.Decode(b, binary.NativeEndian, &raw); err != nil || raw.Magic != recordMagic {
@@ -87,26 +87,26 @@ func (r *Record) UnmarshalBinary(b []byte) error {
 	name, owner := unix.ByteSliceToString(raw.Name[:]), unix.ByteSliceToString(raw.Owner[:])
 	if hook.CheckName(name) != nil || owner != "" && hook.CheckName(owner) != nil ||
 		raw.Priority < hook.MinPriority || raw.Priority > hook.MaxPriority {
-		return fmt.Errorf("registry record with a name or priority that cannot be: %w", ErrNotOurs)
+		return fmt.Errorf("registry record with an impossible name or priority: %w", ErrNotOurs)
 	}
 	*r = Record{Name: name, Owner: owner, Priority: int(raw.Priority), Attach: ebpf.AttachType(raw.Attach), MovedTo: raw.MovedTo, MovedFrom: raw.MovedFrom}
-	if raw.Target[targetSize-1] != 0 { // cut off: it could not be written back
+	if raw.Target[targetSize-1] != 0 { // the path was cut off
 		raw.Target = [targetSize]byte{}
 	}
-	r.LastSeen = LastSeen{Target: cString(raw.Target[:]), NetNS: hook.NetNS{Inode: raw.NetNSInode, Cookie: raw.NetNSCookie}}
+	r.LastSeen = LastSeen{Target: unix.ByteSliceToString(raw.Target[:]), NetNS: hook.NetNS{Inode: raw.NetNSInode, Cookie: raw.NetNSCookie}}
 	return nil
 }
 
-// A Registry has the names and priorities of members with links of their own,
-// by link id. All methods of a nil Registry work, as if it were empty.
+// A Registry has the names and priorities of members with links of their own, by link
+// id. The methods of a nil Registry work as for an empty one.
 type Registry struct{ m *ebpf.Map }
 
-// RegistryPath is where the registry is pinned.
+// RegistryPath is the path of the registry's pin.
 func (p *Pins) RegistryPath() string { return p.Path(registryPin) }
 
-// OpenRegistry opens the registry of the bpffs; fs.ErrNotExist when there is
-// none, ErrNotSupported when what is there was read, and this version has no use
-// for it. Any other error says nothing about the registry.
+// OpenRegistry opens the registry of the bpffs. The error is fs.ErrNotExist if there
+// is none, and ErrNotSupported if this version cannot use what it read there. Any
+// other error says nothing about the registry.
 func (p *Pins) OpenRegistry() (*Registry, error) {
 	path := p.RegistryPath()
 	m, err := ebpf.LoadPinnedMap(path, nil)
@@ -125,9 +125,9 @@ func (p *Pins) OpenRegistry() (*Registry, error) {
 	return &Registry{m}, nil
 }
 
-// isNoMap tells that something is at path that can be read and is not a map: a
-// folder, or another object of BPF. The error of the kernel does not tell: for a
-// folder it is EACCES (bpf_inode_type, kernel/bpf/inode.c), as for a refusal.
+// isNoMap tells whether path leads to something that can be read and is no map: a
+// folder, or another BPF object. The kernel's error does not tell: for a folder it is
+// EACCES (bpf_inode_type, kernel/bpf/inode.c), as for a lack of privileges.
 func isNoMap(path string) bool {
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		return true
@@ -157,11 +157,11 @@ func (l *Locked) Registry() (*Registry, error) {
 		return nil, kernel.Errno("make the registry", err)
 	}
 	tmp := filepath.Join(l.dir, fmt.Sprintf("%sregistry_%d_%d", tmpPrefix, os.Getpid(), m.FD()))
-	_ = os.Remove(tmp) // of a process that had the same id
+	_ = os.Remove(tmp) // a process with the same id may have left one
 	defer os.Remove(tmp)
 	err = pinClone(m, tmp)
 	if err == nil {
-		// Not over one that somebody made who did not wait for the lock.
+		// A process that did not get the lock in time may have made one meanwhile.
 		err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, l.Path(registryPin), unix.RENAME_NOREPLACE)
 	}
 	if err == nil {
@@ -187,8 +187,8 @@ func (r *Registry) Close() {
 	}
 }
 
-// Get returns the record of a link; nil when there is none, or one that is
-// damaged or of a later version.
+// Get returns the record of a link; nil if there is none, or if it is damaged or of a
+// later version.
 func (r *Registry) Get(link uint32) (*Record, error) {
 	if r == nil {
 		return nil, nil
@@ -216,9 +216,9 @@ func (r *Registry) Put(link uint32, rec *Record) error {
 	return kernel.Errno("write to the registry", r.m.Put(link, b))
 }
 
-// Moved notes that a link, whose record is rec, has been moved to another one:
-// there too for those that were moved to the first, which may be no more when
-// somebody comes to ask for it.
+// Moved records that a link, which has the record rec, was replaced by another link.
+// It also updates the records of links that were replaced by the first link: when one
+// of them is looked up, the record of the first link may be gone.
 func (r *Registry) Moved(old, to uint32, rec *Record) error {
 	links, err := r.Links()
 	if err != nil {
@@ -240,7 +240,7 @@ func (r *Registry) Moved(old, to uint32, rec *Record) error {
 	return r.Put(old, rec)
 }
 
-// Delete removes the record of a link; none there is no error.
+// Delete removes the record of a link. It is no error if there is none.
 func (r *Registry) Delete(link uint32) error {
 	if r == nil {
 		return nil
@@ -251,7 +251,7 @@ func (r *Registry) Delete(link uint32) error {
 	return nil
 }
 
-// Links returns the ids of all links that the registry has a record of.
+// Links returns the ids of all links with a record.
 func (r *Registry) Links() ([]uint32, error) {
 	if r == nil {
 		return nil, nil

@@ -20,7 +20,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// Offsets in a record, which other programs read too.
+// These are offsets in a record; other programs read them, too.
 const (
 	offRecordMagic    = 0
 	offRecordVersion  = 4
@@ -50,7 +50,7 @@ func marshalRecord(t testing.TB, r *state.Record) []byte {
 	return b
 }
 
-// Whoever reads a record must find what whoever wrote it meant.
+// A record is read as it was written.
 func TestRecordRoundTrip(t *testing.T) {
 	for _, want := range []*state.Record{
 		record(),
@@ -81,7 +81,7 @@ func TestRecordLayout(t *testing.T) {
 	qt.Check(t, qt.Equals(binary.NativeEndian.Uint64(b[offRecordCookie:]), 1<<64-1))
 }
 
-// A path that is too long is left out: half of one would be another cgroup's. So is one that has no end.
+// A path that is too long is left out: a part of it could be another cgroup's path. So is a path without an end.
 func TestRecordOfLongPath(t *testing.T) {
 	long := record()
 	long.LastSeen.Target = "/" + strings.Repeat("z", 255)
@@ -95,7 +95,7 @@ func TestRecordOfLongPath(t *testing.T) {
 	}
 }
 
-// A record that one cannot trust is none: a member without a name is better than one with a wrong one.
+// A damaged record does not count: no name is better than a wrong name.
 func TestRecordRejects(t *testing.T) {
 	put := func(off int, v uint32) func([]byte) []byte {
 		return func(b []byte) []byte { binary.NativeEndian.PutUint32(b[off:], v); return b }
@@ -131,7 +131,7 @@ func TestRecordRejects(t *testing.T) {
 	}
 }
 
-// Anybody with CAP_BPF can write to the registry: what is accepted must be a record that could be written.
+// Any process with CAP_BPF can write to the registry: what is accepted must be a record that could have been written.
 func FuzzRecord(f *testing.F) {
 	f.Add(marshalRecord(f, record()))
 	f.Add(marshalRecord(f, &state.Record{Name: "x", Priority: 1}))
@@ -162,7 +162,7 @@ func lockPins(t testing.TB, bpffs string) *state.Locked {
 	return l
 }
 
-// What one process writes all others read.
+// All processes share one registry.
 func TestRegistry(t *testing.T) {
 	testenv.CheckLeaks(t)
 	l := lockPins(t, testenv.BPFFS(t))
@@ -180,7 +180,7 @@ func TestRegistry(t *testing.T) {
 	qt.Check(t, qt.DeepEquals(get(t, other, 5), record()))
 	qt.Assert(t, qt.IsNil(other.Put(1<<32-1, record())))
 	qt.Check(t, qt.DeepEquals(links(t, r), []uint32{5, 1<<32 - 1}))
-	for range 2 { // the second time there is none
+	for range 2 { // the second time there is nothing to delete
 		qt.Assert(t, qt.IsNil(other.Delete(5)))
 	}
 	qt.Check(t, qt.IsNil(get(t, r, 5)))
@@ -202,7 +202,7 @@ func links(t testing.TB, r *state.Registry) []uint32 {
 	return ids
 }
 
-// Whoever was moved several times is found where it is, also by those who know only where it was first.
+// A member that was moved several times is found, also by its first link.
 func TestRegistryMoved(t *testing.T) {
 	testenv.CheckLeaks(t)
 	r, err := lockPins(t, testenv.BPFFS(t)).Registry()
@@ -224,7 +224,7 @@ func TestRegistryMoved(t *testing.T) {
 	}
 }
 
-// Where there is no registry nothing has a name, and nothing fails.
+// Without a registry nothing has a name, and nothing fails.
 func TestNoRegistry(t *testing.T) {
 	var r *state.Registry
 	qt.Check(t, qt.IsNil(r.Put(1, record())))
@@ -235,7 +235,7 @@ func TestNoRegistry(t *testing.T) {
 	r.Close()
 }
 
-// Those who come at once, one of them without having got the lock, share one registry.
+// Processes that make the registry at once, one of them without the lock, share one registry.
 func TestRegistryMadeAtOnce(t *testing.T) {
 	testenv.CheckLeaks(t)
 	bpffs := testenv.BPFFS(t)
@@ -288,7 +288,7 @@ func TestRegistryOfAnotherVersion(t *testing.T) {
 	}
 }
 
-// Only what was read is called a registry of another version: what could not be read may be a good one.
+// Only what was read can count as a registry of another version: what could not be read may be good.
 func TestRegistryThatCannotBeRead(t *testing.T) {
 	testenv.CheckLeaks(t)
 	l := lockPins(t, testenv.BPFFS(t))
@@ -309,7 +309,7 @@ func TestRegistryThatCannotBeRead(t *testing.T) {
 	testenv.WithFiles(t, 0, func() { unreadable(unix.EMFILE) })
 	r.Close()
 
-	// A closed one stands for one that the kernel does not let be read.
+	// A closed map stands for one that the kernel does not allow to read.
 	_, err = r.Links()
 	qt.Check(t, qt.IsNotNil(err))
 	_, err = r.Get(1)
@@ -327,7 +327,7 @@ func TestRegistryThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// An administrator without this program reads the registry with bpftool.
+// Without this program an administrator can read the registry with bpftool.
 func TestBpftoolShowsRegistry(t *testing.T) {
 	testenv.CheckLeaks(t)
 	l := lockPins(t, testenv.BPFFS(t))

@@ -15,8 +15,8 @@ import (
 
 const readOnlyProg = unix.BPF_F_RDONLY_PROG
 
-// NewSlot returns an empty slot. Whoever holds its descriptor, or pins it,
-// owns the member: the kernel empties a prog array when the last of these goes
+// NewSlot returns an empty slot. The processes that have it open, and its pins, own the
+// member: the kernel empties a prog array when the last of them goes
 // (bpf_map_put_uref, kernel/bpf/syscall.c), even while a dispatcher refers to it.
 func NewSlot(name string) (*ebpf.Map, error) {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{
@@ -28,33 +28,31 @@ func NewSlot(name string) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// Slots are slots that were opened by their map id. As long as they are open
-// they do not become empty, so close them soon; Close sees to it that it is not
-// too soon.
+// Slots are slots that were opened by their map ids. They do not become empty while
+// they are open, so close them soon. Close waits where that would be too soon.
 type Slots struct {
 	maps   []*ebpf.Map
-	unsure time.Time // when a slot that may have no owner was opened last
+	unsure time.Time // when a slot without a known owner was opened last
 }
 
-// When the last user reference of a prog array goes, the kernel takes a
-// reference for the work that empties it and queues that work; when that
-// happens again while the work is still queued, the second reference is never
-// given back and the map stays until reboot (prog_array_map_clear,
-// kernel/bpf/arraymap.c; seen on 6.18). While a slot is open here no work is
-// queued, so it is enough to wait until what was queued before has begun, and,
-// where it has begun, is done: while it runs it can be queued, but not start.
+// When the last user reference of a prog array goes, the kernel queues the work that
+// empties the array, and takes a reference for it. If the last user reference goes
+// again while that work is still queued, the kernel never releases the second
+// reference, and the map stays until reboot (prog_array_map_clear,
+// kernel/bpf/arraymap.c; seen on 6.18). While a slot is open here no work is queued. So
+// it is enough to wait until work that was queued before has begun, and until work that
+// has begun is done: meanwhile it can be queued again, but not start.
 //
-// hold is how long that takes, where the kernel does not tell.
+// hold is how long to wait where the kernel does not tell.
 const hold = 5 * time.Millisecond
 
-// statRefresh is a file that, when it is read, has every CPU do a piece of work
-// and waits for that (vmstat_refresh, mm/vmstat.c, Linux 4.7). The queue is the
-// one of the work that empties slots, and is worked off in order: in 0.1 ms,
-// with busy CPUs as well.
+// statRefresh is a file that makes every CPU do some work when it is read, and waits for
+// that (vmstat_refresh, mm/vmstat.c, Linux 4.7). The work goes through the same queue
+// as the work that empties slots, in order. That takes 0.1 ms, also on busy CPUs.
 const statRefresh = "/proc/sys/vm/stat_refresh"
 
-// waitForQueuedWork returns when all CPUs have begun the work that was queued
-// on them before.
+// waitForQueuedWork waits until all CPUs have begun the work that was queued on them
+// before.
 func waitForQueuedWork() error {
 	fd, err := unix.Open(statRefresh, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -65,8 +63,8 @@ func waitForQueuedWork() error {
 	return err
 }
 
-// Open opens a slot. owned tells that it certainly has an owner, so that
-// closing it again cannot empty it.
+// Open opens a slot. owned means that it certainly has an owner, so that closing it
+// here cannot empty it.
 func (s *Slots) Open(id uint32, owned bool) (*ebpf.Map, error) {
 	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
 	if err != nil {
@@ -82,7 +80,7 @@ func (s *Slots) Open(id uint32, owned bool) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// Wait waits until the slots that had no owner when they were opened are empty.
+// Wait waits until slots that had no owner when they were opened are empty.
 func (s *Slots) Wait() {
 	if !s.unsure.IsZero() && waitForQueuedWork() != nil {
 		time.Sleep(hold - time.Since(s.unsure))
@@ -95,8 +93,8 @@ func (s *Slots) Close() {
 	s.Wait()
 	for _, m := range s.maps {
 		if prog, err := Occupant(m); err == nil && prog == 0 {
-			// There is nothing to delete. But the kernel does that one at a time,
-			// and emptying a slot takes it 10 to 35 ms: it waits for an RCU grace
+			// There is nothing to delete. But the work that empties the slot may still
+			// have the lock that Delete takes, for 10 to 35 ms: it waits for an RCU grace
 			// period for each dispatcher that is not freed yet (prog_array_map_poke_run).
 			_ = m.Delete(uint32(0))
 			s.unsure = time.Now()
@@ -109,7 +107,7 @@ func (s *Slots) Close() {
 	*s = Slots{}
 }
 
-// Occupant returns the id of the program in a slot, 0 when it is empty.
+// Occupant returns the id of the program in a slot; 0 if the slot is empty.
 func Occupant(slot *ebpf.Map) (uint32, error) {
 	var id uint32
 	err := slot.Lookup(uint32(0), &id)
@@ -122,22 +120,21 @@ func Occupant(slot *ebpf.Map) (uint32, error) {
 	return id, nil
 }
 
-// Fill puts a program in a slot, atomically for packets. hook.ErrIncompatible
-// when the kernel finds that the two do not agree.
+// Fill puts a program in a slot, atomically for packets. The error is
+// hook.ErrIncompatible if the kernel finds that the program does not fit.
 func Fill(slot *ebpf.Map, prog *ebpf.Program) error {
 	err := slot.Put(uint32(0), uint32(prog.FD()))
 	switch {
 	case errors.Is(err, unix.EINVAL):
 		return hook.Because(hook.ErrIncompatible, "the program does not fit the slot: %w", err)
 	case errors.Is(err, unix.EBUSY):
-		return hook.Because(hook.ErrIncompatible, "the program is extended by another one (freplace) and can then not be tail-called: %w", err)
+		return hook.Because(hook.ErrIncompatible, "another program extends this one (freplace), so it cannot be tail-called: %w", err)
 	}
 	return kernel.Errno("fill slot", err)
 }
 
-// ShapeOf finds out the shape of a loaded XDP program. The kernel does not
-// tell, so it is tried: one-entry prog arrays are made for dispatchers of each
-// shape, until the program goes into one.
+// ShapeOf finds out the shape of a loaded XDP program. The kernel does not report it, so
+// ShapeOf tries to put the program into a slot of a dispatcher of each shape.
 func ShapeOf(prog *ebpf.Program) (dispatch.Shape, error) {
 	if prog.Type() != ebpf.XDP {
 		return dispatch.Shape{}, hook.Because(hook.ErrIncompatible, "it is a %v program, not an XDP program", prog.Type())
@@ -162,7 +159,7 @@ func ShapeOf(prog *ebpf.Program) (dispatch.Shape, error) {
 		for _, frags := range []bool{false, true} {
 			if Fits(prog, dispatch.Shape{AttachType: t, Frags: frags}) == nil {
 				return dispatch.Shape{}, hook.Because(hook.ErrIncompatible,
-					"it was loaded for a map entry (%v) and can run nowhere else; load it from SEC(\"xdp\")", t)
+					"it was loaded for a map entry (%v) and can run only there; load it from SEC(\"xdp\")", t)
 			}
 		}
 	}
@@ -186,7 +183,7 @@ func Fits(prog *ebpf.Program, shape dispatch.Shape) error {
 	if err := Fill(slot, prog); err != nil {
 		return err
 	}
-	if kernel.Since(6, 18) { // it compares the types itself
+	if kernel.Since(6, 18) { // this kernel has compared the types
 		return nil
 	}
 	if t := entryType(prog); t != ebpf.AttachNone && t != shape.AttachType {

@@ -15,7 +15,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// stored is Code as it is kept, as gzipped JSON. A code of a later version is not read.
+// stored is what is kept of a code, as gzipped JSON. Code of another version is not read.
 type stored struct {
 	Version int
 	Name    string
@@ -29,12 +29,12 @@ type stored struct {
 
 const (
 	codeVersion = 1
-	// maxCode bounds what is unpacked, in bytes. A program has at most a million
-	// instructions; one with all its lines and types takes some 50 bytes each.
+	// maxCode bounds the unpacked size, in bytes. A program has at most a million
+	// instructions, which with their lines and types take about 50 bytes each.
 	maxCode = 64 << 20
 )
 
-// marshalCode returns the code as it is kept.
+// marshalCode returns the code in the form that is kept.
 func marshalCode(c *dispatch.Code) ([]byte, error) {
 	s := stored{Version: codeVersion, Name: c.Name, Refused: c.Refused, Maps: c.Maps}
 	if len(c.Insns) > 0 {
@@ -103,9 +103,9 @@ const (
 	lineInfoSize = 16 // struct bpf_line_info
 )
 
-// annotate gives the instructions their functions and lines.
+// annotate adds functions and lines to the instructions.
 func annotate(c *dispatch.Code, s stored) (err error) {
-	// The readers of types are not meant for hostile input.
+	// The library's readers of types are not made for hostile input.
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("damaged types: %v", r)
@@ -141,7 +141,7 @@ func annotate(c *dispatch.Code, s stored) (err error) {
 		}
 	}
 	if len(funcs) > 0 || len(lines) > 0 {
-		return errors.New("functions or lines that are at no instruction")
+		return errors.New("functions or lines without an instruction")
 	}
 	return nil
 }

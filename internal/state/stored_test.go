@@ -18,7 +18,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// code is a program with all that one can have: a map, a function, labels, types and a line.
+// code is a program with everything that can be kept: a map, a function, labels, types and a line.
 func code() *dispatch.Code {
 	number := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
 	fn := func(name string) *btf.Func {
@@ -47,7 +47,7 @@ func pack(t testing.TB, c *dispatch.Code) []byte {
 	return b
 }
 
-// repack changes what is kept, field by field.
+// repack changes the fields of what is kept.
 func repack(t testing.TB, b []byte, change func(map[string]any)) []byte {
 	t.Helper()
 	z, err := gzip.NewReader(bytes.NewReader(b))
@@ -62,7 +62,7 @@ func repack(t testing.TB, b []byte, change func(map[string]any)) []byte {
 	return out.Bytes()
 }
 
-// What is linked later must be what was loaded, and its hash always the same.
+// The code that is linked later must be what was loaded, and its hash is always the same.
 func TestCodeRoundTrip(t *testing.T) {
 	for _, c := range []*dispatch.Code{
 		code(),
@@ -96,7 +96,7 @@ func TestCodeRoundTrip(t *testing.T) {
 	qt.Check(t, qt.Equals(got.Insns[3].Constant, 1)) // past the exit
 }
 
-// Code that one cannot trust is refused as a whole.
+// Damaged code is refused as a whole.
 func TestCodeRejects(t *testing.T) {
 	good := pack(t, code())
 	with := func(field string, value any) []byte {
@@ -130,7 +130,7 @@ func TestCodeRejects(t *testing.T) {
 	}
 }
 
-// A small map may unpack to more than the machine has: it is not unpacked.
+// A small map may unpack to more memory than the machine has: unpacking stops in time.
 func TestCodeBomb(t *testing.T) {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
@@ -148,11 +148,11 @@ func TestCodeBomb(t *testing.T) {
 	qt.Assert(t, qt.IsNotNil(err))
 }
 
-// patience is beyond what any code of a sane size takes, on a slow machine too.
+// patience is more time than any code of a sane size needs, also on a slow machine.
 const patience = 5 * time.Second
 
-// Anybody with CAP_BPF can make a map that looks like a code. What is read can be linked and kept again; whether
-// it is the program's, and whether it is harmless, the kernel says (see state.Verify).
+// Any process with CAP_BPF can make a map that looks like kept code. What is read must be fit to be linked and kept
+// again. Whether it is the program's, and whether it is harmless, the kernel tells (see state.Verify).
 func FuzzCode(f *testing.F) {
 	unpacked := func(c *dispatch.Code) []byte {
 		z, err := gzip.NewReader(bytes.NewReader(pack(f, c)))
@@ -165,7 +165,7 @@ func FuzzCode(f *testing.F) {
 	f.Add(unpacked(&dispatch.Code{Refused: "why"}))
 	f.Add(unpacked(&dispatch.Code{Insns: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		// Packed here: a fuzzer does not guess checksums.
+		// The test packs the bytes, because a fuzzer cannot guess checksums.
 		var packed bytes.Buffer
 		z := gzip.NewWriter(&packed)
 		_, err := z.Write(b)

@@ -14,24 +14,24 @@ import (
 )
 
 const (
-	watchName  = "watch"     // with the prefix of slots
-	countsName = "ld_counts" // of the map of the counters
+	watchName  = "watch"     // of the prog array; NewSlot adds a prefix
+	countsName = "ld_counts" // of the map of counters
 )
 
-// A Watch is what whoever watches a chain holds: a prog array with the counting
-// dispatcher, and the counters. The dispatcher that is watched tail-calls into
-// the prog array, which is owned as a slot is: when the last watcher closes it or
-// dies, the kernel empties it, and packets run the plain code behind that call.
+// A Watch is what a process that watches a chain has open: a prog array with the
+// counting dispatcher, and the counters. The dispatcher that is attached tail-calls into
+// the prog array. The array is owned like a slot: when the last watcher closes it or
+// dies, the kernel empties it, and packets run the plain code after that call.
 type Watch struct {
 	ID     uint32 // map id of the prog array
 	array  *ebpf.Map
-	opened Slots // has the array when it was made by another watcher
+	opened Slots // has the array if another watcher made it
 	counts *ebpf.Map
-	slots  []uint32 // whose counters these are, in order
+	slots  []uint32 // map ids, in the order of the counters
 }
 
-// BuildWatched loads a dispatcher of a chain that is watched, and the counting
-// one. The caller closes both.
+// BuildWatched loads a dispatcher that can be watched, and the counting dispatcher. The
+// caller closes both.
 func BuildWatched(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, *Watch, error) {
 	w := &Watch{}
 	prog, err := w.build(c, c.members(slots, codes))
@@ -59,7 +59,7 @@ func (w *Watch) build(c *Chain, m members) (*ebpf.Program, error) {
 	}
 
 	bySlots := m
-	bySlots.codes = nil // what is linked is in its slot as well
+	bySlots.codes = nil // the programs of linked members are in their slots as well
 	counting, err := bySlots.loadCode(dispatch.CountingName, dispatch.Counting(m.settings), map[string]*ebpf.Map{dispatch.CountsRef: w.counts}, 0)
 	if err != nil {
 		return nil, err
@@ -82,11 +82,11 @@ func (w *Watch) setSlots(c *Chain) {
 	}
 }
 
-// size is that of the counters of one CPU.
+// size is the size of the counters of one CPU.
 func (w *Watch) size() uint32 { return uint32(max(len(w.slots), 1) * dispatch.CountsSize) }
 
-// OpenWatch makes the caller one of those who watch the chain. fs.ErrNotExist
-// when nobody does any more.
+// OpenWatch makes the caller a watcher of a chain that is watched already. The error is
+// fs.ErrNotExist if no process watches it any more.
 func OpenWatch(c *Chain) (*Watch, error) {
 	w := &Watch{ID: c.Watch}
 	w.setSlots(c)
@@ -102,10 +102,10 @@ func (w *Watch) open() error {
 	if w.array, err = w.opened.Open(w.ID, false); err != nil {
 		return err
 	}
-	w.opened.Wait() // if its owner has just gone, it is too late to be another
+	w.opened.Wait() // if the last watcher has just gone, the array becomes empty
 	id, err := Occupant(w.array)
 	if err == nil && id == 0 {
-		err = hook.Because(fs.ErrNotExist, "nobody watches any more")
+		err = hook.Because(fs.ErrNotExist, "no process watches the chain any more")
 	}
 	if err != nil {
 		return err
@@ -119,8 +119,8 @@ func (w *Watch) open() error {
 	if err != nil {
 		return kernel.Errno("counting dispatcher", err)
 	}
-	// The counters come first in its code, and so in its list of maps; the others
-	// are slots, which had better not be opened.
+	// The counters come first in the code, and so in the list of maps. The other maps
+	// are slots: do not open them, see Slots.
 	maps, _ := info.MapIDs()
 	if info.Name != dispatch.CountingName || len(maps) == 0 {
 		return fmt.Errorf("what counts for map id %d is a program %q: %w", w.ID, info.Name, ebpf.ErrNotSupported)
@@ -134,8 +134,8 @@ func (w *Watch) open() error {
 	return nil
 }
 
-// Abandoned tells whether a chain has a dispatcher that is watched by nobody.
-// It opens the prog array for a moment, see [Slots].
+// Abandoned tells whether a chain has a dispatcher that can be watched but no process
+// watches. It opens the prog array for a moment, see [Slots].
 func Abandoned(c *Chain) bool {
 	if c.Watch == 0 {
 		return false
@@ -151,8 +151,7 @@ func Abandoned(c *Chain) bool {
 	return err == nil && id == 0
 }
 
-// Read returns what has been counted so far, on all CPUs, for each slot by its
-// map id.
+// Read returns what was counted so far on all CPUs, for each slot by its map id.
 func (w *Watch) Read() (map[uint32]dispatch.Counts, error) {
 	value, err := w.counts.LookupBytes(uint32(0))
 	if err != nil {
@@ -164,20 +163,20 @@ func (w *Watch) Read() (map[uint32]dispatch.Counts, error) {
 	}
 	sums := make(map[uint32]dispatch.Counts, len(w.slots))
 	for i, slot := range w.slots {
-		for ; i < len(each); i += len(w.slots) { // those of one CPU after those of another
+		for ; i < len(each); i += len(w.slots) { // the counters of a CPU follow those of the one before
 			sums[slot] = sums[slot].Plus(each[i])
 		}
 	}
 	return sums, nil
 }
 
-// Alive tells whether the counting dispatcher is where it was.
+// Alive tells whether the counting dispatcher is still in the prog array.
 func (w *Watch) Alive() bool {
 	id, err := Occupant(w.array)
 	return err == nil && id != 0
 }
 
-// Close gives up watching.
+// Close ends the watch.
 func (w *Watch) Close() {
 	w.opened.Close()
 	for _, m := range []*ebpf.Map{w.array, w.counts} {
@@ -187,7 +186,7 @@ func (w *Watch) Close() {
 	}
 }
 
-// ClockTime measures how long it takes a program to ask for the time.
+// ClockTime measures how long a program takes to read the clock.
 func ClockTime() (time.Duration, error) {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "ld_clock", Type: ebpf.XDP, Instructions: dispatch.Clock(), License: "Dual BSD/GPL",
@@ -197,7 +196,7 @@ func ClockTime() (time.Duration, error) {
 	}
 	defer prog.Close()
 	const runs = 100
-	best := uint32(1<<32 - 1) // the others were interrupted
+	best := uint32(1<<32 - 1) // the shortest: longer runs were interrupted
 	for range runs {
 		took, err := prog.Run(&ebpf.RunOptions{Data: make([]byte, 64)})
 		if err != nil {

@@ -207,7 +207,7 @@ func TestSealForgedCode(t *testing.T) {
 	code, _, err := state.CodeOf(other)
 	qt.Assert(t, qt.IsNil(err))
 	link := s.Attach(t, forge(code), scene.Persistent("2", 20))
-	s.Seal(t, "1 2!", `its object code is not that of the program \(tag [0-9a-f]+, not [0-9a-f]+\)`)
+	s.Seal(t, "1 2!", `its object code is not the program's \(tag [0-9a-f]+, not [0-9a-f]+\)`)
 	s.WantRun(t, 1, 2)
 
 	// The right instructions with the maps of others.
@@ -221,7 +221,7 @@ func TestSealForgedCode(t *testing.T) {
 	id, _ := info.ID()
 	own.Maps = []uint32{uint32(id)}
 	qt.Assert(t, qt.IsNil(link.Update(t.Context(), dispatcher.Program(forge(own)))))
-	s.Seal(t, "1 2!", `its object code is not that of the program \(it uses map `+regexp.QuoteMeta(fmt.Sprint(id))+`.*\)`)
+	s.Seal(t, "1 2!", `its object code is not the program's \(it uses map `+regexp.QuoteMeta(fmt.Sprint(id))+`.*\)`)
 
 	// What is no code at all.
 	for _, value := range [][]byte{{0}, []byte("no code")} {
