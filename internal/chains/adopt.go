@@ -73,7 +73,7 @@ func (d Device) adoptLegacy(l *state.Locked, snap *Snapshot, req target.AdoptReq
 	if err != nil {
 		return nil, err
 	}
-	h := &handle{device: d, slot: slot, chainID: rand.Uint64()}
+	h := &handle{Base: target.Base{Opened: d.Opened}, slot: slot, chainID: rand.Uint64()}
 	member, err := newMember(req.Request, slot, prog)
 	if err != nil {
 		h.drop()

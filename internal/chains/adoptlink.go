@@ -56,7 +56,7 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 		slot.Close()
 		return nil, err
 	}
-	h := &handle{device: s, root: r, slot: slot, slotID: member.MapID, chainID: rand.Uint64()}
+	h := &handle{Base: target.Base{Opened: s.Opened}, root: r, slot: slot, slotID: member.MapID, chainID: rand.Uint64()}
 	chain := &state.Chain{
 		ID: h.chainID, RootLink: r.id, LastSeen: s.lastSeenOf(r, old),
 		Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}},

@@ -3,10 +3,8 @@ package chains
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -19,25 +17,22 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A slotHandle owns a member of an XDP chain: it holds the slot, so that the
+// A handle owns a member of an XDP chain: it holds the slot, so that the
 // slot is not emptied, and the root, so that the dispatcher stays on the device.
 type handle struct {
-	mu      sync.Mutex
-	device  Device
+	target.Base
 	root    root
 	slot    *ebpf.Map
-	opened  state.Slots // has the slot when it was not made here
+	slots   state.Slots // has the slot when it was not made here
 	slotID  uint32
 	chainID uint64
-	loaded  *load.Loaded // nil when the handle was opened
-	left    bool         // the member was detached: slot and root are let go
-	closed  bool
+	left    bool // the member was detached: slot and root are let go
 }
 
-// drop lets go of what the handle holds, but not of its device.
+// drop lets go of what the handle holds, but not of its target.
 func (h *handle) drop() {
 	// The slot first: the chain runs on without the member until the root goes.
-	h.opened.Close()
+	h.slots.Close()
 	h.slot.Close()
 	if h.root != nil {
 		h.root.Close()
@@ -48,7 +43,7 @@ func (h *handle) drop() {
 // found without it; a chain without a link is not, so its handle keeps it.
 func (h *handle) releaseNetNS() {
 	if h.root.LinkID() != 0 {
-		h.device.NS.Release()
+		h.Opened.NS.Release()
 	}
 }
 
@@ -56,38 +51,20 @@ func (h *handle) folder() string { return state.ChainFolder(h.root.LinkID(), h.c
 
 // Close gives up ownership.
 func (h *handle) Close() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
+	return h.Release(func() error {
+		if !h.left {
+			h.drop()
+		}
 		return nil
-	}
-	h.closed = true
-	if !h.left {
-		h.drop()
-	}
-	if h.loaded != nil {
-		h.loaded.Close()
-	}
-	h.device.Close()
-	return nil
-}
-
-// do runs fn with the handle locked.
-func (h *handle) do(fn func() error) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return fmt.Errorf("the link: %w", os.ErrClosed)
-	}
-	return fn()
+	})
 }
 
 // change runs fn with the chain as it is and the index of the member, under
 // the locks, until it succeeds.
 func (h *handle) change(ctx context.Context, fn func(l *state.Locked, c *state.Chain, i int) error) error {
-	return h.do(func() error {
+	return h.Locked(func() error {
 		return kernel.Retry(ctx, func() error {
-			return h.device.Locked(ctx, func(l *state.Locked) error {
+			return h.Opened.Locked(ctx, func(l *state.Locked) error {
 				c, i, err := h.find()
 				if err != nil {
 					return err
@@ -144,14 +121,14 @@ func (h *handle) edit(fn func(c *state.Chain, i int) error) error {
 
 // Update puts another program in the slot.
 func (h *handle) Update(ctx context.Context, src load.Source) error {
-	return h.do(func() error {
+	return h.Locked(func() error {
 		var prog *load.Loaded
 		err := kernel.Retry(ctx, func() error {
 			c, _, err := h.find()
 			if err != nil {
 				return err
 			}
-			prog, err = h.successor(load.PinningIn(src, h.device.BPFFS), c)
+			prog, err = h.successor(load.PinningIn(src, h.Opened.BPFFS), c)
 			return err
 		})
 		if err != nil {
@@ -159,7 +136,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 		}
 		used, sealed := false, false
 		err = kernel.Retry(ctx, func() error {
-			return h.device.Locked(ctx, func(l *state.Locked) error {
+			return h.Opened.Locked(ctx, func(l *state.Locked) error {
 				// Not into a slot that no packet comes by any more.
 				c, i, err := h.find()
 				if err != nil {
@@ -189,10 +166,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 			prog.Discard()
 			return err
 		}
-		if h.loaded != nil {
-			h.loaded.Close()
-		}
-		h.loaded = prog
+		h.Swap(prog)
 		return err
 	})
 }
@@ -236,13 +210,13 @@ func (h *handle) Move(ctx context.Context, to hook.Position) error {
 func (h *handle) Pin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		if l == nil {
-			return h.device.NoBPFFS()
+			return h.Opened.NoBPFFS()
 		}
 		name := c.Slots[i].Name
 		if !l.Has(h.folder(), name) || h.root.LinkID() != 0 && !l.HasRoot(h.folder()) {
 			m := state.MemberPins{Name: name, Slot: h.slot}
-			if h.loaded != nil {
-				m.Maps = h.loaded.Maps
+			if h.Loaded != nil {
+				m.Maps = h.Loaded.Maps
 			}
 			if err := l.Add(h.folder(), h.root.Pinner(), m); err != nil {
 				return err
@@ -273,20 +247,24 @@ func (h *handle) Detach(ctx context.Context) error {
 	if err != nil && !target.Gone(err) {
 		return err
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.left || h.closed {
+	again := h.Locked(func() error {
+		if h.left {
+			return nil
+		}
+		if err != nil {
+			if err := h.unpinGone(ctx); err != nil {
+				return err
+			}
+		}
+		// A handle without a member must not keep the chain on the device.
+		h.left = true
+		h.drop()
+		return nil
+	})
+	if errors.Is(again, os.ErrClosed) {
 		return nil
 	}
-	if err != nil {
-		if err := h.unpinGone(ctx); err != nil {
-			return err
-		}
-	}
-	// Who owns no member must not keep the chain on the device.
-	h.left = true
-	h.drop()
-	return nil
+	return again
 }
 
 // unpinGone removes the pins of a member whose chain is gone.
@@ -295,7 +273,7 @@ func (h *handle) unpinGone(ctx context.Context) error {
 	if !ok {
 		return nil // the sweep finds out
 	}
-	return h.device.Locked(ctx, func(l *state.Locked) error {
+	return h.Opened.Locked(ctx, func(l *state.Locked) error {
 		id, _, err := r.state()
 		if l == nil || err != nil {
 			return err
@@ -316,13 +294,13 @@ func (h *handle) unpinGone(ctx context.Context) error {
 // Info describes the member.
 func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 	var m hook.Member
-	err := h.do(func() error {
+	err := h.Locked(func() error {
 		return kernel.Retry(ctx, func() error {
 			c, i, err := h.find()
 			if err != nil {
 				return err
 			}
-			pins := h.device.Pins
+			pins := h.Opened.Pins
 			pinned := pins != nil && pins.Has(h.folder(), c.Slots[i].Name)
 			m, err = viewMember(c.Slots[i], h.slot, pinned)
 			return err
@@ -337,18 +315,18 @@ func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 // Chain describes the chain that the member is in.
 func (h *handle) Chain(ctx context.Context) (*hook.Chain, error) {
 	var c *hook.Chain
-	err := h.do(func() error {
+	err := h.Locked(func() error {
 		return kernel.Retry(ctx, func() error {
 			prog, chain, err := h.carried()
 			if err != nil {
 				return err
 			}
 			defer prog.Close()
-			c = &hook.Chain{Hook: h.device.Hook, NetNS: h.device.NS.ID(), Pins: []string{}, Members: []hook.Member{}}
+			c = &hook.Chain{Hook: h.Opened.Hook, NetNS: h.Opened.NS.ID(), Pins: []string{}, Members: []hook.Member{}}
 			if err := h.locate(c, prog); err != nil {
 				return err
 			}
-			return viewChain(c, prog, chain, h.root.LinkID(), h.device.Pins)
+			return viewChain(c, prog, chain, h.root.LinkID(), h.Opened.Pins)
 		})
 	})
 	return c, err
@@ -372,7 +350,7 @@ func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 		return kernel.Errno("dispatcher", err)
 	}
 	id, _ := info.ID()
-	err = rtnl.In(h.device.NS, func(conn *rtnl.Conn) error {
+	err = rtnl.In(h.Opened.NS, func(conn *rtnl.Conn) error {
 		d, err := conn.DeviceByIndex(c.Ifindex)
 		if err != nil {
 			return err
@@ -405,7 +383,7 @@ func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 
 // Program opens the program in the slot.
 func (h *handle) Program() (prog *ebpf.Program, err error) {
-	err = h.do(func() error {
+	err = h.Locked(func() error {
 		if h.left {
 			return target.ErrDetached
 		}
@@ -468,19 +446,19 @@ func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.
 
 // open makes a handle of a slot of a chain. On success the root is the handle's.
 func (d Device) open(r root, c *state.Chain, i int) (*handle, error) {
-	h := &handle{device: d, root: r, slotID: c.Slots[i].MapID, chainID: c.ID}
+	h := &handle{Base: target.Base{Opened: d.Opened}, root: r, slotID: c.Slots[i].MapID, chainID: c.ID}
 	var err error
-	if h.slot, err = h.opened.Open(h.slotID, false); err != nil {
-		h.opened.Close()
+	if h.slot, err = h.slots.Open(h.slotID, false); err != nil {
+		h.slots.Close()
 		return nil, kernel.Again(err)
 	}
-	h.opened.Wait() // if its owner has just gone, it is too late to be another
+	h.slots.Wait() // if its owner has just gone, it is too late to be another
 	prog, err := state.Occupant(h.slot)
 	if err == nil && prog == 0 {
 		err = hook.Because(fs.ErrNotExist, "member %q is empty: its owner is gone; attach it again", c.Slots[i].Name)
 	}
 	if err != nil {
-		h.opened.Close()
+		h.slots.Close()
 		return nil, err
 	}
 	return h, nil

@@ -36,7 +36,7 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 	if err != nil {
 		return nil, err
 	}
-	h.loaded = loaded
+	h.Loaded = loaded
 	h.releaseNetNS()
 	return h, nil
 }
@@ -192,7 +192,7 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 	if err != nil {
 		return nil, err
 	}
-	h := &handle{device: d, slot: slot}
+	h := &handle{Base: target.Base{Opened: d.Opened}, slot: slot}
 	member, err := newMember(req, slot, prog)
 	if err != nil {
 		h.drop()

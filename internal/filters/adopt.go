@@ -101,7 +101,7 @@ func (sd *side) rename(conn *rtnl.Conn, i int, prog *ebpf.Program, req target.Ad
 	if err := conn.ReplaceFilter(sd.dev.Index, f, prog.FD(), lb.String()); err != nil {
 		return nil, kernel.Again(err)
 	}
-	return &handle{Unowned: target.Unowned{Opened: sd.opened}, name: lb.Name, index: sd.dev.Index}, nil
+	return &handle{Base: target.Base{Opened: sd.opened}, name: lb.Name, index: sd.dev.Index}, nil
 }
 
 // replace puts a TCX link in the place of the filter at i.

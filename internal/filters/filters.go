@@ -262,7 +262,7 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 	if err != nil {
 		return nil, err
 	}
-	h := &handle{Unowned: target.Unowned{Opened: o, Loaded: prog}}
+	h := &handle{Base: target.Base{Opened: o, Loaded: prog}}
 	err = changeSide(ctx, o, byName(o), func(conn *rtnl.Conn, sd *side) error {
 		i, lb, err := sd.settle(prog, req)
 		if err != nil {
@@ -326,7 +326,7 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 }
 
 func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
-	h := &handle{Unowned: target.Unowned{Opened: o}}
+	h := &handle{Base: target.Base{Opened: o}}
 	err := onSide(ctx, o, byName(o), func(_ *rtnl.Conn, sd *side) error {
 		i, err := sd.list.Find(ref)
 		if err != nil {

@@ -16,7 +16,7 @@ import (
 
 // A filterHandle refers to a member on a clsact hook, by its device and name.
 type handle struct {
-	target.Unowned
+	target.Base
 	name  string
 	index int // of the device, which may have another name by now
 }

@@ -17,7 +17,7 @@ import (
 
 // A libxdpHandle refers to a member of a chain of libxdp, by its program.
 type handle struct {
-	target.Unowned
+	target.Base
 	id uint32
 }
 
@@ -49,10 +49,8 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 			c.discard()
 			return err
 		}
-		if h.Loaded != nil {
-			h.Loaded.Close()
-		}
-		h.id, h.Loaded = c.id, c.loaded
+		h.id = c.id
+		h.Swap(c.loaded)
 		return nil
 	})
 }

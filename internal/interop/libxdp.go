@@ -139,7 +139,7 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 		c.discard()
 		return nil, otherStyle(err)
 	}
-	h := &handle{Unowned: target.Unowned{Opened: o, Loaded: c.loaded}, id: uint32(id)}
+	h := &handle{Base: target.Base{Opened: o, Loaded: c.loaded}, id: uint32(id)}
 	o.NS.Release()
 	return h, nil
 }
@@ -211,7 +211,7 @@ func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.
 	if err != nil {
 		return nil, err
 	}
-	h := &handle{Unowned: target.Unowned{Opened: o}, id: m.Program.ID}
+	h := &handle{Base: target.Base{Opened: o}, id: m.Program.ID}
 	o.NS.Release()
 	return h, nil
 }

@@ -44,7 +44,7 @@ type successor struct {
 
 // keep gives the link its name and its pin.
 func (s *successor) keep(made kernel.RawLink) (err error) {
-	if s.handle, err = newLinkHandle(s.sp.Opened, made, s.rec); err != nil {
+	if s.handle, err = newHandle(s.sp.Opened, made, s.rec); err != nil {
 		return err
 	}
 	s.handle.made = true

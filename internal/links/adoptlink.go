@@ -54,7 +54,7 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *k
 	if req.Name == "" {
 		req.Name = called
 	}
-	h := &handle{opened: o, link: l, id: info.ID}
+	h := &handle{Base: target.Base{Opened: o}, link: l, id: info.ID}
 	err = h.withOrder(&current{names: names, info: info}, func(op *opened, list *order) error {
 		i := list.WithLink(info.ID)
 		if i < 0 {

@@ -3,10 +3,8 @@ package links
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -17,62 +15,44 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A linkHandle owns a member by its link.
+// A handle owns a member by its link.
 type handle struct {
-	mu     sync.Mutex
-	opened *target.Opened
-	link   kernel.RawLink
-	id     uint32
-	rec    state.Record // as it was last seen, for when there is no registry
-	loaded *load.Loaded // nil when the handle was opened
-	made   bool         // the present link was made here, not opened
-	left   bool         // the member was detached
-	closed bool
+	target.Base
+	link kernel.RawLink
+	id   uint32
+	rec  state.Record // as it was last seen, for when there is no registry
+	made bool         // the present link was made here, not opened
+	left bool         // the member was detached
 }
 
-// newLinkHandle takes over the link, on an error too.
-func newLinkHandle(o *target.Opened, link kernel.RawLink, rec *state.Record) (*handle, error) {
+// newHandle takes over the link, on an error too.
+func newHandle(o *target.Opened, link kernel.RawLink, rec *state.Record) (*handle, error) {
 	info, err := kernel.LinkInfoOf(link)
 	if err != nil {
 		link.Close()
 		return nil, err
 	}
-	return &handle{opened: o, link: link, id: info.ID, rec: *rec}, nil
+	return &handle{Base: target.Base{Opened: o}, link: link, id: info.ID, rec: *rec}, nil
 }
 
-func (h *handle) folder() string { return state.LinkFolder(h.opened.Hook, h.id) }
+func (h *handle) folder() string { return state.LinkFolder(h.Opened.Hook, h.id) }
 
 // Close gives up ownership.
-func (h *handle) Close() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return nil
-	}
-	h.closed = true
-	if h.loaded != nil {
-		h.loaded.Close()
-	}
-	h.opened.Close()
-	return h.link.Close()
-}
+func (h *handle) Close() error { return h.Release(func() error { return h.link.Close() }) }
 
-// A grip is what an operation on a member needs to know.
+// current is the member as the kernel and the registry know it now.
 type current struct {
 	names *Names
 	info  *kernel.LinkInfo
 	rec   *state.Record // with the name, whether the registry has it or not
 }
 
-// do runs fn with the handle locked, and with what is known about the member.
+// do runs fn with what is known about the member.
 func (h *handle) do(ctx context.Context, l *state.Locked, fn func(g *current) error) error {
-	if h.closed {
-		return fmt.Errorf("the link: %w", os.ErrClosed)
-	}
 	if h.left {
 		return target.ErrDetached
 	}
-	names, err := namesFor(h.opened, l)
+	names, err := namesFor(h.Opened, l)
 	if err != nil {
 		return err
 	}
@@ -103,7 +83,7 @@ func (h *handle) do(ctx context.Context, l *state.Locked, fn func(g *current) er
 // when there is none: the target has gone, or the member was detached.
 func (h *handle) follow(names *Names) (*kernel.LinkInfo, error) {
 	for id := h.id; ; {
-		rec, err := names.record(kernel.KindOf(h.opened.Hook).Attach, id)
+		rec, err := names.record(kernel.KindOf(h.Opened.Hook).Attach, id)
 		if err != nil {
 			return nil, err
 		}
@@ -134,25 +114,25 @@ func (h *handle) follow(names *Names) (*kernel.LinkInfo, error) {
 
 // change runs fn under the locks until it succeeds.
 func (h *handle) change(ctx context.Context, fn func(l *state.Locked, g *current) error) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return kernel.Retry(ctx, func() error {
-		return h.opened.Locked(ctx, func(l *state.Locked) error {
-			return h.do(ctx, l, func(g *current) error { return fn(l, g) })
+	return h.Locked(func() error {
+		return kernel.Retry(ctx, func() error {
+			return h.Opened.Locked(ctx, func(l *state.Locked) error {
+				return h.do(ctx, l, func(g *current) error { return fn(l, g) })
+			})
 		})
 	})
 }
 
-// look runs fn without the lock of the pins.
+// withCurrent runs fn without the lock of the pins.
 func (h *handle) withCurrent(ctx context.Context, fn func(g *current) error) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return kernel.Retry(ctx, func() error { return h.do(ctx, nil, fn) })
+	return h.Locked(func() error {
+		return kernel.Retry(ctx, func() error { return h.do(ctx, nil, fn) })
+	})
 }
 
 // Update exchanges the program.
 func (h *handle) Update(ctx context.Context, src load.Source) error {
-	prog, err := h.successor(ctx, load.PinningIn(src, h.opened.BPFFS))
+	prog, err := h.successor(ctx, load.PinningIn(src, h.Opened.BPFFS))
 	if err != nil {
 		return err
 	}
@@ -166,7 +146,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 		kernel.Step("replace: before")
 		if err := updateLink(h.link, prog.Program, old); err != nil {
 			if errors.Is(err, fs.ErrExist) {
-				return (&opened{Opened: h.opened}).twice(prog.Program)
+				return (&opened{Opened: h.Opened}).twice(prog.Program)
 			}
 			return err
 		}
@@ -181,23 +161,8 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 		prog.Discard()
 		return err
 	}
-	h.keep(prog)
+	h.Keep(prog)
 	return err
-}
-
-// keep keeps what was loaded in place of what was loaded before. A handle that was
-// closed meanwhile keeps nothing.
-func (h *handle) keep(prog *load.Loaded) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	switch {
-	case h.closed:
-		prog.Close()
-		return
-	case h.loaded != nil:
-		h.loaded.Close()
-	}
-	h.loaded = prog
 }
 
 // successor loads the program that is to replace the present one.
@@ -213,7 +178,7 @@ func (h *handle) successor(ctx context.Context, src load.Source) (prog *load.Loa
 			return err
 		}
 		defer release()
-		prog, err = src.Load(load.Want{Hook: h.opened.Hook})
+		prog, err = src.Load(load.Want{Hook: h.Opened.Hook})
 		return err
 	})
 	return prog, err
@@ -224,16 +189,16 @@ func (h *handle) Pin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, g *current) error {
 		switch {
 		case l == nil:
-			return h.opened.NoBPFFS()
+			return h.Opened.NoBPFFS()
 		case g.rec.Name == "":
 			return hook.Because(hook.ErrUsage, "link %d has no name that it could be pinned under", h.id).
-				Hint("\"%s\" gives it one, and pins it", h.opened.CommandByLink("adopt", h.id))
+				Hint("\"%s\" gives it one, and pins it", h.Opened.CommandByLink("adopt", h.id))
 		case l.Has(h.folder(), g.rec.Name):
 			return nil
 		}
 		var maps map[string]*ebpf.Map
-		if h.loaded != nil {
-			maps = h.loaded.Maps
+		if h.Loaded != nil {
+			maps = h.Loaded.Maps
 		}
 		return h.pin(l, maps)
 	})
@@ -261,32 +226,36 @@ func (h *handle) Unpin(ctx context.Context) error {
 // Detach takes the member out. Gone already is fine, its pins go all the same.
 func (h *handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, g *current) error {
-		return leave(l, g.names, h.opened.Hook, h.id, h.link)
+		return leave(l, g.names, h.Opened.Hook, h.id, h.link)
 	})
 	if err != nil && !target.Gone(err) {
 		return err
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.left || h.closed {
+	again := h.Locked(func() error {
+		if h.left {
+			return nil
+		}
+		if err != nil {
+			err = h.Opened.Locked(ctx, func(l *state.Locked) error {
+				names := OpenNames(h.Opened)
+				defer names.Close()
+				return leave(l, names, h.Opened.Hook, h.id, h.link)
+			})
+		}
+		h.left = err == nil
+		return err
+	})
+	if errors.Is(again, os.ErrClosed) {
 		return nil
 	}
-	if err != nil {
-		err = h.opened.Locked(ctx, func(l *state.Locked) error {
-			names := OpenNames(h.opened)
-			defer names.Close()
-			return leave(l, names, h.opened.Hook, h.id, h.link)
-		})
-	}
-	h.left = err == nil
-	return err
+	return again
 }
 
 // Info describes the member.
 func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 	var m hook.Member
 	err := h.withCurrent(ctx, func(g *current) error {
-		_, pinned, err := g.names.pin(h.opened.Hook, h.id)
+		_, pinned, err := g.names.pin(h.Opened.Hook, h.id)
 		if err != nil {
 			return err
 		}

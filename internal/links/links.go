@@ -45,8 +45,8 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 		prog.Discard()
 		return nil, err
 	}
-	h.loaded = prog
-	h.opened.NS.Release()
+	h.Loaded = prog
+	h.Opened.NS.Release()
 	return h, nil
 }
 
@@ -112,7 +112,7 @@ func (op *opened) join(l *state.Locked, list *order, prog *load.Loaded, req targ
 		return nil, err
 	}
 	kernel.Step("attach: attached")
-	h, err := newLinkHandle(op.Opened, made, rec)
+	h, err := newHandle(op.Opened, made, rec)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +163,7 @@ func openEntry(o *target.Opened, e entry) (*handle, error) {
 	if rec == nil {
 		rec = &state.Record{Name: e.Name, Attach: kernel.KindOf(o.Hook).Attach}
 	}
-	return newLinkHandle(o, l, rec)
+	return newHandle(o, l, rec)
 }
 
 // openPinnedLink opens a member by its pin, and sets the hook of s to the member's.
@@ -196,7 +196,7 @@ func OpenPinned(o *target.Opened, folder, member string) (*handle, error) {
 	if rec == nil {
 		rec = &state.Record{Name: member, Attach: info.Attach}
 	}
-	h, err := newLinkHandle(o, link, rec)
+	h, err := newHandle(o, link, rec)
 	if err != nil {
 		return nil, err
 	}

@@ -16,7 +16,7 @@ import (
 
 // Set changes the priority, and the place with it where need be.
 func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
-	return target.Mover(h.place).Set(ctx, h.opened.Hook, settings)
+	return target.Mover(h.place).Set(ctx, h.Opened.Hook, settings)
 }
 
 // Move gives the member another place.
@@ -105,7 +105,7 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 				return err
 			}
 			defer twin.Close()
-			if err := l.Succeed(h.folder(), state.LinkFolder(h.opened.Hook, info.ID), rec.Name, twin); err != nil {
+			if err := l.Succeed(h.folder(), state.LinkFolder(h.Opened.Hook, info.ID), rec.Name, twin); err != nil {
 				return err
 			}
 		}
@@ -125,7 +125,7 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 	h.link.Close()
 	h.link, h.id, h.rec, h.made = link, info.ID, *rec, true
 	if l != nil {
-		err = kernel.Join(err, l.RemoveChain(state.LinkFolder(h.opened.Hook, oldID)))
+		err = kernel.Join(err, l.RemoveChain(state.LinkFolder(h.Opened.Hook, oldID)))
 	}
 	return err
 }
@@ -159,10 +159,10 @@ func (h *handle) withOrder(g *current, fn func(op *opened, list *order) error) e
 
 // openSpot opens the device or the cgroup where the link is by now.
 func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
-	op := &opened{Opened: h.opened, names: names, kind: kernel.KindOf(h.opened.Hook)}
+	op := &opened{Opened: h.Opened, names: names, kind: kernel.KindOf(h.Opened.Hook)}
 	if op.Hook.OnCgroup() {
 		var err error
-		if op.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.opened.Name); errors.Is(err, fs.ErrNotExist) {
+		if op.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.Opened.Name); errors.Is(err, fs.ErrNotExist) {
 			// The kernel takes up to half a second to say so of the link.
 			err = hook.Because(hook.ErrDefunct, "%w", err)
 		}
@@ -182,7 +182,7 @@ func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
 		}) == nil
 	}
 	op.index = info.Ifindex
-	if here(h.opened.NS) {
+	if here(h.Opened.NS) {
 		return op, nil
 	}
 	ns, err := kernel.FindNetNS(here)
@@ -192,7 +192,7 @@ func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	there := *h.opened
+	there := *h.Opened
 	there.NS = ns
 	op.Opened, op.moved = &there, true
 	return op, nil

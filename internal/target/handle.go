@@ -29,9 +29,9 @@ type Handle interface {
 	Program() (*ebpf.Program, error)
 }
 
-// Unowned is the handle of a member that belongs to nobody: it stays when the
-// handle is closed.
-type Unowned struct {
+// A Base is what all handles have in common. It is the whole handle of a member that
+// belongs to nobody, which stays when the handle is closed.
+type Base struct {
 	mu     sync.Mutex
 	Opened *Opened
 	Loaded *load.Loaded // nil when the handle was opened
@@ -39,37 +39,26 @@ type Unowned struct {
 }
 
 // Close releases what was loaded for the member.
-func (h *Unowned) Close() error {
+func (h *Base) Close() error { return h.Release(func() error { return nil }) }
+
+// Release closes the handle with what release lets go of; once.
+func (h *Base) Release(release func() error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
 		return nil
 	}
 	h.closed = true
+	err := release()
 	if h.Loaded != nil {
 		h.Loaded.Close()
 	}
 	h.Opened.Close()
-	return nil
+	return err
 }
 
-// Keep keeps what was loaded in place of what was loaded before. A handle that was
-// closed meanwhile keeps nothing.
-func (h *Unowned) Keep(prog *load.Loaded) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	switch {
-	case h.closed:
-		prog.Close()
-		return
-	case h.Loaded != nil:
-		h.Loaded.Close()
-	}
-	h.Loaded = prog
-}
-
-// Locked runs fn with the handle locked.
-func (h *Unowned) Locked(fn func() error) error {
+// Locked runs fn with the handle locked. os.ErrClosed after Close.
+func (h *Base) Locked(fn func() error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -80,6 +69,22 @@ func (h *Unowned) Locked(fn func() error) error {
 		return hook.Because(hook.ErrDefunct, "%w", err)
 	}
 	return err
+}
+
+// Keep keeps what was loaded in place of what was loaded before. A handle that was
+// closed meanwhile keeps nothing.
+func (h *Base) Keep(prog *load.Loaded) {
+	if h.Locked(func() error { h.Swap(prog); return nil }) != nil {
+		prog.Close()
+	}
+}
+
+// Swap is Keep for one who has the handle locked.
+func (h *Base) Swap(prog *load.Loaded) {
+	if h.Loaded != nil {
+		h.Loaded.Close()
+	}
+	h.Loaded = prog
 }
 
 // Gone tells an error of an object that is not there any more. That of a race that
