@@ -103,7 +103,7 @@ func wrap(name string, callee, dispatcher *ebpf.Program, stub string, flags uint
 	wrapper, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: name, Type: ebpf.Extension, AttachTarget: dispatcher, AttachTo: stub, Flags: flags, License: "GPL",
 		Instructions: asm.Instructions{
-			btf.WithFuncMetadata(asm.LoadMapPtr(asm.R2, slot.FD()), code.Function(name)).WithSymbol(name),
+			btf.WithFuncMetadata(asm.LoadMapPtr(asm.R2, slot.FD()), code.Global(name)).WithSymbol(name),
 			asm.Mov.Imm(asm.R3, 0),
 			asm.FnTailCall.Call(),
 			asm.Mov.Imm(asm.R0, missing),

@@ -70,7 +70,7 @@ func lookalike(t *testing.T, name string, types bool, maps ...*ebpf.MapSpec) *eb
 	t.Helper()
 	first := asm.Mov.Imm(asm.R0, int32(hook.Pass))
 	if types {
-		first = btf.WithFuncMetadata(first, code.Function(name))
+		first = btf.WithFuncMetadata(first, code.Global(name))
 	}
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: name, Type: ebpf.XDP, License: "GPL",

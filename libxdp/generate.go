@@ -33,7 +33,7 @@ type generator struct{ code.Writer }
 func generate(programs []ProgramConfig, stub func(n int) asm.Instructions) asm.Instructions {
 	g := &generator{}
 	last := len(programs) - 1
-	g.Begin(mainFunction)
+	g.Begin(code.Global(mainFunction))
 	if last > 0 {
 		g.Emit(asm.Mov.Reg(asm.R6, asm.R1))
 	}
@@ -49,7 +49,7 @@ func generate(programs []ProgramConfig, stub func(n int) asm.Instructions) asm.I
 		}
 	}
 	for n := range programs {
-		g.Begin(stubFunction(n))
+		g.Begin(code.Global(stubFunction(n)))
 		g.Emit(stub(n)...)
 	}
 	return g.Insns

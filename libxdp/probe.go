@@ -23,7 +23,7 @@ func Supported() error {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: name, Type: ebpf.Extension, AttachTarget: dispatcher, AttachTo: stub, License: "GPL",
 		Instructions: asm.Instructions{
-			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), code.Function(name)).WithSymbol(name),
+			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), code.Global(name)).WithSymbol(name),
 			asm.Return(),
 		},
 	})

@@ -15,10 +15,6 @@ except the second were dropped.
 | the same, with the context on the stack instead of in a register | 263 | 129 ±8% |
 | the same, with verdicts compared by subtraction | 273 | 124 ±8% |
 | functions for two members: one called, the next tail-called | 276 | 127 ±9% |
-| static functions instead of global ones | 263 | |
-
-Static functions load on 7.2, where the verifier knows that a tail call returns to the caller of its function. Older
-verifiers take the value behind the tail call for the only one. Static functions save nothing.
 
 A slot in the middle executes 27 instructions on x86-64. Five of them are the dispatcher's own choice: the context into
 its register, the call's counter of tail calls (loaded before each call in a program with tail calls), call, compare,

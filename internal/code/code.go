@@ -38,17 +38,23 @@ func (w *Writer) Emit(insns ...asm.Instruction) {
 // Label names the next instruction.
 func (w *Writer) Label(name string) { w.pending = name }
 
-// Begin begins a Function with the next instruction.
-func (w *Writer) Begin(name string) { w.BeginAs(name, name) }
+// Begin begins a function with the next instruction. Its label is its name.
+func (w *Writer) Begin(fn *btf.Func) { w.BeginAs(fn.Name, fn) }
 
-// BeginAs is Begin for a function that is shown under another name than its
-// label.
-func (w *Writer) BeginAs(label, name string) { w.pending, w.fn = label, Function(name) }
+// BeginAs is Begin for a function with a label that is not its name.
+func (w *Writer) BeginAs(label string, fn *btf.Func) { w.pending, w.fn = label, fn }
 
-// Function returns a global XDP function. The verifier checks such a function by
+// Global returns a global XDP function. The verifier checks such a function by
 // itself, so freplace can replace it.
-func Function(name string) *btf.Func {
+func Global(name string) *btf.Func {
 	return &btf.Func{Name: name, Type: function, Linkage: btf.GlobalFunc}
+}
+
+// Static returns a static XDP function. The kernel lets freplace replace global
+// functions only (btf_check_func_type_match, kernel/bpf/btf.c), so nobody can put
+// another function in its place.
+func Static(name string) *btf.Func {
+	return &btf.Func{Name: name, Type: function, Linkage: btf.StaticFunc}
 }
 
 // function is the prototype of an XDP function. The kernel knows a context by the

@@ -7,6 +7,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/code"
 )
 
 // CountingName is the name of every counting dispatcher in the kernel.
@@ -61,7 +62,7 @@ const (
 // counters, R9 the time.
 func Counting(slots []hook.Settings) asm.Instructions {
 	var g generator // not plain: a slot's function says when it is empty
-	g.Begin(CountingName)
+	g.Begin(code.Static(CountingName))
 	g.Emit(
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.Mov.Imm(asm.R7, int32(hook.Pass)),

@@ -4,7 +4,7 @@
 //
 // # Slots
 //
-// For each member but the last, the dispatcher has a small global function that
+// For each member but the last, the dispatcher has a small static function that
 // tail-calls into the member's slot, a prog array of one entry. A program that is
 // tail-called from a function returns to the caller of that function. So main gets
 // the member's verdict and decides whether the next member runs. The last member's
@@ -28,8 +28,13 @@
 //	  10: (18) r2 = map[id:933794]
 //	  12: (b7) r3 = 0
 //	  13: (85) call bpf_tail_call#12
-//	  14: (b7) r0 = 2
-//	  15: (95) exit
+//	  14: (85) call bpf_user_rnd_u32#23440
+//	  15: (77) r0 >>= 32
+//	  16: (04) w0 += 2
+//	  17: (95) exit
+//
+// The instructions 14 and 15 make a 0 that is any number to the verifier: see the
+// comment at anything, generate.go.
 //
 // If a member continues on other verdicts than pass, main also keeps the last
 // verdict in a register, and an empty slot returns a value of its own instead of
@@ -52,7 +57,8 @@
 // them, and a chain of one sealed member is that program.
 //
 // A larger member becomes a global function. The verifier checks it once by itself,
-// and not once for each path through it and the members after it. If the verifier
+// and not once for each path through it and the members after it. freplace can
+// replace such a function, and no other of a dispatcher. If the verifier
 // refuses the members in main together, all become functions. If it refuses that
 // too, the caller finds out which member it is and links the others without it.
 //

@@ -30,10 +30,9 @@ func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 // For each slot but the last, main calls a function that tail-calls into the
 // slot's prog array; the tail-called program returns to main. When the slot is
 // empty the tail call falls through, and the function returns the slot's default.
-// These functions must be global: the verifier does not follow tail calls, so it
-// would conclude that a static function always returns the default. The last
-// member's verdict is always the chain's verdict, so main tail-calls the last
-// member itself and does not return.
+// The last member's verdict is always the chain's verdict, so main tail-calls the
+// last member itself and does not return. These functions and main are static, so
+// that freplace can put nothing in their place.
 //
 // The verdict of a chain is the verdict of the last member that ran, or PASS if no
 // member ran. Comparisons are on 32 bits, because the kernel reads 32 bits of the
@@ -41,7 +40,8 @@ func SlotRef(i int) string { return fmt.Sprintf("slot_%d", i) }
 //
 // Members with a code at their index in codes are linked into the dispatcher; with
 // nil for codes, none are. A linked member is a global function, so the verifier
-// checks it once by itself, not again for each path of the members before it. With
+// checks it once by itself, not again for each path of the members before it; the
+// price is that freplace can replace it. With
 // inline, small main functions replace their calls. That is faster for packets and
 // more work for the verifier. An only member never needs a call.
 func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
@@ -50,7 +50,7 @@ func Link(slots []hook.Settings, codes []*Code, inline bool) asm.Instructions {
 		g.plain = g.plain && s.ContinueOn == hook.SetOf(hook.Pass)
 	}
 
-	g.Begin(ProgramName)
+	g.Begin(code.Static(ProgramName))
 	if len(slots) > 1 {
 		g.Emit(g.context.store(asm.R1))
 	}
@@ -189,9 +189,23 @@ func (g *generator) finish(i int, s hook.Settings) {
 
 // slot emits the function that runs the member at i.
 func (g *generator) slot(i int, s hook.Settings) {
-	g.Begin(SlotFunc(i))
+	g.Begin(code.Static(SlotFunc(i)))
 	g.tailCall(i)
-	g.Emit(asm.Mov.Imm(asm.R0, missing(s, g.plain)), asm.Return())
+	g.Emit(anything...)
+	if value := missing(s, g.plain); value != 0 {
+		g.Emit(asm.Add.Imm32(asm.R0, value))
+	}
+	g.Emit(asm.Return())
+}
+
+// anything is 0, but any 32-bit number to the verifier: what is left of a random
+// 32-bit number after a shift by 32. The verifier of most kernels does not follow
+// tail calls (Linux 7.2 does, 6.12 does not). Of a static function that ends with a
+// constant they would conclude that it always returns the constant, and take the
+// code for all other verdicts out.
+var anything = asm.Instructions{
+	asm.FnGetPrandomU32.Call(),
+	asm.RSh.Imm(asm.R0, 32),
 }
 
 // tailCall runs the member at i. It falls through only if the slot is empty.

@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/code"
 )
 
 // CodeMapRef is the symbol by which the code of the member at i refers to the
@@ -165,7 +166,7 @@ func (l *layout) parts(i int) (main, others asm.Instructions) {
 // function emits the linked member at i as a function.
 func (g *generator) function(i int) {
 	main, others := g.parts(i)
-	g.BeginAs(SlotFunc(i), g.codes[i].Name)
+	g.BeginAs(SlotFunc(i), code.Global(g.codes[i].Name))
 	g.Emit(main...)
 	g.Emit(others...)
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -22,6 +24,7 @@ type Feature string
 // The features that tests depend on.
 const (
 	FeatureCallbacks     Feature = "callbacks"      // program functions that a helper calls
+	FeatureLinkTarget    Feature = "link-target"    // links of freplace say what they extend
 	FeatureNetNSCookie   Feature = "netns-cookie"   // namespaces have numbers that are never reused
 	FeatureFrags         Feature = "frags"          // XDP programs that can handle packets in fragments
 	FeaturePerfLink      Feature = "perf-link"      // programs of perf events with links
@@ -30,6 +33,7 @@ const (
 	FeatureXDPKfuncs     Feature = "xdp-kfuncs"     // kernel functions that XDP programs may call
 	FeatureTCX           Feature = "tcx-link"       // links on tcx/*
 	FeatureCgroupOrder   Feature = "cgroup-order"   // a program can be attached before or after another on a cgroup
+	FeatureSlotsAlone    Feature = "slots-alone"    // what is in a prog array cannot be extended, and the other way round
 	FeatureSlotTypes     Feature = "slot-types"     // a prog array takes programs of one expected attach type only
 )
 
@@ -40,6 +44,7 @@ var features = map[Feature]struct {
 	try          func() bool
 }{
 	FeatureCallbacks:     {5, 13, nil},
+	FeatureLinkTarget:    {5, 13, nil},
 	FeatureNetNSCookie:   {5, 14, tryCookie},
 	FeatureFrags:         {5, 18, tryFrags},
 	FeaturePerfLink:      {5, 15, nil},
@@ -48,6 +53,7 @@ var features = map[Feature]struct {
 	FeatureXDPKfuncs:     {6, 4, nil},
 	FeatureTCX:           {6, 6, tryTCX},
 	FeatureCgroupOrder:   {6, 17, tryOrder},
+	FeatureSlotsAlone:    {6, 12, nil},
 	FeatureSlotTypes:     {6, 18, trySlotTypes},
 }
 
@@ -109,18 +115,14 @@ func NeedHook(t testing.TB, h hook.Hook) {
 func NeedFreplace(t testing.TB) {
 	t.Helper()
 	Require(t)
-	spec := func(name string, verdict int32) *ebpf.ProgramSpec {
-		insns := Typed(name, asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()})
-		return &ebpf.ProgramSpec{Name: name, Type: ebpf.XDP, License: license, Instructions: insns}
-	}
-	target, err := ebpf.NewProgram(spec("ldt_target", XDPPass))
+	spec := newSpec("ldt_target", nil)
+	spec.Instructions = Typed("ldt_target", asm.Instructions{asm.Mov.Imm(asm.R0, XDPPass), asm.Return()})
+	target, err := ebpf.NewProgram(spec)
 	if err != nil {
 		t.Fatalf("load a program: %v", err)
 	}
 	defer target.Close()
-	replaces := spec("ldt_freplace", XDPDrop)
-	replaces.Type, replaces.AttachTarget, replaces.AttachTo = ebpf.Extension, target, "ldt_target"
-	prog, err := ebpf.NewProgram(replaces)
+	prog, err := Extension(target, "ldt_target", XDPDrop)
 	if errors.Is(err, unix.EPERM) || errors.Is(err, ebpf.ErrNotSupported) {
 		t.Skip("this kernel refuses freplace: runs in the kernel matrix")
 	}
@@ -128,6 +130,39 @@ func NeedFreplace(t testing.TB) {
 		t.Fatalf("load a program that replaces a function: %v", err)
 	}
 	prog.Close()
+}
+
+// Extend loads a program that gives every packet the same verdict, and puts it in the place of a function of
+// the target.
+func Extend(target *ebpf.Program, function string, verdict int32) (link.Link, error) {
+	prog, err := Extension(target, function, verdict)
+	if err != nil {
+		return nil, err
+	}
+	defer prog.Close()
+	return link.AttachFreplace(nil, "", prog)
+}
+
+// Extension loads the program of [Extend].
+func Extension(target *ebpf.Program, function string, verdict int32) (*ebpf.Program, error) {
+	handle, err := target.Handle()
+	if err != nil {
+		return nil, err
+	}
+	defer handle.Close()
+	types, err := handle.Spec(nil)
+	if err != nil {
+		return nil, err
+	}
+	var replaced *btf.Func
+	if err := types.TypeByName(function, &replaced); err != nil {
+		return nil, err
+	}
+	insns := asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()}
+	insns[0] = btf.WithFuncMetadata(insns[0], &btf.Func{Name: "ldt_freplace", Type: replaced.Type, Linkage: btf.GlobalFunc})
+	return ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "ldt_freplace", Type: ebpf.Extension, AttachTarget: target, AttachTo: function, License: license, Instructions: insns,
+	})
 }
 
 // HasHook is [Has] for a hook.

@@ -162,7 +162,7 @@ func Load(t testing.TB, spec *ebpf.ProgramSpec) *ebpf.Program {
 // Typed gives an XDP program's function the type that libxdp's dispatcher requires of its components.
 func Typed(name string, insns asm.Instructions) asm.Instructions {
 	insns = slices.Clone(insns)
-	insns[0] = btf.WithFuncMetadata(insns[0], code.Function(name)).WithSymbol(name)
+	insns[0] = btf.WithFuncMetadata(insns[0], code.Global(name)).WithSymbol(name)
 	return insns
 }
 

@@ -202,7 +202,7 @@ func TestVersion(t *testing.T) {
 
 // withTypes gives a program the type of an XDP function.
 func withTypes(spec *ebpf.ProgramSpec, name string) {
-	spec.Instructions[0] = btf.WithFuncMetadata(spec.Instructions[0], code.Function(name))
+	spec.Instructions[0] = btf.WithFuncMetadata(spec.Instructions[0], code.Global(name))
 }
 
 // attach attaches a program by netlink.

@@ -79,7 +79,7 @@ func replacesFunctions() error {
 	spec := &ebpf.ProgramSpec{
 		Name: name, Type: ebpf.XDP, License: "GPL",
 		Instructions: asm.Instructions{
-			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), code.Function(name)).WithSymbol(name),
+			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), code.Global(name)).WithSymbol(name),
 			asm.Return(),
 		},
 	}
