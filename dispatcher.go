@@ -217,7 +217,14 @@ type ReadOptions struct {
 // one with nothing attached gives a chain without members.
 func Read(ctx context.Context, t Target, o ReadOptions) (*hook.Chain, error) {
 	c, err := attach.Read(ctx, t.place(o.BPFFS))
-	return c, wrap("read", t, err)
+	if err != nil {
+		return nil, wrap("read", t, err)
+	}
+	chains := []hook.Chain{*c}
+	if err := scan.Extensions(ctx, chains); err != nil {
+		return nil, wrap("read", t, err)
+	}
+	return &chains[0], nil
 }
 
 // Effective returns what runs on a hook for the sockets and processes of a
@@ -226,6 +233,9 @@ func Read(ctx context.Context, t Target, o ReadOptions) (*hook.Chain, error) {
 // have something of their own, each with all that runs for it.
 func Effective(ctx context.Context, t Target, o ReadOptions) ([]hook.Chain, error) {
 	chains, err := attach.Effective(ctx, t.place(o.BPFFS))
+	if err == nil {
+		err = scan.Extensions(ctx, chains)
+	}
 	return chains, wrap("read", t, err)
 }
 

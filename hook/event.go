@@ -50,6 +50,11 @@ const (
 	// before this member now, and did not before: By. One event for the first of
 	// the members behind it.
 	EventOvertaken EventKind = "overtaken"
+	// EventExtended: freplace has put a program in the place of a function,
+	// Extension: of the entry's program, or, when the event is not about an entry, of
+	// the dispatcher. EventRestored: it is there no more.
+	EventExtended EventKind = "extended"
+	EventRestored EventKind = "restored"
 	// EventUnreadable: a hook, or with an empty Hook a whole namespace or cgroup,
 	// could be read before and cannot now: Err. What was there counts as unchanged.
 	EventUnreadable EventKind = "unreadable"
@@ -83,6 +88,8 @@ type Event struct {
 	PositionBefore, PositionAfter, Entries int
 	// By is the entry that overtook a member, for EventOvertaken.
 	By *Member
+	// Extension is what EventExtended and EventRestored are about; else nil.
+	Extension *Extension
 	// Who did it, when that is certain; else nil.
 	Who *EventProcess
 	// Err says why, for EventUnreadable and EventMissed.
@@ -126,6 +133,8 @@ func (e Event) String() string {
 		parts = append(parts, "was "+e.From.String())
 	case EventReordered:
 		parts = append(parts, fmt.Sprintf("number %d of %d, was %d", e.PositionAfter, e.Entries, e.PositionBefore))
+	case EventExtended, EventRestored:
+		parts = append(parts, e.Extension.String())
 	case EventOvertaken:
 		parts = append(parts, fmt.Sprintf("by %s (%s)", e.By.Ref(), e.By.Kind), fmt.Sprintf("number %d of %d", e.PositionAfter, e.Entries))
 	case EventLeft, EventDefunct, EventEmptied:

@@ -2,6 +2,7 @@ package hook
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -164,6 +165,9 @@ const (
 	// StateDisplaced: whoever holds the chain's link has put a program in the
 	// place of the chain; the member is still pinned.
 	StateDisplaced State = "displaced"
+	// StateBypassed: freplace has put another function in the place of the entry's
+	// main function, or of the chain's: packets do not meet it.
+	StateBypassed State = "bypassed"
 )
 
 // A Member is one entry on a hook, in run order.
@@ -202,6 +206,9 @@ type Member struct {
 	// Detail is what else the kernel says of the entry, in words: flags of a
 	// cgroup attachment, the place of a netfilter hook.
 	Detail string
+	// Extensions are what freplace has put in the place of functions of the
+	// program, or of the function of a sealed member in the dispatcher.
+	Extensions []Extension
 }
 
 // Ref returns the reference that names the entry: a member by its name, what a
@@ -219,9 +226,36 @@ func (m *Member) Ref() Ref {
 // Named tells whether the entry can be referred to by its name.
 func (m *Member) Named() bool { return m.Kind == KindMember || m.Kind == KindLibxdp }
 
-// Protected tells whether the legacy calls (netlink, tc, PROG_ATTACH) cannot
-// remove or replace the entry by itself. For XDP see [Chain.Protected].
-func (m *Member) Protected() bool { return m.LinkID != 0 && m.State != StateDefunct }
+// Protected tells whether the entry runs, and the legacy calls (netlink, tc,
+// PROG_ATTACH) cannot remove or replace it by itself. For XDP see
+// [Chain.Protected].
+func (m *Member) Protected() bool {
+	return m.LinkID != 0 && m.State != StateDefunct && m.State != StateBypassed
+}
+
+// An Extension is a program that runs in the place of a function of another
+// program (freplace, BPF_PROG_TYPE_EXT). List, Read and Watch find those of
+// dispatchers and of all programs on hooks, from Linux 5.13.
+//
+// The kernel lets nobody extend a dispatcher of this library, but for the
+// functions of members that were sealed and are large. It lets nobody extend a
+// program in a slot from Linux 6.12; before that, the program in the slot goes on
+// with its own main function, but calls the extensions of its other functions.
+type Extension struct {
+	LinkID   uint32 // by which it is attached; the kernel detaches none of this type
+	Program  Program
+	Function string // that it runs in the place of; empty when the name is not known
+	Main     bool   // Function is the main function: no other code of the program runs
+}
+
+// String says what runs in the place of which function.
+func (x Extension) String() string {
+	function := "function " + x.Function
+	if x.Main {
+		function = "main " + function
+	}
+	return fmt.Sprintf("%s (id %d, link %d) in the place of the %s", x.Program.Name, x.Program.ID, x.LinkID, function)
+}
 
 // A Filter is the place of a tc filter, as "tc filter" names it.
 type Filter struct {
@@ -272,17 +306,26 @@ type Chain struct {
 	// every member (xdp.frags, Linux 5.18).
 	Frags bool
 	// Pins are the chain's pins in the bpffs that was looked at.
-	Pins    []string
-	Members []Member
+	Pins []string
+	// Extensions are what freplace has put in the place of other functions of the
+	// dispatcher; the members of a chain of libxdp's are not among them.
+	Extensions []Extension
+	Members    []Member
 	// Err is what could not be read, when the hook is one of a list; else nil.
 	Err error
 }
 
+// Bypassed tells whether another program runs in the place of the dispatcher, so
+// that packets meet none of the members.
+func (c *Chain) Bypassed() bool {
+	return slices.ContainsFunc(c.Extensions, func(x Extension) bool { return x.Main })
+}
+
 // Protected tells whether links hold all that is attached, so that the legacy
-// calls can replace none of it.
+// calls can replace none of it, and it runs.
 func (c *Chain) Protected() bool {
 	if c.Hook == XDP {
-		return c.LinkID != 0
+		return c.LinkID != 0 && !c.Bypassed()
 	}
 	for i := range c.Members {
 		if !c.Members[i].Protected() {

@@ -25,16 +25,18 @@ type jsonChain struct {
 	Revision uint64    `json:"revision,omitempty"`
 	// LinkID is left out when no link holds the XDP hook; Style and DispatcherID are
 	// left out when there is no chain.
-	Style         string       `json:"style,omitempty"`
-	ConfigVersion uint8        `json:"config_version,omitempty"` // of libxdp
-	LinkID        uint32       `json:"link_id,omitempty"`
-	DispatcherID  uint32       `json:"dispatcher_id,omitempty"`
-	Protected     bool         `json:"protected"`
-	Frags         bool         `json:"frags"`
-	Pins          []string     `json:"pins"`
-	Members       []jsonMember `json:"members"`
-	Error         string       `json:"error,omitempty"`
-	Held          []jsonHeld   `json:"held,omitempty"` // with --holders
+	Style         string   `json:"style,omitempty"`
+	ConfigVersion uint8    `json:"config_version,omitempty"` // of libxdp
+	LinkID        uint32   `json:"link_id,omitempty"`
+	DispatcherID  uint32   `json:"dispatcher_id,omitempty"`
+	Protected     bool     `json:"protected"`
+	Frags         bool     `json:"frags"`
+	Pins          []string `json:"pins"`
+	// Extensions are those of the dispatcher.
+	Extensions []jsonExtension `json:"extensions,omitempty"`
+	Members    []jsonMember    `json:"members"`
+	Error      string          `json:"error,omitempty"`
+	Held       []jsonHeld      `json:"held,omitempty"` // with --holders
 }
 
 type jsonNetNS struct {
@@ -46,23 +48,32 @@ type jsonNetNS struct {
 type jsonMember struct {
 	Name string `json:"name"`
 	// Priority and OnMissing are left out for entries that are not members.
-	Priority   int          `json:"priority,omitempty"`
-	ContinueBy string       `json:"continue_by"`
-	ContinueOn []string     `json:"continue_on"`
-	OnMissing  string       `json:"on_missing,omitempty"`
-	Program    *jsonProgram `json:"program"` // null for an empty slot
-	Persistent bool         `json:"persistent"`
-	Protected  bool         `json:"protected"`
-	Kind       string       `json:"kind"`
-	State      string       `json:"state"`
-	Owner      string       `json:"owner,omitempty"`
-	LinkID     uint32       `json:"link_id,omitempty"`
-	SlotID     uint32       `json:"slot_id,omitempty"`
-	TailCalls  bool         `json:"tail_calls"`
-	Sealed     bool         `json:"sealed,omitempty"` // of XDP
-	Filter     *jsonFilter  `json:"filter,omitempty"`
-	From       string       `json:"from,omitempty"`
-	Detail     string       `json:"detail,omitempty"`
+	Priority   int             `json:"priority,omitempty"`
+	ContinueBy string          `json:"continue_by"`
+	ContinueOn []string        `json:"continue_on"`
+	OnMissing  string          `json:"on_missing,omitempty"`
+	Program    *jsonProgram    `json:"program"` // null for an empty slot
+	Persistent bool            `json:"persistent"`
+	Protected  bool            `json:"protected"`
+	Kind       string          `json:"kind"`
+	State      string          `json:"state"`
+	Owner      string          `json:"owner,omitempty"`
+	LinkID     uint32          `json:"link_id,omitempty"`
+	SlotID     uint32          `json:"slot_id,omitempty"`
+	TailCalls  bool            `json:"tail_calls"`
+	Sealed     bool            `json:"sealed,omitempty"` // of XDP
+	Filter     *jsonFilter     `json:"filter,omitempty"`
+	From       string          `json:"from,omitempty"`
+	Detail     string          `json:"detail,omitempty"`
+	Extensions []jsonExtension `json:"extensions,omitempty"`
+}
+
+// A jsonExtension is what freplace has put in the place of a function.
+type jsonExtension struct {
+	Function string       `json:"function"`
+	Main     bool         `json:"main"`
+	LinkID   uint32       `json:"link_id"`
+	Program  *jsonProgram `json:"program"`
 }
 
 type jsonFilter struct {
@@ -97,6 +108,7 @@ func describeChain(c *hook.Chain, dryRun bool) jsonChain {
 		Protected:     protected(c, dryRun),
 		Frags:         c.Frags,
 		Pins:          append([]string{}, slices.Sorted(slices.Values(c.Pins))...),
+		Extensions:    describeExtensions(c.Extensions),
 		Members:       []jsonMember{},
 	}
 	if len(c.Members) > 0 && c.Hook == hook.XDP {
@@ -134,6 +146,7 @@ func describeMember(m *hook.Member) jsonMember {
 		Filter:     (*jsonFilter)(m.Filter),
 		From:       m.From,
 		Detail:     m.Detail,
+		Extensions: describeExtensions(m.Extensions),
 	}
 	for _, v := range m.ContinueOn.List() {
 		j.ContinueOn = append(j.ContinueOn, v.String())
@@ -142,6 +155,13 @@ func describeMember(m *hook.Member) jsonMember {
 		j.OnMissing = m.OnMissing.String()
 	}
 	return j
+}
+
+func describeExtensions(list []hook.Extension) (out []jsonExtension) {
+	for _, x := range list {
+		out = append(out, jsonExtension{x.Function, x.Main, x.LinkID, describeProgram(x.Program)})
+	}
+	return out
 }
 
 func describeProgram(p hook.Program) *jsonProgram {

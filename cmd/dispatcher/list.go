@@ -35,6 +35,7 @@ The column STATE says of a member
   sealed     running, as a part of the dispatcher; see "seal"
   empty      its owner is gone; the column MISSING says what happens to packets
   displaced  another process put its own program into the chain's link
+  bypassed   freplace put another program in its place; the last lines say which
   defunct    its device or cgroup is gone, and "recover" cleans up
 and of other entries
   legacy     it has no link: anyone may replace it, and "adopt" makes it a member

@@ -89,10 +89,25 @@ func (a *app) chain(b *strings.Builder, c *hook.Chain, dryRun bool) {
 		rows = append(rows, row)
 	}
 	a.table(b, "  ", rows)
+	a.extensions(b, c)
 	if wide {
 		for _, pin := range c.Pins {
 			b.WriteString("  pin " + pin + "\n")
 		}
+	}
+}
+
+// extensions writes what freplace has put in the place of functions.
+func (a *app) extensions(b *strings.Builder, c *hook.Chain) {
+	line := func(whose string, list []hook.Extension) {
+		for _, x := range list {
+			b.WriteString("  " + a.paint(a.stdout, fmt.Sprintf("freplace on %s: %v", whose, x), red) + "\n")
+		}
+	}
+	line("the dispatcher", c.Extensions)
+	for i := range c.Members {
+		m := &c.Members[i]
+		line(string(m.Ref()), m.Extensions)
 	}
 }
 
@@ -177,6 +192,8 @@ func chainParts(c *hook.Chain, wide, dryRun bool) []string {
 			parts = append(parts, "without its pins")
 		}
 		parts = append(parts, "not protected")
+	case c.Bypassed():
+		parts = append(parts, "bypassed by freplace")
 	case c.Members[0].Kind == hook.KindForeign:
 		parts = append(parts, "held by another tool")
 	case protected(c, dryRun):
@@ -305,7 +322,7 @@ func linkCell(m *hook.Member) cell {
 // stateCell is a member's state, or the kind of another entry.
 func stateCell(m *hook.Member) cell {
 	switch {
-	case m.Kind == hook.KindLibxdp && m.State == hook.StateEmpty:
+	case m.State == hook.StateBypassed, m.Kind == hook.KindLibxdp && m.State == hook.StateEmpty:
 		return cell{string(m.State), red}
 	case m.Kind != hook.KindMember:
 		return cell{string(m.Kind), yellow}

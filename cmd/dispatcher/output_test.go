@@ -65,6 +65,14 @@ func chains() []hook.Chain {
 				{Settings: hook.Settings{Priority: 50, ContinueOn: hook.SetOf(hook.Pass)}, Kind: hook.KindLibxdp, State: hook.StateEmpty},
 			},
 		},
+		{
+			Hook: hook.XDP, Target: "eth3", Ifindex: 10, NetNS: ns, Mode: hook.ModeNative, Style: hook.StyleOwned, LinkID: 5, DispatcherID: 70,
+			Extensions: []hook.Extension{{LinkID: 31, Program: program(71, "decoy"), Function: "libdispatcher", Main: true}},
+			Members: []hook.Member{{
+				Name: "guard", Settings: hook.Settings{}.WithDefaults(), Program: program(53, "guard"), Kind: hook.KindMember, State: hook.StateBypassed, SlotID: 94,
+				Extensions: []hook.Extension{{LinkID: 32, Program: program(72, "helper"), Function: "parse"}},
+			}},
+		},
 	}
 }
 

@@ -26,8 +26,9 @@ each change, until Ctrl-C.
 A member is attached, left, updated (another program), reordered, set (other
 settings), pinned or unpinned; emptied, when the owner of its slot died;
 defunct, when its device or cgroup is gone; adopted or named, when it became a
-member; or overtaken, when a program of another tool now runs before it and did
-not before. Programs of other tools have the same events. A device that has
+member; overtaken, when a program of another tool now runs before it and did not
+before; or extended, when freplace has put a program in the place of one of its
+functions, and restored, when that program is gone. Programs of other tools have the same events. A device that has
 another name, or is in another network namespace, has moved.
 
 The kernel reports some changes at once and others not at all, so watch also

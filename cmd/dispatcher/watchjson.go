@@ -8,22 +8,23 @@ import (
 
 // The JSON of an event is a contract, like the JSON of a chain.
 type jsonEvent struct {
-	Version        int          `json:"version"`
-	Time           time.Time    `json:"time"`
-	Event          string       `json:"event"`
-	jsonTarget                  // where
-	From           *jsonTarget  `json:"from,omitempty"`
-	Kind           string       `json:"kind,omitempty"`
-	Name           string       `json:"name"`
-	LinkID         uint32       `json:"link_id,omitempty"`
-	Before         *jsonMember  `json:"before"`
-	After          *jsonMember  `json:"after"`
-	PositionBefore int          `json:"position_before,omitempty"`
-	PositionAfter  int          `json:"position_after,omitempty"`
-	Entries        int          `json:"entries"`
-	By             *jsonMember  `json:"by,omitempty"`
-	Who            *jsonProcess `json:"who,omitempty"`
-	Error          string       `json:"error,omitempty"`
+	Version        int            `json:"version"`
+	Time           time.Time      `json:"time"`
+	Event          string         `json:"event"`
+	jsonTarget                    // where
+	From           *jsonTarget    `json:"from,omitempty"`
+	Kind           string         `json:"kind,omitempty"`
+	Name           string         `json:"name"`
+	LinkID         uint32         `json:"link_id,omitempty"`
+	Before         *jsonMember    `json:"before"`
+	After          *jsonMember    `json:"after"`
+	PositionBefore int            `json:"position_before,omitempty"`
+	PositionAfter  int            `json:"position_after,omitempty"`
+	Entries        int            `json:"entries"`
+	By             *jsonMember    `json:"by,omitempty"`
+	Extension      *jsonExtension `json:"extension,omitempty"`
+	Who            *jsonProcess   `json:"who,omitempty"`
+	Error          string         `json:"error,omitempty"`
 }
 
 type jsonTarget struct {
@@ -47,6 +48,9 @@ func describeEvent(e *hook.Event) jsonEvent {
 		PositionBefore: e.PositionBefore, PositionAfter: e.PositionAfter, Entries: e.Entries,
 		Who: (*jsonProcess)(e.Who), Error: oneLine(e.Err),
 	}
+	if e.Extension != nil {
+		j.Extension = &describeExtensions([]hook.Extension{*e.Extension})[0]
+	}
 	if e.From != nil {
 		from := describeTarget(e.From)
 		j.From = &from
@@ -59,7 +63,7 @@ func describeEvent(e *hook.Event) jsonEvent {
 		d.ContinueBy = "program"
 		d.Protected = m.Protected()
 		if e.Hook == hook.XDP {
-			d.ContinueBy, d.Protected = "chain", e.LinkID != 0
+			d.ContinueBy, d.Protected = "chain", e.LinkID != 0 && m.State != hook.StateBypassed
 		}
 		return &d
 	}

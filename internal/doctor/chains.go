@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -24,6 +25,7 @@ func (e *exam) chain(c *hook.Chain) {
 	for i := range c.Members {
 		e.displaced(c, &c.Members[i])
 	}
+	e.extended(c)
 	if !c.Ours() {
 		return
 	}
@@ -87,6 +89,49 @@ func (e *exam) displaced(c *hook.Chain, m *hook.Member) {
 	e.add(f)
 }
 
+// extended is what freplace has put in the place of functions, of the dispatcher and
+// of members.
+func (e *exam) extended(c *hook.Chain) {
+	for _, x := range c.Extensions {
+		f := at(c, "extended", hook.LevelNote)
+		f.Text = e.extension(x, ", of the dispatcher")
+		if x.Main {
+			f.Level = hook.LevelBroken
+			f.Text = e.extension(x, ": packets meet no member until the next change of the chain, which builds another dispatcher")
+		}
+		e.add(f)
+	}
+	for i := range c.Members {
+		if m := &c.Members[i]; m.Named() {
+			for _, x := range m.Extensions {
+				e.extendedMember(c, m, x)
+			}
+		}
+	}
+}
+
+func (e *exam) extendedMember(c *hook.Chain, m *hook.Member, x hook.Extension) {
+	f := at(c, "extended", hook.LevelNote)
+	f.Member = m.Name
+	f.Text = e.extension(x, "")
+	if x.Main && m.State == hook.StateBypassed {
+		f.Level = hook.LevelBroken
+		f.Text = e.extension(x, ": packets do not meet the member until it is replaced")
+		if m.Sealed {
+			f.Text = e.extension(x, ": packets do not meet the member until it is back in its slot")
+			f.Mend = e.on(c, "unseal")
+		}
+	}
+	e.add(f)
+}
+
+// extension says what is where, and who can take it away: the kernel detaches no
+// such link (bpf_tracing_link_lops, kernel/bpf/syscall.c).
+func (e *exam) extension(x hook.Extension, effect string) string {
+	holders := kernel.Command("", e.bpffs, "holders", "--link", fmt.Sprint(x.LinkID))
+	return fmt.Sprintf("freplace has put %v%s; \"%s\" tells which process can close the link", x, effect, holders)
+}
+
 // unreadable says what could not be read.
 func (e *exam) unreadable(c *hook.Chain) {
 	f := at(c, "unreadable", hook.LevelDrift)
@@ -105,7 +150,7 @@ func (e *exam) unreadable(c *hook.Chain) {
 
 // unprotected is a chain that netlink carries.
 func (e *exam) unprotected(c *hook.Chain) {
-	if c.Protected() || len(c.Members) == 0 {
+	if c.LinkID != 0 || len(c.Members) == 0 {
 		return
 	}
 	f := at(c, "unprotected", hook.LevelDrift)

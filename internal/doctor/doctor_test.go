@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"fmt"
 	"io/fs"
 	"strings"
 	"testing"
@@ -126,4 +127,43 @@ func TestStrays(t *testing.T) {
 func TestCommandNowhere(t *testing.T) {
 	e := exam{bpffs: "/sys/fs/bpf"}
 	qt.Check(t, qt.Equals(e.on(&hook.Chain{Hook: hook.XDP}, "adopt"), ""))
+}
+
+// What freplace has put in the place of functions is as bad as what becomes of the packets.
+func TestExtended(t *testing.T) {
+	list := func(function string, main bool) []hook.Extension {
+		return []hook.Extension{{LinkID: 30, Program: hook.Program{ID: 9, Name: "decoy"}, Function: function, Main: main}}
+	}
+	member := func(kind hook.Kind, state hook.State, sealed bool, main bool) hook.Chain {
+		return hook.Chain{Members: []hook.Member{{Name: "a", Kind: kind, State: state, Sealed: sealed, Extensions: list("f", main)}}}
+	}
+	for _, test := range []struct {
+		chain hook.Chain
+		want  string // level and member
+		text  string // behind "in the place of the"
+		mend  string
+	}{
+		{hook.Chain{}, "", "", ""},
+		{hook.Chain{Extensions: list("libdispatcher", true)}, "broken", "main function libdispatcher: packets meet no member until .*", ""},
+		{hook.Chain{Extensions: list("f", false)}, "note", "function f, of the dispatcher", ""},
+		{member(hook.KindMember, hook.StateBypassed, false, true), "broken a", "main function f: packets do not meet the member .*", ""},
+		{member(hook.KindMember, hook.StateBypassed, true, true), "broken a", "main function f: packets do not meet the member .*", "dispatcher unseal xdp eth0"},
+		{member(hook.KindMember, hook.StateRunning, false, true), "note a", "main function f", ""},
+		{member(hook.KindMember, hook.StateRunning, false, false), "note a", "function f", ""},
+		{member(hook.KindForeign, hook.StateBypassed, false, true), "", "", ""},
+	} {
+		e := exam{bpffs: "/sys/fs/bpf"}
+		test.chain.Hook, test.chain.Target = hook.XDP, "eth0"
+		e.extended(&test.chain)
+		if test.want == "" {
+			qt.Check(t, qt.HasLen(e.found, 0))
+			continue
+		}
+		qt.Assert(t, qt.HasLen(e.found, 1))
+		f := e.found[0]
+		qt.Check(t, qt.Equals(strings.TrimSpace(fmt.Sprintf("%s %s", f.Level, f.Member)), test.want))
+		qt.Check(t, qt.Matches(f.Text, `freplace has put decoy \(id 9, link 30\) in the place of the `+test.text+
+			`; "dispatcher holders --link 30" tells which process can close the link`))
+		qt.Check(t, qt.Equals(f.Mend, test.mend))
+	}
 }

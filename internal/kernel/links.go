@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/libdispatcher/dispatcher/hook"
 )
@@ -20,6 +21,11 @@ type LinkInfo struct {
 	NetNS    uint64 // inode
 	// Of netfilter.
 	Netfilter *link.NetfilterInfo
+	// Of freplace: the program whose function it replaces, and the function in that
+	// program's types. Zero before Linux 5.13 (bpf_tracing_link_fill_link_info,
+	// kernel/bpf/syscall.c), and for all other links.
+	Extends  uint32
+	Function btf.TypeID
 }
 
 // Gone tells whether the device or cgroup of the link is gone. Of netfilter the
@@ -76,12 +82,17 @@ func LinkInfoOf(l link.Link) (*LinkInfo, error) {
 		li.NetNS, li.Attach = uint64(info.NetNs().NetnsInode), ebpf.AttachType(info.NetNs().AttachType)
 	case link.NetfilterType:
 		li.Netfilter, li.Attach = info.Netfilter(), ebpf.AttachNetfilter
+	case link.TracingType:
+		// Only programs of freplace have no attach type.
+		if t := info.Tracing(); t != nil && ebpf.AttachType(t.AttachType) == ebpf.AttachNone {
+			li.Extends, li.Function = t.TargetObjectId, t.TargetBtfId
+		}
 	}
 	return li, nil
 }
 
-// AllLinks returns the links on hooks of the network. Those that come and go
-// meanwhile may be missing.
+// AllLinks returns the links on hooks of the network, and those of freplace. Those
+// that come and go meanwhile may be missing.
 func AllLinks() ([]LinkInfo, error) {
 	var list []LinkInfo
 	var it link.Iterator
@@ -94,6 +105,10 @@ func AllLinks() ([]LinkInfo, error) {
 		switch li.Type {
 		case link.XDPType, link.TCXType, link.NetkitType, link.CgroupType, link.NetNsType, link.NetfilterType:
 			list = append(list, *li)
+		case link.TracingType:
+			if li.Extends != 0 {
+				list = append(list, *li)
+			}
 		}
 	}
 	if err := it.Err(); err != nil {

@@ -88,6 +88,7 @@ func (s *scan) all(ctx context.Context) ([]hook.Chain, error) {
 	if s.NetNS == "" {
 		s.add(s.reader.Defunct(ctx))
 	}
+	s.extensions()
 	return s.chains, nil
 }
 

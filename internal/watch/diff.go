@@ -8,8 +8,8 @@ import (
 )
 
 // Diff tells what changed between two looks, in this order: what moved; what
-// went; what changed; what came, oldest first; who was overtaken. The second look
-// is one that [Settle] has been over.
+// went; what changed; what came, oldest first; who was overtaken; what freplace has
+// put in the place of functions. The second look is one that [Settle] has been over.
 func Diff(before, after *Look) []hook.Event {
 	d := &diff{before: entries(before.Chains), after: entries(after.Chains), look: after}
 	match(d.before, d.after)
@@ -24,6 +24,7 @@ func Diff(before, after *Look) []hook.Event {
 	}
 	d.came()
 	d.overtaken(stayed)
+	d.extended()
 	return d.events
 }
 
@@ -36,6 +37,9 @@ func Initial(now *Look, present bool) []hook.Event {
 		if present {
 			d.add(hook.EventPresent, nil, &d.after[i])
 		}
+	}
+	if present {
+		d.extended()
 	}
 	return d.events
 }
@@ -156,6 +160,7 @@ func (d *diff) stayed() []bool {
 // changed reports what became of an entry that is in both looks.
 func (d *diff) changed(b, a *entry, stays bool) {
 	was, is := b.m, a.m
+	wasIn, isIn := stateOf(was), stateOf(is)
 	switch {
 	case is.State == hook.StateDefunct:
 		return // it left
@@ -165,14 +170,14 @@ func (d *diff) changed(b, a *entry, stays bool) {
 	case was.Kind != is.Kind || is.Kind == hook.KindMember && was.Name != is.Name:
 		d.add(hook.EventNamed, b, a)
 		return
-	case was.State == hook.StateEmpty && was.SlotID == is.SlotID && is.State == hook.StateRunning:
+	case wasIn == hook.StateEmpty && was.SlotID == is.SlotID && isIn == hook.StateRunning:
 		d.add(hook.EventUpdated, b, a)
-	case was.State != is.State && is.State == hook.StateRunning:
+	case wasIn != isIn && isIn == hook.StateRunning:
 		d.add(hook.EventAttached, b, a)
 		return
-	case was.State != is.State && is.State == hook.StateEmpty:
+	case wasIn != isIn && isIn == hook.StateEmpty:
 		d.add(hook.EventEmptied, b, a)
-	case was.State != is.State:
+	case wasIn != isIn:
 		d.add(hook.EventDisplaced, b, a)
 		return
 	case was.Program.ID != is.Program.ID:
@@ -194,6 +199,51 @@ func (d *diff) changed(b, a *entry, stays bool) {
 		}
 		d.add(kind, b, a)
 	}
+}
+
+// stateOf is the state without what freplace does to it: that has events of its own.
+func stateOf(m *hook.Member) hook.State {
+	if m.State == hook.StateBypassed {
+		return hook.StateRunning
+	}
+	return m.State
+}
+
+// extended reports what freplace has put in the place of functions, of the
+// dispatcher and of what is attached, and what is there no more.
+func (d *diff) extended() {
+	done := map[*hook.Chain]bool{}
+	for i := range d.after {
+		a := &d.after[i]
+		var b *entry
+		was := &entry{c: &hook.Chain{}, m: &hook.Member{}}
+		if a.is >= 0 {
+			b = &d.before[a.is]
+			was = b
+		}
+		if !done[a.c] && (b != nil || a.pos == len(a.c.Members)) {
+			done[a.c] = true
+			d.compare(was.c.Extensions, a.c.Extensions, func(kind hook.EventKind) *hook.Event {
+				d.events = append(d.events, hook.Event{Kind: kind, EventTarget: targetOf(a.c), LinkID: a.c.LinkID, Entries: len(a.c.Members)})
+				return &d.events[len(d.events)-1]
+			})
+		}
+		d.compare(was.m.Extensions, a.m.Extensions, func(kind hook.EventKind) *hook.Event { return d.add(kind, b, a) })
+	}
+}
+
+// compare reports the extensions that are on one list only.
+func (d *diff) compare(before, after []hook.Extension, add func(hook.EventKind) *hook.Event) {
+	report := func(kind hook.EventKind, list, others []hook.Extension) {
+		for i := range list {
+			same := func(x hook.Extension) bool { return x.LinkID == list[i].LinkID }
+			if !slices.ContainsFunc(others, same) {
+				add(kind).Extension = &list[i]
+			}
+		}
+	}
+	report(hook.EventRestored, before, after)
+	report(hook.EventExtended, after, before)
 }
 
 // came reports the new ones. The kernel counts ids up.

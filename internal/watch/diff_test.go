@@ -93,6 +93,9 @@ func words(events []hook.Event) []string {
 const tcx, cg = hook.TCXIngress, hook.CgroupSKBIngress
 
 func TestDiff(t *testing.T) {
+	extension := []hook.Extension{{LinkID: 30}}
+	replaced := func(c *hook.Chain) { c.Members[0].Extensions = extension }
+	bypassed := func(c *hook.Chain) { c.Extensions = extension }
 	elsewhere := func(c *hook.Chain) { c.NetNS.Cookie, c.Ifindex = 101, 5 }
 	gone := func(c *hook.Chain) { c.Target, c.Ifindex, c.CgroupID, c.NetNS = "", 0, 0, hook.NetNS{} }
 	for name, test := range map[string]struct {
@@ -180,6 +183,16 @@ func TestDiff(t *testing.T) {
 		"a filter reordered":       {look(at(hook.TCIngress, "eth0", "filter a:7/7=1", "filter b:9/9=2")), look(at(hook.TCIngress, "eth0", "filter b:9/9=2", "filter a:20/20=1")), []string{"reordered filter a 1>2/2"}},
 		"a cgroup twice":           {look(at(cg, "/a", "a:1/1=1")), look(at(cg, "/a", "a:1/1=1", "b:2/2=1")), []string{"attached b 0>2/2"}},
 		"a cgroup of another id":   {look(at(cg, "/a", "legacy=1")), look(on(at(cg, "/a", "legacy=1"), func(c *hook.Chain) { c.CgroupID = 78 })), []string{"left legacy 1>0/0", "attached legacy 0>1/1"}},
+		"extended":                 {look(at(tcx, "eth0", "a:10/1=1")), look(on(at(tcx, "eth0", "a:10/1=1(bypassed)"), replaced)), []string{"extended a 1>1/1"}},
+		"extended from the start":  {look(), look(on(at(tcx, "eth0", "a:10/1=1(bypassed)"), replaced)), []string{"attached a 0>1/1", "extended a 0>1/1"}},
+		"extended all the time":    {look(on(at(tcx, "eth0", "a:10/1=1(bypassed)"), replaced)), look(on(at(tcx, "eth0", "a:10/1=1(bypassed)"), replaced)), nil},
+		"restored":                 {look(on(at(tcx, "eth0", "a:10/1=1(bypassed)"), replaced)), look(at(tcx, "eth0", "a:10/1=1")), []string{"restored a 1>1/1"}},
+		"restored by an update":    {look(on(at(tcx, "eth0", "a:10/1=1(bypassed)"), replaced)), look(at(tcx, "eth0", "a:10/1=2")), []string{"updated a 1>1/1", "restored a 1>1/1"}},
+		"extended and left":        {look(on(at(tcx, "eth0", "a:10/1=1(bypassed)"), replaced)), look(), []string{"left a 1>0/0"}},
+		"XDP extended":             {look(at(hook.XDP, "eth0", "a:1/5=1", "b:2/6=2")), look(on(at(hook.XDP, "eth0", "a:1/5=1(bypassed)", "b:2/6=2(bypassed)"), bypassed)), []string{"extended xdp"}},
+		"XDP restored by a change": {look(on(at(hook.XDP, "eth0", "b:2/6=2(bypassed)"), bypassed)), look(at(hook.XDP, "eth0", "a:1/5=1", "b:2/6=2")), []string{"attached a 0>1/2", "restored xdp"}},
+		"XDP extended at once":     {look(), look(on(at(hook.XDP, "eth0", "a:1/5=1(bypassed)", "b:2/6=2(bypassed)"), bypassed)), []string{"attached a 0>1/2", "attached b 0>2/2", "extended xdp"}},
+		"XDP emptied and extended": {look(at(hook.XDP, "eth0", "a:1/5=1")), look(on(at(hook.XDP, "eth0", "a:1/5=0(empty)"), bypassed)), []string{"emptied a 1>1/1", "extended xdp"}},
 		"XDP attached":             {look(), look(on(at(hook.XDP, "eth0", "a:1/5=1"), byLink(3))), []string{"attached a 0>1/1"}},
 		"XDP emptied":              {look(at(hook.XDP, "eth0", "a:1/5=1")), look(at(hook.XDP, "eth0", "a:1/5=0(empty)")), []string{"emptied a 1>1/1"}},
 		"XDP left empty":           {look(at(hook.XDP, "eth0", "a:1/5=0(empty)", "b:2/6=1")), look(at(hook.XDP, "eth0", "b:2/6=1")), []string{"left a 1>0/1"}},

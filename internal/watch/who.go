@@ -115,6 +115,8 @@ func (c *calls) who(e *hook.Event, all []hook.Event) *hook.EventProcess {
 		if e.By.LinkID != 0 {
 			return c.one(c.about(e.By.LinkID, create))
 		}
+	case hook.EventExtended:
+		return c.one(c.about(e.Extension.LinkID, create))
 	case hook.EventPinned:
 		// Which object it was about is not known: so only if there is one at all.
 		return c.one(c.matching(func(x call) bool { return x.cmd == unix.BPF_OBJ_PIN }))
