@@ -12,7 +12,7 @@ import (
 // ConvertOptions are how a chain goes over to the other style. The zero value is
 // useful.
 type ConvertOptions struct {
-	// Programs are where members are to be had from, by name or as "id:PROG". A
+	// Programs are the sources of the members' programs, by name or as "id:PROG". A
 	// program from a file goes on with the maps of the one that it replaces. Default:
 	// each member's program as it is loaded, where the kernel lets that be called
 	// from the other dispatcher.

@@ -22,11 +22,11 @@ type Explainer struct {
 	e      *explain.Explainer
 }
 
-// Explain gets ready to take packets through what is on a hook, one program after
-// the other as the hook runs them, off the wire (BPF_PROG_TEST_RUN): xdp, tcx/ingress,
-// tcx/egress, and of a cgroup cgroup_skb/ingress and cgroup_skb/egress, there with what the
-// cgroup has from those above. What is on the hook is read once, now. The caller closes the
-// Explainer.
+// Explain reads once, now, what is on a hook, and returns an Explainer of it. The
+// Explainer runs the programs one after the other, as the hook does, on packets
+// without sending them (BPF_PROG_TEST_RUN). It works on xdp, tcx/ingress, tcx/egress,
+// and on cgroup_skb/ingress and cgroup_skb/egress of a cgroup, with what the cgroup
+// inherits. The caller closes the Explainer.
 //
 // The programs run for real, with their own maps: counters count, rate limits and lists that
 // they keep change, and whoever reads their ring buffers is told. [Explainer.Maps] names the

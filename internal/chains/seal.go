@@ -209,8 +209,8 @@ func (t *trial) settle(report []hook.Sealing) error {
 }
 
 // sealedCodes returns the codes of the members that are sealed, nil when none is,
-// for a chain whose slots are open. A member whose slot has another program by
-// now, or whose code is not to be had any more, is called through its slot again.
+// for a chain whose slots are open. A member is called through its slot again
+// when the slot has another program by now, or the code is no longer available.
 func sealedCodes(c *state.Chain, slots []*ebpf.Map) []*dispatch.Code {
 	var codes []*dispatch.Code
 	for i := range c.Slots {

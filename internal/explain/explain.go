@@ -140,7 +140,7 @@ func (e *Explainer) openProgram(member int, id uint32) (*ebpf.Program, error) {
 		return nil, kernel.Errno(fmt.Sprintf("program id %d", id), err)
 	}
 	if dispatch.IsOurs(info.Name) {
-		return prog, nil // theirs are slots, which had better not be opened, see state.Slots
+		return prog, nil // its maps are slots: do not open them, see state.Slots
 	}
 	ids, _ := info.MapIDs()
 	for _, id := range ids {

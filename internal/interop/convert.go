@@ -25,7 +25,7 @@ import (
 // A ConvertRequest is how a chain of XDP goes over to the other style.
 type ConvertRequest struct {
 	To hook.Style
-	// Programs are where members are to be had from, by name or as "id:PROG".
+	// Programs are the sources of the members' programs, by name or as "id:PROG".
 	// Others are taken as they are loaded.
 	Programs map[hook.Ref]load.Source
 	// NoGap leaves the owned chain without a link.
@@ -69,8 +69,8 @@ func Convert(ctx context.Context, o *target.Opened, req ConvertRequest) error {
 	return nil
 }
 
-// source returns where a member is to be had from, and takes it out of those
-// that were given.
+// source returns the source of a member's program, and takes it out of the given
+// ones.
 func (req *ConvertRequest) source(given map[hook.Ref]load.Source, m *hook.Member) load.Source {
 	for _, ref := range []hook.Ref{hook.ProgramRef(m.Program.ID), hook.Ref(m.Name)} {
 		if src := given[ref]; src != nil {

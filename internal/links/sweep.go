@@ -156,8 +156,8 @@ func standInFor(prog *ebpf.Program) (uint32, error) {
 	if !dispatch.IsStandIn(info.Name) {
 		return 0, nil
 	}
-	// The kernel lists maps as the code comes to them: the mark, then the slot. A
-	// slot that may have no owner had better not be opened, see state.Slots.
+	// The kernel lists maps as the code comes to them: the mark, then the slot. Do
+	// not open a slot that may have no owner, see state.Slots.
 	ids, _ := info.MapIDs()
 	if len(ids) != 2 {
 		return 0, nil

@@ -16,7 +16,7 @@ func Describe(prog *ebpf.Program) (hook.Program, bool) {
 	}
 	p := kernel.DescribeInfo(info)
 	if dispatch.IsOurs(info.Name) {
-		return p, false // theirs are slots, which had better not be opened, see state.Slots
+		return p, false // its maps are slots: do not open them, see state.Slots
 	}
 	ids, _ := info.MapIDs()
 	return p, tailCalls(ids)

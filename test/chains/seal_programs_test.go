@@ -56,7 +56,7 @@ func probes(t testing.TB, n int) [][]byte {
 	return packets
 }
 
-// verdicts has the dispatcher look at packets, off the wire.
+// verdicts runs the dispatcher on packets without sending them.
 func verdicts(t testing.TB, s *scene.Scene, packets [][]byte) []uint32 {
 	t.Helper()
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(s.Read(t).DispatcherID))

@@ -136,7 +136,7 @@ func legacyCgroup(t *testing.T, p *place) {
 	if testenv.Has(t, testenv.FeatureCgroupOrder) {
 		p.join(t, 3, dispatcher.Options{})
 		p.wantRun(t, 1, 2, 3, 8)
-	} else { // where a place between is not to be had, the one behind is
+	} else { // without a place between the others, the place behind them is free
 		_, err := p.tryJoin(t, 3, dispatcher.Options{})
 		p.wantNoPlace(t, "attach", err)
 		p.join(t, 3, dispatcher.Options{Position: hook.Position{Last: true}})
