@@ -1,5 +1,4 @@
 // Package target has what all families of hooks share: the target that a user
-// names, the same target once it is opened, what a program asks for when it joins,
-// the handle that owns a member, and the order of what is on a hook. It attaches
-// nothing.
+// names, the opened target, the request of a program that joins, the handle that
+// owns a member, and the order of what is on a hook. It attaches nothing.
 package target

@@ -14,8 +14,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/load"
 )
 
-// A Handle owns a member: the member stays while one is open. The methods are
-// those of dispatcher.Link.
+// A Handle owns a member: the member stays while a handle to it is open.
+// dispatcher.Link has the same methods and documents them.
 type Handle interface {
 	Update(ctx context.Context, src load.Source) error
 	Set(ctx context.Context, settings hook.Settings) error
@@ -29,8 +29,8 @@ type Handle interface {
 	Program() (*ebpf.Program, error)
 }
 
-// A Base is what all handles have in common. It is the whole handle of a member that
-// belongs to nobody, which stays when the handle is closed.
+// A Base is what all handles have in common. It alone is the handle of a member
+// that has no owner: such a member stays when the handle is closed.
 type Base struct {
 	mu     sync.Mutex
 	Opened *Opened
@@ -41,7 +41,8 @@ type Base struct {
 // Close releases what was loaded for the member.
 func (h *Base) Close() error { return h.Release(func() error { return nil }) }
 
-// Release closes the handle with what release lets go of; once.
+// Release closes the handle: it calls release, then closes the loaded program and
+// the opened target. A second call does nothing.
 func (h *Base) Release(release func() error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -57,7 +58,8 @@ func (h *Base) Release(release func() error) error {
 	return err
 }
 
-// Locked runs fn with the handle locked. os.ErrClosed after Close.
+// Locked runs fn with the handle locked. The error is os.ErrClosed after Close, and
+// ErrDefunct when the member's network namespace is gone.
 func (h *Base) Locked(fn func() error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -71,15 +73,15 @@ func (h *Base) Locked(fn func() error) error {
 	return err
 }
 
-// Keep keeps what was loaded in place of what was loaded before. A handle that was
-// closed meanwhile keeps nothing.
+// Keep stores prog as the handle's loaded program and closes the old one. If the
+// handle was closed meanwhile, Keep closes prog instead.
 func (h *Base) Keep(prog *load.Loaded) {
 	if h.Locked(func() error { h.Swap(prog); return nil }) != nil {
 		prog.Close()
 	}
 }
 
-// Swap is Keep for one who has the handle locked.
+// Swap is Keep for a caller that has the handle locked.
 func (h *Base) Swap(prog *load.Loaded) {
 	if h.Loaded != nil {
 		h.Loaded.Close()
@@ -87,14 +89,14 @@ func (h *Base) Swap(prog *load.Loaded) {
 	h.Loaded = prog
 }
 
-// Gone tells an error of an object that is not there any more. That of a race that
-// was lost does not say so, though it may be about an object that has gone.
+// Gone reports whether err says that an object does not exist any more. The error
+// of a lost race does not count, though it may be about an object that is gone.
 func Gone(err error) bool {
 	return (errors.Is(err, hook.ErrDefunct) || errors.Is(err, fs.ErrNotExist)) && !errors.Is(err, kernel.ErrAgain)
 }
 
-// ErrGone: the target of a member is gone.
+// ErrGone says that the target of a member is gone.
 var ErrGone = hook.Because(hook.ErrDefunct, "the device is gone, or the chain was taken off it")
 
-// ErrDetached: the member is gone, and its target is there.
+// ErrDetached says that the member is gone while its target still exists.
 var ErrDetached = hook.Because(fs.ErrNotExist, "the member is gone: it was detached")

@@ -11,20 +11,22 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/load"
 )
 
-// An Entry is what counts of a program on a hook when members are put in order.
+// An Entry is what the order needs to know about a program on a hook.
 type Entry struct {
-	Program uint32 // its id
-	Link    uint32 // 0 for one without
-	Name    string // the member's; empty for what is not ours
-	// Priority is the member's.
+	Program uint32 // the program's id
+	Link    uint32 // the link's id; 0 without a link
+	Name    string // the member's name; empty for a program that is no member
+	// Priority is the member's priority.
 	Priority int
-	// Stays: the member does not leave with its owner.
+	// Stays says that the member does not leave with its owner.
 	Stays bool
-	// Leaving: another entry has taken its place, and it is about to go.
+	// Leaving says that another entry has taken this one's place: this one is about
+	// to go.
 	Leaving bool
 }
 
-// String is how a user can refer to the entry.
+// String returns the entry as a user can refer to it: by name, else by link, else
+// by program.
 func (e Entry) String() string {
 	switch {
 	case e.Name != "":
@@ -55,17 +57,19 @@ func (o Order[E]) index(is func(Entry) bool) int {
 	return slices.IndexFunc(o, func(e E) bool { return is(e.entry()) })
 }
 
-// Named returns the index of the member with that name, or -1.
+// Named returns the index of the member called name, or -1. A leaving member is
+// not found.
 func (o Order[E]) Named(name string) int {
 	return o.index(func(e Entry) bool { return e.Name == name && name != "" && !e.Leaving })
 }
 
-// WithLink returns the index of the entry with that link, or -1.
+// WithLink returns the index of the entry with the link id, or -1.
 func (o Order[E]) WithLink(id uint32) int {
 	return o.index(func(e Entry) bool { return e.Link == id })
 }
 
-// Find returns the index of the entry that ref names.
+// Find returns the index of the entry that ref names. The error is fs.ErrNotExist,
+// and lists the entries.
 func (o Order[E]) Find(ref hook.Ref) (int, error) {
 	i := -1
 	switch {
@@ -89,10 +93,11 @@ func (o Order[E]) Find(ref hook.Ref) (int, error) {
 	return -1, hook.Because(fs.ErrNotExist, "there is no %q (there are: %s)", ref, strings.Join(there, ", "))
 }
 
-// Without returns the order less the entry at i.
+// Without returns a copy of the order without the entry at i.
 func (o Order[E]) Without(i int) Order[E] { return slices.Delete(slices.Clone(o), i, i+1) }
 
-// Join returns where a new member goes, with its name and its priority.
+// Join returns the index, the name and the priority of a new member. The error is
+// fs.ErrExist when a member has the name, and ErrTaken too if it may be leaving.
 func (o Order[E]) Join(prog *load.Loaded, req Request) (i int, name string, priority int, err error) {
 	if name, err = req.NameFor(prog); err != nil {
 		return 0, "", 0, err
@@ -105,16 +110,16 @@ func (o Order[E]) Join(prog *load.Loaded, req Request) (i int, name string, prio
 	return i, name, priority, err
 }
 
-// Fit returns the priority of a new member that is to be at i.
+// Fit returns the priority of a new member at i.
 func (o Order[E]) Fit(i, asked int) (priority int, err error) {
 	return dispatch.Fit(o.ranks(), i, asked)
 }
 
-// IndexFor returns where a member with that priority goes.
+// IndexFor returns the index at which a member of the priority goes.
 func (o Order[E]) IndexFor(priority int) int { return dispatch.IndexFor(o.ranks(), priority) }
 
-// Move returns where the member at i goes among the others, and its priority then.
-// It stays at i when it need not move.
+// Move returns the index at which the member at i goes among the other entries, and
+// its new priority. A member that is in the right place already stays at i.
 func (o Order[E]) Move(i int, to hook.Position, asked int) (j, priority int, err error) {
 	if to.IsZero() && dispatch.Stays(o.ranks(), i, asked) {
 		return i, asked, nil
@@ -123,7 +128,8 @@ func (o Order[E]) Move(i int, to hook.Position, asked int) (j, priority int, err
 	return dispatch.Settle(others.ranks(), to, others.Find, asked, hook.DefaultPriority)
 }
 
-// nameTaken is the refusal of a name that a member has; one that may be leaving.
+// NameTaken returns the refusal of a name that a member has: fs.ErrExist, and
+// ErrTaken too if that member may be leaving.
 func NameTaken(name string, leaving bool) error {
 	err := hook.Because(fs.ErrExist, "there is a member %q already", name)
 	if leaving {
@@ -135,7 +141,7 @@ func NameTaken(name string, leaving bool) error {
 // A Mover moves a member.
 type Mover func(ctx context.Context, to hook.Position, priority int) error
 
-// Set is Set of a member that has a priority, and nothing else to be set.
+// Set implements Handle.Set for a member whose only setting is its priority.
 func (move Mover) Set(ctx context.Context, h hook.Hook, settings hook.Settings) error {
 	if err := checkSettings(h, settings); err != nil || settings.Priority == 0 {
 		return err
@@ -143,7 +149,7 @@ func (move Mover) Set(ctx context.Context, h hook.Hook, settings hook.Settings) 
 	return move(ctx, hook.Position{}, settings.Priority)
 }
 
-// Move is Move of a member that the kernel keeps in order.
+// Move implements Handle.Move for a member that the kernel keeps in order.
 func (move Mover) Move(ctx context.Context, to hook.Position) error {
 	if err := to.Check(); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)

@@ -8,17 +8,18 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// errTaken: the name is taken by a member that may be leaving. The kernel empties
-// a slot some 10 ms after its owner is gone (see state.Slots), and a program that
-// is started anew at once shall not be refused for that.
+// ErrTaken says that a member has the name, but may be leaving. The kernel empties
+// a slot some 10 ms after its owner is gone (see state.Slots). A program that is
+// restarted at once must not be refused for that.
 var ErrTaken = errors.New("the name is taken")
 
-// leaveWait is how long to wait for a member to leave: on a busy machine, with others who
-// look at the slot meanwhile and so keep it, 250 ms were seen not to do; on an emulated one, a second.
+// leaveWait is how long to wait for a member to leave. Other processes that read
+// the slot meanwhile keep it a while longer: on a busy machine 250 ms were not
+// enough, on an emulated machine a second was not.
 const leaveWait = 3 * time.Second
 
-// untilLeft returns what marks errTaken as an error to try again after, for
-// leaveWait from now.
+// UntilLeft returns a function that marks ErrTaken with kernel.ErrAgain, for
+// leaveWait from now. After that it returns the error as it is.
 func UntilLeft() func(error) error {
 	deadline := time.Now().Add(leaveWait)
 	return func(err error) error {

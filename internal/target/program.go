@@ -7,8 +7,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// describe reads what the kernel says about a program, and whether it makes
-// tail calls.
+// Describe returns what the kernel says about a program, and whether the program
+// makes tail calls. It returns zero values when the kernel cannot be asked.
 func Describe(prog *ebpf.Program) (hook.Program, bool) {
 	info, err := prog.Info()
 	if err != nil {
@@ -37,13 +37,14 @@ func tailCalls(maps []ebpf.MapID) bool {
 	return false
 }
 
-// programOf describes a program by its id, as far as it is still there.
+// ProgramOf describes the program with the id. It returns the id alone when the
+// program is gone.
 func ProgramOf(id uint32) hook.Program {
 	p, _ := ProgramAt(id)
 	return p
 }
 
-// programAt is programOf, and whether the program makes tail calls.
+// ProgramAt is ProgramOf, and says also whether the program makes tail calls.
 func ProgramAt(id uint32) (hook.Program, bool) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {

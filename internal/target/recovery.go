@@ -11,7 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// A Recovery is one run of recover, on the pins of one bpffs, under their lock.
+// A Recovery is one run of recover: on the pins of one bpffs, with their lock held.
 type Recovery struct {
 	*state.Locked
 	Ctx      context.Context
@@ -20,10 +20,12 @@ type Recovery struct {
 	Found    []hook.Leftover
 }
 
-// Report notes what was found.
+// Report adds f to what was found.
 func (r *Recovery) Report(f hook.Leftover) { r.Found = append(r.Found, f) }
 
-// settle collects what was not attached again, or says what kept it from that.
+// Settle reports f. If f was not attached again, Settle removes its pins, or notes
+// err as the reason why reattaching failed. done says that f needs no more work; it
+// is false in a dry run.
 func (r *Recovery) Settle(f hook.Leftover, folder string, err error) (done bool) {
 	switch {
 	case r.Reattach && err != nil:
@@ -35,14 +37,16 @@ func (r *Recovery) Settle(f hook.Leftover, folder string, err error) (done bool)
 	return !r.DryRun && f.Err == nil
 }
 
-// nowhere is that nothing of the old name is there to be attached to.
+// Nowhere returns the error for a target that does not exist any more:
+// fs.ErrNotExist.
 func Nowhere(what string) error {
 	return hook.Because(fs.ErrNotExist, "there is no %s to attach it to", what).
 		Hint("make it and recover again, or recover without --reattach to let it go")
 }
 
-// seenNS finds the namespace of old, or the one that has its place: the one that
-// it was in if that is still there, else the caller's.
+// FindNetNS finds the network namespace in which seen was attached, by its cookie,
+// or by its inode where the kernel gives no cookies. The caller closes it. The error
+// is fs.ErrNotExist, by way of Nowhere, when the namespace is gone.
 func FindNetNS(seen state.LastSeen) (*kernel.NetNS, error) {
 	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) bool {
 		id := ns.ID()
@@ -54,9 +58,9 @@ func FindNetNS(seen state.LastSeen) (*kernel.NetNS, error) {
 	return ns, err
 }
 
-// patiently runs fn, again for a while as long as what another recover attached, which
-// died before it was pinned, is not gone: the kernel releases a link some time after
-// its last descriptor.
+// Patiently runs fn, and again for a while as long as it returns ErrTaken. Another
+// recover may have attached a member and died before it pinned the member; the
+// kernel releases a link some time after the link's last descriptor is closed.
 func (r *Recovery) Patiently(fn func() error) error {
 	patience := UntilLeft()
 	return kernel.Retry(r.Ctx, func() error { return patience(fn()) })

@@ -17,9 +17,10 @@ type Request struct {
 	Mode       hook.Mode
 	Persistent bool
 	Owner      string
-	// Style of the chain to start on a free device, and to insist on elsewhere.
+	// Style is the style of the chain to start on a free device. On any other device
+	// the chain must have that style.
 	Style hook.Style
-	// ConfigVersion of a chain of libxdp that is started; 0 chooses.
+	// ConfigVersion is the version of a libxdp chain that is started; 0 chooses.
 	ConfigVersion uint8
 }
 
@@ -28,11 +29,12 @@ type Request struct {
 type AdoptRequest struct {
 	Request
 	NoGap bool
-	// Entry is which one; may be empty where there is one only.
+	// Entry is the program to adopt. It may be empty where there is only one.
 	Entry hook.Ref
 }
 
-// check completes a request and refuses what can be refused without looking.
+// Check completes the request. It returns ErrUsage for what can be refused without
+// reading the hook, and fs.ErrNotExist if a persistent member has no bpffs.
 func (r *Request) Check(o *Opened) error {
 	if err := checkSettings(o.Hook, r.Settings); err != nil {
 		return err
@@ -70,6 +72,8 @@ func (r *Request) Check(o *Opened) error {
 	return nil
 }
 
+// Executable returns the name of the running executable, or "" if that is no valid
+// name for an owner.
 func Executable() string {
 	path, err := os.Executable()
 	if name := filepath.Base(path); err == nil && hook.CheckName(name) == nil {
@@ -87,7 +91,8 @@ func checkSettings(h hook.Hook, s hook.Settings) error {
 	return nil
 }
 
-// nameFor returns the name that was asked for, else the program's.
+// NameFor returns the requested name, else the program's name. It returns ErrUsage
+// when the program's name is no valid member name.
 func (r *Request) NameFor(prog *load.Loaded) (string, error) {
 	if r.Name != "" {
 		return r.Name, nil

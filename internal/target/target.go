@@ -11,8 +11,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// A Place is where to attach: a hook of a device or a cgroup, and the bpffs to
-// pin in.
+// A Target is what the user names: a hook of a device or a cgroup, its network
+// namespace, and the bpffs to pin in.
 type Target struct {
 	Hook  hook.Hook
 	Name  string
@@ -20,16 +20,18 @@ type Target struct {
 	BPFFS string
 }
 
-// An Opened is a target that was opened.
+// An Opened is a target that was opened. Close releases it.
 type Opened struct {
 	Target
 	NS    *kernel.NetNS
-	Pins  *state.Pins // nil where there is no bpffs
-	Sweep func(*state.Locked)
-	Links []kernel.LinkInfo // known from before; may be nil
+	Pins  *state.Pins         // nil where there is no bpffs
+	Sweep func(*state.Locked) // may be nil
+	Links []kernel.LinkInfo   // the links as the caller read them before; may be nil
 }
 
-// open opens a target. sweep removes what dead processes left behind in the pins.
+// Open opens a target; the caller closes it. sweep removes what dead processes left
+// behind in the pins. The error is ErrUsage for an unknown hook, or for a cgroup with
+// a network namespace. A missing bpffs is no error: Pins is nil then.
 func Open(t Target, sweep func(*state.Locked)) (*Opened, error) {
 	if _, err := hook.Parse(string(t.Hook)); err != nil {
 		return nil, hook.Because(hook.ErrUsage, "%w", err)
@@ -50,32 +52,34 @@ func Open(t Target, sweep func(*state.Locked)) (*Opened, error) {
 	return o, nil
 }
 
-// openPins opens the pins only. fs.ErrNotExist when there is no bpffs: without one
-// the target is open all the same.
+// OpenPins opens only the pins of a target. The error is fs.ErrNotExist when there
+// is no bpffs; it comes with an opened target without pins, which can be used.
 func OpenPins(t Target, sweep func(*state.Locked)) (*Opened, error) {
 	pins, err := state.OpenPins(t.BPFFS)
 	return &Opened{Target: t, Pins: pins, Sweep: sweep}, err
 }
 
+// Close closes the network namespace. The pins hold nothing open.
 func (o *Opened) Close() { o.NS.Close() }
 
-// Command is a line that runs the dispatcher command on the target, for hints.
+// Command returns a command line that runs dispatcher on the target, for hints.
 func (t Target) Command(args ...string) string { return kernel.Command(t.NetNS, t.BPFFS, args...) }
 
-// CommandByLink is Command for a verb about a link, which is in no namespace.
+// CommandByLink is Command for a verb that names a link. Links have ids of their
+// own, so the command line names no namespace.
 func (t Target) CommandByLink(verb string, id uint32, args ...string) string {
 	words := []string{verb, "--link", strconv.FormatUint(uint64(id), 10)}
 	return kernel.Command("", t.BPFFS, append(words, args...)...)
 }
 
-// noBPFFS is the refusal to pin where that is not possible.
+// NoBPFFS returns the refusal to pin where there is no bpffs: fs.ErrNotExist.
 func (o *Opened) NoBPFFS() error {
 	return hook.Because(fs.ErrNotExist, "a persistent member is pinned, and there is no bpffs at %s", o.BPFFS).
 		Hint("mount one with \"%s\"", kernel.MountCommand(o.BPFFS))
 }
 
-// locked runs fn with the lock of the pins, where there are any, and with what
-// dead processes left behind removed. fn must not wait.
+// Locked runs fn with the lock of the pins held, after it removed what dead
+// processes left behind. Without pins fn gets nil. fn must not wait.
 func (o *Opened) Locked(ctx context.Context, fn func(*state.Locked) error) error {
 	if o.Pins == nil {
 		return fn(nil)
