@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/spf13/cobra"
+
 	"github.com/libdispatcher/dispatcher"
 )
 
@@ -55,6 +57,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func (a *app) target(hookName, name string) (dispatcher.Target, error) {
 	h, err := parseHook(hookName)
 	return dispatcher.On(h, name).In(a.netns), err
+}
+
+// withTarget is the RunE of a verb whose first words are a hook and a target. fn gets
+// the words after them.
+func (a *app) withTarget(fn func(cmd *cobra.Command, t dispatcher.Target, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		args = withoutDev(args, 1)
+		t, err := a.target(args[0], args[1])
+		if err != nil {
+			return err
+		}
+		return fn(cmd, t, args[2:])
+	}
 }
 
 func (a *app) readOptions() dispatcher.ReadOptions {

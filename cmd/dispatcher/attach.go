@@ -73,19 +73,14 @@ filter instead, which no process can hold and other tools can remove.
 		Example:           attachExample,
 		Args:              words(1, "HOOK", "TARGET", "PROGRAM"),
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, offerPrograms),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			args = withoutDev(args, 1)
-			t, err := a.target(args[0], args[1])
-			if err != nil {
-				return err
-			}
+		RunE: a.withTarget(func(cmd *cobra.Command, t dispatcher.Target, args []string) error {
 			o, err := member.options(a, cmd.Flags())
 			if err != nil {
 				return err
 			}
 			o.Position, o.Mode = place.Position, mode
 			o.Style, o.ConfigVersion = style.style, style.version
-			from, err := program.source(a, t.Hook, args[2])
+			from, err := program.source(a, t.Hook, args[0])
 			if err != nil {
 				return err
 			}
@@ -110,7 +105,7 @@ filter instead, which no process can hold and other tools can remove.
 				return err
 			}
 			return a.attached(cmd.Context(), t, link, member.hold)
-		},
+		}),
 	}
 	member.add(cmd, "the program's")
 	place.add(a, cmd)

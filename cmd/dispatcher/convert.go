@@ -80,12 +80,7 @@ protected until "adopt" gives it one.`,
   dispatcher convert xdp eth0 --style libxdp --config-version 2`,
 		Args:              words(1, "HOOK", "TARGET"),
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			args = withoutDev(args, 1)
-			t, err := a.target(args[0], args[1])
-			if err != nil {
-				return err
-			}
+		RunE: a.withTarget(func(cmd *cobra.Command, t dispatcher.Target, _ []string) error {
 			if style.style == "" {
 				return usage("--style owned protects the chain, --style libxdp shares it with C programs", "--style is missing")
 			}
@@ -126,7 +121,7 @@ protected until "adopt" gives it one.`,
 				a.note("%d members are now in %s chain", len(c.Members), map[hook.Style]string{hook.StyleOwned: "an owned", hook.StyleLibxdp: "a libxdp"}[c.Style])
 			}
 			return nil
-		},
+		}),
 	}
 	style.add(cmd, "`STYLE` of the new chain: owned or libxdp")
 	flags := cmd.Flags()

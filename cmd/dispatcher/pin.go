@@ -37,18 +37,13 @@ func (a *app) pinVerb(verb, short, long string, do func(context.Context, *dispat
 		Example:           "  dispatcher " + verb + " xdp eth0 filter",
 		Args:              words(1, "HOOK", "TARGET", "MEMBER"),
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			args = withoutDev(args, 1)
-			t, err := a.target(args[0], args[1])
-			if err != nil {
-				return err
-			}
-			link, err := dispatcher.Open(cmd.Context(), t, args[2], a.readOptions())
+		RunE: a.withTarget(func(cmd *cobra.Command, t dispatcher.Target, args []string) error {
+			link, err := dispatcher.Open(cmd.Context(), t, args[0], a.readOptions())
 			if err != nil {
 				return err
 			}
 			defer link.Close()
 			return do(cmd.Context(), link)
-		},
+		}),
 	}
 }

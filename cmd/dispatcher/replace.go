@@ -27,13 +27,8 @@ file. --new-maps starts with empty maps.
   dispatcher replace cgroup/connect4 /sys/fs/cgroup/web.slice proxy proxy-v2.o`,
 		Args:              words(1, "HOOK", "TARGET", "MEMBER", "PROGRAM"),
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers, offerPrograms),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			args = withoutDev(args, 1)
-			t, err := a.target(args[0], args[1])
-			if err != nil {
-				return err
-			}
-			from, err := program.source(a, t.Hook, args[3])
+		RunE: a.withTarget(func(cmd *cobra.Command, t dispatcher.Target, args []string) error {
+			from, err := program.source(a, t.Hook, args[1])
 			if err != nil {
 				return err
 			}
@@ -43,7 +38,7 @@ file. --new-maps starts with empty maps.
 					return err
 				}
 			}
-			link, err := dispatcher.Open(cmd.Context(), t, args[2], a.readOptions())
+			link, err := dispatcher.Open(cmd.Context(), t, args[0], a.readOptions())
 			if err != nil {
 				return err
 			}
@@ -62,7 +57,7 @@ file. --new-maps starts with empty maps.
 				a.warnTailCalls(t, info)
 			}
 			return nil
-		},
+		}),
 	}
 	program.add(cmd)
 	cmd.Flags().BoolVar(&program.newMaps, "new-maps", false, "give the new program new maps")

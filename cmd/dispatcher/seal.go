@@ -42,18 +42,13 @@ are sealed.`,
   dispatcher unseal xdp eth0`,
 		Args:              words(1, "HOOK", "TARGET"),
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			args = withoutDev(args, 1)
-			t, err := a.target(args[0], args[1])
-			if err != nil {
-				return err
-			}
+		RunE: a.withTarget(func(cmd *cobra.Command, t dispatcher.Target, _ []string) error {
 			report, err := dispatcher.Seal(cmd.Context(), t, dispatcher.SealOptions{DryRun: dryRun, BPFFS: a.bpffs})
 			if err != nil {
 				return err
 			}
 			return a.printSealings(t, report, dryRun)
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show which members would be sealed, and why the others would not")
 	return cmd
@@ -96,13 +91,8 @@ through its slot. A chain that is not sealed stays as it is.`,
 		Example:           `  dispatcher unseal xdp eth0`,
 		Args:              words(1, "HOOK", "TARGET"),
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			args = withoutDev(args, 1)
-			t, err := a.target(args[0], args[1])
-			if err != nil {
-				return err
-			}
+		RunE: a.withTarget(func(cmd *cobra.Command, t dispatcher.Target, _ []string) error {
 			return dispatcher.Unseal(cmd.Context(), t, dispatcher.UnsealOptions{BPFFS: a.bpffs})
-		},
+		}),
 	}
 }

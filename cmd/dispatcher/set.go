@@ -31,19 +31,14 @@ one. Meanwhile, on a cgroup and on tc, its program runs at both.`,
   dispatcher set cgroup_skb/egress /sys/fs/cgroup/web.slice count --first`,
 		Args:              words(1, "HOOK", "TARGET", "MEMBER"),
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			args = withoutDev(args, 1)
-			t, err := a.target(args[0], args[1])
-			if err != nil {
-				return err
-			}
+		RunE: a.withTarget(func(cmd *cobra.Command, t dispatcher.Target, args []string) error {
 			switch {
 			case settings.Settings == (hook.Settings{}) && place.IsZero():
 				return usage(seeHelp(cmd), "nothing to set; give --priority or a position, --continue-on or --on-missing")
 			case settings.Priority != 0 && !place.IsZero():
 				return usage("", "give --priority or a position, not both: a position brings a priority that fits")
 			}
-			link, err := dispatcher.Open(cmd.Context(), t, args[2], a.readOptions())
+			link, err := dispatcher.Open(cmd.Context(), t, args[0], a.readOptions())
 			if err != nil {
 				return err
 			}
@@ -60,7 +55,7 @@ one. Meanwhile, on a cgroup and on tc, its program runs at both.`,
 			}
 			a.tellSet(cmd.Context(), t, link)
 			return nil
-		},
+		}),
 	}
 	settings.add(cmd)
 	place.add(a, cmd)
