@@ -55,26 +55,30 @@ func NewPairOpts(t testing.TB, opts PairOptions) *Pair {
 		Client: NewNetNS(t), ClientDev: "veth0",
 		Server: NewNetNS(t), ServerDev: "veth1",
 	}
+	quiet(t, p.Client)
+	quiet(t, p.Server)
+	p.Client.Do(t, func() { p.settler.openSocket(t) })
+	p.Connect(t, opts)
+	return p
+}
+
+// Connect puts in the devices, where there are none or none any more, and waits until packets pass.
+func (p *Pair) Connect(t testing.TB, opts PairOptions) {
+	t.Helper()
 	index := func(n int) string {
 		if n == 0 {
 			return ""
 		}
 		return fmt.Sprintf("index %d", n)
 	}
-	quiet(t, p.Client)
-	quiet(t, p.Server)
 	p.Client.batch(t, fmt.Sprintf("link add name %s %s address %s type veth peer name %s %s address %s netns %s",
 		p.ClientDev, index(opts.ClientIfindex), clientMAC,
 		p.ServerDev, index(opts.ServerIfindex), serverMAC, p.Server.Name))
 	p.Client.batch(t, configure(p.ClientDev, ClientIPv4, ClientIPv6, ServerIPv4, ServerIPv6, serverMAC)...)
 	p.Server.batch(t, configure(p.ServerDev, ServerIPv4, ServerIPv6, ClientIPv4, ClientIPv6, clientMAC)...)
-	p.Client.Do(t, func() {
-		p.ClientIfindex = ifindex(t, p.ClientDev)
-		p.settler.openSocket(t)
-	})
+	p.Client.Do(t, func() { p.ClientIfindex = ifindex(t, p.ClientDev) })
 	p.Server.Do(t, func() { p.ServerIfindex = ifindex(t, p.ServerDev) })
 	p.waitUntilReady(t)
-	return p
 }
 
 // configure returns the ip commands that set a device's addresses and its only neighbour.

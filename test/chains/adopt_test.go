@@ -136,7 +136,7 @@ func TestAdoptGapIsShort(t *testing.T) {
 	t.Logf("took the program off in %v, put the chain on in %v", times[1].Sub(times[0]), times[2].Sub(times[1]))
 }
 
-// Who has detached its member keeps nothing on the device, though its Link is still open.
+// A detached member keeps nothing on the device, though its Link is still open.
 func TestDetachedLinkHoldsNothing(t *testing.T) {
 	s := scene.New(t)
 	gone := s.Attach(t, s.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{})

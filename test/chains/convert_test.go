@@ -84,7 +84,7 @@ func TestLibxdpMember(t *testing.T) {
 	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 	qt.Assert(t, qt.IsNil(again.Close()))
 
-	// Netlink takes off what nobody owns.
+	// Netlink takes off what no process owns.
 	s.Server.IP(t, "link", "set", "dev", s.ServerDev, "xdp", "off")
 	_, err = one.Chain(t.Context())
 	qt.Assert(t, qt.IsNil(err))
@@ -226,7 +226,7 @@ func TestConvertKeepsMaps(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := scene.New(t)
 	counting := func() dispatcher.Source {
-		spec := scene.CountingSpec()
+		spec := scene.CountingOn(hook.XDP)
 		spec.Programs = scene.Typed(spec.Programs["ldt_counting"]).Programs
 		return dispatcher.Spec(spec, dispatcher.LoadOptions{})
 	}
@@ -301,7 +301,7 @@ func TestConvertRefused(t *testing.T) {
 	s.WantNoDispatchers(t)
 }
 
-// Members of an owned chain whose programs were loaded without an expected attach
+// Members of an owned chain with programs that were loaded without an expected attach
 // type can be called from libxdp's dispatcher as they are (Linux 6.1).
 func TestConvertLoadedPrograms(t *testing.T) {
 	testenv.NeedFreplace(t)

@@ -143,7 +143,7 @@ func TestDefaultNames(t *testing.T) {
 	s.Attach(t, nameless, dispatcher.Options{Name: "named"})
 }
 
-// Two members of one name could not be told apart; the second is refused, whoever asks, until the first is gone.
+// Two members of one name could not be told apart; the second is refused, from any process, until the first is gone.
 func TestDuplicateNames(t *testing.T) {
 	s := scene.New(t)
 	prog := s.Tracer(t, 1, testenv.XDPPass)

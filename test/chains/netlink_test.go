@@ -143,7 +143,7 @@ var occupations = []struct {
 	{hook.KindForeign, hook.ModeGeneric, foreignHint},
 }
 
-// Somebody else was first: the error must say who, so that the administrator can go and talk to him, and nothing
+// Another program was first: the error must say which, so that the administrator can ask its owner, and nothing
 // may have changed.
 func TestOccupiedDevice(t *testing.T) {
 	for _, test := range occupations {

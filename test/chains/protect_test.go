@@ -16,7 +16,7 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// Until somebody protects it, a chain without a link is a chain like any other to those who use the library.
+// Until it is protected, a chain without a link is a chain like any other for the library.
 func TestUnprotectedChain(t *testing.T) {
 	s := scene.New(t)
 	s.ClearAtEnd(t)
@@ -55,7 +55,7 @@ func TestUnprotectedChain(t *testing.T) {
 	s.WantFree(t)
 }
 
-// When its owners are gone, what is left of a chain without a link lets packets pass, and whoever comes next begins anew.
+// When its owners are gone, what is left of a chain without a link lets packets pass, and the next to attach begins anew.
 func TestUnprotectedChainLeftBehind(t *testing.T) {
 	s := scene.New(t)
 	s.ClearAtEnd(t)
@@ -99,7 +99,7 @@ func TestProtect(t *testing.T) {
 		s.WantRun(t, 1, 2, 3)
 		qt.Check(t, qt.ErrorIs(s.SetXDP(t, -1, scene.LegacyFlags[mode], 0), unix.EBUSY))
 
-		// Those who joined before it was protected go on working, and their members stay.
+		// Processes that joined before it was protected go on working, and their members stay.
 		qt.Check(t, qt.IsNil(third.Set(t.Context(), scene.Priority(1))))
 		s.WantRun(t, 3, 1, 2)
 		qt.Check(t, qt.IsNil(third.Pin(t.Context())))
@@ -118,8 +118,8 @@ func TestProtect(t *testing.T) {
 	})
 }
 
-// A link that nobody would hold must not take the device: the chain would go
-// with it, and all members whose owners are idle.
+// A link that no process would hold must not take the device: the chain would go
+// with it, and all its members.
 func TestProtectForNobody(t *testing.T) {
 	s := scene.New(t)
 	s.AttachLegacy(t, testenv.DropUDPPort(t, "ldt_old", scene.Port))

@@ -131,7 +131,7 @@ func TestReplaceKeepsMapsWhileSealed(t *testing.T) {
 	s.WantFree(t)
 }
 
-// A program that is put in the place of a sealed one runs from that moment on, and not only when it has been linked: whoever
+// A program that is put in the place of a sealed one runs from that moment on, and not only when it has been linked: a process that
 // replaces it may be killed in between.
 func TestReplaceSealedAtOnce(t *testing.T) {
 	s := scene.NewSealScene(t)
@@ -193,7 +193,7 @@ func TestSealedPinRemovedByHand(t *testing.T) {
 	}
 }
 
-// Anyone who may bind a map to a program can say that this is its code. It is not believed.
+// A process that may bind a map to a program can say that this is the program's code. It is not believed.
 func TestSealForgedCode(t *testing.T) {
 	s := scene.NewSealScene(t)
 	s.Member(t, 1)

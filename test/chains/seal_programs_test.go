@@ -97,7 +97,7 @@ func numbersIn(t testing.TB, m *ebpf.Map) (numbers []uint64) {
 	return numbers
 }
 
-// coarse is a program with many instructions, whose verdict depends on all of them and on the packet.
+// coarse is a program with many instructions. Its verdict depends on all of them and on the packet.
 func coarse(name string, instructions int) *ebpf.ProgramSpec {
 	spec := testenv.VerdictSpec(name, scene.Pass)
 	insns := asm.Instructions{

@@ -189,7 +189,7 @@ func TestSealNothing(t *testing.T) {
 	qt.Assert(t, qt.DeepEquals(s.Read(t), before))
 	s.WantRun(t, 1)
 
-	// Whoever sees no pins, sees nobody who is pinned.
+	// A process that sees no pins takes no member for pinned.
 	qt.Assert(t, qt.IsNil(link.Pin(t.Context())))
 	report, err := dispatcher.Seal(t.Context(), s.Target, dispatcher.SealOptions{BPFFS: t.TempDir()})
 	qt.Assert(t, qt.IsNil(err))

@@ -82,7 +82,7 @@ func (e *exits) fate(t *testing.T) string {
 	return got
 }
 
-// A chain's verdict is that of the last member that ran. For each pair of verdicts the first member either goes on on
+// The last member that ran gives the chain's verdict. For each pair of verdicts the first member either goes on on
 // its own verdict only, or on all but that.
 func TestVerdicts(t *testing.T) {
 	scene.EachMode(t, func(t *testing.T, s *scene.Scene, mode hook.Mode) {
@@ -129,7 +129,7 @@ func TestVerdictOfTheLastMember(t *testing.T) {
 	})
 }
 
-// Who runs after whom with verdicts of every kind in the middle; the number is the member, the verdict its answer.
+// Which member runs after which, with verdicts of every kind in the middle; the number is the member, the verdict its answer.
 func TestContinueSets(t *testing.T) {
 	any := hook.SetOf(allVerdicts...)
 	scene.EachMode(t, func(t *testing.T, s *scene.Scene, mode hook.Mode) {

@@ -12,7 +12,7 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// Another device or cgroup with the same name is another one: who held members there holds none here.
+// Another device or cgroup with the same name is another one: a member of the old one is none of the new one.
 func checkReplaced(t *testing.T, p *place) {
 	one := p.join(t, 1, dispatcher.Options{})
 	two := p.join(t, 2, dispatcher.Options{Persistent: true})
@@ -110,7 +110,7 @@ func checkMoved(t *testing.T, p *place) {
 }
 
 // The kernel shuts down all qdiscs of a device that leaves its namespace (dev_shutdown, called when it does), and their
-// filters go with them. Whoever wants members there attaches them again.
+// filters go with them. Members must be attached again.
 func checkLeftBehind(t *testing.T, p *place) {
 	one, two := p.join(t, 1, dispatcher.Options{}), p.join(t, 2, dispatcher.Options{})
 	elsewhere := testenv.NewNetNS(t)
@@ -133,7 +133,7 @@ func checkPeerGone(t *testing.T, p *place) {
 	qt.Check(t, qt.IsNil(one.Detach(t.Context())))
 }
 
-// A container ends: its namespace and its devices go, whoever holds members there.
+// A container ends: its namespace and its devices go, even while processes hold members there.
 func checkNetNSGone(t *testing.T, p *place) {
 	one, two := p.join(t, 1, dispatcher.Options{}), p.join(t, 2, dispatcher.Options{Persistent: true})
 	qt.Assert(t, qt.IsNil(p.Server.Delete()))

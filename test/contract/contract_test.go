@@ -101,7 +101,7 @@ func (what promise) without(t testing.TB, h hook.Hook) string {
 	return ""
 }
 
-// Whoever knows one hook knows them all: what is promised is the same everywhere, and where it is not the
+// One hook is like another: what is promised is the same everywhere, and where it is not the
 // table says why. A hook that this kernel does not have is refused, with the kernel that has it.
 func TestContract(t *testing.T) {
 	for _, h := range hook.Hooks() {

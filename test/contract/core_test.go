@@ -18,7 +18,7 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// A program that was attached runs, and everybody can see what it is and whose.
+// A program that was attached runs, and everybody can see what it is and which member it belongs to.
 func checkAttach(t *testing.T, p *place) {
 	p.wantRun(t)
 	first := p.tracer(t, 1)
@@ -77,7 +77,7 @@ func checkAttach(t *testing.T, p *place) {
 		qt.Check(t, qt.Equals(m.Protected(), want[i].LinkID != 0))
 	}
 
-	// By name, whoever attached it; and by its link.
+	// By name, no matter which process attached it; and by its link.
 	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), p.Target, "one", p.Leave())))
 	p.wantRun(t, 2)
 	qt.Assert(t, qt.IsNil(two.Detach(t.Context())))
@@ -197,7 +197,7 @@ func (p *place) misfits(t testing.TB) map[string]*ebpf.Program {
 	return progs
 }
 
-// A member that is moved runs at its new place, and who has a Link to it does not notice.
+// A member that is moved runs at its new place, and a Link to it works as before.
 func checkSet(t *testing.T, p *place) {
 	links := map[int]*dispatcher.Link{}
 	for n := 1; n <= 4; n++ {
@@ -246,7 +246,7 @@ func checkSet(t *testing.T, p *place) {
 	qt.Assert(t, qt.IsNil(links[1].Update(t.Context(), dispatcher.Program(p.tracer(t, 1)))))
 	p.wantRunning(t, 4, 1, 2, 3)
 	if p.Target.Hook.Family() == "tc" {
-		return // nobody owns it
+		return // no process owns it
 	}
 	qt.Assert(t, qt.IsNil(links[1].Close()))
 	p.wantRunning(t, 4, 1, 2, 3)
@@ -254,7 +254,7 @@ func checkSet(t *testing.T, p *place) {
 	p.wantRunning(t, 4, 2, 3)
 }
 
-// What is pinned stays, and what is not leaves with the last who has it open.
+// What is pinned stays, and what is not leaves with the last process that has it open.
 func checkPin(t *testing.T, p *place) {
 	one, two := p.join(t, 1, dispatcher.Options{}), p.join(t, 2, dispatcher.Options{})
 	qt.Check(t, qt.HasLen(p.pinPaths(t), 0))
@@ -264,7 +264,7 @@ func checkPin(t *testing.T, p *place) {
 	qt.Check(t, qt.IsTrue(p.Read(t).Member("one").Persistent))
 	qt.Check(t, qt.IsFalse(p.Read(t).Member("two").Persistent))
 
-	// Whoever may open a pin can take the member out.
+	// A process that may open a pin can take the member out.
 	paths := append(p.pinPaths(t), filepath.Join(p.BPFFS, "libdispatcher"))
 	if p.Target.Hook != hook.XDP {
 		paths = append(paths, filepath.Join(p.BPFFS, "libdispatcher", "registry"))

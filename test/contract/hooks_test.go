@@ -129,7 +129,7 @@ func checkBeside(t *testing.T, p *place) {
 	firstID, firstLeaves := p.outsider(t, 8, "")
 	secondID, secondLeaves := p.outsider(t, 9, "one")
 	p.wantRun(t, 8, 1, 9, 2)
-	wantEntries := func(want string) { // who runs, with a star for those that are not members
+	wantEntries := func(want string) { // what runs, with a star for what is not a member
 		t.Helper()
 		var got []string
 		for _, m := range p.Read(t).Members {
@@ -143,7 +143,7 @@ func checkBeside(t *testing.T, p *place) {
 	}
 	wantEntries("8* 1 9* 2")
 
-	// Newcomers go by the members, whoever is in between.
+	// Newcomers go by the members, no matter what is in between.
 	p.join(t, 3, dispatcher.Options{Priority: 20})
 	p.wantRun(t, 8, 1, 3, 9, 2)
 	p.join(t, 4, dispatcher.Options{Priority: 5})

@@ -87,7 +87,7 @@ func legacyTCX(t *testing.T, p *place) {
 	use()
 }
 
-// Nobody owns a filter: tc leaves alone what it is not told to remove, and no more.
+// No process owns a filter: tc leaves alone what it is not told to remove, and no more.
 func legacyTC(t *testing.T, p *place) {
 	p.Server.TC(t, "qdisc", "add", "dev", p.ServerDev, "clsact")
 	p.useTC(t, "49152")

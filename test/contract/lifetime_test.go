@@ -31,7 +31,7 @@ func checkDie(t *testing.T, p *place) {
 	p.wantRunning(t, 2, 4, 1)
 }
 
-// What nobody owns says so when it is attached.
+// On clsact no process owns a member: attaching says so.
 func checkStay(t *testing.T, p *place) {
 	_, err := dispatcher.Attach(t.Context(), p.Target, dispatcher.Program(p.tracer(t, 1)), dispatcher.Options{BPFFS: p.BPFFS})
 	qt.Assert(t, qt.ErrorIs(err, dispatcher.ErrUsage))
@@ -52,7 +52,7 @@ func checkStay(t *testing.T, p *place) {
 	p.wantRunning(t)
 }
 
-// Nobody is in the way of a device or cgroup that goes, and who held a member there is told.
+// Nothing is in the way of a device or cgroup that goes, and Links to members there say that it is gone.
 func checkGone(t *testing.T, p *place) {
 	one := p.join(t, 1, dispatcher.Options{})
 	two := p.join(t, 2, dispatcher.Options{Persistent: true})

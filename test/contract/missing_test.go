@@ -31,7 +31,7 @@ func checkMissing(t *testing.T, p *place) {
 		qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported), qt.Commentf("%s", what))
 		qt.Check(t, qt.ErrorMatches(err, why), qt.Commentf("%s", what))
 	}
-	if p.Target.Hook.OnDevice() { // whose programs are loaded for all hooks of TC alike
+	if p.Target.Hook.OnDevice() { // programs for TC are loaded for all its hooks alike
 		_, err := p.tryJoin(t, 1, dispatcher.Options{})
 		qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
 		qt.Check(t, qt.ErrorMatches(err, why))

@@ -17,7 +17,6 @@ import (
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
-	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
@@ -157,7 +156,7 @@ func (p *place) wantRun(t testing.TB, numbers ...int) {
 	qt.Assert(t, qt.DeepEquals(p.ran(t), numbers))
 }
 
-// wantRunSoon is wantRun for what the kernel does in its own time, see [scene.wantRunSoon].
+// wantRunSoon is wantRun for what the kernel does in its own time, see [scene.Scene.WantRunSoon].
 func (p *place) wantRunSoon(t testing.TB, numbers ...int) {
 	t.Helper()
 	for start := time.Now(); !slices.Equal(p.ran(t), numbers); {
@@ -201,22 +200,6 @@ func (p *place) pinPaths(t testing.TB) []string {
 	return paths
 }
 
-// records are the links that the registry knows.
-func (p *place) records(t testing.TB) []uint32 {
-	t.Helper()
-	pins, err := state.OpenPins(p.BPFFS)
-	qt.Assert(t, qt.IsNil(err))
-	reg, err := pins.OpenRegistry()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	qt.Assert(t, qt.IsNil(err))
-	defer reg.Close()
-	links, err := reg.Links()
-	qt.Assert(t, qt.IsNil(err))
-	return links
-}
-
 // end takes everything out, and checks that nothing is left: no entry, no pin, no record.
 func (p *place) end(t testing.TB, gone bool) {
 	t.Helper()
@@ -230,7 +213,7 @@ func (p *place) end(t testing.TB, gone bool) {
 		scene.Soon(t, func() bool { return len(p.Read(t).Members) == 0 })
 	}
 	// The records of links that were closed go with the next change.
-	scene.Soon(t, func() bool { p.sweep(t); return len(p.records(t)) == 0 })
+	scene.Soon(t, func() bool { p.sweep(t); return len(p.Registry(t)) == 0 })
 	qt.Check(t, qt.HasLen(p.pinPaths(t), 0))
 }
 
@@ -241,7 +224,7 @@ func (p *place) sweep(t testing.TB) {
 	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
 }
 
-// outsider attaches a tracer as somebody else would who does not know of this library: before all others,
+// outsider attaches a tracer as a tool would that does not know of this library: before all others,
 // or just behind a member. It returns the id of its link, 0 where there is none, and what takes it out.
 func (p *place) outsider(t testing.TB, number int, behind string) (id uint32, leave func()) {
 	t.Helper()

@@ -109,7 +109,7 @@ func (p *place) wrongTargets(t testing.TB) map[dispatcher.Target]error {
 	}
 }
 
-// Who gives up has changed nothing.
+// A call that gives up has changed nothing.
 func checkCancel(t *testing.T, p *place) {
 	one := p.join(t, 1, dispatcher.Options{})
 	p.join(t, 2, dispatcher.Options{})
@@ -199,7 +199,7 @@ func checkFull(t *testing.T, p *place) {
 	p.wantRun(t, 1, 2)
 }
 
-// A program that is on a cgroup for itself alone leaves no room, there and below. It says who it is.
+// A program that is on a cgroup for itself alone leaves no room, there and below. The error names it.
 func checkExclusive(t *testing.T, p *place) {
 	below := p.Cgroup.Child(t, "below")
 	for flags, where := range map[uint32][]string{
@@ -232,7 +232,7 @@ func checkExclusive(t *testing.T, p *place) {
 	p.wantRunning(t, 1)
 }
 
-// A link cannot be moved, and a new one leaves with who made it: so a member that another process holds is
+// A link cannot be moved, and a new one leaves with the process that made it: so a member that another process holds is
 // moved by that process only, or when it is pinned.
 func checkHeldElsewhere(t *testing.T, p *place) {
 	owner := p.AttachIn(t, p.tracer(t, 1), dispatcher.Options{Name: "one", Priority: 10})
@@ -246,7 +246,7 @@ func checkHeldElsewhere(t *testing.T, p *place) {
 	qt.Assert(t, qt.IsNil(one.Set(t.Context(), scene.Priority(20)))) // where it is
 	qt.Check(t, qt.Equals(p.Read(t).Member("one").Priority, 20))
 
-	// The owner moves it, and who opened it follows.
+	// The owner moves it, and a Link that was opened follows.
 	qt.Assert(t, qt.IsNil(owner.Do(t, scene.Command{Op: "set", Settings: scene.Priority(40)})))
 	p.wantRunning(t, 2, 1)
 	info, err := one.Info(t.Context())
@@ -296,7 +296,7 @@ func checkTakenOut(t *testing.T, p *place) {
 	p.wantRunning(t, 3)
 }
 
-// rm -r of the whole folder is what an administrator in need will do: what was pinned leaves, and who holds a member
+// rm -r of the whole folder is what an administrator in need will do: what was pinned leaves, and a process that holds a member
 // still does, under its name.
 func checkFolderRemoved(t *testing.T, p *place) {
 	one := p.join(t, 1, dispatcher.Options{Priority: 10})
@@ -313,7 +313,7 @@ func checkFolderRemoved(t *testing.T, p *place) {
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(info.Name, "one"))
 	qt.Check(t, qt.Equals(info.Priority, 10))
-	for _, link := range p.links[:2] { // whoever holds one has its name
+	for _, link := range p.links[:2] { // each is held, and has its name
 		info, err := link.Info(t.Context())
 		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.IsNil(link.Set(t.Context(), scene.Priority(info.Priority+5))))
@@ -323,7 +323,7 @@ func checkFolderRemoved(t *testing.T, p *place) {
 	p.wantRunning(t, 1, 3, 2)
 }
 
-// Who has no bpffs has no lock, and cannot pin; the rest works, for its own members.
+// Without a bpffs a process has no lock, and cannot pin; the rest works, for its own members.
 func checkWithoutBPFFS(t *testing.T, p *place) {
 	with := p.Scene
 	p.Scene = p.WithoutBPFFS(t)

@@ -14,7 +14,7 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// What filters are for, mostly: a member that drops what nobody should see, and nothing else.
+// What filters are for, mostly: a member that drops what must not arrive, and nothing else.
 func TestContractDropsOnePort(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress, hook.TCXEgress, hook.TCIngress, hook.TCEgress} {
 		t.Run(string(h), func(t *testing.T) {

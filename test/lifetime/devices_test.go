@@ -84,7 +84,7 @@ func TestForeignTwin(t *testing.T) {
 	qt.Check(t, qt.Equals(e.Occupant.LinkID, 0))
 }
 
-// A card is pulled out and put back in. Nothing hangs, those who held members are told, and the new device, though its
+// A card is pulled out and put back in. Nothing hangs, Links to members say that they are gone, and the new device, though its
 // name and ifindex are the old one's, begins with nothing.
 func TestDeviceIsReplaced(t *testing.T) {
 	scene.EachMode(t, func(t *testing.T, s *scene.Scene, mode hook.Mode) {
@@ -123,7 +123,7 @@ func TestDeviceIsReplaced(t *testing.T) {
 	})
 }
 
-// What nobody holds any more of a device that is gone stays pinned, and is in nobody's way.
+// Pins of a device that is gone stay, and are in nobody's way.
 func TestPinsOfADeviceThatIsGone(t *testing.T) {
 	s := scene.New(t)
 	qt.Assert(t, qt.IsNil(s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{Persistent: true}).Close()))
@@ -143,7 +143,7 @@ func TestPinsOfADeviceThatIsGone(t *testing.T) {
 	qt.Check(t, qt.ErrorIs(err, dispatcher.ErrDefunct))
 }
 
-// A container ends: its namespace and its devices must go, whoever still holds a member there.
+// A container ends: its namespace and its devices must go, even while processes hold members there.
 func TestNetNSIsDeleted(t *testing.T) {
 	for name, how := range map[string]func(*scene.Scene, *dispatcher.Options){
 		"held":      func(*scene.Scene, *dispatcher.Options) {},

@@ -38,7 +38,7 @@ func TestCloseEmptiesOnlyItsSlot(t *testing.T) {
 	s.WantRun(t, 1, 3, 4)
 }
 
-// The device must be free for others once nobody wants to be on it.
+// The device must be free for others once the last member has left.
 func TestLastOwnerFreesTheDevice(t *testing.T) {
 	s := scene.New(t)
 	one := s.Attach(t, s.Tracer(t, 1, scene.Drop), dispatcher.Options{Name: "one"})
@@ -82,7 +82,7 @@ func TestClosedDoor(t *testing.T) {
 	}
 }
 
-// A closed door that nobody comes back to open must not need a reboot.
+// A closed door must be opened without a reboot, even if its owner never comes back.
 func TestDetachClosedDoor(t *testing.T) {
 	s := scene.New(t)
 	s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "first"})
@@ -210,7 +210,7 @@ func TestStoppedWithTheLock(t *testing.T) {
 	s.WantFree(t)
 }
 
-// Who gives up must have changed nothing.
+// A call that gives up must have changed nothing.
 func TestCanceled(t *testing.T) {
 	s := scene.New(t)
 	link := s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "one"})

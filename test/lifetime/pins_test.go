@@ -56,12 +56,12 @@ func TestRemovedFolder(t *testing.T) {
 	s.Clear(t)
 }
 
-// A persistent member whose slot was unpinned by hand comes back under its
+// When the pin of its slot was removed by hand, a persistent member comes back under its
 // name, whatever is left of its pins.
 func TestAttachAgainAfterRemovedPin(t *testing.T) {
 	s := scene.New(t)
 	attach := func() {
-		link, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Spec(scene.CountingSpec(), dispatcher.LoadOptions{}),
+		link, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Spec(scene.CountingOn(hook.XDP), dispatcher.LoadOptions{}),
 			dispatcher.Options{Name: "counter", Persistent: true, BPFFS: s.BPFFS, OnMissing: hook.MissingDrop})
 		qt.Assert(t, qt.IsNil(err))
 		qt.Assert(t, qt.IsNil(link.Close()))
@@ -157,7 +157,7 @@ func TestOpenPinned(t *testing.T) {
 	s.WantFree(t)
 }
 
-// The truth is in the kernel: who cannot see the pins sees the same members.
+// The truth is in the kernel: a process that cannot see the pins sees the same members.
 func TestReadFromElsewhere(t *testing.T) {
 	s := scene.New(t)
 	s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "one", Persistent: true})
@@ -208,7 +208,7 @@ func TestWithoutBPFFS(t *testing.T) {
 	s.WantFree(t)
 }
 
-// Who detaches may not see the pins: they are in another container's bpffs.
+// The process that detaches may not see the pins: they are in another container's bpffs.
 // They must not bring the member back, and go with the next change there.
 func TestDetachWithoutSeeingPins(t *testing.T) {
 	s := scene.New(t)

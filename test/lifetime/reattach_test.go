@@ -35,7 +35,6 @@ func TestReattachBesideOthers(t *testing.T) {
 		s.Attach(t, s.Tracer(t, 1, scene.Pass), dispatcher.Options{Name: "one", Persistent: true}).Close()
 		s.DeleteDevice(t)
 		s.NewDevice(t)
-		s.Server.Do(t, func() { s.ServerIfindex = scene.IfindexOf(t, s.ServerDev) })
 		theirs, _ := s.Foreign(t, s.Tracer(t, 2, scene.Pass))
 		wantNotReattached(t, s, dispatcher.ErrBusy, `.*held by link \d+ .*`)
 		qt.Check(t, qt.Equals(s.Gone(t, hook.XDP), "one(was on veth1) "))
@@ -84,13 +83,11 @@ func TestReattachTheNewest(t *testing.T) {
 	s.Clear(t)
 }
 
-// Who held a member before it was attached again has a link that does nothing. The member is not shown as gone for that.
+// A process that held a member before it was attached again has a link that does nothing. The member is not shown as gone for that.
 func TestReattachWhileHeld(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			testenv.NeedHook(t, h)
-			s := scene.New(t)
-			s.Target.Hook = h
+			s := scene.NewOn(t, h)
 			held := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true})
 			s.DeleteDevice(t)
 			s.NewDevice(t)
@@ -135,7 +132,7 @@ func TestReattachOnCgroup(t *testing.T) {
 	s.Clear(t)
 }
 
-// The number of a namespace is given again at once, and so is that of its device. A chain of the old one is not one of the new.
+// The numbers of a namespace and of its device are given again at once. A chain of the old namespace is none of the new one.
 func TestNetNSInodeReused(t *testing.T) {
 	s := scene.New(t)
 	all := []*scene.Scene{s}
@@ -188,9 +185,7 @@ func TestNetNSInodeReused(t *testing.T) {
 func TestReattach(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			testenv.NeedHook(t, h)
-			s := scene.New(t)
-			s.Target.Hook = h
+			s := scene.NewOn(t, h)
 			settings := hook.Settings{Priority: 20}
 			if h == hook.XDP {
 				settings = hook.Settings{Priority: 20, ContinueOn: hook.SetOf(hook.Pass, hook.TX), OnMissing: hook.MissingDrop}

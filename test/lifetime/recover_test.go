@@ -17,7 +17,7 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// What somebody left in the folder, by hand or by another tool, keeps nobody from anything, and stays if it is not ours.
+// What was left in the folder, by hand or by another tool, is in nobody's way, and stays if it is not ours.
 func TestStrangePins(t *testing.T) {
 	s := scene.New(t)
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ldt_map", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
@@ -123,9 +123,7 @@ func TestLaterChain(t *testing.T) {
 func TestRecoverCollects(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			testenv.NeedHook(t, h)
-			s := scene.New(t)
-			s.Target.Hook = h
+			s := scene.NewOn(t, h)
 			l := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true})
 			qt.Assert(t, qt.IsNil(l.Close()))
 			s.Server.IP(t, "link", "del", s.ServerDev)

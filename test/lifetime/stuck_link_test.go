@@ -21,9 +21,7 @@ import (
 func TestDetachLink(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			testenv.NeedHook(t, h)
-			s := scene.New(t)
-			s.Target.Hook = h
+			s := scene.NewOn(t, h)
 			prog := s.Tracer(t, 1)
 			theirs, id := s.Foreign(t, prog)
 			err := dispatcher.DetachLink(t.Context(), id, s.Leave())
@@ -91,7 +89,7 @@ func TestAdoptLinkOnXDP(t *testing.T) {
 	_, err = adopted.Info(t.Context())
 	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 
-	// Adopted again: nobody is lost.
+	// Adopted again: no member is lost.
 	again, err := dispatcher.AdoptLink(t.Context(), id, dispatcher.AdoptLinkOptions{Name: "theirs", Persistent: true, BPFFS: s.BPFFS})
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { again.Close() })
@@ -106,11 +104,9 @@ func TestAdoptLinkOnXDP(t *testing.T) {
 	s.WantNoPins(t)
 }
 
-// On TCX a link becomes a member as it is; one whose name was lost with the registry gets it again.
+// On TCX a link becomes a member as it is; one that lost its name with the registry gets it again.
 func TestAdoptLinkOnTCX(t *testing.T) {
-	testenv.Need(t, testenv.FeatureTCX)
-	s := scene.New(t)
-	s.Target.Hook = hook.TCXIngress
+	s := scene.NewOn(t, hook.TCXIngress)
 	ours := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "ours", Priority: 30})
 	_, id := s.Foreign(t, s.Tracer(t, 2))
 	adopted, err := dispatcher.AdoptLink(t.Context(), id, dispatcher.AdoptLinkOptions{Name: "theirs", Persistent: true, BPFFS: s.BPFFS})

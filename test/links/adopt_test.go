@@ -49,7 +49,7 @@ func tryAdopt(t testing.TB, s *scene.Scene, o dispatcher.AdoptOptions, entry *eb
 	return err
 }
 
-// A program without a link gets one where it is, among whatever else there is, and nobody can take it off any more who does
+// A program without a link gets one where it is, among whatever else there is, and a tool cannot take it off any more that does
 // not know of links.
 func TestAdoptKeepsThePlace(t *testing.T) {
 	for _, tc := range []struct {
@@ -159,7 +159,7 @@ func TestAdoptOfLinksRefused(t *testing.T) {
 	}
 }
 
-// A persistent member that was adopted outlives who adopted it.
+// A persistent member that was adopted outlives the process that adopted it.
 func TestAdoptForGood(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {

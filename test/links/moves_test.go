@@ -116,7 +116,7 @@ func TestMoveByAnother(t *testing.T) {
 			qt.Check(t, qt.Equals(after.Owner, before.Owner))
 			qt.Check(t, qt.IsTrue(scene.PinnedCount(t, mapPin()) > counted))
 
-			// Those who have it open still have it.
+			// Links that were open still work.
 			for _, l := range []*dispatcher.Link{reader, link} {
 				m, err := l.Info(t.Context())
 				qt.Assert(t, qt.IsNil(err))
@@ -194,7 +194,7 @@ func TestMoveFromFile(t *testing.T) {
 	s.WantRun(t, 4)
 }
 
-// Where there is no bpffs there is no lock and no name, and a link moves all the same, for the one who has it.
+// Where there is no bpffs there is no lock and no name, and a link moves all the same, for the process that has it.
 func TestMoveWithoutBPFFS(t *testing.T) {
 	for _, h := range ownLinkHooks {
 		t.Run(string(h), func(t *testing.T) {

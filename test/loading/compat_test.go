@@ -17,7 +17,7 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// Whoever loaded a program, and with what, it can be a member.
+// A program can be a member, no matter what loaded it.
 func TestOrigins(t *testing.T) {
 	scene.EachMode(t, func(t *testing.T, s *scene.Scene, mode hook.Mode) {
 		byTool, object, first := filepath.Join(s.BPFFS, "tool"), "../testdata/several.o", "ldt_first"

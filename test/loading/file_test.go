@@ -91,7 +91,7 @@ func TestChooseProgram(t *testing.T) {
 	s.WantRefused(t, scene.File("runconfig.o", "ldt_nun"), dispatcher.Options{}, fs.ErrNotExist, `.*ldt_none.*`)
 }
 
-// When the verifier refuses, the cause is one line, the whole log is there for those who want it, and no pin stays.
+// When the verifier refuses, the cause is one line, the whole log can be had too, and no pin stays.
 func TestVerifierRefusal(t *testing.T) {
 	s := scene.New(t)
 	from := options("refused.o", dispatcher.LoadOptions{BPFFS: s.BPFFS})
@@ -126,7 +126,7 @@ func TestGlobals(t *testing.T) {
 	s.Clear(t)
 }
 
-// Programs made for libxdp bring their settings along; those of the caller come first, one by one.
+// Programs made for libxdp bring their settings along; the caller's come first, one by one.
 func TestRunConfig(t *testing.T) {
 	s := scene.New(t)
 	pass, drop := hook.SetOf(hook.Pass), hook.SetOf(hook.Drop)

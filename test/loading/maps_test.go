@@ -14,6 +14,7 @@ import (
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
@@ -48,7 +49,7 @@ func TestMapPinsBesideMember(t *testing.T) {
 	qt.Check(t, qt.Equals(scene.PinnedCount(t, path), 10))
 	qt.Check(t, qt.IsTrue(scene.PinnedCount(t, filepath.Dir(path)+"/map_%2Ebss") >= 10))
 
-	// They go on to count when nobody holds the member, and go with it.
+	// They go on counting when no process holds the member, and go with the member.
 	qt.Assert(t, qt.IsNil(link.Close()))
 	qt.Assert(t, qt.IsTrue(s.Drops(t)))
 	qt.Check(t, qt.Equals(scene.PinnedCount(t, path), 20))
@@ -65,7 +66,7 @@ func TestMapPinsBesideMember(t *testing.T) {
 }
 
 // A new version of a program goes on with the maps of the old one, its counters with them, unless it is told not to. The
-// pins beside the member are always those of the program that runs.
+// pins beside the member always belong to the program that runs.
 func TestUpdateAndMaps(t *testing.T) {
 	s := scene.New(t)
 	link := s.Join(t, scene.File("filter.o", ""), dispatcher.Options{Name: "filter", Persistent: true})
@@ -88,7 +89,7 @@ func TestUpdateAndMaps(t *testing.T) {
 	update(options("filter.o", dispatcher.LoadOptions{NewMaps: true}), true, 10, old)
 	update(options("other.o", dispatcher.LoadOptions{NewMaps: true}), false, 0, next)
 
-	// Whoever opens the member later has no other maps than its owner.
+	// A process that opens the member later has the same maps as the owner.
 	again := s.Open(t, "filter")
 	qt.Assert(t, qt.IsNil(again.Update(t.Context(), scene.File("filter.o", ""))))
 	qt.Check(t, qt.DeepEquals(s.MemberPins(t, "filter"), old))
@@ -119,7 +120,7 @@ func TestUpdateAndMaps(t *testing.T) {
 func TestUpdateAndLongMapNames(t *testing.T) {
 	s := scene.New(t)
 	counting := func(o dispatcher.LoadOptions, names ...string) dispatcher.Source {
-		spec := scene.CountingSpec()
+		spec := scene.CountingOn(hook.XDP)
 		m, prog := spec.Maps["ldt_counts"], spec.Programs["ldt_counting"]
 		delete(spec.Maps, "ldt_counts")
 		prog.Instructions = nil
@@ -166,7 +167,7 @@ func TestUpdateAndLongMapNames(t *testing.T) {
 	}
 }
 
-// libbpf's LIBBPF_PIN_BY_NAME: programs share a map through the bpffs, those of other loaders included.
+// libbpf's LIBBPF_PIN_BY_NAME: programs share a map through the bpffs, with programs of other loaders too.
 func TestPinByName(t *testing.T) {
 	s := scene.New(t)
 	path := filepath.Join(s.BPFFS, "ldt_counts")
@@ -177,7 +178,7 @@ func TestPinByName(t *testing.T) {
 	qt.Check(t, qt.Equals(scene.PinnedCount(t, path), 20))
 	qt.Check(t, qt.DeepEquals(s.MemberPins(t, "second"), []string{"slot"})) // not once more
 
-	// It belongs to all who share it, so it stays when members go.
+	// It belongs to all that share it, so it stays when members go.
 	qt.Assert(t, qt.IsNil(first.Detach(t.Context())))
 	s.Clear(t)
 	qt.Check(t, qt.Equals(scene.PinnedCount(t, path), 20))
@@ -190,7 +191,7 @@ func TestPinByName(t *testing.T) {
 	qt.Check(t, qt.Equals(scene.PinnedCount(t, path), 30))
 }
 
-// A folder for the maps: it is made, shared by all who name it, and left as it was when an attach fails.
+// A folder for the maps: it is made, shared by all that name it, and left as it was when an attach fails.
 func TestMapPins(t *testing.T) {
 	s := scene.New(t)
 	dir := filepath.Join(s.BPFFS, "a/b")

@@ -42,7 +42,7 @@ func TestDoctorRegistry(t *testing.T) {
 		}
 	}
 
-	// Whoever else may write to it gives a member another priority: byte 8 of the record.
+	// Another process that may write to it gives a member another priority: byte 8 of the record.
 	changed := slices.Clone(records[link["1"]])
 	changed[8] = 90
 	put(link["1"], changed)
@@ -95,7 +95,7 @@ func TestDoctorInFront(t *testing.T) {
 	}
 }
 
-// Members whose owner is gone.
+// Members without an owner.
 func TestDoctorEmpty(t *testing.T) {
 	s := scene.New(t)
 	keepApps(t)
@@ -169,7 +169,7 @@ func TestDoctorUnreadable(t *testing.T) {
 	wantFindings(t, s)
 }
 
-// Whoever made the link that a chain was put into may put another program into it.
+// The process that made the link that a chain was put into may put another program into the link.
 func TestDoctorDisplaced(t *testing.T) {
 	s := scene.New(t)
 	var theirs link.Link

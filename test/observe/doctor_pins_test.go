@@ -59,7 +59,7 @@ func TestDoctorLeftovers(t *testing.T) {
 	s.WantChain(t, "1*")
 	s.Clear(t)
 
-	// A chain that lost its last member by somebody who did not live to take it off.
+	// A chain that lost its last member to a process that was killed before it took the chain off.
 	holder := s.AttachIn(t, s.Tracer(t, 3, testenv.XDPPass), dispatcher.Options{Name: "3"})
 	dieAt(t, s, "swap: after", scene.Command{Op: "detach", Member: "3"}, func() {})
 	found = mends(t, s, "closed drift")
@@ -113,7 +113,7 @@ func TestDoctorMove(t *testing.T) {
 	}
 }
 
-// Who still has the old link of a member that was moved keeps a pin, and there is nothing to mend.
+// A process that still has the old link of a member that was moved keeps a pin, and there is nothing to mend.
 func TestDoctorMoved(t *testing.T) {
 	s := scene.NewOn(t, hook.TCXIngress)
 	s.Member(t, 1)
@@ -195,7 +195,7 @@ func TestDoctorPins(t *testing.T) {
 		qt.Check(t, qt.Equals(st.Mode().Perm(), mode))
 	}
 
-	// Nobody holds the link: only the maps are left, or the record.
+	// No process holds the link: only the maps are left, or the record.
 	link, err := filepath.Glob(dir + "/tcx_*/member_1/link")
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(os.Remove(link[0])))

@@ -74,7 +74,7 @@ func TestExplainTCX(t *testing.T) {
 	}
 }
 
-// On a cgroup all programs run, those of the cgroups above too, and one that denies is enough.
+// On a cgroup all programs run, also what is on the cgroups above, and one that denies is enough.
 func TestExplainCgroup(t *testing.T) {
 	for _, h := range []hook.Hook{hook.CgroupSKBIngress, hook.CgroupSKBEgress} {
 		t.Run(string(h), func(t *testing.T) {
@@ -137,7 +137,7 @@ func TestExplainLibxdpAlone(t *testing.T) {
 	e := explainer(t, s, s.Target)
 	qt.Assert(t, qt.Equals(e.Chain().Style, hook.StyleLibxdp))
 	qt.Assert(t, qt.Not(qt.Equals(e.Together(), "")))
-	qt.Assert(t, qt.HasLen(e.Maps(), 0)) // that of the dispatcher is for reading
+	qt.Assert(t, qt.HasLen(e.Maps(), 0)) // the dispatcher's own is for reading
 	tr := explain(t, e, udpTo(s, scene.Port))
 	qt.Assert(t, qt.Equals(tr.Verdict, hook.Drop))
 	qt.Assert(t, qt.HasLen(tr.Steps, 1))
@@ -152,7 +152,7 @@ func TestExplainLibxdp(t *testing.T) {
 	e := explainer(t, s, s.Target)
 	tr := explain(t, e, udpTo(s, scene.Port))
 	qt.Assert(t, qt.Equals(tr.Verdict, hook.Drop))
-	qt.Assert(t, qt.Equals(tr.Steps[0].Member, 0)) // alone, it is who says it
+	qt.Assert(t, qt.Equals(tr.Steps[0].Member, 0)) // alone, it decides
 	qt.Assert(t, qt.Equals(e.Together(), ""))
 	e.Close()
 

@@ -369,7 +369,7 @@ func TestExplainFrags(t *testing.T) {
 	qt.Assert(t, qt.IsTrue(tr.Steps[0].Change.IsZero()))
 }
 
-// Who explains keeps no member in its chain.
+// Explaining keeps no member in its chain.
 func TestExplainHoldsNothing(t *testing.T) {
 	s := scene.New(t)
 	prog := testenv.VerdictProgram(t, "ldt_drop", testenv.XDPDrop)

@@ -29,9 +29,7 @@ func held(t testing.TB, all []hook.Held, what, member string) hook.Held {
 func TestHoldersOn(t *testing.T) {
 	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			testenv.NeedHook(t, h)
-			s := scene.New(t)
-			s.Target.Hook = h
+			s := scene.NewOn(t, h)
 			on := testenv.On(h)
 			prog := func(name string) *ebpf.Program {
 				verdict := testenv.XDPPass
@@ -105,7 +103,7 @@ func TestHoldersOnUnprotected(t *testing.T) {
 	qt.Check(t, qt.Equals(held[0].Member, "old"))
 }
 
-// Who is refused is told by whom: the process that holds the link, and its pin.
+// A refusal names what is in the way: the process that holds the link, and its pin.
 func TestBusyNamesTheHolder(t *testing.T) {
 	s := scene.New(t)
 	foreign := testenv.VerdictProgram(t, "ldt_foreign", testenv.XDPPass)

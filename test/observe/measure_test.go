@@ -62,7 +62,7 @@ func watchOf(t testing.TB, s *scene.Scene) uint32 {
 func described(t testing.TB, s *scene.Scene) *state.Chain {
 	t.Helper()
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(s.Read(t).DispatcherID))
-	for errors.Is(err, fs.ErrNotExist) { // whoever watches has exchanged it just now
+	for errors.Is(err, fs.ErrNotExist) { // a watcher has exchanged it just now
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(s.Read(t).DispatcherID))
 	}
 	qt.Assert(t, qt.IsNil(err))
@@ -147,7 +147,7 @@ func TestMeasure(t *testing.T) {
 		}
 		qt.Check(t, qt.IsTrue(got.Clock > 0 && got.Clock < 10*time.Microsecond), qt.Commentf("%v", got.Clock))
 
-		// An empty slot, whose door is closed.
+		// An empty slot with a closed door.
 		qt.Assert(t, qt.IsNil(door.Close()))
 		scene.Soon(t, func() bool {
 			return s.Read(t).Member("ldt_door").State == hook.StateEmpty && s.Passed(t, scene.Port, 10) == 0
@@ -333,7 +333,7 @@ func TestMeasureCrowd(t *testing.T) {
 	wantPlain(t, s)
 }
 
-// The watcher is killed: packets meet the chain as before, and the next one who
+// The watcher is killed: packets meet the chain as before, and the next one that
 // comes along mends it.
 func TestMeasureKilled(t *testing.T) {
 	for name, mend := range map[string]func(*testing.T, *scene.Scene){

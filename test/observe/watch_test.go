@@ -128,7 +128,7 @@ func words(e *hook.Event) string {
 	return fmt.Sprintf("%s %s %s", e.Kind, name, place)
 }
 
-// by checks who did it.
+// by checks which process did it.
 func by(t testing.TB, e hook.Event, pid int, call string) {
 	t.Helper()
 	qt.Assert(t, qt.IsNotNil(e.Who), qt.Commentf("%+v", e))
@@ -180,7 +180,7 @@ func TestWatchChain(t *testing.T) {
 	w.wantNone(t)
 }
 
-// Members with links of their own, and who else is there.
+// Members with links of their own, and what else is there.
 func TestWatchLinks(t *testing.T) {
 	s := scene.New(t)
 	cg := testenv.NewCgroup(t)

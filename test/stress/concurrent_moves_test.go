@@ -16,7 +16,7 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// Two who move the same member at once: it ends where one of them wants it, and is there once.
+// Two processes move the same member at once: it ends where one of them wants it, and is there once.
 func TestConcurrentMoves(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.CgroupConnect4, hook.TCIngress} {
 		t.Run(string(h), func(t *testing.T) {
@@ -53,7 +53,7 @@ func TestConcurrentMoves(t *testing.T) {
 	}
 }
 
-// Somebody who does not see the lock changes the program of a link in the middle of its move. Whatever becomes of the move,
+// A process that does not see the lock changes the program of a link in the middle of its move. Whatever becomes of the move,
 // the link runs what it was told to run, and once.
 func TestUpdateInAMove(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.CgroupConnect4} {

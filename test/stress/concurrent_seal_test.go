@@ -13,7 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// Many who seal and unseal, and change their members, at once: packets run what each was told to be there, whether it is
+// Many processes that seal and unseal, and change their members, at once: packets run what each was told to be there, whether it is
 // sealed in the end or not.
 func TestConcurrentSeals(t *testing.T) {
 	s := scene.NewBusy(t)
@@ -38,7 +38,7 @@ func TestConcurrentSeals(t *testing.T) {
 	s.WantFree(t)
 }
 
-// One seals the chain and another one, who does not see its lock, puts a program into a slot at the same moment. When
+// One process seals the chain and another one, which does not see the lock, puts a program into a slot at the same moment. When
 // both have returned packets run that program.
 func TestConcurrentSealAndReplace(t *testing.T) {
 	s := scene.NewBusy(t)
@@ -82,7 +82,7 @@ func TestConcurrentSealAndReplace(t *testing.T) {
 	s.WantFree(t)
 }
 
-// Between two who cannot see each other's lock: whatever the one is at when the other comes, in the end packets run what
+// Between two processes that cannot see each other's lock: whatever one is at when the other comes, in the end packets run what
 // is in the slots.
 func TestSealAgainstOthers(t *testing.T) {
 	s := scene.NewSealScene(t)

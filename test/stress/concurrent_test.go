@@ -15,8 +15,8 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// Many who come at once, on a machine where all see the same bpffs, and in
-// containers where nobody sees another's lock. Whoever was told that it worked
+// Many processes that come at once, on a machine where all see the same bpffs, and in
+// containers where none sees another's lock. A process that was told that it worked
 // must be in the chain, and where it belongs.
 func TestConcurrent(t *testing.T) {
 	for _, tc := range []struct {

@@ -11,7 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// The same while a chain is sealed, or about to be: whoever is killed, packets run what is in the slots.
+// The same while a chain is sealed, or about to be: whichever process is killed, packets run what is in the slots.
 func TestCrashSealed(t *testing.T) {
 	attach := func(c scene.Command) scene.Command {
 		c.Op = "attach"

@@ -33,7 +33,7 @@ type crash struct {
 }
 
 // A process may be killed at any moment. Whatever it was doing, packets see the
-// chain as it was or as it was to become, whoever reads it sees the same,
+// chain as it was or as it was to become, readers see the same,
 // others can go on working, and nothing stays behind.
 func TestCrash(t *testing.T) {
 	attach := func(c scene.Command) scene.Command {

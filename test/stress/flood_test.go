@@ -29,7 +29,7 @@ func TestDeviceGoesUnderFlood(t *testing.T) {
 	qt.Check(t, qt.Equals(received, 0))
 }
 
-// A firewall whose rules are replaced every second must never be open, not for one packet.
+// A firewall with rules that are replaced every second must never be open, not for one packet.
 func TestUpdatesUnderFlood(t *testing.T) {
 	scene.EachMode(t, func(t *testing.T, s *scene.Scene, mode hook.Mode) {
 		link := s.Attach(t, testenv.DropUDPPort(t, "ldt_drop_0", scene.Port), dispatcher.Options{Mode: mode})

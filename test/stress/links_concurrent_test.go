@@ -15,7 +15,7 @@ import (
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
-// Many who come, change, move and go at once, and some who are killed at it: whoever was told that it worked is there, with
+// Many processes come, change, move and go at once, and some are killed at it: one that was told that it worked is there, with
 // its name and where it belongs.
 func TestConcurrentLinks(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.CgroupConnect4} {

@@ -24,7 +24,7 @@ type floodCrash struct {
 	fatal  scene.Command
 }
 
-// A persistent member whose place somebody changes who dies of it: not one packet passes a member that drops, and none is
+// A process is killed while it changes the place of a persistent member: not one packet passes a member that drops, and none is
 // counted twice or not at all, neither while the operation is at it nor until the next one has cleaned up, nor after that.
 func TestLinkCrashUnderFlood(t *testing.T) {
 	member := func(t *testing.T, s *scene.Scene, r *recorder) {

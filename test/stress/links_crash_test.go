@@ -259,7 +259,7 @@ func blemishes(t *testing.T, s *scene.Scene) (wrong []string) {
 	return wrong
 }
 
-// Whoever replaces the program of a member whose move somebody died at goes on with its maps, and a Link to it has its
+// A process was killed while it moved a member. When another one replaces the program, its maps are kept, and a Link has the member's
 // program, not what stands in for it.
 func TestReplaceAfterDeadMove(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.CgroupConnect4} {

@@ -253,7 +253,7 @@ func (k *knocks) stop() {
 	k.all.Wait()
 }
 
-// The same on a cgroup: who may not connect cannot at any time.
+// The same on a cgroup: a process that may not connect cannot at any time.
 func TestMovesUnderConnects(t *testing.T) {
 	s := scene.NewBusyOn(t, hook.CgroupConnect4)
 	pass := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, testenv.CgroupAllow, s.On()) }

@@ -235,7 +235,7 @@ func (p *player) detachAll() {
 }
 
 // compare looks at the kernel and at packets. What a Link leaves on closing,
-// the kernel clears away in its own time, and so it does a chain whose last pin is gone.
+// the kernel clears away in its own time, and also a chain without its last pin.
 func (p *player) compare() {
 	t := p.t
 	t.Helper()

@@ -108,7 +108,7 @@ func (m *model) remove(mm *modelMember) {
 	m.members = slices.DeleteFunc(m.members, func(o *modelMember) bool { return o == mm })
 }
 
-// held tells whether there is still somebody who keeps the chain.
+// held tells whether something still keeps the chain.
 func (m *model) held() bool {
 	return m.links > 0 || slices.ContainsFunc(m.members, func(mm *modelMember) bool { return mm.pinned })
 }
@@ -150,7 +150,7 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// letGo is what Close does, and Detach: whoever left holds nothing.
+// letGo is what Close does, and Detach: the link holds nothing any more.
 func (l *modelLink) letGo() {
 	if !l.left {
 		l.left = true

@@ -21,40 +21,6 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// AtEachStep calls at for each step that an operation comes to (kernel.Step), while the operation waits.
-func AtEachStep(operation func() error, at func(step string)) error {
-	steps, next, done := make(chan string), make(chan bool), make(chan error, 1)
-	kernel.OnStep = func(step string) { steps <- step; <-next }
-	defer func() { kernel.OnStep = nil }()
-	go func() { done <- operation() }()
-	for {
-		select {
-		case step := <-steps:
-			at(step)
-			next <- true
-		case err := <-done:
-			return err
-		}
-	}
-}
-
-func init() {
-	source := func() dispatcher.Source {
-		spec := CountingOn(hook.XDP)
-		spec.Programs = Typed(spec.Programs["ldt_counting"]).Programs
-		return dispatcher.Spec(spec, dispatcher.LoadOptions{})
-	}
-	operations["libxdp"] = func(a *appState, ctx context.Context, c Command) error {
-		return a.keep(dispatcher.Attach(ctx, c.Target, source(), dispatcher.Options{Style: hook.StyleLibxdp, Persistent: true, BPFFS: c.BPFFS}))
-	}
-	operations["convert"] = func(_ *appState, ctx context.Context, c Command) error {
-		_, err := dispatcher.Convert(ctx, c.Target, hook.Style(c.Member), dispatcher.ConvertOptions{
-			BPFFS: c.BPFFS, Programs: map[hook.Ref]dispatcher.Source{"ldt_counting": source()},
-		})
-		return err
-	}
-}
-
 // App is another process that uses the library. It has at most one Link.
 type App struct{ *testenv.Proc }
 
@@ -84,7 +50,7 @@ type Answer struct {
 	Causes []int // in the list of causes
 }
 
-// causes are the errors that are told from each other across processes.
+// causes are the errors that can be told from each other across processes.
 var causes = []error{
 	fs.ErrNotExist, fs.ErrExist, fs.ErrClosed, ebpf.ErrNotSupported, dispatcher.ErrBusy, dispatcher.ErrChanged,
 	dispatcher.ErrChainFull, dispatcher.ErrDefunct, dispatcher.ErrIncompatible, dispatcher.ErrPermission, dispatcher.ErrUsage,
@@ -103,6 +69,7 @@ func newAnswer(err error) (a Answer) {
 	return a
 }
 
+// Err is the error, with the same causes.
 func (a Answer) Err() error {
 	if a.Error == "" {
 		return nil
@@ -126,7 +93,7 @@ func (a *App) Do(t testing.TB, c Command) error {
 	return a.Try(t, c).Err()
 }
 
-// Try is do for an app that may die of it.
+// Try is [App.Do] for an app that may die of it.
 func (a *App) Try(t testing.TB, c Command) (got Answer) {
 	t.Helper()
 	line, err := json.Marshal(c)
@@ -206,6 +173,7 @@ func (c Command) source() dispatcher.Source {
 	return dispatcher.ProgramID(c.Program)
 }
 
+// operations are what an app can do.
 var operations = map[string]func(*appState, context.Context, Command) error{
 	"attach": func(a *appState, ctx context.Context, c Command) error {
 		return a.keep(dispatcher.Attach(ctx, c.Target, c.source(), c.options()))
@@ -248,14 +216,44 @@ var operations = map[string]func(*appState, context.Context, Command) error{
 	"clear": func(_ *appState, ctx context.Context, c Command) error {
 		return dispatcher.DetachAll(ctx, c.Target, dispatcher.DetachOptions{BPFFS: c.BPFFS})
 	},
-}
-
-func init() {
-	operations["recover"] = func(_ *appState, ctx context.Context, c Command) error {
+	"recover": func(_ *appState, ctx context.Context, c Command) error {
 		found, err := dispatcher.Recover(ctx, dispatcher.RecoverOptions{BPFFS: c.BPFFS, Reattach: true})
 		for _, f := range found {
 			err = errors.Join(err, f.Err)
 		}
 		return err
+	},
+	"libxdp": func(a *appState, ctx context.Context, c Command) error {
+		return a.keep(dispatcher.Attach(ctx, c.Target, forLibxdp(), dispatcher.Options{Style: hook.StyleLibxdp, Persistent: true, BPFFS: c.BPFFS}))
+	},
+	"convert": func(_ *appState, ctx context.Context, c Command) error {
+		_, err := dispatcher.Convert(ctx, c.Target, hook.Style(c.Member), dispatcher.ConvertOptions{
+			BPFFS: c.BPFFS, Programs: map[hook.Ref]dispatcher.Source{"ldt_counting": forLibxdp()},
+		})
+		return err
+	},
+}
+
+// forLibxdp is the program with a map, with the type that libxdp's dispatcher wants.
+func forLibxdp() dispatcher.Source {
+	spec := CountingOn(hook.XDP)
+	spec.Programs = Typed(spec.Programs["ldt_counting"]).Programs
+	return dispatcher.Spec(spec, dispatcher.LoadOptions{})
+}
+
+// AtEachStep calls at for each step that an operation comes to (kernel.Step), while the operation waits.
+func AtEachStep(operation func() error, at func(step string)) error {
+	steps, next, done := make(chan string), make(chan bool), make(chan error, 1)
+	kernel.OnStep = func(step string) { steps <- step; <-next }
+	defer func() { kernel.OnStep = nil }()
+	go func() { done <- operation() }()
+	for {
+		select {
+		case step := <-steps:
+			at(step)
+			next <- true
+		case err := <-done:
+			return err
+		}
 	}
 }

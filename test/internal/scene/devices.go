@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
-	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -26,36 +24,17 @@ func (s *Scene) Twin(t testing.TB) *Scene {
 	return &Scene{Pair: pair, Target: dispatcher.XDP(pair.ServerDev).In(pair.Server.Name), BPFFS: s.BPFFS, Trace: s.Trace}
 }
 
-// ReplaceDevice deletes the pair's wire and puts in another of the same names and ifindexes, with packets arriving as before.
+// ReplaceDevice puts another device of the same name and ifindex in the place of the device.
 func (s *Scene) ReplaceDevice(t testing.TB) {
 	t.Helper()
 	s.Server.IP(t, "link", "delete", s.ServerDev)
-	const clientMAC, serverMAC = "02:77:00:00:00:03", "02:77:00:00:00:04"
-	s.Client.IP(t, strings.Fields(fmt.Sprintf("link add name %s index %d address %s type veth peer name %s index %d address %s netns %s",
-		s.ClientDev, s.ClientIfindex, clientMAC, s.ServerDev, s.ServerIfindex, serverMAC, s.Server.Name))...)
-	for _, end := range []struct {
-		ns                      *testenv.NetNS
-		dev, own, peer, peerMAC string
-	}{
-		{s.Client, s.ClientDev, testenv.ClientIPv4.String(), testenv.ServerIPv4.String(), serverMAC},
-		{s.Server, s.ServerDev, testenv.ServerIPv4.String(), testenv.ClientIPv4.String(), clientMAC},
-	} {
-		end.ns.IP(t, "link", "set", end.dev, "up")
-		end.ns.IP(t, "address", "add", end.own+"/24", "dev", end.dev)
-		end.ns.IP(t, "neighbour", "add", end.peer, "lladdr", end.peerMAC, "nud", "permanent", "dev", end.dev)
-	}
-	Soon(t, func() bool { return s.Passed(t, Port+100, 1) == 1 })
+	s.Connect(t, testenv.PairOptions{ClientIfindex: s.ClientIfindex, ServerIfindex: s.ServerIfindex})
 }
 
 // AttachLegacy attaches a program as "ip link set xdp" does.
 func (s *Scene) AttachLegacy(t testing.TB, prog *ebpf.Program) {
 	t.Helper()
-	s.Server.Do(t, func() {
-		c, err := rtnl.Dial()
-		qt.Assert(t, qt.IsNil(err))
-		defer c.Close()
-		qt.Assert(t, qt.IsNil(c.ReplaceXDP(s.ServerIfindex, prog.FD(), -1, hook.ModeNative)))
-	})
+	qt.Assert(t, qt.IsNil(s.SetXDP(t, prog.FD(), unix.XDP_FLAGS_DRV_MODE, 0)))
 }
 
 // SetXDP does by rtnetlink what "ip link set xdp" does, with any flags. No expected program is sent for 0.
@@ -141,7 +120,7 @@ func (s *Scene) DeleteDevice(t testing.TB) {
 	Soon(t, func() bool { return s.Gone(t, s.Target.Hook) != "" })
 }
 
-// Gone is what a list shows of members whose device is gone.
+// Gone is what a list shows of members of a device that is gone.
 func (s *Scene) Gone(t testing.TB, h hook.Hook) string {
 	t.Helper()
 	list, err := dispatcher.List(t.Context(), dispatcher.ListOptions{BPFFS: s.BPFFS, Hooks: []hook.Hook{h}})
@@ -157,6 +136,7 @@ func (s *Scene) Gone(t testing.TB, h hook.Hook) string {
 	return words
 }
 
+// Recover is dispatcher.Recover in the scene's bpffs.
 func (s *Scene) Recover(t testing.TB, o dispatcher.RecoverOptions) []hook.Leftover {
 	t.Helper()
 	o.BPFFS = s.BPFFS
@@ -165,22 +145,10 @@ func (s *Scene) Recover(t testing.TB, o dispatcher.RecoverOptions) []hook.Leftov
 	return found
 }
 
-// NewDevice makes the pair of devices anew, as it was.
+// NewDevice makes the pair of devices anew, as it was, with other numbers.
 func (s *Scene) NewDevice(t testing.TB) {
 	t.Helper()
-	s.Client.IP(t, "link", "add", s.ClientDev, "address", "02:77:00:00:00:01", "type", "veth", "peer", "name", s.ServerDev,
-		"address", "02:77:00:00:00:02", "netns", s.Server.Name)
-	for _, ns := range []struct {
-		ns                  *testenv.NetNS
-		dev, own, peer, mac string
-	}{
-		{s.Client, s.ClientDev, "10.77.0.1/24", "10.77.0.2", "02:77:00:00:00:02"},
-		{s.Server, s.ServerDev, "10.77.0.2/24", "10.77.0.1", "02:77:00:00:00:01"},
-	} {
-		ns.ns.IP(t, "address", "add", ns.own, "dev", ns.dev)
-		ns.ns.IP(t, "link", "set", ns.dev, "up")
-		ns.ns.IP(t, "neighbour", "add", ns.peer, "lladdr", ns.mac, "nud", "permanent", "dev", ns.dev)
-	}
+	s.Connect(t, testenv.PairOptions{})
 }
 
 // Modes are the two ways in which a device runs a chain.

@@ -2,7 +2,6 @@ package scene
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -33,17 +32,14 @@ func (s *Scene) AdoptOptions(t testing.TB, o dispatcher.AdoptOptions, entry *ebp
 // Side is ingress or egress.
 func (s *Scene) Side() string { return filepath.Base(string(s.Target.Hook)) }
 
+// Dev is the name of the device.
 func (s *Scene) Dev() string { return s.Target.Device }
 
 // Filter makes a filter with the program, with tc.
 func (s *Scene) Filter(t testing.TB, prog *ebpf.Program, how string) {
 	t.Helper()
-	path := s.BPFFS + "/" + fmt.Sprint("prog_", ID(t, prog))
-	twin, err := prog.Clone()
-	qt.Assert(t, qt.IsNil(err))
-	defer twin.Close()
-	qt.Assert(t, qt.IsNil(twin.Pin(path)))
-	defer twin.Unpin()
+	path := s.Pinned(t, prog)
+	defer os.Remove(path)
 	s.AddFilter(t, how+" object-pinned "+path)
 }
 
@@ -56,21 +52,22 @@ func (s *Scene) AddFilter(t testing.TB, how string) {
 	s.NS().TC(t, append([]string{"filter", "add", "dev", s.Dev(), s.Side()}, strings.Fields(how)...)...)
 }
 
-// NewOn is [New] on another hook than XDP. It is left out on a kernel without the hook, or, on a cgroup, without places among
-// others: package contract has what is promised there.
+// NewOn is [New] on a hook, see [NeedPlaces].
 func NewOn(t testing.TB, h hook.Hook) *Scene {
 	t.Helper()
 	NeedPlaces(t, h)
 	return New(t).OnHook(t, h)
 }
 
-// NewBusyOn is [NewBusy] on another hook than XDP.
+// NewBusyOn is [NewBusy] on a hook.
 func NewBusyOn(t testing.TB, h hook.Hook) *Scene {
 	t.Helper()
 	NeedPlaces(t, h)
 	return NewBusy(t).OnHook(t, h)
 }
 
+// NeedPlaces leaves a test out on a kernel without the hook, or, on a cgroup, without places among others. Package contract
+// tests what such a kernel can do.
 func NeedPlaces(t testing.TB, h hook.Hook) {
 	t.Helper()
 	testenv.NeedHook(t, h)
@@ -110,6 +107,7 @@ func (s *Scene) SameOn(h hook.Hook) *Scene {
 	return s.OnDevice(target)
 }
 
+// Filters says whether the members are filters of clsact.
 func (s *Scene) Filters() bool { return s.Target.Hook.Family() == "tc" }
 
 // Foreign attaches a program as another tool does, by a link that it holds; on XDP in native mode.
@@ -184,4 +182,5 @@ func (s *Scene) Registry(t testing.TB) map[uint32][]byte {
 	return records
 }
 
+// RegistryPath is where the registry is pinned.
 func (s *Scene) RegistryPath() string { return s.BPFFS + "/libdispatcher/registry" }

@@ -30,7 +30,7 @@ func (s *Scene) ClearAtEnd(t testing.TB) {
 	t.Cleanup(func() { s.Free(t) })
 }
 
-// Join is attach for any source.
+// Join is [Scene.Attach] for any source.
 func (s *Scene) Join(t testing.TB, from dispatcher.Source, o dispatcher.Options) *dispatcher.Link {
 	t.Helper()
 	link, err := s.TryJoin(t, from, o)
@@ -38,6 +38,7 @@ func (s *Scene) Join(t testing.TB, from dispatcher.Source, o dispatcher.Options)
 	return link
 }
 
+// TryJoin is [Scene.Join] for what may fail.
 func (s *Scene) TryJoin(t testing.TB, from dispatcher.Source, o dispatcher.Options) (*dispatcher.Link, error) {
 	t.Helper()
 	if o.BPFFS == "" {
@@ -88,12 +89,7 @@ func Second[T any](_ T, err error) error { return err }
 // there is none.
 func (s *Scene) JoinLibxdp(t testing.TB, n, verdict, prio int) *dispatcher.Link {
 	t.Helper()
-	link, err := dispatcher.Attach(t.Context(), s.Target, s.TracerSource(n, verdict), dispatcher.Options{
-		Priority: prio, Persistent: true, Style: hook.StyleLibxdp, BPFFS: s.BPFFS,
-	})
-	qt.Assert(t, qt.IsNil(err))
-	t.Cleanup(func() { link.Close() })
-	return link
+	return s.Join(t, s.TracerSource(n, verdict), dispatcher.Options{Priority: prio, Persistent: true, Style: hook.StyleLibxdp})
 }
 
 // WantNoDispatchers checks that no pins of libxdp's protocol are left.
@@ -104,6 +100,7 @@ func (s *Scene) WantNoDispatchers(t testing.TB) {
 	qt.Assert(t, qt.HasLen(left, 0))
 }
 
+// OneOf says whether the tracers that ran are among what is possible.
 func OneOf(run []int, possible [][]int) bool {
 	return slices.ContainsFunc(possible, func(p []int) bool { return slices.Equal(run, p) })
 }
@@ -168,6 +165,7 @@ func Summary(c *hook.Chain) string {
 	return strings.Join(words, " ")
 }
 
+// Priority is a priority as settings.
 func Priority(p int) hook.Settings { return hook.Settings{Priority: p} }
 
 // Pinned pins a program for tools that take a path.
@@ -188,7 +186,7 @@ func Persistent(name string, prio int) dispatcher.Options {
 	return dispatcher.Options{Name: name, Priority: prio, Persistent: true}
 }
 
-// Member makes a tracer a persistent member that nobody has open. It has its number for a name, and its number times ten
+// Member makes a tracer a persistent member that no process has open. It has its number for a name, and its number times ten
 // for a priority if none is given.
 func (s *Scene) Member(t testing.TB, number int, priority ...int) {
 	t.Helper()

@@ -25,7 +25,7 @@ var Numbers = []string{"zero", "one", "two", "three", "four", "five", "six", "se
 // Typed gives the program of a collection the type that libxdp's dispatcher wants.
 func Typed(prog *ebpf.ProgramSpec) *ebpf.CollectionSpec {
 	prog.Instructions = testenv.Typed(prog.Name, prog.Instructions)
-	return &ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{prog.Name: prog}}
+	return Alone(prog)
 }
 
 // TracerSource is a tracer that is yet to be loaded.
@@ -33,8 +33,10 @@ func (s *Scene) TracerSource(n, verdict int) dispatcher.Source {
 	return dispatcher.Spec(Typed(s.Trace.Spec(n, verdict)), dispatcher.LoadOptions{})
 }
 
+// TracerRef is the name of a tracer's program.
 func TracerRef(n int) string { return fmt.Sprintf("ldt_trace_%d", n) }
 
+// ID is the id of a program.
 func ID(t testing.TB, prog *ebpf.Program) ebpf.ProgramID {
 	t.Helper()
 	info, err := prog.Info()
@@ -43,10 +45,7 @@ func ID(t testing.TB, prog *ebpf.Program) ebpf.ProgramID {
 	return id
 }
 
-// CountingSpec is a program with a map, which counts the packets and passes them.
-func CountingSpec() *ebpf.CollectionSpec { return CountingOn(hook.XDP) }
-
-// CountingOn is such a program for a hook.
+// CountingOn is a program with a map, which counts the packets and lets them pass.
 func CountingOn(h hook.Hook) *ebpf.CollectionSpec {
 	prog := testenv.VerdictSpec("ldt_counting", 0, testenv.On(h))
 	pass := map[string]int32{"xdp": testenv.XDPPass, "tcx": testenv.TCNext, "tc": testenv.TCNext, "cgroup": testenv.CgroupAllow}[h.Family()]

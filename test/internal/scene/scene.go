@@ -1,3 +1,5 @@
+// Package scene has what the tests in test/ share: a device, a cgroup and a bpffs to be on ([Scene]), processes that use the
+// library and can be killed at a step ([App]), and programs that write down that they ran.
 package scene
 
 import (
@@ -43,14 +45,14 @@ func New(t testing.TB) *Scene {
 	return SetUp(t)
 }
 
-// NewBusy is newScene for a test that keeps all CPUs busy, or kills
-// processes that are at it.
+// NewBusy is [New] for a test that keeps all CPUs busy, or kills processes that do.
 func NewBusy(t testing.TB) *Scene {
 	t.Helper()
 	testenv.CheckLeaksUnderLoad(t)
 	return SetUp(t)
 }
 
+// SetUp is [New] for a test that has begun.
 func SetUp(t testing.TB) *Scene {
 	t.Helper()
 	pair := testenv.NewPair(t)
@@ -69,15 +71,17 @@ func (s *Scene) OnDevice(target dispatcher.Target) *Scene {
 	return &moved
 }
 
-// WithoutBPFFS is the same scene for those who have no bpffs: no lock, no pins.
+// WithoutBPFFS is the same scene for a process without a bpffs: no lock, no pins.
 func (s *Scene) WithoutBPFFS(t testing.TB) *Scene {
 	bare := *s
 	bare.BPFFS = t.TempDir()
 	return &bare
 }
 
+// Look is what to read with.
 func (s *Scene) Look() dispatcher.ReadOptions { return dispatcher.ReadOptions{BPFFS: s.BPFFS} }
 
+// Leave is what to detach with.
 func (s *Scene) Leave() dispatcher.DetachOptions { return dispatcher.DetachOptions{BPFFS: s.BPFFS} }
 
 // Tracer is a program that writes its number down when it runs. Its verdict is that the next one runs, if none is given;
@@ -114,6 +118,7 @@ func (s *Scene) Open(t testing.TB, name string) *dispatcher.Link {
 	return link
 }
 
+// Detach takes a member out by its name.
 func (s *Scene) Detach(t testing.TB, name string) {
 	t.Helper()
 	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), s.Target, name, s.Leave())))
@@ -128,6 +133,7 @@ func (s *Scene) Clear(t testing.TB) {
 	}
 }
 
+// Read is what is on the target.
 func (s *Scene) Read(t testing.TB) *hook.Chain {
 	t.Helper()
 	c, err := dispatcher.Read(t.Context(), s.Target, s.Look())
@@ -234,6 +240,7 @@ func (s *Scene) WantFree(t testing.TB) {
 	}
 }
 
+// WantNoPins checks that the library's folder is empty.
 func (s *Scene) WantNoPins(t testing.TB) {
 	t.Helper()
 	qt.Assert(t, qt.HasLen(s.Pins(t), 0))
@@ -254,7 +261,7 @@ func (s *Scene) Pins(t testing.TB) []string {
 }
 
 // InOwnMountNS runs fn on a thread whose mounts are a copy: what it mounts and
-// unmounts, nobody else sees.
+// unmounts, no other thread sees.
 func InOwnMountNS(t testing.TB, fn func() error) {
 	t.Helper()
 	errs := make(chan error)
@@ -277,9 +284,10 @@ const (
 	Pass = testenv.XDPPass
 )
 
+// On makes a program one for the hook.
 func (s *Scene) On() testenv.ProgramOption { return testenv.On(s.Target.Hook) }
 
-// verdicts are those of a program after which the next one runs, and of a guard, by family of hooks.
+// verdicts are the verdict after which the next program runs, and a guard's, by family of hooks.
 var verdicts = map[string][2]int{
 	"xdp":    {testenv.XDPPass, testenv.XDPDrop},
 	"tcx":    {testenv.TCNext, testenv.TCDrop},

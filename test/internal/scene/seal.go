@@ -10,7 +10,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// NewSealScene is newScene with tracers that can be sealed.
+// NewSealScene is [New] with tracers that can be sealed.
 func NewSealScene(t testing.TB) *Scene {
 	t.Helper()
 	s := New(t)
@@ -54,6 +54,7 @@ func WantSealing(t testing.TB, report []hook.Sealing, want string, reasons ...st
 	}
 }
 
+// Unseal makes all members run from their slots again.
 func (s *Scene) Unseal(t testing.TB) {
 	t.Helper()
 	qt.Assert(t, qt.IsNil(dispatcher.Unseal(t.Context(), s.Target, dispatcher.UnsealOptions{BPFFS: s.BPFFS})))
@@ -66,6 +67,7 @@ func (s *Scene) WantSealed(t testing.TB, names ...string) {
 	qt.Assert(t, qt.DeepEquals(SealedNames(s.Read(t)), names))
 }
 
+// SealedNames are the members that are linked into the dispatcher.
 func SealedNames(c *hook.Chain) (names []string) {
 	for _, m := range c.Members {
 		if m.Sealed {
