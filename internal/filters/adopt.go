@@ -16,9 +16,12 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// adopt makes a filter that somebody else made a member: on a kernel with TCX
-// one with a link, which runs where the first filter did, just before all of
-// them; else the same filter with our name.
+// Adopt makes a filter of another tool a member. On a kernel with TCX the member gets
+// a link, and runs just before all filters: so only the first filter can be adopted.
+// On older kernels the filter stays, and gets a label. The caller closes the handle.
+// The error is fs.ErrNotExist when there is no such filter, ErrUsage when the choice
+// is open or another filter would be passed over, ErrIncompatible for a filter that
+// is no direct-action filter for all packets, and fs.ErrExist for a member.
 func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error) {
 	var h target.Handle
 	err := kernel.Retry(ctx, func() error {
@@ -47,7 +50,7 @@ func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptReque
 	return h, nil
 }
 
-// adoptable finds the filter to adopt.
+// adoptable returns the index of the filter to adopt.
 func (sd *side) adoptable(ref hook.Ref) (int, error) {
 	i := -1
 	if ref != "" {

@@ -18,9 +18,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// filters is the family of the clsact hooks: each member is a direct-action
-// filter. Nobody owns a filter, so that a member stays until somebody removes
-// it. What is known about it is in the filter's name.
+// Family is the family of the clsact hooks: each member is a direct-action filter.
+// A filter has no owner, so a member stays until it is detached. The filter's label
+// is all that is known about the member.
 type Family struct{}
 
 // label is the name of a member's filter.
@@ -29,8 +29,8 @@ type label struct {
 	Priority    int
 }
 
-// labelFormat is how a label reads: a name has no spaces, and comes last. An
-// owner that is not known is a dash, with which no name starts.
+// labelFormat is the format of a label. A name has no spaces, and comes last. A dash
+// stands for an unknown owner; no name starts with a dash.
 const labelFormat = "libdispatcher priority=%d owner=%s name=%s"
 
 func (l label) String() string {
@@ -41,7 +41,7 @@ func (l label) String() string {
 	return fmt.Sprintf(labelFormat, l.Priority, owner, l.Name)
 }
 
-// parseLabel reads the name of a filter; false when it is not a member's.
+// parseLabel parses the name of a filter. ok is false when the name is no label.
 func parseLabel(s string) (l label, ok bool) {
 	if n, err := fmt.Sscanf(s, labelFormat, &l.Priority, &l.Owner, &l.Name); n != 3 || err != nil {
 		return label{}, false
@@ -54,12 +54,12 @@ func parseLabel(s string) (l label, ok bool) {
 	return l, ok
 }
 
-// A side is one of the clsact qdisc of a device.
+// A side is the ingress or the egress of a device's clsact qdisc, with its filters.
 type side struct {
 	opened *target.Opened
 	dev    *rtnl.Device
 	list   target.Order[entry]
-	all    target.Order[entry] // with those that list leaves out
+	all    target.Order[entry] // list, and the filters that list leaves out
 }
 
 type entry struct {
@@ -68,10 +68,10 @@ type entry struct {
 	owner string
 }
 
-// ours tells whether the filter is a member.
+// ours reports whether the filter is a member.
 func (e entry) ours() bool { return e.Entry.Name != "" }
 
-// label is the name of the member's filter.
+// label returns the name of the member's filter.
 func (e entry) label() string { return label{e.Entry.Name, e.owner, e.Priority}.String() }
 
 // A finder finds the device that the side is on.
@@ -82,14 +82,14 @@ func byName(o *target.Opened) finder {
 	return func(conn *rtnl.Conn) (*rtnl.Device, error) { return conn.Device(o.Name) }
 }
 
-// onSide runs fn with what is on the hook, in the namespace of the opened target, until
-// it succeeds.
+// onSide runs fn with what is on the hook, in the namespace of the opened target. It
+// tries again while fn returns ErrAgain.
 func onSide(ctx context.Context, o *target.Opened, find finder, fn func(conn *rtnl.Conn, sd *side) error) error {
 	return kernel.Retry(ctx, func() error { return withSide(o, find, fn) })
 }
 
-// changeSide is onSide under the lock, with what a process that died in a move
-// has left removed: one of two filters of the same member.
+// changeSide is onSide with the lock held. It first removes what a process left that
+// died in a move: the second of two filters of the same member.
 func changeSide(ctx context.Context, o *target.Opened, find finder, fn func(conn *rtnl.Conn, sd *side) error) error {
 	return kernel.Retry(ctx, func() error {
 		return o.Locked(ctx, func(l *state.Locked) error {
@@ -105,7 +105,7 @@ func changeSide(ctx context.Context, o *target.Opened, find finder, fn func(conn
 	})
 }
 
-// dropTwins removes all filters of a member but the first.
+// dropTwins removes all filters of each member except the first.
 func (sd *side) dropTwins(conn *rtnl.Conn) error {
 	seen := map[string]bool{}
 	var left target.Order[entry]
@@ -137,7 +137,7 @@ func withSide(o *target.Opened, find finder, fn func(conn *rtnl.Conn, sd *side) 
 	})
 }
 
-// viewFilters describes the members and the other filters of a hook.
+// ViewFilters describes the members and the other filters of a hook, for users.
 func ViewFilters(o *target.Opened, dev *rtnl.Device, all []rtnl.Filter) *hook.Chain {
 	return newSide(o, o.Hook, dev, all).view()
 }
@@ -158,18 +158,18 @@ func newSide(o *target.Opened, h hook.Hook, dev *rtnl.Device, all []rtnl.Filter)
 	return sd
 }
 
-// without returns the side less the filter at i.
+// without returns a copy of the side without the filter at i.
 func (sd *side) without(i int) *side {
 	less := *sd
 	less.list = sd.list.Without(i)
 	return &less
 }
 
-// put adds a member as number i: at a preference between those of its
-// neighbours, at the one that is the priority if it can be. Where none is left it
-// shares that of the members after it, since of equals the newest runs first;
-// those of equal preference that are to run before it are added once more then,
-// and meet packets twice for a moment.
+// put adds a member at index i. Its preference lies between the preferences of its
+// neighbours, and equals its priority if possible. If no preference is left between
+// them, the member shares the preference of the member after it: of filters with
+// equal preference the newest runs first. The members of that preference that must
+// run before the new one are then added again, and meet packets twice for a moment.
 func (sd *side) put(conn *rtnl.Conn, i int, prog *ebpf.Program, lb label) error {
 	f, before, err := sd.free(i, lb.Priority)
 	if err != nil {
@@ -196,8 +196,9 @@ func (sd *side) put(conn *rtnl.Conn, i int, prog *ebpf.Program, lb label) error 
 	return nil
 }
 
-// free returns where a filter goes that is to be number i, and the members of
-// the same preference that are then to be added again.
+// free returns the place of a new filter at index i, and the members of the same
+// preference that must be added again after it. The error is ErrBusy when the only
+// preference left has filters of other tools.
 func (sd *side) free(i, priority int) (f hook.Filter, before target.Order[entry], err error) {
 	f = hook.Filter{Parent: rtnl.ClsactIngress, Protocol: unix.ETH_P_ALL, Handle: 1, DirectAction: true}
 	if sd.opened.Hook == hook.TCEgress {
@@ -214,7 +215,7 @@ func (sd *side) free(i, priority int) (f hook.Filter, before target.Order[entry]
 		f.Pref = uint16(pref)
 		return f, nil, nil
 	}
-	// Not that of a filter of others, who may delete all of a preference.
+	// Other tools may delete all filters of a preference: share none with them.
 	if !sd.allOurs(below) {
 		return f, nil, hook.Because(hook.ErrBusy, "there is no preference (pref) left between %d and %d, the filters that are to run before and after it", above, below).
 			Hint("choose another priority")
@@ -233,7 +234,7 @@ func (sd *side) free(i, priority int) (f hook.Filter, before target.Order[entry]
 	return f, before, nil
 }
 
-// allOurs tells whether there are filters with that preference, all of members.
+// allOurs reports whether there are filters with the preference, and all are members.
 func (sd *side) allOurs(pref int) bool {
 	found := false
 	for _, e := range sd.all {
@@ -247,12 +248,14 @@ func (sd *side) allOurs(pref int) bool {
 	return found
 }
 
-// settle returns where a new member goes, and its label.
+// settle returns the index of a new member, and its label.
 func (sd *side) settle(prog *load.Loaded, req target.Request) (int, label, error) {
 	i, name, priority, err := sd.list.Join(prog, req)
 	return i, label{name, req.Owner, priority}, err
 }
 
+// Attach loads the program and adds it as a member. The caller closes the handle; the
+// member stays. The error is ErrUsage unless the member is persistent.
 func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
 	if !req.Persistent {
 		return nil, hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays when its process ends, and so it can only be persistent").
@@ -285,7 +288,8 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 	return h, nil
 }
 
-// addFilter adds a member; kernel.ErrAgain when somebody else has taken the place.
+// addFilter adds a member's filter. The error is kernel.ErrAgain when another process
+// has taken the place meanwhile.
 func addFilter(conn *rtnl.Conn, index int, f hook.Filter, prog *ebpf.Program, name string) error {
 	err := conn.AddFilter(index, f, prog.FD(), name)
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EINVAL) {
@@ -294,7 +298,7 @@ func addFilter(conn *rtnl.Conn, index int, f hook.Filter, prog *ebpf.Program, na
 	return err
 }
 
-// withLinks is the hook at the same side whose members have links.
+// withLinks returns the TCX hook at the same side: its members have links.
 func withLinks(h hook.Hook) hook.Hook {
 	if h == hook.TCEgress {
 		return hook.TCXEgress
@@ -302,6 +306,8 @@ func withLinks(h hook.Hook) hook.Hook {
 	return hook.TCXIngress
 }
 
+// Plan loads the program, describes the hook as Attach would leave it, and changes
+// nothing.
 func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (c *hook.Chain, err error) {
 	prog, err := load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook})
 	if err != nil {
@@ -325,6 +331,8 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 	return c, err
 }
 
+// Open returns a handle to a member; the caller closes it. The error is
+// fs.ErrNotExist for an unknown ref, and ErrBusy for a filter that is no member.
 func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
 	h := &handle{Base: target.Base{Opened: o}}
 	err := onSide(ctx, o, byName(o), func(_ *rtnl.Conn, sd *side) error {
@@ -345,7 +353,7 @@ func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.
 	return h, nil
 }
 
-// legacy is the refusal of a filter that is not ours.
+// legacy returns the refusal of a filter that is no member: ErrBusy.
 func (sd *side) legacy(e entry) error {
 	hint := "it is not a member; --force detaches it all the same"
 	if e.DirectAction {
@@ -356,6 +364,9 @@ func (sd *side) legacy(e entry) error {
 		Hint("%s", hint)
 }
 
+// Detach removes one filter, or all members for an empty ref. With force it removes
+// filters of other tools too. The error is fs.ErrNotExist when there is no such
+// filter, and ErrBusy when a filter is no member and force is missing.
 func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force bool) error {
 	return changeSide(ctx, o, byName(o), func(conn *rtnl.Conn, sd *side) error {
 		leaving := sd.list
@@ -386,6 +397,7 @@ func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force 
 	})
 }
 
+// Read describes what is on the hook.
 func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
 	err = onSide(ctx, o, byName(o), func(_ *rtnl.Conn, sd *side) error {
 		c = sd.view()

@@ -14,11 +14,11 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A filterHandle refers to a member on a clsact hook, by its device and name.
+// A handle refers to a member on a clsact hook, by its device and name.
 type handle struct {
 	target.Base
 	name  string
-	index int // of the device, which may have another name by now
+	index int // of the device; the device's name may have changed
 }
 
 // byIndex finds the device of the member.
@@ -30,12 +30,12 @@ func (h *handle) byIndex(conn *rtnl.Conn) (*rtnl.Device, error) {
 	return d, err
 }
 
-// look runs fn with the side as it is and the index of the member.
+// withMember runs fn with the side as it is now, and the index of the member.
 func (h *handle) withMember(ctx context.Context, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
 	return h.do(ctx, onSide, fn)
 }
 
-// change is look under the lock.
+// change is withMember with the lock held.
 func (h *handle) change(ctx context.Context, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
 	return h.do(ctx, changeSide, fn)
 }
@@ -52,7 +52,7 @@ func (h *handle) do(ctx context.Context, on func(context.Context, *target.Opened
 	})
 }
 
-// Update exchanges the program, atomically for packets.
+// Update replaces the program, atomically for packets.
 func (h *handle) Update(ctx context.Context, src load.Source) error {
 	src = load.PinningIn(src, h.Opened.BPFFS)
 	var prog *load.Loaded
@@ -87,18 +87,18 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 	return nil
 }
 
-// Set changes the priority, and the place with it where need be.
+// Set changes the priority, and moves the member where the priority requires it.
 func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
 	return target.Mover(h.place).Set(ctx, h.Opened.Hook, settings)
 }
 
-// Move gives the member another place.
+// Move moves the member to another place in the order.
 func (h *handle) Move(ctx context.Context, to hook.Position) error {
 	return target.Mover(h.place).Move(ctx, to)
 }
 
-// place moves the member: a filter with another preference is another filter,
-// so for a moment the program is in both places, and packets meet it twice.
+// place moves the member. A filter with another preference is another filter, so for
+// a moment the program is in both places, and packets meet it twice.
 func (h *handle) place(ctx context.Context, to hook.Position, priority int) error {
 	return h.change(ctx, func(conn *rtnl.Conn, sd *side, i int) error {
 		e := sd.list[i]
@@ -127,17 +127,17 @@ func (h *handle) place(ctx context.Context, to hook.Position, priority int) erro
 	})
 }
 
-// Pin does nothing: a filter stays anyway.
+// Pin checks that the member is there, and changes nothing: a filter stays anyway.
 func (h *handle) Pin(ctx context.Context) error {
 	return h.withMember(ctx, func(*rtnl.Conn, *side, int) error { return nil })
 }
 
-// Unpin is refused.
+// Unpin returns ErrUsage: a filter stays until it is detached.
 func (h *handle) Unpin(context.Context) error {
 	return hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays until it is detached")
 }
 
-// Detach removes the filter.
+// Detach removes the filter. A member that is gone already is no error.
 func (h *handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(conn *rtnl.Conn, sd *side, i int) error {
 		return conn.DeleteFilter(sd.dev.Index, sd.list[i].Filter.Filter)
@@ -170,7 +170,7 @@ func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 	return c, err
 }
 
-// Program opens the member's program.
+// Program opens the member's program; the caller closes it.
 func (h *handle) Program() (prog *ebpf.Program, err error) {
 	err = h.withMember(context.Background(), func(_ *rtnl.Conn, sd *side, i int) error {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(sd.list[i].Entry.Program))
