@@ -18,10 +18,13 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// adopt makes the program that netlink attached the first member of a chain.
-// With NoGap the chain takes its place in one step and is attached through
-// netlink too; otherwise it gets a link, for which the kernel wants the device
-// to be empty first.
+// Adopt makes the program that netlink attached the first member of a chain. With
+// NoGap the chain takes the program's place in one step, and netlink carries the
+// chain. Otherwise the chain gets a root link; for that the kernel wants the device to
+// be empty first. For a chain that netlink carries, Adopt without NoGap makes the root
+// link. The caller closes the handle. The error is fs.ErrNotExist when there is no such
+// program, ErrBusy for a link or a chain of libxdp, and fs.ErrExist for a chain that
+// has its root link already.
 func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error) {
 	d := Device{o}
 	var h *handle
@@ -109,10 +112,10 @@ func (d Device) adoptLegacy(l *state.Locked, snap *Snapshot, req target.AdoptReq
 	return h, nil
 }
 
-// exchange takes the program of the snapshot off the device and puts the
-// dispatcher there with a link. Between the two system calls nothing is
-// attached; all else has been done before. When the second fails the first is
-// undone.
+// Exchange takes the program of the snapshot off the device, and puts the dispatcher
+// there with a root link; the caller closes it. Between the two system calls nothing
+// is attached. If the second call fails, Exchange puts the program back. The error is
+// kernel.ErrAgain when the device carries another program now.
 func (d Device) Exchange(snap *Snapshot, dispatcher *ebpf.Program) (root, error) {
 	var l link.Link
 	err := rtnl.In(d.NS, func(conn *rtnl.Conn) (err error) {
@@ -139,7 +142,7 @@ func (d Device) Exchange(snap *Snapshot, dispatcher *ebpf.Program) (root, error)
 	return newLinkRoot(l)
 }
 
-// restore puts the adopted program back.
+// Restore undoes an adoption: it puts the program of the snapshot back.
 func (d Device) Restore(r root, dispatcher *ebpf.Program, snap *Snapshot) error {
 	if r.LinkID() == 0 {
 		return r.Swap(snap.Prog, dispatcher)
@@ -151,7 +154,7 @@ func (d Device) Restore(r root, dispatcher *ebpf.Program, snap *Snapshot) error 
 	return n.Rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(n.Index, snap.Prog.FD(), -1, n.Mode) })
 }
 
-// protect gives a chain that is attached through netlink a link.
+// protect gives a root link to a chain that netlink carries.
 func (d Device) protect(l *state.Locked, snap *Snapshot, persistent bool) (*handle, error) {
 	first := -1
 	var slots state.Slots
@@ -197,7 +200,7 @@ func (d Device) protect(l *state.Locked, snap *Snapshot, persistent bool) (*hand
 		if h == nil {
 			r.Close()
 		} else {
-			h.drop() // and with it the root
+			h.drop() // closes the root too
 		}
 		return nil, kernel.Undo(err, undo)
 	}

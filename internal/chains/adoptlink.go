@@ -14,7 +14,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// chainOf returns the chain that a program runs, nil when it is not a dispatcher.
+// ChainOf returns the chain of the dispatcher with the program id, and nil for another
+// program. The error is kernel.ErrAgain when there is no program with the id.
 func ChainOf(prog uint32) (*state.Chain, error) {
 	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(prog))
 	if err != nil {
@@ -28,7 +29,10 @@ func ChainOf(prog uint32) (*state.Chain, error) {
 	return chain, err
 }
 
-// adoptRoot puts a chain into an XDP link, with its program as the first member.
+// AdoptLink puts a chain into an XDP link, with the link's program as the first member.
+// On success the handle owns the link, and the caller closes the handle; on an error
+// the link stays the caller's. The error is fs.ErrExist when the link carries a chain
+// already.
 func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint32, req target.Request) (target.Handle, error) {
 	s, r := Device{o}, &linkRoot{l, id}
 	old, err := r.Program()
@@ -41,7 +45,7 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 		return nil, hook.Because(fs.ErrExist, "link %d carries a chain of libdispatcher already", r.id).
 			Hint("attach adds members to it")
 	case !errors.Is(err, state.ErrNotOurs):
-		return nil, kernel.Again(err) // of a later version, it may be
+		return nil, kernel.Again(err) // it may be a chain of a later version
 	}
 	prog, err := load.Program{Program: old}.Load(load.Want{Hook: hook.XDP})
 	if err != nil {
@@ -76,13 +80,13 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 		kernel.Step("swap: after")
 	}
 	if err != nil {
-		slot.Close() // the link is the caller's
+		slot.Close() // the link stays the caller's
 		return nil, err
 	}
 	switch {
 	case req.Persistent:
 		err = s.pinAdopted(locked, h, member.Name)
-	case locked != nil: // a pin of the name is of a member that was displaced
+	case locked != nil: // a pin of this name belongs to a displaced member
 		err = locked.Remove(h.folder(), member.Name)
 	}
 	if err != nil {
@@ -94,9 +98,10 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 	return h, nil
 }
 
-// takeBack adds the members that are pinned beside the link from before somebody
-// put another program into it. Their settings went with their chain. It returns
-// the slots of all members, the one that is given first, the others opened.
+// takeBack adds the displaced members to the chain: they were pinned beside the link
+// before another program was put into it. Their settings are lost with their old
+// chain. It returns the slots of all members: first the given slot, then the slots
+// that it opened, which the caller closes.
 func (d Device) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Map) ([]*ebpf.Map, error) {
 	slots := []*ebpf.Map{slot}
 	if locked == nil {
@@ -109,11 +114,11 @@ func (d Device) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Ma
 	}
 	for _, name := range members {
 		if name == chain.Slots[0].Name || chain.Named(name) >= 0 {
-			continue // it has come back
+			continue // the name is in the chain already
 		}
 		m, err := ebpf.LoadPinnedMap(locked.HeldPath(folder, name), nil)
 		if err != nil {
-			continue // not a member's
+			continue // not the pin of a slot
 		}
 		slots = append(slots, m)
 		if m.Type() != ebpf.ProgramArray || m.MaxEntries() != 1 {
@@ -142,7 +147,8 @@ func inOrder(chain *state.Chain, slots []*ebpf.Map) []*ebpf.Map {
 	return ordered
 }
 
-// pinAdopted pins a chain whose link its maker may have pinned elsewhere.
+// pinAdopted pins a chain. It pins a link opened anew: the link's maker may have pinned
+// the given one elsewhere.
 func (d Device) pinAdopted(locked *state.Locked, h *handle, name string) error {
 	twin, err := kernel.OpenLink(h.root.LinkID())
 	if err != nil {
@@ -152,7 +158,7 @@ func (d Device) pinAdopted(locked *state.Locked, h *handle, name string) error {
 	return locked.Add(h.folder(), twin, state.MemberPins{Name: name, Slot: h.slot})
 }
 
-// lastSeenOf finds where an XDP link is, as far as that can be told.
+// lastSeenOf returns where an XDP link is, as far as that is known.
 func (d Device) lastSeenOf(r *linkRoot, prog *ebpf.Program) state.LastSeen {
 	var seen state.LastSeen
 	_, index, err := r.state()

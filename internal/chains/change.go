@@ -15,7 +15,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// revision is a chain that has been changed but not swapped in.
+// revision is a changed chain that was not swapped in yet. prog is nil when nothing
+// changed.
 type revision struct {
 	chain *state.Chain
 	prog  *ebpf.Program
@@ -27,13 +28,13 @@ func (r *revision) close() {
 	}
 }
 
-// revise computes the chain that edit makes of the one that old carries, and
-// builds its dispatcher. Slots that nobody owns any more and that let packets
-// pass are left out; edit learns which of the others are empty, and may use
-// the slots of fresh. A chain that has lost its last member is closed.
+// revise applies edit to a copy of the chain old, and builds the new dispatcher. It
+// leaves out members that have lost their owners, except closed doors; edit gets the
+// closed doors that are empty, and may add the slots in fresh. A chain that has lost
+// its last member is closed.
 //
-// The slots are closed when it returns: as long as they are open nobody who
-// dies leaves, and where many change a chain at once that may take turns.
+// revise closes the slots before it returns. While they are open no member leaves when
+// its owner dies, and many processes that change one chain could keep it open in turn.
 func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*revision, error) {
 	rev := &revision{}
 	var opened state.Slots
@@ -75,13 +76,13 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 	}
 	codes := sealedCodes(&next, slots)
 	if reflect.DeepEqual(old.Slots, next.Slots) && !next.Closed {
-		return rev, nil // nothing to build
+		return rev, nil // nothing changed
 	}
 
 	var err error
 	rev.prog, err = state.Build(&next, slots, codes)
 	if err != nil && codes != nil {
-		// What is sealed must not be in the way of those who join.
+		// Sealed members must not keep another one from joining.
 		for i := range next.Slots {
 			next.Slots[i].Sealed = dispatch.Sealed{}
 		}
@@ -93,8 +94,8 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 	return rev, nil
 }
 
-// change revises the chain that root carries and swaps the result in. The
-// chain as it then is is returned; a closed one has been taken off the device.
+// change revises the chain that the root carries, swaps the result in, and returns the
+// new chain. If the new chain is closed, change has taken it off the device.
 func change(r root, chainID uint64, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
 	old, chain, err := carried(r, chainID)
 	if err != nil {
@@ -104,7 +105,7 @@ func change(r root, chainID uint64, fresh map[uint32]*ebpf.Map, edit func(c *sta
 	return changeFrom(r, old, chain, fresh, edit)
 }
 
-// changeFrom is change for a chain that was read before: old carries it.
+// changeFrom is change for a chain that was read before; old is its dispatcher.
 func changeFrom(r root, old *ebpf.Program, chain *state.Chain, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
 	rev, err := revise(chain, r.LinkID(), fresh, edit)
 	if err != nil {
@@ -120,7 +121,7 @@ func changeFrom(r root, old *ebpf.Program, chain *state.Chain, fresh map[uint32]
 	}
 	kernel.Step("swap: after")
 	if rev.chain.Closed {
-		// Nobody joins a closed chain, so there is nobody to throw out.
+		// No member can join a closed chain, so this throws none out.
 		if err := r.Release(rev.prog); err != nil {
 			return nil, err
 		}
@@ -129,9 +130,10 @@ func changeFrom(r root, old *ebpf.Program, chain *state.Chain, fresh map[uint32]
 	return rev.chain, nil
 }
 
-// carried returns the dispatcher and the chain that a root carries. The chain
-// must be the one with that id: through netlink, anyone may have put another
-// program in its place.
+// carried returns the dispatcher and the chain that a root carries; the caller closes
+// the dispatcher. The chain must have the id: where netlink carries the chain, any
+// process may have put another program in its place. The error is fs.ErrNotExist then,
+// and target.ErrDetached for a closed chain.
 func carried(r root, chainID uint64) (*ebpf.Program, *state.Chain, error) {
 	prog, err := r.Program()
 	if err != nil {
@@ -161,7 +163,8 @@ func openPinnedRoot(p *state.Pins, folder string) (*linkRoot, error) {
 	return newLinkRoot(l)
 }
 
-// indexOf finds a slot, or tells that its member is gone.
+// indexOf returns the index of the member with the slot. The error is
+// target.ErrDetached when the member is gone.
 func indexOf(c *state.Chain, mapID uint32) (int, error) {
 	i := c.Index(mapID)
 	if i < 0 {
@@ -170,7 +173,7 @@ func indexOf(c *state.Chain, mapID uint32) (int, error) {
 	return i, nil
 }
 
-// without is an edit that takes slots out.
+// without returns an edit that takes the slots out.
 func without(mapIDs ...uint32) func(*state.Chain, map[uint32]bool) error {
 	return func(c *state.Chain, _ map[uint32]bool) error {
 		for _, id := range mapIDs {

@@ -15,19 +15,20 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A Counting has an XDP chain counted while it is open. It holds neither the link
-// nor a slot: who watches a chain does not keep it.
+// A Counting counts an XDP chain while it is open. It holds neither the root link nor
+// a slot, so watching a chain does not keep the chain.
 type Counting struct {
 	target     target.Target
 	sweep      func(*state.Locked)
-	link       uint32 // that carries the chain; 0 for netlink
-	dispatcher uint32 // program id
+	link       uint32 // the root link's id; 0 when netlink carries the chain
+	dispatcher uint32 // the counting dispatcher's program id
 	watch      *state.Watch
-	found      map[uint32]dispatch.Counts // what others had counted before
+	found      map[uint32]dispatch.Counts // what other processes had counted before
 }
 
-// Count swaps in a dispatcher that counts, or joins those for whom one is there.
-// fs.ErrNotExist when there is no chain of ours.
+// Count swaps in a dispatcher that counts, or joins the processes that count the chain
+// already. The caller closes the Counting. The error is fs.ErrNotExist when there is no
+// owned chain, and ErrBusy when another version of dispatcher counts it.
 func Count(ctx context.Context, o *target.Opened) (c *Counting, err error) {
 	d := Device{o}
 	err = kernel.Retry(ctx, func() error {
@@ -75,7 +76,7 @@ func (d Device) count() (*Counting, error) {
 	return c, nil
 }
 
-// join begins with what others have counted so far.
+// join starts from the counts that other processes have reached.
 func (c *Counting) join(prog *ebpf.Program) (_ *Counting, err error) {
 	c.dispatcher = kernel.ProgramID(prog)
 	if c.found, err = c.watch.Read(); err != nil {
@@ -85,7 +86,7 @@ func (c *Counting) join(prog *ebpf.Program) (_ *Counting, err error) {
 	return c, nil
 }
 
-// A builder loads a dispatcher for a chain whose slots are open; see [state.Build].
+// A builder loads a dispatcher for a chain and its open slots; see [state.Build].
 type builder func(*state.Chain, []*ebpf.Map, []*dispatch.Code) (*ebpf.Program, error)
 
 // rebuild swaps in another dispatcher of the same chain and returns its id.
@@ -105,7 +106,7 @@ func rebuild(r root, old *ebpf.Program, chain *state.Chain, step string, build b
 	return kernel.ProgramID(prog), nil
 }
 
-// load opens the slots for no longer than it takes, as revise does.
+// load builds the dispatcher. Like revise it keeps the slots open only meanwhile.
 func (build builder) load(chain *state.Chain) (*ebpf.Program, error) {
 	var opened state.Slots
 	defer opened.Close()
@@ -120,7 +121,7 @@ func (build builder) load(chain *state.Chain) (*ebpf.Program, error) {
 	return build(chain, slots, sealedCodes(chain, slots))
 }
 
-// unwatch swaps the plain dispatcher in where one is watched by nobody any more.
+// unwatch swaps the plain dispatcher in if no process counts the chain any more.
 func unwatch(r root, old *ebpf.Program, chain *state.Chain) error {
 	if chain.Closed || !state.Abandoned(chain) {
 		return nil
@@ -129,13 +130,13 @@ func unwatch(r root, old *ebpf.Program, chain *state.Chain) error {
 	return err
 }
 
-// Counts tells whether what runs is what counts.
+// Counts reports whether the chain runs the counting dispatcher.
 func (c *Counting) Counts(chain *hook.Chain) bool {
 	return chain.DispatcherID == c.dispatcher && c.watch.Alive()
 }
 
-// Current tells it at little cost, where that is possible: not for a chain that
-// netlink carries, nor for one that is gone.
+// Current is a cheap form of Counts that asks only the root link. It returns true when
+// the link cannot tell: netlink carries the chain, or the chain is gone.
 func (c *Counting) Current() bool {
 	if c.link == 0 {
 		return true
@@ -149,16 +150,16 @@ func (c *Counting) Current() bool {
 	return err != nil || ifindex == 0 || prog == c.dispatcher
 }
 
-// Read returns what was counted so far, by slot id. Others who watch may have
-// begun before; see Found.
+// Read returns the counts so far, by slot id. Other processes may have begun to count
+// earlier; see Found.
 func (c *Counting) Read() (map[uint32]dispatch.Counts, error) { return c.watch.Read() }
 
-// Found is what Read would have returned when this counting began: nothing, unless
-// others were watching.
+// Found returns the counts at the time when this Counting began: none, unless other
+// processes counted the chain already.
 func (c *Counting) Found() map[uint32]dispatch.Counts { return c.found }
 
-// Close ends the counting, and swaps the plain dispatcher in unless others still
-// watch. That the chain is gone is no error.
+// Close ends the counting. It swaps the plain dispatcher in unless other processes
+// still count. A chain that is gone is no error.
 func (c *Counting) Close(ctx context.Context) error {
 	c.watch.Close()
 	err := kernel.Retry(ctx, c.end(ctx))
@@ -168,8 +169,8 @@ func (c *Counting) Close(ctx context.Context) error {
 	return err
 }
 
-// end returns what looks for the chain, by its link or else on its device, and
-// swaps.
+// end returns a function that finds the chain, by its root link or else on its device,
+// and calls unwatch.
 func (c *Counting) end(ctx context.Context) func() error {
 	if c.link == 0 {
 		return func() error {
@@ -220,5 +221,5 @@ func (c *Counting) end(ctx context.Context) func() error {
 	}
 }
 
-// ours tells whether the chain is the one that is counted.
+// ours reports whether the chain is the counted one.
 func (c *Counting) ours(chain *state.Chain) bool { return chain != nil && chain.Watch == c.watch.ID }

@@ -12,7 +12,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// defunctChain describes the chain of a link whose device is gone, nil for a link that carries no chain.
+// Defunct describes the chain of a link that has lost its device. It returns nil for
+// a link without a chain, and for a chain that runs on another link.
 func Defunct(o *target.Opened, li kernel.LinkInfo) (*hook.Chain, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(li.Program))
 	if err != nil {
@@ -38,8 +39,8 @@ func Defunct(o *target.Opened, li kernel.LinkInfo) (*hook.Chain, error) {
 	return c, nil
 }
 
-// runs tells whether a chain was attached again. Who held its members before may
-// still have the old link.
+// runs reports whether a chain was attached again. Earlier owners of its members may
+// still hold the old link.
 func runs(o *target.Opened, chainID uint64) bool {
 	for _, li := range o.Links {
 		if li.Type != link.XDPType || li.Gone() {
@@ -52,8 +53,8 @@ func runs(o *target.Opened, chainID uint64) bool {
 	return false
 }
 
-// displacedAndGone returns the members that are pinned beside a link that does
-// not carry their chain any more, on no device any more.
+// displacedAndGone describes the members that are pinned beside a link which has lost
+// both their chain and its device.
 func displacedAndGone(o *target.Opened, li kernel.LinkInfo) (*hook.Chain, error) {
 	folder := state.ChainFolder(li.ID, 0)
 	members, err := displaced(o.Pins, folder)

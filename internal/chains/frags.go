@@ -13,13 +13,14 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// tryFrags tells whether programs for packets in fragments can be loaded.
+// FragsSupported loads a program for packets in fragments (xdp.frags). It returns nil
+// if the kernel takes it, else the reason.
 func FragsSupported() error {
 	return kernel.Explain(state.Loads(dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: true}, nil, nil, nil))
 }
 
-// withoutFrags explains why a program could not be loaded, if that is because
-// this kernel knows no packets in fragments.
+// withoutFrags replaces the error of a failed load by ErrNotSupported if the reason is
+// that this kernel knows no packets in fragments.
 func withoutFrags(src load.Source, err error) error {
 	if !errors.Is(err, unix.EINVAL) {
 		return err

@@ -17,21 +17,21 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A handle owns a member of an XDP chain: it holds the slot, so that the
-// slot is not emptied, and the root, so that the dispatcher stays on the device.
+// A handle owns a member of an XDP chain. It holds the slot, so that the kernel does
+// not empty it, and the root, so that the dispatcher stays on the device.
 type handle struct {
 	target.Base
 	root    root
 	slot    *ebpf.Map
-	slots   state.Slots // has the slot when it was not made here
+	slots   state.Slots // holds the slot if the handle opened it and did not make it
 	slotID  uint32
 	chainID uint64
-	left    bool // the member was detached: slot and root are let go
+	left    bool // the member was detached: slot and root are closed
 }
 
-// drop lets go of what the handle holds, but not of its target.
+// drop closes the slot and the root, but not the opened target.
 func (h *handle) drop() {
-	// The slot first: the chain runs on without the member until the root goes.
+	// Slot before root: so the chain runs on without the member until the root closes.
 	h.slots.Close()
 	h.slot.Close()
 	if h.root != nil {
@@ -39,8 +39,9 @@ func (h *handle) drop() {
 	}
 }
 
-// releaseNetNS lets the namespace go away while the handle is open. A link is
-// found without it; a chain without a link is not, so its handle keeps it.
+// releaseNetNS lets the namespace go away while the handle is open. A root link is
+// found without the namespace. A chain without a link is not, so its handle keeps the
+// namespace.
 func (h *handle) releaseNetNS() {
 	if h.root.LinkID() != 0 {
 		h.Opened.NS.Release()
@@ -49,7 +50,7 @@ func (h *handle) releaseNetNS() {
 
 func (h *handle) folder() string { return state.ChainFolder(h.root.LinkID(), h.chainID) }
 
-// Close gives up ownership.
+// Close gives up ownership of the member.
 func (h *handle) Close() error {
 	return h.Release(func() error {
 		if !h.left {
@@ -59,8 +60,8 @@ func (h *handle) Close() error {
 	})
 }
 
-// change runs fn with the chain as it is and the index of the member, under
-// the locks, until it succeeds.
+// change runs fn with the present chain and the index of the member, with the handle's
+// lock and the lock of the pins held. It tries again while fn returns kernel.ErrAgain.
 func (h *handle) change(ctx context.Context, fn func(l *state.Locked, c *state.Chain, i int) error) error {
 	return h.Locked(func() error {
 		return kernel.Retry(ctx, func() error {
@@ -75,7 +76,7 @@ func (h *handle) change(ctx context.Context, fn func(l *state.Locked, c *state.C
 	})
 }
 
-// find returns the chain as it is and the index of the member.
+// find returns the present chain and the index of the member.
 func (h *handle) find() (*state.Chain, int, error) {
 	prog, c, err := h.carried()
 	if err != nil {
@@ -86,8 +87,8 @@ func (h *handle) find() (*state.Chain, int, error) {
 	return c, i, err
 }
 
-// carried returns the dispatcher and the chain. Where the chain had no link and
-// has been given one since, the handle takes hold of it first.
+// carried returns the dispatcher and the chain; the caller closes the dispatcher. If
+// the chain had no root link and has one now, the handle takes the link as its root.
 func (h *handle) carried() (*ebpf.Program, *state.Chain, error) {
 	if h.left {
 		return nil, nil, target.ErrDetached
@@ -107,7 +108,7 @@ func (h *handle) carried() (*ebpf.Program, *state.Chain, error) {
 	return prog, c, err
 }
 
-// edit changes the member's slot in the chain, and the chain with it.
+// edit runs fn on the chain and the index of the member, and swaps in the result.
 func (h *handle) edit(fn func(c *state.Chain, i int) error) error {
 	_, err := change(h.root, h.chainID, nil, func(c *state.Chain, _ map[uint32]bool) error {
 		i, err := indexOf(c, h.slotID)
@@ -119,7 +120,7 @@ func (h *handle) edit(fn func(c *state.Chain, i int) error) error {
 	return err
 }
 
-// Update puts another program in the slot.
+// Update puts another program into the slot.
 func (h *handle) Update(ctx context.Context, src load.Source) error {
 	return h.Locked(func() error {
 		var prog *load.Loaded
@@ -137,7 +138,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 		used, sealed := false, false
 		err = kernel.Retry(ctx, func() error {
 			return h.Opened.Locked(ctx, func(l *state.Locked) error {
-				// Not into a slot that no packet comes by any more.
+				// Read the chain again: the member may be gone.
 				c, i, err := h.find()
 				if err != nil {
 					return err
@@ -171,7 +172,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 	})
 }
 
-// successor loads the program that is to replace the one in the slot.
+// successor loads the program that will replace the program in the slot.
 func (h *handle) successor(src load.Source, c *state.Chain) (*load.Loaded, error) {
 	old, err := h.occupant()
 	if err != nil {
@@ -186,7 +187,7 @@ func (h *handle) successor(src load.Source, c *state.Chain) (*load.Loaded, error
 	return src.Load(load.Want{Hook: hook.XDP, Shape: &c.Shape})
 }
 
-// Set changes the settings.
+// Set changes the member's settings.
 func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
 	if err := settings.Check(); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)
@@ -196,7 +197,7 @@ func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
 	})
 }
 
-// Move gives the member another place.
+// Move moves the member to another place in the order.
 func (h *handle) Move(ctx context.Context, to hook.Position) error {
 	if err := to.Check(); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)
@@ -226,7 +227,7 @@ func (h *handle) Pin(ctx context.Context) error {
 	})
 }
 
-// Unpin removes the pins.
+// Unpin removes the member's pins, and its seal.
 func (h *handle) Unpin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		if err := h.edit(func(c *state.Chain, i int) error {
@@ -239,7 +240,8 @@ func (h *handle) Unpin(ctx context.Context) error {
 	})
 }
 
-// Detach takes the member out. Gone already is fine, its pins go all the same.
+// Detach takes the member out and removes its pins. A member that is gone already is
+// no error; its pins are removed all the same.
 func (h *handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		return takeOut(l, h.root, h.chainID, []string{c.Slots[i].Name}, []uint32{h.slotID})
@@ -271,7 +273,7 @@ func (h *handle) Detach(ctx context.Context) error {
 func (h *handle) unpinGone(ctx context.Context) error {
 	r, ok := h.root.(*linkRoot)
 	if !ok {
-		return nil // the sweep finds out
+		return nil // the sweep removes the pins
 	}
 	return h.Opened.Locked(ctx, func(l *state.Locked) error {
 		id, _, err := r.state()
@@ -312,7 +314,7 @@ func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 	return &m, nil
 }
 
-// Chain describes the chain that the member is in.
+// Chain describes the member's chain.
 func (h *handle) Chain(ctx context.Context) (*hook.Chain, error) {
 	var c *hook.Chain
 	err := h.Locked(func() error {
@@ -332,8 +334,9 @@ func (h *handle) Chain(ctx context.Context) (*hook.Chain, error) {
 	return c, err
 }
 
-// locate fills in where the chain is: its device by name, first in the namespace
-// where the handle was made, then in all that can be found.
+// locate fills in the device and the namespace of the chain. It looks for the device
+// first in the namespace where the handle was made, then in all namespaces that can
+// be found.
 func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 	switch r := h.root.(type) {
 	case *NetlinkRoot:
@@ -368,7 +371,7 @@ func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 	if c.Target != "" {
 		return nil
 	}
-	// It has moved: look for it.
+	// The device has moved to another namespace.
 	c.NetNS = hook.NetNS{}
 	ns, err := findXDP(c.Ifindex, uint32(id), func(name string, mode hook.Mode) { c.Target, c.Mode = name, mode })
 	if errors.Is(err, fs.ErrNotExist) {
@@ -381,7 +384,7 @@ func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 	return ns.Close()
 }
 
-// Program opens the program in the slot.
+// Program opens the program in the slot; the caller closes it.
 func (h *handle) Program() (prog *ebpf.Program, err error) {
 	err = h.Locked(func() error {
 		if h.left {
@@ -403,7 +406,7 @@ func (h *handle) occupant() (*ebpf.Program, error) {
 		if err == nil {
 			return prog, nil
 		}
-		// Replaced just now by another owner, or emptied by hand.
+		// Another owner replaced the program just now, or the slot was emptied by hand.
 		if now, err := state.Occupant(h.slot); err != nil || now != id {
 			continue
 		}
@@ -411,6 +414,9 @@ func (h *handle) occupant() (*ebpf.Program, error) {
 	}
 }
 
+// Open returns a handle to a member; the caller closes it. The error is fs.ErrNotExist
+// when there is no such member or its slot is empty, ErrStyle for a chain of libxdp,
+// and ErrBusy when the device carries something else.
 func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
 	d := Device{o}
 	var h *handle
@@ -444,7 +450,7 @@ func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.
 	return h, nil
 }
 
-// open makes a handle of a slot of a chain. On success the root is the handle's.
+// open makes a handle to the member at i. On success the handle owns the root.
 func (d Device) open(r root, c *state.Chain, i int) (*handle, error) {
 	h := &handle{Base: target.Base{Opened: d.Opened}, root: r, slotID: c.Slots[i].MapID, chainID: c.ID}
 	var err error
@@ -452,7 +458,7 @@ func (d Device) open(r root, c *state.Chain, i int) (*handle, error) {
 		h.slots.Close()
 		return nil, kernel.Again(err)
 	}
-	h.slots.Wait() // if its owner has just gone, it is too late to be another
+	h.slots.Wait() // if the owner has just gone, the slot is lost: let the kernel empty it
 	prog, err := state.Occupant(h.slot)
 	if err == nil && prog == 0 {
 		err = hook.Because(fs.ErrNotExist, "member %q is empty: its owner is gone; attach it again", c.Slots[i].Name)
@@ -464,7 +470,9 @@ func (d Device) open(r root, c *state.Chain, i int) (*handle, error) {
 	return h, nil
 }
 
-// openPinnedSlot opens a member by its pin.
+// OpenPinned opens a member by its pin; the caller closes the handle. The error is
+// fs.ErrNotExist when there is no such pin, or when the chain's root link is not
+// pinned.
 func OpenPinned(o *target.Opened, folder, member string) (target.Handle, error) {
 	s := Device{o}
 	r, err := openPinnedRoot(s.Pins, folder)
@@ -499,8 +507,9 @@ func (d Device) openIn(r *linkRoot, member string) (*handle, error) {
 	return d.open(r, c, i)
 }
 
-// findXDP finds the network namespace, opened, in which the device of that index
-// carries the program, and tells what it is called there.
+// findXDP opens the network namespace in which the device with the index carries the
+// program, and calls found with the device's name there. The caller closes the
+// namespace.
 func findXDP(index int, prog uint32, found func(name string, mode hook.Mode)) (*kernel.NetNS, error) {
 	return kernel.FindNetNS(func(ns *kernel.NetNS) bool {
 		return rtnl.In(ns, func(conn *rtnl.Conn) error {

@@ -20,9 +20,13 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// xdp is the family of the XDP hook: chains behind a dispatcher.
+// Family is the family of the XDP hook: chains behind a dispatcher.
 type Family struct{}
 
+// Attach loads the program and joins it to the chain, or starts a chain on a free
+// device. The caller closes the handle. The error is ErrStyle for the other family,
+// ErrBusy when the device carries something else, ErrIncompatible for another style or
+// mode, and fs.ErrExist when a member has the name.
 func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
 	d := Device{o}
 	var h *handle
@@ -41,6 +45,8 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 	return h, nil
 }
 
+// Plan loads the program, describes the chain as Attach would leave it, and changes
+// nothing. The errors are Attach's.
 func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (*hook.Chain, error) {
 	d := Device{o}
 	var c *hook.Chain
@@ -55,9 +61,10 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 	return c, nil
 }
 
-// withProgram reads the device, loads the program so that it fits the chain that
-// is there, and runs fn with both; all of it again while others change the chain.
-// The program is loaded without the lock, since a verifier may take its time.
+// withProgram reads the device, loads the program so that it fits the chain there, and
+// runs fn with both. It does all of this again while other processes change the chain.
+// The program is loaded without the lock, since the verifier may take its time. The
+// caller closes the program.
 func (d Device) withProgram(ctx context.Context, src load.Source, req target.Request, fn func(*Snapshot, *load.Loaded) error) (*load.Loaded, error) {
 	src = load.PinningIn(src, d.BPFFS)
 	var prog *load.Loaded
@@ -91,7 +98,7 @@ func (d Device) withProgram(ctx context.Context, src load.Source, req target.Req
 	return prog, nil
 }
 
-// readToJoin reads the device and refuses what the request cannot join.
+// readToJoin reads the device and checks that the request can join what is there.
 func (d Device) readToJoin(req target.Request) (*Snapshot, error) {
 	kernel.Step("attach: reads")
 	snap, err := d.Read()
@@ -127,8 +134,8 @@ func (d Device) admit(snap *Snapshot, req target.Request) error {
 	return nil
 }
 
-// finishClosing takes a closed chain off the device: the process that closed it
-// died before it did.
+// finishClosing takes a closed chain off the device, and returns kernel.ErrAgain: the
+// process that closed the chain died before it did that.
 func (d Device) finishClosing(snap *Snapshot) error {
 	if err := snap.Root.Release(snap.Prog); err != nil {
 		return err
@@ -136,7 +143,7 @@ func (d Device) finishClosing(snap *Snapshot) error {
 	return kernel.ErrAgain
 }
 
-// newMember is the slot that a request asks for.
+// newMember returns the member that a request asks for.
 func newMember(req target.Request, slot *ebpf.Map, prog *load.Loaded) (dispatch.Slot, error) {
 	name, err := req.NameFor(prog)
 	if err != nil {
@@ -149,8 +156,8 @@ func newMember(req target.Request, slot *ebpf.Map, prog *load.Loaded) (dispatch.
 	}, err
 }
 
-// insert is an edit that adds a member. It takes the place of a closed door of
-// the same name, which then was closed until now.
+// insert returns an edit that adds a member. The member replaces a closed door of the
+// same name, which drops packets until then.
 func insert(member dispatch.Slot, req target.Request) func(*state.Chain, map[uint32]bool) error {
 	return func(c *state.Chain, empty map[uint32]bool) error {
 		if i := c.Named(member.Name); i >= 0 {
@@ -163,7 +170,7 @@ func insert(member dispatch.Slot, req target.Request) func(*state.Chain, map[uin
 	}
 }
 
-// newSlot makes a slot with the program in it.
+// NewSlot makes a slot with the program in it; the caller closes it.
 func NewSlot(prog *load.Loaded) (*ebpf.Map, error) {
 	slot, err := state.NewSlot(prog.Name)
 	if err != nil {
@@ -178,7 +185,7 @@ func NewSlot(prog *load.Loaded) (*ebpf.Map, error) {
 
 // join adds the program to the chain of the snapshot, or starts one.
 func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req target.Request) (*handle, error) {
-	if !snap.Current() { // somebody changed the chain while this waited for the lock
+	if !snap.Current() { // another process changed the chain before this one got the lock
 		now, err := d.readToJoin(req)
 		if err != nil {
 			return nil, err
@@ -229,7 +236,7 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 	return h, nil
 }
 
-// plan computes what join would do, up to the point where others would see it.
+// plan does what join does, up to the point where other processes would see it.
 func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*hook.Chain, error) {
 	slot, err := NewSlot(prog)
 	if err != nil {
@@ -256,7 +263,7 @@ func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*ho
 	if err := viewChain(c, rev.prog, rev.chain, linkID, d.Pins); err != nil {
 		return nil, err
 	}
-	c.DispatcherID = 0 // it is gone when this returns
+	c.DispatcherID = 0 // the dispatcher is gone when this returns
 	for i := range c.Members {
 		if c.Members[i].SlotID == member.MapID {
 			c.Members[i].SlotID = 0
@@ -265,7 +272,7 @@ func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*ho
 	return c, nil
 }
 
-// joinError turns what a chain that vanished meanwhile gives into another try.
+// joinError marks the error for a chain that is gone meanwhile with kernel.ErrAgain.
 func joinError(err error) error {
 	if errors.Is(err, hook.ErrDefunct) || errors.Is(err, target.ErrDetached) {
 		return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
@@ -273,7 +280,7 @@ func joinError(err error) error {
 	return err
 }
 
-// start makes a chain with one member and a link that carries it.
+// start makes a chain with one member, and a root link that carries it.
 func (d Device) start(dev rtnl.Device, mode hook.Mode, id uint64, shape dispatch.Shape, slot *ebpf.Map, member dispatch.Slot) (root, error) {
 	chain := &state.Chain{ID: id, LastSeen: d.Seen(dev, mode), Plan: dispatch.Plan{Shape: shape, Slots: []dispatch.Slot{member}}}
 	prog, err := state.Build(chain, []*ebpf.Map{slot}, nil)
@@ -284,12 +291,13 @@ func (d Device) start(dev rtnl.Device, mode hook.Mode, id uint64, shape dispatch
 	return d.Create(dev.Index, mode, prog)
 }
 
-// seen is where a chain on the device is.
+// Seen returns where a chain on the device is, for its description.
 func (d Device) Seen(dev rtnl.Device, mode hook.Mode) state.LastSeen {
 	return state.LastSeen{Target: dev.Name, NetNS: d.NS.ID(), Mode: mode}
 }
 
-// create puts a dispatcher on a free device with a link of its own.
+// Create puts a dispatcher on a free device with a root link; the caller closes it.
+// The error is kernel.ErrAgain when the device is not free.
 func (d Device) Create(index int, mode hook.Mode, prog *ebpf.Program) (root, error) {
 	var l link.Link
 	kernel.Step("create: before")
@@ -302,13 +310,14 @@ func (d Device) Create(index int, mode hook.Mode, prog *ebpf.Program) (root, err
 	case err == nil:
 		return newLinkRoot(l)
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
-		// Somebody was quicker. Or a link was closed just now, and the kernel
-		// is still at it.
+		// Another process was quicker, or a link was closed just now and the kernel
+		// has not released it yet.
 		return nil, fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	}
 	return nil, kernel.RefusedXDP(d.Name, mode, err)
 }
 
+// Read describes the chain on the device. The error is ErrStyle for a chain of libxdp.
 func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
 	d := Device{o}
 	err = kernel.Retry(ctx, func() error {
@@ -323,7 +332,9 @@ func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err er
 	return c, err
 }
 
-// detach takes out one member, or all of them for an empty ref, and their pins.
+// Detach takes out the member that ref names, or all members for an empty ref, and
+// removes their pins. The error is fs.ErrNotExist when there is no such member,
+// ErrStyle for a chain of libxdp, and ErrBusy when the device carries something else.
 func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool) error {
 	d := Device{o}
 	return kernel.Retry(ctx, func() error {
@@ -339,7 +350,7 @@ func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool
 			case snap.Chain == nil:
 				return d.taken(snap)
 			case snap.Chain.Closed:
-				// The process that detached its last member died before the end.
+				// The process that detached the last member died before the end.
 				return snap.Root.Release(snap.Prog)
 			}
 			leaving := snap.Chain.Slots
@@ -360,7 +371,7 @@ func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool
 	})
 }
 
-// takeOut removes members from a chain, and their pins after them.
+// takeOut removes members from a chain, and then their pins.
 func takeOut(l *state.Locked, r root, chainID uint64, names []string, slots []uint32) error {
 	left, err := change(r, chainID, nil, without(slots...))
 	if err != nil || l == nil {
@@ -378,7 +389,7 @@ func takeOut(l *state.Locked, r root, chainID uint64, names []string, slots []ui
 	return nil
 }
 
-// noMember marks the error of a name that no member has as fs.ErrNotExist.
+// noMember marks the error for an unknown member with fs.ErrNotExist.
 func noMember(err error) error {
 	if errors.Is(err, dispatch.ErrNoEntry) {
 		return hook.Because(fs.ErrNotExist, "%w", err)

@@ -18,23 +18,24 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// A device is an opened target on the XDP hook.
+// A Device is an opened target on the XDP hook.
 type Device struct{ *target.Opened }
 
-// On is the opened target as a device.
+// On returns the opened target as a Device.
 func On(o *target.Opened) Device { return Device{o} }
 
-// A snapshot is what was on a device at one moment.
+// A Snapshot is what was on a device at one moment. Close releases it.
 type Snapshot struct {
 	Device rtnl.Device
 	Mode   hook.Mode
 	Prog   *ebpf.Program // nil when nothing is attached
-	Chain  *state.Chain  // nil when it is not ours
-	Root   root          // nil when it is not ours
-	links  []uint32      // that carry the program, when it is not ours
-	Libxdp bool          // it is a dispatcher of libxdp
+	Chain  *state.Chain  // nil when the program is no dispatcher of an owned chain
+	Root   root          // nil without an owned chain
+	links  []uint32      // the links that carry the program, without an owned chain
+	Libxdp bool          // the program is a dispatcher of libxdp
 }
 
+// Close closes the program and the root.
 func (snap *Snapshot) Close() {
 	if snap.Prog != nil {
 		snap.Prog.Close()
@@ -44,10 +45,12 @@ func (snap *Snapshot) Close() {
 	}
 }
 
+// Free reports whether nothing was attached.
 func (snap *Snapshot) Free() bool { return snap.Prog == nil }
 
-// Current tells whether the link still carries what was read; true where no link
-// does. It asks the link, which costs less than to read the device again.
+// Current reports whether the root link still carries the program of the snapshot. It
+// returns true when there is no root link. It asks the link, which costs less than
+// reading the device again.
 func (snap *Snapshot) Current() bool {
 	r, ok := snap.Root.(*linkRoot)
 	if !ok {
@@ -57,12 +60,14 @@ func (snap *Snapshot) Current() bool {
 	return err == nil && ifindex != 0 && prog == kernel.ProgramID(snap.Prog)
 }
 
-// takes tells whether the program was loaded so that it fits the chain.
+// takes reports whether the loaded program fits the chain.
 func (snap *Snapshot) takes(prog *load.Loaded) bool {
 	return snap.Chain == nil || snap.Chain.Shape == prog.Shape
 }
 
-// read reads what is on the device. kernel.ErrAgain when it changed under its eyes.
+// Read reads what is on the device; the caller closes the snapshot. The error is
+// kernel.ErrAgain when the device changed meanwhile, and fs.ErrNotExist when there is
+// no such device.
 func (d Device) Read() (snap *Snapshot, err error) {
 	err = rtnl.In(d.NS, func(conn *rtnl.Conn) error {
 		dev, err := conn.Device(d.Name)
@@ -75,8 +80,8 @@ func (d Device) Read() (snap *Snapshot, err error) {
 	return snap, err
 }
 
-// readDevice looks at a device that rtnetlink has described. The caller closes what
-// it returns.
+// ReadDevice is Read for a device that rtnetlink has described already. The caller
+// closes the snapshot.
 func ReadDevice(o *target.Opened, conn *rtnl.Conn, dev rtnl.Device) (*Snapshot, error) {
 	snap := &Snapshot{Device: dev}
 	if err := (Device{o}).inspect(snap, conn, dev); err != nil {
@@ -121,7 +126,7 @@ func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error 
 		return nil
 	}
 
-	// No link carries it. Unless it was exchanged just now, netlink did it.
+	// No link carries the program. If it is still there, netlink attached it.
 	now, err := conn.DeviceByIndex(dev.Index)
 	if err != nil {
 		return err
@@ -133,7 +138,7 @@ func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error 
 		snap.Root = &NetlinkRoot{d.NS, dev.Index, on.Mode}
 		return nil
 	}
-	// Whatever its version: it is attached as libxdp does it.
+	// A dispatcher of an unknown version is a dispatcher of libxdp too.
 	_, err = libxdp.ConfigOf(snap.Prog)
 	snap.Libxdp = err == nil || errors.Is(err, libxdp.ErrVersion)
 	if snap.Libxdp || errors.Is(err, libxdp.ErrNotDispatcher) {
@@ -142,8 +147,9 @@ func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error 
 	return err
 }
 
-// carrying is [kernel.XDPLinks], but asks first what is known of all links: for each of
-// many devices to go through all links takes long.
+// carrying returns the links that carry the program on the device. It looks first
+// among the links that were read before: going through all links of the kernel for
+// each of many devices takes long ([kernel.XDPLinks]).
 func (d Device) carrying(prog uint32, index int) ([]uint32, error) {
 	var ids []uint32
 	for _, l := range d.Links {
@@ -154,7 +160,7 @@ func (d Device) carrying(prog uint32, index int) ([]uint32, error) {
 		if err != nil {
 			return nil, err
 		}
-		if r != nil { // it still does
+		if r != nil { // the link still carries the program
 			r.Close()
 			ids = append(ids, l.ID)
 		}
@@ -165,8 +171,8 @@ func (d Device) carrying(prog uint32, index int) ([]uint32, error) {
 	return kernel.XDPLinks(prog, index)
 }
 
-// linkCarrying opens the link that carries a program on a device with that
-// index, nil when there is none.
+// linkCarrying opens the link that carries the program on the device with the index.
+// It returns nil when there is no such link.
 func linkCarrying(prog uint32, index int) (root, error) {
 	ids, err := kernel.XDPLinks(prog, index)
 	if err != nil || len(ids) == 0 {
@@ -179,7 +185,7 @@ func linkCarrying(prog uint32, index int) (root, error) {
 	return r, err
 }
 
-// rootWith opens a link if it carries the program, nil otherwise.
+// rootWith opens a link if it carries the program, and returns nil otherwise.
 func rootWith(id, prog uint32) (root, error) {
 	l, err := kernel.OpenLink(id)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -196,7 +202,8 @@ func rootWith(id, prog uint32) (root, error) {
 	return &linkRoot{l, id}, nil
 }
 
-// occupied is the error for a hook that is held by something that is not ours.
+// Occupied returns the error for a device that carries no owned chain: ErrBusy, with
+// the occupant and a hint.
 func (d Device) Occupied(snap *Snapshot) error {
 	on := &hook.Occupant{Kind: hook.KindLegacy, Mode: snap.Mode}
 	on.Program = kernel.Describe(snap.Prog)
@@ -222,7 +229,7 @@ func (d Device) Occupied(snap *Snapshot) error {
 	return busy.Hint("\"%s\" tells more", d.Command("holders", "xdp", snap.Device.Name))
 }
 
-// describe returns what is known of the chain without its members.
+// Describe returns what the snapshot knows of the chain, without the members.
 func (snap *Snapshot) Describe(o *target.Opened) *hook.Chain {
 	return &hook.Chain{
 		Hook: o.Hook, Target: snap.Device.Name, Ifindex: snap.Device.Index,
@@ -230,7 +237,8 @@ func (snap *Snapshot) Describe(o *target.Opened) *hook.Chain {
 	}
 }
 
-// view describes a snapshot for users; errStyle for a chain of libxdp.
+// View describes a snapshot for users. The error is ErrStyle for a chain of libxdp,
+// and kernel.ErrAgain when a slot disappeared meanwhile.
 func (d Device) View(snap *Snapshot) (*hook.Chain, error) {
 	c := snap.Describe(d.Opened)
 	if snap.Free() {
@@ -260,8 +268,8 @@ func (d Device) View(snap *Snapshot) (*hook.Chain, error) {
 	return c, viewChain(c, snap.Prog, snap.Chain, snap.Root.LinkID(), d.Pins)
 }
 
-// displaced returns the members that are pinned beside a link that carries
-// their chain no more.
+// displaced describes the members that are pinned beside a link which does not carry
+// their chain any more.
 func displaced(pins *state.Pins, folder string) ([]hook.Member, error) {
 	names, err := pins.Members(folder)
 	var members []hook.Member
@@ -277,7 +285,7 @@ func displaced(pins *state.Pins, folder string) ([]hook.Member, error) {
 	return members, err
 }
 
-// viewChain describes a chain of ours.
+// viewChain adds the members of an owned chain to c, and its dispatcher, link and pins.
 func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uint32, pins *state.Pins) error {
 	info, err := prog.Info()
 	if err != nil {
@@ -311,7 +319,7 @@ func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uin
 	return nil
 }
 
-// viewMember describes a member whose slot is open.
+// viewMember describes the member with the open slot.
 func viewMember(s dispatch.Slot, slot *ebpf.Map, pinned bool) (hook.Member, error) {
 	m := hook.Member{
 		Name: s.Name, Settings: s.Settings, Kind: hook.KindMember, State: hook.StateEmpty,
@@ -323,14 +331,15 @@ func viewMember(s dispatch.Slot, slot *ebpf.Map, pinned bool) (hook.Member, erro
 	if m.Program.ID != 0 {
 		m.State = hook.StateRunning
 	}
-	// What is linked runs, whatever became of the slot.
+	// A sealed program runs, whatever is in the slot.
 	if linked := s.Sealed.Program; linked != 0 && m.Program.ID != linked {
 		m.Program, m.State = hook.Program{ID: linked}, hook.StateRunning
 	}
 	return m, err
 }
 
-// slotProgram describes the program in a slot; the zero value when it is empty.
+// slotProgram describes the program in a slot. It returns zero values for an empty
+// slot.
 func slotProgram(slot *ebpf.Map) (p hook.Program, tail bool, err error) {
 	id, err := state.Occupant(slot)
 	if err != nil || id == 0 {
@@ -338,7 +347,7 @@ func slotProgram(slot *ebpf.Map) (p hook.Program, tail bool, err error) {
 	}
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if errors.Is(err, fs.ErrNotExist) {
-		return p, false, nil // its owner went, and the program with it
+		return p, false, nil // the owner is gone, and the program with it
 	}
 	if err != nil {
 		return p, false, kernel.Errno(fmt.Sprintf("program id %d", id), err)

@@ -12,8 +12,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// recoverWatched deals with dispatchers that are watched by nobody any more, on all
-// devices: those of chains without pins, the sweep does not see.
+// RecoverWatched reports the counting dispatchers on all devices that have lost their
+// watchers. Except in a dry run it swaps the plain dispatchers in. The sweep does not
+// do that: it sees only chains with pins.
 func RecoverWatched(r *target.Recovery) {
 	all, err := kernel.NetNamespaces()
 	if err != nil {
@@ -54,11 +55,12 @@ func recoverWatchedIn(r *target.Recovery, ns *kernel.NetNS) {
 	}
 }
 
-// recoverChain deals with the pins of an XDP chain whose device is gone.
+// Recover reports the pins of an XDP chain that has lost its device. It attaches the
+// chain again, or removes the pins, as r asks.
 func Recover(r *target.Recovery, folder string) {
 	root, err := openPinnedRoot(r.Pins, folder)
 	if err != nil {
-		return // not defunct, or what the sweep reports
+		return // not defunct, or for the sweep
 	}
 	defer root.Close()
 	prog, index, err := root.state()
@@ -89,7 +91,7 @@ func Recover(r *target.Recovery, folder string) {
 	r.Settle(f, folder, err)
 }
 
-// reattachChain puts the chain on a device of the old name, with a link of its own.
+// reattachChain puts the chain on a device of the old name, with a new root link.
 func reattachChain(r *target.Recovery, folder string, root *linkRoot, progID uint32, chain *state.Chain) error {
 	if chain.LastSeen.Target == "" {
 		return target.Nowhere("name known of a device")
@@ -114,7 +116,7 @@ func reattachChain(r *target.Recovery, folder string, root *linkRoot, progID uin
 		}
 		err := hook.Because(hook.ErrBusy, "device %s has another chain by now", chain.LastSeen.Target)
 		if snap.Chain.ID == chain.ID {
-			err = hook.Because(target.ErrTaken, "%w", err) // put there by one who died, and about to go
+			err = hook.Because(target.ErrTaken, "%w", err) // a recover that died put the chain there: it is about to go
 		}
 		return err
 	}

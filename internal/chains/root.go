@@ -16,24 +16,26 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A root is what carries the dispatcher of a chain.
+// A root carries the dispatcher of a chain: a root link, or netlink's attachment.
 type root interface {
-	// linkID is 0 for a root that is not a link.
+	// LinkID returns the id of the link, 0 for a root that is not a link.
 	LinkID() uint32
-	// program returns what it carries; the caller closes it. hook.ErrDefunct
-	// when the device is gone, errDetached when the chain was closed and taken
-	// off it.
+	// Program returns the program that the root carries; the caller closes it. The
+	// error is hook.ErrDefunct when the device is gone, and target.ErrDetached when
+	// the chain was closed and taken off the device.
 	Program() (*ebpf.Program, error)
-	// swap replaces old by next. kernel.ErrAgain when it does not carry old any more.
+	// Swap replaces old by next. The error is kernel.ErrAgain when the root does not
+	// carry old any more.
 	Swap(next, old *ebpf.Program) error
-	// release takes old off the device.
+	// Release takes old off the device.
 	Release(old *ebpf.Program) error
-	// pin is for links only.
+	// Pinner returns the link to pin, nil for a root that is not a link.
 	Pinner() interface{ Pin(string) error }
+	// Close closes the descriptor of the link.
 	Close()
 }
 
-// linkRoot is a bpf_link: nobody can take the device from it.
+// linkRoot is a root link: while it exists netlink cannot replace the dispatcher.
 type linkRoot struct {
 	link kernel.RawLink
 	id   uint32
@@ -68,8 +70,8 @@ func (r *linkRoot) LinkID() uint32                         { return r.id }
 func (r *linkRoot) Pinner() interface{ Pin(string) error } { return r.link }
 func (r *linkRoot) Close()                                 { r.link.Close() }
 
-// state returns the program and the device of the link; ifindex 0 says that
-// the device is gone, and the program is then the one it carried last.
+// state returns the program and the device of the link. ifindex 0 says that the device
+// is gone; the program is then the last one that the link carried.
 func (r *linkRoot) state() (prog, ifindex uint32, err error) {
 	info, err := r.link.Info()
 	if err != nil {
@@ -100,7 +102,7 @@ func (r *linkRoot) Program() (*ebpf.Program, error) {
 func (r *linkRoot) Swap(next, old *ebpf.Program) error {
 	err := r.link.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE})
 	switch {
-	case errors.Is(err, unix.EPERM): // it does not carry old (bpf_xdp_link_update)
+	case errors.Is(err, unix.EPERM): // the link does not carry old (bpf_xdp_link_update)
 		return kernel.ErrAgain
 	case errors.Is(err, unix.ENOLINK):
 		return target.ErrGone
@@ -112,15 +114,16 @@ func (r *linkRoot) Release(*ebpf.Program) error {
 	return kernel.Errno("detach the root link", r.link.Detach())
 }
 
-// netlinkRoot is a chain that is attached through netlink: it works in the
-// same way, but anyone may replace it.
+// A NetlinkRoot is the root of a chain that is attached through netlink. The chain
+// works in the same way, but any process may replace it.
 type NetlinkRoot struct {
 	ns    *kernel.NetNS // borrowed
 	Index int
 	Mode  hook.Mode
 }
 
-// OnNetlink is the root of what netlink carries, or is to carry, on the device.
+// OnNetlink returns the root for a dispatcher that netlink carries, or will carry, on
+// the device. It borrows the network namespace of o.
 func (snap *Snapshot) OnNetlink(o *target.Opened) *NetlinkRoot {
 	return &NetlinkRoot{o.NS, snap.Device.Index, snap.Mode}
 }
@@ -129,6 +132,7 @@ func (r *NetlinkRoot) LinkID() uint32                         { return 0 }
 func (r *NetlinkRoot) Pinner() interface{ Pin(string) error } { return nil }
 func (r *NetlinkRoot) Close()                                 {}
 
+// Rtnl runs fn with an rtnetlink connection in the device's network namespace.
 func (r *NetlinkRoot) Rtnl(fn func(*rtnl.Conn) error) error {
 	return rtnl.In(r.ns, fn)
 }
@@ -162,9 +166,9 @@ func (r *NetlinkRoot) Release(old *ebpf.Program) error {
 	return kernel.Errno("detach the dispatcher", raced(err))
 }
 
-// raced marks an error of netlink's that tells that the device carries something
-// else by now. EBUSY is a link: one that took the device just now, or one whose
-// last pin was removed and which the kernel is yet to release.
+// raced returns kernel.ErrAgain for an error of netlink which says that the device
+// carries something else now. EBUSY means a link: it took the device just now, or its
+// last pin was removed and the kernel has not released it yet.
 func raced(err error) error {
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
 		return kernel.ErrAgain

@@ -17,8 +17,11 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// Seal links the members of the chain into its dispatcher: those that can be. The
-// others stay in their slots. With dry it only tells.
+// Seal links the code of the chain's members into the dispatcher, and reports on each
+// member. A member that cannot be sealed stays in its slot. With dry Seal only reports.
+// The error is ErrUsage for another hook than XDP, fs.ErrNotExist for a free device,
+// ErrIncompatible for a chain of libxdp, and ErrBusy when the device carries something
+// else.
 func Seal(ctx context.Context, o *target.Opened, dry bool) (report []hook.Sealing, err error) {
 	err = Device{o}.onChain(ctx, func(d Device, l *state.Locked, snap *Snapshot) (err error) {
 		report, err = d.seal(l, snap, dry)
@@ -27,7 +30,8 @@ func Seal(ctx context.Context, o *target.Opened, dry bool) (report []hook.Sealin
 	return report, err
 }
 
-// Unseal has all members of the chain called through their slots again.
+// Unseal undoes Seal: the dispatcher calls all members through their slots again. The
+// errors are Seal's.
 func Unseal(ctx context.Context, o *target.Opened) error {
 	return Device{o}.onChain(ctx, func(_ Device, _ *state.Locked, snap *Snapshot) error {
 		_, err := change(snap.Root, snap.Chain.ID, nil, func(c *state.Chain, _ map[uint32]bool) error {
@@ -40,8 +44,8 @@ func Unseal(ctx context.Context, o *target.Opened) error {
 	})
 }
 
-// onChain runs fn with the owned chain on the device, under the lock, until it
-// succeeds.
+// onChain runs fn with the owned chain on the device and the lock held. It tries again
+// while fn returns kernel.ErrAgain.
 func (d Device) onChain(ctx context.Context, fn func(Device, *state.Locked, *Snapshot) error) error {
 	if d.Hook != hook.XDP {
 		return hook.Because(hook.ErrUsage, "%s has no dispatcher: the kernel runs its members one after the other; only chains of xdp can be sealed", d.Hook)
@@ -85,8 +89,8 @@ func (d Device) seal(l *state.Locked, snap *Snapshot, dry bool) ([]hook.Sealing,
 	if err != nil {
 		return nil, err
 	}
-	// Somebody may have replaced a program while the dispatcher was built; what
-	// was built runs the old one then.
+	// If another process replaced a program while the dispatcher was built, the new
+	// dispatcher runs the old program.
 	for i := range left.Slots {
 		s := left.Slots[i]
 		if want := trial.sealed(s.MapID); want.Program != 0 && (s.Sealed != want || !trial.holds(s.MapID, want.Program)) {
@@ -107,7 +111,8 @@ type trial struct {
 
 func (t *trial) close() { t.opened.Close() }
 
-// sealed returns what is to be linked of the member with that slot.
+// sealed returns the seal for the member with the slot; the zero value for a member
+// that cannot be sealed.
 func (t *trial) sealed(mapID uint32) dispatch.Sealed {
 	if i := t.chain.Index(mapID); i >= 0 && t.codes[i] != nil {
 		return t.seals[i]
@@ -115,13 +120,13 @@ func (t *trial) sealed(mapID uint32) dispatch.Sealed {
 	return dispatch.Sealed{}
 }
 
-// holds tells whether the slot has that program.
+// holds reports whether the slot holds the program.
 func (t *trial) holds(mapID, prog uint32) bool {
 	id, err := state.Occupant(t.slots[t.chain.Index(mapID)])
 	return err == nil && id == prog
 }
 
-// candidates looks at each member for itself.
+// candidates checks each member by itself. The caller closes the trial.
 func (d Device) candidates(l *state.Locked, snap *Snapshot) (*trial, []hook.Sealing, error) {
 	t := &trial{chain: snap.Chain, codes: make([]*dispatch.Code, len(snap.Chain.Slots)), seals: make([]dispatch.Sealed, len(snap.Chain.Slots))}
 	folder := state.ChainFolder(snap.Root.LinkID(), snap.Chain.ID)
@@ -148,7 +153,8 @@ func (d Device) candidates(l *state.Locked, snap *Snapshot) (*trial, []hook.Seal
 	return t, report, nil
 }
 
-// code returns the code of the program in a slot, once it is known to be that.
+// code returns the code of the program in a slot, after a check that the code is the
+// program's.
 func code(slot *ebpf.Map, shape dispatch.Shape) (*dispatch.Code, dispatch.Sealed, error) {
 	var none dispatch.Sealed
 	id, err := state.Occupant(slot)
@@ -178,7 +184,7 @@ func code(slot *ebpf.Map, shape dispatch.Shape) (*dispatch.Code, dispatch.Sealed
 	return c, dispatch.Sealed{Program: id, Frame: uint32(c.Frame), Code: hash}, nil
 }
 
-// settle leaves out those that the verifier does not take together with the others.
+// settle leaves out the members that the verifier refuses together with the others.
 func (t *trial) settle(report []hook.Sealing) error {
 	settings := make([]hook.Settings, len(t.chain.Slots))
 	for i, s := range t.chain.Slots {
@@ -188,7 +194,7 @@ func (t *trial) settle(report []hook.Sealing) error {
 	if tryout() == nil {
 		return nil
 	}
-	// One after the other, to know which.
+	// Add one after the other, to find the refused ones.
 	all := t.codes
 	t.codes = make([]*dispatch.Code, len(all))
 	for i, c := range all {
@@ -248,8 +254,8 @@ func sealedCode(s dispatch.Sealed, slot *ebpf.Map) *dispatch.Code {
 	return code
 }
 
-// breakSeal has the member called through its slot again, so that what is put
-// there runs at once. It tells whether it was linked.
+// breakSeal removes the member's seal, so that a program that is put into the slot runs
+// at once. It reports whether the member was sealed.
 func (h *handle) breakSeal(c *state.Chain, i int) (bool, error) {
 	if c.Slots[i].Sealed.Program == 0 {
 		return false, nil
@@ -258,9 +264,10 @@ func (h *handle) breakSeal(c *state.Chain, i int) (bool, error) {
 	return err == nil, err
 }
 
-// sealAgain links the program that is in the slot now. One that cannot be linked
-// stays in the slot. With was false it only sees to it that no other program is
-// linked: somebody may have sealed the chain just before the slot was filled.
+// sealAgain seals the member with the program that is in the slot now. If that program
+// cannot be linked, the member stays unsealed. If was is false, the member was not
+// sealed before: sealAgain then only makes sure that no other program is linked, since
+// another process may have sealed the chain just before the slot was filled.
 func (h *handle) sealAgain(was bool) error {
 	for {
 		c, i, err := h.find()
@@ -281,8 +288,8 @@ func (h *handle) sealAgain(was bool) error {
 		if err := h.edit(func(c *state.Chain, i int) error { c.Slots[i].Sealed = seal; return nil }); err != nil {
 			return err
 		}
-		// Who filled the slot while this was built may have looked before it was
-		// swapped in: so look again.
+		// A process that filled the slot while this dispatcher was built may have read
+		// the chain before the swap: check again.
 		was = false
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// Sweep removes members that are pinned but in no chain, and chains on the way
-// out. Chains whose device is gone are kept, and what cannot be read is kept too.
+// Sweep removes the pins of members that are in no chain, and of closed chains. It
+// keeps chains that have lost their device, and whatever it cannot read.
 func Sweep(l *state.Locked) {
 	folders, err := l.Chains()
 	if err != nil {
@@ -20,7 +20,7 @@ func Sweep(l *state.Locked) {
 		r, err := openPinnedRoot(l.Pins, folder)
 		switch {
 		case err == nil:
-			// A chain that had just got its link.
+			// The chain had just got its link when the process died.
 			if to := state.ChainFolder(r.id, 0); folder != to && l.Move(folder, to, nil) == nil {
 				folder = to
 			}
@@ -32,8 +32,8 @@ func Sweep(l *state.Locked) {
 	}
 }
 
-// alive tells whether the chain of a folder without a root pin is still there;
-// when in doubt, it is.
+// Alive reports whether the chain of a folder without a root pin still exists. When
+// in doubt it returns true.
 func Alive(folder string) bool {
 	linkID, chainID := state.ParseChainFolder(folder)
 	switch {
@@ -113,7 +113,7 @@ func loadedChains() (map[uint64]bool, error) {
 		case err == nil:
 			chains[c.ID] = true
 		case !errors.Is(err, state.ErrNotOurs):
-			return nil, err // of a later version, it may be: it has some id
+			return nil, err // it may be a chain of a later version, with an unknown id
 		}
 	}
 }

@@ -21,7 +21,8 @@ import (
 // On older kernels the filter stays, and gets a label. The caller closes the handle.
 // The error is fs.ErrNotExist when there is no such filter, ErrUsage when the choice
 // is open or another filter would be passed over, ErrIncompatible for a filter that
-// is no direct-action filter for all packets, and fs.ErrExist for a member.
+// is no direct-action filter for all packets, and, on older kernels, fs.ErrExist for
+// a member.
 func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error) {
 	var h target.Handle
 	err := kernel.Retry(ctx, func() error {

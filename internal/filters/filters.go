@@ -364,9 +364,9 @@ func (sd *side) legacy(e entry) error {
 		Hint("%s", hint)
 }
 
-// Detach removes one filter, or all members for an empty ref. With force it removes
-// filters of other tools too. The error is fs.ErrNotExist when there is no such
-// filter, and ErrBusy when a filter is no member and force is missing.
+// Detach removes the filter that ref names, or all members for an empty ref. A filter
+// of another tool must be named, and needs force. The error is fs.ErrNotExist when
+// there is no such filter, and ErrBusy when there is only one of another tool.
 func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force bool) error {
 	return changeSide(ctx, o, byName(o), func(conn *rtnl.Conn, sd *side) error {
 		leaving := sd.list
