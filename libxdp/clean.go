@@ -3,10 +3,12 @@ package libxdp
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -106,13 +108,15 @@ func (l *locked) tidy(was *snapshot, next *Chain) {
 	}, true)
 }
 
-// sweep finds the pins of dispatchers that are on no device, and removes them.
+// sweep finds the pins of dispatchers that are on no device, and removes them. Pins
+// stay if that is not known. The error is then why.
 func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, err error) {
 	list, err := l.dispatchers()
 	if err != nil || !l.alone {
 		return nil, err
 	}
-	var idle func(pinned) bool
+	var idle func(pinned) (bool, error)
+	var unknown error
 	for _, p := range list {
 		if !which(p) {
 			continue
@@ -120,12 +124,15 @@ func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, er
 		if len(pinsIn(p.dir)) > 0 {
 			if idle == nil { // finding that out takes some 30 ms
 				var done func()
-				if idle, done, err = idleDispatchers(); err != nil {
+				if idle, done, err = idleDispatchers(holders.Options{Self: true}); err != nil {
 					return found, err
 				}
 				defer done()
 			}
-			if !idle(p) {
+			if is, err := idle(p); err != nil {
+				unknown = fmt.Errorf("whether the dispatcher of %s is on a device: %w", p.dir, err)
+				continue
+			} else if !is {
 				continue
 			}
 		}
@@ -137,43 +144,47 @@ func (l *locked) sweep(which func(pinned) bool, remove bool) (found []string, er
 		found = append(found, p.dir)
 	}
 	slots, err := l.sweepSlots(remove)
-	return append(found, slots...), err
+	return append(found, slots...), kernel.Join(unknown, err)
 }
 
 // idleDispatchers finds out what holds programs. idle tells that only the links
 // of its own components hold a dispatcher: it is on no device, and no process
 // is about to attach it.
-func idleDispatchers() (idle func(pinned) bool, done func(), err error) {
-	f := holders.Open(holders.Options{Self: true})
+func idleDispatchers(o holders.Options) (idle func(pinned) (bool, error), done func(), err error) {
+	f := holders.Open(o)
 	view, err := f.Look(hook.HolderProgram)
 	if err != nil {
 		f.Close()
 		return nil, nil, err
 	}
-	var on map[uint32]bool
-	return func(p pinned) bool {
+	onDevices := sync.OnceValues(attached)
+	return func(p pinned) (bool, error) {
 		id := p.prog
 		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 		if errors.Is(err, fs.ErrNotExist) {
-			return true
+			return true, nil
+		}
+		if err != nil {
+			return false, kernel.Errno(fmt.Sprintf("program id %d", id), err)
 		}
 		prog.Close()
 		h, err := view.Of(hook.HolderRef{Kind: hook.HolderProgram, ID: id})
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil // it was loaded since
+		}
 		if err != nil || len(h.Processes) > 0 || len(h.Pins) > 0 {
-			return false
+			return false, err
 		}
 		for _, o := range h.Objects {
 			if o.Kind != hook.HolderLink || o.How != "attached to it" {
-				return false
+				return false, nil
 			}
 		}
 		if h.Counted > 0 {
-			return h.Verified || h.Counted == h.Found+untold(p, h.Objects)
+			return h.Verified || h.Counted == h.Found+untold(p, h.Objects), nil
 		}
-		if on == nil {
-			on = attached()
-		}
-		return !on[id]
+		on, err := onDevices()
+		return err == nil && !on[id], err
 	}, f.Close, nil
 }
 
@@ -202,24 +213,23 @@ func untold(p pinned, found []hook.HolderObject) (n int) {
 }
 
 // attached returns the programs that are on devices, in all network namespaces
-// that can be found; nil for none.
-func attached() map[uint32]bool {
+// that can be found. An error means that there may be others.
+func attached() (map[uint32]bool, error) {
 	on := map[uint32]bool{}
 	all, err := kernel.NetNamespaces()
-	if err != nil {
-		return nil
-	}
 	for _, ns := range all {
-		defer ns.Close()
-		_ = rtnl.In(ns, func(conn *rtnl.Conn) error {
-			devices, err := conn.Devices()
-			for _, d := range devices {
-				for _, x := range d.XDP {
-					on[x.Program] = true
+		if err == nil {
+			err = rtnl.In(ns, func(conn *rtnl.Conn) error {
+				devices, err := conn.Devices()
+				for _, d := range devices {
+					for _, x := range d.XDP {
+						on[x.Program] = true
+					}
 				}
-			}
-			return err
-		})
+				return err
+			})
+		}
+		ns.Close()
 	}
-	return on
+	return on, err
 }

@@ -56,20 +56,22 @@ func (s *snapshot) plan() *plan {
 }
 
 // rank returns the rank that decides the entry's position.
-func (e *entry) rank() rank {
+func (e *entry) rank() (rank, error) {
 	r := rank{Priority: e.config.Priority, Name: e.name, Loaded: e.source == nil}
 	if e.source != nil {
 		if s, ok := e.source.Source.(interface{ instructions() int }); ok {
 			r.Instructions = s.instructions()
 		}
-		return r
+		return r, nil
 	}
-	if info, err := e.prog.Info(); err == nil {
-		r.Tag = info.Tag
-		since, _ := info.LoadTime()
-		r.LoadTime = uint64(since)
+	info, err := e.prog.Info()
+	if err != nil {
+		return r, kernel.Errno("program of a member", err)
 	}
-	return r
+	r.Tag = info.Tag
+	since, _ := info.LoadTime()
+	r.LoadTime = uint64(since)
+	return r, nil
 }
 
 // sort puts the entries into libxdp's order, completes the configuration, and
@@ -80,7 +82,10 @@ func (p *plan) sort() error {
 	}
 	ranks := map[*entry]rank{}
 	for _, e := range p.entries {
-		ranks[e] = e.rank()
+		var err error
+		if ranks[e], err = e.rank(); err != nil {
+			return err
+		}
 	}
 	slices.SortStableFunc(p.entries, func(a, b *entry) int { return ranks[a].compare(ranks[b]) })
 	p.config.Programs = nil

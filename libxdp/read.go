@@ -153,7 +153,11 @@ func (s *snapshot) look(bpffs string) error {
 	}
 	s.parts = make([]part, n)
 	dir := folderIn(bpffs).of(s.device.Index, c.Dispatcher.ID)
-	if _, err := os.Stat(dir); err == nil {
+	_, err = os.Stat(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return kernel.Errno("pins of the dispatcher", err)
+	}
+	if err == nil {
 		c.Folder, c.Pins = dir, pinsIn(dir)
 		if err := s.byPins(dir, c.Dispatcher.ID); err != nil {
 			return err
@@ -267,7 +271,13 @@ func (s *snapshot) byLinks(dispatcher uint32) error {
 			continue
 		}
 		prog, err := ebpf.NewProgramFromID(info.Program)
-		if err != nil || prog.Type() != ebpf.Extension { // a tracing program, such as xdpdump's, is not a member
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return kernel.Errno("program of a member", err)
+		}
+		if prog.Type() != ebpf.Extension { // a tracing program, such as xdpdump's, is not a member
 			prog.Close()
 			continue
 		}

@@ -1,11 +1,16 @@
 package libxdp
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // choose returns the version to start a chain with, see AttachOptions.Version.
@@ -13,8 +18,8 @@ func (o *newChain) choose() (uint8, error) {
 	if o.version != 0 {
 		return o.version, nil
 	}
-	if v := loadedVersion(); v != 0 {
-		return v, nil
+	if v, err := loadedVersion(); v != 0 || err != nil {
+		return v, err
 	}
 	if v := installedVersion(libraryFolders); v != 0 {
 		return v, nil
@@ -24,21 +29,31 @@ func (o *newChain) choose() (uint8, error) {
 
 // loadedVersion returns the version of the dispatcher that was loaded last, or
 // 0 when there is none.
-func loadedVersion() (version uint8) {
+func loadedVersion() (version uint8, err error) {
 	for id := ebpf.ProgramID(0); ; {
 		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			return version, nil
+		}
 		if err != nil {
-			return version
+			return 0, kernel.Errno("list programs", err)
 		}
 		id = next
 		prog, err := ebpf.NewProgramFromID(id)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue // gone meanwhile
 		}
-		if c, err := ConfigOf(prog); err == nil {
-			version = c.Version
+		if err != nil {
+			return 0, kernel.Errno(fmt.Sprintf("program id %d", id), err)
 		}
+		c, err := ConfigOf(prog)
 		prog.Close()
+		switch {
+		case err == nil:
+			version = c.Version
+		case !errors.Is(err, ErrNotDispatcher) && !errors.Is(err, ErrVersion):
+			return 0, err
+		}
 	}
 }
 

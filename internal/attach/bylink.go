@@ -82,7 +82,7 @@ func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 			Hint("--force detaches it all the same; whoever holds it keeps a link that does nothing")
 	}
 	if locked != nil && folder != "" { // of a chain that was displaced, too
-		if err := locked.RemoveChain(folder); err != nil {
+		if err := locked.DropChain(folder); err != nil {
 			return err
 		}
 	}

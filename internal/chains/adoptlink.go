@@ -10,6 +10,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
@@ -117,6 +118,9 @@ func (d Device) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Ma
 			continue // the name is in the chain already
 		}
 		m, err := ebpf.LoadPinnedMap(locked.HeldPath(folder, name), nil)
+		if procfs.Exhausted(err) {
+			return slots, kernel.Errno("pin of member "+name, err)
+		}
 		if err != nil {
 			continue // not the pin of a slot
 		}

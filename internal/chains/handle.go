@@ -511,7 +511,7 @@ func (d Device) openIn(r *linkRoot, member string) (*handle, error) {
 // program, and calls found with the device's name there. The caller closes the
 // namespace.
 func findXDP(index int, prog uint32, found func(name string, mode hook.Mode)) (*kernel.NetNS, error) {
-	return kernel.FindNetNS(func(ns *kernel.NetNS) bool {
+	return kernel.FindNetNS(func(ns *kernel.NetNS) error {
 		return rtnl.In(ns, func(conn *rtnl.Conn) error {
 			d, err := conn.DeviceByIndex(index)
 			if err != nil {
@@ -524,6 +524,6 @@ func findXDP(index int, prog uint32, found func(name string, mode hook.Mode)) (*
 				}
 			}
 			return fs.ErrNotExist
-		}) == nil
+		})
 	})
 }

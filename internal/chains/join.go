@@ -379,7 +379,7 @@ func takeOut(l *state.Locked, r root, chainID uint64, names []string, slots []ui
 	}
 	folder := state.ChainFolder(r.LinkID(), chainID)
 	if left.Closed {
-		return l.RemoveChain(folder)
+		return l.DropChain(folder)
 	}
 	for _, name := range names {
 		if err := l.Remove(folder, name); err != nil {

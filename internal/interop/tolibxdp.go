@@ -88,7 +88,7 @@ func (d device) exchangeForLibxdp(l *state.Locked, snap *chains.Snapshot, built 
 	if err := built.Commit(); err != nil {
 		return err
 	}
-	return l.RemoveChain(folder)
+	return l.DropChain(folder)
 }
 
 // reinstate puts a chain back whose link was detached: with another link.

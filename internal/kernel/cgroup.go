@@ -196,7 +196,7 @@ func CgroupPaths() ([]CgroupPath, error) {
 	var list []CgroupPath
 	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
-			if path == root {
+			if path == root || procfs.Exhausted(err) {
 				return fmt.Errorf("cgroups: %w", Explain(err))
 			}
 			return nil // gone, or not readable

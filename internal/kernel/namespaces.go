@@ -33,38 +33,52 @@ import (
 // error means that there is no list at all.
 func NetNamespaces() ([]*NetNS, error) {
 	w := &walk{known: map[uint64]bool{}, mounts: map[string]bool{}}
-	if err := w.all(); err != nil {
+	err := w.all()
+	for i := 1; i < len(w.found) && err == nil; i++ {
+		// If this is refused, Do is refused too, and says why.
+		if refused := w.found[i].identify(); procfs.Exhausted(refused) {
+			err = refused
+		}
+	}
+	if err != nil {
 		for _, ns := range w.found {
 			ns.Close()
 		}
 		return nil, err
 	}
-	for _, ns := range w.found[1:] {
-		_ = ns.identify() // if this is refused, Do is refused too, and says why
-	}
 	return w.found, nil
 }
 
-// FindNetNS opens the first network namespace for which fn returns true. The caller
-// closes it. The error is fs.ErrNotExist if there is none among what
-// [NetNamespaces] finds.
-func FindNetNS(fn func(*NetNS) bool) (*NetNS, error) {
+// FindNetNS opens the first network namespace for which fn returns nil. The caller
+// closes it. For other namespaces fn returns fs.ErrNotExist, and so does FindNetNS
+// if there is none among what [NetNamespaces] finds. Any other error of fn means
+// that it is not known; FindNetNS returns that error if it finds no namespace.
+func FindNetNS(fn func(*NetNS) error) (*NetNS, error) {
 	all, err := NetNamespaces()
 	if err != nil {
 		return nil, err
 	}
 	var found *NetNS
+	var unknown error
 	for _, ns := range all {
-		if found == nil && fn(ns) {
-			found = ns
-		} else {
-			ns.Close()
+		if found == nil {
+			switch err := fn(ns); {
+			case err == nil:
+				found = ns
+				continue
+			case !errors.Is(err, fs.ErrNotExist):
+				unknown = err
+			}
 		}
+		ns.Close()
 	}
-	if found == nil {
-		return nil, hook.Because(fs.ErrNotExist, "it was found in no network namespace")
+	switch {
+	case found != nil:
+		return found, nil
+	case unknown != nil:
+		return nil, unknown
 	}
-	return found, nil
+	return nil, hook.Because(fs.ErrNotExist, "it was found in no network namespace")
 }
 
 // A walk goes through the places where namespaces can be found.
@@ -102,7 +116,10 @@ func (w *walk) all() error {
 		}
 	}
 	// Usually the same folder; ip uses this name.
-	names, _ = os.ReadDir("/var/run/netns")
+	names, err = os.ReadDir("/var/run/netns")
+	if procfs.Exhausted(err) {
+		return fmt.Errorf("network namespaces: %w", err)
+	}
 	for _, name := range names {
 		path := "/var/run/netns/" + name.Name()
 		if err := w.file(path, path); err != nil {
@@ -155,7 +172,7 @@ func (w *walk) mountTable(dir string) error {
 	}
 	list, err := procfs.Mounts(dir + "/mountinfo")
 	if err != nil {
-		return nil
+		return lasting(err)
 	}
 	w.mounts[view] = true
 	root := dir + "/root"
@@ -188,7 +205,7 @@ func mountView(dir string) (string, error) {
 func (w *walk) descriptors(dir string) error {
 	fds, err := os.Open(dir + "/fd")
 	if err != nil {
-		return nil
+		return lasting(err)
 	}
 	defer fds.Close()
 	names, _ := fds.Readdirnames(-1)
@@ -217,16 +234,21 @@ func (w *walk) file(path, spec string) error {
 	return w.open(path, spec)
 }
 
-// open adds the namespace at path. It returns only errors that the next path would
-// get as well.
+// lasting returns an error that will not go away with the next path.
+func lasting(err error) error {
+	if procfs.Exhausted(err) {
+		return fmt.Errorf("network namespaces: %w", err)
+	}
+	return nil
+}
+
+// open adds the namespace at path.
 func (w *walk) open(path, spec string) error {
 	ns, err := openNetNS(path)
 	switch {
-	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return fmt.Errorf("network namespaces: %w", err)
 	case err != nil:
-		return nil
-	case w.known[ns.id.Inode]: // the path leads to another one by now
+		return lasting(err)
+	case w.known[ns.id.Inode]: // another one has taken the place
 		ns.Close()
 		return nil
 	}

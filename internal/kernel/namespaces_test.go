@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -216,7 +218,12 @@ func TestFindNetNS(t *testing.T) {
 	testenv.CheckLeaks(t)
 	ns := testenv.NewNetNS(t)
 	ino := inode(t, ns.Path())
-	found, err := kernel.FindNetNS(func(ns *kernel.NetNS) bool { return ns.ID().Inode == ino })
+	found, err := kernel.FindNetNS(func(ns *kernel.NetNS) error {
+		if ns.ID().Inode != ino {
+			return fs.ErrNotExist
+		}
+		return nil
+	})
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.Equals(found.ID().Name, ns.Name))
 	qt.Assert(t, qt.IsNil(found.Do(func() error { return nil })))
@@ -228,6 +235,35 @@ func TestFindNetNS(t *testing.T) {
 	qt.Assert(t, qt.IsNil(ns.Delete()))
 	qt.Assert(t, qt.ErrorIs(found.Do(func() error { return nil }), kernel.ErrNetNSGone))
 
-	_, err = kernel.FindNetNS(func(*kernel.NetNS) bool { return false })
+	_, err = kernel.FindNetNS(func(*kernel.NetNS) error { return fs.ErrNotExist })
 	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
+	// One that could not be looked at may be the one.
+	_, err = kernel.FindNetNS(func(*kernel.NetNS) error { return unix.EPERM })
+	qt.Assert(t, qt.ErrorIs(err, unix.EPERM))
+	qt.Assert(t, qt.Not(qt.ErrorIs(err, fs.ErrNotExist)))
+}
+
+// A process that can open no more files does not take a namespace for gone, nor a list of them for whole.
+func TestNetNSWithoutFiles(t *testing.T) {
+	testenv.CheckLeaks(t)
+	ns := testenv.NewNetNS(t)
+	opened, err := kernel.OpenNetNS(ns.Name)
+	qt.Assert(t, qt.IsNil(err))
+	opened.Release()
+	emfile := func(err error) {
+		qt.Check(t, qt.IsTrue(err == nil || errors.Is(err, unix.EMFILE)), qt.Commentf("%v", err))
+	}
+	testenv.EachLimit(t, func() error { return opened.Do(func() error { return nil }) }, emfile)
+	testenv.EachLimit(t, func() error {
+		all, err := kernel.NetNamespaces()
+		for _, ns := range all {
+			ns.Close()
+		}
+		if err == nil {
+			i := slices.IndexFunc(all, func(found *kernel.NetNS) bool { return found.ID().Inode == opened.ID().Inode })
+			qt.Assert(t, qt.IsTrue(i >= 0), qt.Commentf("it is not among %d", len(all)))
+			qt.Check(t, qt.Equals(all[i].ID().Cookie, opened.ID().Cookie))
+		}
+		return err
+	}, emfile)
 }

@@ -83,7 +83,10 @@ func openNetNS(path string) (*NetNS, error) {
 
 // identify completes the id; for this it enters the namespace.
 func (ns *NetNS) identify() error {
-	return ns.Do(func() error { ns.id.Cookie = cookie(); return nil })
+	return ns.Do(func() (err error) {
+		ns.id.Cookie, err = cookie()
+		return err
+	})
 }
 
 // ID identifies the namespace. It has a Name if [NetNamespaces] found the namespace.
@@ -120,8 +123,11 @@ func (ns *NetNS) Release() {
 func (ns *NetNS) Do(fn func() error) error {
 	if ns.file == nil {
 		found, err := OpenNetNS(ns.spec)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, hook.ErrUsage) {
 			return fmt.Errorf("%w: %w", ErrNetNSGone, err)
+		}
+		if err != nil {
+			return err
 		}
 		defer found.Close()
 		if found.id.Inode != ns.id.Inode || found.id.Cookie != ns.id.Cookie {
@@ -157,15 +163,18 @@ func (ns *NetNS) Do(fn func() error) error {
 
 // cookie returns the cookie of the calling thread's namespace, 0 where the
 // kernel has none (SO_NETNS_COOKIE, Linux 5.14).
-func cookie() uint64 {
+func cookie() (uint64, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0
+		return 0, fmt.Errorf("cookie of the network namespace: %w", err)
 	}
 	defer unix.Close(fd)
 	c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if err != nil {
-		return 0
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		return 0, nil
 	}
-	return c
+	if err != nil {
+		return 0, fmt.Errorf("cookie of the network namespace: %w", err)
+	}
+	return c, nil
 }

@@ -1,7 +1,10 @@
 package kernel
 
 import (
+	"encoding/hex"
+	"runtime"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -9,38 +12,80 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
+// programInfo is the beginning of struct bpf_prog_info (linux/bpf.h).
+type programInfo struct {
+	_, id    uint32
+	tag      [unix.BPF_TAG_SIZE]byte
+	_        [24]byte // the code
+	loadTime uint64
+	uid      uint32
+	maps     uint32
+	mapIDs   uint64
+	name     [unix.BPF_OBJ_NAME_LEN]byte
+}
+
+// mapInfo is the beginning of struct bpf_map_info.
+type mapInfo struct{ _, id uint32 }
+
+// objectInfo asks the kernel about an open object. The Info methods of cilium/ebpf
+// open a file of /proc as well, and so fail in a process that can open no more.
+func objectInfo[T any](fd int, info *T) error {
+	var pinner runtime.Pinner
+	pinner.Pin(info) // it must not move with the stack
+	defer pinner.Unpin()
+	attr := struct {
+		fd, size uint32
+		info     uint64
+	}{uint32(fd), uint32(unsafe.Sizeof(*info)), uint64(uintptr(unsafe.Pointer(info)))}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // Describe returns what the kernel says about a program; the zero value if it
 // says nothing.
 func Describe(prog *ebpf.Program) hook.Program {
-	info, err := prog.Info()
+	var info programInfo
+	err := objectInfo(prog.FD(), &info)
+	runtime.KeepAlive(prog)
 	if err != nil {
 		return hook.Program{}
 	}
-	return DescribeInfo(info)
-}
-
-// DescribeInfo is [Describe] for a caller that needs more of the kernel's answer.
-func DescribeInfo(info *ebpf.ProgramInfo) hook.Program {
-	id, _ := info.ID()
-	p := hook.Program{ID: uint32(id), Name: info.Name, Tag: info.Tag}
-	p.LoadedBy, _ = info.CreatedByUID()
-	if since, ok := info.LoadTime(); ok {
-		p.LoadedAt = bootTime(since)
+	return hook.Program{
+		ID: info.id, Name: unix.ByteSliceToString(info.name[:]), Tag: hex.EncodeToString(info.tag[:]),
+		LoadedBy: info.uid, LoadedAt: bootTime(time.Duration(info.loadTime)),
 	}
-	return p
 }
 
 // ProgramID returns the id of a program; 0 if the kernel does not tell it.
 func ProgramID(prog *ebpf.Program) uint32 { return Describe(prog).ID }
 
+// ProgramMaps returns the ids of the maps of a program.
+func ProgramMaps(prog *ebpf.Program) ([]ebpf.MapID, error) {
+	for room := uint32(64); ; { // what the code may use (MAX_USED_MAPS, linux/bpf_verifier.h)
+		ids := make([]ebpf.MapID, room)
+		info := programInfo{maps: room, mapIDs: uint64(uintptr(unsafe.Pointer(&ids[0])))}
+		err := objectInfo(prog.FD(), &info)
+		runtime.KeepAlive(ids)
+		runtime.KeepAlive(prog)
+		if err != nil {
+			return nil, Errno("maps of a program", err)
+		}
+		if info.maps <= room {
+			return ids[:info.maps], nil
+		}
+		room = info.maps
+	}
+}
+
 // MapID returns the id of a map.
 func MapID(m *ebpf.Map) (uint32, error) {
-	info, err := m.Info()
-	if err != nil {
-		return 0, Errno("map", err)
-	}
-	id, _ := info.ID()
-	return uint32(id), nil
+	var info mapInfo
+	err := objectInfo(m.FD(), &info)
+	runtime.KeepAlive(m)
+	return info.id, Errno("map", err)
 }
 
 // bootTime converts a time since boot (CLOCK_BOOTTIME). The result is rounded to

@@ -197,22 +197,14 @@ func (m *halfMove) finishAdoption() bool {
 		return true
 	}
 	done := false
-	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) bool {
+	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) error {
 		return ns.Do(func() error {
-			q, err := kernel.QueryPrograms(m.info.Ifindex, m.info.Attach, 0)
-			if err != nil {
-				return err
+			q, err := queryAround(&m.info)
+			if err == nil {
+				done = m.adoptionOn(ns, q)
 			}
-			here := false
-			for _, id := range q.Links {
-				here = here || id == m.nextID
-			}
-			if !here {
-				return fs.ErrNotExist
-			}
-			done = m.adoptionOn(ns, q)
-			return nil
-		}) == nil
+			return err
+		})
 	})
 	if err != nil {
 		return false

@@ -289,7 +289,7 @@ func (op *opened) takeOutEntry(l *state.Locked, e entry, force bool) error {
 // that when the process dies on the way the link is held by its owner or gone.
 func leave(l *state.Locked, names *Names, h hook.Hook, id uint32, link kernel.RawLink) error {
 	if l != nil {
-		if err := l.RemoveChain(state.LinkFolder(h, id)); err != nil {
+		if err := l.DropChain(state.LinkFolder(h, id)); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -125,7 +126,7 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 	h.link.Close()
 	h.link, h.id, h.rec, h.made = link, info.ID, *rec, true
 	if l != nil {
-		err = kernel.Join(err, l.RemoveChain(state.LinkFolder(h.Opened.Hook, oldID)))
+		err = kernel.Join(err, l.DropChain(state.LinkFolder(h.Opened.Hook, oldID)))
 	}
 	return err
 }
@@ -168,22 +169,19 @@ func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
 		}
 		return op, err
 	}
-	here := func(ns *kernel.NetNS) bool {
+	here := func(ns *kernel.NetNS) error {
 		return ns.Do(func() error {
-			q, err := kernel.QueryPrograms(info.Ifindex, info.Attach, 0)
-			if err != nil {
-				return err
+			_, err := queryAround(info)
+			if err == nil {
+				op.name, err = deviceName(info.Ifindex)
 			}
-			if !slices.Contains(q.Links, h.id) {
-				return fs.ErrNotExist
-			}
-			op.name, err = deviceName(info.Ifindex)
 			return err
-		}) == nil
+		})
 	}
 	op.index = info.Ifindex
-	if here(h.Opened.NS) {
-		return op, nil
+	err := here(h.Opened.NS)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, kernel.ErrNetNSGone) {
+		return op, err
 	}
 	ns, err := kernel.FindNetNS(here)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -196,4 +194,14 @@ func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
 	there.NS = ns
 	op.Opened, op.moved = &there, true
 	return op, nil
+}
+
+// queryAround queries the hook that a link is on, if its device is in the namespace
+// of the thread: else fs.ErrNotExist.
+func queryAround(info *kernel.LinkInfo) (*kernel.Query, error) {
+	q, err := kernel.QueryPrograms(info.Ifindex, info.Attach, 0)
+	if errors.Is(err, unix.ENODEV) || err == nil && !slices.Contains(q.Links, info.ID) {
+		return nil, fs.ErrNotExist
+	}
+	return q, kernel.Errno("query the hook of the link", err)
 }

@@ -52,10 +52,8 @@ func namesFor(o *target.Opened, l *state.Locked) (*Names, error) {
 		return nil, n.err
 	}
 	var err error
-	if n.reg, err = l.Registry(); err != nil && !Unsupported(err) {
-		return nil, err
-	}
-	return n, nil
+	n.reg, err = l.Registry()
+	return n, err
 }
 
 func newNames(pins *state.Pins) *Names {

@@ -65,6 +65,9 @@ func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
 	if err != nil {
 		return
 	}
+	if info, err := linkInfo(by); err != nil || info.Gone() {
+		return // it has taken no place
+	}
 	h := info.Hook()
 	for _, id := range []uint32{old, by} {
 		if pinned, err := pinnedLink(l, h, id); err != nil || !pinned {
@@ -78,6 +81,16 @@ func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
 	if link.Detach() == nil {
 		_ = l.RemoveChain(state.LinkFolder(h, old))
 	}
+}
+
+// linkInfo asks the kernel about a link by its id.
+func linkInfo(id uint32) (*kernel.LinkInfo, error) {
+	l, err := kernel.OpenLink(id)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	return kernel.LinkInfoOf(l)
 }
 
 // pinnedLink tells whether a link is pinned as a member.

@@ -31,7 +31,10 @@ func Tasks() ([]Task, error) {
 	}
 	var list []Task
 	for _, pid := range pids {
-		tids, _ := Numbers("/proc/" + strconv.Itoa(pid) + "/task")
+		tids, err := Numbers("/proc/" + strconv.Itoa(pid) + "/task")
+		if Exhausted(err) {
+			return nil, err
+		}
 		list = append(list, tasksOf(pid, tids)...)
 	}
 	return list, nil

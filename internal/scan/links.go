@@ -46,11 +46,8 @@ func member(program, linkID uint32) (hook.Member, error) {
 		return m, kernel.Errno(fmt.Sprintf("program id %d", program), err)
 	}
 	defer p.Close()
-	info, err := p.Info()
-	if err != nil {
-		return m, kernel.Errno(fmt.Sprintf("program id %d", program), err)
-	}
-	m.Name, m.Program = info.Name, kernel.DescribeInfo(info)
+	m.Program = kernel.Describe(p)
+	m.Name = m.Program.Name
 	return m, nil
 }
 

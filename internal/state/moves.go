@@ -1,12 +1,9 @@
 package state
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -47,24 +44,36 @@ func (p *Pins) Moves() ([]string, error) {
 // Succeed pins a member's new link, in the folder to, and moves the pins of the
 // member's maps there from the folder of the old link.
 func (l *Locked) Succeed(from, to, member string, link Pinner) error {
-	if err := l.Add(to, nil, MemberPins{Name: member, Link: link}); err != nil {
+	move, err := l.mapsOf(from, member) // first, for it may fail
+	if err == nil {
+		err = l.Add(to, nil, MemberPins{Name: member, Link: link})
+	}
+	if err != nil {
 		return err
 	}
-	return l.MoveMaps(from, member, to, member)
+	return move(to, member)
 }
 
 // MoveMaps moves the pins of maps from the folder of one member, from and was, to the
 // folder of another, to and name. The first folder need not exist.
 func (l *Locked) MoveMaps(from, was, to, name string) error {
-	dir := l.Path(from, memberPrefix+escape(was))
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	move, err := l.mapsOf(from, was)
+	if err != nil {
+		return err
 	}
-	for _, e := range entries {
-		if err == nil && strings.HasPrefix(e.Name(), mapPrefix) {
-			err = os.Rename(filepath.Join(dir, e.Name()), l.Path(to, memberPrefix+escape(name), e.Name()))
+	return move(to, name)
+}
+
+// mapsOf finds the pins of a member's maps. What it returns moves them.
+func (l *Locked) mapsOf(folder, member string) (move func(to, name string) error, err error) {
+	dir := l.Path(folder, memberPrefix+escape(member))
+	entries, err := entriesOf(dir, mapPrefix)
+	return func(to, name string) error {
+		for _, e := range entries {
+			if err := os.Rename(filepath.Join(dir, e.Name()), l.Path(to, memberPrefix+escape(name), e.Name())); err != nil {
+				return kernel.Errno("move pins", err)
+			}
 		}
-	}
-	return kernel.Errno("move pins", err)
+		return nil
+	}, err
 }

@@ -286,18 +286,35 @@ func (l *Locked) Remove(folder, member string) error {
 // RemoveChain removes all pins of a chain.
 func (l *Locked) RemoveChain(folder string) error { return l.discard(l.Path(folder)) }
 
+// DropChain is RemoveChain for pins that hold nothing of use any more. Pins that
+// cannot be removed at once become leftovers, which the next change removes.
+func (l *Locked) DropChain(folder string) error {
+	tmp, err := l.hide(l.Path(folder))
+	_ = os.RemoveAll(tmp)
+	return err
+}
+
 // discard removes a folder. Others see this as one step: discard renames it first.
 func (l *Locked) discard(path string) error {
-	tmp := filepath.Join(l.dir, fmt.Sprintf("%s%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
-	kernel.Step("unpin: before the rename")
-	if err := os.Rename(path, tmp); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return kernel.Errno("unpin", err)
+	tmp, err := l.hide(path)
+	if err != nil {
+		return err
 	}
-	kernel.Step("unpin: after the rename")
 	return kernel.Errno("unpin", os.RemoveAll(tmp))
+}
+
+// hide renames a folder so that it is a leftover.
+func (l *Locked) hide(path string) (tmp string, err error) {
+	tmp = filepath.Join(l.dir, fmt.Sprintf("%s%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
+	kernel.Step("unpin: before the rename")
+	err = os.Rename(path, tmp)
+	if errors.Is(err, fs.ErrNotExist) {
+		return tmp, nil
+	}
+	if err == nil {
+		kernel.Step("unpin: after the rename")
+	}
+	return tmp, kernel.Errno("unpin", err)
 }
 
 // Move renames the folder of a chain after its root has become a link, or is no link

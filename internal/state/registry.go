@@ -143,10 +143,14 @@ func isNoMap(path string) bool {
 	return err == nil
 }
 
-// Registry opens the registry, and makes it if there is none.
+// Registry opens the registry, and makes it if there is none. It returns nil, as if
+// the registry were empty, for one of another version.
 func (l *Locked) Registry() (*Registry, error) {
 	r, err := l.OpenRegistry()
-	if !errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, ebpf.ErrNotSupported):
+		return nil, nil
+	case !errors.Is(err, fs.ErrNotExist):
 		return r, err
 	}
 	m, err := ebpf.NewMap(&ebpf.MapSpec{

@@ -8,18 +8,14 @@ import (
 )
 
 // Describe returns what the kernel says about a program, and whether the program
-// makes tail calls. It returns zero values when the kernel cannot be asked.
+// makes tail calls, as far as the kernel tells.
 func Describe(prog *ebpf.Program) (hook.Program, bool) {
-	info, err := prog.Info()
-	if err != nil {
-		return hook.Program{}, false
-	}
-	p := kernel.DescribeInfo(info)
-	if dispatch.IsOurs(info.Name) {
+	p := kernel.Describe(prog)
+	if dispatch.IsOurs(p.Name) {
 		return p, false // its maps are slots: do not open them, see state.Slots
 	}
-	ids, _ := info.MapIDs()
-	return p, tailCalls(ids)
+	ids, err := kernel.ProgramMaps(prog)
+	return p, err == nil && tailCalls(ids)
 }
 
 func tailCalls(maps []ebpf.MapID) bool {

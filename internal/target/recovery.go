@@ -48,9 +48,12 @@ func Nowhere(what string) error {
 // or by its inode where the kernel gives no cookies. The caller closes it. The error
 // is fs.ErrNotExist, by way of Nowhere, when the namespace is gone.
 func FindNetNS(seen state.LastSeen) (*kernel.NetNS, error) {
-	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) bool {
+	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) error {
 		id := ns.ID()
-		return id.Cookie == seen.NetNS.Cookie && (id.Cookie != 0 || id.Inode == seen.NetNS.Inode)
+		if id.Cookie != seen.NetNS.Cookie || id.Cookie == 0 && id.Inode != seen.NetNS.Inode {
+			return fs.ErrNotExist
+		}
+		return nil
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, Nowhere(fmt.Sprintf("network namespace (cookie %d), which was its own,", seen.NetNS.Cookie))

@@ -247,3 +247,49 @@ func TestNamesOfLinks(t *testing.T) {
 		})
 	}
 }
+
+// What is in the place of the registry and cannot be read may be a good one: members are not attached without their names, and
+// recovering leaves it.
+func TestRegistryThatCannotBeRead(t *testing.T) {
+	s := scene.NewOn(t, hook.TCXIngress)
+	own := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "own"})
+	s.Attach(t, s.Tracer(t, 2), dispatcher.Options{Name: "pinned", Persistent: true})
+	path := s.RegistryPath()
+	qt.Assert(t, qt.IsNil(os.Rename(path, path+"_")))
+	qt.Assert(t, qt.IsNil(os.Symlink("registry", path)))
+
+	ctx := t.Context()
+	for what, err := range map[string]error{
+		"attach":  scene.Second(dispatcher.Attach(ctx, s.Target, dispatcher.Program(s.Tracer(t, 3)), dispatcher.Options{Name: "third", BPFFS: s.BPFFS})),
+		"read":    scene.Second(dispatcher.Read(ctx, s.Target, s.Look())),
+		"open":    scene.Second(dispatcher.Open(ctx, s.Target, "own", s.Look())),
+		"replace": own.Update(ctx, dispatcher.Program(s.Tracer(t, 4))),
+		"detach":  own.Detach(ctx),
+	} {
+		qt.Check(t, qt.ErrorIs(err, unix.ELOOP), qt.Commentf("%s", what))
+	}
+	list, err := dispatcher.List(ctx, dispatcher.ListOptions{BPFFS: s.BPFFS, NetNS: s.Target.NetNS, Hooks: []hook.Hook{s.Target.Hook}})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.HasLen(list, 1))
+	qt.Check(t, qt.ErrorIs(list[0].Err, unix.ELOOP))
+	findings, err := dispatcher.Doctor(ctx, s.Look())
+	qt.Assert(t, qt.IsNil(err))
+	told := slices.IndexFunc(findings, func(f hook.Finding) bool { return f.Check == "registry" })
+	qt.Assert(t, qt.IsTrue(told >= 0))
+	qt.Check(t, qt.Equals(findings[told].Level, hook.LevelBroken))
+	qt.Check(t, qt.Equals(findings[told].Mend, ""))
+	qt.Check(t, qt.StringContains(findings[told].Text, unix.ELOOP.Error()))
+	found := s.Recover(t, dispatcher.RecoverOptions{})
+	qt.Assert(t, qt.HasLen(found, 1))
+	qt.Check(t, qt.Equals(found[0].Path, path))
+	qt.Check(t, qt.ErrorIs(found[0].Err, unix.ELOOP))
+	s.WantRun(t, 1, 2)
+
+	qt.Assert(t, qt.IsNil(os.Remove(path)))
+	qt.Assert(t, qt.IsNil(os.Rename(path+"_", path)))
+	qt.Check(t, qt.DeepEquals(named(t, s), []string{"own:member", "pinned:member*"}))
+	qt.Assert(t, qt.IsNil(own.Detach(ctx)))
+	s.WantRun(t, 2)
+	s.Detach(t, "pinned")
+	s.WantFree(t)
+}
