@@ -154,14 +154,14 @@ func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
 	return &Link{target: t, handle: h}, nil
 }
 
-// Open opens a member by its name: another handle, which owns the member just
+// Open opens the member that ref names: another handle, which owns the member just
 // as the first one does. On TCX and cgroups "link:ID" opens what that link
 // attaches, whoever made it.
 //
 // Errors: fs.ErrNotExist when there is no such member, or when it is empty
 // because its owner is gone.
-func Open(ctx context.Context, t Target, member string, o ReadOptions) (*Link, error) {
-	h, err := attach.Open(ctx, t.place(o.BPFFS), hook.Ref(member))
+func Open(ctx context.Context, t Target, ref hook.Ref, o ReadOptions) (*Link, error) {
+	h, err := attach.Open(ctx, t.place(o.BPFFS), ref)
 	if err != nil {
 		return nil, wrap("open", t, err)
 	}
@@ -195,8 +195,8 @@ type DetachOptions struct {
 //
 // With the last member of an XDP chain the hook becomes free. It works on empty
 // members too. Closed doors (see hook.OnMissing) go only this way.
-func Detach(ctx context.Context, t Target, member string, o DetachOptions) error {
-	return wrap("detach", t, attach.Detach(ctx, t.place(o.BPFFS), hook.Ref(member), o.Force))
+func Detach(ctx context.Context, t Target, ref hook.Ref, o DetachOptions) error {
+	return wrap("detach", t, attach.Detach(ctx, t.place(o.BPFFS), ref, o.Force))
 }
 
 // DetachAll takes all members out. Programs that are not ours are left alone;

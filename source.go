@@ -3,19 +3,27 @@ package dispatcher
 import (
 	"github.com/cilium/ebpf"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/load"
 )
 
 // A Source is where a program comes from: [Program], [ProgramID],
-// [ProgramPin], [File] or [Spec] make one.
-type Source struct{ load.Source }
+// [ProgramPin], [File] or [Spec] make one. The zero value is refused.
+type Source struct{ from load.Source }
 
-// source is what there is to load: of the zero value, nothing.
+// source returns what there is to load.
 func (s Source) source() load.Source {
-	if s.Source == nil {
-		return load.Program{}
+	if s.from == nil {
+		return noSource{}
 	}
-	return s.Source
+	return s.from
+}
+
+// noSource is the zero value of [Source].
+type noSource struct{}
+
+func (noSource) Load(load.Want) (*load.Loaded, error) {
+	return nil, hook.Because(ErrUsage, "the source is empty: make one with Program, ProgramID, ProgramPin, File or Spec")
 }
 
 // Program is a program that the caller has loaded and goes on to own; it may
@@ -27,27 +35,44 @@ func (s Source) source() load.Source {
 func Program(prog *ebpf.Program) Source { return Source{load.Program{Program: prog}} }
 
 // ProgramID is a loaded program, by its id.
-func ProgramID(id ebpf.ProgramID) Source { return Source{load.ID(id)} }
+func ProgramID(id uint32) Source { return Source{load.ID(id)} }
 
 // ProgramPin is a program pinned in a bpffs, by its path.
 func ProgramPin(path string) Source { return Source{load.Pin(path)} }
 
 // LoadOptions say how to load a program from an object file or a spec.
-// The zero value loads the only XDP program there is.
-type LoadOptions = load.Options
+// The zero value loads the only program for the hook.
+type LoadOptions struct {
+	// Program is its function or section name; may be empty when the file has
+	// only one program for the hook.
+	Program string
+	// Globals are constants and variables to set before the load, by name,
+	// written as in C: a number, true, a 'c', a "string".
+	Globals map[string]string
+	// Maps are used in the place of the file's own of that name. They stay the
+	// caller's, who may close them once the program is loaded.
+	Maps map[string]*ebpf.Map
+	// MapPins is a folder in a bpffs: every map is shared with the one that is
+	// pinned there by its name, and pinned there when there is none yet.
+	MapPins string
+	// BPFFS is where maps with LIBBPF_PIN_BY_NAME are pinned and shared. Default:
+	// the bpffs of the member.
+	BPFFS string
+	// NewMaps gives a program that replaces another one maps of its own. Without it
+	// the new program goes on with the maps of the old one, see [Link.Update].
+	NewMaps bool
+}
 
 // File is a program in an object file. It is loaded such that it fits the
 // chain, and its maps are pinned beside a persistent member. Priority and
 // continue set come from the metadata that programs for libxdp carry
 // (.xdp_run_config), unless the [Options] say otherwise.
-func File(path string, o LoadOptions) Source { return Source{load.File{Path: path, Options: o}} }
+func File(path string, o LoadOptions) Source {
+	return Source{load.File{Path: path, Options: load.Options(o)}}
+}
 
 // Spec is a program in a collection that the caller has read. The collection
 // is not changed.
 func Spec(spec *ebpf.CollectionSpec, o LoadOptions) Source {
-	return Source{load.Spec{Collection: spec, Options: o}}
+	return Source{load.Spec{Collection: spec, Options: load.Options(o)}}
 }
-
-// VerifierRefusal is the error, for errors.As, of a program that the kernel's
-// verifier refused. Its text is the cause in one line; the whole log is in it.
-type VerifierRefusal = load.RefusedError

@@ -144,3 +144,22 @@ func printable(s string) string {
 	}
 	return fmt.Sprintf("%.*q", room, s)
 }
+
+// A VerifierRefusal is the error, for errors.As, of a program that the kernel's
+// verifier refused. Its text is one line.
+type VerifierRefusal struct {
+	// Program is the function's name.
+	Program string
+	// Why is the cause, in one line.
+	Why string
+	// Log is the verifier's whole log, by lines.
+	Log []string
+	// Err is the *ebpf.VerifierError.
+	Err error
+}
+
+func (e *VerifierRefusal) Error() string {
+	return fmt.Sprintf("the verifier refused program %q: %s", e.Program, e.Why)
+}
+
+func (e *VerifierRefusal) Unwrap() error { return e.Err }

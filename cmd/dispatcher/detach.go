@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 func (a *app) detachCommand() *cobra.Command {
@@ -69,7 +70,7 @@ killed: a process that holds the link keeps a link that does nothing.
 				err = dispatcher.DetachAll(cmd.Context(), t, o)
 			} else {
 				what = strconv.Quote(args[2])
-				err = dispatcher.Detach(cmd.Context(), t, args[2], o)
+				err = dispatcher.Detach(cmd.Context(), t, hook.Ref(args[2]), o)
 			}
 			if err == nil && a.verbose {
 				a.note("detached %s from %s %s", what, t.Hook, t.Name())

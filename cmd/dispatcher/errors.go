@@ -105,13 +105,13 @@ type jsonOccupant struct {
 // fail prints the error and returns the exit status.
 func (a *app) fail(err error) int {
 	status := exitStatus(err)
-	var refused *dispatcher.VerifierRefusal
+	var refused *hook.VerifierRefusal
 	isRefused := errors.As(err, &refused)
 	if a.format == formatJSON {
 		e := describeError(err)
 		e.Exit = status
 		if isRefused && a.verbose {
-			e.Verifier = refused.Verifier.Log
+			e.Verifier = refused.Log
 		}
 		_ = encodeLine(a.stderr, struct {
 			Version int       `json:"version"`
@@ -123,7 +123,7 @@ func (a *app) fail(err error) int {
 	fmt.Fprintf(a.stderr, "%s %s\n", a.paint(a.stderr, "dispatcher:", red), oneLine(err.Error()))
 	if isRefused {
 		if a.verbose {
-			fmt.Fprintf(a.stderr, "%+v\n", refused.Verifier)
+			fmt.Fprintf(a.stderr, "%+v\n", refused.Err)
 		} else {
 			a.note("-v prints the verifier's whole log")
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/load"
 )
 
 func TestExitStatus(t *testing.T) {
@@ -55,9 +56,9 @@ func TestFail(t *testing.T) {
 	}
 	refused := &dispatcher.Error{
 		Op: "attach", Hook: hook.XDP, Target: "eth0",
-		Err: &dispatcher.VerifierRefusal{Program: "filter", Verifier: &ebpf.VerifierError{
+		Err: load.Refused("filter", &ebpf.VerifierError{
 			Cause: syscall.EACCES, Log: []string{"0: R1=ctx()", "R1 offset is outside of the packet", "processed 3 insns"},
-		}},
+		}),
 	}
 	for _, test := range []struct {
 		name string

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 func (a *app) pinCommand() *cobra.Command {
@@ -38,7 +39,7 @@ func (a *app) pinVerb(verb, short, long string, do func(context.Context, *dispat
 		Args:              words(1, "HOOK", "TARGET", "MEMBER"),
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers),
 		RunE: a.withTarget(func(cmd *cobra.Command, t dispatcher.Target, args []string) error {
-			link, err := dispatcher.Open(cmd.Context(), t, args[0], a.readOptions())
+			link, err := dispatcher.Open(cmd.Context(), t, hook.Ref(args[0]), a.readOptions())
 			if err != nil {
 				return err
 			}

@@ -152,7 +152,7 @@ func (p *programFlags) source(a *app, h hook.Hook, word string) (programSource, 
 			return from, usage("they are for programs from a file and for built-in ones", "--map, --global, --map-pins and --new-maps: %q is loaded already", word)
 		}
 		if w.kind == fromID {
-			from.Source = dispatcher.ProgramID(ebpf.ProgramID(w.id))
+			from.Source = dispatcher.ProgramID(w.id)
 		} else {
 			from.Source = dispatcher.ProgramPin(w.path)
 		}

@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 func (a *app) replaceCommand() *cobra.Command {
@@ -38,7 +39,7 @@ file. --new-maps starts with empty maps.
 					return err
 				}
 			}
-			link, err := dispatcher.Open(cmd.Context(), t, args[0], a.readOptions())
+			link, err := dispatcher.Open(cmd.Context(), t, hook.Ref(args[0]), a.readOptions())
 			if err != nil {
 				return err
 			}

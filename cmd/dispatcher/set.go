@@ -38,7 +38,7 @@ one. Meanwhile, on a cgroup and on tc, its program runs at both.`,
 			case settings.Priority != 0 && !place.IsZero():
 				return usage("", "give --priority or a position, not both: a position brings a priority that fits")
 			}
-			link, err := dispatcher.Open(cmd.Context(), t, args[0], a.readOptions())
+			link, err := dispatcher.Open(cmd.Context(), t, hook.Ref(args[0]), a.readOptions())
 			if err != nil {
 				return err
 			}

@@ -48,12 +48,12 @@ func run(ctx context.Context, device, path string) error {
 		Persistent: true,
 		Owner:      "examples/file",
 	})
-	var refused *dispatcher.VerifierRefusal
+	var refused *hook.VerifierRefusal
 	switch {
 	case errors.Is(err, fs.ErrExist):
 		return fmt.Errorf("%w\n(to attach it anew: dispatcher detach xdp %s example-file)", err, device)
 	case errors.As(err, &refused):
-		return fmt.Errorf("%w\n%+v", err, refused.Verifier) // with the whole log of the verifier
+		return fmt.Errorf("%w\n%+v", err, refused.Err) // with the whole log of the verifier
 	case err != nil:
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 func main() {
@@ -31,7 +32,7 @@ func main() {
 
 func run(ctx context.Context, device, name, path string) error {
 	// Open works for every member, also if another process attached it.
-	link, err := dispatcher.Open(ctx, dispatcher.XDP(device), name, dispatcher.ReadOptions{})
+	link, err := dispatcher.Open(ctx, dispatcher.XDP(device), hook.Ref(name), dispatcher.ReadOptions{})
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func Describe(src Source) (Source, Description, error) {
 		if err != nil {
 			return nil, Description{}, fmt.Errorf("%s: %w", s.Path, err)
 		}
-		of := Spec{spec, s.Options}
+		of := Spec{spec, s.Options, s.old}
 		d, err := of.describe()
 		if err != nil {
 			err = fmt.Errorf("%s: %w", s.Path, err)

@@ -15,7 +15,7 @@ import (
 // program is loaded.
 func TestDescribeFile(t *testing.T) {
 	path := filepath.Join(testdata, "runconfig.o")
-	src, d, err := Describe(File{path, Options{Program: "ldt_drop_only"}})
+	src, d, err := Describe(File{Path: path, Options: Options{Program: "ldt_drop_only"}})
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(d, Description{
 		Name: "ldt_drop_only", Shape: dispatch.Shape{AttachType: ebpf.AttachXDP},
@@ -34,7 +34,7 @@ func TestDescribeOfWrongFiles(t *testing.T) {
 	qt.Check(t, qt.ErrorMatches(err, `.*nosuch\.o.*`))
 	_, _, err = Describe(File{Path: filepath.Join(testdata, "filter.c")})
 	qt.Check(t, qt.ErrorMatches(err, `.*filter\.c: not an ELF file.*`))
-	_, _, err = Describe(File{filepath.Join(testdata, "runconfig.o"), Options{Program: "ldt_too_late"}})
+	_, _, err = Describe(File{Path: filepath.Join(testdata, "runconfig.o"), Options: Options{Program: "ldt_too_late"}})
 	qt.Check(t, qt.ErrorMatches(err, `.*runconfig\.o: program "ldt_too_late": .*priority 65536.*`))
 	_, _, err = Describe(Spec{})
 	qt.Check(t, qt.ErrorIs(err, hook.ErrUsage))

@@ -27,28 +27,15 @@ import (
 // maxFile bounds the object files that are read, in bytes.
 const maxFile = 64 << 20
 
-// Options say how to load a program from an object file or a spec.
+// Options are dispatcher.LoadOptions, which says what the fields mean. BPFFS is
+// empty until PinningIn sets it.
 type Options struct {
-	// Program is its function or section name; may be empty when the file has
-	// only one program for the hook.
 	Program string
-	// Globals are constants and variables to set before the load, by name,
-	// written as in C: a number, true, a 'c', a "string".
 	Globals map[string]string
-	// Maps are used in the place of the file's own of that name.
-	Maps map[string]*ebpf.Map
-	// MapPins is a folder in a bpffs: every map is shared with the one that is
-	// pinned there by its name, and pinned there when there is none yet.
+	Maps    map[string]*ebpf.Map
 	MapPins string
-	// BPFFS is where maps with LIBBPF_PIN_BY_NAME are pinned and shared. Default:
-	// the bpffs of the member.
-	BPFFS string
-	// NewMaps gives a program that replaces another one maps of its own.
-	// Without it, see Inherit, the new one goes on with the old one's.
+	BPFFS   string
 	NewMaps bool
-
-	inherited map[string]*ebpf.Map
-	ambiguous map[string]bool // names in the kernel that several of the old program's maps have
 }
 
 // PinningIn returns the source with that bpffs as the default of its Options.
@@ -68,6 +55,7 @@ func PinningIn(src Source, bpffs string) Source {
 type File struct {
 	Path string
 	Options
+	old inheritance
 }
 
 func (f File) Load(want Want) (*Loaded, error) {
@@ -79,7 +67,7 @@ func (f File) Load(want Want) (*Loaded, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Path, err)
 	}
-	l, err := Spec{spec, f.Options}.Load(want)
+	l, err := Spec{spec, f.Options, f.old}.Load(want)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Path, err)
 	}
@@ -149,6 +137,7 @@ func Parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
 type Spec struct {
 	Collection *ebpf.CollectionSpec
 	Options    Options
+	old        inheritance
 }
 
 func (s Spec) Load(want Want) (*Loaded, error) {
@@ -194,7 +183,7 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	shared, err := s.Options.shared(spec)
+	shared, err := s.shared(spec)
 	if err != nil {
 		return nil, err
 	}
@@ -366,22 +355,6 @@ func (o Options) pinByName(spec *ebpf.CollectionSpec) (map[string]bool, error) {
 	return fresh, nil
 }
 
-// A RefusedError is the verifier's refusal of a program.
-type RefusedError struct {
-	Program string
-	// Verifier has the whole log; print it with %+v.
-	Verifier *ebpf.VerifierError
-}
-
-// Error returns the cause in one line.
-func (e *RefusedError) Error() string {
-	cause := e.Verifier.Cause.Error()
-	if why := lastWords(e.Verifier.Log); why != "" {
-		return fmt.Sprintf("the verifier refused program %q: %s (%s)", e.Program, why, cause)
-	}
-	return fmt.Sprintf("the verifier refused program %q: %s", e.Program, cause)
-}
-
 // lastWords returns the verifier's sentences at the end of a log: what comes
 // after the last instruction or state, and before the statistics.
 func lastWords(log []string) string {
@@ -399,13 +372,15 @@ func lastWords(log []string) string {
 	return strings.Join(words, ": ")
 }
 
-func (e *RefusedError) Unwrap() error { return e.Verifier }
-
 // Refused says in one line why the kernel refused a program.
 func Refused(name string, err error) error {
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) && len(ve.Log) > 0 {
-		return &RefusedError{name, ve}
+		why := ve.Cause.Error()
+		if words := lastWords(ve.Log); words != "" {
+			why = fmt.Sprintf("%s (%s)", words, why)
+		}
+		return &hook.VerifierRefusal{Program: name, Why: why, Log: ve.Log, Err: ve}
 	}
 	switch {
 	case errors.Is(err, ebpf.ErrMapIncompatible):

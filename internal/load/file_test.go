@@ -241,14 +241,14 @@ func TestRefusalText(t *testing.T) {
 		log  []string
 		want string
 	}{
-		{nil, `the verifier refused program "p": permission denied`},
+		{[]string{""}, `the verifier refused program "p": permission denied`},
 		{[]string{"", "processed 3 insns (limit 1000000)"}, `the verifier refused program "p": permission denied`},
 		{
 			[]string{"0: R1=ctx()", "R1 invalid mem access 'scalar'", "verification time 12 usec", "stack depth 0", "processed 3 insns", ""},
 			`the verifier refused program "p": R1 invalid mem access 'scalar' (permission denied)`,
 		},
 	} {
-		err := &RefusedError{"p", &ebpf.VerifierError{Cause: cause, Log: test.log}}
+		err := Refused("p", &ebpf.VerifierError{Cause: cause, Log: test.log})
 		qt.Check(t, qt.Equals(err.Error(), test.want))
 		qt.Check(t, qt.ErrorIs(err, cause))
 	}

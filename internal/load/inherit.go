@@ -23,21 +23,26 @@ import (
 func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error) {
 	switch s := src.(type) {
 	case File:
-		release, err = s.Options.inherit(old)
+		s.old, release, err = inherit(old, s.Options)
 		return s, release, err
 	case Spec:
-		release, err = s.Options.inherit(old)
+		s.old, release, err = inherit(old, s.Options)
 		return s, release, err
 	}
 	return src, func() {}, nil
 }
 
-// inherit makes the maps of old those to go on with.
-func (o *Options) inherit(old *ebpf.Program) (release func(), err error) {
-	o.inherited = map[string]*ebpf.Map{}
-	o.ambiguous = map[string]bool{}
+// An inheritance is what a program goes on with from the one that it replaces.
+type inheritance struct {
+	maps      map[string]*ebpf.Map // by name
+	ambiguous map[string]bool      // names in the kernel that several of the old program's maps have
+}
+
+// inherit returns the maps of old to go on with.
+func inherit(old *ebpf.Program, o Options) (from inheritance, release func(), err error) {
+	from = inheritance{map[string]*ebpf.Map{}, map[string]bool{}}
 	release = func() {
-		for _, m := range o.inherited {
+		for _, m := range from.maps {
 			m.Close()
 		}
 	}
@@ -47,11 +52,11 @@ func (o *Options) inherit(old *ebpf.Program) (release func(), err error) {
 		}
 	}()
 	if o.NewMaps {
-		return release, nil
+		return from, release, nil
 	}
 	info, err := old.Info()
 	if err != nil {
-		return release, kernel.Errno("the program to be replaced", err)
+		return from, release, kernel.Errno("the program to be replaced", err)
 	}
 	ids, _ := info.MapIDs()
 	for _, id := range ids {
@@ -60,36 +65,36 @@ func (o *Options) inherit(old *ebpf.Program) (release func(), err error) {
 			continue
 		}
 		if err != nil {
-			return release, kernel.Errno("maps of the program to be replaced", err)
+			return from, release, kernel.Errno("maps of the program to be replaced", err)
 		}
 		info, err := m.Info()
 		if err != nil {
 			m.Close()
-			return release, kernel.Errno("maps of the program to be replaced", err)
+			return from, release, kernel.Errno("maps of the program to be replaced", err)
 		}
-		if info.Name == "" || strings.Contains(info.Name, ".") || m.Type() == ebpf.ProgramArray || o.ambiguous[info.Name] {
+		if info.Name == "" || strings.Contains(info.Name, ".") || m.Type() == ebpf.ProgramArray || from.ambiguous[info.Name] {
 			m.Close()
 			continue
 		}
-		if first := o.inherited[info.Name]; first != nil {
-			o.ambiguous[info.Name] = true
-			delete(o.inherited, info.Name)
+		if first := from.maps[info.Name]; first != nil {
+			from.ambiguous[info.Name] = true
+			delete(from.maps, info.Name)
 			first.Close()
 			m.Close()
 			continue
 		}
-		o.inherited[info.Name] = m
+		from.maps[info.Name] = m
 	}
-	return release, nil
+	return from, release, nil
 }
 
 // shared returns the maps to use in the place of the file's own: those that
 // were asked for, and those that are inherited.
-func (o Options) shared(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
+func (s Spec) shared(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 	shared := map[string]*ebpf.Map{}
 	seen := map[string]bool{}
 	for name, ms := range spec.Maps {
-		if m := o.Maps[name]; m != nil {
+		if m := s.Options.Maps[name]; m != nil {
 			shared[name] = m
 			continue
 		}
@@ -97,8 +102,8 @@ func (o Options) shared(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error)
 		if ms.Pinning == ebpf.PinByName || ms.Type == ebpf.ProgramArray {
 			continue
 		}
-		m := o.inherited[cut]
-		if seen[cut] || o.ambiguous[cut] {
+		m := s.old.maps[cut]
+		if seen[cut] || s.old.ambiguous[cut] {
 			return nil, hook.Because(hook.ErrUsage, "there are several maps whose name begins with %q, where the kernel cuts names: choose with Maps or NewMaps (--map, --new-maps)", cut)
 		}
 		if m == nil {

@@ -14,7 +14,7 @@ import (
 // sources are the kinds of sources that are yet to be loaded, of one program.
 func sources(t testing.TB, object string, o Options) map[string]Source {
 	t.Helper()
-	return map[string]Source{"file": File{filepath.Join(testdata, object), o}, "spec": Spec{parse(t, object), o}}
+	return map[string]Source{"file": File{Path: filepath.Join(testdata, object), Options: o}, "spec": Spec{Collection: parse(t, object), Options: o}}
 }
 
 // Loaded and closed, a program leaves nothing open: not those that come along because it tail-calls them, nor

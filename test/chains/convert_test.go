@@ -278,7 +278,7 @@ func TestConvertRefused(t *testing.T) {
 	frags := scene.Typed(s.Trace.Spec(2, scene.Pass))
 	frags.Programs["ldt_trace_2"].Instructions = asm.Instructions{asm.Return()} // R0 has no value
 	refused := dispatcher.Spec(frags, dispatcher.LoadOptions{})
-	var verifier *dispatcher.VerifierRefusal
+	var verifier *hook.VerifierRefusal
 	qt.Check(t, qt.ErrorAs(convert(hook.StyleOwned, map[hook.Ref]dispatcher.Source{"ldt_trace_1": refused}), &verifier))
 	s.WantRun(t, 1)
 	s.Clear(t)

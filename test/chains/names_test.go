@@ -83,7 +83,7 @@ func TestNames(t *testing.T) {
 		qt.Assert(t, qt.IsTrue(s.Drops(t)))
 		qt.Check(t, qt.IsNil(s.Open(t, name).Close()), qt.Commentf("%q", name))
 		s.Detach(t, name)
-		_, err := dispatcher.Open(t.Context(), s.Target, name, s.Look())
+		_, err := dispatcher.Open(t.Context(), s.Target, hook.Ref(name), s.Look())
 		qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist), qt.Commentf("%q", name))
 	}
 	s.WantFree(t)
@@ -99,8 +99,8 @@ func TestBadNames(t *testing.T) {
 			s.WantRefused(t, from, dispatcher.Options{Name: name}, dispatcher.ErrUsage, `the name .*`)
 			s.WantRefused(t, from, dispatcher.Options{Owner: name}, dispatcher.ErrUsage, `owner: the name .*`)
 			for _, err := range []error{
-				dispatcher.Detach(t.Context(), s.Target, name, s.Leave()),
-				func() error { _, err := dispatcher.Open(t.Context(), s.Target, name, s.Look()); return err }(),
+				dispatcher.Detach(t.Context(), s.Target, hook.Ref(name), s.Leave()),
+				func() error { _, err := dispatcher.Open(t.Context(), s.Target, hook.Ref(name), s.Look()); return err }(),
 			} {
 				qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 				qt.Check(t, qt.IsFalse(strings.ContainsAny(err.Error(), "\x00\x1b\n\t")), qt.Commentf("%q", err.Error()))
@@ -125,7 +125,7 @@ func TestDefaultNames(t *testing.T) {
 		want string
 	}{
 		{dispatcher.Program(s.Tracer(t, 1, testenv.XDPPass)), "ldt_trace_1"},
-		{dispatcher.ProgramID(scene.ID(t, s.Tracer(t, 2, testenv.XDPPass))), "ldt_trace_2"},
+		{dispatcher.ProgramID(uint32(scene.ID(t, s.Tracer(t, 2, testenv.XDPPass)))), "ldt_trace_2"},
 		{scene.File("several.o", "ldt_second"), "ldt_second"},
 		{dispatcher.Spec(spec, dispatcher.LoadOptions{Program: long}), long},
 	} {

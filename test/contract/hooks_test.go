@@ -164,14 +164,14 @@ func checkBeside(t *testing.T, p *place) {
 		qt.Check(t, qt.Equals(m.Owner, ""))
 		qt.Check(t, qt.IsFalse(m.Persistent))
 
-		ref := string(hook.ProgramRef(m.Program.ID))
+		ref := hook.ProgramRef(m.Program.ID)
 		err := dispatcher.Detach(t.Context(), p.Target, ref, p.Leave())
 		qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
 		var e *dispatcher.Error
 		qt.Assert(t, qt.ErrorAs(err, &e))
 		qt.Assert(t, qt.IsNotNil(e.Occupant))
 		qt.Check(t, qt.DeepEquals(*e.Occupant, hook.Occupant{Kind: kind, Program: m.Program, LinkID: id}))
-		_, err = dispatcher.Open(t.Context(), p.Target, m.Name, p.Look())
+		_, err = dispatcher.Open(t.Context(), p.Target, hook.Ref(m.Name), p.Look())
 		qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist)) // it is no member, whatever it is called
 	}
 	p.Clear(t)
@@ -186,7 +186,7 @@ func checkBeside(t *testing.T, p *place) {
 	p.wantRunSoon(t, 6, 7, 8)
 	o := p.Leave()
 	o.Force = true
-	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), p.Target, string(hook.ProgramRef(c.Members[0].Program.ID)), o)))
+	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), p.Target, hook.ProgramRef(c.Members[0].Program.ID), o)))
 	p.wantRunning(t, 6, 7)
 	if p.Target.Hook.Family() != "tc" {
 		firstLeaves() // what it held is defunct

@@ -94,7 +94,7 @@ func (p *place) tryAttach(t testing.TB, prog *ebpf.Program, o dispatcher.Options
 // reopen opens an entry.
 func (p *place) reopen(t testing.TB, ref string) *dispatcher.Link {
 	t.Helper()
-	link, err := dispatcher.Open(t.Context(), p.Target, ref, p.Look())
+	link, err := dispatcher.Open(t.Context(), p.Target, hook.Ref(ref), p.Look())
 	qt.Assert(t, qt.IsNil(err))
 	return p.keep(t, link)
 }

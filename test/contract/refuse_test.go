@@ -58,7 +58,7 @@ func checkRefuse(t *testing.T, p *place) {
 		qt.Check(t, qt.ErrorIs(dispatcher.Detach(t.Context(), path, "one", p.Leave()), cause), qt.Commentf("detach at %+v", path))
 		qt.Check(t, qt.ErrorIs(dispatcher.DetachAll(t.Context(), path, p.Leave()), cause), qt.Commentf("detach all at %+v", path))
 	}
-	for ref, cause := range map[string]error{"nosuch": fs.ErrNotExist, "": fs.ErrNotExist, "link:x": dispatcher.ErrUsage, "id:0": dispatcher.ErrUsage} {
+	for ref, cause := range map[hook.Ref]error{"nosuch": fs.ErrNotExist, "": fs.ErrNotExist, "link:x": dispatcher.ErrUsage, "id:0": dispatcher.ErrUsage} {
 		_, err := dispatcher.Open(t.Context(), p.Target, ref, p.Look())
 		qt.Check(t, qt.ErrorIs(err, cause), qt.Commentf("open %q", ref))
 		qt.Check(t, qt.ErrorIs(dispatcher.Detach(t.Context(), p.Target, ref, p.Leave()), cause), qt.Commentf("detach %q", ref))

@@ -43,9 +43,9 @@ func TestNoRegistryAtAll(t *testing.T) {
 			qt.Check(t, qt.Equals(m.Priority, 20))
 			qt.Check(t, qt.Equals(m.Owner, "me"))
 			qt.Check(t, qt.DeepEquals(named(t, s), []string{"ldt_trace_1:foreign"}))
-			ref := string(hook.LinkRef(m.LinkID))
+			ref := hook.LinkRef(m.LinkID)
 
-			same := s.Open(t, ref)
+			same := s.Open(t, string(ref))
 			qt.Assert(t, qt.IsNil(same.Update(t.Context(), dispatcher.Program(s.Tracer(t, 2)))))
 			s.WantRun(t, 2)
 			qt.Assert(t, qt.IsNil(link.Set(t.Context(), scene.Priority(30))))

@@ -34,7 +34,7 @@ func TestOrigins(t *testing.T) {
 		s.Join(t, scene.File("several.o", "ldt_second"), dispatcher.Options{})
 		s.Join(t, dispatcher.Spec(spec, dispatcher.LoadOptions{Program: "ldt_frags"}), dispatcher.Options{})
 		s.Join(t, dispatcher.Program(testenv.DropUDPPort(t, "ldt_by_fd", scene.Port+3)), dispatcher.Options{})
-		s.Join(t, dispatcher.ProgramID(scene.ID(t, byID)), dispatcher.Options{})
+		s.Join(t, dispatcher.ProgramID(uint32(scene.ID(t, byID))), dispatcher.Options{})
 		s.Join(t, scene.File("nobtf.o", ""), dispatcher.Options{})
 		s.WantChain(t, first+" ldt_second ldt_frags ldt_by_fd ldt_by_id ldt_nobtf")
 		s.WantDropped(t, scene.Port, scene.Port+1, scene.Port+2, scene.Port+3, scene.Port+4)
@@ -59,7 +59,7 @@ func TestNoProgram(t *testing.T) {
 		text  string
 	}{
 		"nil":         {dispatcher.Program(nil), dispatcher.ErrUsage, `the program is nil`},
-		"zero":        {dispatcher.Source{}, dispatcher.ErrUsage, `.*program.*`},
+		"zero":        {dispatcher.Source{}, dispatcher.ErrUsage, `the source is empty: make one with Program, .*`},
 		"nil spec":    {dispatcher.Spec(nil, dispatcher.LoadOptions{}), dispatcher.ErrUsage, `the collection spec is nil`},
 		"id 0":        {dispatcher.ProgramID(0), fs.ErrNotExist, `.*program.*id 0.*`},
 		"unknown id":  {dispatcher.ProgramID(1 << 30), fs.ErrNotExist, `.*program.*id 1073741824.*"bpftool prog" lists the loaded ones`},
@@ -97,7 +97,7 @@ func TestIncompatiblePrograms(t *testing.T) {
 		"devmap in file": {scene.File("several.o", "ldt_devmap"), `../testdata/several.o: program "ldt_devmap" is for a map entry .*`},
 		"cpumap in file": {scene.File("several.o", "ldt_cpumap"), `../testdata/several.o: program "ldt_cpumap" is for a map entry .*`},
 		"tc in file":     {scene.File("several.o", "tc"), `../testdata/several.o: program "ldt_tc" is a SchedCLS program; xdp takes XDP programs`},
-		"dispatcher":     {dispatcher.ProgramID(ebpf.ProgramID(s.Read(t).DispatcherID)), `program "libdispatcher" is itself a dispatcher of libdispatcher`},
+		"dispatcher":     {dispatcher.ProgramID(s.Read(t).DispatcherID), `program "libdispatcher" is itself a dispatcher of libdispatcher`},
 	}
 	if testenv.Has(t, testenv.FeatureSlotTypes) {
 		tests["attach type 0"] = refused{dispatcher.Program(testenv.VerdictProgram(t, "ldt_none", 2, testenv.ExpectedAttachType(ebpf.AttachNone))), `program "ldt_none" has no expected attach type, without frags, the chain attach type BPF_XDP, without frags, .*`}

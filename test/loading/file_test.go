@@ -97,10 +97,12 @@ func TestVerifierRefusal(t *testing.T) {
 	from := options("refused.o", dispatcher.LoadOptions{BPFFS: s.BPFFS})
 	_, err := s.TryJoin(t, from, dispatcher.Options{Persistent: true})
 	qt.Check(t, qt.ErrorMatches(err, `attach xdp veth1: ../testdata/refused.o: the verifier refused program "ldt_refused": invalid access to packet, .* \(permission denied\)`))
-	var refusal *dispatcher.VerifierRefusal
+	var refusal *hook.VerifierRefusal
 	qt.Assert(t, qt.ErrorAs(err, &refusal))
 	qt.Check(t, qt.Equals(refusal.Program, "ldt_refused"))
-	qt.Check(t, qt.IsTrue(len(refusal.Verifier.Log) > 5))
+	qt.Check(t, qt.IsTrue(len(refusal.Log) > 5))
+	var verifier *ebpf.VerifierError
+	qt.Check(t, qt.ErrorAs(err, &verifier))
 	qt.Check(t, qt.DeepEquals(pinsBelow(t, s.BPFFS), []string{}))
 	s.WantFree(t)
 }

@@ -106,7 +106,7 @@ func clearAll(t *testing.T, s *scene.Scene) {
 		if m.LinkID != 0 {
 			ref = hook.LinkRef(m.LinkID)
 		}
-		err := dispatcher.Detach(t.Context(), s.Target, string(ref), dispatcher.DetachOptions{BPFFS: s.BPFFS, Force: true})
+		err := dispatcher.Detach(t.Context(), s.Target, ref, dispatcher.DetachOptions{BPFFS: s.BPFFS, Force: true})
 		qt.Assert(t, qt.IsTrue(err == nil || errors.Is(err, fs.ErrNotExist)), qt.Commentf("%v", err))
 	}
 }

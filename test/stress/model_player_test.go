@@ -114,7 +114,7 @@ func (p *player) attach() {
 
 func (p *player) open() {
 	name := p.name()
-	link, err := dispatcher.Open(p.t.Context(), p.Target, name, p.Look())
+	link, err := dispatcher.Open(p.t.Context(), p.Target, hook.Ref(name), p.Look())
 	mm := p.model.named(name)
 	var want error
 	if mm == nil || !mm.running() {
@@ -209,7 +209,7 @@ func (p *player) detachByName() {
 	if mm == nil {
 		want = fs.ErrNotExist
 	}
-	p.did(dispatcher.Detach(p.t.Context(), p.Target, name, p.Leave()), want, "detach %s", name)
+	p.did(dispatcher.Detach(p.t.Context(), p.Target, hook.Ref(name), p.Leave()), want, "detach %s", name)
 	if mm != nil {
 		p.detached(mm)
 	}

@@ -104,7 +104,7 @@ func (w *worker) act(ctx context.Context) error {
 func (w *worker) attach(ctx context.Context) (err error) {
 	w.at = membership{Member: true, Settings: w.settings(), Program: w.program()}
 	return w.arrive(func() error {
-		w.link, err = dispatcher.Attach(ctx, w.Target, dispatcher.ProgramID(w.at.Program), dispatcher.Options{
+		w.link, err = dispatcher.Attach(ctx, w.Target, dispatcher.ProgramID(uint32(w.at.Program)), dispatcher.Options{
 			Name: w.Name, Priority: w.at.Settings.Priority, ContinueOn: w.at.Settings.ContinueOn, OnMissing: w.at.Settings.OnMissing,
 			Persistent: w.Seals, BPFFS: w.BPFFS,
 		})
@@ -114,7 +114,7 @@ func (w *worker) attach(ctx context.Context) (err error) {
 
 func (w *worker) update(ctx context.Context) error {
 	w.at.Program = w.program()
-	return w.link.Update(ctx, dispatcher.ProgramID(w.at.Program))
+	return w.link.Update(ctx, dispatcher.ProgramID(uint32(w.at.Program)))
 }
 
 // set may leave a link where it is, when that will do: then it has not arrived among its new equals at any time.
@@ -156,7 +156,7 @@ func (w *worker) detach(ctx context.Context) error {
 
 // reopen hands the member over to another Link.
 func (w *worker) reopen(ctx context.Context) error {
-	heir, err := dispatcher.Open(ctx, w.Target, w.Name, dispatcher.ReadOptions{BPFFS: w.BPFFS})
+	heir, err := dispatcher.Open(ctx, w.Target, hook.Ref(w.Name), dispatcher.ReadOptions{BPFFS: w.BPFFS})
 	if err != nil {
 		return err
 	}

@@ -170,7 +170,7 @@ func (c Command) source() dispatcher.Source {
 	if c.Maps {
 		return dispatcher.Spec(CountingOn(c.Target.Hook), dispatcher.LoadOptions{})
 	}
-	return dispatcher.ProgramID(c.Program)
+	return dispatcher.ProgramID(uint32(c.Program))
 }
 
 // operations are what an app can do.
@@ -186,7 +186,7 @@ var operations = map[string]func(*appState, context.Context, Command) error{
 		}))
 	},
 	"open": func(a *appState, ctx context.Context, c Command) error {
-		return a.keep(dispatcher.Open(ctx, c.Target, c.Member, dispatcher.ReadOptions{BPFFS: c.BPFFS}))
+		return a.keep(dispatcher.Open(ctx, c.Target, hook.Ref(c.Member), dispatcher.ReadOptions{BPFFS: c.BPFFS}))
 	},
 	"update": func(a *appState, ctx context.Context, c Command) error { return a.link.Update(ctx, c.source()) },
 	"seal": func(_ *appState, ctx context.Context, c Command) error {
@@ -203,7 +203,7 @@ var operations = map[string]func(*appState, context.Context, Command) error{
 	"leave": func(a *appState, ctx context.Context, _ Command) error { return a.link.Detach(ctx) },
 	"close": func(a *appState, _ context.Context, _ Command) error { return a.link.Close() },
 	"detach": func(_ *appState, ctx context.Context, c Command) error {
-		return dispatcher.Detach(ctx, c.Target, c.Member, dispatcher.DetachOptions{BPFFS: c.BPFFS})
+		return dispatcher.Detach(ctx, c.Target, hook.Ref(c.Member), dispatcher.DetachOptions{BPFFS: c.BPFFS})
 	},
 	"measure": func(_ *appState, ctx context.Context, c Command) error {
 		for _, err := range dispatcher.Measure(ctx, dispatcher.MeasureOptions{

@@ -112,7 +112,7 @@ func (s *Scene) Attach(t testing.TB, prog *ebpf.Program, o dispatcher.Options) *
 // Open opens a member by its name.
 func (s *Scene) Open(t testing.TB, name string) *dispatcher.Link {
 	t.Helper()
-	link, err := dispatcher.Open(t.Context(), s.Target, name, s.Look())
+	link, err := dispatcher.Open(t.Context(), s.Target, hook.Ref(name), s.Look())
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { link.Close() })
 	return link
@@ -121,7 +121,7 @@ func (s *Scene) Open(t testing.TB, name string) *dispatcher.Link {
 // Detach takes a member out by its name.
 func (s *Scene) Detach(t testing.TB, name string) {
 	t.Helper()
-	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), s.Target, name, s.Leave())))
+	qt.Assert(t, qt.IsNil(dispatcher.Detach(t.Context(), s.Target, hook.Ref(name), s.Leave())))
 }
 
 // Clear takes everything off the device, if there is anything.
