@@ -15,7 +15,10 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// adopt gives an entry without a link one, at the same place.
+// Adopt gives a link to a program without one, at the same place. The caller closes the
+// handle. The error is fs.ErrNotExist when there is no such program, ErrUsage when the
+// choice is open, fs.ErrExist for a member, and ErrBusy when the program has a link of
+// another tool.
 func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error) {
 	var h *handle
 	err := kernel.Retry(ctx, func() error {
@@ -33,22 +36,23 @@ func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptReque
 	return h, nil
 }
 
-// A successor makes a link the member that takes the place of a program.
+// A successor makes a new link the member that replaces a program.
 type successor struct {
-	sp         *opened
+	op         *opened
 	l          *state.Locked
 	rec        *state.Record
 	persistent bool
 	handle     *handle
 }
 
-// keep gives the link its name and its pin.
+// keep makes a handle to the link, and gives the link its name and, if persistent, its
+// pin.
 func (s *successor) keep(made kernel.RawLink) (err error) {
-	if s.handle, err = newHandle(s.sp.Opened, made, s.rec); err != nil {
+	if s.handle, err = newHandle(s.op.Opened, made, s.rec); err != nil {
 		return err
 	}
 	s.handle.made = true
-	if err := s.sp.names.reg.Put(s.handle.id, s.rec); err != nil {
+	if err := s.op.names.reg.Put(s.handle.id, s.rec); err != nil {
 		return err
 	}
 	if s.persistent {
@@ -85,13 +89,13 @@ func (op *opened) adoptBare(l *state.Locked, list *order, req target.AdoptReques
 	if err != nil {
 		return nil, err
 	}
-	next := &successor{sp: op, l: l, rec: rec, persistent: req.Persistent}
+	next := &successor{op: op, l: l, rec: rec, persistent: req.Persistent}
 	if op.cgroup != nil && !sharesCgroup(list.flags) {
 		return op.swapOnCgroup(list, prog, req.NoGap, next)
 	}
 	create := func(p *ebpf.Program) (kernel.RawLink, error) {
 		now := list
-		if op.cgroup == nil { // the stand-in that is there by now counts as a change
+		if op.cgroup == nil { // the stand-in has changed the revision
 			if now, err = op.list(); err != nil {
 				return nil, err
 			}
@@ -114,8 +118,8 @@ func (op *opened) adoptBare(l *state.Locked, list *order, req target.AdoptReques
 	return next.handle, nil
 }
 
-// recordAt is the record of the entry at i as a member: its priority is one that
-// leaves it where it is.
+// recordAt returns the record for the entry at i as a member. Its priority leaves the
+// entry where it is.
 func (op *opened) recordAt(list *order, i int, prog *load.Loaded, req target.Request) (*state.Record, error) {
 	others := list.Without(i)
 	_, name, _, err := others.Join(prog, req)
@@ -129,8 +133,8 @@ func (op *opened) recordAt(list *order, i int, prog *load.Loaded, req target.Req
 	return op.newRecord(name, req.Owner, priority), nil
 }
 
-// besides is the neighbor for a link that takes the place of the entry at i, which
-// is still there: just before it, or on a cgroup also just behind it.
+// besides returns the neighbor for a link that replaces the entry at i while the entry
+// is still there: just before the entry, or on a cgroup also just behind it.
 func (op *opened) besides(list *order, i int) (kernel.Neighbor, error) {
 	at, err := op.neighbor(list, i)
 	if err != nil && op.cgroup != nil {
@@ -141,8 +145,8 @@ func (op *opened) besides(list *order, i int) (kernel.Neighbor, error) {
 	return at, err
 }
 
-// takePlaceOf is takePlace for an entry without a link, which may be a stand-in
-// that an adoption left which did not come to its end.
+// takePlaceOf is takePlace for an entry without a link. carried may be a stand-in that
+// an interrupted adoption left.
 func (op *opened) takePlaceOf(l *state.Locked, carried, prog *ebpf.Program, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error) (kernel.RawLink, error) {
 	old := bare{op}
 	if kernel.ProgramID(carried) != kernel.ProgramID(prog) {
@@ -153,8 +157,8 @@ func (op *opened) takePlaceOf(l *state.Locked, carried, prog *ebpf.Program, crea
 	return op.takePlace(l, old, prog, true, create, keep)
 }
 
-// adoptable finds the entry to adopt: the one that is named, or the only one
-// without a link.
+// adoptable returns the index of the entry to adopt: the entry that ref names, or the
+// only one without a link.
 func (op *opened) adoptable(list *order, ref hook.Ref) (int, error) {
 	i := -1
 	if ref != "" {
@@ -189,13 +193,16 @@ func (op *opened) adoptable(list *order, ref hook.Ref) (int, error) {
 	return 0, hook.Because(fs.ErrNotExist, "nothing is attached without a link")
 }
 
-// foreignKept is the refusal to adopt what a link of another tool attaches.
+// foreignKept returns the refusal to adopt a program that has a link of another tool:
+// ErrBusy.
 func (op *opened) foreignKept(e entry) error {
 	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: target.ProgramOf(e.Program), LinkID: e.Link}).
 		Hint("it has a link already, and \"%s\" makes it a member", op.CommandByLink("adopt", e.Link))
 }
 
-// real opens a program, or the one that it stands in for.
+// OpenProgram opens a program; for a stand-in it opens the program that it runs. The
+// caller closes the result. The error is kernel.ErrAgain when the program is gone, and
+// ErrIncompatible for a stand-in with an empty slot.
 func OpenProgram(id uint32) (*ebpf.Program, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if err != nil {
@@ -226,12 +233,11 @@ func OpenProgram(id uint32) (*ebpf.Program, error) {
 	return prog, kernel.Again(kernel.Errno("the program", err))
 }
 
-// sharesCgroup tells whether links may be beside the legacy programs of a cgroup.
+// sharesCgroup reports whether the legacy programs of a cgroup allow links beside them.
 func sharesCgroup(flags uint32) bool { return flags&unix.BPF_F_ALLOW_MULTI != 0 }
 
-// swapOnCgroup takes an exclusive legacy program off a cgroup and attaches it
-// with a link: the kernel does not let both be there. Between the two nothing is
-// attached.
+// swapOnCgroup takes an exclusive legacy program off a cgroup, and then attaches it
+// with a link: the kernel does not allow both at once. In between nothing is attached.
 func (op *opened) swapOnCgroup(list *order, prog *ebpf.Program, noGap bool, next *successor) (*handle, error) {
 	if noGap {
 		return nil, hook.Because(ebpf.ErrNotSupported, "the program is attached for itself alone (%s), and the kernel lets no link be beside it: %w", cgroupFlags(list.flags, list.Order[0]), ebpf.ErrNotSupported).

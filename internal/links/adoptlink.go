@@ -11,7 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// isMember tells whether a link is a member: it has a name, or is pinned as one.
+// IsMember reports whether a link is a member: it is in the registry, or pinned as one.
 func IsMember(o *target.Opened, info *kernel.LinkInfo) (bool, error) {
 	names := OpenNames(o)
 	defer names.Close()
@@ -23,14 +23,17 @@ func IsMember(o *target.Opened, info *kernel.LinkInfo) (bool, error) {
 	return pinned, err
 }
 
-// forget removes what the registry has of a link.
+// Forget removes a link's record from the registry.
 func Forget(o *target.Opened, id uint32) error {
 	names := OpenNames(o)
 	defer names.Close()
 	return names.reg.Delete(id)
 }
 
-// adoptMember gives a link of TCX or of a cgroup a name.
+// AdoptLink gives a name to a link on TCX or on a cgroup. On success the handle owns
+// the link, and the caller closes the handle; on an error the link stays the caller's.
+// The error is fs.ErrExist for a member, and ErrNotSupported when there is no registry
+// for the name and the request is not persistent.
 func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, req target.Request) (target.Handle, error) {
 	names, err := namesFor(o, locked)
 	if err != nil {
@@ -82,7 +85,8 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *k
 	return h, nil
 }
 
-// pinNamed pins a member, which may be pinned under another name.
+// pinNamed pins a member under its name. If the link is pinned as called already, its
+// pins move.
 func pinNamed(locked *state.Locked, h *handle, called string, pinned bool) error {
 	if pinned && called == h.rec.Name {
 		return nil

@@ -7,7 +7,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// defunctMember returns nil for a link that is no member.
+// Defunct describes the member of a link that has lost its device or cgroup, as a
+// chain of one member. It returns nil for a link that is no member, or no longer one.
 func Defunct(o *target.Opened, li kernel.LinkInfo, names *Names) (*hook.Chain, error) {
 	h := li.Hook()
 	rec, err := names.record(li.Attach, li.ID)

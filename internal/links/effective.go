@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// EffectiveOn returns what runs for the cgroup of the opened target.
+// EffectiveOn describes what runs for the target's cgroup, also from the cgroups above.
 func EffectiveOn(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
 	err = kernel.Retry(ctx, func() error {
 		return withOrder(o, nil, func(op *opened, _ *order) error {
@@ -23,8 +23,8 @@ func EffectiveOn(ctx context.Context, o *target.Opened) (c *hook.Chain, err erro
 	return c, err
 }
 
-// EffectiveBelow returns what runs for the cgroup of the opened target, and then for
-// those below that have something of their own.
+// EffectiveBelow is EffectiveOn for the target's cgroup, and then for each cgroup below
+// that has programs of its own.
 func EffectiveBelow(ctx context.Context, o *target.Opened) (chains []hook.Chain, err error) {
 	err = kernel.Retry(ctx, func() error {
 		return withOrder(o, nil, func(op *opened, _ *order) error {
@@ -51,7 +51,7 @@ func (op *opened) effectiveBelow() ([]hook.Chain, error) {
 		}
 		c, err := op.effectiveIn(below.Path)
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // gone meanwhile
+		case errors.Is(err, fs.ErrNotExist): // the cgroup is gone meanwhile
 		case err != nil:
 			return nil, err
 		case c != nil:
@@ -61,14 +61,14 @@ func (op *opened) effectiveBelow() ([]hook.Chain, error) {
 	return chains, nil
 }
 
-// at is the same hook of another cgroup.
+// at returns the opened target with another cgroup.
 func (op *opened) at(cg *kernel.Cgroup) *opened {
 	other := *op
 	other.cgroup = cg
 	return &other
 }
 
-// effectiveIn returns nil for a cgroup that has nothing of its own.
+// effectiveIn is effective for the cgroup at path; nil if it has no programs of its own.
 func (op *opened) effectiveIn(path string) (*hook.Chain, error) {
 	cg, err := kernel.OpenCgroup(path)
 	if err != nil {
@@ -112,8 +112,8 @@ func (op *opened) effective() (*hook.Chain, error) {
 			from = append(from, m)
 		}
 	}
-	// The query tells programs; whose they are is found from the cgroup upwards,
-	// as they run, but for those that asked to run before (BPF_F_PREORDER).
+	// The query returns programs only. Their members are found from the cgroup
+	// upwards: in run order, except for programs with BPF_F_PREORDER.
 	for _, id := range q.Programs {
 		m := hook.Member{Kind: hook.KindLegacy, State: hook.StateRunning, Program: target.ProgramOf(id)}
 		m.Name = m.Program.Name

@@ -10,7 +10,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// filterIncumbent is a filter whose place a link takes.
+// filterIncumbent is a filter that is replaced by a link.
 type filterIncumbent struct {
 	conn  *rtnl.Conn
 	index int
@@ -29,9 +29,9 @@ func (f filterIncumbent) remove(*ebpf.Program) error {
 	return f.conn.DeleteFilter(f.index, f.Filter.Filter)
 }
 
-// ReplaceFilter puts a link on the hook of TCX at the same side in the place of a
-// filter, which must be the first of all that run: first tells why it is not.
-// ErrNotSupported where there is no TCX.
+// ReplaceFilter replaces a filter by a link on the target, the TCX hook at the same
+// side. The filter must be the first of all: first returns the reason if it is not.
+// The caller closes the handle. The error is ErrNotSupported where there is no TCX.
 func ReplaceFilter(o *target.Opened, l *state.Locked, conn *rtnl.Conn, f rtnl.Filter, prog *ebpf.Program, req target.AdoptRequest, first func() error) (h target.Handle, err error) {
 	err = withOrder(o, l, func(op *opened, list *order) error {
 		if err := first(); err != nil {
@@ -46,7 +46,7 @@ func ReplaceFilter(o *target.Opened, l *state.Locked, conn *rtnl.Conn, f rtnl.Fi
 		if err != nil {
 			return err
 		}
-		next := &successor{sp: op, l: l, rec: op.newRecord(name, req.Owner, priority), persistent: req.Persistent}
+		next := &successor{op: op, l: l, rec: op.newRecord(name, req.Owner, priority), persistent: req.Persistent}
 		create := func(p *ebpf.Program) (kernel.RawLink, error) { return op.create(p, kernel.Neighbor{}, list) }
 		made, err := op.takePlace(l, filterIncumbent{conn, op.index, f}, prog, true, create, next.keep)
 		if err != nil {

@@ -14,23 +14,23 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A halfMove is a move on TCX that was not finished.
+// A halfMove is an unfinished move on TCX.
 type halfMove struct {
 	hook    hook.Hook
 	slotID  uint32
-	prog    *ebpf.Program // the member's; nil when the slot is empty
+	prog    *ebpf.Program // the member's program; nil when the slot is empty
 	oldID   uint32
-	old     kernel.RawLink // nil when it had none, or when it is gone
+	old     kernel.RawLink // nil when the program had no link, or the link is gone
 	there   *ebpf.Program  // the stand-in at the old place
-	next    kernel.RawLink // nil when there is none
+	next    kernel.RawLink // the new link; nil when there is none
 	nextID  uint32
 	info    kernel.LinkInfo // of next
 	kept    bool            // next is pinned
 	up      bool
-	standIn standIn // loaded anew
+	standIn standIn // loaded again, to finish the move
 }
 
-// openMove finds out how far a move has come.
+// openMove finds out how far a move has come. The caller closes the result.
 func openMove(l *state.Locked, name string) (*halfMove, error) {
 	m := &halfMove{oldID: state.ParseMove(name)}
 	var err error
@@ -81,7 +81,7 @@ func (m *halfMove) readState(l *state.Locked) (err error) {
 	return nil
 }
 
-// successor looks for a new link that has the program already.
+// successor looks for a new link that runs the program without a stand-in already.
 func (m *halfMove) successor(l *state.Locked, links []kernel.LinkInfo) error {
 	reg, err := openRegistry(l.Pins)
 	if err != nil {
@@ -110,7 +110,7 @@ func (m *halfMove) successor(l *state.Locked, links []kernel.LinkInfo) error {
 	return nil
 }
 
-// found notes a link that runs a stand-in, and takes over that.
+// found notes a link that runs the stand-in there. It takes over the stand-in.
 func (m *halfMove) found(l *state.Locked, li kernel.LinkInfo, there *ebpf.Program, name string) error {
 	link, err := kernel.OpenLink(li.ID)
 	if err == nil && li.ID == m.oldID {
@@ -135,8 +135,9 @@ func (m *halfMove) found(l *state.Locked, li kernel.LinkInfo, there *ebpf.Progra
 	return err
 }
 
-// standInOf opens a program if it runs what is in the slot, and its mark; the
-// caller closes it. Its name tells which stand-in it is. Nil for another program.
+// standInOf opens a program, and its mark, if it is a stand-in for the program in the
+// slot; nil for another program. The name says which stand-in it is. The caller closes
+// the program.
 func (m *halfMove) standInOf(progID uint32) (*ebpf.Program, string, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(progID))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -153,8 +154,8 @@ func (m *halfMove) standInOf(progID uint32) (*ebpf.Program, string, error) {
 	return prog, name, nil
 }
 
-// standInNamed returns the name of the stand-in that the program is, "" for
-// another one, and opens its mark.
+// standInNamed returns the name of a stand-in and opens its mark. It returns "" for
+// another program.
 func (m *halfMove) standInNamed(prog *ebpf.Program) (string, error) {
 	slot, err := standInFor(prog)
 	if err != nil || slot != m.slotID {
@@ -190,8 +191,8 @@ func (m *halfMove) close() {
 	}
 }
 
-// finishAdoption takes out what a link has taken the place of: a program without
-// a link, or a filter, on the same device. False when it is not to be found.
+// finishAdoption takes out the program without a link, or the filter, that the new link
+// replaces on the same device. It returns false when the adoption could not be finished.
 func (m *halfMove) finishAdoption() bool {
 	if m.info.Gone() {
 		return true

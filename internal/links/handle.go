@@ -20,12 +20,12 @@ type handle struct {
 	target.Base
 	link kernel.RawLink
 	id   uint32
-	rec  state.Record // as it was last seen, for when there is no registry
-	made bool         // the present link was made here, not opened
+	rec  state.Record // the last known record, for use without a registry
+	made bool         // the handle made its present link, and did not open it
 	left bool         // the member was detached
 }
 
-// newHandle takes over the link, on an error too.
+// newHandle makes a handle to the link, and takes over the link, on an error too.
 func newHandle(o *target.Opened, link kernel.RawLink, rec *state.Record) (*handle, error) {
 	info, err := kernel.LinkInfoOf(link)
 	if err != nil {
@@ -37,17 +37,17 @@ func newHandle(o *target.Opened, link kernel.RawLink, rec *state.Record) (*handl
 
 func (h *handle) folder() string { return state.LinkFolder(h.Opened.Hook, h.id) }
 
-// Close gives up ownership.
+// Close gives up ownership of the member.
 func (h *handle) Close() error { return h.Release(func() error { return h.link.Close() }) }
 
 // current is the member as the kernel and the registry know it now.
 type current struct {
 	names *Names
 	info  *kernel.LinkInfo
-	rec   *state.Record // with the name, whether the registry has it or not
+	rec   *state.Record // never nil: without a registry it is the last known record
 }
 
-// do runs fn with what is known about the member.
+// do runs fn with the member as it is now.
 func (h *handle) do(ctx context.Context, l *state.Locked, fn func(g *current) error) error {
 	if h.left {
 		return target.ErrDetached
@@ -79,8 +79,9 @@ func (h *handle) do(ctx context.Context, l *state.Locked, fn func(g *current) er
 	return fn(&current{names, info, &h.rec})
 }
 
-// follow takes hold of the link that has taken the place of this one. errGone
-// when there is none: the target has gone, or the member was detached.
+// follow replaces the handle's link, which is gone, by the link to which the member was
+// moved. The error is target.ErrGone when there is none: the target is gone, or the
+// member was detached.
 func (h *handle) follow(names *Names) (*kernel.LinkInfo, error) {
 	for id := h.id; ; {
 		rec, err := names.record(kernel.KindOf(h.Opened.Hook).Attach, id)
@@ -112,7 +113,8 @@ func (h *handle) follow(names *Names) (*kernel.LinkInfo, error) {
 	}
 }
 
-// change runs fn under the locks until it succeeds.
+// change runs fn with the handle's lock and the lock of the pins held. It tries again
+// while fn returns kernel.ErrAgain.
 func (h *handle) change(ctx context.Context, fn func(l *state.Locked, g *current) error) error {
 	return h.Locked(func() error {
 		return kernel.Retry(ctx, func() error {
@@ -123,14 +125,14 @@ func (h *handle) change(ctx context.Context, fn func(l *state.Locked, g *current
 	})
 }
 
-// withCurrent runs fn without the lock of the pins.
+// withCurrent is change without the lock of the pins.
 func (h *handle) withCurrent(ctx context.Context, fn func(g *current) error) error {
 	return h.Locked(func() error {
 		return kernel.Retry(ctx, func() error { return h.do(ctx, nil, fn) })
 	})
 }
 
-// Update exchanges the program.
+// Update replaces the program.
 func (h *handle) Update(ctx context.Context, src load.Source) error {
 	prog, err := h.successor(ctx, load.PinningIn(src, h.Opened.BPFFS))
 	if err != nil {
@@ -165,7 +167,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 	return err
 }
 
-// successor loads the program that is to replace the present one.
+// successor loads the program that will replace the present one.
 func (h *handle) successor(ctx context.Context, src load.Source) (prog *load.Loaded, err error) {
 	err = h.withCurrent(ctx, func(g *current) error {
 		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
@@ -213,7 +215,7 @@ func (h *handle) pin(l *state.Locked, maps map[string]*ebpf.Map) error {
 	return l.Add(h.folder(), nil, state.MemberPins{Name: h.rec.Name, Link: twin, Maps: maps})
 }
 
-// Unpin removes the pins.
+// Unpin removes the member's pins.
 func (h *handle) Unpin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, g *current) error {
 		if l == nil {
@@ -223,7 +225,8 @@ func (h *handle) Unpin(ctx context.Context) error {
 	})
 }
 
-// Detach takes the member out. Gone already is fine, its pins go all the same.
+// Detach takes the member out and removes its pins. A member that is gone already is
+// no error; its pins are removed all the same.
 func (h *handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, g *current) error {
 		return leave(l, g.names, h.Opened.Hook, h.id, h.link)
@@ -268,7 +271,7 @@ func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 	return &m, nil
 }
 
-// Chain describes what is on the hook that the member is on by now.
+// Chain describes what is on the member's hook, also where the device has moved.
 func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 	err = h.withCurrent(ctx, func(g *current) error {
 		return h.withOrder(g, func(op *opened, list *order) error {
@@ -279,7 +282,7 @@ func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 	return c, err
 }
 
-// Program opens the member's program.
+// Program opens the member's program; the caller closes it.
 func (h *handle) Program() (prog *ebpf.Program, err error) {
 	err = h.withCurrent(context.Background(), func(g *current) error {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))

@@ -20,12 +20,17 @@ import (
 
 type attachType = ebpf.AttachType
 
+// Unsupported reports whether err is ErrNotSupported.
 func Unsupported(err error) bool { return errors.Is(err, ebpf.ErrNotSupported) }
 
-// linked is the family of the hooks where each member has a link of its own and
-// the kernel keeps the order: TCX and cgroups.
+// Family is the family of the hooks where each member has a link of its own and the
+// kernel keeps the order: TCX and cgroups.
 type Family struct{}
 
+// Attach loads the program and attaches it with a link. The caller closes the handle.
+// The error is ErrNotSupported where the kernel lacks the hook or the place, fs.ErrExist
+// when a member has the name or TCX has the program, ErrChainFull, and ErrBusy for a
+// cgroup with an exclusive legacy program.
 func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
 	prog, err := loadFor(o, src)
 	if err != nil {
@@ -50,7 +55,8 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 	return h, nil
 }
 
-// loadFor loads a program for the hook, if this kernel has that, and the target.
+// loadFor loads a program for the hook, after a check that the kernel has the hook and
+// the target exists.
 func loadFor(o *target.Opened, src load.Source) (*load.Loaded, error) {
 	op, err := open(o, nil)
 	if err != nil {
@@ -63,6 +69,8 @@ func loadFor(o *target.Opened, src load.Source) (*load.Loaded, error) {
 	return load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook})
 }
 
+// Plan loads the program, describes the order as Attach would leave it, and changes
+// nothing.
 func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (c *hook.Chain, err error) {
 	prog, err := loadFor(o, src)
 	if err != nil {
@@ -91,12 +99,12 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 	return c, err
 }
 
-// newRecord is what the registry gets of a new member.
+// newRecord returns the registry's record for a new member.
 func (op *opened) newRecord(name, owner string, priority int) *state.Record {
 	return &state.Record{Name: name, Owner: owner, Priority: priority, Attach: op.kind.Attach, LastSeen: op.seen()}
 }
 
-// join attaches the program with a link at its place.
+// join attaches the program with a link, names the link and, if persistent, pins it.
 func (op *opened) join(l *state.Locked, list *order, prog *load.Loaded, req target.Request) (*handle, error) {
 	i, name, priority, err := list.Join(prog, req)
 	if err != nil {
@@ -130,6 +138,9 @@ func (op *opened) join(l *state.Locked, list *order, prog *load.Loaded, req targ
 	return h, nil
 }
 
+// Open returns a handle to an entry with a link, a member or not; the caller closes it.
+// The error is fs.ErrNotExist for an unknown ref, and ErrBusy for a program without a
+// link.
 func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
 	var h *handle
 	err := kernel.Retry(ctx, func() error {
@@ -153,7 +164,7 @@ func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.
 	return h, nil
 }
 
-// openEntry makes a handle of an entry with a link.
+// openEntry makes a handle to an entry with a link.
 func openEntry(o *target.Opened, e entry) (*handle, error) {
 	l, err := kernel.OpenLink(e.Link)
 	if err != nil {
@@ -166,7 +177,8 @@ func openEntry(o *target.Opened, e entry) (*handle, error) {
 	return newHandle(o, l, rec)
 }
 
-// openPinnedLink opens a member by its pin, and sets the hook of s to the member's.
+// OpenPinned opens a member by its pin, and sets o.Hook to the member's hook. The caller
+// closes the handle. The error is fs.ErrNotExist when there is no such pin.
 func OpenPinned(o *target.Opened, folder, member string) (*handle, error) {
 	l, err := kernel.LoadPinnedLink(o.Pins.HeldPath(folder, member))
 	if err != nil {
@@ -204,14 +216,14 @@ func OpenPinned(o *target.Opened, folder, member string) (*handle, error) {
 	return h, nil
 }
 
-// legacy is the refusal of an entry that has no link.
+// legacy returns the refusal of an entry without a link: ErrBusy.
 func (op *opened) legacy(e entry) error {
 	return hook.Busy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(e.Program)}).
 		Hint("make it a member with \"%s\", or detach it with --force",
 			op.Command("adopt", string(op.Hook), op.target(), string(hook.ProgramRef(e.Program))))
 }
 
-// foreign is the refusal to take out what a link of another tool attaches.
+// foreign returns the refusal to take out a link of another tool: ErrBusy.
 func (op *opened) foreign(e entry) error {
 	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: target.ProgramOf(e.Program), LinkID: e.Link}).
 		Hint("it is not a member; --force detaches it all the same, \"%s\" makes it one", op.CommandByLink("adopt", e.Link))
@@ -224,6 +236,10 @@ func (op *opened) target() string {
 	return op.name
 }
 
+// Detach takes out the entry that ref names, or all members for an empty ref, and
+// removes their pins. An entry that is no member must be named, and needs force. The
+// error is fs.ErrNotExist when there is no such entry, and ErrBusy when there is only
+// one that is no member.
 func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force bool) error {
 	return kernel.Retry(ctx, func() error {
 		return o.Locked(ctx, func(l *state.Locked) error {
@@ -266,7 +282,7 @@ func (op *opened) refuse(e entry) error {
 	return op.foreign(e)
 }
 
-// takeOutEntry removes one entry, and its pins after it.
+// takeOutEntry takes out one entry and removes its pins.
 func (op *opened) takeOutEntry(l *state.Locked, e entry, force bool) error {
 	switch {
 	case e.Name == "" && !force:
@@ -276,7 +292,7 @@ func (op *opened) takeOutEntry(l *state.Locked, e entry, force bool) error {
 	}
 	link, err := kernel.OpenLink(e.Link)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it has just left by itself
+		return nil // the link is gone meanwhile
 	}
 	if err != nil {
 		return err
@@ -285,8 +301,8 @@ func (op *opened) takeOutEntry(l *state.Locked, e entry, force bool) error {
 	return leave(l, op.names, op.Hook, e.Link, link)
 }
 
-// leave takes a member out: its pins, its link, its record. In this order, so
-// that when the process dies on the way the link is held by its owner or gone.
+// leave takes a member out: first its pins, then its link, then its record. With this
+// order, if the process dies in between, the link is gone or its owner still holds it.
 func leave(l *state.Locked, names *Names, h hook.Hook, id uint32, link kernel.RawLink) error {
 	if l != nil {
 		if err := l.DropChain(state.LinkFolder(h, id)); err != nil {
@@ -301,11 +317,11 @@ func leave(l *state.Locked, names *Names, h hook.Hook, id uint32, link kernel.Ra
 	return names.reg.Delete(id)
 }
 
-// removeLegacy takes out a program that has no link.
+// removeLegacy takes out a program without a link.
 func (op *opened) removeLegacy(prog uint32) error {
 	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(prog))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it left by itself
+		return nil // the program is gone meanwhile
 	}
 	if err != nil {
 		return kernel.Errno(fmt.Sprintf("program id %d", prog), err)
@@ -318,6 +334,7 @@ func (op *opened) removeLegacy(prog uint32) error {
 	return kernel.Errno("detach the program", err)
 }
 
+// Read describes what is on the hook.
 func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
 	err = kernel.Retry(ctx, func() error {
 		return withOrder(o, nil, func(op *opened, list *order) error {
@@ -328,13 +345,13 @@ func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err er
 	return c, err
 }
 
-// readOnDevice describes what is on a device, in the thread's namespace.
+// ReadOnDevice describes what is on the hook of a device in the thread's namespace.
 func ReadOnDevice(o *target.Opened, d rtnl.Device, names *Names) (*hook.Chain, error) {
 	op := &opened{Opened: o, names: names, kind: kernel.KindOf(o.Hook), name: d.Name, index: d.Index, here: true}
 	return op.read()
 }
 
-// readOnCgroup describes what is on a cgroup.
+// ReadOnCgroup describes what is on the hook of a cgroup.
 func ReadOnCgroup(o *target.Opened, cg *kernel.Cgroup, names *Names) (*hook.Chain, error) {
 	op := &opened{Opened: o, names: names, kind: kernel.KindOf(o.Hook), cgroup: cg}
 	return op.read()
@@ -348,7 +365,7 @@ func (op *opened) read() (*hook.Chain, error) {
 	return op.view(list), nil
 }
 
-// view describes a listing for users.
+// view describes an order for users.
 func (op *opened) view(list *order) *hook.Chain {
 	c := &hook.Chain{
 		Hook: op.Hook, Target: op.target(), Ifindex: op.index, Revision: list.revision,
@@ -384,7 +401,7 @@ func viewEntry(e entry) hook.Member {
 	switch {
 	case e.rec != nil:
 		m.Priority, m.Owner = e.rec.Priority, e.rec.Owner
-	case e.Name != "": // pinned, and not in the registry
+	case e.Name != "": // a member that is pinned, but not in the registry
 	case e.Link != 0:
 		m.Kind = hook.KindForeign
 	default:
@@ -396,8 +413,7 @@ func viewEntry(e entry) hook.Member {
 	return m
 }
 
-// cgroupFlags says in words how legacy programs share a cgroup. Links always
-// share it with others.
+// cgroupFlags says in words how legacy programs share a cgroup. Links always share it.
 func cgroupFlags(flags uint32, e entry) string {
 	switch {
 	case e.Link != 0:

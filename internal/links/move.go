@@ -15,12 +15,12 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// Set changes the priority, and the place with it where need be.
+// Set changes the priority, and moves the member where the priority requires it.
 func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
 	return target.Mover(h.place).Set(ctx, h.Opened.Hook, settings)
 }
 
-// Move gives the member another place.
+// Move moves the member to another place in the order.
 func (h *handle) Move(ctx context.Context, to hook.Position) error {
 	return target.Mover(h.place).Move(ctx, to)
 }
@@ -57,7 +57,7 @@ func (h *handle) place(ctx context.Context, to hook.Position, priority int) erro
 	})
 }
 
-// record writes what is known about the member.
+// record writes the member's record to the registry.
 func (h *handle) record(g *current, rec *state.Record) error {
 	if err := g.names.reg.Put(h.id, rec); err != nil {
 		return err
@@ -66,7 +66,8 @@ func (h *handle) record(g *current, rec *state.Record) error {
 	return nil
 }
 
-// relocate puts a new link at index j of the others and lets the present one go.
+// relocate makes a new link at index j among the other entries, and takes out the
+// present link.
 func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, i, j int, rec *state.Record) error {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
 	if err != nil {
@@ -82,7 +83,7 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 		if !sameLinks(list, now) {
 			return nil, kernel.ErrAgain
 		}
-		if j > i { // the old one is still there, before the new place
+		if j > i { // the old link is still there, before the new place
 			j++
 		}
 		at, err := op.neighbor(now, j)
@@ -101,7 +102,7 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 			return err
 		}
 		if list.Order[i].pinned {
-			twin, err := kernel.OpenLink(info.ID) // what is pinned must not be the handle's own: it would be moved with its pin
+			twin, err := kernel.OpenLink(info.ID) // pin a twin: the handle's own link would move with its pin
 			if err != nil {
 				return err
 			}
@@ -111,14 +112,14 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 			}
 		}
 		left := *g.rec
-		left.Attach, left.Priority = g.info.Attach, rec.Priority // it may have had no record
+		left.Attach, left.Priority = g.info.Attach, rec.Priority // the old link may have had no record
 		return g.names.reg.Moved(oldID, info.ID, &left)
 	}
 	link, err := op.takePlace(l, oldLink{h.link, oldID}, prog, j < i, create, keep)
 	if link == nil {
 		return err
 	}
-	// From here on the new link is the member, whatever else went wrong.
+	// From here on the new link is the member, even if err is not nil.
 	info, infoErr := kernel.LinkInfoOf(link)
 	if infoErr != nil {
 		return kernel.Join(err, infoErr)
@@ -131,7 +132,7 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 	return err
 }
 
-// sameLinks tells whether two listings have the same entries at the same places.
+// sameLinks reports whether two orders have the same entries at the same places.
 func sameLinks(a, b *order) bool {
 	if len(a.Order) != len(b.Order) {
 		return false
@@ -144,7 +145,7 @@ func sameLinks(a, b *order) bool {
 	return true
 }
 
-// withOrder runs fn with what is on the hook where the link is by now.
+// withOrder runs fn with the order on the hook where the link is now.
 func (h *handle) withOrder(g *current, fn func(op *opened, list *order) error) error {
 	op, err := h.open(g.info, g.names)
 	if err != nil {
@@ -158,13 +159,14 @@ func (h *handle) withOrder(g *current, fn func(op *opened, list *order) error) e
 	return fn(op, list)
 }
 
-// openSpot opens the device or the cgroup where the link is by now.
+// open finds the device or opens the cgroup where the link is now. The caller closes
+// the result.
 func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
 	op := &opened{Opened: h.Opened, names: names, kind: kernel.KindOf(h.Opened.Hook)}
 	if op.Hook.OnCgroup() {
 		var err error
 		if op.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.Opened.Name); errors.Is(err, fs.ErrNotExist) {
-			// The kernel takes up to half a second to say so of the link.
+			// The cgroup is gone; the link may take half a second to show that.
 			err = hook.Because(hook.ErrDefunct, "%w", err)
 		}
 		return op, err

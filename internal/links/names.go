@@ -10,19 +10,19 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// names tells whose the links are: from the registry, and where that has
-// nothing to say from the pins. Both may be missing; then links are foreign.
+// Names maps links to members, by the registry, and by the pins where the registry has
+// no record. Both may be missing; then all links are foreign.
 type Names struct {
 	reg    *state.Registry
 	err    error // why the registry or the pins could not be read
 	pins   *state.Pins
-	pinned map[string]string // folder to member, once it is needed
-	// moving: stand-ins may be attached. Where there is a bpffs, a pin says so.
+	pinned map[string]string // folder to member; read when it is first needed
+	// moving says that stand-ins may be attached. Where there is a bpffs, a pin tells.
 	moving bool
 }
 
-// openNames opens what there is of them. What cannot be read is an error once
-// somebody asks for a link.
+// OpenNames opens the registry and the pins, as far as they exist; the caller closes
+// the Names. An error in reading them is returned by the first question about a link.
 func OpenNames(o *target.Opened) *Names {
 	n := newNames(o.Pins)
 	if o.Pins != nil && n.err == nil {
@@ -31,8 +31,8 @@ func OpenNames(o *target.Opened) *Names {
 	return n
 }
 
-// openRegistry opens the registry; nil, as if it were empty, where there is none
-// or one of another version, which is left alone.
+// openRegistry opens the registry. It returns nil, which acts as an empty registry, if
+// there is none, or if the registry is of another version: that one stays untouched.
 func openRegistry(p *state.Pins) (*state.Registry, error) {
 	reg, err := p.OpenRegistry()
 	if errors.Is(err, fs.ErrNotExist) || Unsupported(err) {
@@ -41,8 +41,9 @@ func openRegistry(p *state.Pins) (*state.Registry, error) {
 	return reg, err
 }
 
-// namesFor is openNames, and with the lock what an operation needs that adds to the
-// registry. A registry of a later version is left alone: the member has no name then.
+// namesFor is OpenNames; with the lock held it also creates the registry, for operations
+// that add to it. A registry of a later version stays untouched: then the member gets no
+// name.
 func namesFor(o *target.Opened, l *state.Locked) (*Names, error) {
 	if l == nil {
 		return OpenNames(o), nil
@@ -66,11 +67,13 @@ func newNames(pins *state.Pins) *Names {
 	return n
 }
 
+// Close closes the registry.
 func (n *Names) Close() { n.reg.Close() }
 
-// resolve returns the program that a stand-in runs, and any other as it is: one
-// that cannot be opened for want of privileges, and a stand-in with nothing behind
-// it, too. kernel.ErrAgain when it is gone: a stand-in whose time is over.
+// resolve returns the program that a stand-in runs. It returns any other program
+// unchanged; also a stand-in with an empty slot, and a program that this process is
+// not permitted to open. The error is kernel.ErrAgain when the program is gone: it was
+// a stand-in, and the move has ended.
 func (n *Names) resolve(prog uint32) (uint32, error) {
 	p, err := OpenProgram(prog)
 	if errors.Is(err, hook.ErrPermission) || errors.Is(err, hook.ErrIncompatible) {
@@ -83,7 +86,8 @@ func (n *Names) resolve(prog uint32) (uint32, error) {
 	return kernel.ProgramID(p), nil
 }
 
-// entry tells whose a program on the spot is. kernel.ErrAgain when it has gone since.
+// entry returns the entry for a program on the opened target and its link. The error
+// is kernel.ErrAgain when the program is gone meanwhile.
 func (n *Names) entry(op *opened, prog, link uint32) (e entry, err error) {
 	e = entry{Entry: target.Entry{Program: prog, Link: link}, carried: prog}
 	if link == 0 {
@@ -100,7 +104,7 @@ func (n *Names) entry(op *opened, prog, link uint32) (e entry, err error) {
 		return e, err
 	}
 	e.pinned, e.Stays = pinned, pinned
-	// A member of ours may be about to be moved since the pins were looked at.
+	// A move of the member may have begun after the pins were read.
 	if n.moving || e.rec != nil || pinned {
 		if e.Program, err = n.resolve(prog); err != nil {
 			return e, err
@@ -115,7 +119,8 @@ func (n *Names) entry(op *opened, prog, link uint32) (e entry, err error) {
 	return e, nil
 }
 
-// record is what the registry has of a link with that attach type.
+// record returns the registry's record of a link with the attach type; nil if there is
+// none.
 func (n *Names) record(attach attachType, link uint32) (*state.Record, error) {
 	if n.err != nil {
 		return nil, n.err
@@ -127,7 +132,7 @@ func (n *Names) record(attach attachType, link uint32) (*state.Record, error) {
 	return rec, err
 }
 
-// pin returns the name under which a link is pinned.
+// pin returns the member name under which a link is pinned; ok says whether it is.
 func (n *Names) pin(h hook.Hook, link uint32) (member string, ok bool, err error) {
 	if n.pins == nil {
 		return "", false, nil
@@ -141,7 +146,7 @@ func (n *Names) pin(h hook.Hook, link uint32) (member string, ok bool, err error
 	return member, ok && n.pins.Has(state.LinkFolder(h, link), member), nil
 }
 
-// pinnedLinks returns the member of each folder.
+// pinnedLinks returns the member that is pinned in each folder.
 func pinnedLinks(pins *state.Pins) (map[string]string, error) {
 	folders, err := pins.Links()
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A spot is an opened target whose programs the kernel orders itself: TCX, or a
+// opened is an opened target on a hook where the kernel keeps the order: TCX, or a
 // cgroup's hook.
 type opened struct {
 	*target.Opened
@@ -26,11 +26,11 @@ type opened struct {
 	name   string         // of the device
 	index  int            // of the device
 	cgroup *kernel.Cgroup // nil for a device
-	moved  bool           // the device is in another namespace by now, to be closed with the spot
+	moved  bool           // the device has moved: close closes its namespace
 	here   bool           // the thread is in the device's namespace
 }
 
-// openSpot opens the device or the cgroup of a target.
+// open finds the device or opens the cgroup of a target. The caller closes the result.
 func open(o *target.Opened, names *Names) (*opened, error) {
 	op := &opened{Opened: o, names: names, kind: kernel.KindOf(o.Hook)}
 	var err error
@@ -48,8 +48,8 @@ func open(o *target.Opened, names *Names) (*opened, error) {
 	return op, err
 }
 
-// withOrder runs fn with what is on a target; with the lock for one that writes
-// names.
+// withOrder runs fn with the order on a target. l is the held lock if fn writes names,
+// else nil.
 func withOrder(o *target.Opened, l *state.Locked, fn func(op *opened, list *order) error) error {
 	names, err := namesFor(o, l)
 	if err != nil {
@@ -68,7 +68,7 @@ func withOrder(o *target.Opened, l *state.Locked, fn func(op *opened, list *orde
 	return fn(op, list)
 }
 
-// deviceNamed finds a device in the namespace of the thread.
+// deviceNamed finds a device by name in the namespace of the thread.
 func deviceNamed(name string) (*rtnl.Device, error) {
 	conn, err := rtnl.Dial()
 	if err != nil {
@@ -87,7 +87,7 @@ func (op *opened) close() {
 	}
 }
 
-// seen is where a member on the spot is.
+// seen returns where a member on the opened target is, for its record.
 func (op *opened) seen() state.LastSeen {
 	if op.cgroup != nil {
 		return state.LastSeen{Target: op.cgroup.Path}
@@ -95,7 +95,8 @@ func (op *opened) seen() state.LastSeen {
 	return state.LastSeen{Target: op.name, NetNS: op.NS.ID()}
 }
 
-// do runs fn where the target is known by a number: an index or a descriptor.
+// do runs fn with the number of the target, in the namespace where it is valid: the
+// device's index, or the cgroup's descriptor.
 func (op *opened) do(fn func(target int) error) error {
 	switch {
 	case op.cgroup != nil:
@@ -106,22 +107,22 @@ func (op *opened) do(fn func(target int) error) error {
 	return op.NS.Do(func() error { return fn(op.index) })
 }
 
-// An entry is one program on the spot.
+// An entry is one program on the opened target.
 type entry struct {
 	target.Entry
-	carried uint32 // the program, or the stand-in that runs it
+	carried uint32 // what is attached: the program, or the stand-in that runs it
 	rec     *state.Record
 	pinned  bool
 }
 
-// A listing is what was on a spot at one moment.
+// An order is what was on an opened target at one moment, in run order.
 type order struct {
 	target.Order[entry]
 	revision uint64 // 0 where the kernel does not count
 	flags    uint32 // BPF_F_ALLOW_* of a cgroup
 }
 
-// list reads what is on the spot, and whose it is.
+// list reads the order. The error is kernel.ErrAgain when it changed meanwhile.
 func (op *opened) list() (*order, error) {
 	q, err := op.query(0)
 	if err != nil {
@@ -154,7 +155,7 @@ func (op *opened) list() (*order, error) {
 		if e.rec.MovedTo != 0 && list.WithLink(e.rec.MovedTo) >= 0 {
 			list.Order[i].Leaving = true
 		}
-		// The new one's record is written first.
+		// The new link's record is written before the old link's.
 		if j := list.WithLink(e.rec.MovedFrom); e.rec.MovedFrom != 0 && j >= 0 {
 			list.Order[j].Leaving = true
 		}
@@ -168,7 +169,7 @@ func (op *opened) query(flags uint32) (q *kernel.Query, err error) {
 		return err
 	})
 	switch {
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.E2BIG): // before there were links to ask for
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.E2BIG): // the kernel is too old to query
 		return nil, kernel.Needs(op.Hook, err)
 	case errors.Is(err, unix.ENODEV):
 		return nil, hook.Because(fs.ErrNotExist, "device %q does not exist any more", op.name)
@@ -178,9 +179,9 @@ func (op *opened) query(flags uint32) (q *kernel.Query, err error) {
 	return q, nil
 }
 
-// matchLinks finds the links of the programs on a cgroup: the query does not
-// tell. Which of several entries of one program have links cannot be told; it
-// is the first ones then.
+// matchLinks finds the links of the programs on a cgroup, since the query does not
+// return links. If one program has several entries, and only some have links, the
+// kernel does not tell which: matchLinks takes the first ones.
 func (op *opened) matchLinks(programs []uint32) ([]uint32, error) {
 	found := make([]uint32, len(programs))
 	if len(programs) == 0 {
@@ -207,7 +208,8 @@ func (op *opened) matchLinks(programs []uint32) ([]uint32, error) {
 	return found, nil
 }
 
-// neighbor returns how to tell the kernel that a link is to go to index i.
+// neighbor returns the position that puts a new link at index i. The error is
+// ErrNotSupported when the kernel cannot put a link there.
 func (op *opened) neighbor(l *order, i int) (kernel.Neighbor, error) {
 	switch n := len(l.Order); {
 	case i == n && (op.cgroup == nil || l.revision == 0):
@@ -231,7 +233,7 @@ func (op *opened) neighbor(l *order, i int) (kernel.Neighbor, error) {
 	return kernel.Before(l.Order[i].carried, false), nil
 }
 
-// highest is the highest priority of the members.
+// highest returns the highest priority of the members, 0 without members.
 func (l *order) highest() (highest int) {
 	for _, e := range l.Order {
 		if e.rec != nil {
@@ -241,8 +243,8 @@ func (l *order) highest() (highest int) {
 	return highest
 }
 
-// create attaches a program with a link of its own. kernel.ErrAgain when the spot is
-// not as it was listed any more.
+// create attaches a program with a link of its own; the caller closes it. The error is
+// kernel.ErrAgain when the order has changed since it was read.
 func (op *opened) create(prog *ebpf.Program, at kernel.Neighbor, l *order) (kernel.RawLink, error) {
 	var made link.Link
 	kernel.Step("create: before")
@@ -279,15 +281,16 @@ func (op *opened) String() string {
 	return fmt.Sprintf("device %q", op.name)
 }
 
-// twice is the refusal of a program that is there already. TCX takes a program
-// once (bpf_mprog_attach, kernel/bpf/mprog.c).
+// twice returns the refusal of a program that is on the hook already: fs.ErrExist. TCX
+// takes a program once (bpf_mprog_attach, kernel/bpf/mprog.c).
 func (op *opened) twice(prog *ebpf.Program) error {
 	return hook.Because(fs.ErrExist, "program %d is on %s already, and the kernel takes a program there once", kernel.ProgramID(prog), op.Hook).
 		Hint("load it again, from its file")
 }
 
-// closed finds the legacy program that keeps links off a cgroup: one attached
-// for itself alone, here or above (hierarchy_allows_attach, kernel/bpf/cgroup.c).
+// closed returns ErrBusy with the legacy program that keeps links off the cgroup: a
+// program attached for itself alone, to this cgroup or above (hierarchy_allows_attach,
+// kernel/bpf/cgroup.c). It returns nil if it finds no such program.
 func (op *opened) closed(l *order) error {
 	at, where := l, op.cgroup.Path
 	if len(at.Order) == 0 || at.flags&unix.BPF_F_ALLOW_MULTI != 0 {
@@ -313,7 +316,7 @@ func (op *opened) closed(l *order) error {
 		Hint("make it a member with \"%s\", or detach it", op.Command("adopt", string(op.Hook), where))
 }
 
-// deviceName names a device in the namespace of the thread.
+// deviceName returns the name of a device in the namespace of the thread.
 func deviceName(index int) (string, error) {
 	conn, err := rtnl.Dial()
 	if err != nil {

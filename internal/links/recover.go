@@ -12,7 +12,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// recoverLink deals with the pin of a member of TCX or of a cgroup.
+// Recover reports the pin of a member that has lost its device or cgroup. It attaches
+// the member again, or removes the pin, as r asks.
 func Recover(r *target.Recovery, folder string) {
 	members, err := r.Pins.Members(folder)
 	if err != nil || len(members) != 1 {
@@ -59,7 +60,7 @@ func Recover(r *target.Recovery, folder string) {
 	}
 }
 
-// reattachLink makes a link with the program of the old one where that was.
+// reattachLink makes a new link with the old link's program on the same target.
 func reattachLink(r *target.Recovery, folder, name string, info *kernel.LinkInfo, rec *state.Record) error {
 	if rec == nil || rec.LastSeen.Target == "" {
 		return target.Nowhere("place known")
@@ -87,16 +88,16 @@ func reattachLink(r *target.Recovery, folder, name string, info *kernel.LinkInfo
 	return err
 }
 
-// reattach makes the link on the target that is there again.
+// reattach makes the new link, now that the target exists again.
 func (op *opened) reattach(r *target.Recovery, list *order, folder, name string, info *kernel.LinkInfo, rec *state.Record) error {
 	if i := list.Named(name); i >= 0 {
 		e := list.Order[i]
 		if e.Program == info.Program && e.pinned {
-			return succeeded(r, folder, state.LinkFolder(op.Hook, e.Link), name) // and died before the end
+			return succeeded(r, folder, state.LinkFolder(op.Hook, e.Link), name) // another recover died before this step
 		}
 		err := hook.Because(fs.ErrExist, "there is another member %q by now", name)
 		if e.Program == info.Program {
-			err = hook.Because(target.ErrTaken, "%w", err) // made by one who died, and about to go
+			err = hook.Because(target.ErrTaken, "%w", err) // a recover that died made this link: it is about to go
 		}
 		return err
 	}
@@ -133,8 +134,8 @@ func (op *opened) reattach(r *target.Recovery, list *order, folder, name string,
 	return succeeded(r, folder, to, name)
 }
 
-// succeeded gives a member that is attached and pinned again the pins of its
-// maps, and removes the old ones.
+// succeeded moves the pins of the maps to the member that is attached and pinned again,
+// and removes the old pins.
 func succeeded(r *target.Recovery, from, to, name string) error {
 	if r.DryRun {
 		return nil

@@ -15,17 +15,16 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// An incumbent is what a new link takes the place of: a link, or a program
-// without one.
+// An incumbent is what a new link replaces: a link, or a program without one.
 type incumbent interface {
-	// id is that of the link, or 0.
+	// id returns the id of the link, or 0.
 	id() uint32
-	// carries returns the program that is there if it is not the stand-in; the
-	// caller closes it. Nil where that cannot be told.
+	// carries returns the incumbent's program if it is not standIn; the caller closes
+	// it. It returns nil if the kernel does not tell.
 	carries(standIn *ebpf.Program) *ebpf.Program
-	// exchange puts next in the place of the program that is there.
+	// replaceProgram puts next in the place of old, which the incumbent must have.
 	replaceProgram(next, old *ebpf.Program) error
-	// remove takes out the incumbent, which has that program.
+	// remove takes out the incumbent, which has the program prog.
 	remove(prog *ebpf.Program) error
 }
 
@@ -54,7 +53,8 @@ func (o oldLink) replaceProgram(next, old *ebpf.Program) error {
 
 func (o oldLink) remove(*ebpf.Program) error { return kernel.Errno("detach the link", o.Detach()) }
 
-// exchange updates a link, if it still has the old program.
+// updateLink puts next into a link that has the program old. The error is
+// kernel.ErrAgain when the link has another program.
 func updateLink(l kernel.RawLink, next, old *ebpf.Program) error {
 	err := l.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE})
 	switch {
@@ -66,7 +66,7 @@ func updateLink(l kernel.RawLink, next, old *ebpf.Program) error {
 	return kernel.Errno("update the link", err)
 }
 
-// bare is a program that was attached to a spot without a link.
+// bare is a program on the opened target without a link.
 type bare struct{ *opened }
 
 func (bare) id() uint32 { return 0 }
@@ -85,16 +85,17 @@ func (b bare) remove(prog *ebpf.Program) error {
 	return kernel.Errno("detach the program", b.do(func(target int) error { return kernel.DetachProgram(prog, target, b.kind.Attach) }))
 }
 
-// A standIn runs a program of TC at two places as if it were at one.
+// A standIn is a set of stand-ins: with them a TC program is attached at two places, and
+// each packet meets it once.
 type standIn struct {
 	slot, mark *ebpf.Map
-	progs      map[string]*ebpf.Program // by the names of package dispatch
+	progs      map[string]*ebpf.Program // by the stand-ins' names in package dispatch
 	pin        string
 }
 
-// newStandIn makes stand-ins for the program. Where there is a bpffs they go on
-// when this process is killed, until somebody finishes the move; old is the link
-// that is moved, 0 for a program without one.
+// newStandIn makes stand-ins for the program; old is the link that moves, 0 for a
+// program without one. Where there is a bpffs the stand-ins go on if this process is
+// killed, until another process finishes the move.
 func newStandIn(l *state.Locked, prog *ebpf.Program, old uint32) (*standIn, error) {
 	s := &standIn{}
 	err := s.make(prog)
@@ -108,7 +109,8 @@ func newStandIn(l *state.Locked, prog *ebpf.Program, old uint32) (*standIn, erro
 	return s, nil
 }
 
-// tryStandIn tells whether a program can be moved.
+// TryStandIn makes stand-ins for the program and removes them. It returns nil if the
+// program can be moved, else the reason.
 func TryStandIn(prog *ebpf.Program) error {
 	s, err := newStandIn(nil, prog, 0)
 	if err != nil {
@@ -131,9 +133,9 @@ func (s *standIn) make(prog *ebpf.Program) (err error) {
 	return s.loadAll()
 }
 
-// loadAll loads the stand-ins for what is in the slot.
+// loadAll loads the stand-ins for the program in the slot.
 func (s *standIn) loadAll() (err error) {
-	// The kernel wants the attach type of the program, and does not tell it.
+	// A stand-in needs the program's attach type, which the kernel does not tell.
 	for _, t := range []ebpf.AttachType{ebpf.AttachNone, ebpf.AttachTCXIngress, ebpf.AttachTCXEgress, ebpf.AttachNetkitPrimary, ebpf.AttachNetkitPeer} {
 		s.progs = map[string]*ebpf.Program{}
 		if err = s.load(t); err == nil || !errors.Is(err, unix.EINVAL) {
@@ -165,7 +167,7 @@ func cannotMove(err error) error {
 		Hint("detach it, and attach it at the place where it shall be")
 }
 
-// close removes the stand-ins, which are nowhere attached any more.
+// close closes the stand-ins and removes their pin. They must not be attached any more.
 func (s *standIn) close(l *state.Locked) {
 	for _, p := range s.progs {
 		p.Close()
@@ -180,8 +182,8 @@ func (s *standIn) close(l *state.Locked) {
 	}
 }
 
-// settledWait is how long a program may run, where the kernel does not say
-// when the last one is done.
+// settledWait is how long a program may run. It is the wait on kernels that do not tell
+// when all running programs have returned.
 const settledWait = 100 * time.Millisecond
 
 func settled() {
@@ -190,13 +192,13 @@ func settled() {
 	}
 }
 
-// takePlace makes a link with the program of the incumbent, which goes: every
-// packet is seen once, by the program at the old place or at the new one. up
-// tells whether packets come to the new place first. create attaches a program
-// at the new place; keep makes the link last, where it shall. A link that is
-// returned together with an error is there all the same.
+// takePlace makes a new link with the incumbent's program, and takes the incumbent out.
+// The program sees every packet once, at the old place or at the new one. up says that
+// packets come to the new place first. create attaches a program at the new place; keep
+// names the link and, if persistent, pins it. takePlace may return a link together with
+// an error: then the link is attached, but a later step failed.
 //
-// On a cgroup the program may be in two places, and for a moment it is.
+// On a cgroup the program is in both places for a moment.
 func (op *opened) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up bool, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error) (kernel.RawLink, error) {
 	if op.cgroup != nil {
 		link, err := create(prog)
@@ -211,8 +213,8 @@ func (op *opened) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, 
 		if err := old.remove(prog); err != nil {
 			return link, err
 		}
-		// Somebody who does not wait for the lock may have updated the old one; the
-		// kernel still tells.
+		// A process that does not wait for the lock may have updated the old link; the
+		// kernel still tells its program.
 		if now := old.carries(prog); now != nil {
 			defer now.Close()
 			return link, updateLink(link, now, prog)
@@ -225,8 +227,8 @@ func (op *opened) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, 
 	}
 	defer s.close(l)
 	first, second, away := s.progs[dispatch.StandInFirst], s.progs[dispatch.StandInSecond], s.progs[dispatch.StandInAway]
-	// A mark must not stay behind that nothing takes away: so what may vanish with
-	// this process, the new link until it is kept, never sets one.
+	// No mark must stay behind that nothing clears. So the new link's stand-in never
+	// sets the mark: until keep pins the new link, it may vanish with this process.
 	before, after := first, second
 	if up {
 		before, after = second, away
@@ -250,11 +252,11 @@ func (op *opened) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, 
 	return link, s.finish(old, before, link, prog, up)
 }
 
-// finish ends a move both of whose places have stand-ins: at the old one there,
-// at the new one the one that belongs to it, or one that comes later.
+// finish ends a move while both places have stand-ins: the old place has the stand-in
+// there; the new place has its counterpart, or the stand-in of a later step.
 //
-// Somebody who does not wait for the lock may have updated the member meanwhile:
-// then that is its program.
+// A process that does not wait for the lock may have updated the member meanwhile. Then
+// finish keeps the updated program.
 func (s *standIn) finish(old incumbent, there *ebpf.Program, link kernel.RawLink, prog *ebpf.Program, up bool) error {
 	first, away := s.progs[dispatch.StandInFirst], s.progs[dispatch.StandInAway]
 	if up {
@@ -268,7 +270,7 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link kernel.RawLink
 		}
 		return kernel.Join(err, swap(link, prog, dispatch.StandInFirst))
 	}
-	// Whoever comes to the old place now is seen at the new one.
+	// From now on a packet that comes to the old place is seen at the new one.
 	err := old.replaceProgram(away, there)
 	if errors.Is(err, kernel.ErrAgain) {
 		if now := old.carries(there); now != nil {
@@ -284,8 +286,8 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link kernel.RawLink
 	return kernel.Join(err, old.remove(away))
 }
 
-// swap puts a program into a link that has the stand-in of that name. Another
-// program is what somebody has put there meanwhile, and stays.
+// swap puts next into a link that has the stand-in of the name. If the link has another
+// program, another process has updated it meanwhile, and the program stays.
 func swap(l kernel.RawLink, next *ebpf.Program, standIn string) error {
 	info, err := l.Info()
 	if err != nil {

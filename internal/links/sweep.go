@@ -12,9 +12,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// sweepLinks finishes the moves of processes that died at it, and removes the
-// records of links that are no more. Pins of links whose target is gone stay, and
-// what cannot be read stays too.
+// Sweep finishes the moves of processes that died in the middle, and removes the
+// records and pins of links that do not exist any more. It keeps the pins of links that
+// have lost their target, and whatever it cannot read.
 func Sweep(l *state.Locked) {
 	reg, err := openRegistry(l.Pins)
 	if err != nil {
@@ -34,7 +34,7 @@ func Sweep(l *state.Locked) {
 	}
 	for _, folder := range folders {
 		if !kernel.LinkMayExist(state.ParseLinkFolder(folder)) {
-			_ = l.RemoveChain(folder) // somebody removed the pin that mattered
+			_ = l.RemoveChain(folder) // the link's own pin was removed by hand
 		}
 	}
 	links, err := reg.Links()
@@ -52,9 +52,9 @@ func Sweep(l *state.Locked) {
 	}
 }
 
-// finishLeaving detaches a link whose place another one has taken, if both are
-// pinned: only then is it sure that the other one stays. The record of the old
-// one stays, for those who hold it.
+// finishLeaving detaches the link old, which the link by has replaced. Both must be
+// pinned: only then is it sure that the new link stays. The old link's record stays,
+// for handles to the old link.
 func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
 	link, err := kernel.OpenLink(old)
 	if err != nil {
@@ -66,7 +66,7 @@ func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
 		return
 	}
 	if info, err := linkInfo(by); err != nil || info.Gone() {
-		return // it has taken no place
+		return // the new link is gone: the old one stays
 	}
 	h := info.Hook()
 	for _, id := range []uint32{old, by} {
@@ -83,7 +83,7 @@ func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
 	}
 }
 
-// linkInfo asks the kernel about a link by its id.
+// linkInfo returns what the kernel says about the link with the id.
 func linkInfo(id uint32) (*kernel.LinkInfo, error) {
 	l, err := kernel.OpenLink(id)
 	if err != nil {
@@ -93,30 +93,30 @@ func linkInfo(id uint32) (*kernel.LinkInfo, error) {
 	return kernel.LinkInfoOf(l)
 }
 
-// pinnedLink tells whether a link is pinned as a member.
+// pinnedLink reports whether a link is pinned as a member.
 func pinnedLink(l *state.Locked, h hook.Hook, id uint32) (bool, error) {
 	folder := state.LinkFolder(h, id)
 	members, err := l.Members(folder)
 	return len(members) == 1 && l.Has(folder, members[0]), err
 }
 
-// finishMove ends a move on TCX that a process died at: forwards if the new link
-// is pinned, back if not. Until then stand-ins do the member's work; what cannot
-// be finished goes on that way.
+// finishMove ends a move on TCX after its process died: forwards if the new link is
+// pinned, else backwards. Until then stand-ins run the member's program, and if the
+// move cannot be finished they go on.
 func finishMove(l *state.Locked, reg *state.Registry, name string) {
 	m, err := openMove(l, name)
 	if err != nil {
 		return
 	}
 	defer m.close()
-	if m.prog == nil { // died before the slot was filled, or emptied by hand
+	if m.prog == nil { // the process died before it filled the slot, or the slot was emptied by hand
 		l.RemoveMove(name)
 		return
 	}
 	switch {
 	case m.next == nil:
 	case !m.kept:
-		_ = m.next.Detach() // at once, where it might go by itself later
+		_ = m.next.Detach() // now: without a pin it may go at any time
 	case m.old == nil:
 		if !m.finishAdoption() {
 			return
@@ -139,14 +139,14 @@ func finishMove(l *state.Locked, reg *state.Registry, name string) {
 	if m.old != nil && !m.kept && m.old.Update(m.prog) != nil {
 		return
 	}
-	// A stand-in of a program without a link goes on running until somebody
-	// adopts or detaches that.
+	// A stand-in for a program without a link goes on until the program is adopted or
+	// detached.
 	if !anyRunsFrom(m.slotID) {
 		l.RemoveMove(name)
 	}
 }
 
-// runsFrom tells whether a program is a stand-in that runs what is in the slot.
+// runsFrom reports whether a program is a stand-in for the program in the slot.
 func runsFrom(progID ebpf.ProgramID, slotID uint32) (bool, error) {
 	prog, err := ebpf.NewProgramFromID(progID)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -160,7 +160,7 @@ func runsFrom(progID ebpf.ProgramID, slotID uint32) (bool, error) {
 	return slot == slotID, err
 }
 
-// standInFor returns the slot of a stand-in, 0 for another program.
+// standInFor returns the slot id of a stand-in, 0 for another program.
 func standInFor(prog *ebpf.Program) (uint32, error) {
 	info, err := prog.Info()
 	if err != nil {
@@ -169,8 +169,8 @@ func standInFor(prog *ebpf.Program) (uint32, error) {
 	if !dispatch.IsStandIn(info.Name) {
 		return 0, nil
 	}
-	// The kernel lists maps as the code comes to them: the mark, then the slot. Do
-	// not open a slot that may have no owner, see state.Slots.
+	// The kernel lists maps in the order of the code: the mark, then the slot. Do not
+	// open a slot that may have no owner, see state.Slots.
 	ids, _ := info.MapIDs()
 	if len(ids) != 2 {
 		return 0, nil
@@ -178,7 +178,8 @@ func standInFor(prog *ebpf.Program) (uint32, error) {
 	return uint32(ids[1]), nil
 }
 
-// anyRunsFrom tells whether there is such a stand-in; when in doubt, there is.
+// anyRunsFrom reports whether there is a stand-in for the program in the slot. When in
+// doubt it returns true.
 func anyRunsFrom(slotID uint32) bool {
 	for id := ebpf.ProgramID(0); ; {
 		next, err := ebpf.ProgramGetNextID(id)
