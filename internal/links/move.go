@@ -198,8 +198,8 @@ func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
 	return op, nil
 }
 
-// queryAround queries the hook that a link is on, if its device is in the namespace
-// of the thread: else fs.ErrNotExist.
+// queryAround queries the hook on which a link is. The error is fs.ErrNotExist when the
+// link's device is not in the namespace of the thread.
 func queryAround(info *kernel.LinkInfo) (*kernel.Query, error) {
 	q, err := kernel.QueryPrograms(info.Ifindex, info.Attach, 0)
 	if errors.Is(err, unix.ENODEV) || err == nil && !slices.Contains(q.Links, info.ID) {
