@@ -96,6 +96,7 @@ func OpenPinned(ctx context.Context, path string) (h target.Handle, _ hook.Hook,
 	if err != nil {
 		return nil, "", err
 	}
+	o.Pins = pins // in a bpffs or not: opening them tells
 	if id := state.ParseLinkFolder(folder); id != 0 {
 		h, err = links.OpenPinned(o, folder, member)
 	} else {
