@@ -269,7 +269,7 @@ func (h *handle) Detach(ctx context.Context) error {
 	return again
 }
 
-// unpinGone removes the pins of a member whose chain is gone.
+// unpinGone removes the pins of a member that has lost its chain.
 func (h *handle) unpinGone(ctx context.Context) error {
 	r, ok := h.root.(*linkRoot)
 	if !ok {

@@ -128,15 +128,22 @@ func (snap *Snapshot) OnNetlink(o *target.Opened) *NetlinkRoot {
 	return &NetlinkRoot{o.NS, snap.Device.Index, snap.Mode}
 }
 
-func (r *NetlinkRoot) LinkID() uint32                         { return 0 }
+// LinkID returns 0: there is no link.
+func (r *NetlinkRoot) LinkID() uint32 { return 0 }
+
+// Pinner returns nil: there is no link to pin.
 func (r *NetlinkRoot) Pinner() interface{ Pin(string) error } { return nil }
-func (r *NetlinkRoot) Close()                                 {}
+
+// Close does nothing: the root holds no descriptor.
+func (r *NetlinkRoot) Close() {}
 
 // Rtnl runs fn with an rtnetlink connection in the device's network namespace.
 func (r *NetlinkRoot) Rtnl(fn func(*rtnl.Conn) error) error {
 	return rtnl.In(r.ns, fn)
 }
 
+// Program opens the program that netlink carries on the device; the caller closes it.
+// The error is hook.ErrDefunct when the device is gone or carries nothing.
 func (r *NetlinkRoot) Program() (prog *ebpf.Program, err error) {
 	err = r.Rtnl(func(c *rtnl.Conn) error {
 		d, err := c.DeviceByIndex(r.Index)
@@ -156,11 +163,15 @@ func (r *NetlinkRoot) Program() (prog *ebpf.Program, err error) {
 	return prog, err
 }
 
+// Swap replaces old by next. The error is kernel.ErrAgain when the device does not carry
+// old any more.
 func (r *NetlinkRoot) Swap(next, old *ebpf.Program) error {
 	err := r.Rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(r.Index, next.FD(), old.FD(), r.Mode) })
 	return kernel.Errno("exchange the dispatcher", raced(err))
 }
 
+// Release takes old off the device. The error is kernel.ErrAgain when the device does
+// not carry old any more.
 func (r *NetlinkRoot) Release(old *ebpf.Program) error {
 	err := r.Rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(r.Index, -1, old.FD(), r.Mode) })
 	return kernel.Errno("detach the dispatcher", raced(err))

@@ -214,9 +214,9 @@ func (t *trial) settle(report []hook.Sealing) error {
 	return nil
 }
 
-// sealedCodes returns the codes of the members that are sealed, nil when none is,
-// for a chain whose slots are open. A member is called through its slot again
-// when the slot has another program by now, or the code is no longer available.
+// sealedCodes returns the codes of the sealed members, nil when there are none. slots
+// are the chain's open slots. If a slot has another program now, or the code is no
+// longer available, sealedCodes removes the member's seal.
 func sealedCodes(c *state.Chain, slots []*ebpf.Map) []*dispatch.Code {
 	var codes []*dispatch.Code
 	for i := range c.Slots {
