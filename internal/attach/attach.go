@@ -16,22 +16,27 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A family is how programs are attached to hooks of one kind. A Handle that it
-// returns has taken over the opened target.
+// A family attaches programs to hooks of one kind. A Handle that it returns has taken
+// over the opened target. On XDP the methods return ErrStyle when the chain on the
+// device has the other style.
 type family interface {
+	// Attach makes the program a member.
 	Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error)
-	// plan is attach up to the point where others would see it.
+	// Plan does what Attach does, but for the steps that others could see.
 	Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (*hook.Chain, error)
+	// Adopt makes an entry without a link a member.
 	Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error)
+	// Open opens a member.
 	Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error)
-	// detach takes out one entry, or all members for an empty ref; with force
-	// one that is not ours too.
+	// Detach removes one entry, or all members for an empty ref. It removes an entry
+	// that is not ours only with force.
 	Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force bool) error
+	// Read describes what is on the hook.
 	Read(ctx context.Context, o *target.Opened) (*hook.Chain, error)
 }
 
-// families returns those that a target can belong to. On XDP the chain on the
-// device tells which: each returns errStyle for a chain of the other.
+// families returns the families that a hook can belong to. XDP has two, and the chain
+// on the device decides: each family returns ErrStyle for a chain of the other.
 func families(h hook.Hook) []family {
 	switch h.Family() {
 	case "xdp":
@@ -42,7 +47,7 @@ func families(h hook.Hook) []family {
 	return []family{links.Family{}}
 }
 
-// in runs fn with the family that has the opened target.
+// in runs fn with the family of the opened target.
 func in(ctx context.Context, o *target.Opened, fn func(family) error) (err error) {
 	const tries = 10 // devices do not change their style all the time
 	for range tries {
@@ -58,7 +63,7 @@ func in(ctx context.Context, o *target.Opened, fn func(family) error) (err error
 	return hook.Because(hook.ErrChanged, "gave up: %w", err)
 }
 
-// Attach makes the program of src a member at p.
+// Attach makes the program of src a member on the target. The caller closes the Handle.
 func Attach(ctx context.Context, t target.Target, src load.Source, req target.Request) (target.Handle, error) {
 	return makeHandle(ctx, t, func(o *target.Opened, f family) (target.Handle, error) {
 		if err := req.Check(o); err != nil {
@@ -68,7 +73,8 @@ func Attach(ctx context.Context, t target.Target, src load.Source, req target.Re
 	})
 }
 
-// Adopt makes an entry without a link a member at the same place.
+// Adopt makes an entry without a link a member at the same place. The caller closes
+// the Handle.
 func Adopt(ctx context.Context, t target.Target, req target.AdoptRequest) (target.Handle, error) {
 	return makeHandle(ctx, t, func(o *target.Opened, f family) (target.Handle, error) {
 		if err := req.Check(o); err != nil {
@@ -78,7 +84,7 @@ func Adopt(ctx context.Context, t target.Target, req target.AdoptRequest) (targe
 	})
 }
 
-// Open opens a member.
+// Open opens a member. The caller closes the Handle.
 func Open(ctx context.Context, t target.Target, ref hook.Ref) (target.Handle, error) {
 	if err := checkRef(ref); err != nil {
 		return nil, err
@@ -86,7 +92,8 @@ func Open(ctx context.Context, t target.Target, ref hook.Ref) (target.Handle, er
 	return makeHandle(ctx, t, func(o *target.Opened, f family) (target.Handle, error) { return f.Open(ctx, o, ref) })
 }
 
-// OpenPinned opens a member by the path of its pin, and tells its hook.
+// OpenPinned opens a member by the path of its pin, and returns its hook. The caller
+// closes the Handle.
 func OpenPinned(ctx context.Context, path string) (h target.Handle, _ hook.Hook, err error) {
 	pins, folder, member, err := state.ParseHeldPath(path)
 	if err != nil {
@@ -109,8 +116,8 @@ func OpenPinned(ctx context.Context, path string) (h target.Handle, _ hook.Hook,
 	return h, o.Hook, nil
 }
 
-// checkRef refuses what names nothing. A name that no member can have is one
-// that is not there.
+// checkRef returns an error for a reference that cannot name an entry. A name that no
+// member can have gives fs.ErrNotExist.
 func checkRef(ref hook.Ref) error {
 	switch err := ref.Check(); {
 	case ref == "":
@@ -121,7 +128,8 @@ func checkRef(ref hook.Ref) error {
 	return nil
 }
 
-// makeHandle opens the target for fn, which makes a Handle that takes it over.
+// makeHandle opens the target for fn. The Handle that fn makes takes over the opened
+// target.
 func makeHandle(ctx context.Context, t target.Target, fn func(*target.Opened, family) (target.Handle, error)) (h target.Handle, err error) {
 	o, err := target.Open(t, sweep)
 	if err != nil {
@@ -138,7 +146,7 @@ func makeHandle(ctx context.Context, t target.Target, fn func(*target.Opened, fa
 	return h, nil
 }
 
-// withOpened opens the target for fn.
+// withOpened opens the target, runs fn, and closes the target.
 func withOpened(t target.Target, fn func(*target.Opened) error) error {
 	o, err := target.Open(t, sweep)
 	if err != nil {
@@ -148,14 +156,15 @@ func withOpened(t target.Target, fn func(*target.Opened) error) error {
 	return fn(o)
 }
 
-// inFamily opens the target for fn.
+// inFamily does the same, and gives fn the family too.
 func inFamily(ctx context.Context, t target.Target, fn func(*target.Opened, family) error) error {
 	return withOpened(t, func(o *target.Opened) error {
 		return in(ctx, o, func(f family) error { return fn(o, f) })
 	})
 }
 
-// Plan is Attach without the last step: it returns the chain as it would be.
+// Plan does what Attach does but for the last step, and returns the chain as it would
+// be.
 func Plan(ctx context.Context, t target.Target, src load.Source, req target.Request) (c *hook.Chain, err error) {
 	err = inFamily(ctx, t, func(o *target.Opened, f family) error {
 		if err := req.Check(o); err != nil {
@@ -167,7 +176,7 @@ func Plan(ctx context.Context, t target.Target, src load.Source, req target.Requ
 	return c, err
 }
 
-// Detach takes an entry out; one that is not ours only with force.
+// Detach removes an entry. It removes an entry that is not ours only with force.
 func Detach(ctx context.Context, t target.Target, ref hook.Ref, force bool) error {
 	if err := checkRef(ref); err != nil {
 		return err
@@ -175,12 +184,12 @@ func Detach(ctx context.Context, t target.Target, ref hook.Ref, force bool) erro
 	return inFamily(ctx, t, func(o *target.Opened, f family) error { return f.Detach(ctx, o, ref, force) })
 }
 
-// DetachAll takes all members out.
+// DetachAll removes all members.
 func DetachAll(ctx context.Context, t target.Target) error {
 	return inFamily(ctx, t, func(o *target.Opened, f family) error { return f.Detach(ctx, o, "", false) })
 }
 
-// Read returns what is at p.
+// Read returns what is on the target.
 func Read(ctx context.Context, t target.Target) (c *hook.Chain, err error) {
 	err = inFamily(ctx, t, func(o *target.Opened, f family) error {
 		c, err = f.Read(ctx, o)
@@ -189,7 +198,8 @@ func Read(ctx context.Context, t target.Target) (c *hook.Chain, err error) {
 	return c, err
 }
 
-// Effective returns what runs for a cgroup, see dispatcher.Effective.
+// Effective returns what runs for a cgroup and for the cgroups below it, see
+// dispatcher.Effective. It returns ErrUsage when the hook is not a cgroup's.
 func Effective(ctx context.Context, t target.Target) (chains []hook.Chain, err error) {
 	if !t.Hook.OnCgroup() {
 		return nil, hook.Because(hook.ErrUsage, "%s is not a hook of cgroups: nothing is inherited there", t.Hook)
@@ -201,7 +211,8 @@ func Effective(ctx context.Context, t target.Target) (chains []hook.Chain, err e
 	return chains, err
 }
 
-// Runs returns what runs at p: for a cgroup with what its ancestors have.
+// ReadEffective returns what runs on the target. For a cgroup this includes what the
+// cgroup inherits.
 func ReadEffective(ctx context.Context, t target.Target) (c *hook.Chain, err error) {
 	if !t.Hook.OnCgroup() {
 		return Read(ctx, t)
@@ -213,8 +224,8 @@ func ReadEffective(ctx context.Context, t target.Target) (c *hook.Chain, err err
 	return c, err
 }
 
-// Convert moves all members of the chain on a device over to a chain of the other
-// style.
+// Convert moves all members of the chain on a device to a chain of the other style,
+// and returns the new chain.
 func Convert(ctx context.Context, t target.Target, req interop.ConvertRequest) (c *hook.Chain, err error) {
 	if t.Hook != hook.XDP {
 		return nil, hook.Because(hook.ErrUsage, "%s has no styles of chains; only xdp has", t.Hook)
@@ -231,7 +242,8 @@ func Convert(ctx context.Context, t target.Target, req interop.ConvertRequest) (
 	return c, err
 }
 
-// SealChain links the members of the chain at p into its dispatcher, see Seal.
+// Seal links the members of the chain on the target into its dispatcher, see
+// dispatcher.Seal. A dry run only reports.
 func Seal(ctx context.Context, t target.Target, dry bool) (report []hook.Sealing, err error) {
 	err = withOpened(t, func(o *target.Opened) error {
 		report, err = chains.Seal(ctx, o, dry)
@@ -240,12 +252,12 @@ func Seal(ctx context.Context, t target.Target, dry bool) (report []hook.Sealing
 	return report, err
 }
 
-// UnsealChain has all members of the chain at p called through their slots again.
+// Unseal makes the chain's dispatcher call all members through their slots again.
 func Unseal(ctx context.Context, t target.Target) error {
 	return withOpened(t, func(o *target.Opened) error { return chains.Unseal(ctx, o) })
 }
 
-// CountChain has the chain at p counted, see Count.
+// Count starts counting in the chain on the target. The caller closes the Counting.
 func Count(ctx context.Context, t target.Target) (c *chains.Counting, err error) {
 	err = withOpened(t, func(o *target.Opened) error {
 		c, err = chains.Count(ctx, o)

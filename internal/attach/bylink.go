@@ -18,7 +18,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// ofLink opens a link by its id, and an opened target for the hook that it is on.
+// ofLink opens a link by its id, and a target with the link's hook. The caller closes
+// both.
 func ofLink(id uint32, bpffs string) (*target.Opened, kernel.RawLink, *kernel.LinkInfo, error) {
 	l, err := link.NewFromID(link.ID(id))
 	switch {
@@ -45,8 +46,8 @@ func ofLink(id uint32, bpffs string) (*target.Opened, kernel.RawLink, *kernel.Li
 	return o, raw, info, nil
 }
 
-// DetachLink detaches a link, whoever holds it: it stays in the hands of its
-// holders and does nothing any more. One that is not ours only with force.
+// DetachLink detaches a link by its id. Its holders keep the link, which does nothing
+// any more. DetachLink detaches a link that is not ours only with force.
 func DetachLink(ctx context.Context, id uint32, bpffs string, force bool) error {
 	return kernel.Retry(ctx, func() error {
 		o, l, info, err := ofLink(id, bpffs)
@@ -65,7 +66,7 @@ func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 	case link.XDPType:
 		folder = state.ChainFolder(info.ID, 0)
 		chain, err := chains.ChainOf(info.Program)
-		if err != nil && !force { // force takes one of a later version as well
+		if err != nil && !force { // force detaches a chain of a later version too
 			return err
 		}
 		ours = chain != nil
@@ -81,7 +82,7 @@ func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 		return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: target.ProgramOf(info.Program), LinkID: info.ID}).
 			Hint("--force detaches it all the same; whoever holds it keeps a link that does nothing")
 	}
-	if locked != nil && folder != "" { // of a chain that was displaced, too
+	if locked != nil && folder != "" { // also for a displaced chain, which is not ours any more
 		if err := locked.DropChain(folder); err != nil {
 			return err
 		}
@@ -99,9 +100,9 @@ func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 	return links.Forget(o, info.ID)
 }
 
-// AdoptLink makes what a link of another tool attaches a member. On XDP a chain
-// takes the place of its program by updating the link; on TCX and cgroups the
-// link gets a name. Whoever holds the link can update it again.
+// AdoptLink makes what a link of another tool attaches a member. On XDP it updates
+// the link, so that a chain replaces the link's program; on TCX and cgroups the link
+// gets a name. A holder of the link can update it again. The caller closes the Handle.
 func AdoptLink(ctx context.Context, id uint32, bpffs string, req target.Request) (h target.Handle, on hook.Hook, err error) {
 	err = kernel.Retry(ctx, func() error {
 		o, l, info, err := ofLink(id, bpffs)

@@ -13,8 +13,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/links"
 )
 
-// Defunct returns the members whose device or cgroup is gone, and that somebody
-// still holds: a process or a pin.
+// Defunct returns the chains of members that a process or a pin still holds, although
+// their device or cgroup is gone.
 func (r *Reader) Defunct(ctx context.Context) []hook.Chain {
 	var all []hook.Chain
 	for _, li := range r.opened.Links {

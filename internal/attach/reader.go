@@ -18,15 +18,15 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// A Reader reads many hooks one after the other.
+// A Reader reads many hooks, one after the other.
 type Reader struct {
 	opened target.Opened // the pins, and the links that are known
 	names  *links.Names
 	want   func(hook.Hook) bool
 }
 
-// NewReader makes a reader of the hooks that want chooses, with the links that
-// are known; nil for all that there are. The caller closes it.
+// NewReader returns a Reader of the hooks for which want is true. known are the links
+// to look at; nil means all links of the machine. The caller closes the Reader.
 func NewReader(bpffs string, known []kernel.LinkInfo, want func(hook.Hook) bool) *Reader {
 	o, _ := target.OpenPins(target.Target{BPFFS: bpffs}, nil) // without a bpffs there is less to tell
 	o.Links = known
@@ -36,7 +36,7 @@ func NewReader(bpffs string, known []kernel.LinkInfo, want func(hook.Hook) bool)
 // Close releases the reader.
 func (r *Reader) Close() { r.names.Close() }
 
-// at is the target as if it had been opened.
+// at returns the target as if it had been opened.
 func (r *Reader) at(h hook.Hook, name string, ns *kernel.NetNS) *target.Opened {
 	o := r.opened
 	o.Hook, o.Name, o.NS = h, name, ns
@@ -44,7 +44,7 @@ func (r *Reader) at(h hook.Hook, name string, ns *kernel.NetNS) *target.Opened {
 }
 
 // Devices returns what is on the devices of a network namespace. An error that
-// concerns one hook is in its entry.
+// concerns one hook is in the hook's chain.
 func (r *Reader) Devices(ctx context.Context, ns *kernel.NetNS) ([]hook.Chain, error) {
 	var found []hook.Chain
 	err := rtnl.In(ns, func(conn *rtnl.Conn) error {
@@ -60,7 +60,7 @@ func (r *Reader) Devices(ctx context.Context, ns *kernel.NetNS) ([]hook.Chain, e
 	return found, err
 }
 
-// device reads the hooks of one device, in the thread's namespace.
+// device reads the hooks of one device. The device is in the thread's namespace.
 func (r *Reader) device(ctx context.Context, conn *rtnl.Conn, ns *kernel.NetNS, d rtnl.Device) (found []hook.Chain) {
 	add := func(h hook.Hook, read func(*target.Opened) (*hook.Chain, error)) {
 		if !r.want(h) {
@@ -119,8 +119,8 @@ func (r *Reader) device(ctx context.Context, conn *rtnl.Conn, ns *kernel.NetNS, 
 	return found
 }
 
-// Cgroup returns what is on the hooks of a cgroup. A cgroup that is gone
-// meanwhile has nothing.
+// Cgroup returns what is on the hooks of a cgroup: nothing if the cgroup is gone
+// meanwhile.
 func (r *Reader) Cgroup(ctx context.Context, path string) []hook.Chain {
 	cg, err := kernel.OpenCgroup(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -18,11 +18,11 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// Recover collects what is left of members whose device or cgroup is gone, and
-// of processes that died.
+// Recover collects what members left behind when their device or cgroup went, and
+// what processes left behind when they died.
 //
-// With reattach, members whose device or cgroup is there again are attached again;
-// a dry run only tells.
+// With reattach it attaches members again if their device or cgroup is back. A dry
+// run only reports. Recover returns ErrChanged when another process has the lock.
 func Recover(ctx context.Context, bpffs string, dryRun, reattach bool) ([]hook.Leftover, error) {
 	o, err := target.OpenPins(target.Target{BPFFS: bpffs}, nil)
 	if err != nil {
@@ -51,8 +51,8 @@ func Recover(ctx context.Context, bpffs string, dryRun, reattach bool) ([]hook.L
 	return append(r.Found, more...), err
 }
 
-// libxdpLeftovers deals with the pins of dispatchers of libxdp that are on no
-// device, whoever made them.
+// libxdpLeftovers collects the pins of libxdp's dispatchers that are on no device. A
+// dry run only reports them.
 func libxdpLeftovers(ctx context.Context, bpffs string, dryRun bool) (found []hook.Leftover, err error) {
 	find := libxdp.Device.Clean
 	if dryRun {
@@ -65,7 +65,7 @@ func libxdpLeftovers(ctx context.Context, bpffs string, dryRun bool) (found []ho
 	return found, interop.Cause(err)
 }
 
-// byAge sorts folders by their links, whose ids rise.
+// byAge sorts folders by the ids of their links: later links have higher ids.
 func byAge(folders []string) []string {
 	id := func(folder string) uint32 {
 		chain, _ := state.ParseChainFolder(folder)
@@ -109,7 +109,7 @@ func abandoned(r *target.Recovery) error {
 	return nil
 }
 
-// folders returns the folders of chains, and those of members with links of their own.
+// folders returns the folders of chains, and the folders of members with their own links.
 func folders(l *state.Locked) (ofChains, ofLinks []string, err error) {
 	if ofChains, err = l.Chains(); err == nil {
 		ofLinks, err = l.Links()
@@ -117,25 +117,25 @@ func folders(l *state.Locked) (ofChains, ofLinks []string, err error) {
 	return ofChains, ofLinks, err
 }
 
-// defunct deals with the pins of what is on a device or cgroup that is gone.
+// defunct recovers the pins of what was on a device or cgroup that is gone.
 func defunct(r *target.Recovery) error {
 	ofChains, ofLinks, err := folders(r.Locked)
 	if err != nil {
 		return err
 	}
-	// Of two that were on one device, the newer one has it.
+	// If two chains were on one device, the newer chain gets it.
 	for _, folder := range slices.Backward(byAge(ofChains)) {
 		chains.Recover(r, folder)
 	}
-	// Of equal priority, the one that came first is first.
+	// Of members of equal priority, the oldest runs first.
 	for _, folder := range byAge(ofLinks) {
 		links.Recover(r, folder)
 	}
 	return nil
 }
 
-// registry takes away a registry of another version, or what else is in its place:
-// what was read and cannot be used, and nothing that could not be read.
+// registry removes a registry of another version, or another object in its place. It
+// removes only what was read and cannot be used, never what could not be read.
 func registry(r *target.Recovery) {
 	reg, err := r.Pins.OpenRegistry()
 	reg.Close()

@@ -6,7 +6,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// sweep removes what processes that died have left in the pins of the bpffs.
+// sweep removes what dead processes left among the pins of the bpffs.
 func sweep(l *state.Locked) {
 	links.Sweep(l)
 	l.RemoveLeftovers()

@@ -22,21 +22,21 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// A ConvertRequest is how a chain of XDP goes over to the other style.
+// A ConvertRequest says how an XDP chain changes to the other style.
 type ConvertRequest struct {
 	To hook.Style
 	// Programs are the sources of the members' programs, by name or as "id:PROG".
-	// Others are taken as they are loaded.
+	// A member without a source keeps its loaded program.
 	Programs map[hook.Ref]load.Source
 	// NoGap leaves the owned chain without a link.
 	NoGap bool
-	// ConfigVersion is that of the chain of libxdp; 0 chooses.
+	// ConfigVersion is the config version of libxdp's chain; 0 chooses it.
 	ConfigVersion uint8
 	Owner         string
 }
 
-// convert moves all members of the chain on a device over to a chain of the other
-// style.
+// Convert moves all members of the chain on a device to a chain of the other style.
+// It returns fs.ErrExist when the chain has that style already.
 func Convert(ctx context.Context, o *target.Opened, req ConvertRequest) error {
 	if o.Pins == nil {
 		return o.NoBPFFS()
@@ -69,8 +69,7 @@ func Convert(ctx context.Context, o *target.Opened, req ConvertRequest) error {
 	return nil
 }
 
-// source returns the source of a member's program, and takes it out of the given
-// ones.
+// source returns the source of a member's program, and removes it from given.
 func (req *ConvertRequest) source(given map[hook.Ref]load.Source, m *hook.Member) load.Source {
 	for _, ref := range []hook.Ref{hook.ProgramRef(m.Program.ID), hook.Ref(m.Name)} {
 		if src := given[ref]; src != nil {
@@ -81,7 +80,7 @@ func (req *ConvertRequest) source(given map[hook.Ref]load.Source, m *hook.Member
 	return nil
 }
 
-// unknown refuses sources for members that there are not.
+// unknown returns an error when given has sources for members that do not exist.
 func unknown(given map[hook.Ref]load.Source, c *hook.Chain) error {
 	for ref := range given {
 		return hook.Because(fs.ErrNotExist, "there is no member %q to have another program (there are: %s)", ref, memberNames(c))
@@ -108,7 +107,8 @@ type anOwned struct {
 	prog   *ebpf.Program
 }
 
-// close lets go of what is pinned by now, or was not needed.
+// close closes what the chain holds. If the chain was not used, close discards its
+// programs too.
 func (o *anOwned) close(used bool) {
 	for _, l := range o.loaded {
 		if used {
@@ -126,7 +126,7 @@ func (o *anOwned) close(used bool) {
 }
 
 // toOwned takes a dispatcher of libxdp off the device and puts an owned chain
-// there. It returns the chain that was there, whose pins are there still.
+// there. It returns libxdp's old chain, which still has its pins.
 func (d device) toOwned(ctx context.Context, req ConvertRequest) (old libxdp.Chain, err error) {
 	snap, err := d.Read()
 	if err != nil {
@@ -170,8 +170,8 @@ func (d device) toOwned(ctx context.Context, req ConvertRequest) (old libxdp.Cha
 	return *from, err
 }
 
-// exchangeChain puts the chain, whose members are pinned, in the place of what
-// is on the device.
+// exchangeChain replaces what is on the device by the owned chain. The members of
+// the owned chain must be pinned already.
 func (d device) exchangeChain(l *state.Locked, snap *chains.Snapshot, owned *anOwned, noGap bool) error {
 	if noGap {
 		n := snap.OnNetlink(d.Opened)
@@ -189,7 +189,7 @@ func (d device) exchangeChain(l *state.Locked, snap *chains.Snapshot, owned *anO
 	return nil
 }
 
-// ownedOf makes an owned chain of the members of one of libxdp.
+// ownedOf makes an owned chain of the members of libxdp's chain.
 func (d device) ownedOf(snap *chains.Snapshot, from *libxdp.Chain, req ConvertRequest) (owned *anOwned, err error) {
 	var view hook.Chain
 	viewLibxdp(&view, from)
@@ -197,8 +197,8 @@ func (d device) ownedOf(snap *chains.Snapshot, from *libxdp.Chain, req ConvertRe
 	given := maps.Clone(req.Programs)
 	bare := req.bare(&view)
 	if len(bare) > 0 {
-		// The kernel keeps no attach type of a program that was loaded to take the
-		// place of a function: only a chain without one can take it, if any.
+		// The kernel keeps no attach type for a freplace program. So only a chain
+		// without an attach type can take the program, if any chain can.
 		shape.AttachType = ebpf.AttachNone
 	}
 	o := &anOwned{chain: state.Chain{ID: rand.Uint64(), LastSeen: d.Seen(snap.Device, snap.Mode), Plan: dispatch.Plan{Shape: shape}}}
@@ -211,7 +211,7 @@ func (d device) ownedOf(snap *chains.Snapshot, from *libxdp.Chain, req ConvertRe
 	for i := range view.Members {
 		m := &view.Members[i]
 		if m.State == hook.StateEmpty {
-			continue // its program has gone, and packets pass it by
+			continue // the program is gone, and packets skip the member
 		}
 		loaded, err := d.memberProgram(m, req.source(given, m), load.Want{Hook: hook.XDP, Shape: &shape})
 		if err != nil {
@@ -230,7 +230,7 @@ func (d device) ownedOf(snap *chains.Snapshot, from *libxdp.Chain, req ConvertRe
 		if err != nil {
 			return nil, err
 		}
-		// libxdp's priorities are any numbers; the order is what counts.
+		// libxdp's priorities can be any number. Only the order is kept.
 		last = max(last, min(m.Priority, hook.MaxPriority))
 		settings := hook.Settings{Priority: last, ContinueOn: m.ContinueOn, OnMissing: hook.MissingContinue}
 		o.chain.Slots = append(o.chain.Slots, dispatch.Slot{
@@ -250,8 +250,8 @@ func (d device) ownedOf(snap *chains.Snapshot, from *libxdp.Chain, req ConvertRe
 	return o, err
 }
 
-// memberProgram returns the program of a member, loaded anew from src, or as it
-// is where there is none. A program from a file goes on with the old one's maps.
+// memberProgram loads the program of a member from src. Without src it returns the
+// loaded program. A program from a file takes over the old program's maps.
 func (d device) memberProgram(m *hook.Member, src load.Source, want load.Want) (*load.Loaded, error) {
 	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(m.Program.ID))
 	if err != nil {
@@ -269,7 +269,7 @@ func (d device) memberProgram(m *hook.Member, src load.Source, want load.Want) (
 	return src.Load(want)
 }
 
-// bare are the members for which no source was given.
+// bare returns the names of the members for which no source was given.
 func (req *ConvertRequest) bare(c *hook.Chain) (names []string) {
 	for i := range c.Members {
 		m := &c.Members[i]
@@ -280,8 +280,8 @@ func (req *ConvertRequest) bare(c *hook.Chain) (names []string) {
 	return names
 }
 
-// notCallable is the error for programs of libxdp's that the kernel does not let
-// be called from a slot. Linux 6.1 does, 5.10, 6.12 and 7.2 do not.
+// notCallable returns the error for programs of libxdp that the kernel cannot call
+// from a slot. Linux 6.1 can; Linux 5.10, 6.12 and 7.2 cannot.
 func notCallable(members []string, err error) error {
 	hint := "give their files:"
 	for _, name := range members {
@@ -291,7 +291,7 @@ func notCallable(members []string, err error) error {
 		Hint("%s", hint)
 }
 
-// uniqueName returns the name, with a number if it is taken.
+// uniqueName returns the name, with a number behind it if a slot has that name.
 func uniqueName(slots []dispatch.Slot, name string) string {
 	taken := func(name string) bool {
 		return slices.ContainsFunc(slots, func(s dispatch.Slot) bool { return s.Name == name })

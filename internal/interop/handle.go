@@ -15,14 +15,14 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// A libxdpHandle refers to a member of a chain of libxdp, by its program.
+// A handle refers to a member of a chain of libxdp, by the id of the member's program.
 type handle struct {
 	target.Base
 	id uint32
 }
 
-// do runs fn with the device and how the member is called now. That it is not
-// there is errDetached.
+// do runs fn with the device and the member's reference. It returns ErrDetached when
+// the member is not on the device.
 func (h *handle) do(fn func(d libxdp.Device, ref hook.Ref) error) error {
 	return h.Locked(func() error {
 		err := Cause(fn(deviceOf(h.Opened).libxdp(), hook.ProgramRef(h.id)))
@@ -36,7 +36,7 @@ func (h *handle) do(fn func(d libxdp.Device, ref hook.Ref) error) error {
 	})
 }
 
-// Update exchanges the program. Like every change of such a chain it makes a new
+// Update replaces the program. As every change of such a chain does, it makes a new
 // dispatcher.
 func (h *handle) Update(ctx context.Context, src load.Source) error {
 	return h.do(func(d libxdp.Device, ref hook.Ref) error {
@@ -55,7 +55,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 	})
 }
 
-// Set changes priority and continue set.
+// Set changes the priority and the continue set.
 func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
 	if err := kernel.Join(settings.Check(), noSlots(settings)); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)
@@ -63,7 +63,7 @@ func (h *handle) Set(ctx context.Context, settings hook.Settings) error {
 	return h.do(func(d libxdp.Device, ref hook.Ref) error { return d.Set(ctx, ref, settings) })
 }
 
-// Move is refused: the order is by priority.
+// Move is refused: libxdp orders members by priority.
 func (h *handle) Move(_ context.Context, to hook.Position) error {
 	if to.IsZero() {
 		return nil
@@ -71,13 +71,13 @@ func (h *handle) Move(_ context.Context, to hook.Position) error {
 	return byPriorityOnly()
 }
 
-// Pin does nothing: members of such a chain are pinned.
+// Pin changes nothing: members of such a chain are always pinned.
 func (h *handle) Pin(ctx context.Context) error {
 	_, err := h.Info(ctx)
 	return err
 }
 
-// Unpin is refused.
+// Unpin is refused: members of such a chain are always pinned.
 func (h *handle) Unpin(context.Context) error {
 	return hook.Because(hook.ErrUsage, "nobody owns a member of a chain of libxdp: it stays until it is detached")
 }
@@ -105,7 +105,7 @@ func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 	return nil, target.ErrDetached
 }
 
-// Chain describes what is on the device.
+// Chain describes the chain on the device.
 func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 	err = h.do(func(libxdp.Device, hook.Ref) error {
 		c, err = Family{}.Read(ctx, h.Opened)
@@ -114,7 +114,7 @@ func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 	return c, err
 }
 
-// Program opens the member's program.
+// Program opens the member's program. The caller closes it.
 func (h *handle) Program() (*ebpf.Program, error) {
 	var prog *ebpf.Program
 	err := h.do(func(libxdp.Device, hook.Ref) (err error) {

@@ -16,25 +16,25 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// behindLibxdp is the family of chains that libxdp keeps.
+// Family is the family of chains that libxdp keeps.
 type Family struct{}
 
-// An interopDevice is a device that has, or is to have, a chain of libxdp.
+// A device has a chain of libxdp, or will get one.
 type device struct{ chains.Device }
 
 func deviceOf(o *target.Opened) device { return device{chains.On(o)} }
 
-// libxdp is the device as that package knows it.
+// libxdp returns the device as a Device of package libxdp.
 func (d device) libxdp() libxdp.Device {
 	return libxdp.Device{Name: d.Name, NetNS: d.NetNS, BPFFS: d.BPFFS}
 }
 
-// A component is a program that is to join a chain of libxdp.
+// A component is a program that joins a chain of libxdp.
 type component struct {
 	src    load.Source
 	about  load.Description
 	asked  hook.Settings
-	old    uint32 // the program whose place and maps it takes; 0 for none
+	old    uint32 // the program that the component replaces, maps included; 0 for none
 	bpffs  string
 	loaded *load.Loaded
 	id     uint32 // of the program that was loaded for the chain
@@ -42,8 +42,8 @@ type component struct {
 
 var _ libxdp.Source = (*component)(nil)
 
-// component describes the program of src, and refuses what such a chain cannot
-// keep.
+// component describes the program of src. It refuses settings that a chain of libxdp
+// cannot keep.
 func (d device) component(src load.Source, req target.Request) (*component, error) {
 	src, about, err := load.Describe(load.PinningIn(src, d.BPFFS))
 	if err != nil {
@@ -57,7 +57,7 @@ func (d device) component(src load.Source, req target.Request) (*component, erro
 	return c, noSlots(req.Settings)
 }
 
-// noSlots refuses what only slots have.
+// noSlots refuses settings that only slots have.
 func noSlots(settings hook.Settings) error {
 	if settings.OnMissing != 0 && settings.OnMissing != hook.MissingContinue {
 		return hook.Because(hook.ErrUsage, "on-missing %v: a chain of libxdp has no slots that could be empty; it goes on where a member is gone", settings.OnMissing)
@@ -65,15 +65,19 @@ func noSlots(settings hook.Settings) error {
 	return nil
 }
 
+// Name returns the name of the program's function.
 func (c *component) Name() string { return c.about.Name }
 
+// Frags tells whether the program takes multi-buffer packets.
 func (c *component) Frags() bool { return c.about.Shape.Frags }
 
+// Settings returns the requested settings, with the program's own as defaults.
 func (c *component) Settings() hook.Settings {
 	return c.asked.Or(c.about.Defaults).WithDefaults()
 }
 
-// Load loads the program to take the place of a function of the dispatcher.
+// Load loads the program such that it can replace a function of the dispatcher. The
+// caller closes the result.
 func (c *component) Load(target *ebpf.Program, function string) (*ebpf.Program, error) {
 	c.discard()
 	src, release, err := inheriting(c.src, c.old)
@@ -94,8 +98,8 @@ func (c *component) Load(target *ebpf.Program, function string) (*ebpf.Program, 
 	return prog, nil
 }
 
-// extension returns what takes the place of the function, for the caller to
-// close; what else was loaded stays with c.
+// extension loads the program that replaces the function. The caller closes it;
+// everything else that was loaded stays with c.
 func (c *component) extension(target *ebpf.Program, function string) (*ebpf.Program, error) {
 	if !c.about.Loaded {
 		return c.loaded.Program.Clone()
@@ -108,7 +112,7 @@ func (c *component) extension(target *ebpf.Program, function string) (*ebpf.Prog
 	return from.Load(target, function)
 }
 
-// Close drops what was loaded and is not used after all.
+// Close discards what was loaded and is not used after all.
 func (c *component) Close() { c.discard() }
 
 func (c *component) discard() {
@@ -118,7 +122,8 @@ func (c *component) discard() {
 	}
 }
 
-// attach makes the program a member behind libxdp's dispatcher, or starts one.
+// Attach makes the program a member behind libxdp's dispatcher, or starts a
+// dispatcher. It returns ErrStyle when the chain on the device is not libxdp's.
 func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
 	d := deviceOf(o)
 	if !req.Persistent {
@@ -149,8 +154,8 @@ func byPriorityOnly() error {
 		Hint("choose a priority")
 }
 
-// cause takes the frame off an error of package libxdp, whose functions are the
-// top for others only.
+// Cause returns the Cause in an error of package libxdp. Users call that package too,
+// so its functions return a complete hook.Error, which must not be wrapped again.
 func Cause(err error) error {
 	if e, ok := err.(*hook.Error); ok {
 		return e.Err
@@ -158,7 +163,7 @@ func Cause(err error) error {
 	return err
 }
 
-// otherStyle marks the error of a chain of libxdp that has gone meanwhile.
+// otherStyle turns the error for a chain of libxdp that is gone into ErrStyle.
 func otherStyle(err error) error {
 	err = Cause(err)
 	if errors.Is(err, libxdp.ErrNotDispatcher) {
@@ -167,8 +172,8 @@ func otherStyle(err error) error {
 	return err
 }
 
-// plan describes the chain as attach would make it. The program is
-// not loaded: it can be loaded for one dispatcher only.
+// Plan describes the chain that Attach would make. It does not load the program: an
+// extension is loaded for one dispatcher only.
 func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (*hook.Chain, error) {
 	d := deviceOf(o)
 	c, err := d.component(src, req)
@@ -186,12 +191,12 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 	return chain, nil
 }
 
-// adopt is refused: what netlink attached becomes a member of an owned chain.
+// Adopt is refused: what netlink attached becomes a member of an owned chain.
 func (Family) Adopt(_ context.Context, o *target.Opened, _ target.AdoptRequest) (target.Handle, error) {
 	return nil, chains.ErrStyle
 }
 
-// detach takes one member out, or all for an empty ref.
+// Detach removes one member, or all members for an empty ref.
 func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool) error {
 	d := deviceOf(o)
 	if ref == "" {
@@ -200,7 +205,7 @@ func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool
 	return otherStyle(d.libxdp().Detach(ctx, ref))
 }
 
-// open finds a member by its name or program.
+// Open opens a member by its name or program. The Handle takes over the opened target.
 func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
 	d := deviceOf(o)
 	c, err := d.libxdp().Read(ctx)
@@ -216,7 +221,7 @@ func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.
 	return h, nil
 }
 
-// viewLibxdp describes a chain of libxdp.
+// viewLibxdp fills c in with the description of a chain of libxdp.
 func viewLibxdp(c *hook.Chain, from *libxdp.Chain) {
 	c.Style, c.ConfigVersion, c.DispatcherID = hook.StyleLibxdp, from.Config.Version, from.Dispatcher.ID
 	c.Frags, c.Mode = from.Config.Frags, from.Mode
@@ -234,7 +239,8 @@ func viewLibxdp(c *hook.Chain, from *libxdp.Chain) {
 	}
 }
 
-// read describes the chain on the device; errStyle when it is not one of libxdp's.
+// Read describes the chain on the device. It returns ErrStyle when the chain is not
+// libxdp's.
 func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
 	d := deviceOf(o)
 	err = kernel.Retry(ctx, func() error {
@@ -249,7 +255,8 @@ func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err er
 	return c, err
 }
 
-// LibxdpChain describes the chain of libxdp that was read; errStyle when it is none.
+// LibxdpChain describes the chain in a snapshot. It returns ErrStyle when the chain
+// is not libxdp's.
 func LibxdpChain(o *target.Opened, snap *chains.Snapshot) (*hook.Chain, error) {
 	lc, err := deviceOf(o).libxdpOf(snap)
 	switch {
@@ -263,8 +270,8 @@ func LibxdpChain(o *target.Opened, snap *chains.Snapshot) (*hook.Chain, error) {
 	return c, nil
 }
 
-// libxdpOf reads the chain behind a dispatcher of libxdp that is on a device; nil
-// when it is none.
+// libxdpOf reads the chain behind the dispatcher of libxdp on the device. It returns
+// nil when the program there is not such a dispatcher.
 func (d device) libxdpOf(snap *chains.Snapshot) (*libxdp.Chain, error) {
 	if !snap.Libxdp {
 		return nil, nil

@@ -18,8 +18,8 @@ import (
 )
 
 // toLibxdp takes an owned chain off the device and puts a dispatcher of libxdp
-// there. Netlink cannot take the place of a link, so nothing is attached for a
-// moment; all else is done before.
+// there. Netlink cannot replace a link, so nothing is attached for a moment.
+// Everything else is done before.
 func (d device) toLibxdp(ctx context.Context, req ConvertRequest) error {
 	snap, err := d.Read()
 	if err != nil {
@@ -43,7 +43,7 @@ func (d device) toLibxdp(ctx context.Context, req ConvertRequest) error {
 	if err != nil {
 		return err
 	}
-	// Without the lock: all members are loaded here.
+	// Build loads all members, which takes time. So the lock is not held here.
 	built, err := d.libxdp().Build(ctx, members, libxdp.BuildOptions{Version: req.ConfigVersion})
 	if err != nil {
 		release(false)
@@ -53,7 +53,7 @@ func (d device) toLibxdp(ctx context.Context, req ConvertRequest) error {
 	locked := false
 	err = d.Locked(ctx, func(l *state.Locked) error {
 		locked = true
-		if !snap.Current() { // somebody changed the chain meanwhile
+		if !snap.Current() { // the chain was changed meanwhile
 			return kernel.Undo(kernel.ErrAgain, built.Discard())
 		}
 		return d.exchangeForLibxdp(l, snap, built)
@@ -65,7 +65,7 @@ func (d device) toLibxdp(ctx context.Context, req ConvertRequest) error {
 	return err
 }
 
-// exchangeForLibxdp puts the dispatcher in the place of the chain.
+// exchangeForLibxdp replaces the owned chain by libxdp's dispatcher.
 func (d device) exchangeForLibxdp(l *state.Locked, snap *chains.Snapshot, built *libxdp.Built) error {
 	folder := state.ChainFolder(snap.Root.LinkID(), snap.Chain.ID)
 	n := snap.OnNetlink(d.Opened)
@@ -91,7 +91,7 @@ func (d device) exchangeForLibxdp(l *state.Locked, snap *chains.Snapshot, built 
 	return l.DropChain(folder)
 }
 
-// reinstate puts a chain back whose link was detached: with another link.
+// reinstate puts the chain back after its link was detached. The chain gets a new link.
 func (d device) reinstate(l *state.Locked, snap *chains.Snapshot, folder string) error {
 	r, err := d.Create(snap.Device.Index, snap.Mode, snap.Prog)
 	if err == nil {
@@ -104,8 +104,8 @@ func (d device) reinstate(l *state.Locked, snap *chains.Snapshot, folder string)
 	return nil
 }
 
-// incoming are the members of an owned chain as those of one of libxdp. release
-// is called when they are in use, or not to be used.
+// incoming returns the members of an owned chain as members of a chain of libxdp.
+// The caller calls release, and says whether the members are in use.
 func (d device) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp.Incoming, release func(used bool), err error) {
 	var components []*component
 	release = func(used bool) {
@@ -125,7 +125,7 @@ func (d device) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp
 			return nil, nil, err
 		}
 		if m.State == hook.StateEmpty {
-			continue // passed by, as it is there
+			continue // packets skip it in the owned chain too
 		}
 		src := req.source(given, m)
 		if src == nil {
@@ -138,7 +138,7 @@ func (d device) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp
 		about.Shape.Frags = view.Frags
 		c := &component{src: src, about: about, asked: m.Settings, old: m.Program.ID, bpffs: d.BPFFS}
 		components = append(components, c)
-		// Of equal priorities libxdp runs the first by name first.
+		// libxdp orders members of equal priority by name.
 		if n := len(members); n > 0 && m.Priority <= last && components[n-1].about.Name > about.Name {
 			last++
 		}
@@ -156,7 +156,7 @@ func (d device) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp
 	return members, release, nil
 }
 
-// convertible tells why a member cannot be one of a chain of libxdp.
+// convertible returns an error when a member cannot be in a chain of libxdp.
 func convertible(m *hook.Member) error {
 	switch {
 	case m.State != hook.StateRunning && m.OnMissing != hook.MissingContinue, m.OnMissing > hook.MissingContinue:
@@ -169,8 +169,8 @@ func convertible(m *hook.Member) error {
 	return nil
 }
 
-// inheriting is the source of a component that takes the place of a program: it
-// goes on with that one's maps.
+// inheriting returns a source that takes over the maps of the program with that id,
+// and a function that releases them. An id of 0 means that there is no such program.
 func inheriting(src load.Source, id uint32) (_ load.Source, release func(), err error) {
 	if id == 0 {
 		return src, func() {}, nil
