@@ -18,14 +18,14 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// An Explainer runs packets through what was on a hook at one moment, off the
-// wire (BPF_PROG_TEST_RUN). It holds the programs and not the slots, so that it keeps no
+// An Explainer runs packets through what was on a hook at one moment, without sending
+// them (BPF_PROG_TEST_RUN). It holds the programs and not the slots, so it keeps no
 // member in its chain.
 type Explainer struct {
 	Chain *hook.Chain
-	// Together is why the members are not told apart; empty when they are.
+	// Together says why all members run as one step; empty when they run one by one.
 	Together string
-	// Limits is what this kernel does not let a test run show, in words.
+	// Limits says in words what a test run on this kernel cannot show.
 	Limits []string
 	// Writable are the maps that the programs may write to.
 	Writable []hook.WritableMap
@@ -33,27 +33,28 @@ type Explainer struct {
 	opened *target.Opened
 	queue  uint32
 	progs  []*ebpf.Program // of the members; nil where none runs
-	whole  *ebpf.Program   // that of all members, when they are not told apart
+	whole  *ebpf.Program   // the dispatcher, when it runs all members as one step; else nil
 	with   knowledge
 	room   []byte // for a packet that comes out
 }
 
-// knowledge is what a test run can be told of a packet beside its bytes.
+// knowledge says what a test run can be told of a packet beside its bytes.
 type knowledge uint8
 
 const (
 	bytesOnly   knowledge = iota
-	itsContext            // what is not about a device
-	itsDevice             // and the device where programs see the packet
-	itsReceiver           // and, for socket buffers, that it came in there
+	itsContext            // the fields that are not about a device
+	itsDevice             // also the device where programs see the packet
+	itsReceiver           // also, for socket buffers, that the packet came in there
 )
 
-// grow is how much a packet may grow on its way through one program. More than that does not
-// fit in what a test run has, but for bpf_skb_change_tail.
+// grow is how much a packet may grow on its way through one program. The buffer of a test run
+// has no room for more, except with bpf_skb_change_tail.
 const grow = 64 << 10
 
-// Explain gets ready to run packets through what is on the hook; queue is the receive queue
-// that XDP programs are told.
+// Explain reads what is on the hook and returns an Explainer of it, which the caller closes.
+// XDP programs are told that packets come from the given receive queue. It returns
+// ebpf.ErrNotSupported for a hook that has no test run.
 func Explain(ctx context.Context, t target.Target, queue uint32) (*Explainer, error) {
 	switch {
 	case t.Hook == hook.XDP, t.Hook.Family() == "tcx", t.Hook == hook.CgroupSKBIngress, t.Hook == hook.CgroupSKBEgress:
@@ -82,8 +83,8 @@ func Explain(ctx context.Context, t target.Target, queue uint32) (*Explainer, er
 	return e, nil
 }
 
-// cannotRun is the refusal of hooks that take no packets, or whose programs have others
-// between them.
+// cannotRun returns an error for a hook that takes no packets, and for a hook where other
+// programs run between the entries.
 func cannotRun(h hook.Hook) error {
 	if _, err := hook.Parse(string(h)); err != nil {
 		return hook.Because(hook.ErrUsage, "%w", err)
@@ -100,7 +101,7 @@ func cannotRun(h hook.Hook) error {
 func (e *Explainer) open() error {
 	e.Writable = nil
 	if e.Chain.Style == hook.StyleLibxdp {
-		if len(e.Chain.Members) != 1 { // one alone is told apart
+		if len(e.Chain.Members) != 1 { // a single member is the one step anyway
 			e.Together = "behind a dispatcher of libxdp they are freplace programs, which the kernel runs as a part of the dispatcher only"
 		}
 		var err error
@@ -152,8 +153,9 @@ func (e *Explainer) openProgram(member int, id uint32) (*ebpf.Program, error) {
 	return prog, nil
 }
 
-// writable tells of a map of a program whether that may write to it, or to maps in it: not to
-// what is read-only for programs, nor to maps whose entries only user space sets.
+// writable describes a map of a program, and tells whether the program may write to the map or
+// to maps in it. Programs cannot write to maps that are read-only for them, nor to maps with
+// entries that only user space sets.
 func writable(id ebpf.MapID) (w hook.WritableMap, ok bool) {
 	m, err := ebpf.NewMapFromID(id)
 	if err != nil {
@@ -180,13 +182,13 @@ func (e *Explainer) release() {
 	e.progs, e.whole = nil, nil
 }
 
-// Close lets the programs go.
+// Close closes the programs.
 func (e *Explainer) Close() {
 	e.release()
 	e.opened.Close()
 }
 
-// do runs fn where the device is known by its index.
+// do runs fn in the network namespace of the device, where the device's index is valid.
 func (e *Explainer) do(fn func() error) error {
 	if e.Chain.Hook.OnCgroup() {
 		return fn()
@@ -194,7 +196,7 @@ func (e *Explainer) do(fn func() error) error {
 	return e.opened.NS.Do(fn)
 }
 
-// probe finds out, with a program of no effect, what a test run can be told here.
+// probe finds out, with a program without effect, what a test run on this kernel can be told.
 func (e *Explainer) probe() error {
 	spec := &ebpf.ProgramSpec{
 		Name: "ld_probe", Type: ebpf.XDP, License: "Dual BSD/GPL",
@@ -211,7 +213,7 @@ func (e *Explainer) probe() error {
 		spec.Type, spec.AttachType = ebpf.CGroupSKB, kernel.KindOf(e.Chain.Hook).Attach
 		levels = []knowledge{itsContext, bytesOnly}
 		const data, end = 76, 80              // in struct __sk_buff
-		spec.Instructions = asm.Instructions{ // is there anything to see?
+		spec.Instructions = asm.Instructions{ // the program returns whether it sees the packet's bytes
 			asm.LoadMem(asm.R2, asm.R1, data, asm.Word),
 			asm.LoadMem(asm.R3, asm.R1, end, asm.Word),
 			asm.Mov.Imm(asm.R0, 0),
@@ -260,7 +262,7 @@ func (e *Explainer) probe() error {
 	return nil
 }
 
-// A frame is a packet on its way, and what goes with it.
+// A frame is a packet on its way through the programs, with the data that goes along.
 type frame struct {
 	data []byte // the metadata, and then the packet
 	meta int    // bytes of metadata
@@ -269,7 +271,7 @@ type frame struct {
 
 func (f *frame) packet() []byte { return f.data[f.meta:] }
 
-// struct __sk_buff, linux/bpf.h: what can be given to a test run, and what comes back.
+// Offsets in struct __sk_buff (linux/bpf.h) of what a test run takes and returns.
 const (
 	skbSize     = 192
 	skbMark     = 8
@@ -280,7 +282,7 @@ const (
 	skbTime     = 152
 )
 
-// skbKept are the fields that go with a packet from program to program.
+// skbKept are the fields that a packet keeps from program to program.
 var skbKept = []struct{ at, size int }{{skbMark, 4}, {skbPriority, 4}, {skbCB, 20}, {skbTime, 8}}
 
 // xdpMD is struct xdp_md, linux/bpf.h.
@@ -318,7 +320,7 @@ func (e *Explainer) run(prog *ebpf.Program, f *frame) (uint32, error) {
 	}
 	out := bytes.Clone(o.DataOut)
 	if e.Chain.Hook.OnCgroup() {
-		copy(out, f.data[:min(etherSize, len(f.data))]) // what these programs do not see comes back as zeros
+		copy(out, f.data[:min(etherSize, len(f.data))]) // these programs do not see the header, and it comes back as zeros
 	}
 	f.data, f.meta = out, min(int(md.Data), len(out))
 	for _, k := range skbKept {
@@ -327,10 +329,11 @@ func (e *Explainer) run(prog *ebpf.Program, f *frame) (uint32, error) {
 	return returned, nil
 }
 
-// etherSize is the length of an Ethernet header, without which the kernel takes no packet.
+// etherSize is the length of an Ethernet header. The kernel takes no packet without one.
 const etherSize = 14
 
-// Run takes packets through the programs, one after the other. The error is about all of them.
+// Run takes packets through the programs, one after the other. An error about one packet is in
+// the packet's trace; the returned error ends the run.
 func (e *Explainer) Run(ctx context.Context, packets [][]byte) (traces []hook.Trace, err error) {
 	err = e.do(func() error {
 		for _, p := range packets {
@@ -397,7 +400,7 @@ func (e *Explainer) trace(packet []byte) hook.Trace {
 	return t
 }
 
-// closedDoor is what an empty slot says that does not let the chain go on.
+// closedDoor returns the verdict of an empty slot, and false if the chain goes on instead.
 func closedDoor(m hook.OnMissing) (hook.Verdict, bool) {
 	switch m {
 	case hook.MissingDrop:
@@ -408,7 +411,7 @@ func closedDoor(m hook.OnMissing) (hook.Verdict, bool) {
 	return hook.Pass, false
 }
 
-// step runs a program, and fills in what it did.
+// step runs a program, and fills in the step with what the program did.
 func (e *Explainer) step(step *hook.Step, prog *ebpf.Program, f *frame, on hook.VerdictSet) (hook.Verdict, error) {
 	before := *f
 	returned, err := e.run(prog, f)
@@ -435,7 +438,7 @@ func (e *Explainer) step(step *hook.Step, prog *ebpf.Program, f *frame, on hook.
 func (e *Explainer) traceWhole(t *hook.Trace, f *frame) {
 	step := hook.Step{Member: -1, Outcome: hook.OutcomeUnreached}
 	if len(e.Chain.Members) == 1 {
-		step.Member = 0 // whatever is said, it says
+		step.Member = 0 // a single member decides every verdict
 	}
 	if t.Verdict, t.Err = e.step(&step, e.whole, f, hook.Never); t.Err == nil {
 		t.By = 0
@@ -443,7 +446,7 @@ func (e *Explainer) traceWhole(t *hook.Trace, f *frame) {
 	t.Steps = append(t.Steps, step)
 }
 
-// refused says why a packet was not taken.
+// refused says why the kernel did not take a packet.
 func (e *Explainer) refused(err error, length int) error {
 	err = kernel.Errno(fmt.Sprintf("test run of a packet of %d bytes", length), err)
 	if !errors.Is(err, unix.EINVAL) {

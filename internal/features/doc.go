@@ -1,3 +1,3 @@
-// Package features tries what this kernel and a device can do. What it attaches for
-// that is in a network namespace of its own.
+// Package features tries what this kernel and a device can do. It attaches programs
+// only in a network namespace of its own.
 package features

@@ -22,8 +22,9 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// Probe tries what works here, and asks the device at p, if one is named, what
-// it can do. Links are tried on the loopback device of a namespace made for it, and none on cgroups.
+// Probe tries which features work on this kernel. If the target names a device, Probe also asks
+// the kernel what the device can do. It tries links on the loopback device of a new namespace,
+// and attaches nothing to cgroups. The error is about the target: a missing feature is not one.
 func Probe(ctx context.Context, t target.Target) ([]hook.Feature, error) {
 	var list []hook.Feature
 	add := func(name, needs string, err error) {
@@ -125,7 +126,8 @@ func tryLink() (create, update error) {
 	return nil, update
 }
 
-// inNewNetNS runs fn on a thread in a network namespace that goes with it.
+// inNewNetNS runs fn on a thread in a new network namespace. The namespace ends with
+// the thread.
 func inNewNetNS(fn func() error) error {
 	errs := make(chan error, 1)
 	go func() {

@@ -13,8 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
-// probeLinks tries the hooks where each member has a link, or a filter, of its
-// own.
+// probeLinks tries the hooks on which each member has its own link or filter.
 func probeLinks(add func(name, needs string, err error)) {
 	var clsact error
 	tcx := inNewNetNS(func() error {
@@ -29,7 +28,7 @@ func probeLinks(add func(name, needs string, err error)) {
 	add("cgroup-order", "Linux 6.17; a place among others on a cgroup", order)
 }
 
-// returning loads a program that does nothing.
+// returning loads a program that only returns the verdict. The caller closes it.
 func returning(h hook.Hook, verdict int32) (*ebpf.Program, error) {
 	kind := kernel.KindOf(h)
 	spec := &ebpf.ProgramSpec{
@@ -81,8 +80,9 @@ func tryClsact() error {
 	return conn.EnsureClsact(loopback)
 }
 
-// tryCgroup attaches nothing: a link on no descriptor is refused for that reason
-// where links are known, and the revision of the root cgroup tells of places.
+// tryCgroup tries links on cgroups, and their order, but attaches nothing. A kernel that
+// has such links refuses one on an invalid descriptor with EBADF. A kernel that orders
+// them knows the revision of the root cgroup.
 func tryCgroup() (link, order error) {
 	prog, err := returning(hook.CgroupConnect4, 1)
 	if err != nil {

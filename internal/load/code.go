@@ -14,8 +14,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// codeOf returns the code of a program that was loaded with those maps, as a
-// dispatcher can take it in. Where it cannot, the code says why.
+// codeOf returns the code of a program that was loaded with these maps, in a form that
+// a dispatcher can include. If a dispatcher cannot, the returned code says why.
 func codeOf(p *ebpf.ProgramSpec, maps map[string]*ebpf.Map) *dispatch.Code {
 	c, err := linkable(p, maps)
 	if err != nil {
@@ -45,7 +45,7 @@ func linkable(p *ebpf.ProgramSpec, maps map[string]*ebpf.Map) (*dispatch.Code, e
 		case ins.IsBuiltinCall() && ins.Constant == int64(asm.FnTailCall):
 			return nil, errors.New("it makes tail calls")
 		case ins.IsKfuncCall():
-			// Its number in the kernel's types, as the kernel wants it.
+			// The kernel wants the number of the function in its own types.
 			if ins.Constant, err = kfunc(ref); err != nil {
 				return nil, err
 			}
@@ -59,7 +59,7 @@ func linkable(p *ebpf.ProgramSpec, maps map[string]*ebpf.Map) (*dispatch.Code, e
 				index[id] = len(c.Maps)
 				c.Maps = append(c.Maps, id)
 			}
-			// The upper half is the place of a variable in its map.
+			// The upper half is the offset of a variable in its map.
 			ins.Constant = ins.Constant>>32<<32 | int64(index[id])
 		case ins.OpCode.IsDWordLoad() && (ins.Src != asm.R0 || ref != ""):
 			return nil, fmt.Errorf("it refers to a symbol of the kernel (%s)", ref)
@@ -69,9 +69,8 @@ func linkable(p *ebpf.ProgramSpec, maps map[string]*ebpf.Map) (*dispatch.Code, e
 	return c, nil
 }
 
-// mapOf returns the id of the map that an instruction loads: one of those that
-// were made for the program, or one that the caller of Spec has put there by its
-// descriptor.
+// mapOf returns the id of the map that an instruction loads. The map was made for the
+// program, or the caller of Spec put the map's descriptor into the instruction.
 func mapOf(ins *asm.Instruction, maps map[string]*ebpf.Map) (uint32, error) {
 	ref := ins.Reference()
 	m := maps[ref]
@@ -103,7 +102,7 @@ func mapOf(ins *asm.Instruction, maps map[string]*ebpf.Map) (uint32, error) {
 	return uint32(id), nil
 }
 
-// relocate makes the instructions fit the types of this kernel (CO-RE).
+// relocate adapts the instructions to the types of this kernel (CO-RE).
 func relocate(insns asm.Instructions) error {
 	var relos []*btf.CORERelocation
 	var at []*asm.Instruction
@@ -133,7 +132,7 @@ func relocate(insns asm.Instructions) error {
 	return nil
 }
 
-// kfunc returns the number of a function of the kernel's that programs may call.
+// kfunc returns the number of a kernel function that programs may call.
 func kfunc(name string) (int64, error) {
 	types, err := btf.LoadKernelSpec()
 	if err != nil {
@@ -147,9 +146,8 @@ func kfunc(name string) (int64, error) {
 	return int64(id), err
 }
 
-// functionInfo sees to it that each function has type information, which the
-// kernel wants for all functions when there is one that has it. What was compiled
-// without, has none.
+// functionInfo gives each function type information if any function has it: the kernel
+// wants it for all functions or for none.
 func functionInfo(c *dispatch.Code, functions map[string]bool) {
 	for i := range c.Insns {
 		ins := &c.Insns[i]

@@ -10,16 +10,16 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// A Description is what is known of an XDP program before it is loaded.
+// A Description says what is known of an XDP program before the load.
 type Description struct {
-	Name     string // of the function, whole
+	Name     string // of the function, not cut
 	Shape    dispatch.Shape
-	Defaults hook.Settings // that the program itself asks for
-	Loaded   bool          // it is loaded already; the shape of an extension is not known
+	Defaults hook.Settings // settings that the program itself asks for
+	Loaded   bool          // the program was loaded before; the shape of an extension is not known then
 }
 
-// Describe describes an XDP program, and returns the source to load it from:
-// a file is read once.
+// Describe describes an XDP program, and returns the source to load it from. Load from
+// that source, so that a file is read only once.
 func Describe(src Source) (Source, Description, error) {
 	switch s := src.(type) {
 	case File:
@@ -41,7 +41,7 @@ func Describe(src Source) (Source, Description, error) {
 		d, err := s.describe()
 		return s, d, err
 	}
-	// One that was loaded to take the place of a function will do, too.
+	// A program that was loaded to replace a function is accepted too.
 	l, err := src.Load(Want{Hook: hook.XDP, Extension: &Extension{}})
 	if err != nil {
 		return nil, Description{}, err
@@ -62,9 +62,9 @@ func (s Spec) describe() (d Description, err error) {
 	return d, err
 }
 
-// Reuse is a program that is loaded, as one of a chain of that shape, whatever it
-// was loaded for: the kernel says whether it fits when it is put in a slot. The
-// caller goes on to own prog.
+// Reuse returns a loaded program for a chain of that shape, even if the program was
+// loaded for another purpose: the kernel checks that it fits when it is put in a slot.
+// The caller still owns prog.
 func Reuse(prog *ebpf.Program, shape dispatch.Shape) (*Loaded, error) {
 	clone, err := prog.Clone()
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 )
 
-// A file is described without the kernel, and read once: it may be gone when the
+// A file is described without the kernel and read once. The file may be gone when the
 // program is loaded.
 func TestDescribeFile(t *testing.T) {
 	path := filepath.Join(testdata, "runconfig.o")

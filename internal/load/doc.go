@@ -1,4 +1,4 @@
-// Package load gets the programs that shall be members: loaded ones by
-// descriptor, id or pin, and from object files, loaded so that they fit the
-// chain. It reads foreign bytes; what it cannot use it refuses with the reason.
+// Package load gets the programs that become members. It finds loaded programs by
+// descriptor, id or pin, and loads programs from object files such that they fit the
+// chain. It does not trust the files: it refuses what it cannot use, with the reason.
 package load

@@ -24,7 +24,7 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// maxFile bounds the object files that are read, in bytes.
+// maxFile is the size of the largest object file that is read, in bytes.
 const maxFile = 64 << 20
 
 // Options are dispatcher.LoadOptions, which says what the fields mean. BPFFS is
@@ -38,7 +38,7 @@ type Options struct {
 	NewMaps bool
 }
 
-// PinningIn returns the source with that bpffs as the default of its Options.
+// PinningIn returns the source with that bpffs as the default of Options.BPFFS.
 func PinningIn(src Source, bpffs string) Source {
 	switch s := src.(type) {
 	case File:
@@ -51,13 +51,14 @@ func PinningIn(src Source, bpffs string) Source {
 	return src
 }
 
-// File is an object file.
+// A File is the source of a program in an object file.
 type File struct {
 	Path string
 	Options
 	old inheritance
 }
 
+// Load reads the file and loads the program. The caller closes the result.
 func (f File) Load(want Want) (*Loaded, error) {
 	b, err := readFile(f.Path)
 	if err != nil {
@@ -75,7 +76,7 @@ func (f File) Load(want Want) (*Loaded, error) {
 }
 
 func readFile(path string) ([]byte, error) {
-	// Opening a pipe would wait for somebody to write to it.
+	// Without O_NONBLOCK, opening a pipe would wait for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -93,8 +94,8 @@ func readFile(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxFile))
 }
 
-// Parse reads an object file. Bytes that are none give an error that says
-// what they are instead.
+// Parse reads an object file. For bytes that are not an object file it returns an error
+// that says what they are instead.
 func Parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
 	switch {
 	case len(b) == 0:
@@ -102,7 +103,7 @@ func Parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
 	case !bytes.HasPrefix(b, []byte(elf.ELFMAG)):
 		return nil, hook.Because(hook.ErrUsage, "not an ELF file; compile the program with clang -O2 -g -target bpf -c")
 	}
-	// debug/elf and the readers on top of it are not meant for hostile input.
+	// debug/elf and the readers on top of it are not made for hostile input.
 	defer func() {
 		if r := recover(); r != nil {
 			spec, err = nil, hook.Because(hook.ErrUsage, "damaged ELF file: %v", r)
@@ -133,13 +134,14 @@ func Parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
 	return spec, nil
 }
 
-// Spec is a collection that the caller has read.
+// A Spec is the source of a program in a collection that the caller has read.
 type Spec struct {
 	Collection *ebpf.CollectionSpec
 	Options    Options
 	old        inheritance
 }
 
+// Load loads the program. It does not change the collection. The caller closes the result.
 func (s Spec) Load(want Want) (*Loaded, error) {
 	if s.Collection == nil {
 		return nil, hook.Because(hook.ErrUsage, "the collection spec is nil")
@@ -163,7 +165,7 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	}
 	kernel.KeepOnly(spec, name)
 	for _, p := range spec.Programs {
-		// Programs that it tail-calls have to be of the same shape.
+		// Programs that the program tail-calls must have the same shape.
 		if p.Type != ebpf.XDP || want.Hook != hook.XDP {
 			continue
 		}
@@ -177,7 +179,7 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 			return nil, hook.Because(hook.ErrIncompatible, "program %q has no type information (BTF), which a chain of libxdp needs: compile it with clang -g", name)
 		}
 		p.Type, p.AttachType, p.AttachTarget, p.AttachTo = ebpf.Extension, ebpf.AttachNone, x.Target, x.Function
-		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS // it has those of its target
+		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS // an extension has its target's flag
 	}
 	fresh, err := s.Options.pinByName(spec)
 	if err != nil {
@@ -193,7 +195,7 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 		Maps:            ebpf.MapOptions{PinPath: s.Options.pinPath()},
 	})
 	if err != nil {
-		// Maps are made, and pinned, before the program is refused.
+		// The maps are already made and pinned when the kernel refuses the program.
 		for path := range fresh {
 			_ = os.Remove(path)
 		}
@@ -217,18 +219,17 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	l.owned = append(l.owned, l.Program)
 	for n, p := range coll.Programs {
 		if n != name {
-			p.Close() // it is in the map from which it is tail-called
+			p.Close() // the map for its tail calls keeps the program
 		}
 	}
 	if want.Hook == hook.XDP && want.Extension == nil {
-		// To be sealed later. Without it the program runs as well.
+		// The code is needed only to seal the program later: it runs without.
 		_ = state.KeepCode(l.Program, codeOf(spec.Programs[name], coll.Maps))
 	}
 	return l, nil
 }
 
-// choose finds the program that name means, as a function or a section, among
-// those for the hook.
+// choose finds the program for the hook by the name of its function or section.
 func choose(spec *ebpf.CollectionSpec, name string, h hook.Hook) (string, error) {
 	var fitting, bySection []string
 	kind := kernel.KindOf(h)
@@ -270,7 +271,8 @@ func choose(spec *ebpf.CollectionSpec, name string, h hook.Hook) (string, error)
 	return fitting[0], nil
 }
 
-// prepare makes the program fit where it is to run, and reads what it asks for.
+// prepare adapts the program to the hook and the chain, and reads the settings that the
+// program asks for.
 func prepare(spec *ebpf.CollectionSpec, name string, want Want) (shape dispatch.Shape, defaults hook.Settings, err error) {
 	p := spec.Programs[name]
 	if want.Hook != hook.XDP {
@@ -301,7 +303,7 @@ func fit(p *ebpf.ProgramSpec, want *dispatch.Shape) (dispatch.Shape, error) {
 	if want == nil {
 		want = &have
 	}
-	// One that can handle multi-buffer packets can do without; not vice versa.
+	// A program for multi-buffer packets can run without them, but not vice versa.
 	if want.Frags && !have.Frags {
 		return have, Mismatch(p.Name, have, *want)
 	}
@@ -317,8 +319,8 @@ func (o Options) pinPath() string {
 	return cmp.Or(o.MapPins, o.BPFFS, kernel.DefaultBPFFS)
 }
 
-// pinByName arranges for maps to be shared through pins. It returns the paths
-// that will be new.
+// pinByName sets the pin paths of the maps that are shared through pins. It returns the
+// paths that do not exist yet.
 func (o Options) pinByName(spec *ebpf.CollectionSpec) (map[string]bool, error) {
 	fresh := map[string]bool{}
 	for name, m := range spec.Maps {
@@ -341,7 +343,7 @@ func (o Options) pinByName(spec *ebpf.CollectionSpec) (map[string]bool, error) {
 		return fresh, nil
 	}
 	dir := o.pinPath()
-	parent := dir // or what there is of it
+	parent := dir // the nearest folder above that exists
 	for _, err := os.Lstat(parent); errors.Is(err, fs.ErrNotExist) && parent != filepath.Dir(parent); _, err = os.Lstat(parent) {
 		parent = filepath.Dir(parent)
 	}
@@ -372,7 +374,8 @@ func lastWords(log []string) string {
 	return strings.Join(words, ": ")
 }
 
-// Refused says in one line why the kernel refused a program.
+// Refused returns the error for a program that the kernel refused to load, with the
+// cause in one line: a hook.VerifierRefusal if the verifier refused it.
 func Refused(name string, err error) error {
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) && len(ve.Log) > 0 {

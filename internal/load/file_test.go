@@ -48,7 +48,7 @@ func parse(t testing.TB, object string) *ebpf.CollectionSpec {
 	return spec
 }
 
-// Somebody gives the source, the tar, the other machine's object: say which.
+// A user gives the source, the tar, or another machine's object: the error says which.
 func TestParseOfOtherFiles(t *testing.T) {
 	self, err := os.ReadFile("/proc/self/exe")
 	qt.Assert(t, qt.IsNil(err))
@@ -75,11 +75,11 @@ func TestParseOfOtherFiles(t *testing.T) {
 	}
 }
 
-// A copy that broke off, at any byte, must give an error that says so and never a panic.
+// A file that is cut off at any byte must give an error that says so, and never a panic.
 func TestParseOfTruncatedFiles(t *testing.T) {
 	for name, b := range objects(t) {
 		for n := range len(b) {
-			// Every length near the ends, some in between.
+			// Try every length near the ends, and some lengths in between.
 			if n > 200 && n < len(b)-200 && n%37 != 0 {
 				continue
 			}
@@ -91,7 +91,7 @@ func TestParseOfTruncatedFiles(t *testing.T) {
 	}
 }
 
-// A broken disk or a hostile file: one bit anywhere.
+// One wrong bit anywhere, as from a broken disk or in a hostile file, must not cause a panic.
 func TestParseOfDamagedFiles(t *testing.T) {
 	for name, b := range objects(t) {
 		for i := 0; i < len(b); i += 11 {
@@ -104,7 +104,7 @@ func TestParseOfDamagedFiles(t *testing.T) {
 	}
 }
 
-// patience is beyond what any object of a sane size takes, on a slow machine too.
+// patience is more time than any object of a sane size needs, even on a slow machine.
 const patience = 5 * time.Second
 
 func FuzzParse(f *testing.F) {
@@ -125,7 +125,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What comes next looks at nothing but the spec, and must not panic either.
+		// The next steps use only the spec, and must not panic either.
 		for name := range spec.Programs {
 			_, _ = libxdp.RunConfig(spec.Types, name)
 		}
@@ -135,7 +135,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// What cannot be an object file must be refused without reading it: a pipe would wait for ever, a device never end.
+// A file that cannot be an object file must be refused unread: a read from a pipe could wait for ever, and from a device never end.
 func TestReadFile(t *testing.T) {
 	dir := t.TempDir()
 	pipe := filepath.Join(dir, "pipe")
@@ -161,7 +161,7 @@ func TestReadFile(t *testing.T) {
 	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 }
 
-// The names that a user may type for a program, and the ones to offer when it was none.
+// A user can name a program by function or section; a wrong name gives an error with the right names.
 func TestChoose(t *testing.T) {
 	for _, test := range []struct {
 		object, name string
@@ -195,7 +195,7 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// A program is given the chain's shape where it can take it.
+// A program gets the chain's shape if it can have that shape.
 func TestFit(t *testing.T) {
 	const frags = unix.BPF_F_XDP_HAS_FRAGS
 	plain, none := dispatch.Plain, dispatch.Shape{AttachType: ebpf.AttachNone}
@@ -234,7 +234,7 @@ func TestFit(t *testing.T) {
 	qt.Check(t, qt.ErrorMatches(err, `program "ldt_filter" is to be bound to a device; a member cannot be`))
 }
 
-// The cause of a refusal is one line, whatever the verifier wrote around it.
+// The cause of a refusal is one line, even when the verifier wrote much more.
 func TestRefusalText(t *testing.T) {
 	cause := errors.New("permission denied")
 	for _, test := range []struct {

@@ -15,7 +15,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// setGlobals sets variables from their text.
+// setGlobals sets variables to values that are given as text.
 func setGlobals(spec *ebpf.CollectionSpec, values map[string]string) error {
 	for name, text := range values {
 		v := spec.Variables[name]

@@ -12,7 +12,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// A global that ends up with another value than the one that was typed drops the wrong traffic.
+// A global must get the value that was typed: another value could drop the wrong traffic.
 func TestGlobals(t *testing.T) {
 	for _, test := range []struct {
 		name, text string
@@ -67,7 +67,7 @@ func TestGlobalsRefused(t *testing.T) {
 	}
 }
 
-// A misspelt name is answered with the names that there are; without BTF, with what to do.
+// The error for a misspelt name lists the existing names; without BTF it says what to do.
 func TestGlobalsUnknown(t *testing.T) {
 	err := setGlobals(parse(t, "filter.o"), map[string]string{"prot": "1"})
 	qt.Check(t, qt.ErrorMatches(err, `there is no global "prot" in the file \(it has: left, port, seen\)`))
@@ -81,7 +81,7 @@ func TestGlobalsUnknown(t *testing.T) {
 	qt.Check(t, qt.IsNil(setGlobals(&ebpf.CollectionSpec{}, nil)))
 }
 
-// Any text for any type gives as many bytes as the type has, or an error.
+// For any text and type, encode returns as many bytes as the type has, or an error.
 func FuzzEncode(f *testing.F) {
 	integer := func(size uint32, encoding btf.IntEncoding) btf.Type { return &btf.Int{Size: size, Encoding: encoding} }
 	types := []btf.Type{

@@ -13,13 +13,13 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// Inherit returns the source of a program that replaces old such that it goes
-// on with the maps of old: counters, lists and flows stay. A map is the same
-// when it has the same name. Constants and variables (.rodata, .data, .bss) are
-// not inherited, nor are programs for tail calls: those belong to the code.
+// Inherit returns src with the maps of old: the new program takes over the old
+// program's counters, lists and flows. Maps are the same when they have the same name.
+// Constants and variables (.rodata, .data, .bss) and programs for tail calls are not
+// inherited, because they belong to the code.
 //
-// It concerns programs that are still to be loaded, and not those whose Options
-// say NewMaps. The caller calls release after the load.
+// A program that is already loaded, or a source with Options.NewMaps, inherits nothing.
+// The caller calls release after the load.
 func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error) {
 	switch s := src.(type) {
 	case File:
@@ -32,13 +32,14 @@ func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error
 	return src, func() {}, nil
 }
 
-// An inheritance is what a program goes on with from the one that it replaces.
+// An inheritance is what a program takes over from the program that it replaces.
 type inheritance struct {
 	maps      map[string]*ebpf.Map // by name
-	ambiguous map[string]bool      // names in the kernel that several of the old program's maps have
+	ambiguous map[string]bool      // kernel names that several maps of the old program have
 }
 
-// inherit returns the maps of old to go on with.
+// inherit returns the maps of old that a new program takes over. The caller calls
+// release after the load.
 func inherit(old *ebpf.Program, o Options) (from inheritance, release func(), err error) {
 	from = inheritance{map[string]*ebpf.Map{}, map[string]bool{}}
 	release = func() {
@@ -88,8 +89,8 @@ func inherit(old *ebpf.Program, o Options) (from inheritance, release func(), er
 	return from, release, nil
 }
 
-// shared returns the maps to use in the place of the file's own: those that
-// were asked for, and those that are inherited.
+// shared returns the maps to use instead of the file's own: the requested maps and the
+// inherited ones.
 func (s Spec) shared(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 	shared := map[string]*ebpf.Map{}
 	seen := map[string]bool{}
@@ -118,7 +119,7 @@ func (s Spec) shared(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 	return shared, nil
 }
 
-// compatible tells why a map cannot take the place of the one in the file.
+// compatible returns an error when a map cannot replace the map in the file.
 func compatible(spec *ebpf.MapSpec, m *ebpf.Map) error {
 	err := spec.Compatible(m)
 	if err != nil {

@@ -11,14 +11,14 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// sources are the kinds of sources that are yet to be loaded, of one program.
+// sources returns one program as each kind of source that is not loaded yet.
 func sources(t testing.TB, object string, o Options) map[string]Source {
 	t.Helper()
 	return map[string]Source{"file": File{Path: filepath.Join(testdata, object), Options: o}, "spec": Spec{Collection: parse(t, object), Options: o}}
 }
 
-// Loaded and closed, a program leaves nothing open: not those that come along because it tail-calls them, nor
-// the maps that it goes on with.
+// A program that is loaded and closed leaves nothing open: neither the programs that it tail-calls nor the maps
+// that it inherited.
 func TestNothingStaysOpen(t *testing.T) {
 	testenv.CheckLeaks(t)
 	bpffs := testenv.BPFFS(t)
@@ -41,7 +41,7 @@ func TestNothingStaysOpen(t *testing.T) {
 	}
 }
 
-// What a program would go on with is closed when it cannot be found out whole.
+// Inherited maps are closed when not all of them can be read.
 func TestNothingStaysOpenOnFailure(t *testing.T) {
 	testenv.CheckLeaks(t)
 	src := sources(t, "shared.o", Options{BPFFS: testenv.BPFFS(t)})["file"]
@@ -62,7 +62,7 @@ func TestNothingStaysOpenOnFailure(t *testing.T) {
 	}
 }
 
-// A source that inherits is of the kind that it was, so that it still can be given a bpffs, and described.
+// A source keeps its kind when it inherits, so that it can still be given a bpffs and be described.
 func TestInheritKeepsTheKind(t *testing.T) {
 	testenv.CheckLeaks(t)
 	old := testenv.VerdictProgram(t, "ldt_old", testenv.XDPPass)
@@ -82,7 +82,7 @@ func TestInheritKeepsTheKind(t *testing.T) {
 		qt.Assert(t, qt.IsNil(err))
 		qt.Check(t, qt.IsFalse(about.Loaded), qt.Commentf("%s: it was loaded to be described", kind))
 	}
-	// One that is loaded stays what it is.
+	// A loaded program stays as it is.
 	next, _, err := Inherit(Program{old}, old)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(next, Source(Program{old})))

@@ -13,48 +13,48 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// A Source is where a program comes from.
+// A Source says where a program comes from.
 type Source interface {
-	// Load returns the program. One that is yet to be loaded is loaded to fit.
-	// The caller closes the result.
+	// Load returns the program. If the program is not loaded yet, Load loads it such
+	// that it fits. The caller closes the result.
 	Load(want Want) (*Loaded, error)
 }
 
-// A Want is where a program is to run.
+// A Want says where a program will run.
 type Want struct {
 	Hook hook.Hook
-	// Shape is that of the XDP chain it joins; nil when it starts one, and gets
-	// the shape it was written for.
+	// Shape is the shape of the XDP chain that the program joins. It is nil when the
+	// program starts a chain: the program then keeps the shape that it was written for.
 	Shape *dispatch.Shape
-	// Extension is the function whose place an XDP program takes; nil for one
-	// that is attached by itself.
+	// Extension is the function that an XDP program replaces; nil for a program that
+	// is attached by itself.
 	Extension *Extension
 }
 
-// An Extension is a function of a loaded program that another one replaces
+// An Extension names a function of a loaded program that another program replaces
 // (BPF_PROG_TYPE_EXT, "freplace").
 type Extension struct {
 	Target   *ebpf.Program
 	Function string
 }
 
-// Loaded is a program and what is known about it.
+// A Loaded is a loaded program and what is known about it.
 type Loaded struct {
 	Program *ebpf.Program
 	Shape   dispatch.Shape // of an XDP program
-	// Name is the function's name, whole where the kernel would cut it.
+	// Name is the function's whole name, which the kernel may have cut.
 	Name string
 	// Defaults are settings that the program itself asks for.
 	Defaults hook.Settings
-	// Maps are those that were made for the program, by name; empty for one
-	// that was loaded before.
+	// Maps are the maps that were made for the program, by name. It is empty for a
+	// program that was loaded before.
 	Maps map[string]*ebpf.Map
 
-	pinned []*ebpf.Map // pinned by this load, not found
+	pinned []*ebpf.Map // maps that this load has pinned
 	owned  []interface{ Close() error }
 }
 
-// Close releases the descriptors. The program stays loaded where it is in a slot.
+// Close closes the descriptors. A program in a slot stays loaded.
 func (l *Loaded) Close() {
 	for _, c := range l.owned {
 		c.Close()
@@ -62,8 +62,8 @@ func (l *Loaded) Close() {
 	l.owned = nil
 }
 
-// Discard is Close for a program that was not used after all: pins of maps
-// that were made on loading it go too.
+// Discard closes a program that was not used after all, and removes the pins that the
+// load made for its maps.
 func (l *Loaded) Discard() {
 	for _, m := range l.pinned {
 		_ = m.Unpin()
@@ -71,9 +71,10 @@ func (l *Loaded) Discard() {
 	l.Close()
 }
 
-// Program is a program that the caller has loaded and goes on to own.
+// A Program is the source of a program that the caller has loaded and still owns.
 type Program struct{ *ebpf.Program }
 
+// Load returns a clone of the program. The caller closes the result.
 func (p Program) Load(want Want) (*Loaded, error) {
 	if p.Program == nil {
 		return nil, hook.Because(hook.ErrUsage, "the program is nil")
@@ -81,9 +82,10 @@ func (p Program) Load(want Want) (*Loaded, error) {
 	return existing(p.Program, want)
 }
 
-// ID is the id of a loaded program.
+// An ID is the id of a loaded program, as a source.
 type ID uint32
 
+// Load opens the program. The caller closes the result.
 func (id ID) Load(want Want) (*Loaded, error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -95,9 +97,10 @@ func (id ID) Load(want Want) (*Loaded, error) {
 	return owned(prog, want)
 }
 
-// Pin is the path of a pinned program.
+// A Pin is the path of a pinned program, as a source.
 type Pin string
 
+// Load opens the pinned program. The caller closes the result.
 func (path Pin) Load(want Want) (*Loaded, error) {
 	prog, err := ebpf.LoadPinnedProgram(string(path), nil)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -119,7 +122,7 @@ func owned(prog *ebpf.Program, want Want) (*Loaded, error) {
 	return l, nil
 }
 
-// existing checks that a program that is loaded already fits.
+// existing returns a loaded program after a check that it fits.
 func existing(prog *ebpf.Program, want Want) (*Loaded, error) {
 	info, err := prog.Info()
 	if err != nil {
@@ -150,14 +153,14 @@ func existing(prog *ebpf.Program, want Want) (*Loaded, error) {
 	if l.Shape, err = state.ShapeOf(prog); err != nil {
 		return nil, fmt.Errorf("program %q: %w", info.Name, err)
 	}
-	// ShapeOf may find a shape that this kernel takes for the same.
+	// ShapeOf may return a shape that differs but is the same to this kernel.
 	if want.Shape != nil && l.Shape != *want.Shape {
 		return nil, Mismatch(info.Name, l.Shape, *want.Shape)
 	}
 	return l, nil
 }
 
-// Mismatch is the refusal of a program whose shape is not the chain's.
+// Mismatch returns the error for a program that does not have the chain's shape.
 func Mismatch(name string, have, want dispatch.Shape) error {
 	why := "and the kernel lets programs of one kind only run in a chain; load it as the others were, or give the file, which is then loaded to fit"
 	if have.Frags != want.Frags {
