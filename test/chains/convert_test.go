@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
@@ -177,6 +178,30 @@ func TestConvert(t *testing.T) {
 	qt.Assert(t, qt.IsNil(link.Close()))
 	s.WantRun(t, 1, 2, 3, 5, 4)
 	qt.Check(t, qt.IsTrue(s.Read(t).Protected()))
+	s.WantNoDispatchers(t)
+	s.Clear(t)
+	s.WantFree(t)
+}
+
+// When only the old dispatcher's pins are left, the error says that the chain was converted.
+func TestConvertLeavesPins(t *testing.T) {
+	testenv.NeedFreplace(t)
+	s := scene.New(t)
+	s.JoinLibxdp(t, 1, scene.Pass, 10)
+	o := dispatcher.ConvertOptions{BPFFS: s.BPFFS, Programs: map[hook.Ref]dispatcher.Source{hook.Ref(scene.TracerRef(1)): s.TracerSource(1, scene.Pass)}}
+	err := scene.AtEachStep(func() error {
+		_, err := dispatcher.Convert(t.Context(), s.Target, hook.StyleOwned, o)
+		return err
+	}, func(step string) {
+		if step == "convert: attached" {
+			qt.Assert(t, qt.IsNil(unix.Mount("", s.BPFFS, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")))
+		}
+	})
+	qt.Assert(t, qt.IsNil(unix.Mount("", s.BPFFS, "", unix.MS_REMOUNT, "")))
+	qt.Check(t, qt.ErrorMatches(err, `convert xdp veth1: the device has the owned chain now, but the pins of libxdp's dispatcher are still there: .*; "dispatcher .*recover" removes them`))
+	qt.Check(t, qt.IsTrue(s.Read(t).Protected()))
+	s.WantRun(t, 1)
+	s.Recover(t, dispatcher.RecoverOptions{})
 	s.WantNoDispatchers(t)
 	s.Clear(t)
 	s.WantFree(t)

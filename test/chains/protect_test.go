@@ -187,3 +187,26 @@ func TestUnprotectedChainReplaced(t *testing.T) {
 	})
 	s.WantFree(t)
 }
+
+// A chain that could not be protected is as it was, and nothing of it stays open.
+func TestProtectUndone(t *testing.T) {
+	s := scene.New(t)
+	s.ClearAtEnd(t)
+	s.AttachLegacy(t, s.Tracer(t, 1, testenv.XDPPass))
+	qt.Assert(t, qt.IsNil(s.Adopt(t, dispatcher.AdoptOptions{NoGap: true, Persistent: true}).Close()))
+	before := s.Read(t)
+	testenv.CheckFiles(t, func() {
+		err := scene.AtEachStep(func() error {
+			_, err := dispatcher.Adopt(t.Context(), s.Target, dispatcher.AdoptOptions{Persistent: true, BPFFS: s.BPFFS})
+			return err
+		}, func(step string) {
+			if step == "adopt: in the gap" {
+				qt.Assert(t, qt.IsNil(unix.Mount("", s.BPFFS, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")))
+			}
+		})
+		qt.Assert(t, qt.IsNil(unix.Mount("", s.BPFFS, "", unix.MS_REMOUNT, "")))
+		qt.Check(t, qt.ErrorIs(err, unix.EROFS))
+	})
+	qt.Check(t, qt.DeepEquals(s.Read(t), before))
+	s.WantRun(t, 1)
+}
