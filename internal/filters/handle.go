@@ -83,6 +83,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 		prog.Discard()
 		return err
 	}
+	kernel.Step("replace: to be kept")
 	h.Keep(prog)
 	return nil
 }

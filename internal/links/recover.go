@@ -35,10 +35,10 @@ func Recover(r *target.Recovery, folder string) {
 	if info.Type == link.CgroupType {
 		f.What = "a member whose cgroup is gone"
 	}
-	reg, err := openRegistry(r.Pins)
-	defer reg.Close()
 	var rec *state.Record
+	reg, err := openRegistry(r.Pins)
 	if err == nil {
+		defer reg.Close()
 		rec, err = reg.Get(info.ID)
 	}
 	if err != nil {
