@@ -272,7 +272,10 @@ func scanned(netns string, hooks []hook.Hook, bpffs string) scan.Options {
 
 // MountBPFFS mounts a bpffs at path, by convention /sys/fs/bpf, unless there
 // is one. It tells whether it did.
-func MountBPFFS(path string) (mounted bool, err error) { return kernel.MountBPFFS(path) }
+func MountBPFFS(path string) (mounted bool, err error) {
+	mounted, err = kernel.MountBPFFS(path)
+	return mounted, kernel.Wrap("mount bpffs", "", path, err)
+}
 
 func (t Target) place(bpffs string) target.Target {
 	return target.Target{Hook: t.Hook, Name: t.Name(), NetNS: t.NetNS, BPFFS: bpffsOf(bpffs)}

@@ -1,9 +1,13 @@
 package dispatcher
 
-import "github.com/libdispatcher/dispatcher/hook"
+import (
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
+)
 
-// Error is what every function here returns on failure: what failed, on which
-// hook and target, who is there instead, why, and the next step.
+// Error is what every function here returns on failure, not wrapped in anything:
+// what failed, on which hook and target, what is there instead, why, and the next
+// step.
 type Error = hook.Error
 
 // Causes, for errors.Is; see package hook for what each means.
@@ -19,7 +23,7 @@ var (
 
 // wrap makes the error that is returned: of what was tried, and where.
 func wrap(op string, t Target, err error) error {
-	err = hook.Wrap(op, t.Hook, t.Name(), err)
+	err = kernel.Wrap(op, t.Hook, t.Name(), err)
 	if e, ok := err.(*Error); ok && e.Occupant != nil {
 		nameHolders(e.Occupant)
 	}

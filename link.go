@@ -76,7 +76,7 @@ func (l *Link) Detach(ctx context.Context) error {
 // pinned leaves, and with the last such member the dispatcher leaves the
 // device. The kernel does both a little after Close has returned: 8 to 33 ms
 // were seen until no packet met the member any more. Closing twice is no error.
-func (l *Link) Close() error { return l.handle.Close() }
+func (l *Link) Close() error { return wrap("close", l.target, l.handle.Close()) }
 
 // Info describes the member as it is now.
 func (l *Link) Info(ctx context.Context) (*hook.Member, error) {

@@ -1,9 +1,6 @@
 package hook
 
-import (
-	"fmt"
-	"iter"
-)
+import "fmt"
 
 // A Cause is why something failed, in words, with what [Wrap] puts into the
 // Error: a hint, which is the next step, and the occupant of the hook. The text
@@ -52,25 +49,18 @@ func (c *Cause) HeldBy(o *Occupant) *Cause {
 func (c *Cause) Error() string   { return c.text }
 func (c *Cause) Unwrap() []error { return c.errs }
 
-// causes are the Causes in the tree of err: outer ones before those that they
-// wrap, and of several wrapped ones the first one first.
-func causes(err error) iter.Seq[*Cause] {
-	return func(yield func(*Cause) bool) { visit(err, yield) }
-}
-
-func visit(err error, yield func(*Cause) bool) bool {
-	if c, ok := err.(*Cause); ok && !yield(c) {
-		return false
+// visit calls fn for the Causes in the tree of err: an outer one before those that
+// it wraps, and of several wrapped errors the first one first.
+func visit(err error, fn func(*Cause)) {
+	if c, ok := err.(*Cause); ok {
+		fn(c)
 	}
 	switch w := err.(type) {
 	case interface{ Unwrap() error }:
-		return visit(w.Unwrap(), yield)
+		visit(w.Unwrap(), fn)
 	case interface{ Unwrap() []error }:
 		for _, err := range w.Unwrap() {
-			if !visit(err, yield) {
-				return false
-			}
+			visit(err, fn)
 		}
 	}
-	return true
 }

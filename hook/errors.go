@@ -56,14 +56,14 @@ func Wrap(op string, h Hook, target string, err error) error {
 	}
 	e := &Error{Op: op, Hook: h, Target: target, Err: err}
 	var hints []string
-	for c := range causes(err) {
+	visit(err, func(c *Cause) {
 		if e.Occupant == nil {
 			e.Occupant = c.occupant
 		}
 		if c.hint != "" && !slices.Contains(hints, c.hint) {
 			hints = append(hints, c.hint)
 		}
-	}
+	})
 	e.Hint = strings.Join(hints, "; ")
 	return e
 }
@@ -104,36 +104,42 @@ func (o *Occupant) String() string {
 }
 
 func (e *Error) Error() string {
-	var b strings.Builder
-	b.WriteString(e.Op)
-	if e.Hook != "" {
-		fmt.Fprintf(&b, " %s", e.Hook)
-	}
-	if e.Target != "" {
-		fmt.Fprintf(&b, " %s", printable(e.Target))
-	}
-	if e.Occupant != nil {
-		fmt.Fprintf(&b, ": held by %v", e.Occupant)
-	}
-	if e.Err != nil {
-		cause := oneLine(e.Err.Error())
-		if e.Occupant == nil || cause != ErrBusy.Error() {
-			fmt.Fprintf(&b, ": %s", cause)
+	var parts []string
+	for _, word := range []string{e.Op, string(e.Hook), printable(e.Target)} {
+		if word != "" {
+			parts = append(parts, word)
 		}
 	}
-	if e.Hint != "" {
-		fmt.Fprintf(&b, "; %s", e.Hint)
+	if len(parts) > 0 {
+		parts = []string{strings.Join(parts, " ")}
 	}
-	return b.String()
+	if e.Occupant != nil {
+		parts = append(parts, fmt.Sprintf("held by %v", e.Occupant))
+	}
+	if why := e.Reason(); why != "" && (e.Occupant == nil || why != ErrBusy.Error()) {
+		parts = append(parts, why)
+	}
+	text := strings.Join(parts, ": ")
+	if e.Hint != "" {
+		text += "; " + e.Hint
+	}
+	return text
+}
+
+// Reason is the text of the cause, in one line; empty without one.
+func (e *Error) Reason() string {
+	if e.Err == nil {
+		return ""
+	}
+	return oneLine(e.Err.Error())
 }
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// oneLine returns the text of an error, which [errors.Join] puts in several
-// lines, in one.
+// oneLine returns the lines of s, which [errors.Join] makes, as one.
 func oneLine(s string) string {
 	lines := strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' })
-	return strings.Join(lines, "; ")
+	return strings.Join(lines, ", and ")
 }
 
 // printable returns s, quoted and cut where it would spoil a line.

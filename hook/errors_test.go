@@ -44,13 +44,64 @@ func TestErrorText(t *testing.T) {
 			},
 			"list: held by a link (program without a name, id 1, tag 00, offload mode)",
 		},
-		// Whatever was given as a device, the text is one line.
+		{hook.Error{Err: fs.ErrNotExist, Hint: "look"}, "file does not exist; look"}, // of the command itself
+		// Whatever was given as a device, and whatever went wrong, the text is one line.
+		{hook.Error{Op: "list", Err: errors.Join(fs.ErrExist, fs.ErrNotExist)}, "list: file already exists, and file does not exist"},
 		{hook.Error{Op: "attach", Target: "eth0\x00\x1b[2J\n"}, `attach "eth0\x00\x1b[2J\n"`},
 		{hook.Error{Op: "attach", Target: strings.Repeat("e", 500)}, `attach "` + strings.Repeat("e", 200) + `"`},
 		{hook.Error{Op: "open", Target: "/sys/fs/bpf/libdispatcher/xdp_1/member_a%2Eb/slot"}, "open /sys/fs/bpf/libdispatcher/xdp_1/member_a%2Eb/slot"},
 	} {
 		qt.Check(t, qt.Equals(test.err.Error(), test.text))
 	}
+}
+
+// What functions wrap around a cause is in the Error, in front of it, and the hint is at the end.
+func TestWrap(t *testing.T) {
+	occupant := &hook.Occupant{Kind: hook.KindForeign, LinkID: 12, Program: hook.Program{ID: 42, Name: "other", Tag: "00"}}
+	held := hook.Busy(occupant).Hint("wait for link %d", 12)
+	refused := hook.Because(hook.ErrIncompatible, "%s: refused", "x.o").Hint("use another")
+	for name, test := range map[string]struct {
+		err  error
+		text string
+		want hook.Error // without Err
+	}{
+		"plain": {fs.ErrNotExist, "attach xdp eth0: file does not exist", hook.Error{}},
+		"held":  {held, "attach xdp eth0: held by link 12 (program other, id 42, tag 00); wait for link 12", hook.Error{Occupant: occupant, Hint: "wait for link 12"}},
+		"held, and more": {
+			fmt.Errorf("gave up after 200 tries: %w", held),
+			"attach xdp eth0: held by link 12 (program other, id 42, tag 00): gave up after 200 tries: hook is busy; wait for link 12",
+			hook.Error{Occupant: occupant, Hint: "wait for link 12"},
+		},
+		"a cause of a cause": {
+			hook.Because(hook.ErrChanged, "gave up: %w", fmt.Errorf("load: %w", refused)),
+			"attach xdp eth0: gave up: load: x.o: refused; use another", hook.Error{Hint: "use another"},
+		},
+		"two hints": {
+			hook.WithHint(fmt.Errorf("link 7: %w", refused), "ask %s", "them"),
+			"attach xdp eth0: link 7: x.o: refused; ask them; use another", hook.Error{Hint: "ask them; use another"},
+		},
+		"one hint twice": {
+			fmt.Errorf("%w, and %w", refused, refused),
+			"attach xdp eth0: x.o: refused, and x.o: refused; use another", hook.Error{Hint: "use another"},
+		},
+		"the occupant with a reason": {
+			hook.Because(hook.ErrBusy, "it does not share").HeldBy(occupant),
+			"attach xdp eth0: held by link 12 (program other, id 42, tag 00): it does not share", hook.Error{Occupant: occupant},
+		},
+		"joined": {
+			errors.Join(fs.ErrExist, held),
+			"attach xdp eth0: held by link 12 (program other, id 42, tag 00): file already exists, and hook is busy; wait for link 12",
+			hook.Error{Occupant: occupant, Hint: "wait for link 12"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := hook.Wrap("attach", hook.XDP, "eth0", test.err)
+			qt.Check(t, qt.Equals(err.Error(), test.text))
+			test.want.Op, test.want.Hook, test.want.Target, test.want.Err = "attach", hook.XDP, "eth0", test.err
+			qt.Check(t, qt.Equals(*err.(*hook.Error), test.want))
+		})
+	}
+	qt.Check(t, qt.IsNil(hook.Wrap("attach", hook.XDP, "eth0", nil)))
 }
 
 // Callers decide by errors.Is and errors.As, through every wrapping.

@@ -119,5 +119,5 @@ func (d Device) at(op string, fn func(*site) error) error {
 
 // failed adds to an error what was tried, and where.
 func (d Device) failed(op string, err error) error {
-	return hook.Wrap(op, hook.XDP, d.Name, err)
+	return kernel.Wrap(op, hook.XDP, d.Name, err)
 }

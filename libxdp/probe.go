@@ -7,6 +7,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/code"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // Supported returns an error if this kernel cannot have a libxdp chain. It tries
@@ -28,7 +29,7 @@ func Supported() error {
 		},
 	})
 	if err != nil {
-		return loadError(name, err)
+		return kernel.Freplace("try it", err)
 	}
 	defer prog.Close()
 	l, err := linkComponent(prog, dispatcher, stub)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -94,8 +93,11 @@ protected until "adopt" gives it one.`,
 			for _, text := range programs {
 				member, word, ok := strings.Cut(text, "=")
 				ref := hook.Ref(member)
-				if err := ref.Check(); !ok || err != nil {
-					return usage("as in --program xdp_filter=filter.o", "--program %s: %v", text, errors.Join(err, errors.New("must be MEMBER=PROGRAM")))
+				if !ok {
+					return usage("as in --program xdp_filter=filter.o", "--program %s: must be MEMBER=PROGRAM", text)
+				}
+				if err := ref.Check(); err != nil {
+					return usage("", "--program %s: %w", text, err)
 				}
 				from, err := (&programFlags{}).source(a, t.Hook, word)
 				if err != nil {

@@ -64,23 +64,33 @@ func describeStatuses(indent string) string {
 	return b.String()
 }
 
-// A usageError is an error in the command line, found before the library is
-// called.
-type usageError struct{ cause, hint string }
-
-// usage returns a usageError. The hint, the next step, may be empty.
+// usage returns an error in the command line, found before the library is called.
+// The hint, the next step, may be empty.
 func usage(hint, format string, args ...any) error {
-	return &usageError{fmt.Sprintf(format, args...), hint}
+	return hook.Because(dispatcher.ErrUsage, format, args...).Hint("%s", hint)
 }
 
-func (e *usageError) Error() string {
-	if e.hint == "" {
-		return e.cause
+// several are errors of one run. Each is printed; the first gives the exit status.
+type several []error
+
+func (s several) Error() string   { return errors.Join(s...).Error() }
+func (s several) Unwrap() []error { return s }
+
+// join returns the errors among errs as one; nil when there is none.
+func join(errs ...error) error {
+	var all several
+	for _, err := range errs {
+		if more, ok := err.(several); ok {
+			all = append(all, more...)
+		} else if err != nil {
+			all = append(all, err)
+		}
 	}
-	return e.cause + "; " + e.hint
+	if len(all) == 0 {
+		return nil
+	}
+	return all
 }
-
-func (e *usageError) Is(target error) bool { return target == dispatcher.ErrUsage }
 
 // jsonError is an error as JSON.
 type jsonError struct {
@@ -102,25 +112,37 @@ type jsonOccupant struct {
 	HeldBy  []string     `json:"held_by,omitempty"`
 }
 
-// fail prints the error and returns the exit status.
+// fail prints the error, or each of several, and returns the exit status.
 func (a *app) fail(err error) int {
-	status := exitStatus(err)
+	all, ok := err.(several)
+	if !ok {
+		all = several{err}
+	}
+	status := exitStatus(all[0])
+	for _, err := range all {
+		a.printError(err, status)
+	}
+	return status
+}
+
+func (a *app) printError(err error, status int) {
+	e := shown(err)
 	var refused *hook.VerifierRefusal
 	isRefused := errors.As(err, &refused)
 	if a.format == formatJSON {
-		e := describeError(err)
-		e.Exit = status
+		j := describeError(e)
+		j.Exit = status
 		if isRefused && a.verbose {
-			e.Verifier = refused.Log
+			j.Verifier = refused.Log
 		}
 		_ = encodeLine(a.stderr, struct {
 			Version int       `json:"version"`
 			Error   jsonError `json:"error"`
-		}{schema, e})
-		return status
+		}{schema, j})
+		return
 	}
 
-	fmt.Fprintf(a.stderr, "%s %s\n", a.paint(a.stderr, "dispatcher:", red), oneLine(err.Error()))
+	fmt.Fprintf(a.stderr, "%s %v\n", a.paint(a.stderr, "dispatcher:", red), e)
 	if isRefused {
 		if a.verbose {
 			fmt.Fprintf(a.stderr, "%+v\n", refused.Err)
@@ -128,28 +150,27 @@ func (a *app) fail(err error) int {
 			a.note("-v prints the verifier's whole log")
 		}
 	}
-	return status
 }
 
-func describeError(err error) jsonError {
-	var e *dispatcher.Error
-	if errors.As(err, &e) {
-		j := jsonError{Op: e.Op, Hook: string(e.Hook), Target: e.Target, Hint: e.Hint}
-		if e.Err != nil {
-			j.Cause = e.Err.Error()
-		}
-		if o := e.Occupant; o != nil {
-			j.Occupant = &jsonOccupant{Kind: string(o.Kind), LinkID: o.LinkID, Program: describeProgram(o.Program), HeldBy: o.HeldBy}
-			if e.Hook == hook.XDP {
-				j.Occupant.Mode = o.Mode.String()
-			}
-		}
-		return j
+// shown is the error that text and JSON are made from: one of the library's as it is,
+// one of the command itself without an operation.
+func shown(err error) *dispatcher.Error {
+	e, ok := err.(*dispatcher.Error)
+	if !ok {
+		errors.As(hook.Wrap("", "", "", err), &e)
 	}
-	if u, ok := err.(*usageError); ok {
-		return jsonError{Cause: u.cause, Hint: u.hint}
+	return e
+}
+
+func describeError(e *dispatcher.Error) jsonError {
+	j := jsonError{Op: e.Op, Hook: string(e.Hook), Target: e.Target, Cause: e.Reason(), Hint: e.Hint}
+	if o := e.Occupant; o != nil {
+		j.Occupant = &jsonOccupant{Kind: string(o.Kind), LinkID: o.LinkID, Program: describeProgram(o.Program), HeldBy: o.HeldBy}
+		if o.Mode != hook.ModeAuto {
+			j.Occupant.Mode = o.Mode.String()
+		}
 	}
-	return jsonError{Cause: err.Error()}
+	return j
 }
 
 // oneLine makes a message one line, as scripts and logs expect.

@@ -3,25 +3,31 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
+	"unicode"
 
 	"github.com/cilium/ebpf"
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
+// at is an error of the library.
+func at(err error) error { return hook.Wrap("attach", hook.XDP, "eth0", err) }
+
 func TestExitStatus(t *testing.T) {
-	at := func(err error) error {
-		return &dispatcher.Error{Op: "attach", Hook: hook.XDP, Target: "eth0", Err: err}
-	}
 	for _, test := range []struct {
 		err  error
 		want int
@@ -77,7 +83,16 @@ func TestFail(t *testing.T) {
 				`"occupant":{"kind":"foreign","link_id":12,"mode":"native","program":{"id":41,"name":"cil_xdp_entry","tag":"2cdaa4a309ea9ba2","loaded_by_uid":0}},"exit":3}}` + "\n",
 		},
 		{
-			"several lines", app{}, errors.New("one\ntwo\n"), 2, "dispatcher: one two\n",
+			"several lines", app{}, errors.New("one\ntwo\n"), 2, "dispatcher: one, and two\n",
+		},
+		{
+			"several", app{}, join(nil, join(at(fs.ErrNotExist), errDrift), dispatcher.ErrUsage), 4,
+			"dispatcher: attach xdp eth0: file does not exist\ndispatcher: there is something to mend\ndispatcher: invalid request\n",
+		},
+		{
+			"several, json", app{format: formatJSON}, join(at(fs.ErrNotExist), errDrift), 4,
+			`{"version":1,"error":{"op":"attach","hook":"xdp","target":"eth0","cause":"file does not exist","exit":4}}` + "\n" +
+				`{"version":1,"error":{"cause":"there is something to mend","exit":4}}` + "\n",
 		},
 		{
 			"colour", app{color: "always"}, errors.New("no"), 2, "\x1b[31mdispatcher:\x1b[0m no\n",
@@ -88,7 +103,7 @@ func TestFail(t *testing.T) {
 		},
 		{
 			"wrapped usage, json", app{format: formatJSON}, fmt.Errorf("--map m=id:x: %w", usage("as in id:41", "not an id")), 1,
-			`{"version":1,"error":{"cause":"--map m=id:x: not an id; as in id:41","exit":1}}` + "\n",
+			`{"version":1,"error":{"cause":"--map m=id:x: not an id","hint":"as in id:41","exit":1}}` + "\n",
 		},
 		{
 			"verifier", app{}, refused, 2,
@@ -128,4 +143,76 @@ func TestDidYouMean(t *testing.T) {
 	} {
 		qt.Check(t, qt.Equals(didYouMean(wrong, verbs, "", "see"), want), qt.Commentf("%s", wrong))
 	}
+}
+
+// strictMain is main, which ends with exit status 99 when the library returns an error that is
+// not as it must be, or that is not the same as text and as JSON.
+func strictMain() {
+	kernel.OnError = func(err error) {
+		wrong := testenv.CheckError(err)
+		if j := describeError(shown(err)); wrong == nil && textOf(j) != err.Error() {
+			wrong = fmt.Errorf("the error %q is as JSON %q", err, textOf(j))
+		}
+		if wrong != nil {
+			fmt.Fprintln(os.Stderr, wrong)
+			os.Exit(99)
+		}
+	}
+	main()
+}
+
+// textOf is the text of an error as its JSON has it.
+func textOf(j jsonError) string {
+	at := []string{j.Op, j.Hook, j.Target}
+	if strings.ContainsFunc(j.Target, func(r rune) bool { return !unicode.IsPrint(r) }) || len(j.Target) > 200 {
+		at[2] = fmt.Sprintf("%.200q", j.Target)
+	}
+	at = slices.DeleteFunc(at, func(word string) bool { return word == "" })
+	text := strings.Join(at, " ")
+	if o := j.Occupant; o != nil {
+		var p hook.Program
+		if o.Program != nil {
+			p = hook.Program{ID: o.Program.ID, Name: o.Program.Name, Tag: o.Program.Tag}
+		}
+		mode, _ := hook.ParseMode(o.Mode) // of none: auto
+		text += fmt.Sprintf(": held by %v", &hook.Occupant{Kind: hook.Kind(o.Kind), LinkID: o.LinkID, Program: p, Mode: mode, HeldBy: o.HeldBy})
+	}
+	if j.Occupant == nil || j.Cause != hook.ErrBusy.Error() {
+		text = strings.TrimPrefix(text+": "+j.Cause, ": ")
+	}
+	if j.Hint != "" {
+		text += "; " + j.Hint
+	}
+	return text
+}
+
+// checkSaid tells what is wrong with what a command printed to stderr that ended with the status.
+func checkSaid(stderr string, status int) error {
+	said := 0
+	for line := range strings.Lines(stderr) {
+		line = strings.TrimSuffix(line, "\n")
+		var j struct{ Error *jsonError }
+		switch {
+		case json.Unmarshal([]byte(line), &j) == nil:
+			if j.Error == nil {
+				continue // a note, or a warning
+			}
+			if j.Error.Cause == "" || j.Error.Exit != status {
+				return fmt.Errorf("no cause, or not exit status %d: %s", status, line)
+			}
+			line = textOf(*j.Error)
+		case !strings.HasPrefix(line, "dispatcher: "), strings.HasPrefix(line, "dispatcher: note: "), strings.HasPrefix(line, "dispatcher: warning: "):
+			continue
+		}
+		said++
+		for _, bad := range []string{": :", ": ;", "; ;", ";;", "%!", "<nil>", ":  "} {
+			if strings.Contains(line, bad) {
+				return fmt.Errorf("there is %q in: %s", bad, line)
+			}
+		}
+	}
+	if said == 0 {
+		return fmt.Errorf("no error on stderr: %q", stderr)
+	}
+	return nil
 }

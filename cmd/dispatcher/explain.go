@@ -447,7 +447,7 @@ func (a *app) explainAll(ctx context.Context, e *dispatcher.Explainer, next pack
 		default:
 		}
 	}
-	return errors.Join(out.end(), err, out.judge(err))
+	return join(out.end(), err, out.judge(err))
 }
 
 // errUnexpected is explain's error when a packet got another verdict.

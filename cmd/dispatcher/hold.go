@@ -34,11 +34,7 @@ func (a *app) hold(ctx context.Context, t dispatcher.Target, link *dispatcher.Li
 		case <-tick.C:
 			_, err := link.Info(ctx)
 			if errors.Is(err, dispatcher.ErrDefunct) || errors.Is(err, fs.ErrNotExist) {
-				var e *dispatcher.Error
-				if errors.As(err, &e) {
-					e.Op = "hold"
-				}
-				return err
+				return hook.Wrap("hold", t.Hook, t.Name(), errors.Unwrap(err))
 			}
 		}
 	}

@@ -67,11 +67,11 @@ cgroup below that has programs of its own.`,
 			if holders || a.format == formatWide {
 				var heldErr error
 				held, heldErr = dispatcher.HoldersIn(cmd.Context(), chains, dispatcher.HoldersOptions{})
-				err = errors.Join(err, heldErr)
+				err = join(err, heldErr)
 			}
 			// Chains that could be read are shown, even if others could not be
 			// read.
-			return errors.Join(a.printList(chains, held), err)
+			return join(a.printList(chains, held), err)
 		},
 	}
 	flags := cmd.Flags()

@@ -248,7 +248,7 @@ func openMap(word string) (*ebpf.Map, error) {
 	}
 	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("map: %w; \"bpftool map\" lists the loaded ones", fs.ErrNotExist)
+		return nil, hook.Because(fs.ErrNotExist, "there is no such map").Hint("\"bpftool map\" lists the loaded ones")
 	}
 	return m, kernel.Errno("map", err)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -57,7 +56,7 @@ func (a *app) printRecovered(found []hook.Leftover, dryRun bool) error {
 	for _, f := range found {
 		left = append(left, f.Err)
 	}
-	err := errors.Join(left...)
+	err := join(left...)
 	if a.format == formatJSON {
 		list := []jsonRecovered{}
 		for _, f := range found {
@@ -67,7 +66,7 @@ func (a *app) printRecovered(found []hook.Leftover, dryRun bool) error {
 			}
 			list = append(list, j)
 		}
-		return errors.Join(a.printJSON(struct {
+		return join(a.printJSON(struct {
 			Version   int             `json:"version"`
 			DryRun    bool            `json:"dry_run"`
 			Recovered []jsonRecovered `json:"recovered"`
@@ -83,7 +82,7 @@ func (a *app) printRecovered(found []hook.Leftover, dryRun bool) error {
 	}
 	var b strings.Builder
 	a.table(&b, "", rows)
-	return errors.Join(a.print(b.String()), err)
+	return join(a.print(b.String()), err)
 }
 
 func done(f hook.Leftover, dryRun bool) cell {

@@ -37,7 +37,7 @@ import (
 //go:generate llvm-strip-19 -g testdata/bpf/single.o testdata/bpf/several.o testdata/bpf/tailcall.o testdata/bpf/refused.o testdata/bpf/rewrite.o
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"dispatcher": main, xdpLoader: main, "othertool": otherTool})
+	testscript.Main(m, map[string]func(){"dispatcher": strictMain, xdpLoader: main, "othertool": otherTool})
 }
 
 // TestScripts runs each script in testdata/script against the real command, with its own network
@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 //	$BPFFS       an empty bpffs
 //	$BPF         the folder of object files (testdata/bpf)
 //
-//	fails N CMD...         run CMD, which must end with exit status N
+//	fails N CMD...         run CMD, which must end with exit status N and say well why
 //	await PATTERN CMD...   run CMD until its stdout matches
 //	getenv VAR PATTERN     set VAR to what the group in PATTERN matches in stdout
 //	capture FILE PACKET... write a pcap file of UDP packets: SRC:PORT>DST:PORT, with /N only N bytes
@@ -156,6 +156,11 @@ func fails(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("exit status 0, want %s", args[0])
 	case !errors.As(err, &exit) || strconv.Itoa(exit.ExitCode()) != args[0]:
 		ts.Fatalf("%v, want exit status %s", err, args[0])
+	}
+	if args[1] == "dispatcher" {
+		if err := checkSaid(ts.ReadFile("stderr"), exit.ExitCode()); err != nil {
+			ts.Fatalf("%v", err)
+		}
 	}
 }
 

@@ -2,10 +2,10 @@ package kernel
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,10 +25,10 @@ func MountBPFFS(path string) (bool, error) {
 		return false, nil
 	}
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return false, fmt.Errorf("mount bpffs: %w", err)
+		return false, hook.Because(fs.ErrNotExist, "there is no folder %s", path)
 	}
 	if err := unix.Mount("bpffs", path, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-		return false, fmt.Errorf("mount bpffs at %s: %w", path, Explain(err))
+		return false, Errno("mount", err)
 	}
 	return true, nil
 }

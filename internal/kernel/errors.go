@@ -3,7 +3,22 @@ package kernel
 import (
 	"fmt"
 	"slices"
+
+	"github.com/libdispatcher/dispatcher/hook"
 )
+
+// OnError, when set, is called with every error that a function for users
+// returns. Tests set it to look at the errors; nothing else does.
+var OnError func(error)
+
+// Wrap is [hook.Wrap] for the functions that users call.
+func Wrap(op string, h hook.Hook, target string, err error) error {
+	err = hook.Wrap(op, h, target, err)
+	if err != nil && OnError != nil {
+		OnError(err)
+	}
+	return err
+}
 
 // Join is errors.Join with the text in one line.
 func Join(errs ...error) error {

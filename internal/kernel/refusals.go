@@ -18,13 +18,15 @@ import (
 // architecture has no trampolines.
 func Freplace(what string, err error) error {
 	const enotsupp = unix.Errno(524) // linux/errno.h; internal to the kernel, but user space gets it
-	refused := errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, enotsupp) ||
-		errors.Is(err, unix.EPERM) && len(MissingCapabilities()) == 0
-	if !refused || errors.Is(err, ebpf.ErrNotSupported) {
-		return Errno(what, err)
+	for _, refusal := range []unix.Errno{unix.EOPNOTSUPP, enotsupp, unix.EPERM} {
+		if !errors.Is(err, refusal) || errors.Is(err, ebpf.ErrNotSupported) || refusal == unix.EPERM && len(MissingCapabilities()) > 0 {
+			continue
+		}
+		// The rest of the text is what cilium/ebpf guesses.
+		return hook.Because(ebpf.ErrNotSupported, "%s: this kernel refuses freplace (BPF_PROG_TYPE_EXT): %w", what, refusal).
+			Hint("libxdp's chains are built on it; an owned chain works without it (--style owned)")
 	}
-	return hook.Because(ebpf.ErrNotSupported, "%s: this kernel refuses freplace (BPF_PROG_TYPE_EXT), which libxdp's chains are built on: %w", what, err).
-		Hint("an owned chain works without it (--style owned)")
+	return Errno(what, err)
 }
 
 // RefusedXDP explains why a device refused a dispatcher.

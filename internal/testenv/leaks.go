@@ -23,7 +23,8 @@ import (
 
 // CheckLeaks fails the test if it leaves anything behind: BPF links, programs and maps of this project, open
 // files of this process, namespaces, cgroups, child processes, goroutines of this package. Call it first:
-// functions that are registered with t.Cleanup later run before the check.
+// functions that are registered with t.Cleanup later run before the check. It also fails the test if
+// the library returned an error that [CheckError] refuses.
 //
 // Programs and maps of this project have names that begin with libdispatcher, ld_, ldt_ or xdp_disp. The check
 // covers these, links that carry such programs, and every new link of a type that the project attaches.
@@ -50,6 +51,7 @@ func checkLeaks(t testing.TB, load bool) {
 	}
 	t.Cleanup(func() {
 		t.Helper()
+		reportErrors(t)
 		if leaked, err := waitForLeaks(before); err != nil {
 			t.Errorf("look for leaks: %v", err)
 		} else if len(leaked) > 0 {

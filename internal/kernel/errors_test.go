@@ -1,0 +1,58 @@
+package kernel
+
+import (
+	"errors"
+	"io/fs"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
+
+func TestJoin(t *testing.T) {
+	qt.Check(t, qt.IsNil(Join(nil, nil)))
+	qt.Check(t, qt.Equals(Join(nil, fs.ErrExist), fs.ErrExist))
+	err := Join(fs.ErrExist, nil, fs.ErrNotExist, fs.ErrClosed)
+	qt.Check(t, qt.ErrorMatches(err, "file already exists, and file does not exist, and file already closed"))
+	for _, is := range []error{fs.ErrExist, fs.ErrNotExist, fs.ErrClosed} {
+		qt.Check(t, qt.ErrorIs(err, is))
+	}
+}
+
+func TestUndo(t *testing.T) {
+	qt.Check(t, qt.Equals(Undo(fs.ErrExist, nil, nil), fs.ErrExist))
+	err := Undo(fs.ErrExist, nil, fs.ErrNotExist)
+	qt.Check(t, qt.ErrorMatches(err, "file already exists, and undoing that failed: file does not exist"))
+	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
+}
+
+// What stands in the way is said once, however the errors were wrapped.
+func TestFreplace(t *testing.T) {
+	err := Wrap("attach", hook.XDP, "eth0", Errno("x.o", Freplace("load program", errors.Join(errors.New("guess"), unix.EOPNOTSUPP))))
+	qt.Check(t, qt.ErrorMatches(err, `attach xdp eth0: x\.o: load program: this kernel refuses freplace \(BPF_PROG_TYPE_EXT\): operation not supported; `+
+		`libxdp's chains are built on it; an owned chain works without it \(--style owned\)`))
+	qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
+	qt.Check(t, qt.ErrorIs(err, unix.EOPNOTSUPP))
+	qt.Check(t, qt.ErrorMatches(Freplace("load program", unix.EINVAL), "load program: invalid argument"))
+}
+
+func TestRefusedXDP(t *testing.T) {
+	for _, test := range []struct {
+		mode hook.Mode
+		err  error
+		want string
+		is   error
+	}{
+		{hook.ModeAuto, unix.ENODEV, `attach xdp eth0: device "eth0" does not exist any more`, fs.ErrNotExist},
+		{hook.ModeNative, unix.EOPNOTSUPP, "attach xdp eth0: the driver has no native XDP: operation not supported; use generic mode", ebpf.ErrNotSupported},
+		{hook.ModeAuto, unix.EOPNOTSUPP, "attach xdp eth0: the kernel or the driver refused the dispatcher: operation not supported; common reasons are .*", unix.EOPNOTSUPP},
+		{hook.ModeNative, unix.EPERM, "attach xdp eth0: attach the dispatcher: operation not permitted: .*", hook.ErrPermission},
+	} {
+		err := Wrap("attach", hook.XDP, "eth0", RefusedXDP("eth0", test.mode, test.err))
+		qt.Check(t, qt.ErrorMatches(err, test.want))
+		qt.Check(t, qt.ErrorIs(err, test.is))
+	}
+}
