@@ -190,7 +190,7 @@ func textOf(j jsonError) string {
 func checkSaid(stderr string, status int) error {
 	said := 0
 	for line := range strings.Lines(stderr) {
-		line = strings.TrimSuffix(line, "\n")
+		line = strings.NewReplacer(red, "", plain, "", "\n", "").Replace(line)
 		var j struct{ Error *jsonError }
 		switch {
 		case json.Unmarshal([]byte(line), &j) == nil:

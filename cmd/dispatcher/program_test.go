@@ -43,7 +43,7 @@ func TestParseProgram(t *testing.T) {
 		"plain.o:":      `"plain.o:": the program's name is missing; .*`,
 	} {
 		_, err := parseProgram(word, isFile)
-		qt.Check(t, qt.ErrorMatches(err, want), qt.Commentf("%s", word))
+		qt.Check(t, qt.ErrorMatches(shown(err), want), qt.Commentf("%s", word))
 		qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage), qt.Commentf("%s", word))
 	}
 }
