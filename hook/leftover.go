@@ -17,6 +17,6 @@ type Leftover struct {
 	What string
 	// Reattached: the members are attached again, and not collected.
 	Reattached bool
-	// Err is why it is still there; nil once it is gone or attached again.
+	// Err, an [Error], is why it is still there; nil once it is gone or attached again.
 	Err error
 }

@@ -162,6 +162,13 @@ func shown(err error) *dispatcher.Error {
 	return e
 }
 
+// why is the text of an error that stands beside what it is about: the cause and
+// the hint.
+func why(err error) string {
+	e := shown(err)
+	return (&dispatcher.Error{Err: e.Err, Hint: e.Hint}).Error()
+}
+
 func describeError(e *dispatcher.Error) jsonError {
 	j := jsonError{Op: e.Op, Hook: string(e.Hook), Target: e.Target, Cause: e.Reason(), Hint: e.Hint}
 	if o := e.Occupant; o != nil {

@@ -458,7 +458,7 @@ var errUnexpected = errors.New("another verdict than expected")
 func (x *explained) judge(other error) error {
 	switch {
 	case x.notRun > 0:
-		return fmt.Errorf("%d of %s could not be run: %s", x.notRun, packets(x.count), oneLine(x.firstError.Error()))
+		return fmt.Errorf("%d of %s could not be run: %s", x.notRun, packets(x.count), why(x.firstError))
 	case x.expected == nil:
 	case x.count == 0 && other == nil:
 		return hook.Because(errUnexpected, "expected %v, but there was no packet", x.expected)

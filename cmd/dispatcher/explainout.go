@@ -133,7 +133,7 @@ func (x *explained) text(p *packet.Captured, t *hook.Trace, by string) string {
 	x.a.table(&b, "  ", rows)
 	switch {
 	case t.Err != nil:
-		b.WriteString("  " + x.a.paint(x.a.stdout, "not run: ", red) + oneLine(t.Err.Error()) + "\n")
+		b.WriteString("  " + x.a.paint(x.a.stdout, "not run: ", red) + why(t.Err) + "\n")
 	case t.Verdict == hook.Pass:
 		b.WriteString("  => " + x.a.paint(x.a.stdout, "pass", green) + "\n")
 	default:
@@ -347,7 +347,7 @@ type jsonOutcome struct {
 func (x *explained) asJSON(p *packet.Captured, t *hook.Trace, by string) jsonPacket {
 	j := jsonPacket{Number: x.count, Length: p.Length, Text: packet.Describe(p.Data), Data: hex.EncodeToString(p.Data), Steps: []jsonStep{}}
 	if t.Err != nil {
-		j.Error = oneLine(t.Err.Error())
+		j.Error = why(t.Err)
 	} else {
 		j.Verdict, j.By = t.Verdict.String(), by
 	}

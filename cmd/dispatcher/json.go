@@ -115,7 +115,7 @@ func describeChain(c *hook.Chain, dryRun bool) jsonChain {
 		j.Mode = c.Mode.String()
 	}
 	if c.Err != nil {
-		j.Error = oneLine(c.Err.Error())
+		j.Error = why(c.Err)
 	}
 	for i := range c.Members {
 		m := describeMember(&c.Members[i])

@@ -71,10 +71,10 @@ func (a *app) chain(b *strings.Builder, c *hook.Chain, dryRun bool) {
 	b.WriteString(strings.Join(headline(c, wide, dryRun), "  ") + "\n")
 	switch {
 	case c.Err != nil && len(c.Members) == 0:
-		b.WriteString("  " + a.paint(a.stdout, "cannot be read: "+oneLine(c.Err.Error()), red) + "\n")
+		b.WriteString("  " + a.paint(a.stdout, "cannot be read: "+why(c.Err), red) + "\n")
 		return
 	case c.Err != nil:
-		b.WriteString("  " + a.paint(a.stdout, oneLine(c.Err.Error()), yellow) + "\n")
+		b.WriteString("  " + a.paint(a.stdout, why(c.Err), yellow) + "\n")
 	}
 	columns := columnsOf(c, wide)
 	rows := make([][]cell, 1, len(c.Members)+1)

@@ -190,7 +190,7 @@ func (a *app) sample(b *strings.Builder, s *hook.Sample) {
 		b.WriteString("  " + a.paint(a.stdout, "the chain changed: a part of this interval was not counted", yellow) + "\n")
 	}
 	if s.Err != nil {
-		b.WriteString("  " + a.paint(a.stdout, "cannot be measured: "+oneLine(s.Err.Error()), red) + "\n")
+		b.WriteString("  " + a.paint(a.stdout, "cannot be measured: "+why(s.Err), red) + "\n")
 	}
 	if len(c.Members) == 0 {
 		if s.Err == nil {

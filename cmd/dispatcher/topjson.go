@@ -71,7 +71,7 @@ func describeSample(s *hook.Sample) jsonSample {
 		Interrupted: s.Interrupted, Members: []jsonCountedBy{},
 	}
 	if s.Err != nil {
-		j.Error = oneLine(s.Err.Error())
+		j.Error = why(s.Err)
 	}
 	j.Whole = describeCounts(s.Whole, s)
 	if j.Whole != nil {

@@ -2,13 +2,13 @@ package measure
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/attach"
 	"github.com/libdispatcher/dispatcher/internal/chains"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/scan"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/target"
@@ -44,7 +44,7 @@ func Run(ctx context.Context, o Options, emit func([]hook.Sample) bool) (err err
 		if ctx.Err() != nil {
 			err = nil
 		}
-		err = errors.Join(err, m.close(last))
+		err = kernel.Join(err, m.close(last))
 	}()
 	if _, err := m.take(ctx); err != nil {
 		return err
@@ -144,7 +144,7 @@ func (m *meter) take(ctx context.Context) ([]hook.Sample, error) {
 			delete(m.hooks, p)
 		}
 	}
-	return samples, errors.Join(gone...)
+	return samples, kernel.Join(gone...)
 }
 
 func (m *meter) readChains(ctx context.Context) ([]hook.Chain, error) {
@@ -163,7 +163,7 @@ func (m *meter) close(ctx context.Context) error {
 	for _, of := range m.hooks {
 		errs = append(errs, of.stop(ctx))
 	}
-	return errors.Join(append(errs, m.stats.close())...)
+	return kernel.Join(append(errs, m.stats.close())...)
 }
 
 // A hookMeter measures one hook.
@@ -192,7 +192,7 @@ func (of *hookMeter) take(ctx context.Context, c *hook.Chain) hook.Sample {
 		s.Err = of.statistics(&s)
 	}
 	if s.Method != hook.MethodChain {
-		s.Err = errors.Join(s.Err, of.stop(ctx))
+		s.Err = kernel.Join(s.Err, of.stop(ctx))
 	}
 	if s.Method != hook.MethodKernel {
 		of.ran = nil

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -71,7 +72,7 @@ func genericFamily(conn *netlink.Conn, name string) (uint16, error) {
 			return answer.Uint16(), nil
 		}
 	}
-	return 0, errors.Join(answer.Err(), fs.ErrNotExist)
+	return 0, kernel.Join(answer.Err(), fs.ErrNotExist)
 }
 
 // generic sends one request to a generic netlink family and returns the answer.

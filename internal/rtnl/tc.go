@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // Values from linux/pkt_sched.h.
@@ -102,7 +103,7 @@ func (c *Conn) widen() error {
 		_, _, peek = unix.Recvfrom(int(fd), make([]byte, 32<<10), unix.MSG_PEEK)
 		return peek != unix.EAGAIN
 	})
-	if err := errors.Join(err, peek); err != nil {
+	if err := kernel.Join(err, peek); err != nil {
 		return err
 	}
 	_, err = c.nl.Receive()
