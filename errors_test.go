@@ -14,7 +14,6 @@ import (
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/holders"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/target"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
@@ -54,8 +53,8 @@ func TestEveryErrorIsAnError(t *testing.T) {
 		"Explain":       errOf(Explain(ctx, nowhere, ExplainOptions{})),
 		"Features":      errOf(Features(ctx, XDP("nodevice"), ReadOptions{})),
 		"HoldersIn":     errOf(HoldersIn(ctx, nil, HoldersOptions{})),
-		"HoldersOf":     errOf(HoldersOf(ctx, HolderRef{Kind: holders.Link, ID: 1<<32 - 1}, HoldersOptions{})),
-		"HoldersOn":     errOf(HoldersOn(ctx, nowhere, "", HoldersOptions{})),
+		"HoldersOf":     errOf(HoldersOf(ctx, hook.HolderRef{Kind: hook.HolderLink, ID: 1<<32 - 1}, HoldersOptions{})),
+		"HoldersOn":     errOf(HoldersOn(ctx, nowhere, "", HoldersOnOptions{})),
 		"List":          errOf(List(ctx, ListOptions{NetNS: "nons"})),
 		"MountBPFFS":    errOf(MountBPFFS("/proc/nowhere")),
 		"Open":          errOf(Open(ctx, nowhere, "a", ReadOptions{})),

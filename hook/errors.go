@@ -136,10 +136,10 @@ func (e *Error) Reason() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// oneLine returns the lines of s, which [errors.Join] makes, as one.
+// oneLine returns s with its lines, which texts of other libraries may have, as one.
 func oneLine(s string) string {
 	lines := strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' })
-	return strings.Join(lines, ", and ")
+	return strings.Join(lines, " ")
 }
 
 // printable returns s, quoted and cut where it would spoil a line.

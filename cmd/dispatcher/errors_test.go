@@ -83,7 +83,7 @@ func TestFail(t *testing.T) {
 				`"occupant":{"kind":"foreign","link_id":12,"mode":"native","program":{"id":41,"name":"cil_xdp_entry","tag":"2cdaa4a309ea9ba2","loaded_by_uid":0}},"exit":3}}` + "\n",
 		},
 		{
-			"several lines", app{}, errors.New("one\ntwo\n"), 2, "dispatcher: one, and two\n",
+			"several lines", app{}, errors.New("one\ntwo\n"), 2, "dispatcher: one two\n",
 		},
 		{
 			"several", app{}, join(nil, join(at(fs.ErrNotExist), errDrift), dispatcher.ErrUsage), 4,
