@@ -168,7 +168,7 @@ func Open(ctx context.Context, t Target, ref hook.Ref, o ReadOptions) (*Link, er
 	return &Link{target: t, handle: h}, nil
 }
 
-// OpenPinned opens a member by the path of its pin. It works wherever the
+// OpenPinned opens a member by the path of its pin, which [Link.Pin] returns. It works wherever the
 // device is by now.
 func OpenPinned(ctx context.Context, path string) (*Link, error) {
 	h, on, err := attach.OpenPinned(ctx, path)

@@ -54,10 +54,14 @@ func (l *Link) Move(ctx context.Context, to hook.Position) error {
 	return wrap("move", l.target, l.handle.Move(ctx, to))
 }
 
-// Pin makes the member persistent: it stays when the Link is closed. The pins
-// are made in the bpffs that the Link was made with.
-func (l *Link) Pin(ctx context.Context) error {
-	return wrap("pin", l.target, l.handle.Pin(ctx))
+// Pin makes the member persistent: it stays when the Link is closed. The pins are made
+// in the bpffs that the Link was made with. Pin returns the path that [OpenPinned]
+// takes, also for a member that is pinned already. The path is empty on clsact and in
+// chains of libxdp, where members stay without such a pin. It changes when the member
+// gets a new link, see Set.
+func (l *Link) Pin(ctx context.Context) (path string, err error) {
+	path, err = l.handle.Pin(ctx)
+	return path, wrap("pin", l.target, err)
 }
 
 // Unpin removes the pins: the member stays while Links to it are open.
@@ -92,7 +96,7 @@ func (l *Link) Chain(ctx context.Context) (*hook.Chain, error) {
 
 // Program opens the member's program, for its maps for example. The caller
 // closes it.
-func (l *Link) Program() (*ebpf.Program, error) {
-	p, err := l.handle.Program()
+func (l *Link) Program(ctx context.Context) (*ebpf.Program, error) {
+	p, err := l.handle.Program(ctx)
 	return p, wrap("open program", l.target, err)
 }

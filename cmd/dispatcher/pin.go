@@ -19,7 +19,8 @@ its registry needs a name first: "adopt --link" gives it one, and pins it.`,
 			if err := a.needBPFFS(); err != nil {
 				return err
 			}
-			return link.Pin(ctx)
+			_, err := link.Pin(ctx)
+			return err
 		})
 }
 

@@ -207,9 +207,9 @@ func (h *handle) Move(ctx context.Context, to hook.Position) error {
 	})
 }
 
-// Pin makes the member persistent.
-func (h *handle) Pin(ctx context.Context) error {
-	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
+// Pin makes the member persistent, and returns the path of its pin.
+func (h *handle) Pin(ctx context.Context) (path string, err error) {
+	err = h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		if l == nil {
 			return h.Opened.NoBPFFS()
 		}
@@ -223,8 +223,10 @@ func (h *handle) Pin(ctx context.Context) error {
 				return err
 			}
 		}
+		path = l.HeldPath(h.folder(), name)
 		return h.edit(func(c *state.Chain, i int) error { c.Slots[i].Persistent = true; return nil })
 	})
+	return path, err
 }
 
 // Unpin removes the member's pins, and its seal.
@@ -385,7 +387,7 @@ func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 }
 
 // Program opens the program in the slot; the caller closes it.
-func (h *handle) Program() (prog *ebpf.Program, err error) {
+func (h *handle) Program(context.Context) (prog *ebpf.Program, err error) {
 	err = h.Locked(func() error {
 		if h.left {
 			return target.ErrDetached

@@ -128,9 +128,10 @@ func (h *handle) place(ctx context.Context, to hook.Position, priority int) erro
 	})
 }
 
-// Pin checks that the member is there, and changes nothing: a filter stays anyway.
-func (h *handle) Pin(ctx context.Context) error {
-	return h.withMember(ctx, func(*rtnl.Conn, *side, int) error { return nil })
+// Pin checks that the member is there, and changes nothing: a filter stays anyway, and
+// has no pin.
+func (h *handle) Pin(ctx context.Context) (path string, err error) {
+	return "", h.withMember(ctx, func(*rtnl.Conn, *side, int) error { return nil })
 }
 
 // Unpin returns ErrUsage: a filter stays until it is detached.
@@ -172,8 +173,8 @@ func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 }
 
 // Program opens the member's program; the caller closes it.
-func (h *handle) Program() (prog *ebpf.Program, err error) {
-	err = h.withMember(context.Background(), func(_ *rtnl.Conn, sd *side, i int) error {
+func (h *handle) Program(ctx context.Context) (prog *ebpf.Program, err error) {
+	err = h.withMember(ctx, func(_ *rtnl.Conn, sd *side, i int) error {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(sd.list[i].Entry.Program))
 		return kernel.Again(kernel.Errno("the member's program", err))
 	})

@@ -71,10 +71,10 @@ func (h *handle) Move(_ context.Context, to hook.Position) error {
 	return byPriorityOnly()
 }
 
-// Pin changes nothing: members of such a chain are always pinned.
-func (h *handle) Pin(ctx context.Context) error {
-	_, err := h.Info(ctx)
-	return err
+// Pin changes nothing: members of such a chain are always pinned, by libxdp's paths.
+func (h *handle) Pin(ctx context.Context) (path string, err error) {
+	_, err = h.Info(ctx)
+	return "", err
 }
 
 // Unpin is refused: members of such a chain are always pinned.
@@ -115,7 +115,7 @@ func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 }
 
 // Program opens the member's program. The caller closes it.
-func (h *handle) Program() (*ebpf.Program, error) {
+func (h *handle) Program(context.Context) (*ebpf.Program, error) {
 	var prog *ebpf.Program
 	err := h.do(func(libxdp.Device, hook.Ref) (err error) {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(h.id))

@@ -187,16 +187,18 @@ func (h *handle) successor(ctx context.Context, src load.Source) (prog *load.Loa
 	return prog, err
 }
 
-// Pin makes the member persistent.
-func (h *handle) Pin(ctx context.Context) error {
-	return h.change(ctx, func(l *state.Locked, g *current) error {
+// Pin makes the member persistent, and returns the path of its pin.
+func (h *handle) Pin(ctx context.Context) (path string, err error) {
+	err = h.change(ctx, func(l *state.Locked, g *current) error {
 		switch {
 		case l == nil:
 			return h.Opened.NoBPFFS()
 		case g.rec.Name == "":
 			return hook.Because(hook.ErrUsage, "link %d has no name that it could be pinned under", h.id).
 				Hint("\"%s\" gives it one, and pins it", h.Opened.CommandByLink("adopt", h.id))
-		case l.Has(h.folder(), g.rec.Name):
+		}
+		path = l.HeldPath(h.folder(), g.rec.Name)
+		if l.Has(h.folder(), g.rec.Name) {
 			return nil
 		}
 		var maps map[string]*ebpf.Map
@@ -205,6 +207,7 @@ func (h *handle) Pin(ctx context.Context) error {
 		}
 		return h.pin(l, maps)
 	})
+	return path, err
 }
 
 func (h *handle) pin(l *state.Locked, maps map[string]*ebpf.Map) error {
@@ -284,8 +287,8 @@ func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 }
 
 // Program opens the member's program; the caller closes it.
-func (h *handle) Program() (prog *ebpf.Program, err error) {
-	err = h.withCurrent(context.Background(), func(g *current) error {
+func (h *handle) Program(ctx context.Context) (prog *ebpf.Program, err error) {
+	err = h.withCurrent(ctx, func(g *current) error {
 		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
 		return kernel.Again(kernel.Errno("the member's program", err))
 	})

@@ -20,13 +20,13 @@ type Handle interface {
 	Update(ctx context.Context, src load.Source) error
 	Set(ctx context.Context, settings hook.Settings) error
 	Move(ctx context.Context, to hook.Position) error
-	Pin(ctx context.Context) error
+	Pin(ctx context.Context) (path string, err error)
 	Unpin(ctx context.Context) error
 	Detach(ctx context.Context) error
 	Close() error
 	Info(ctx context.Context) (*hook.Member, error)
 	Chain(ctx context.Context) (*hook.Chain, error)
-	Program() (*ebpf.Program, error)
+	Program(ctx context.Context) (*ebpf.Program, error)
 }
 
 // A Base is what all handles have in common. It alone is the handle of a member

@@ -147,7 +147,7 @@ func TestDetachedLinkHoldsNothing(t *testing.T) {
 	qt.Check(t, qt.IsNil(gone.Detach(t.Context()))) // gone already
 	_, err := gone.Info(t.Context())
 	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
-	_, err = gone.Program()
+	_, err = gone.Program(t.Context())
 	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 	qt.Check(t, qt.ErrorIs(gone.Set(t.Context(), scene.Priority(1)), fs.ErrNotExist))
 }

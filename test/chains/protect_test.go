@@ -35,7 +35,7 @@ func TestUnprotectedChain(t *testing.T) {
 	s.WantRun(t, 4, 2, 3)
 	qt.Assert(t, qt.IsNil(third.Set(t.Context(), scene.Priority(1))))
 	s.WantRun(t, 3, 4, 2)
-	qt.Assert(t, qt.IsNil(third.Pin(t.Context())))
+	qt.Assert(t, qt.IsNil(scene.Second(third.Pin(t.Context()))))
 	s.WantChain(t, "third* ldt_trace_1 second*")
 	qt.Assert(t, qt.IsNil(third.Unpin(t.Context())))
 	s.WantChain(t, "third ldt_trace_1 second*")
@@ -102,7 +102,7 @@ func TestProtect(t *testing.T) {
 		// Processes that joined before it was protected go on working, and their members stay.
 		qt.Check(t, qt.IsNil(third.Set(t.Context(), scene.Priority(1))))
 		s.WantRun(t, 3, 1, 2)
-		qt.Check(t, qt.IsNil(third.Pin(t.Context())))
+		qt.Check(t, qt.IsNil(scene.Second(third.Pin(t.Context()))))
 		qt.Check(t, qt.IsNil(third.Unpin(t.Context())))
 		qt.Assert(t, qt.IsNil(protected.Close()))
 		s.WantRun(t, 3, 1, 2)
@@ -131,7 +131,7 @@ func TestProtectForNobody(t *testing.T) {
 	qt.Check(t, qt.IsTrue(s.Drops(t)))
 	qt.Check(t, qt.IsFalse(s.Read(t).Protected()))
 
-	qt.Assert(t, qt.IsNil(link.Pin(t.Context())))
+	qt.Assert(t, qt.IsNil(scene.Second(link.Pin(t.Context()))))
 	protected, err := dispatcher.Adopt(t.Context(), s.Target, persistent)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(protected.Close()))
@@ -158,7 +158,7 @@ func TestUnprotectedChainReplaced(t *testing.T) {
 		"chain":  func() error { _, err := second.Chain(t.Context()); return err },
 		"set":    func() error { return first.Set(t.Context(), scene.Priority(1)) },
 		"update": func() error { return first.Update(t.Context(), dispatcher.Program(s.Tracer(t, 3, testenv.XDPPass))) },
-		"pin":    func() error { return first.Pin(t.Context()) },
+		"pin":    func() error { return scene.Second(first.Pin(t.Context())) },
 		"unpin":  func() error { return second.Unpin(t.Context()) },
 	} {
 		err := operation()

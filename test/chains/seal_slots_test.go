@@ -190,7 +190,7 @@ func TestSealNothing(t *testing.T) {
 	s.WantRun(t, 1)
 
 	// A process that sees no pins takes no member for pinned.
-	qt.Assert(t, qt.IsNil(link.Pin(t.Context())))
+	qt.Assert(t, qt.IsNil(scene.Second(link.Pin(t.Context()))))
 	report, err := dispatcher.Seal(t.Context(), s.Target, dispatcher.SealOptions{BPFFS: t.TempDir()})
 	qt.Assert(t, qt.IsNil(err))
 	scene.WantSealing(t, report, "1!", `it is not pinned in .*`)

@@ -88,7 +88,7 @@ func (p *place) wantSame(t testing.TB, one, two *dispatcher.Link, old dispatcher
 	qt.Check(t, qt.Equals(p.Read(t).Member("two").Program.ID, uint32(scene.ID(t, next))))
 	qt.Assert(t, qt.IsNil(two.Move(ctx, hook.Position{Last: true})))
 	qt.Check(t, qt.DeepEquals(names(), []string{"one", "two"}))
-	qt.Assert(t, qt.IsNil(one.Pin(ctx)))
+	qt.Assert(t, qt.IsNil(scene.Second(one.Pin(ctx))))
 	qt.Check(t, qt.IsTrue(p.Read(t).Member("one").Persistent))
 	info, err := p.reopen(t, "one").Info(ctx)
 	qt.Assert(t, qt.IsNil(err))

@@ -41,7 +41,7 @@ func checkStay(t *testing.T, p *place) {
 	owner := p.AttachIn(t, p.tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true})
 	two := p.join(t, 2, dispatcher.Options{})
 	owner.Kill()
-	qt.Check(t, qt.IsNil(two.Pin(t.Context())))
+	qt.Check(t, qt.IsNil(scene.Second(two.Pin(t.Context()))))
 	qt.Check(t, qt.ErrorIs(two.Unpin(t.Context()), dispatcher.ErrUsage))
 	qt.Assert(t, qt.IsNil(two.Close()))
 	p.wantRunning(t, 1, 2)
@@ -110,7 +110,7 @@ func (p *place) wantDefunct(t testing.TB, links ...*dispatcher.Link) {
 			"update": link.Update(ctx, dispatcher.Program(p.tracer(t, 9))),
 			"set":    link.Set(ctx, scene.Priority(7)),
 			"move":   link.Move(ctx, hook.Position{First: true}),
-			"pin":    link.Pin(ctx),
+			"pin":    scene.Second(link.Pin(ctx)),
 			"info":   scene.Second(link.Info(ctx)),
 			"chain":  scene.Second(link.Chain(ctx)),
 		} {

@@ -128,7 +128,7 @@ func checkCancel(t *testing.T, p *place) {
 		"update":     one.Update(ctx, next),
 		"set":        one.Set(ctx, scene.Priority(70)),
 		"move":       one.Move(ctx, hook.Position{Last: true}),
-		"pin":        one.Pin(ctx),
+		"pin":        scene.Second(one.Pin(ctx)),
 		"link":       one.Detach(ctx),
 		"detach":     dispatcher.Detach(ctx, p.Target, "one", p.Leave()),
 		"detach all": dispatcher.DetachAll(ctx, p.Target, p.Leave()),
@@ -149,11 +149,11 @@ func checkClosed(t *testing.T, p *place) {
 		"update":  one.Update(ctx, dispatcher.Program(p.tracer(t, 2))),
 		"set":     one.Set(ctx, scene.Priority(7)),
 		"move":    one.Move(ctx, hook.Position{First: true}),
-		"pin":     one.Pin(ctx),
+		"pin":     scene.Second(one.Pin(ctx)),
 		"detach":  one.Detach(ctx),
 		"info":    scene.Second(one.Info(ctx)),
 		"chain":   scene.Second(one.Chain(ctx)),
-		"program": scene.Second(one.Program()),
+		"program": scene.Second(one.Program(t.Context())),
 	} {
 		qt.Check(t, qt.ErrorIs(err, fs.ErrClosed), qt.Commentf("%s", what))
 	}
@@ -257,7 +257,7 @@ func checkHeldElsewhere(t *testing.T, p *place) {
 	p.wantRun(t, 3, 2)
 
 	// Pinned, it is moved by anybody, and its owner follows.
-	qt.Assert(t, qt.IsNil(one.Pin(t.Context())))
+	qt.Assert(t, qt.IsNil(scene.Second(one.Pin(t.Context()))))
 	qt.Assert(t, qt.IsNil(one.Set(t.Context(), scene.Priority(60))))
 	p.wantRun(t, 2, 3)
 	qt.Assert(t, qt.IsNil(owner.Do(t, scene.Command{Op: "update", Program: scene.ID(t, p.tracer(t, 4))})))
@@ -284,7 +284,7 @@ func checkTakenOut(t *testing.T, p *place) {
 			"update": link.Update(ctx, dispatcher.Program(p.tracer(t, 9))),
 			"set":    link.Set(ctx, scene.Priority(7)),
 			"move":   link.Move(ctx, hook.Position{First: true}),
-			"pin":    link.Pin(ctx),
+			"pin":    scene.Second(link.Pin(ctx)),
 			"info":   scene.Second(link.Info(ctx)),
 		} {
 			qt.Check(t, qt.IsTrue(errors.Is(err, fs.ErrNotExist) || errors.Is(err, dispatcher.ErrDefunct)), qt.Commentf("%s: %v", name, err))
@@ -330,7 +330,7 @@ func checkWithoutBPFFS(t *testing.T, p *place) {
 	_, err := p.tryJoin(t, 1, dispatcher.Options{Persistent: true})
 	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 	one := p.join(t, 1, dispatcher.Options{})
-	qt.Check(t, qt.ErrorIs(one.Pin(t.Context()), fs.ErrNotExist))
+	qt.Check(t, qt.ErrorIs(scene.Second(one.Pin(t.Context())), fs.ErrNotExist))
 	qt.Check(t, qt.IsNil(one.Unpin(t.Context())))
 	two := p.join(t, 2, dispatcher.Options{})
 	p.wantRun(t, 1, 2)

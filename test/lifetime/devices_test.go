@@ -99,7 +99,7 @@ func TestDeviceIsReplaced(t *testing.T) {
 			"chain":  func() error { _, err := pinned.Chain(t.Context()); return err },
 			"set":    func() error { return plain.Set(t.Context(), scene.Priority(1)) },
 			"update": func() error { return pinned.Update(t.Context(), dispatcher.Program(s.Tracer(t, 3, testenv.XDPPass))) },
-			"pin":    func() error { return plain.Pin(t.Context()) },
+			"pin":    func() error { return scene.Second(plain.Pin(t.Context())) },
 			"unpin":  func() error { return pinned.Unpin(t.Context()) },
 		} {
 			err := operation()
@@ -232,7 +232,7 @@ func changeAround(t *testing.T, s *scene.Scene, one, two *dispatcher.Link) {
 	next := s.Tracer(t, 3, scene.Pass)
 	qt.Assert(t, qt.IsNil(two.Update(ctx, dispatcher.Program(next))))
 	qt.Assert(t, qt.Equals(s.Read(t).Member("two").Program.ID, uint32(scene.ID(t, next))))
-	qt.Assert(t, qt.IsNil(one.Pin(ctx)))
+	qt.Assert(t, qt.IsNil(scene.Second(one.Pin(ctx))))
 	s.WantChain(t, "two* one*")
 	qt.Assert(t, qt.IsNil(one.Unpin(ctx)))
 	qt.Assert(t, qt.IsNil(one.Set(ctx, scene.Priority(40))))

@@ -146,7 +146,7 @@ func TestLinkWithoutFiles(t *testing.T) {
 		if l.Target.Hook.Family() != "tc" {
 			loose := strings.TrimSuffix(was, "true)") + "false)"
 			l.each("unpin", func() error { return two.Unpin(ctx) }, loose, was)
-			l.each("pin", func() error { return two.Pin(ctx) }, was, loose)
+			l.each("pin", func() error { return scene.Second(two.Pin(ctx)) }, was, loose)
 		}
 		first := "[1]" + one
 		l.each("detach", func() error { return two.Detach(ctx) }, first, was)

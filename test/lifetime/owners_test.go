@@ -158,7 +158,7 @@ func wantGone(t *testing.T, s *scene.Scene, link *dispatcher.Link, cause error) 
 	ctx := t.Context()
 	qt.Check(t, qt.ErrorIs(link.Update(ctx, dispatcher.Program(s.Tracer(t, 9, scene.Pass))), cause))
 	qt.Check(t, qt.ErrorIs(link.Set(ctx, scene.Priority(7)), cause))
-	qt.Check(t, qt.ErrorIs(link.Pin(ctx), cause))
+	qt.Check(t, qt.ErrorIs(scene.Second(link.Pin(ctx)), cause))
 	qt.Check(t, qt.ErrorIs(link.Unpin(ctx), cause))
 	_, err := link.Info(ctx)
 	qt.Check(t, qt.ErrorIs(err, cause))
@@ -176,14 +176,14 @@ func TestClosedLink(t *testing.T) {
 	ctx := t.Context()
 	qt.Check(t, qt.ErrorIs(link.Update(ctx, dispatcher.Program(s.Tracer(t, 2, scene.Pass))), fs.ErrClosed))
 	qt.Check(t, qt.ErrorIs(link.Set(ctx, scene.Priority(7)), fs.ErrClosed))
-	qt.Check(t, qt.ErrorIs(link.Pin(ctx), fs.ErrClosed))
+	qt.Check(t, qt.ErrorIs(scene.Second(link.Pin(ctx)), fs.ErrClosed))
 	qt.Check(t, qt.ErrorIs(link.Unpin(ctx), fs.ErrClosed))
 	qt.Check(t, qt.ErrorIs(link.Detach(ctx), fs.ErrClosed))
 	_, err := link.Info(ctx)
 	qt.Check(t, qt.ErrorIs(err, fs.ErrClosed))
 	_, err = link.Chain(ctx)
 	qt.Check(t, qt.ErrorIs(err, fs.ErrClosed))
-	_, err = link.Program()
+	_, err = link.Program(t.Context())
 	qt.Check(t, qt.ErrorIs(err, fs.ErrClosed))
 }
 
@@ -222,7 +222,7 @@ func TestCanceled(t *testing.T) {
 		"attach":     err,
 		"update":     link.Update(ctx, next),
 		"set":        link.Set(ctx, scene.Priority(7)),
-		"pin":        link.Pin(ctx),
+		"pin":        scene.Second(link.Pin(ctx)),
 		"unpin":      link.Unpin(ctx),
 		"detach":     dispatcher.Detach(ctx, s.Target, "one", s.Leave()),
 		"detach all": dispatcher.DetachAll(ctx, s.Target, s.Leave()),

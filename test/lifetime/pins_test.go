@@ -95,7 +95,7 @@ func TestPinAfterRemovedRoot(t *testing.T) {
 	again := s.Attach(t, s.Tracer(t, 3, scene.Pass), dispatcher.Options{Name: "three", Persistent: true})
 	root := filepath.Join(s.BPFFS, "libdispatcher", s.Pins(t)[0], "root")
 	qt.Assert(t, qt.IsNil(os.Remove(root)))
-	qt.Assert(t, qt.IsNil(again.Pin(t.Context())))
+	qt.Assert(t, qt.IsNil(scene.Second(again.Pin(t.Context()))))
 	_, err := os.Lstat(root)
 	qt.Check(t, qt.IsNil(err))
 	s.Clear(t)
@@ -195,7 +195,7 @@ func TestWithoutBPFFS(t *testing.T) {
 	s.WantRun(t, 3)
 
 	const refusal = `.*: a persistent member is pinned, and there is no bpffs at .*; mount one with "(mkdir .* && )?mount -t bpf .*"`
-	err := one.Pin(t.Context())
+	err := scene.Second(one.Pin(t.Context()))
 	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
 	qt.Assert(t, qt.ErrorMatches(err, refusal))
 	_, err = dispatcher.Attach(t.Context(), s.Target, dispatcher.Program(s.Tracer(t, 4, scene.Pass)),

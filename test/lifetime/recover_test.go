@@ -48,7 +48,7 @@ func TestStrangePins(t *testing.T) {
 			qt.Assert(t, qt.IsNil(one.Update(t.Context(), dispatcher.Program(at.Tracer(t, 2)))))
 			at.WantRun(t, 2)
 			qt.Assert(t, qt.IsNil(one.Unpin(t.Context())))
-			qt.Assert(t, qt.IsNil(one.Pin(t.Context())))
+			qt.Assert(t, qt.IsNil(scene.Second(one.Pin(t.Context()))))
 			qt.Assert(t, qt.IsNil(one.Close()))
 			at.WantChain(t, "one*")
 			_, err := dispatcher.List(t.Context(), dispatcher.ListOptions{BPFFS: s.BPFFS})

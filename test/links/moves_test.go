@@ -166,7 +166,7 @@ func TestMoveOfOthers(t *testing.T) {
 			qt.Check(t, qt.Equals(m.Priority, 50))
 			owner.Kill()
 			s.WantRun(t, 4, 3)
-			qt.Assert(t, qt.IsNil(link.Pin(t.Context())))
+			qt.Assert(t, qt.IsNil(scene.Second(link.Pin(t.Context()))))
 			qt.Assert(t, qt.IsNil(link.Set(t.Context(), scene.Priority(10))))
 			s.WantRun(t, 3, 4)
 			qt.Assert(t, qt.IsNil(link.Set(t.Context(), scene.Priority(50)))) // it is its own now

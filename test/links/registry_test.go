@@ -52,7 +52,7 @@ func TestNoRegistryAtAll(t *testing.T) {
 			m, err = link.Info(t.Context())
 			qt.Assert(t, qt.IsNil(err))
 			qt.Check(t, qt.Equals(m.Priority, 30))
-			qt.Check(t, qt.IsNotNil(link.Pin(t.Context())))
+			qt.Check(t, qt.IsNotNil(scene.Second(link.Pin(t.Context()))))
 			qt.Assert(t, qt.IsNil(link.Close()))
 			s.WantRun(t, 2) // the other one has it
 			qt.Check(t, qt.ErrorIs(dispatcher.Detach(t.Context(), s.Target, ref, s.Leave()), dispatcher.ErrBusy))

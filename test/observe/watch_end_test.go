@@ -148,7 +148,7 @@ func benchmarkLate(b *testing.B, intervalOnly bool) {
 	for b.Loop() {
 		var l *dispatcher.Link
 		measure("attach", hook.EventAttached, func() { l = tcx.Attach(b, prog, dispatcher.Options{Name: "late"}) })
-		measure("pin", hook.EventPinned, func() { qt.Assert(b, qt.IsNil(l.Pin(b.Context()))) })
+		measure("pin", hook.EventPinned, func() { qt.Assert(b, qt.IsNil(scene.Second(l.Pin(b.Context())))) })
 		measure("unpin", hook.EventUnpinned, func() { qt.Assert(b, qt.IsNil(l.Unpin(b.Context()))) })
 		// The program stays: the kernel gives no sign.
 		measure("close", hook.EventLeft, func() { l.Close() })

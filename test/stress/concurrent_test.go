@@ -91,10 +91,10 @@ func TestOneLinkManyGoroutines(t *testing.T) {
 	}
 	each(5, func(i int) error { return link.Update(ctx, dispatcher.Program(programs[i%2])) })
 	each(5, func(i int) error { return link.Set(ctx, scene.Priority(1+i)) })
-	each(3, func(int) error { return errors.Join(link.Pin(ctx), link.Unpin(ctx)) })
+	each(3, func(int) error { return errors.Join(scene.Second(link.Pin(ctx)), link.Unpin(ctx)) })
 	each(10, func(int) error { _, err := link.Info(ctx); return err })
 	each(10, func(int) error {
-		prog, err := link.Program()
+		prog, err := link.Program(t.Context())
 		if err == nil {
 			err = prog.Close()
 		}

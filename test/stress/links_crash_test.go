@@ -282,7 +282,7 @@ func TestReplaceAfterDeadMove(t *testing.T) {
 				victim.Kill()
 				at := qt.Commentf("died at step %d, %q", n, got.Died)
 
-				prog, err := link.Program()
+				prog, err := link.Program(t.Context())
 				qt.Assert(t, qt.IsNil(err), at)
 				qt.Check(t, qt.Equals(uint32(scene.ID(t, prog)), m.Program.ID), at)
 				qt.Assert(t, qt.IsNil(prog.Close()))

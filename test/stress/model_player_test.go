@@ -179,7 +179,7 @@ func (p *player) set() {
 }
 
 func (p *player) pin() {
-	if l := p.link(); l != nil && p.changed(l, l.Pin(p.t.Context()), "pin %s", l.member.name) {
+	if l := p.link(); l != nil && p.changed(l, scene.Second(l.Pin(p.t.Context())), "pin %s", l.member.name) {
 		p.model.tidy()
 		l.member.pinned = true
 	}

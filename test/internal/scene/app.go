@@ -198,7 +198,7 @@ var operations = map[string]func(*appState, context.Context, Command) error{
 	},
 	"set":   func(a *appState, ctx context.Context, c Command) error { return a.link.Set(ctx, c.Settings) },
 	"move":  func(a *appState, ctx context.Context, c Command) error { return a.link.Move(ctx, c.Position) },
-	"pin":   func(a *appState, ctx context.Context, _ Command) error { return a.link.Pin(ctx) },
+	"pin":   func(a *appState, ctx context.Context, _ Command) error { return Second(a.link.Pin(ctx)) },
 	"unpin": func(a *appState, ctx context.Context, _ Command) error { return a.link.Unpin(ctx) },
 	"leave": func(a *appState, ctx context.Context, _ Command) error { return a.link.Detach(ctx) },
 	"close": func(a *appState, _ context.Context, _ Command) error { return a.link.Close() },
