@@ -22,16 +22,16 @@ import (
 // broken is a handle that fails in everything.
 type broken struct{ target.Handle }
 
-func (broken) Update(context.Context, load.Source) error  { return fs.ErrClosed }
-func (broken) Set(context.Context, hook.Settings) error   { return fs.ErrClosed }
-func (broken) Move(context.Context, hook.Position) error  { return fs.ErrClosed }
-func (broken) Pin(context.Context) error                  { return fs.ErrClosed }
-func (broken) Unpin(context.Context) error                { return fs.ErrClosed }
-func (broken) Detach(context.Context) error               { return fs.ErrClosed }
-func (broken) Close() error                               { return fs.ErrClosed }
-func (broken) Info(context.Context) (*hook.Member, error) { return nil, fs.ErrClosed }
-func (broken) Chain(context.Context) (*hook.Chain, error) { return nil, fs.ErrClosed }
-func (broken) Program() (*ebpf.Program, error)            { return nil, fs.ErrClosed }
+func (broken) Update(context.Context, load.Source) error      { return fs.ErrClosed }
+func (broken) Set(context.Context, hook.Settings) error       { return fs.ErrClosed }
+func (broken) Move(context.Context, hook.Position) error      { return fs.ErrClosed }
+func (broken) Pin(context.Context) (string, error)            { return "", fs.ErrClosed }
+func (broken) Unpin(context.Context) error                    { return fs.ErrClosed }
+func (broken) Detach(context.Context) error                   { return fs.ErrClosed }
+func (broken) Close() error                                   { return fs.ErrClosed }
+func (broken) Info(context.Context) (*hook.Member, error)     { return nil, fs.ErrClosed }
+func (broken) Chain(context.Context) (*hook.Chain, error)     { return nil, fs.ErrClosed }
+func (broken) Program(context.Context) (*ebpf.Program, error) { return nil, fs.ErrClosed }
 
 // Error is what every function returns on failure. A function that is new needs a line here.
 func TestEveryErrorIsAnError(t *testing.T) {
@@ -67,13 +67,13 @@ func TestEveryErrorIsAnError(t *testing.T) {
 		"Link.Update":   l.Update(ctx, Source{}),
 		"Link.Set":      l.Set(ctx, hook.Settings{}),
 		"Link.Move":     l.Move(ctx, hook.Position{}),
-		"Link.Pin":      l.Pin(ctx),
+		"Link.Pin":      errOf(l.Pin(ctx)),
 		"Link.Unpin":    l.Unpin(ctx),
 		"Link.Detach":   l.Detach(ctx),
 		"Link.Close":    l.Close(),
 		"Link.Info":     errOf(l.Info(ctx)),
 		"Link.Chain":    errOf(l.Chain(ctx)),
-		"Link.Program":  errOf(l.Program()),
+		"Link.Program":  errOf(l.Program(ctx)),
 		"Explainer.Run": nil, // needs something to run: see the tests of explaining
 	}
 	for name, err := range provoked {
