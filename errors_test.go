@@ -113,6 +113,9 @@ func failing(t *testing.T) (names []string) {
 				if star, ok := of.(*ast.StarExpr); ok {
 					of = star.X
 				}
+				if !of.(*ast.Ident).IsExported() {
+					continue
+				}
 				name = of.(*ast.Ident).Name + "." + name
 			}
 			names = append(names, name)
