@@ -47,8 +47,8 @@ func isDefunct(c *hook.Chain) bool {
 	return slices.ContainsFunc(c.Members, func(m hook.Member) bool { return m.State == hook.StateDefunct })
 }
 
-// heldDefunct is what a process holds whose device or cgroup is gone. If it is
-// pinned, the pins tell of it.
+// heldDefunct reports a chain that a process still holds although its device or cgroup
+// is gone. If the chain is pinned, the check of the pins reports it.
 func (e *exam) heldDefunct(c *hook.Chain) {
 	if len(c.Pins) > 0 {
 		return
@@ -69,7 +69,7 @@ func kindOfTarget(h hook.Hook) string {
 	return "device"
 }
 
-// was is where a defunct chain was, as far as known.
+// was says where a defunct chain was, as far as that is known.
 func was(c *hook.Chain) string {
 	if c.Members[0].Detail == "" {
 		return ""
@@ -77,8 +77,8 @@ func was(c *hook.Chain) string {
 	return " (it " + c.Members[0].Detail + ")"
 }
 
-// displaced is a member of a chain that somebody has put another program in the
-// place of who may update its link.
+// displaced reports a member of a chain that is displaced: a holder of the chain's link
+// replaced the chain by another program.
 func (e *exam) displaced(c *hook.Chain, m *hook.Member) {
 	if m.State != hook.StateDisplaced {
 		return
@@ -89,8 +89,8 @@ func (e *exam) displaced(c *hook.Chain, m *hook.Member) {
 	e.add(f)
 }
 
-// extended is what freplace has put in the place of functions, of the dispatcher and
-// of members.
+// extended reports the functions of the dispatcher and of members that freplace has
+// replaced.
 func (e *exam) extended(c *hook.Chain) {
 	for _, x := range c.Extensions {
 		f := at(c, "extended", hook.LevelNote)
@@ -125,19 +125,20 @@ func (e *exam) extendedMember(c *hook.Chain, m *hook.Member, x hook.Extension) {
 	e.add(f)
 }
 
-// extension says what is where, and who can take it away: the kernel detaches no
-// such link (bpf_tracing_link_lops, kernel/bpf/syscall.c).
+// extension says which program replaces which function, and which command finds the
+// holders: only a holder can end it, because the kernel detaches no such link
+// (bpf_tracing_link_lops, kernel/bpf/syscall.c).
 func (e *exam) extension(x hook.Extension, effect string) string {
 	holders := kernel.Command("", e.bpffs, "holders", "--link", fmt.Sprint(x.LinkID))
 	return fmt.Sprintf("freplace has put %v%s; \"%s\" tells which process can close the link", x, effect, holders)
 }
 
-// unreadable says what could not be read.
+// unreadable reports what could not be read.
 func (e *exam) unreadable(c *hook.Chain) {
 	f := at(c, "unreadable", hook.LevelDrift)
 	f.Text = oneLine(c.Err)
 	switch {
-	case len(c.Members) > 0: // a link of which only the place was not found
+	case len(c.Members) > 0: // a link: only its place was not found
 		f.Level = hook.LevelNote
 		f.Text = fmt.Sprintf("program %s (id %d): %s", c.Members[0].Program.Name, c.Members[0].Program.ID, f.Text)
 	case errors.Is(c.Err, hook.ErrPermission):
@@ -148,7 +149,7 @@ func (e *exam) unreadable(c *hook.Chain) {
 	e.add(f)
 }
 
-// unprotected is a chain that netlink carries.
+// unprotected reports a chain that netlink carries.
 func (e *exam) unprotected(c *hook.Chain) {
 	if c.LinkID != 0 || len(c.Members) == 0 {
 		return
@@ -159,7 +160,7 @@ func (e *exam) unprotected(c *hook.Chain) {
 	e.add(f)
 }
 
-// watched is a chain whose dispatcher counts for nobody.
+// watched reports a dispatcher that still counts although no process measures it.
 func (e *exam) watched(c *hook.Chain) {
 	if chain := e.loaded[c.DispatcherID]; chain == nil || !state.Abandoned(chain) {
 		return
@@ -191,7 +192,7 @@ func (e *exam) slot(c *hook.Chain, m *hook.Member) {
 	e.add(f)
 }
 
-// pinned tells whether the pins that were read are the member's, too.
+// pinned tells whether some of the pins that were read are the member's.
 func pinned(c *hook.Chain, m *hook.Member) bool {
 	return slices.ContainsFunc(c.Pins, func(path string) bool {
 		_, _, member, err := state.ParseHeldPath(path)
@@ -200,12 +201,11 @@ func pinned(c *hook.Chain, m *hook.Member) bool {
 }
 
 // maxTailCalls is how many tail calls a packet may make (MAX_TAIL_CALL_CNT,
-// linux/bpf.h). On Linux 6.1 those of a member and those of the chain are counted
-// each for themselves.
+// linux/bpf.h). Linux 6.1 counts the tail calls of a member apart from the chain's.
 const maxTailCalls = 33
 
-// tailCalls looks for members that may be skipped, because one before them uses
-// up what a packet may do. How many it uses nobody knows but itself.
+// tailCalls looks for members that the kernel may skip, because a member before them
+// makes tail calls too. How many tail calls that member makes is not known.
 func (e *exam) tailCalls(c *hook.Chain) {
 	greedy := slices.IndexFunc(c.Members, func(m hook.Member) bool { return m.TailCalls })
 	if greedy < 0 || greedy == len(c.Members)-1 || before(kernelRelease(), 6, 2) {
@@ -222,12 +222,12 @@ func (e *exam) tailCalls(c *hook.Chain) {
 	e.add(f)
 }
 
-// order looks for members that are not where their priority says, and for those
-// whose priority is not known.
+// order looks for members that do not run in the order of their priorities, and for
+// members with an unknown priority.
 func (e *exam) order(c *hook.Chain) {
 	var ranked []*hook.Member
 	if slices.ContainsFunc(c.Members, func(m hook.Member) bool { return e.unsettled[m.LinkID] }) {
-		return // once the move is finished
+		return // a move is not finished: the order is checked after that
 	}
 	for i := range c.Members {
 		m := &c.Members[i]
@@ -257,8 +257,8 @@ func (e *exam) order(c *hook.Chain) {
 	}
 }
 
-// strays returns the fewest members that are to be moved so that all are in order:
-// those outside of the longest run of priorities that do not fall.
+// strays returns the fewest members that must be moved to put all in order: the members
+// outside the longest subsequence of priorities that do not fall.
 func strays(members []*hook.Member) []*hook.Member {
 	length, before := make([]int, len(members)), make([]int, len(members))
 	last := -1
@@ -288,7 +288,7 @@ func places(members []*hook.Member) string {
 	return strings.Join(words, ", ")
 }
 
-// inFront tells of programs of others that see packets before all members.
+// inFront reports programs of other tools that see packets before all members.
 func (e *exam) inFront(c *hook.Chain) {
 	first := slices.IndexFunc(c.Members, func(m hook.Member) bool { return m.Kind == hook.KindMember })
 	if first == 0 {

@@ -11,17 +11,17 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// again is when the state is looked at for the second time.
+// again is the time between the two looks at the state.
 const again = 100 * time.Millisecond
 
-// Look does all checks, with the pins of the bpffs at that path. The error is the
+// Look does all checks, with the pins of the bpffs at that path. The only error is the
 // end of ctx.
 func Look(ctx context.Context, bpffs string) ([]hook.Finding, error) {
 	found := machine{bpffs: bpffs, read: readFile}.look(ctx)
 	drifts, err := lookAtState(ctx, bpffs)
 	if err == nil && len(drifts) > 0 {
-		// Others may be at work: what they are in the middle of is gone soon, or is
-		// not the same any more.
+		// A process may be in the middle of a change. What it leaves half done is gone
+		// or different at the second look.
 		var still []hook.Finding
 		select {
 		case <-ctx.Done():
@@ -43,8 +43,8 @@ func Look(ctx context.Context, bpffs string) ([]hook.Finding, error) {
 	return found, nil
 }
 
-// stateChecks are the checks of the state, and what is said when there is nothing
-// to say.
+// stateChecks are the checks of the state, each with its text for when it finds
+// nothing.
 var stateChecks = []struct{ name, good string }{
 	{"leftover", "no process died while it made or removed pins"},
 	{"move", "no move was left unfinished"},
@@ -68,23 +68,23 @@ var stateChecks = []struct{ name, good string }{
 	{"tail-calls", "no member can use up the tail calls of those after it"},
 }
 
-// exam is one look at the state.
+// An exam is one look at the state.
 type exam struct {
 	bpffs  string
 	pins   *state.Pins // nil without a bpffs
 	chains []hook.Chain
 	links  map[uint32]kernel.LinkInfo
 	loaded map[uint32]*state.Chain // by the id of the dispatcher
-	later  map[uint32]error        // why not, of those of later versions or that are damaged
-	// records are those of the registry by their links: nil is one that is damaged
-	// or of a later version.
+	later  map[uint32]error        // why a chain is not in loaded: it is damaged, or of a later version
+	// records are the records of the registry by their links. A record that is damaged
+	// or of a later version is nil.
 	records map[uint32]*state.Record
-	// unsettled are links of moves that were not finished.
+	// unsettled are the links of unfinished moves.
 	unsettled map[uint32]bool
 	found     []hook.Finding
 }
 
-// add takes a finding, unless it was found in another way before.
+// add adds a finding, unless another check has already found the same.
 func (e *exam) add(f hook.Finding) {
 	if !slices.Contains(e.found, f) {
 		e.found = append(e.found, f)
@@ -98,7 +98,7 @@ func lookAtState(ctx context.Context, bpffs string) ([]hook.Finding, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		// Without that nothing can be said about the pins either.
+		// Without the list, nothing can be said about the pins.
 		e.add(hook.Finding{Check: "unreadable", Level: hook.LevelBroken, Text: "what is attached cannot be read: " + oneLine(err)})
 		return e.found, nil
 	}

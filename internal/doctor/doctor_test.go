@@ -12,7 +12,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// with is a machine whose files are these.
+// with returns a machine that has these files.
 func with(files map[string]string) machine {
 	return machine{bpffs: "/sys/fs/bpf", read: func(path string) (string, error) {
 		text, ok := files[path]
@@ -23,7 +23,7 @@ func with(files map[string]string) machine {
 	}}
 }
 
-// What a kernel may be set to, and how bad that is.
+// Kernel settings that matter are found, with the right level.
 func TestMachine(t *testing.T) {
 	const jit, status = "/proc/sys/net/core/bpf_jit_", "/proc/thread-self/status"
 	for _, test := range []struct {
@@ -74,7 +74,7 @@ func TestHas(t *testing.T) {
 	qt.Check(t, qt.IsFalse(has("", unix.CAP_SYS_PTRACE)))
 }
 
-// Who may have refused what capabilities allow.
+// The security modules that may refuse what capabilities allow are named.
 func TestSuspects(t *testing.T) {
 	const status, lsm, lockdown = "/proc/thread-self/status", "/sys/kernel/security/lsm", "/sys/kernel/security/lockdown"
 	for _, test := range []struct {
@@ -96,7 +96,7 @@ func TestMounts(t *testing.T) {
 	qt.Check(t, qt.DeepEquals(m.mounts("bpf"), []string{"/a b", "/c"}))
 }
 
-// As few members are moved as will do.
+// As few members as possible are moved.
 func TestStrays(t *testing.T) {
 	for _, test := range []struct {
 		order  []int
@@ -123,13 +123,13 @@ func TestStrays(t *testing.T) {
 	}
 }
 
-// Without a target there is no command.
+// A chain without a target gets no command.
 func TestCommandNowhere(t *testing.T) {
 	e := exam{bpffs: "/sys/fs/bpf"}
 	qt.Check(t, qt.Equals(e.on(&hook.Chain{Hook: hook.XDP}, "adopt"), ""))
 }
 
-// What freplace has put in the place of functions is as bad as what becomes of the packets.
+// The level of a replaced function follows from what happens to the packets.
 func TestExtended(t *testing.T) {
 	list := func(function string, main bool) []hook.Extension {
 		return []hook.Extension{{LinkID: 30, Program: hook.Program{ID: 9, Name: "decoy"}, Function: function, Main: main}}

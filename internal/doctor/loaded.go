@@ -12,8 +12,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// loadedChains returns the chains of all dispatchers that are loaded, and why
-// others are not to be read: those of later versions, and damaged ones.
+// loadedChains returns the chains of all loaded dispatchers. For damaged dispatchers
+// and dispatchers of later versions, later says why they cannot be read.
 func loadedChains() (chains map[uint32]*state.Chain, later map[uint32]error, err error) {
 	chains, later = map[uint32]*state.Chain{}, map[uint32]error{}
 	for id := ebpf.ProgramID(0); ; {
@@ -51,8 +51,8 @@ func (e *exam) isLoaded(chainID uint64) bool {
 	return false
 }
 
-// unlisted looks for the devices of chains that have no members, and of those of
-// later versions: listing what is attached leaves them out.
+// unlisted looks for the devices of chains without members and of chains of later
+// versions: the list of what is attached does not have them.
 func (e *exam) unlisted() {
 	any := len(e.later) > 0
 	for _, c := range e.loaded {

@@ -16,7 +16,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// machine is a look at the machine. What it reads comes through read.
+// A machine is a look at the machine. It reads files through read, so that tests can
+// give it their own.
 type machine struct {
 	bpffs string
 	read  func(path string) (string, error)
@@ -39,11 +40,11 @@ func (m machine) look(ctx context.Context) []hook.Finding {
 	return found
 }
 
-// needed are the features without which there are no chains. The others are for
-// one hook, or for comfort.
+// needed are the features that every chain needs. Each other feature is for one hook,
+// or for convenience.
 var needed = map[string]bool{"xdp": true, "slots": true, "description": true, "xdp-link": true, "xdp-link-update": true}
 
-// features tries what works.
+// features tries which features work.
 func (m machine) features(ctx context.Context) []hook.Finding {
 	list, err := features.Probe(ctx, target.Target{BPFFS: m.bpffs})
 	if err != nil {
@@ -53,7 +54,7 @@ func (m machine) features(ctx context.Context) []hook.Finding {
 	var refused []string
 	for _, f := range list {
 		if f.Name == "bpffs" {
-			continue // has a check of its own
+			continue // has its own check
 		}
 		finding := hook.Finding{Check: "feature-" + f.Name, Level: hook.LevelOK, Text: "works"}
 		switch {
@@ -88,8 +89,8 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(uts.Release[:])
 }
 
-// before tells whether a kernel is older than that version; one whose version
-// cannot be read is not.
+// before tells whether a kernel is older than that version. It is false for a release
+// that cannot be parsed.
 func before(release string, major, minor int) bool {
 	var x, y int
 	if n, _ := fmt.Sscanf(release, "%d.%d", &x, &y); n != 2 {
@@ -107,7 +108,7 @@ func release(version string) []hook.Finding {
 	return []hook.Finding{f}
 }
 
-// capabilities are what forbids most if it is not there.
+// capabilities looks for missing capabilities, the most common reason for a refusal.
 func (m machine) capabilities() []hook.Finding {
 	var found []hook.Finding
 	if missing := kernel.MissingCapabilities(); len(missing) > 0 {
@@ -147,7 +148,7 @@ func has(hex string, bit int) bool {
 	return err == nil && set&(1<<bit) != 0
 }
 
-// status are the fields of /proc/thread-self/status.
+// status returns the fields of /proc/thread-self/status.
 func (m machine) status() (map[string]string, error) {
 	text, err := m.read("/proc/thread-self/status")
 	fields := map[string]string{}
@@ -159,8 +160,8 @@ func (m machine) status() (map[string]string, error) {
 	return fields, err
 }
 
-// jit looks at how programs are compiled. The settings are those of the first
-// network namespace, and not to be seen from others.
+// jit looks at how programs are compiled. The settings are visible only in the initial
+// network namespace.
 func (m machine) jit() []hook.Finding {
 	enable, err := m.read("/proc/sys/net/core/bpf_jit_enable")
 	if err != nil {

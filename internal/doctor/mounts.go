@@ -15,7 +15,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// bpffsMount looks at the bpffs for pins.
+// bpffsMount checks that the bpffs for pins is mounted, and its mode.
 func (m machine) bpffsMount() []hook.Finding {
 	f := hook.Finding{Check: "bpffs", Level: hook.LevelOK, Text: "mounted at " + m.bpffs}
 	var st unix.Stat_t
@@ -30,14 +30,14 @@ func (m machine) bpffsMount() []hook.Finding {
 		f.Level, f.Mend = hook.LevelNote, kernel.MountCommand(m.bpffs)
 		f.Text = fmt.Sprintf("none is mounted at %s: members cannot outlive their process, and there is no lock", m.bpffs)
 	case st.Mode&0o002 != 0:
-		// The folder of libdispatcher is for root alone, unless another made it before.
+		// The folder of libdispatcher is only for root, unless another user made it.
 		f.Level, f.Mend = hook.LevelNote, kernel.Shell("chmod", "0700", m.bpffs)
 		f.Text = fmt.Sprintf("everybody may make pins in %s: its mode is %04o", m.bpffs, st.Mode&0o7777)
 	}
 	return []hook.Finding{f}
 }
 
-// otherMounts looks for pins in other places than the one that was asked about.
+// otherMounts looks for pins in other bpffs than the requested one.
 func (m machine) otherMounts() []hook.Finding {
 	var found []hook.Finding
 	var own unix.Stat_t

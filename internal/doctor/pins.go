@@ -19,7 +19,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// lookAtPins goes through the folder of libdispatcher.
+// lookAtPins checks all that is in the folder of libdispatcher.
 func (e *exam) lookAtPins() {
 	if e.pins == nil {
 		return
@@ -55,8 +55,8 @@ func (e *exam) lookAtPins() {
 	e.halfMoves()
 }
 
-// members returns the members that are pinned in a folder, and whether that could
-// be read.
+// members returns the members that are pinned in a folder, and false when the folder
+// could not be read.
 func (e *exam) members(folder string) ([]string, bool) {
 	members, err := e.pins.Members(folder)
 	if err != nil {
@@ -65,7 +65,7 @@ func (e *exam) members(folder string) ([]string, bool) {
 	return members, err == nil
 }
 
-// move is a slot that stand-ins run a program from.
+// move looks at the slot of a move, from which stand-ins run a program.
 func (e *exam) move(name string) {
 	f := hook.Finding{Check: "move", Level: hook.LevelDrift, Mend: e.recover()}
 	old, path := state.ParseMove(name), e.pins.Path(name)
@@ -82,7 +82,7 @@ func (e *exam) move(name string) {
 	e.add(f)
 }
 
-// runs tells whether a link runs a program of its own, and no stand-in.
+// runs tells whether a link runs its member's program, and not a stand-in.
 func (e *exam) runs(id uint32) bool {
 	li := e.links[id]
 	if li.ID == 0 || li.Gone() {
@@ -134,7 +134,7 @@ func (e *exam) rootedFolder(folder string, id uint32) {
 	li := e.links[id]
 	members, ok := e.members(folder)
 	if !ok || li.ID == 0 {
-		return // not to be read, or made after the links were listed
+		return // not readable, or made after the links were listed
 	}
 	if li.Gone() {
 		e.defunct(folder, "device", members)
@@ -142,7 +142,7 @@ func (e *exam) rootedFolder(folder string, id uint32) {
 	}
 	chain := e.loaded[li.Program]
 	if chain == nil || chain.Closed {
-		return // of which closed and chain tell
+		return // closed and chain report these
 	}
 	for _, m := range members {
 		path := filepath.Dir(e.pins.HeldPath(folder, m))
@@ -155,7 +155,7 @@ func (e *exam) rootedFolder(folder string, id uint32) {
 	}
 }
 
-// linkFolder compares the pin of a member with a link of its own with that link.
+// linkFolder compares the pin of a member with the member's link.
 func (e *exam) linkFolder(folder string) {
 	li := e.links[state.ParseLinkFolder(folder)]
 	members, ok := e.members(folder)
@@ -184,8 +184,8 @@ func (e *exam) linkFolder(folder string) {
 	}
 }
 
-// defunct are pins of a link that is on nothing. Whether that is because the
-// target is gone the kernel does not tell.
+// defunct reports the pins of a link that is attached to nothing. The kernel does not
+// tell whether the target is gone or the link was detached.
 func (e *exam) defunct(folder, what string, members []string) {
 	e.add(hook.Finding{
 		Check: "defunct", Level: hook.LevelDrift, Mend: e.recover(),
@@ -194,7 +194,7 @@ func (e *exam) defunct(folder, what string, members []string) {
 	})
 }
 
-// halfMember is a member whose pin somebody removed who left those of its maps.
+// halfMember reports a member of which only the pins of its maps are left.
 func (e *exam) halfMember(folder, member, held string) {
 	path := filepath.Dir(e.pins.HeldPath(folder, member))
 	e.add(hook.Finding{
@@ -203,8 +203,8 @@ func (e *exam) halfMember(folder, member, held string) {
 	})
 }
 
-// access looks for pins that are not for root alone. Whoever may open the pin of a
-// link may detach it.
+// access looks for pins that users other than root can open. A user who can open the
+// pin of a link can detach the link.
 func (e *exam) access(dir string) {
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		var st unix.Stat_t
@@ -231,7 +231,7 @@ func (e *exam) access(dir string) {
 	})
 }
 
-// pinnedLink returns the id of a link that is pinned.
+// pinnedLink returns the id of the link that is pinned at path.
 func pinnedLink(path string) (uint32, error) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
@@ -245,7 +245,7 @@ func pinnedLink(path string) (uint32, error) {
 	return uint32(info.ID), nil
 }
 
-// list is names in words.
+// list returns names in words.
 func list(names []string) string {
 	if len(names) == 0 {
 		return "no member"

@@ -13,7 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// memlock matters where BPF memory counts towards RLIMIT_MEMLOCK.
+// memlock looks at RLIMIT_MEMLOCK where BPF memory counts towards it.
 func (m machine) memlock() []hook.Finding {
 	f := hook.Finding{Check: "memlock", Level: hook.LevelOK, Text: "BPF memory does not count towards RLIMIT_MEMLOCK"}
 	var limit unix.Rlimit
@@ -37,7 +37,7 @@ func (m machine) lockdown() []hook.Finding {
 	return []hook.Finding{f}
 }
 
-// lockdownMode is empty if it cannot be told.
+// lockdownMode returns the mode of lockdown; empty when the mode is not known.
 func (m machine) lockdownMode() string {
 	text, _ := m.read("/sys/kernel/security/lockdown")
 	_, rest, _ := strings.Cut(text, "[")
@@ -45,8 +45,7 @@ func (m machine) lockdownMode() string {
 	return mode
 }
 
-// modules are the security modules, one of which may refuse what capabilities
-// allow.
+// modules looks at the security modules: they may refuse what capabilities allow.
 func (m machine) modules() []hook.Finding {
 	text, err := m.read("/sys/kernel/security/lsm")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -72,7 +71,8 @@ func (m machine) seccomp() []hook.Finding {
 // called with it). Others, such as yama and landlock, have no say there.
 var guards = []string{"selinux", "smack", "apparmor", "tomoyo", "bpf"}
 
-// suspects are what may refuse what capabilities allow, as far as it can be seen.
+// suspects says in words what may refuse what capabilities allow, as far as that can be
+// seen.
 func (m machine) suspects() string {
 	var seen []string
 	if status, _ := m.status(); status["Seccomp"] == "2" {
@@ -96,7 +96,7 @@ func (m machine) suspects() string {
 	return "no seccomp filter, lockdown or security module does that, so it is the kernel's own policy"
 }
 
-// namespaces looks for those that hide things from this process.
+// namespaces looks for namespaces that hide things from this process.
 func namespaces() []hook.Finding {
 	var found []hook.Finding
 	note := func(text string) {

@@ -16,7 +16,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
-// readRegistry reads the registry if there is one.
+// readRegistry reads the registry, if one exists.
 func (e *exam) readRegistry() {
 	reg, err := e.pins.OpenRegistry()
 	switch {
@@ -34,8 +34,8 @@ func (e *exam) readRegistry() {
 	}
 }
 
-// recordsOf returns all records by their links: nil is one that is damaged or of
-// a later version.
+// recordsOf returns all records by their links. A record that is damaged or of a later
+// version is nil.
 func recordsOf(reg *state.Registry) (map[uint32]*state.Record, error) {
 	links, err := reg.Links()
 	records := map[uint32]*state.Record{}
@@ -47,13 +47,13 @@ func recordsOf(reg *state.Registry) (map[uint32]*state.Record, error) {
 	return records, err
 }
 
-// names looks at the names of members with links of their own.
+// names looks at the names of members that have their own links.
 func (e *exam) names() {
 	var gone, unknown []string
 	for _, id := range slices.Sorted(maps.Keys(e.records)) {
 		rec := e.records[id]
 		switch {
-		case rec != nil && e.links[rec.MovedTo].ID != 0: // for those who still hold the old link
+		case rec != nil && e.links[rec.MovedTo].ID != 0: // kept for processes that still hold the old link
 		case e.links[id].ID == 0:
 			gone = append(gone, fmt.Sprint(id))
 		case rec == nil:
@@ -74,8 +74,9 @@ func (e *exam) names() {
 	}
 }
 
-// halfMoves looks for links that are still there although others have taken their
-// place: the last step of a move is to let them go. If both are pinned, both stay.
+// halfMoves looks for links that still exist although a move has replaced them: the
+// last step of the move, which releases the old link, is missing. If both links are
+// pinned, both stay.
 func (e *exam) halfMoves() {
 	moves, err := e.pins.Moves()
 	settled := err == nil && len(moves) == 0
@@ -91,7 +92,7 @@ func (e *exam) halfMoves() {
 		e.unsettled[id], e.unsettled[old.ID] = true, true
 		h := old.Hook()
 		if !settled || !e.pins.Has(state.LinkFolder(h, id), rec.Name) || !e.pins.Has(state.LinkFolder(h, old.ID), rec.Name) {
-			continue // the pins tell
+			continue // the check of the pins reports it
 		}
 		e.add(hook.Finding{
 			Check: "move", Level: hook.LevelDrift, Member: rec.Name, Mend: e.recover(),
@@ -100,8 +101,8 @@ func (e *exam) halfMoves() {
 	}
 }
 
-// badRegistry tells a registry of another version, which that version reads, from
-// something else in its place.
+// badRegistry reports a registry that cannot be used: one of another version, which that
+// version can read, or another object in its place.
 func (e *exam) badRegistry(err error) {
 	path := e.pins.RegistryPath()
 	if m, err := ebpf.LoadPinnedMap(path, nil); err == nil {

@@ -7,9 +7,10 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// Diff tells what changed between two looks, in this order: what moved; what
-// went; what changed; what came, oldest first; who was overtaken; what freplace has
-// put in the place of functions. The second look is one that [Settle] has been over.
+// Diff returns what changed between two looks, in this order: devices that moved; entries
+// that left; entries that changed; entries that came, oldest first; members that were
+// overtaken; functions that freplace has replaced. The second look must have gone
+// through [Settle].
 func Diff(before, after *Look) []hook.Event {
 	d := &diff{before: entries(before.Chains), after: entries(after.Chains), look: after}
 	match(d.before, d.after)
@@ -28,8 +29,8 @@ func Diff(before, after *Look) []hook.Event {
 	return d.events
 }
 
-// Initial tells what could not be read in the first look, and if present is set
-// what is there.
+// Initial returns the events of the first look: what could not be read and, if present is
+// set, what is there.
 func Initial(now *Look, present bool) []hook.Event {
 	d := &diff{after: entries(now.Chains), look: now}
 	d.unreadable(&Look{}, now)
@@ -50,7 +51,8 @@ type diff struct {
 	events        []hook.Event
 }
 
-// add reports an event of an entry; either of b and a may be nil.
+// add reports an event of an entry: b is the entry before and a the entry after. One of
+// them may be nil.
 func (d *diff) add(kind hook.EventKind, b, a *entry) *hook.Event {
 	now := a
 	if now == nil {
@@ -67,7 +69,7 @@ func (d *diff) add(kind hook.EventKind, b, a *entry) *hook.Event {
 	return &d.events[len(d.events)-1]
 }
 
-// unreadable reports what could not be read and could before.
+// unreadable reports what could be read before and cannot now.
 func (d *diff) unreadable(before, after *Look) {
 	for _, u := range after.unread {
 		same := func(v unread) bool { return v.EventTarget == u.EventTarget }
@@ -77,7 +79,7 @@ func (d *diff) unreadable(before, after *Look) {
 	}
 }
 
-// moved reports once for each hook that its device has another name or namespace.
+// moved reports devices that have another name or namespace, once for each hook.
 func (d *diff) moved() {
 	done := map[*hook.Chain]bool{}
 	for i := range d.after {
@@ -86,14 +88,14 @@ func (d *diff) moved() {
 			continue
 		}
 		from, to := targetOf(d.before[a.is].c), targetOf(a.c)
-		gone := idOf(to) == targetID{} // what is left of it is defunct
+		gone := idOf(to) == targetID{} // the target is gone, and what is left is defunct
 		if gone || from.Hook != to.Hook || from.Target == to.Target && idOf(from) == idOf(to) {
 			continue
 		}
 		done[a.c] = true
 		d.events = append(d.events, hook.Event{Kind: hook.EventMoved, EventTarget: to, From: &from, Entries: len(a.c.Members)})
 	}
-	// Out of the one namespace that is watched.
+	// Devices that left the one namespace that is watched.
 	for i := range d.before {
 		b := &d.before[i]
 		if b.is >= 0 || done[b.c] || d.look.Links[b.link()] != LinkElsewhere {
@@ -108,7 +110,7 @@ func (d *diff) moved() {
 func (d *diff) gone() {
 	for i := range d.before {
 		b := &d.before[i]
-		// A link that attaches nothing may still be there, and be shown as defunct.
+		// A link that attaches nothing may still exist. It is then shown as defunct.
 		if b.m.State != hook.StateDefunct && (b.is < 0 || d.after[b.is].m.State == hook.StateDefunct) {
 			d.left(b)
 		}
@@ -128,8 +130,8 @@ func (d *diff) left(b *entry) {
 	}
 }
 
-// stayed tells of each entry that is in both looks whether it is at the same
-// place among the others that are.
+// stayed tells for each entry that is in both looks whether it kept its place among
+// the other such entries.
 func (d *diff) stayed() []bool {
 	stay := make([]bool, len(d.after))
 	for from := 0; from < len(d.after); {
@@ -157,7 +159,7 @@ func (d *diff) stayed() []bool {
 	return stay
 }
 
-// changed reports what became of an entry that is in both looks.
+// changed reports what changed about an entry that is in both looks.
 func (d *diff) changed(b, a *entry, stays bool) {
 	was, is := b.m, a.m
 	wasIn, isIn := stateOf(was), stateOf(is)
@@ -189,7 +191,7 @@ func (d *diff) changed(b, a *entry, stays bool) {
 	case was.Settings != is.Settings:
 		d.add(hook.EventSet, b, a)
 	case was.LinkID != is.LinkID && is.Kind != hook.KindLibxdp:
-		// The same program again, at the same place.
+		// The same program was attached again, at the same place.
 		d.add(hook.EventAttached, b, a)
 	}
 	if was.Persistent != is.Persistent {
@@ -201,7 +203,7 @@ func (d *diff) changed(b, a *entry, stays bool) {
 	}
 }
 
-// stateOf is the state without what freplace does to it: that has events of its own.
+// stateOf returns the state without the effect of freplace, which has its own events.
 func stateOf(m *hook.Member) hook.State {
 	if m.State == hook.StateBypassed {
 		return hook.StateRunning
@@ -209,8 +211,8 @@ func stateOf(m *hook.Member) hook.State {
 	return m.State
 }
 
-// extended reports what freplace has put in the place of functions, of the
-// dispatcher and of what is attached, and what is there no more.
+// extended reports functions of dispatchers and entries that freplace has replaced, and
+// functions that were restored.
 func (d *diff) extended() {
 	done := map[*hook.Chain]bool{}
 	for i := range d.after {
@@ -232,7 +234,7 @@ func (d *diff) extended() {
 	}
 }
 
-// compare reports the extensions that are on one list only.
+// compare reports the extensions that are in only one of the lists.
 func (d *diff) compare(before, after []hook.Extension, add func(hook.EventKind) *hook.Event) {
 	report := func(kind hook.EventKind, list, others []hook.Extension) {
 		for i := range list {
@@ -246,11 +248,11 @@ func (d *diff) compare(before, after []hook.Extension, add func(hook.EventKind) 
 	report(hook.EventExtended, after, before)
 }
 
-// came reports the new ones. The kernel counts ids up.
+// came reports the new entries, ordered by id: the kernel gives rising ids.
 func (d *diff) came() {
 	first := len(d.events)
 	for i := range d.after {
-		// What is defunct was attached long ago.
+		// A defunct entry is not new: it was attached long ago.
 		if a := &d.after[i]; a.is < 0 && a.m.State != hook.StateDefunct {
 			d.add(hook.EventAttached, nil, a)
 		}
@@ -260,8 +262,8 @@ func (d *diff) came() {
 	})
 }
 
-// overtaken reports members that an entry without a priority runs before and did
-// not: for each such entry the first one behind it.
+// overtaken reports members that an entry without a priority now runs before, and did not
+// run before in the last look. For each such entry it reports the first member behind it.
 func (d *diff) overtaken(stayed []bool) {
 	for i := range d.after {
 		by := &d.after[i]

@@ -11,11 +11,11 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// Looks are written as chains, and a chain as "tcx/ingress eth0 a:10 b:20*", whose
-// entries are made by parseEntry.
+// look returns a Look at these chains.
 func look(chains ...hook.Chain) *Look { return &Look{Chains: chains} }
 
-// at is a chain on a device, by default of index 2 in the namespace 100.
+// at returns a chain on a device, by default of index 2 in the namespace 100. parseEntry
+// makes the entries.
 func at(h hook.Hook, target string, entries ...string) hook.Chain {
 	c := hook.Chain{Hook: h, Target: target, Ifindex: 2, NetNS: hook.NetNS{Inode: 4026531840, Cookie: 100}}
 	if h.OnCgroup() {
@@ -32,12 +32,12 @@ func on(c hook.Chain, change func(*hook.Chain)) hook.Chain {
 	return c
 }
 
-// link makes a chain of XDP that of a link.
+// byLink sets the link of an XDP chain.
 func byLink(id uint32) func(*hook.Chain) { return func(c *hook.Chain) { c.LinkID = id } }
 
-// parseEntry reads "name:priority/id=program", where id is of the link or slot, with a
-// star behind it if it is pinned, and a state in brackets. A name that begins with
-// "legacy" or "foreign" is not a member's; one with "filter" is a filter.
+// parseEntry reads "name:priority/id=program", where id is the id of the link or slot. A
+// star behind that means that the entry is pinned; a state follows in brackets. A name that
+// begins with "legacy" or "foreign" is not a member's; a name with "filter" is a filter's.
 func parseEntry(h hook.Hook, text string) hook.Member {
 	m := hook.Member{Kind: hook.KindMember, State: hook.StateRunning}
 	text, state, ok := strings.Cut(text, "(")
@@ -222,7 +222,7 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// What could not be read did not leave, and is reported once.
+// An entry that could not be read did not leave. The failure is reported once.
 func TestUnreadable(t *testing.T) {
 	broken := errors.New("broken")
 	ns := hook.NetNS{Inode: 4026531840, Cookie: 100}
@@ -256,7 +256,7 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// A link whose place is not found for a while is where it was.
+// A link stays where it was while its place is not found.
 func TestUnsettled(t *testing.T) {
 	before := look(on(at(hook.XDP, "eth0", "a:1/5=1"), byLink(3)), at(tcx, "eth0", "b:1/4=1"))
 	homeless := func(h hook.Hook, entry string, link uint32) hook.Chain {
@@ -272,7 +272,7 @@ func TestUnsettled(t *testing.T) {
 	qt.Check(t, qt.DeepEquals(words(Diff(now, later)), []string{"defunct a 1>0/0", "defunct b 1>0/0"}))
 }
 
-// A hook that changed under the eyes of who looked is as it was, until the next look.
+// A hook that changed during the look counts as unchanged until the next look.
 func TestDoubtful(t *testing.T) {
 	before := look(at(cg, "/a", "a:1/1=1"))
 	now := look(at(cg, "/a", "a:1/1=1", "legacy=2"))
@@ -281,7 +281,7 @@ func TestDoubtful(t *testing.T) {
 	qt.Check(t, qt.HasLen(Diff(before, now), 0))
 }
 
-// Of n entries in any order, those that are reported as moved make the rest rise.
+// Of n entries in any order, those that are not reported as moved are in rising order.
 func TestUnmoved(t *testing.T) {
 	none := func(int) bool { return false }
 	for _, test := range []struct {

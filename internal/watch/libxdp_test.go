@@ -8,8 +8,8 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// onLibxdp is a chain of libxdp on a device; dispatcher is its program, and with
-// another one all members have other links.
+// onLibxdp returns a chain of libxdp on a device. dispatcher is the id of its program:
+// with another dispatcher all members have other links.
 func onLibxdp(dispatcher uint32, entries ...string) hook.Chain {
 	c := at(hook.XDP, "eth0", entries...)
 	c.Style, c.DispatcherID = hook.StyleLibxdp, dispatcher
@@ -20,8 +20,8 @@ func onLibxdp(dispatcher uint32, entries ...string) hook.Chain {
 	return c
 }
 
-// A change of a chain of libxdp makes a new dispatcher, with new links of all
-// members. What is told is what changed.
+// A change of a chain of libxdp makes a new dispatcher, with new links for all
+// members. Only the change is reported.
 func TestDiffLibxdp(t *testing.T) {
 	two := onLibxdp(1, "a:10=41*", "b:20=42*")
 	for name, test := range map[string]struct {

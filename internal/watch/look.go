@@ -6,39 +6,39 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// LinkState is what became of a link that attaches nothing any more in a place
-// that was looked at. The zero value: there is no such link, or it was detached.
+// LinkState says what became of a link that attaches nothing any more in the places
+// that are looked at. The zero value: the link is gone, or it was detached.
 type LinkState uint8
 
 const (
 	// LinkDefunct: its device or cgroup is gone.
 	LinkDefunct LinkState = iota + 1
-	// LinkElsewhere: it attaches something where nobody looks.
+	// LinkElsewhere: it attaches something outside the places that are looked at.
 	LinkElsewhere
-	// LinkUnsettled: it attaches something, but the place was not found, as of a
-	// network namespace that is about to vanish.
+	// LinkUnsettled: it attaches something, but the place was not found, for example
+	// because the network namespace is about to vanish.
 	LinkUnsettled
 )
 
 // A Look is what was attached at one moment.
 type Look struct {
 	Chains []hook.Chain
-	// Links has what became of those that are missing.
+	// Links says what became of the missing links.
 	Links map[uint32]LinkState
-	// Doubtful are hooks that changed under the eyes of who looked.
+	// Doubtful are hooks that changed during the look.
 	Doubtful []hook.EventTarget
 
 	unread []unread
 }
 
-// unread is a part of the machine that could not be read.
+// An unread is a part of the machine that could not be read.
 type unread struct {
 	hook.EventTarget
 	err string
 }
 
-// covers tells whether a hook belongs to it. A whole namespace or cgroup has no
-// hook, all cgroups nothing at all.
+// covers tells whether a hook belongs to the part. A part that is a whole namespace or
+// cgroup has no hook; the part of all cgroups has no target either.
 func (u unread) covers(p hook.EventTarget) bool {
 	switch {
 	case u.Hook == "" && u.NetNS.Inode != 0:
@@ -68,12 +68,12 @@ func (l *Look) has(link uint32) bool {
 	return link != 0 && slices.ContainsFunc(l.Chains, func(c hook.Chain) bool { return carries(&c, link) && !lost(&c) && !defunct(&c) })
 }
 
-// defunct tells whether a chain is what is left of one.
+// defunct tells whether the device or cgroup of a chain is gone.
 func defunct(c *hook.Chain) bool {
 	return len(c.Members) > 0 && c.Members[0].State == hook.StateDefunct
 }
 
-// chainOf returns the chain that a link carries, or has a part of.
+// chainOf returns the chain that a link carries or has an entry of.
 func (l *Look) chainOf(link uint32) *hook.Chain {
 	for i := range l.Chains {
 		if carries(&l.Chains[i], link) {
@@ -98,8 +98,8 @@ func (l *Look) Missing(next *Look) []uint32 {
 	return ids
 }
 
-// Settle puts what is known from before into a look in the place of what could
-// not be read, so that not to know is not to report that it left.
+// Settle replaces what could not be read in a look by what the look before has. So an
+// entry that could not be read is not reported as left.
 func Settle(before, now *Look) {
 	var keep []hook.Chain
 	for i := range now.Chains {
@@ -108,7 +108,7 @@ func Settle(before, now *Look) {
 		case c.Err != nil && len(c.Members) == 0:
 			now.unread = append(now.unread, unread{at, c.Err.Error()})
 		case lost(&c) && (before.has(c.LinkID) || before.has(c.Members[0].LinkID)):
-			// Known from before, and there with its name.
+			// The chain is known from before, and is in the look with its name.
 		case slices.ContainsFunc(now.Doubtful, func(d hook.EventTarget) bool { return d.Hook == at.Hook && idOf(d) == idOf(at) }):
 			if was := before.chainAt(at); was != nil {
 				keep = append(keep, *was)

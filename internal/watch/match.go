@@ -11,7 +11,7 @@ type entry struct {
 	c   *hook.Chain
 	m   *hook.Member
 	pos int // from 1
-	is  int // the same entry in the other look, or -1
+	is  int // index of the same entry in the other look, or -1
 }
 
 func entries(chains []hook.Chain) []entry {
@@ -25,7 +25,7 @@ func entries(chains []hook.Chain) []entry {
 	return list
 }
 
-// link is the link that holds an entry, alone or with others; 0 when none does.
+// link returns the link that holds an entry, alone or with others; 0 without a link.
 func (e *entry) link() uint32 {
 	if e.m.LinkID != 0 {
 		return e.m.LinkID
@@ -38,7 +38,7 @@ func (e *entry) target() targetID { return idOf(targetOf(e.c)) }
 // A key names an entry across looks.
 type key struct {
 	kind   string
-	id     uint32 // of a link, slot or program
+	id     uint32 // id of a link, slot or program
 	at     targetID
 	filter hook.Filter
 	detail string
@@ -55,8 +55,8 @@ func (e *entry) key() key {
 	case m.SlotID != 0:
 		return key{kind: "slot", id: m.SlotID}
 	case e.c.Hook == hook.XDP:
-		// The only one there. Which link has it is not certain where devices of the
-		// same index have the same program.
+		// It is the only entry there. Its link is not certain when devices of the same
+		// index have the same program.
 		return key{kind: "xdp " + string(m.Kind), at: e.target()}
 	case m.Filter != nil:
 		f := *m.Filter
@@ -87,7 +87,7 @@ func match(before, after []entry) {
 	}
 }
 
-// pair joins entries that are left over, where there is only one that fits.
+// pair matches entries that are left over, when only one fits.
 func pair(before, after []entry, same func(b, a *entry) bool) {
 	for i := range before {
 		found, n := -1, 0
@@ -102,12 +102,12 @@ func pair(before, after []entry, same func(b, a *entry) bool) {
 	}
 }
 
-// exchanged: one foreign XDP program went, and another came.
+// exchanged tells whether a foreign XDP program went and another came.
 func exchanged(b, a *entry) bool {
 	return b.c.Hook == hook.XDP && b.m.Kind == hook.KindForeign && b.c.LinkID != a.c.LinkID && b.m.Program.ID != a.m.Program.ID
 }
 
-// adopted: the program has become a member. A filter becomes one of TCX.
+// adopted tells whether the program became a member. A filter becomes a member on TCX.
 func adopted(b, a *entry) bool {
 	from := b.c.Hook
 	return b.m.Kind == hook.KindLegacy && a.m.Kind == hook.KindMember &&
@@ -115,15 +115,15 @@ func adopted(b, a *entry) bool {
 		(from == a.c.Hook || strings.Replace(string(from), "tc/", "tcx/", 1) == string(a.c.Hook))
 }
 
-// remade: the same member has another link, filter or slot. A member that is
-// moved gets a new link; a closed door is opened by a new slot.
+// remade tells whether the same member has another link, filter or slot. A moved member
+// gets a new link; a new slot opens a closed door.
 func remade(b, a *entry) bool {
 	return b.m.Kind == hook.KindMember && a.m.Kind == hook.KindMember && b.m.Name == a.m.Name &&
 		b.c.Hook == a.c.Hook && b.target() == a.target() &&
 		(b.m.Program.ID == a.m.Program.ID || b.m.State == hook.StateEmpty)
 }
 
-// replaced: another program has the place of one that no link protects.
+// replaced tells whether another program replaced one that no link protects.
 func replaced(b, a *entry) bool {
 	exposed := b.m.Kind == hook.KindLegacy || b.m.Kind == hook.KindLibxdp
 	return exposed && b.m.Kind == a.m.Kind && b.m.Filter == nil && a.m.Filter == nil &&
@@ -131,7 +131,7 @@ func replaced(b, a *entry) bool {
 		b.pos == a.pos && len(b.c.Members) == len(a.c.Members)
 }
 
-// carried: it went along with its device, which no link tells.
+// carried tells whether an entry without a link moved with its device.
 func carried(b, a *entry) bool {
 	return b.m.Kind == a.m.Kind && b.m.SlotID == 0 && a.m.SlotID == 0 && b.m.LinkID == 0 && a.m.LinkID == 0 && b.m.Filter == nil &&
 		b.c.Hook.OnDevice() && b.c.Hook == a.c.Hook && b.m.Program.ID == a.m.Program.ID &&

@@ -12,18 +12,18 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// A listener hears rtnetlink of all network namespaces, without holding any of
-// them, as a socket in each would. Its socket is in a namespace of its own, where
-// the others have numbers: what happens in a namespace with a number is heard
-// (NETLINK_LISTEN_ALL_NSID, do_one_broadcast in net/netlink/af_netlink.c). The
-// numbers are forgotten with the namespace, and it goes with the socket.
+// A listener hears rtnetlink of all network namespaces. A socket in each namespace would
+// keep the namespaces alive, so the listener has one socket, in a namespace of its own.
+// It gives the other namespaces numbers there: the socket hears each namespace that has
+// a number (NETLINK_LISTEN_ALL_NSID, do_one_broadcast in net/netlink/af_netlink.c). The
+// numbers end with the listener's namespace, and the namespace ends with the socket.
 type listener struct {
 	fd    int
 	ask   *netlink.Conn // in the same namespace
 	netns string        // the only one to listen to; empty for all
 	known map[uint64]bool
 	next  int32
-	last  time.Time // when they were looked for
+	last  time.Time // when new namespaces were last looked for
 	buf   []byte
 }
 
@@ -40,7 +40,7 @@ func newListener(netns string) (*listener, error) {
 	l := &listener{fd: -1, netns: netns, known: map[uint64]bool{}, buf: make([]byte, 1<<16)}
 	errs := make(chan error)
 	go func() {
-		// The thread is in the new namespace, and ends with the goroutine.
+		// The thread stays in the new namespace, and ends with the goroutine.
 		runtime.LockOSThread()
 		errs <- l.open()
 	}()
@@ -76,8 +76,7 @@ func (l *listener) open() error {
 	return unix.SetsockoptInt(l.fd, unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1)
 }
 
-// follow gives numbers to namespaces that have none yet. What fails is tried
-// again.
+// follow gives numbers to namespaces that have none yet. After a failure it tries again.
 func (l *listener) follow() {
 	if time.Since(l.last) < newNamespaces {
 		return
@@ -97,7 +96,7 @@ func (l *listener) follow() {
 	}
 }
 
-// number gives a namespace a number, if it has none.
+// number gives a namespace a number if it has none.
 func (l *listener) number(fd int) bool {
 	ae := netlink.NewAttributeEncoder()
 	ae.Int32(netnsaNSID, l.next)

@@ -6,11 +6,11 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// offsets are where in the kernel's structures it is from a task to the id of an
-// object that it has open.
+// offsets are the offsets in the kernel's structures that lead from a task to the id of
+// an object that the task has open.
 type offsets struct{ files, fdt, fd, private, linkID, mapID, mapType int32 }
 
-// kernelOffsets asks the kernel's BTF.
+// kernelOffsets reads the offsets from the kernel's BTF.
 func kernelOffsets() (o offsets, err error) {
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {
@@ -41,7 +41,7 @@ func kernelOffsets() (o offsets, err error) {
 	return o, nil
 }
 
-// offsetOf looks into members without a name, too.
+// offsetOf returns the offset of a member. It looks into members without a name too.
 func offsetOf(members []btf.Member, name string) (btf.Bits, bool) {
 	for _, m := range members {
 		if m.Name == name {

@@ -2,16 +2,16 @@ package watch
 
 import "slices"
 
-// unmoved finds the entries that kept their order: of the numbers a longest
-// rising row, in which those that are said to have moved anyway are left out
-// where that makes it no shorter than it must be. It tells it for each.
+// unmoved tells for each entry whether it kept its order. The entries that did are a
+// longest rising subsequence of the numbers without the suspects, which seem to have
+// moved anyway, and then the suspects that fit into it.
 func unmoved(order []int, suspect func(i int) bool) []bool {
 	stay := make([]bool, len(order))
 	row := rising(order, func(i int) bool { return !suspect(i) })
 	for _, i := range row {
 		stay[i] = true
 	}
-	// A suspect that fits in between has not moved.
+	// A suspect that fits between the others has not moved.
 	for i := range order {
 		if !suspect(i) {
 			continue
@@ -27,7 +27,8 @@ func unmoved(order []int, suspect func(i int) bool) []bool {
 	return stay
 }
 
-// rising returns the indices of a longest rising row among those that are asked for.
+// rising returns the indices of a longest rising subsequence of the numbers that of
+// chooses.
 func rising(order []int, of func(int) bool) []int {
 	length, before := make([]int, len(order)), make([]int, len(order))
 	last := -1

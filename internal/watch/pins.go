@@ -12,8 +12,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// A pinWatch watches the folders of pins. It holds no mount: when the bpffs is
-// unmounted the kernel takes the marks away.
+// A pinWatch watches the folders of pins. It holds no mount: the kernel removes the
+// watches when the bpffs is unmounted.
 type pinWatch struct {
 	fd    int
 	bpffs string
@@ -49,7 +49,7 @@ func isBPFFS(path string) error {
 	return nil
 }
 
-// follow watches the folders that are there; those that are watched stay so.
+// follow watches the folders that exist. Folders that are already watched stay watched.
 func (p *pinWatch) follow() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -71,8 +71,8 @@ func (p *pinWatch) add(path string) {
 	}
 }
 
-// read tells whether something of ours changed. A new folder is watched from the
-// next look on, which is soon.
+// read tells whether something of ours changed. A new folder is watched from the next
+// look on, and that look is soon.
 func (p *pinWatch) read() (sign bool, lost string) {
 	for {
 		n, err := unix.Read(p.fd, p.buf)

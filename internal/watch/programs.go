@@ -12,18 +12,18 @@ import (
 )
 
 // programEvents tells when programs are loaded and freed (PERF_RECORD_BPF_EVENT,
-// Linux 5.1): most that attach bring a program, and when the owner of a link or a
-// slot has gone its program goes too, as a rule. Nothing runs for it but when a
-// program comes or goes.
+// Linux 5.1). Most tools load a program to attach it, and most programs are freed when
+// the owner of their link or slot is gone. It costs time only when a program is loaded
+// or freed.
 type programEvents struct{ rings []*ring }
 
-// A ring is where the kernel writes records of one CPU.
+// A ring is the buffer into which the kernel writes the records of one CPU.
 type ring struct {
 	fd  int
 	mem []byte
 }
 
-// bpfEvent is the bit bpf_event of struct perf_event_attr.
+// bpfEvent is the bit bpf_event in struct perf_event_attr.
 const bpfEvent = unix.CBitFieldMaskBit30
 
 func newProgramEvents() (*programEvents, error) {
@@ -55,7 +55,7 @@ func newProgramEvents() (*programEvents, error) {
 	return p, nil
 }
 
-// read skips what there is: that something came is enough.
+// read skips the records: it is enough that one came.
 func (r *ring) read() (sign bool, lost string) {
 	page := (*unix.PerfEventMmapPage)(unsafe.Pointer(&r.mem[0]))
 	head := atomic.LoadUint64(&page.Data_head)

@@ -10,7 +10,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// errQuiet is why no signs are heard.
+// errQuiet says why no signs are heard with Options.Quiet.
 var errQuiet = errors.New("not asked for")
 
 // sources waits for signs of a change.
@@ -50,7 +50,7 @@ func newSources(o *Options) *sources {
 
 func (s *sources) say() hook.WatchSources { return s.said }
 
-// sign wakes the watcher.
+// sign tells the watcher that something may have changed.
 func (s *sources) sign() {
 	select {
 	case s.wake <- struct{}{}:
@@ -64,7 +64,7 @@ func (s *sources) lose(what string) {
 	s.lost = append(s.lost, what)
 }
 
-// poll waits for all that is a descriptor.
+// poll waits for the sources that are descriptors.
 func (s *sources) poll() {
 	type source struct {
 		fd   int
@@ -114,7 +114,7 @@ func (s *sources) poll() {
 	}
 }
 
-// follow finds what is to be listened to since the last time.
+// follow makes the sources listen to what is new since the last look.
 func (s *sources) follow() {
 	if s.netlink != nil {
 		s.netlink.follow()
@@ -124,7 +124,7 @@ func (s *sources) follow() {
 	}
 }
 
-// taken returns what was traced, and what was lost.
+// taken returns the traced calls, and the names of what overflowed.
 func (s *sources) taken() (list []call, lost []string) {
 	if s.tracer != nil {
 		list, lost = s.tracer.take()
@@ -161,6 +161,5 @@ func (s *sources) close() {
 	}
 }
 
-// recent is how long after the end of a process the kernel may take to free what
-// it had.
+// recent is how long the kernel may take to free the objects of a process that ended.
 const recent = 300 * time.Millisecond

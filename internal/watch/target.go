@@ -6,7 +6,7 @@ func targetOf(c *hook.Chain) hook.EventTarget {
 	return hook.EventTarget{Hook: c.Hook, Target: c.Target, NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}
 }
 
-// A targetID is what does not change while a device or cgroup stays where it is.
+// A targetID identifies a device or cgroup for as long as it stays where it is.
 type targetID struct {
 	netns    uint64
 	ifindex  int
@@ -15,8 +15,9 @@ type targetID struct {
 
 func idOf(t hook.EventTarget) targetID { return targetID{netnsOf(t.NetNS), t.Ifindex, t.CgroupID} }
 
-// netnsOf is one number for a namespace. Inodes come round, cookies do not, but
-// old kernels have none. The two do not meet: inodes of namespaces are large.
+// netnsOf returns one number for a namespace: its cookie, or on old kernels its inode. The
+// kernel uses inodes again, but not cookies. A cookie never equals an inode, because the
+// inodes of namespaces are large.
 func netnsOf(ns hook.NetNS) uint64 {
 	if ns.Cookie != 0 {
 		return ns.Cookie

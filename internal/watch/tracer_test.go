@@ -12,8 +12,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
-// Of the calls of bpf(2) only those are told that may attach something, and only
-// when they succeed; of maps only slots.
+// Only successful calls of bpf(2) that may attach something are reported, and of calls
+// about maps only those about slots.
 func TestTracer(t *testing.T) {
 	testenv.CheckLeaks(t)
 	tr, err := newTracer(func() {})
@@ -49,8 +49,8 @@ func TestTracer(t *testing.T) {
 	qt.Check(t, qt.HasLen(calls, 0))
 }
 
-// What it costs everybody: a call of the kernel that does nothing, with and
-// without the tracer; and a call of bpf(2) that attaches nothing.
+// BenchmarkTraced measures what the tracer costs all processes: a system call that does
+// nothing, with and without the tracer, and a call of bpf(2) that attaches nothing.
 func BenchmarkTraced(b *testing.B) {
 	testenv.Require(b)
 	array, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ldt_array", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})

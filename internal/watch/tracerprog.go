@@ -10,15 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exit stands for a command: the end of a process.
+// exit stands for the end of a process, in the place of a command.
 const exit = 0xffffffff
 
-// traced are the commands that attach something, or take it away, and where in
-// their attributes the descriptor is that they are about. A look makes no such
-// calls.
+// traced are the commands that attach or detach something, with the offset of the
+// object's descriptor in their attributes. A look makes no such calls.
 var traced = []struct {
 	cmd int32
-	fd  int16 // 0: at the beginning; -1: it is what the call returns; -2: not looked at
+	fd  int16 // 0: at the beginning; -1: the call returns the descriptor; -2: not looked at
 }{
 	{unix.BPF_MAP_UPDATE_ELEM, 0},
 	{unix.BPF_OBJ_PIN, -2},
@@ -29,7 +28,7 @@ var traced = []struct {
 	{unix.BPF_LINK_DETACH, 0},
 }
 
-// callSize is the size of what the programs write: process, command, id of the
+// callSize is the size of a record that the programs write: process, command, id of the
 // link or slot, attach type, name, time.
 const callSize = 40
 
@@ -76,16 +75,16 @@ func (t *tracer) load(o offsets) error {
 	return nil
 }
 
-// Where things are on the programs' stacks.
+// Offsets on the programs' stacks.
 const (
 	keyAt     = -8  // process and thread
 	pendingAt = -24 // command, and the first 12 bytes of its attributes
-	scratchAt = -32 // a pointer on the way
+	scratchAt = -32 // a pointer between two steps
 	callAt    = -72
 	makerAt   = -80
 )
 
-// onEnter remembers the arguments of a call, which may be overwritten later.
+// onEnter saves the arguments of a call, because the process may overwrite them later.
 func onEnter(pending *ebpf.Map) asm.Instructions {
 	const cmd, attr = 16, 24 // in the tracepoint's context
 	insns := asm.Instructions{
@@ -120,7 +119,7 @@ func onEnter(pending *ebpf.Map) asm.Instructions {
 	)
 }
 
-// onExit reports a call that succeeded, with the id of what it was about.
+// onExit reports a call that succeeded, with the id of the call's object.
 func onExit(o offsets, pending, makers *ebpf.Map, emit asm.Instructions) asm.Instructions {
 	const ret = 16
 	insns := asm.Instructions{
@@ -197,7 +196,7 @@ func onExit(o offsets, pending, makers *ebpf.Map, emit asm.Instructions) asm.Ins
 	insns = append(insns, number(asm.R8, o.mapType, scratchAt)...)
 	insns = append(insns,
 		asm.LoadMem(asm.R1, asm.RFP, scratchAt, asm.Word),
-		asm.JNE.Imm(asm.R1, int32(ebpf.ProgramArray), "out"), // no slot
+		asm.JNE.Imm(asm.R1, int32(ebpf.ProgramArray), "out"), // not a slot
 	)
 	insns = append(insns, number(asm.R8, o.mapID, callAt+8)...)
 	insns = append(insns, asm.Ja.Label("maker"))
@@ -223,7 +222,7 @@ func onExit(o offsets, pending, makers *ebpf.Map, emit asm.Instructions) asm.Ins
 	return append(insns, emit...)
 }
 
-// onEnd reports the end of a process that has made something.
+// onEnd reports the end of a process that made a link or filled a slot.
 func onEnd(makers *ebpf.Map, emit asm.Instructions) asm.Instructions {
 	return append(asm.Instructions{
 		asm.FnGetCurrentPidTgid.Call(),
@@ -239,11 +238,11 @@ func onEnd(makers *ebpf.Map, emit asm.Instructions) asm.Instructions {
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, makerAt),
 		asm.FnMapDeleteElem.Call(),
-		asm.JNE.Imm(asm.R0, 0, "out"), // it was not there
+		asm.JNE.Imm(asm.R0, 0, "out"), // the process made nothing
 	}, emit...)
 }
 
-// emitTo ends a program: it adds name and time, and writes the call.
+// emitTo returns the end of a program, which adds name and time and writes the record.
 func emitTo(events, overflows *ebpf.Map) asm.Instructions {
 	return asm.Instructions{
 		asm.Mov.Reg(asm.R1, asm.RFP),

@@ -16,30 +16,31 @@ import (
 // Options say what is watched.
 type Options struct {
 	scan.Options
-	// Interval is how often it looks when nothing wakes it.
+	// Interval is the time between looks when nothing wakes the watcher.
 	Interval time.Duration
 	// First reports what is there at the start.
 	First bool
 	// Ready is called after the first look; may be nil.
 	Ready func(hook.WatchSources)
-	// Quiet goes without what could wake it, for tests and measurements.
+	// Quiet listens to no signs, so that only Interval counts. Tests and measurements
+	// use it.
 	Quiet bool
 }
 
 const (
-	// settle is from the first sign of a change to the look at it: an attachment
-	// is several calls, of which the last gives it its name and its pins.
+	// settle is the time from the first sign of a change to the look. An attachment
+	// takes several calls, and only the last ones give it its name and pins.
 	settle = 20 * time.Millisecond
-	// later is when to look again after a sign: the kernel empties slots and
-	// frees links a while after their owner has gone.
+	// later is when to look once more after a sign: the kernel empties slots and
+	// frees links a while after their owner is gone.
 	later = 60 * time.Millisecond
-	// patience is how many looks may fail in a row before that is said: while much
-	// changes, links that are in the making cannot be read.
+	// patience is how many looks in a row may fail before an event says so: links that
+	// are being made cannot be read while much changes.
 	patience = 10
 )
 
-// Run looks until ctx ends, or emit returns false. The error is that nothing
-// could be read at the start.
+// Run looks until ctx ends or emit returns false. It returns an error when nothing could
+// be read at the start.
 func Run(ctx context.Context, o Options, emit func(hook.Event) bool) error {
 	w := &watcher{Options: o}
 	w.sources = newSources(&w.Options)
@@ -57,8 +58,8 @@ type watcher struct {
 	sources *sources
 	last    *Look
 	began   time.Time // the last look
-	now     uint64    // the same by the clock of the kernel
-	clock   uint64    // the same, of the last look whose events were reported
+	now     uint64    // the same time by the kernel's clock
+	clock   uint64    // the kernel's time of the last look that was reported
 	took    time.Duration
 	again   time.Time // when to look once more; zero for never
 	calls   calls
@@ -92,7 +93,7 @@ func (w *watcher) first(ctx context.Context, emit func(hook.Event) bool) error {
 	return nil
 }
 
-// wait returns when it is time for a look; false at the end of ctx.
+// wait returns true when it is time for a look, and false at the end of ctx.
 func (w *watcher) wait(ctx context.Context) bool {
 	next := w.began.Add(w.Interval)
 	if !w.again.IsZero() && w.again.Before(next) {
@@ -108,7 +109,7 @@ func (w *watcher) wait(ctx context.Context) bool {
 		return ctx.Err() == nil
 	case <-w.sources.wake:
 	}
-	// Half of the time at most is spent on looking.
+	// Looks take at most half of the time.
 	pause := max(settle, time.Until(w.began.Add(2*w.took)))
 	select {
 	case <-ctx.Done():
@@ -119,10 +120,10 @@ func (w *watcher) wait(ctx context.Context) bool {
 	return true
 }
 
-// errTorn: too much changed while it was looked at.
+// errTorn says that too much changed during the look.
 var errTorn = errors.New("torn")
 
-// step looks, and reports what is new.
+// step looks and reports what is new. It returns false when emit did.
 func (w *watcher) step(ctx context.Context, emit func(hook.Event) bool) bool {
 	now, err := w.look(ctx)
 	if ctx.Err() != nil {
@@ -138,7 +139,7 @@ func (w *watcher) step(ctx context.Context, emit func(hook.Event) bool) bool {
 		w.again = time.Now().Add(settle)
 		return true
 	case w.failed == patience:
-		w.failed++ // and say so once
+		w.failed++ // the event is reported once
 		events = append(events, hook.Event{Kind: hook.EventUnreadable, Err: err.Error()})
 	}
 	news, lost := w.sources.taken()
@@ -157,7 +158,7 @@ func (w *watcher) step(ctx context.Context, emit func(hook.Event) bool) bool {
 	return true
 }
 
-// compare returns what is new, and makes the look the last one.
+// compare returns what is new, and keeps the look for the next comparison.
 func (w *watcher) compare(ctx context.Context, now *Look) []hook.Event {
 	Settle(w.last, now)
 	events := Diff(w.last, now)
@@ -173,9 +174,8 @@ func (w *watcher) compare(ctx context.Context, now *Look) []hook.Event {
 	return events
 }
 
-// unsure tells whether an event calls for a second look: a foreign link may be a
-// member in the making, whose name is not yet written down; and what cannot be
-// read may only have changed too fast.
+// unsure tells whether an event needs a second look. A foreign link may be a new member
+// that has no record yet, and what cannot be read may have changed too fast.
 func unsure(e hook.Event) bool {
 	return e.Kind == hook.EventAttached && e.Entry == hook.KindForeign && e.After.LinkID != 0 || e.Kind == hook.EventUnreadable
 }
@@ -213,14 +213,15 @@ func (w *watcher) look(ctx context.Context) (*Look, error) {
 	return now, nil
 }
 
-// follow finds out what became of links that attach nothing where they did.
+// follow finds out what became of links that do not attach anything any more where they
+// did.
 func (w *watcher) follow(now *Look, missing []uint32, links []kernel.LinkInfo) {
 	now.Links = map[uint32]LinkState{}
 	for _, l := range links {
 		switch {
 		case !slices.Contains(missing, l.ID):
 		case l.Gone() && w.isThere(w.last.chainOf(l.ID)):
-			// Somebody detached it, and somebody still holds it.
+			// The link was detached, and a process or pin still holds it.
 		case l.Gone():
 			now.Links[l.ID] = LinkDefunct
 		case w.NetNS != "":
@@ -253,8 +254,8 @@ func (w *watcher) isThere(c *hook.Chain) bool {
 	}) == nil
 }
 
-// newlyBare returns the chains on cgroups in the next look that have an entry
-// without a link which was not there.
+// newlyBare returns the chains on cgroups in the next look that have a new entry without
+// a link.
 func (l *Look) newlyBare(next *Look) (list []*hook.Chain) {
 	known := map[key]bool{}
 	for _, e := range entries(l.Chains) {
@@ -269,8 +270,8 @@ func (l *Look) newlyBare(next *Look) (list []*hook.Chain) {
 	return list
 }
 
-// isTorn tells whether an entry that seems to have no link has one that was made
-// while the hook was read. The kernel does not tell the links of a cgroup.
+// isTorn tells whether an entry that seems to have no link has one that was made while
+// the hook was read. The kernel does not say which links a cgroup has.
 func isTorn(c *hook.Chain, links []kernel.LinkInfo) bool {
 	return slices.ContainsFunc(c.Members, func(m hook.Member) bool {
 		if m.Kind != hook.KindLegacy {

@@ -9,18 +9,18 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// A call is one of bpf(2) that succeeded, or the end of a process.
+// A call is a successful call of bpf(2), or the end of a process.
 type call struct {
 	pid    int
 	comm   string
 	cmd    uint32
-	id     uint32 // of the link or slot that it was about
-	attach uint32 // of those that name a hook
-	at     uint64 // by the clock of the kernel
-	used   bool   // it explains an event
+	id     uint32 // id of the link or slot that the call was about
+	attach uint32 // attach type, for calls that name a hook
+	at     uint64 // time by the kernel's clock
+	used   bool   // the call explains an event
 }
 
-// A subject is what a call was about.
+// A subject is the link or slot that a call was about.
 type subject struct{ link, slot uint32 }
 
 // slotOf returns the slot of the member of a chain that an event is about, or 0.
@@ -34,7 +34,7 @@ func slotOf(e *hook.Event) uint32 {
 	return 0
 }
 
-// kernelClock is what bpf_ktime_get_ns returns.
+// kernelClock returns the time as bpf_ktime_get_ns does.
 func kernelClock() uint64 {
 	var now unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
@@ -44,13 +44,14 @@ func kernelClock() uint64 {
 // calls are those that may explain the events of a look.
 type calls struct {
 	list   []call
-	makers map[subject]int // processes that made a link or filled a slot first
+	makers map[subject]int // the processes that made a link or first filled a slot
 	since  uint64          // the beginning of the last look
 }
 
-// add takes what was traced since the last time. What was before the last look
-// began, since, that look has shown; but the ends of processes take effect later.
-// When some were lost, none of those that are left is certainly the one.
+// add takes the calls that were traced since the last time. It drops calls from before
+// since, the beginning of the last look, because that look has shown their effect; but
+// the end of a process takes effect later. When calls were lost, none of the others is
+// certain to be the cause.
 func (c *calls) add(news []call, lost bool, since uint64) {
 	c.since = since
 	c.list = slices.DeleteFunc(c.list, func(x call) bool { return x.used || x.at+uint64(recent) < since })
@@ -74,13 +75,13 @@ func (c *calls) add(news []call, lost bool, since uint64) {
 	}
 }
 
-// explain fills in who did it, where that is certain.
+// explain sets the process that caused each event, where that is certain.
 func (c *calls) explain(events []hook.Event) {
 	for i := range events {
 		e := &events[i]
 		e.Who = c.who(e, events)
 	}
-	// A link or slot that is gone does not come again.
+	// A link or slot that is gone does not come back.
 	for _, e := range events {
 		if e.Kind == hook.EventLeft || e.Kind == hook.EventEmptied || e.Kind == hook.EventDefunct {
 			delete(c.makers, subject{slot: slotOf(&e)})
@@ -118,7 +119,8 @@ func (c *calls) who(e *hook.Event, all []hook.Event) *hook.EventProcess {
 	case hook.EventExtended:
 		return c.one(c.about(e.Extension.LinkID, create))
 	case hook.EventPinned:
-		// Which object it was about is not known: so only if there is one at all.
+		// It is not known which object was pinned. So the call counts only if it is the
+		// only one.
 		return c.one(c.matching(func(x call) bool { return x.cmd == unix.BPF_OBJ_PIN }))
 	case hook.EventEmptied:
 		return c.ended(e)
@@ -153,8 +155,8 @@ func (c *calls) about(id uint32, cmds ...uint32) []*call {
 	return c.matching(func(x call) bool { return id != 0 && x.id == id && slices.Contains(cmds, x.cmd) })
 }
 
-// bare finds who attached or detached a program without a link: there must be
-// one such call, and one such event. Through netlink there is no call at all.
+// bare finds the process that attached or detached a program without a link. There must
+// be one such call and one such event. A change through netlink makes no such call.
 func (c *calls) bare(e *hook.Event, all []hook.Event, cmd uint32) *hook.EventProcess {
 	at := kernel.KindOf(e.Hook).Attach
 	if e.Hook == hook.XDP || e.Hook.Family() == "tc" {
@@ -172,8 +174,8 @@ func (c *calls) bare(e *hook.Event, all []hook.Event, cmd uint32) *hook.EventPro
 	return c.one(list)
 }
 
-// ended finds whether the process that made it has ended just now. What was
-// pinned does not go with its maker.
+// ended returns the process that made the entry, if that process has just ended. A
+// pinned entry does not leave with its maker.
 func (c *calls) ended(e *hook.Event) *hook.EventProcess {
 	s := subject{link: e.LinkID}
 	if slot := slotOf(e); slot != 0 {
@@ -191,7 +193,7 @@ func (c *calls) ended(e *hook.Event) *hook.EventProcess {
 	return nil
 }
 
-// one returns the process of the calls, if all are by the same.
+// one returns the process of the calls if all calls are by the same process.
 func (c *calls) one(list []*call) *hook.EventProcess {
 	if len(list) == 0 {
 		return nil

@@ -9,7 +9,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// Who did it is said only when it can have been nobody else.
+// An event names a process only when no other process can have done it.
 func TestWho(t *testing.T) {
 	const create, update, detach = unix.BPF_LINK_CREATE, unix.BPF_LINK_UPDATE, unix.BPF_LINK_DETACH
 	at := func(h hook.Hook) hook.EventTarget { return hook.EventTarget{Hook: h} }
@@ -65,8 +65,8 @@ func TestWho(t *testing.T) {
 	}
 }
 
-// A call that explained an event does not explain the next one; and when some were
-// lost none of the others is certain.
+// A call that explained an event does not explain the next one. When calls were lost,
+// none of the others is certain.
 func TestWhoOnce(t *testing.T) {
 	var c calls
 	c.add([]call{{pid: 1, cmd: unix.BPF_LINK_UPDATE, id: 5, at: 100}}, false, 50)
