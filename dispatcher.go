@@ -11,72 +11,71 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// Options are how a program joins a chain. The zero value is useful.
+// Options say how a program joins a chain. The zero value is useful.
 type Options struct {
-	// Name of the member, unique in its chain: 1 to 63 bytes of printable
+	// Name is the member's name, unique in its chain: 1 to 63 bytes of printable
 	// UTF-8 without spaces. Default: the program's name.
 	Name string
-	// Priority orders the members: lower runs first, and of equals the one that
-	// came first. From 1 to 65535. Default: what the program's file asks for, else
+	// Priority orders the members: lower runs first, and of equals the oldest. From
+	// 1 to 65535. Default: what the program's file asks for, else
 	// [hook.DefaultPriority].
 	Priority int
-	// ContinueOn is the verdicts after which the next member runs. On XDP only: on
-	// other hooks the program itself decides that. Default: what the program's file
-	// asks for, else pass.
+	// ContinueOn has the verdicts after which the next member runs. On XDP only: on
+	// other hooks the program itself decides. Default: what the program's file asks
+	// for, else pass.
 	ContinueOn hook.VerdictSet
 	// OnMissing is what happens when the member's slot is empty. On XDP only.
 	// Default: the chain goes on.
 	OnMissing hook.OnMissing
-	// Position asks for a place, whatever the priority. With a priority of 0 the
-	// member gets one that fits there. On a cgroup a place before others needs
+	// Position asks for a place, whatever the priority. If Priority is 0, the member
+	// gets a priority that fits the place. On a cgroup a place before others needs
 	// Linux 6.17.
 	Position hook.Position
 	// Mode is native or generic XDP; a chain has one mode for all members.
 	// Default: the chain's, and for a new one what the kernel prefers.
 	Mode hook.Mode
-	// Persistent pins the member, so that it outlives this process. Default:
-	// it is owned by the returned Link and leaves with it.
+	// Persistent pins the member, so that it outlives this process. Default: the
+	// returned Link owns the member, and the member leaves with the Link.
 	Persistent bool
 	// Owner is a label for others to read. Default: the executable's name.
 	Owner string
-	// Style of the XDP chain. Default: that of the chain on the device, and on a
-	// free one an owned chain. hook.StyleLibxdp starts a chain of libxdp, which C
-	// programs can join and which nobody owns. A chain of the other style than the
-	// one that is asked for is an error; see [Convert].
+	// Style is the style of the XDP chain. Default: the style of the chain on the
+	// device, and on a free device hook.StyleOwned. hook.StyleLibxdp starts a chain
+	// of libxdp, which C programs can join and which nobody owns. It is an error when
+	// the chain on the device has the other style; see [Convert].
 	Style hook.Style
-	// ConfigVersion is that of a chain of libxdp that is started: 1, 2 or 3. A
-	// libxdp of another age cannot change it: up to 1.2 they write 1, up to 1.5
-	// 2, from 1.6 on 3. Default: see libxdp.AttachOptions.
+	// ConfigVersion is the config version of a new chain of libxdp: 1, 2 or 3. It
+	// says which versions of libxdp can change the chain: up to 1.2 they write 1, up
+	// to 1.5 2, from 1.6 on 3. Default: see libxdp.AttachOptions.
 	ConfigVersion uint8
-	// BPFFS is the bpffs for pins and the lock. Default: /sys/fs/bpf. When
-	// nothing is mounted there, Persistent fails (see [MountBPFFS]), and all
-	// else works without a lock. On TCX and cgroups there is then no registry
-	// either: others see the member without its name and priority.
+	// BPFFS is the bpffs for pins and the lock. Default: /sys/fs/bpf. When nothing
+	// is mounted there, Persistent fails (see [MountBPFFS]), and everything else
+	// works without a lock. On TCX and cgroups there is then no registry either:
+	// other processes see the member without its name and priority.
 	BPFFS string
 }
 
-// Attach puts a program on a hook. On XDP it joins the chain that is there, or
-// starts one; on TCX and cgroups it gets a link of its own; on clsact
-// (tc/ingress, tc/egress) a filter of its own, which nobody owns, so that it must
-// be Persistent.
+// Attach puts a program on a hook. On XDP the program joins the chain on the device, or
+// starts a chain. On TCX and cgroups it gets its own link. On clsact (tc/ingress,
+// tc/egress) it gets its own filter, which nobody owns, so it must be Persistent.
 //
-// It runs behind all members of lower or equal priority. What others attached
-// without libdispatcher keeps its place; [Link.Chain] tells where the member is.
+// The program runs behind all members with the same priority or a lower number. What
+// other tools attached keeps its place; [Link.Chain] tells where the member is.
 //
-// Where a device has a chain of libxdp (xdp-loader), the program joins that, in
-// libxdp's own way: it must be Persistent, is called as its function, and is not
+// If the device has a chain of libxdp (xdp-loader), the program joins that chain, in
+// libxdp's own way: it must be Persistent, its name is its function's, and it is not
 // protected. Package libxdp says more.
 //
-// The returned Link belongs to the caller, who closes it. ctx bounds the
-// waiting, for the lock and for others who change the chain at the same time.
+// The caller closes the returned Link. ctx limits the waiting, for the lock and for
+// other processes that change the chain at the same time.
 //
 // Errors: [ErrBusy] when a program is on the hook that leaves no room for others
 // (the [Error] names it; see [Adopt]), [ErrIncompatible] when the program does
 // not fit, [ErrChainFull] at 32 members (XDP), 63 programs (TCX) or 64 (cgroup),
 // fs.ErrExist when the name is taken or TCX has the program already,
 // fs.ErrNotExist when there is no such device or cgroup, ebpf.ErrNotSupported when
-// this kernel has no such hook, or not the place that was asked for. On any error
-// nothing has changed.
+// this kernel does not have the hook or the requested place. On any error nothing has
+// changed.
 func Attach(ctx context.Context, t Target, from Source, o Options) (*Link, error) {
 	h, err := attach.Attach(ctx, t.place(o.BPFFS), from.source(), o.request())
 	if err != nil {
@@ -85,15 +84,15 @@ func Attach(ctx context.Context, t Target, from Source, o Options) (*Link, error
 	return &Link{target: t, handle: h}, nil
 }
 
-// Plan does all that [Attach] does but the last step: the program is loaded
-// and the dispatcher accepted by the kernel. It returns the chain as it would
-// be. Nothing stays.
+// Plan does what [Attach] does but for the last step: it loads the program, and lets the
+// kernel check the dispatcher. It returns the chain as it would be. Nothing stays. Errors
+// are as for [Attach].
 func Plan(ctx context.Context, t Target, from Source, o Options) (*hook.Chain, error) {
 	c, err := attach.Plan(ctx, t.place(o.BPFFS), from.source(), o.request())
 	return c, wrap("attach", t, err)
 }
 
-// AdoptOptions are how a program that was attached without a link becomes a
+// AdoptOptions say how a program that was attached without a link becomes a
 // member. The zero value is useful.
 type AdoptOptions struct {
 	// Name, Priority, ContinueOn, OnMissing, Persistent, Owner and BPFFS are as in
@@ -107,13 +106,13 @@ type AdoptOptions struct {
 	Owner      string
 	BPFFS      string
 	// NoGap lets no packet pass unfiltered. On XDP the chain then replaces the program
-	// in one step, through netlink, and is not protected: it has no link, and anyone
-	// may replace it. Without NoGap the kernel wants the device to be empty before a
-	// link takes it. On cgroups a program that was attached for itself alone is
-	// refused. On all other hooks there is no gap.
+	// in one step, through netlink. It is not protected: it has no link, and anyone may
+	// replace it. Without NoGap the program is detached first, because the kernel
+	// attaches a link only to an empty device. On cgroups NoGap refuses a program that
+	// was attached for itself alone. On all other hooks there is no gap.
 	NoGap bool
-	// Entry is which program: "id:PROG", by its id. May be empty where there is
-	// only one without a link.
+	// Entry names the program by its id: "id:PROG". It may be empty when only one
+	// program has no link.
 	Entry hook.Ref
 }
 
@@ -122,25 +121,25 @@ type AdoptOptions struct {
 //
 // On TCX and cgroups it gets a link, without a gap, but for a program that was
 // attached to a cgroup for itself alone (without BPF_F_ALLOW_MULTI): the kernel
-// wants that one to be off first. On tc/ingress and tc/egress it becomes a member
-// of tcx/ingress or tcx/egress, without a gap; before Linux 6.6 it stays a
+// wants that program to be detached first. On tc/ingress and tc/egress it becomes a
+// member of tcx/ingress or tcx/egress, without a gap; before Linux 6.6 it stays a
 // filter and gets a name.
 //
 // On XDP, where netlink attached it ("ip link set xdp"), it becomes the first
 // member of a new chain. The members of a chain of libxdp are moved with [Convert].
 //
-// A chain that is not protected becomes protected by adopting it without
-// NoGap; the result is then a Link to its first member.
+// A chain that is not protected becomes protected when it is adopted without NoGap.
+// The result is then a Link to its first member.
 //
-// The owners of the other members of such a chain take hold of the new link
-// with their next call: keep the result open until then, or have a member
-// pinned. With Persistent it is an error if none is.
+// The owners of the other members of such a chain open the new link with their next
+// call: keep the result open until then, or have a member pinned. With Persistent it
+// is an error if no member is pinned.
 //
 // A process that dies in the gap leaves the device without a program. On a veth
 // pair the gap was 14 to 31 ms.
 //
-// Errors as for [Attach]; [ErrBusy] when the hook is held by a link,
-// fs.ErrNotExist when nothing is attached.
+// The caller closes the returned Link. Errors are as for [Attach]; [ErrBusy] when a
+// link holds the hook, fs.ErrNotExist when nothing is attached.
 func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
 	h, err := attach.Adopt(ctx, t.place(o.BPFFS), target.AdoptRequest{
 		Request: target.Request{
@@ -158,8 +157,8 @@ func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
 // as the first one does. On TCX and cgroups "link:ID" opens what that link
 // attaches, whoever made it.
 //
-// Errors: fs.ErrNotExist when there is no such member, or when it is empty
-// because its owner is gone.
+// The caller closes the returned Link. Errors: fs.ErrNotExist when there is no such
+// member, or when its slot is empty because its owner is gone.
 func Open(ctx context.Context, t Target, ref hook.Ref, o ReadOptions) (*Link, error) {
 	h, err := attach.Open(ctx, t.place(o.BPFFS), ref)
 	if err != nil {
@@ -168,8 +167,8 @@ func Open(ctx context.Context, t Target, ref hook.Ref, o ReadOptions) (*Link, er
 	return &Link{target: t, handle: h}, nil
 }
 
-// OpenPinned opens a member by the path of its pin, which [Link.Pin] returns. It works wherever the
-// device is by now.
+// OpenPinned opens a member by the path of its pin, which [Link.Pin] returns, also when
+// the device was renamed or moved. The caller closes the returned Link.
 func OpenPinned(ctx context.Context, path string) (*Link, error) {
 	h, on, err := attach.OpenPinned(ctx, path)
 	t := On(on, path)
@@ -183,7 +182,7 @@ func OpenPinned(ctx context.Context, path string) (*Link, error) {
 type DetachOptions struct {
 	// BPFFS is the bpffs whose pins are removed. Default: /sys/fs/bpf.
 	BPFFS string
-	// Force takes out what is not ours, too: a legacy program, or what a link of
+	// Force also removes what is not ours: a legacy program, or what a link of
 	// another tool attaches. On XDP it has no effect.
 	Force bool
 }
@@ -193,13 +192,13 @@ type DetachOptions struct {
 // program ("id:PROG"). Entries that are not ours are left alone without Force:
 // [ErrBusy].
 //
-// With the last member of an XDP chain the hook becomes free. It works on empty
-// members too. Closed doors (see hook.OnMissing) go only this way.
+// When the last member of an XDP chain is detached, the hook becomes free. Detach also
+// removes empty members; only Detach removes closed doors (see hook.OnMissing).
 func Detach(ctx context.Context, t Target, ref hook.Ref, o DetachOptions) error {
 	return wrap("detach", t, attach.Detach(ctx, t.place(o.BPFFS), ref, o.Force))
 }
 
-// DetachAll takes all members out. Programs that are not ours are left alone;
+// DetachAll removes all members. It leaves programs that are not ours alone, and returns
 // [ErrBusy] when there are no others.
 func DetachAll(ctx context.Context, t Target, o DetachOptions) error {
 	return wrap("detach", t, attach.DetachAll(ctx, t.place(o.BPFFS)))
@@ -212,9 +211,9 @@ type ReadOptions struct {
 	BPFFS string
 }
 
-// Read returns what is on a hook, in run order: members and what others have
-// attached. The error is fs.ErrNotExist when the device or cgroup does not exist;
-// one with nothing attached gives a chain without members.
+// Read returns what is on a hook, in run order: members and what other tools attached.
+// The error is fs.ErrNotExist when the device or cgroup does not exist. When nothing is
+// attached, the chain has no members.
 func Read(ctx context.Context, t Target, o ReadOptions) (*hook.Chain, error) {
 	c, err := attach.Read(ctx, t.place(o.BPFFS))
 	if err != nil {
@@ -227,10 +226,10 @@ func Read(ctx context.Context, t Target, o ReadOptions) (*hook.Chain, error) {
 	return &chains[0], nil
 }
 
-// Effective returns what runs on a hook for the sockets and processes of a
-// cgroup, in run order: what is attached to it and to those that it is in. The
-// field From of each entry says to which. After that come the cgroups below that
-// have something of their own, each with all that runs for it.
+// Effective returns what runs on a hook for the sockets and processes of a cgroup, in
+// run order: what is attached to the cgroup and to its ancestors. The field From of each
+// entry says to which cgroup. Behind that come the cgroups below that have entries of
+// their own, each with all that runs for it.
 func Effective(ctx context.Context, t Target, o ReadOptions) ([]hook.Chain, error) {
 	chains, err := attach.Effective(ctx, t.place(o.BPFFS))
 	if err == nil {
@@ -241,27 +240,28 @@ func Effective(ctx context.Context, t Target, o ReadOptions) ([]hook.Chain, erro
 
 // ListOptions say what to list. The zero value lists everything.
 type ListOptions struct {
-	// NetNS is the only network namespace to look at, as in [Target]; cgroups are
-	// left out then, since they are in none. Default: all that can be found.
+	// NetNS is the only network namespace to look at, as in [Target]. Cgroups are
+	// then left out, since they are in no network namespace. Default: all namespaces
+	// that can be found.
 	NetNS string
-	// Hooks are those to list. Default: all.
+	// Hooks are the hooks to list. Default: all.
 	Hooks []hook.Hook
 	// BPFFS is as in ReadOptions.
 	BPFFS string
 }
 
-// List returns what is attached to the network hooks of the machine, whoever did
-// it: on all devices of all network namespaces, on all cgroups, and on the
-// namespaces themselves. Hooks with nothing attached are left out.
+// List returns what any tool has attached to the network hooks of the machine: on all
+// devices of all network namespaces, on all cgroups, and on the namespaces themselves.
+// Hooks with nothing attached are left out.
 //
-// What cannot be read does not spoil the rest: the field Err of its entry says
-// why. The error is that of the whole.
+// The field Err of a chain says why its hook could not be read. The returned error is
+// about the whole list.
 func List(ctx context.Context, o ListOptions) ([]hook.Chain, error) {
 	chains, err := scan.All(ctx, scanned(o.NetNS, o.Hooks, o.BPFFS))
 	return chains, wrap("list", Target{NetNS: o.NetNS}, err)
 }
 
-// scanned says what is looked at, for List, Measure and Watch.
+// scanned returns what List, Measure and Watch look at.
 func scanned(netns string, hooks []hook.Hook, bpffs string) scan.Options {
 	so := scan.Options{NetNS: netns, BPFFS: bpffsOf(bpffs)}
 	if len(hooks) > 0 {
@@ -270,8 +270,8 @@ func scanned(netns string, hooks []hook.Hook, bpffs string) scan.Options {
 	return so
 }
 
-// MountBPFFS mounts a bpffs at path, by convention /sys/fs/bpf, unless there
-// is one. It tells whether it did.
+// MountBPFFS mounts a bpffs at path, by convention /sys/fs/bpf, unless one is mounted
+// there. It tells whether it mounted one.
 func MountBPFFS(path string) (mounted bool, err error) {
 	mounted, err = kernel.MountBPFFS(path)
 	return mounted, kernel.Wrap("mount bpffs", "", path, err)

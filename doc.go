@@ -25,9 +25,9 @@
 // On tc/ingress and tc/egress, for kernels without TCX, a member is a filter of
 // the clsact qdisc, which nobody owns.
 //
-// [List] shows all that is attached on the machine, whoever did it, [Explain] what
-// the programs on a hook do to a packet, and [Measure] how often they run, for how
-// long, and on XDP chains what they say. [Seal] makes an XDP chain faster.
+// [List] shows what any tool has attached on the machine, [Explain] what the programs
+// on a hook do to a packet, and [Measure] how often they run, for how long, and on XDP
+// chains with which verdicts. [Seal] makes an XDP chain faster.
 //
 // The state is in the kernel alone: there is no daemon, no database and no
 // file. See docs/architecture.md and docs/pins-and-state.md.

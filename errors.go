@@ -22,7 +22,7 @@ var (
 	ErrUsage        = hook.ErrUsage
 )
 
-// wrap makes the error that is returned: of what was tried, and where.
+// wrap returns the [Error] for an operation that failed on a target.
 func wrap(op string, t Target, err error) error {
 	err = kernel.Wrap(op, t.Hook, t.Name(), err)
 	if e, ok := err.(*Error); ok && e.Occupant != nil {

@@ -13,9 +13,9 @@ import (
 
 // HoldersOptions say how to look. The zero value is useful.
 type HoldersOptions struct {
-	// NoIterators looks in /proc only. BPF iterators are faster, and only with
-	// them it is known whether the answer is complete; where the kernel has none
-	// /proc is used anyway.
+	// NoIterators looks in /proc only. BPF iterators are faster, and only they can
+	// tell whether the answer is complete. A kernel without them is read through
+	// /proc anyway.
 	NoIterators bool
 }
 
@@ -26,9 +26,8 @@ type HoldersOnOptions struct {
 	BPFFS       string
 }
 
-// HoldersOf tells what keeps an object alive, this process not counted: all
-// processes of the machine, in whatever pid, mount and network namespace, and all
-// pins in any bpffs.
+// HoldersOf tells what keeps an object alive: all other processes of the machine, in any
+// pid, mount and network namespace, and all pins in any bpffs.
 //
 // Errors: fs.ErrNotExist when there is no such object.
 func HoldersOf(ctx context.Context, ref hook.HolderRef, o HoldersOptions) (*hook.Holders, error) {
@@ -76,8 +75,8 @@ func HoldersOn(ctx context.Context, t Target, ref hook.Ref, o HoldersOnOptions) 
 	return held, nil
 }
 
-// HoldersIn is HoldersOn for all that is in a list, with one look: an element for
-// each chain.
+// HoldersIn does what [HoldersOn] does for each chain of a list, with one look. The
+// result has one element for each chain.
 func HoldersIn(ctx context.Context, chains []hook.Chain, o HoldersOptions) ([][]hook.Held, error) {
 	held, err := heldIn(ctx, chains, o)
 	return held, wrap("holders", Target{}, err)
@@ -110,7 +109,7 @@ func heldIn(ctx context.Context, chains []hook.Chain, o HoldersOptions) ([][]hoo
 	return all, ctx.Err()
 }
 
-// toHold lists what there is to hold on a hook.
+// toHold lists the objects on a hook that can have holders.
 func toHold(c *hook.Chain) []hook.Held {
 	var list []hook.Held
 	add := func(what, member string, kind hook.Kind, of hook.HolderKind, id uint32) {
@@ -134,11 +133,11 @@ func toHold(c *hook.Chain) []hook.Held {
 	return list
 }
 
-// nameHolders adds who holds it to what is said of an occupant.
+// nameHolders adds the holders to an occupant.
 func nameHolders(o *hook.Occupant) {
 	ref := hook.HolderRef{Kind: hook.HolderLink, ID: o.LinkID}
 	if o.LinkID == 0 {
-		return // netlink and tc hold it, and they are nobody
+		return // attached by netlink or tc, so no process holds it
 	}
 	h, err := holdersOf(context.Background(), ref, HoldersOptions{})
 	if err != nil {

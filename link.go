@@ -12,26 +12,26 @@ import (
 // A Link owns a member, as a bpf_link owns an attachment: the member stays while
 // a Link to it is open in any process, or while it is pinned. A Link goes on
 // working when its device is renamed or moves to another network namespace. It
-// may be used by several goroutines. Keep it: one that is garbage collected is
+// may be used by several goroutines. Keep it: a Link that is garbage collected is
 // closed.
 //
-// On tc/ingress and tc/egress the kernel knows no owners: there a member stays
-// until it is detached, and the Link is only a way to it.
+// On tc/ingress and tc/egress the kernel knows no owners: a member stays until it is
+// detached, and the Link only refers to it.
 //
-// After the device or the cgroup is gone, its methods return [ErrDefunct]; after
-// somebody detached the member, fs.ErrNotExist, or ErrDefunct where the kernel
-// does not tell the one from the other (TCX, cgroups).
+// The methods return [ErrDefunct] when the device or the cgroup is gone. When the member
+// was detached they return fs.ErrNotExist, or ErrDefunct where the kernel does not tell
+// the two apart (TCX, cgroups).
 type Link struct {
 	target Target
 	handle target.Handle
 }
 
-// Update replaces the member's program, atomically for packets; all other
-// members go on undisturbed. The new program must fit as in [Attach].
+// Update replaces the member's program, atomically for packets. All other members go on
+// undisturbed. The new program must fit as in [Attach].
 //
-// A program from a [File] or [Spec] goes on with the maps of the one that it
-// replaces where they have the same names, unless [LoadOptions] say NewMaps.
-// Pins of maps beside a persistent member become those of the new program.
+// A program from a [File] or [Spec] takes over the maps of the same names from the old
+// program, unless LoadOptions.NewMaps is set. The map pins beside a persistent member
+// then pin the maps of the new program.
 func (l *Link) Update(ctx context.Context, from Source) error {
 	return wrap("replace", l.target, l.handle.Update(ctx, from.source()))
 }
@@ -40,16 +40,16 @@ func (l *Link) Update(ctx context.Context, from Source) error {
 //
 // On XDP the chain is exchanged as a whole, atomically for packets. On other
 // hooks there is only the priority, and a member whose place it changes gets a
-// new link, because the kernel moves none: each packet meets it once on TCX; on
-// a cgroup and on clsact both places have it for a moment. Other Links to the
-// member take hold of the new one with their next call. A member that is not
-// pinned can be moved only by a Link that attached it: [ErrBusy].
+// new link, because the kernel cannot move a link. On TCX each packet meets the member
+// once; on a cgroup and on clsact both places have the member for a moment. Other Links
+// to the member open the new link with their next call. Only the Link that attached a
+// member can move it while it is not pinned; other Links get [ErrBusy].
 func (l *Link) Set(ctx context.Context, s hook.Settings) error {
 	return wrap("set", l.target, l.handle.Set(ctx, s))
 }
 
-// Move gives the member another place, and a priority that fits there, as Set
-// does.
+// Move gives the member another place, and a priority that fits there, in the way that
+// [Link.Set] does.
 func (l *Link) Move(ctx context.Context, to hook.Position) error {
 	return wrap("move", l.target, l.handle.Move(ctx, to))
 }
@@ -69,9 +69,9 @@ func (l *Link) Unpin(ctx context.Context) error {
 	return wrap("unpin", l.target, l.handle.Unpin(ctx))
 }
 
-// Detach takes the member out of the chain, and its pins with it, also when
-// others own it as well. With the last member the hook becomes free. The Link
-// is to be closed still. A member that is gone already is no error.
+// Detach removes the member and its pins from the chain, even when other processes own
+// the member too. With the last member the hook becomes free. The caller still closes the
+// Link. It is not an error when the member is gone already.
 func (l *Link) Detach(ctx context.Context) error {
 	return wrap("detach", l.target, l.handle.Detach(ctx))
 }
@@ -88,7 +88,7 @@ func (l *Link) Info(ctx context.Context) (*hook.Member, error) {
 	return m, wrap("info", l.target, err)
 }
 
-// Chain describes the chain that the member is in, wherever the device is by now.
+// Chain describes the member's chain, also when the device was renamed or moved.
 func (l *Link) Chain(ctx context.Context) (*hook.Chain, error) {
 	c, err := l.handle.Chain(ctx)
 	return c, wrap("read", l.target, err)

@@ -20,14 +20,14 @@ type MeasureOptions struct {
 	BPFFS string
 	// Interval is how long a sample takes. Default: one second.
 	Interval time.Duration
-	// Started is called when the counting has begun: what happens from then on is
-	// in the first samples.
+	// Started is called when the counting has begun. What happens from then on is
+	// in the samples.
 	Started func()
 }
 
-// Measure tells how often programs run, for how long, and on owned XDP chains what
-// they say: after each interval the samples of all hooks, until ctx ends or
-// the loop does.
+// Measure tells how often programs run, for how long, and on owned XDP chains with
+// which verdicts. After each interval it returns the samples of all hooks, until ctx or
+// the loop ends.
 //
 // An owned XDP chain gets a dispatcher that counts for as long as it is measured,
 // and its plain one afterwards. Both are swapped in as any change is: packets
@@ -38,7 +38,7 @@ type MeasureOptions struct {
 // away, and what is left is a dispatcher that looks for it in vain, until the next
 // change or [Recover]; internal/dispatch/doc.go has what each of them costs.
 //
-// To be measured keeps nothing attached.
+// Measuring a program does not keep it attached.
 //
 // All other programs are measured by the kernel's run statistics, which are on
 // for all programs of the machine meanwhile, where there are such programs.

@@ -10,20 +10,20 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// DetachLink detaches a link by its id, whoever holds it, wherever it is
-// (BPF_LINK_DETACH, Linux 5.9): the hook is free, and the holders keep a link
-// that does nothing. Nobody is killed. A link that is not ours only with Force:
-// [ErrBusy]. The root link of an XDP chain goes with all members, pins and all.
+// DetachLink detaches a link by its id, in any namespace and with any holder
+// (BPF_LINK_DETACH, Linux 5.9). The hook becomes free, and the holders keep a link that
+// does nothing. With the root link of an XDP chain all members and their pins go.
 //
-// Errors: fs.ErrNotExist when there is no such link, ebpf.ErrNotSupported for
-// types that the kernel cannot detach: tracing, raw tracepoints, freplace and
-// others. Those are up to their holders.
+// Errors: [ErrBusy] when the link is not ours and Force is not set; fs.ErrNotExist when
+// there is no such link; ebpf.ErrNotSupported for a type of link that the kernel cannot
+// detach: tracing, raw tracepoints, freplace and others. Only a holder can close such a
+// link.
 func DetachLink(ctx context.Context, id uint32, o DetachOptions) error {
 	return wrap("detach", link(id), attach.DetachLink(ctx, id, bpffsOf(o.BPFFS), o.Force))
 }
 
-// AdoptLinkOptions are how what a link of another tool attaches becomes a member.
-// The zero value is useful. The fields are as in [AdoptOptions].
+// AdoptLinkOptions say how what a link of another tool attaches becomes a member. The
+// zero value is useful. The fields are as in [AdoptOptions].
 type AdoptLinkOptions struct {
 	Name       string
 	Priority   int
@@ -34,15 +34,15 @@ type AdoptLinkOptions struct {
 	BPFFS      string
 }
 
-// AdoptLink makes what a link of another tool attaches a member, without a
-// moment in which it does not run. On XDP the link goes on with a chain that has
-// its program as the first member; on TCX and cgroups it becomes a member as it is.
+// AdoptLink makes what a link of another tool attaches a member, without a gap. On XDP
+// the link then carries a chain with its program as the first member; on TCX and cgroups
+// the link becomes a member as it is.
 //
-// Whoever made the link and holds it can still update it. On XDP that puts a
-// program in the place of the chain: [Read] then shows that program, and members
-// that are pinned beside it as hook.StateDisplaced.
+// A process that holds the link can still update it. On XDP that replaces the chain by a
+// program: [Read] then shows that program, and pinned members beside it as
+// hook.StateDisplaced.
 //
-// Errors as for [Adopt].
+// The caller closes the returned Link. Errors are as for [Adopt].
 func AdoptLink(ctx context.Context, id uint32, o AdoptLinkOptions) (*Link, error) {
 	h, on, err := attach.AdoptLink(ctx, id, bpffsOf(o.BPFFS), target.Request{
 		Name: o.Name, Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing},
@@ -56,7 +56,7 @@ func AdoptLink(ctx context.Context, id uint32, o AdoptLinkOptions) (*Link, error
 	return &Link{target: t, handle: h}, nil
 }
 
-// link is a target for errors about a link by its id.
+// link returns a target for errors about a link that was named by its id.
 func link(id uint32) Target { return Target{Device: string(hook.LinkRef(id))} }
 
 // RecoverOptions say how to recover. The zero value collects what is left over.
@@ -65,17 +65,17 @@ type RecoverOptions struct {
 	BPFFS string
 	// DryRun changes nothing.
 	DryRun bool
-	// Reattach attaches persistent members again, with their names, order and
-	// options, where their device is back under the name that it had, in the same
-	// network namespace, or their cgroup under its path. What has no place to go to
-	// stays. Without it those are collected.
+	// Reattach attaches persistent members again, with their names, order and options,
+	// if their device is back under its old name in the same network namespace, or
+	// their cgroup under its old path. Members without a device or cgroup to go to
+	// stay. Without Reattach all such members are collected.
 	Reattach bool
 }
 
-// Recover cleans up a bpffs: members whose device or cgroup is gone, what
-// processes that were killed have left half done, and a registry that this
-// version cannot read. Nothing that runs is touched. The error is about the whole;
-// fs.ErrNotExist when there is no bpffs.
+// Recover cleans up a bpffs: members that lost their device or cgroup, what killed
+// processes left half done, and a registry that this version cannot use. It touches
+// nothing that runs. The error is about the whole; it is fs.ErrNotExist when there is no
+// bpffs.
 func Recover(ctx context.Context, o RecoverOptions) ([]hook.Leftover, error) {
 	found, err := attach.Recover(ctx, bpffsOf(o.BPFFS), o.DryRun, o.Reattach)
 	for i := range found {

@@ -7,7 +7,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/load"
 )
 
-// A Source is where a program comes from: [Program], [ProgramID],
+// A Source says where a program comes from: [Program], [ProgramID],
 // [ProgramPin], [File] or [Spec] make one. The zero value is refused.
 type Source struct{ from load.Source }
 
@@ -26,8 +26,8 @@ func (noSource) Load(load.Want) (*load.Loaded, error) {
 	return nil, hook.Because(ErrUsage, "the source is empty: make one with Program, ProgramID, ProgramPin, File or Spec")
 }
 
-// Program is a program that the caller has loaded and goes on to own; it may
-// be closed as soon as the call that takes the source has returned.
+// Program is a program that the caller has loaded and still owns. The caller may
+// close it as soon as the call that takes the source has returned.
 //
 // It must be an XDP program of the same kind as the members that are there
 // already, see [ErrIncompatible]: the same expected attach type (BPF_XDP is
@@ -43,23 +43,23 @@ func ProgramPin(path string) Source { return Source{load.Pin(path)} }
 // LoadOptions say how to load a program from an object file or a spec.
 // The zero value loads the only program for the hook.
 type LoadOptions struct {
-	// Program is its function or section name; may be empty when the file has
-	// only one program for the hook.
+	// Program is the name of the program's function or section. It may be empty when
+	// the file has only one program for the hook.
 	Program string
-	// Globals are constants and variables to set before the load, by name,
-	// written as in C: a number, true, a 'c', a "string".
+	// Globals are the constants and variables to set before the load, by name. Values
+	// are written as in C: a number, true, a 'c', a "string".
 	Globals map[string]string
-	// Maps are used in the place of the file's own of that name. They stay the
-	// caller's, who may close them once the program is loaded.
+	// Maps are used instead of the file's maps of the same names. The caller still
+	// owns them, and may close them once the program is loaded.
 	Maps map[string]*ebpf.Map
-	// MapPins is a folder in a bpffs: every map is shared with the one that is
-	// pinned there by its name, and pinned there when there is none yet.
+	// MapPins is a folder in a bpffs for all maps of the file. A map that is pinned
+	// there under its name is used; a map that is not is made and pinned there.
 	MapPins string
-	// BPFFS is where maps with LIBBPF_PIN_BY_NAME are pinned and shared. Default:
-	// the bpffs of the member.
+	// BPFFS is the bpffs in which maps with LIBBPF_PIN_BY_NAME are pinned and shared.
+	// Default: the bpffs of the member.
 	BPFFS string
-	// NewMaps gives a program that replaces another one maps of its own. Without it
-	// the new program goes on with the maps of the old one, see [Link.Update].
+	// NewMaps gives a program that replaces another program new maps. Without NewMaps
+	// the new program takes over the old program's maps, see [Link.Update].
 	NewMaps bool
 }
 

@@ -8,18 +8,18 @@ type Target struct {
 	// Device is the name of the network device, for hooks that are on one. An
 	// alternative name (ip link property add altname) works too.
 	Device string
-	// Cgroup is the path of the cgroup, for hooks that are on one: that of its
-	// folder, or below where cgroup v2 is mounted ("/system.slice").
+	// Cgroup is the path of the cgroup, for hooks that are on one: the path of its
+	// folder, or the path below the mount of cgroup v2 ("/system.slice").
 	Cgroup string
-	// NetNS is the network namespace of the device: a name as in "ip netns",
-	// a path, or a process id. Empty is the caller's own.
+	// NetNS is the network namespace of the device: a name as in "ip netns", a path,
+	// or a process id. Empty means the caller's own.
 	NetNS string
 }
 
-// XDP is the XDP hook of a device in the caller's network namespace.
+// XDP returns the XDP hook of a device in the caller's network namespace.
 func XDP(device string) Target { return On(hook.XDP, device) }
 
-// On is a hook on a device, by its name, or on a cgroup, by its path.
+// On returns a hook on a device, by its name, or on a cgroup, by its path.
 func On(h hook.Hook, target string) Target {
 	if h.OnCgroup() {
 		return Target{Hook: h, Cgroup: target}
@@ -33,7 +33,7 @@ func (t Target) In(netns string) Target {
 	return t
 }
 
-// Name is the device or the path of the cgroup.
+// Name returns the name of the device or the path of the cgroup.
 func (t Target) Name() string {
 	if t.Hook.OnCgroup() {
 		return t.Cgroup

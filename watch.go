@@ -15,35 +15,35 @@ type WatchOptions struct {
 	NetNS string
 	Hooks []hook.Hook
 	BPFFS string
-	// Interval is how often to look when no sign of a change has come. Default:
+	// Interval is the time between looks when no sign of a change comes. Default:
 	// one second.
 	Interval time.Duration
 	// First reports what is attached at the start, as [hook.EventPresent].
 	First bool
-	// Started is called when the first look is done: what changes from then on is
-	// reported. It gets what the watching relies on.
+	// Started is called after the first look: what changes from then on is reported.
+	// It gets the sources that the watching relies on.
 	Started func(hook.WatchSources)
 	// IntervalOnly looks at intervals only, and listens to nothing.
 	IntervalOnly bool
 }
 
-// Watch reports what changes on the hooks that [List] lists, until ctx ends or
-// the loop does. It looks at the machine and compares: at every interval, and
-// soon after each sign of a change that the kernel gives, see [hook.WatchSources].
-// So an event is late, but what is reported is true, and each state that lasts
-// as long as an interval is reported. What came and went between two looks is not.
+// Watch reports what changes on the hooks that [List] lists, until ctx or the loop
+// ends. It looks at the machine at every interval, and soon after each sign of a change
+// that the kernel gives, see [hook.WatchSources], and compares. So an event comes late,
+// but it is true, and each state that lasts as long as an interval is reported. What came
+// and went between two looks is not reported.
 //
-// Events with a sign were 11 to 28 ms late (the medians, by what happened), and 36
-// ms at most; those without, as when a link is closed whose program stays loaded,
-// up to an interval (BenchmarkWatchLate, Linux 6.18, 2 CPUs). To hear calls of
-// bpf(2) costs every system call of the machine 0.05 µs, see
+// Events with a sign were 11 to 28 ms late (the medians, by what happened), and at most
+// 36 ms. Events without a sign are up to an interval late, for example when a link is
+// closed but its program stays loaded (BenchmarkWatchLate, Linux 6.18, 2 CPUs). Hearing
+// calls of bpf(2) costs every system call of the machine 0.05 µs, see
 // WatchOptions.IntervalOnly.
 //
-// The only error is that nothing could be read at the start, and it ends the
-// loop; the end of ctx is none.
+// The only error is that nothing could be read at the start. It ends the loop. The end of
+// ctx is not an error.
 //
-// Watching changes nothing. A look opens what is attached for a moment, so that
-// what its owner lets go in that moment leaves when the look is over.
+// Watching changes nothing. A look opens for a moment what is attached. So a member that
+// its owner closes in that moment leaves only when the look is over.
 func Watch(ctx context.Context, o WatchOptions) iter.Seq2[hook.Event, error] {
 	return func(yield func(hook.Event, error) bool) {
 		wo := watch.Options{
