@@ -22,6 +22,7 @@ func (s Source) source() load.Source {
 // noSource is the zero value of [Source].
 type noSource struct{}
 
+// Load returns ErrUsage.
 func (noSource) Load(load.Want) (*load.Loaded, error) {
 	return nil, hook.Because(ErrUsage, "the source is empty: make one with Program, ProgramID, ProgramPin, File or Spec")
 }

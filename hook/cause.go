@@ -2,9 +2,9 @@ package hook
 
 import "fmt"
 
-// A Cause is why something failed, in words, with what [Wrap] puts into the
-// Error: a hint, which is the next step, and the occupant of the hook. The text
-// of the Cause has neither.
+// A Cause says in words why something failed. It also has what [Wrap] puts into the
+// Error: a hint, which is the next step, and the occupant of the hook. The text of
+// the Cause has neither.
 type Cause struct {
 	text     string
 	errs     []error
@@ -12,8 +12,8 @@ type Cause struct {
 	hint     string
 }
 
-// Because returns a Cause that is the sentinel for errors.Is and reads as the
-// formatted text. Errors among the arguments are wrapped too.
+// Because returns a Cause with the formatted text, which matches the sentinel in
+// errors.Is. Errors among the arguments are wrapped too.
 func Because(sentinel error, format string, args ...any) *Cause {
 	c := &Cause{text: fmt.Errorf(format, args...).Error(), errs: []error{sentinel}}
 	for _, a := range args {
@@ -24,7 +24,7 @@ func Because(sentinel error, format string, args ...any) *Cause {
 	return c
 }
 
-// Busy returns the Cause that the occupant holds the hook: [ErrBusy].
+// Busy returns the Cause for a hook that the occupant holds: [ErrBusy].
 func Busy(o *Occupant) *Cause {
 	return &Cause{text: ErrBusy.Error(), errs: []error{ErrBusy}, occupant: o}
 }
@@ -46,11 +46,14 @@ func (c *Cause) HeldBy(o *Occupant) *Cause {
 	return c
 }
 
-func (c *Cause) Error() string   { return c.text }
+// Error returns the text, without the hint and the occupant.
+func (c *Cause) Error() string { return c.text }
+
+// Unwrap returns the sentinel and the wrapped errors.
 func (c *Cause) Unwrap() []error { return c.errs }
 
-// visit calls fn for the Causes in the tree of err: an outer one before those that
-// it wraps, and of several wrapped errors the first one first.
+// visit calls fn for each Cause in the tree of err: an outer Cause before the Causes
+// that it wraps, and several wrapped errors in their order.
 func visit(err error, fn func(*Cause)) {
 	if c, ok := err.(*Cause); ok {
 		fn(c)

@@ -8,9 +8,8 @@ import (
 	"unicode"
 )
 
-// Causes, for errors.Is. Beside them, fs.ErrNotExist (no such device, member,
-// program or pin), fs.ErrExist (a member of that name is there already) and
-// ebpf.ErrNotSupported are used as they are.
+// Causes, for errors.Is. Other causes are fs.ErrNotExist (no such device, member,
+// program or pin), fs.ErrExist (the name is taken) and ebpf.ErrNotSupported.
 var (
 	// ErrBusy: something that is not a chain of ours is on the hook.
 	ErrBusy = errors.New("hook is busy")
@@ -19,8 +18,8 @@ var (
 	ErrChanged = errors.New("changed meanwhile")
 	// ErrChainFull: the chain has MaxMembers members.
 	ErrChainFull = errors.New("chain is full")
-	// ErrDefunct: the device, and with it the chain, is gone. A link that
-	// says so can only be closed.
+	// ErrDefunct: the device or cgroup is gone. A Link that returns ErrDefunct can
+	// only be closed.
 	ErrDefunct = errors.New("defunct")
 	// ErrIncompatible: the program cannot be a member of this chain.
 	ErrIncompatible = errors.New("incompatible program")
@@ -37,7 +36,7 @@ type Error struct {
 	Op     string // "attach", "replace", ...
 	Hook   Hook
 	Target string
-	// Occupant is what is on the hook, when that is the reason.
+	// Occupant is what is on the hook, when that is the cause; else nil.
 	Occupant *Occupant
 	// Err is the cause: everything that the functions below said.
 	Err error
@@ -74,10 +73,11 @@ type Occupant struct {
 	Program Program
 	LinkID  uint32 // 0 for KindLegacy, and when several links qualify
 	Mode    Mode
-	// HeldBy is who keeps the link: processes and pins, in words.
+	// HeldBy are the holders of the link in words: processes and pins.
 	HeldBy []string
 }
 
+// String describes the occupant in words.
 func (o *Occupant) String() string {
 	by := fmt.Sprintf("link %d", o.LinkID)
 	switch {
@@ -103,6 +103,7 @@ func (o *Occupant) String() string {
 	return fmt.Sprintf("%s (program %s, id %d, tag %s%s%s)", by, name, o.Program.ID, o.Program.Tag, mode, held)
 }
 
+// Error returns the whole error in one line, with the hint.
 func (e *Error) Error() string {
 	var parts []string
 	for _, word := range []string{e.Op, string(e.Hook), printable(e.Target)} {
@@ -126,7 +127,7 @@ func (e *Error) Error() string {
 	return text
 }
 
-// Reason is the text of the cause, in one line; empty without one.
+// Reason returns the text of the cause in one line; empty without a cause.
 func (e *Error) Reason() string {
 	if e.Err == nil {
 		return ""
@@ -134,9 +135,10 @@ func (e *Error) Reason() string {
 	return oneLine(e.Err.Error())
 }
 
+// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// oneLine returns s with its lines, which texts of other libraries may have, as one.
+// oneLine returns s in one line: texts of other libraries may have several.
 func oneLine(s string) string {
 	lines := strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' })
 	return strings.Join(lines, " ")
@@ -164,8 +166,10 @@ type VerifierRefusal struct {
 	Err error
 }
 
+// Error returns the cause in one line.
 func (e *VerifierRefusal) Error() string {
 	return fmt.Sprintf("the verifier refused program %q: %s", e.Program, e.Why)
 }
 
+// Unwrap returns the verifier's error.
 func (e *VerifierRefusal) Unwrap() error { return e.Err }

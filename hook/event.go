@@ -6,61 +6,62 @@ import (
 	"time"
 )
 
-// An EventKind is what happened to an entry on a hook, in one word.
+// An EventKind says in one word what happened to an entry on a hook.
 type EventKind string
 
 const (
-	// EventPresent: it was there when the watching began, see WatchOptions.First.
+	// EventPresent: the entry was there when the watching began, see WatchOptions.First.
 	EventPresent EventKind = "present"
-	// EventAttached: it has come. With Before, as the same member: a closed door
-	// that has an owner again, or the same program by another link.
+	// EventAttached: the entry is new. If Before is set it is the same member again: a
+	// closed door that has an owner again, or the same program on another link.
 	EventAttached EventKind = "attached"
-	// EventLeft: it has gone.
+	// EventLeft: the entry is gone.
 	EventLeft EventKind = "left"
-	// EventUpdated: another program has its place.
+	// EventUpdated: another program replaced the entry's program.
 	EventUpdated EventKind = "updated"
-	// EventReordered: it runs at another place among the others, which may be by a
-	// new priority. On TCX and cgroups a member has a new link then. That others
-	// came or went before it is not an event of its own.
+	// EventReordered: the entry runs at another place among the others, perhaps with
+	// a new priority. On TCX and cgroups a member then has a new link. An entry that
+	// only has more or fewer entries before it is not reordered.
 	EventReordered EventKind = "reordered"
-	// EventSet: it has other settings, at the same place; or what an attachment
-	// without priorities has in their stead.
+	// EventSet: the entry has other settings, at the same place.
 	EventSet EventKind = "set"
 	// EventEmptied: the owner of a member of an XDP chain has gone, and its slot is
 	// empty. The member leaves the chain with the next change.
 	EventEmptied EventKind = "emptied"
-	// EventDefunct: its device or cgroup has gone, and its link is still there.
+	// EventDefunct: the device or cgroup is gone, and the entry's link still exists.
 	EventDefunct EventKind = "defunct"
-	// EventDisplaced: a holder of the link of an XDP chain has put a program in the
-	// place of the chain.
+	// EventDisplaced: a holder of the link of an XDP chain has replaced the chain by a
+	// program.
 	EventDisplaced EventKind = "displaced"
 	// EventMoved: the device has another name, or is in another network namespace.
-	// One for each hook, without an entry; From is where it was. Target is empty
-	// when the device has left the namespace that WatchOptions.NetNS names.
+	// There is one event for each hook, without an entry; From is where the hook was.
+	// Target is empty when the device left the namespace that WatchOptions.NetNS names.
 	EventMoved EventKind = "moved"
-	// EventPinned and EventUnpinned: the member became persistent, or is so no more.
+	// EventPinned and EventUnpinned: the member became persistent, or is not
+	// persistent any more.
 	EventPinned   EventKind = "pinned"
 	EventUnpinned EventKind = "unpinned"
 	// EventAdopted: a program that was attached without a link became a member.
 	EventAdopted EventKind = "adopted"
-	// EventNamed: a link got another name in the registry, or has one for the first
-	// time: with that an entry that was foreign is a member.
+	// EventNamed: a link has a first or another name in the registry. With its first
+	// name a foreign entry becomes a member.
 	EventNamed EventKind = "named"
-	// EventOvertaken: an entry that is not a member, and so has no priority, runs
-	// before this member now, and did not before: By. One event for the first of
-	// the members behind it.
+	// EventOvertaken: an entry that is not a member, and so has no priority, now runs
+	// before this member and did not before: By. Only the first member behind that
+	// entry gets an event.
 	EventOvertaken EventKind = "overtaken"
-	// EventExtended: freplace has put a program in the place of a function,
-	// Extension: of the entry's program, or, when the event is not about an entry, of
-	// the dispatcher. EventRestored: it is there no more.
+	// EventExtended: freplace has replaced a function by a program, Extension. The
+	// function is the entry program's, or the dispatcher's when the event is not about
+	// an entry. EventRestored: the function runs again.
 	EventExtended EventKind = "extended"
 	EventRestored EventKind = "restored"
-	// EventUnreadable: a hook, or with an empty Hook a whole namespace or cgroup,
-	// could be read before and cannot now: Err. What was there counts as unchanged.
+	// EventUnreadable: a hook could be read before and cannot be read now: Err. With an
+	// empty Hook, this concerns a whole namespace or cgroup. Its entries count as
+	// unchanged.
 	EventUnreadable EventKind = "unreadable"
-	// EventMissed: something that wakes the watcher overflowed: Err. What is
-	// attached is known all the same; what came and went in the meantime, and who
-	// did it, may not be.
+	// EventMissed: a source that wakes the watcher overflowed: Err. What is attached
+	// is known all the same. What came and went meanwhile may be missing, and so may
+	// the process in Who.
 	EventMissed EventKind = "missed"
 )
 
@@ -69,35 +70,35 @@ type Event struct {
 	// Time is when the change was noticed, which is after it happened.
 	Time time.Time
 	Kind EventKind
-	// EventTarget is where it happened; once that is gone, where it was.
+	// EventTarget is where it happened; for a target that is gone, where it was.
 	EventTarget
 	// From is where the hook was before EventMoved; else nil.
 	From *EventTarget
-	// Entry is what the entry is, and Name what it is called; empty when the event
-	// is not about an entry.
+	// Entry is the kind of the entry, and Name its name; empty when the event is not
+	// about an entry.
 	Entry Kind
 	Name  string
-	// Before and After are the entry as it was and as it is; nil when it was not
-	// there, and when it is no more.
+	// Before is the entry as it was, nil for a new entry. After is the entry as it is,
+	// nil for an entry that is gone.
 	Before, After *Member
-	// LinkID is the link that holds the entry: on XDP the chain's, else its own. 0
-	// when no link does.
+	// LinkID is the link that holds the entry: on XDP the chain's link, else the
+	// entry's own. 0 without a link.
 	LinkID uint32
-	// PositionBefore and PositionAfter are its place on the hook in run order, from
-	// 1, and Entries is how many there are now.
+	// PositionBefore and PositionAfter are the entry's place on the hook in run order,
+	// from 1. Entries is how many entries are there now.
 	PositionBefore, PositionAfter, Entries int
 	// By is the entry that overtook a member, for EventOvertaken.
 	By *Member
 	// Extension is what EventExtended and EventRestored are about; else nil.
 	Extension *Extension
-	// Who did it, when that is certain; else nil.
+	// Who is the process that did it, when that is certain; else nil.
 	Who *EventProcess
 	// Err says why, for EventUnreadable and EventMissed.
 	Err string
 }
 
-// An EventTarget is the hook of an event and what that is on. The fields are
-// those of [Chain]; all are empty when the event is about more than one target.
+// An EventTarget is the hook and the target of an event. The fields are as in
+// [Chain]; all are empty when the event is about more than one target.
 type EventTarget struct {
 	Hook     Hook
 	Target   string
@@ -106,8 +107,8 @@ type EventTarget struct {
 	CgroupID uint64
 }
 
-// An EventProcess is a process whose system call, or whose end, is an event's
-// cause. It may have ended since.
+// An EventProcess is a process that caused an event by a system call or by its end.
+// It may have ended since.
 type EventProcess struct {
 	PID  int    // as the initial pid namespace has it
 	Comm string // of the process
@@ -115,7 +116,8 @@ type EventProcess struct {
 	Call string
 }
 
-// WatchSources say which signs of a change are heard: nil, or why not.
+// WatchSources say for each source of signs why it is not heard; nil means that it is
+// heard.
 type WatchSources struct {
 	Netlink  error // rtnetlink: devices, XDP by netlink, filters
 	Pins     error // inotify: pins in the bpffs
@@ -156,7 +158,7 @@ func (e Event) String() string {
 	return oneLine(line)
 }
 
-// subject is what the event is about, and what happened to it.
+// subject says what the event is about, and what happened to it.
 func (e *Event) subject() string {
 	switch e.Entry {
 	case "":
@@ -167,7 +169,7 @@ func (e *Event) subject() string {
 	return fmt.Sprintf("%q (%s) %s", e.Name, e.Entry, e.Kind)
 }
 
-// programs names the program that runs, or ran.
+// programs names the program that runs or ran.
 func (e *Event) programs() []string {
 	words := func(p Program) string {
 		if p.Name == "" {
@@ -193,7 +195,7 @@ func (e *Event) programs() []string {
 	return nil
 }
 
-// differences are the settings that differ.
+// differences returns the settings that differ, in words.
 func differences(before, after *Member) (list []string) {
 	add := func(name string, was, is any) {
 		if was != is {

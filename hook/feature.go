@@ -6,11 +6,11 @@ type Feature struct {
 	Name string
 	// Supported tells that it works here.
 	Supported bool
-	// Needs is what brings it, in words: a kernel version, a capability, a driver.
+	// Needs says in words what provides it: a kernel version, a capability, a driver.
 	Needs string
 	// Detail says why it is not supported; empty when it is.
 	Detail string
-	// Unknown: the kernel does not tell, as what a driver can do before Linux 6.3.
-	// Supported is false then.
+	// Unknown: the kernel does not tell, for example what a driver can do before Linux
+	// 6.3. Supported is false then.
 	Unknown bool
 }

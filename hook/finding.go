@@ -15,15 +15,15 @@ type Finding struct {
 	// Check is what was looked at: short and stable.
 	Check string
 	Level Level
-	// Hook, Target and NetNS are where it is, as in [Chain], and Member is the name of
-	// the member that it is about; zero for what is on no hook.
+	// Hook, Target and NetNS say where the finding is, as in [Chain]. Member is the
+	// name of the member that it is about. They are zero for what is on no hook.
 	Hook   Hook
 	Target string
 	NetNS  NetNS
 	Member string
-	// Text is one line.
+	// Text says in one line what was found.
 	Text string
-	// Mend is the command that mends it, for a shell. Empty when there is nothing
-	// to do, or no command that does it.
+	// Mend is the shell command that mends it. It is empty when nothing has to be done,
+	// and when no command can do it.
 	Mend string
 }

@@ -15,8 +15,8 @@ const (
 	// (generic mode), before the network stack sees the packet.
 	XDP Hook = "xdp"
 
-	// TCXIngress and TCXEgress run on packets that a device has received, and
-	// on those that it is about to send (Linux 6.6).
+	// TCXIngress and TCXEgress run on packets that a device has received, and on
+	// packets that it is about to send (Linux 6.6).
 	TCXIngress Hook = "tcx/ingress"
 	TCXEgress  Hook = "tcx/egress"
 
@@ -55,7 +55,7 @@ const (
 	CgroupDev             Hook = "cgroup/dev"              // a device node is opened or made
 	CgroupSockOps         Hook = "sockops"                 // TCP events of its sockets
 
-	// Hooks that are shown, but that nothing is attached to here.
+	// Hooks that are only shown: this library attaches nothing to them.
 	TCQdisc       Hook = "tc/qdisc"       // filters of other qdiscs than clsact
 	NetkitPrimary Hook = "netkit/primary" // of a netkit device (Linux 6.7)
 	NetkitPeer    Hook = "netkit/peer"    //
@@ -65,12 +65,12 @@ const (
 	LSMCgroup     Hook = "lsm_cgroup"     // of a cgroup (Linux 6.0)
 )
 
-// Hooks lists every hook that programs can be attached to here.
+// Hooks returns the hooks that this library can attach programs to.
 func Hooks() []Hook {
 	return append([]Hook{XDP, TCXIngress, TCXEgress, TCIngress, TCEgress}, CgroupHooks()...)
 }
 
-// CgroupHooks lists the hooks of a cgroup that programs can be attached to.
+// CgroupHooks returns the hooks of a cgroup that this library can attach programs to.
 func CgroupHooks() []Hook {
 	return []Hook{
 		CgroupSKBIngress, CgroupSKBEgress, CgroupSockCreate, CgroupSockRelease, CgroupPostBind4, CgroupPostBind6,
@@ -82,12 +82,13 @@ func CgroupHooks() []Hook {
 	}
 }
 
-// Shown lists the hooks that are only shown.
+// Shown returns the hooks that are only shown.
 func Shown() []Hook {
 	return []Hook{TCQdisc, NetkitPrimary, NetkitPeer, Netfilter, FlowDissector, SKLookup, LSMCgroup}
 }
 
-// Parse returns the hook of that name, which programs can be attached to.
+// Parse returns the hook of that name. It returns an error for a hook that this library
+// cannot attach programs to.
 func Parse(s string) (Hook, error) {
 	h := Hook(s)
 	switch {
@@ -112,7 +113,7 @@ func names(hooks []Hook) string {
 	return b.String()
 }
 
-// Family is what the name begins with: xdp, tcx, tc, cgroup, netkit. The
+// Family returns the beginning of the name: xdp, tcx, tc, cgroup, netkit. The
 // cgroup family includes cgroup_skb/*, sockops and lsm_cgroup.
 func (h Hook) Family() string {
 	family, _, _ := strings.Cut(string(h), "/")
@@ -144,13 +145,14 @@ const (
 	ModeNative
 	// ModeGeneric runs on socket buffers (XDP_FLAGS_SKB_MODE).
 	ModeGeneric
-	// ModeOffload runs on the card (XDP_FLAGS_HW_MODE). It is only ever
-	// read: a dispatcher cannot be offloaded.
+	// ModeOffload runs on the card (XDP_FLAGS_HW_MODE). It is only shown: a
+	// dispatcher cannot be offloaded.
 	ModeOffload
 )
 
 var modeNames = []string{"auto", "native", "generic", "offload"}
 
+// String returns the name of the mode.
 func (m Mode) String() string {
 	if int(m) < len(modeNames) {
 		return modeNames[m]
@@ -158,7 +160,7 @@ func (m Mode) String() string {
 	return fmt.Sprintf("Mode(%d)", uint8(m))
 }
 
-// ParseMode returns the mode of that name. Offload cannot be asked for.
+// ParseMode returns the mode of that name. It refuses offload.
 func ParseMode(s string) (Mode, error) {
 	switch s {
 	case "auto", "":

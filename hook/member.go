@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	// MaxMembers is how many members a chain holds. The kernel allows 33 tail
-	// calls for a packet (MAX_TAIL_CALL_CNT, linux/bpf.h), those of the
-	// members included, and silently skips the rest.
+	// MaxMembers is how many members a chain can have. The kernel allows 33 tail
+	// calls for a packet (MAX_TAIL_CALL_CNT, linux/bpf.h), the members' own tail
+	// calls included, and silently skips the rest.
 	MaxMembers = 32
 	// MaxName is the length of a member's name and of an owner's label, in bytes.
 	MaxName = 63
-	// DefaultPriority is the priority of a member that asks for none. It is
-	// libxdp's, so that programs made for either end up in the same order.
+	// DefaultPriority is the priority of a member that asks for none. libxdp has the
+	// same default, so that programs run in the same order in either chain.
 	DefaultPriority = 50
 	// MinPriority runs first and MaxPriority last.
 	MinPriority, MaxPriority = 1, 65535
@@ -26,10 +26,10 @@ const (
 // Settings are what a member asks of its chain. The zero value of each field
 // is the default on attaching and "leave it" on changing.
 type Settings struct {
-	// Priority orders the members: lower runs first, and of equals the one
-	// that came first. From MinPriority to MaxPriority.
+	// Priority orders the members: lower runs first, and of equals the oldest. From
+	// MinPriority to MaxPriority.
 	Priority int
-	// ContinueOn is the verdicts after which the next member runs.
+	// ContinueOn has the verdicts after which the next member runs.
 	ContinueOn VerdictSet
 	// OnMissing is what happens when the slot is empty.
 	OnMissing OnMissing
@@ -133,16 +133,16 @@ const (
 	KindLibxdp Kind = "libxdp"
 )
 
-// Style tells who keeps a chain of XDP, and so who can share it.
+// Style tells which library keeps a chain of XDP, and so which programs can join it.
 type Style string
 
 const (
-	// StyleOwned is a dispatcher of ours: members in slots, which belong to those
-	// who hold them, behind a link.
+	// StyleOwned is a dispatcher of ours behind a link. Its members are in slots, and
+	// belong to the holders of the slots.
 	StyleOwned Style = "owned"
-	// StyleLibxdp is a dispatcher as libxdp has it: up to 10 members, attached with
-	// freplace and pinned, behind netlink. All that use libxdp can join, and
-	// nothing protects it.
+	// StyleLibxdp is a dispatcher of libxdp, which netlink attached. It has up to 10
+	// members, attached with freplace and pinned. All programs that use libxdp can
+	// join, and nothing protects the chain.
 	StyleLibxdp Style = "libxdp"
 )
 
@@ -162,11 +162,11 @@ const (
 	StateRunning State = "running" // packets go through its program
 	StateEmpty   State = "empty"   // its owner is gone; its OnMissing applies
 	StateDefunct State = "defunct" // the device or cgroup is gone
-	// StateDisplaced: whoever holds the chain's link has put a program in the
-	// place of the chain; the member is still pinned.
+	// StateDisplaced: a holder of the chain's link has replaced the chain by a
+	// program. The member is still pinned.
 	StateDisplaced State = "displaced"
-	// StateBypassed: freplace has put another function in the place of the entry's
-	// main function, or of the chain's: packets do not meet it.
+	// StateBypassed: freplace has replaced the main function of the entry or of the
+	// dispatcher. Packets do not meet the entry.
 	StateBypassed State = "bypassed"
 )
 
@@ -184,10 +184,10 @@ type Member struct {
 	Persistent bool
 	Kind       Kind
 	State      State
-	// Owner is the label that whoever attached it gave itself.
+	// Owner is the label that the process which attached the member gave itself.
 	Owner string
-	// LinkID is the link that attaches this entry alone. 0 when it has none,
-	// as a member of an XDP chain, which has a slot instead.
+	// LinkID is the link that attaches only this entry. It is 0 without such a link:
+	// a member of an XDP chain has a slot instead.
 	LinkID uint32
 	// SlotID is the map id of the one-entry prog array that owns the member of
 	// an XDP chain; 0 on other hooks.
@@ -198,21 +198,21 @@ type Member struct {
 	// Sealed members of an XDP chain are linked into its dispatcher: the slot
 	// has their program too, but packets do not come by there.
 	Sealed bool
-	// Filter is where a filter of tc is; nil on other hooks.
+	// Filter is the place of a tc filter; nil on other hooks.
 	Filter *Filter
-	// From is the cgroup that the entry is attached to, where the effective
-	// entries of a cgroup were asked for; else empty.
+	// From is the cgroup that the entry is attached to, in a list of a cgroup's
+	// effective entries; else empty.
 	From string
 	// Detail is what else the kernel says of the entry, in words: flags of a
 	// cgroup attachment, the place of a netfilter hook.
 	Detail string
-	// Extensions are what freplace has put in the place of functions of the
-	// program, or of the function of a sealed member in the dispatcher.
+	// Extensions are the programs that replace functions of the entry's program, or
+	// the function of a sealed member in the dispatcher (freplace).
 	Extensions []Extension
 }
 
-// Ref returns the reference that names the entry: a member by its name, what a
-// link attaches by the link, all else by its program.
+// Ref returns the reference that names the entry: a member by its name, any other entry
+// by its link, or without a link by its program.
 func (m *Member) Ref() Ref {
 	switch {
 	case m.Kind == KindMember:
@@ -233,14 +233,14 @@ func (m *Member) Protected() bool {
 	return m.LinkID != 0 && m.State != StateDefunct && m.State != StateBypassed
 }
 
-// An Extension is a program that runs in the place of a function of another
-// program (freplace, BPF_PROG_TYPE_EXT). List, Read and Watch find those of
-// dispatchers and of all programs on hooks, from Linux 5.13.
+// An Extension is a program that replaces a function of another program (freplace,
+// BPF_PROG_TYPE_EXT). List, Read and Watch find the extensions of dispatchers and of
+// all programs on hooks, from Linux 5.13.
 //
-// The kernel lets nobody extend a dispatcher of this library, but for the
-// functions of members that were sealed and are large. It lets nobody extend a
-// program in a slot from Linux 6.12; before that, the program in the slot goes on
-// with its own main function, but calls the extensions of its other functions.
+// The kernel refuses extensions of a dispatcher of this library, except of the
+// functions of large sealed members. From Linux 6.12 it refuses extensions of a program
+// in a slot. Before that, a program in a slot still runs its own main function, but
+// calls the extensions of its other functions.
 type Extension struct {
 	LinkID   uint32 // by which it is attached; the kernel detaches none of this type
 	Program  Program
@@ -272,8 +272,8 @@ type Filter struct {
 type NetNS struct {
 	Inode  uint64 // of /proc/PID/ns/net; used again after the namespace is gone
 	Cookie uint64 // SO_NETNS_COOKIE, never used again; 0 before Linux 5.14
-	// Name is how it can be opened: a name as in "ip netns", or a path. Empty
-	// for the caller's own, and where it was not looked for.
+	// Name opens the namespace: a name as in "ip netns", or a path. It is empty for
+	// the caller's own namespace, and where no name was looked for.
 	Name string
 }
 
@@ -294,29 +294,29 @@ type Chain struct {
 	// that anyone may replace what is attached. On other hooks each entry has a
 	// link of its own, see [Member].
 	LinkID uint32
-	// Style of a chain of XDP; empty when what is attached is none.
+	// Style is the style of an XDP chain; empty when no chain is attached.
 	Style Style
-	// ConfigVersion is that of libxdp's dispatcher, which says what versions of
-	// libxdp can change it; 0 for all else.
+	// ConfigVersion is the config version of libxdp's dispatcher, which says what
+	// versions of libxdp can change it; 0 for all else.
 	ConfigVersion uint8
-	// DispatcherID is the program id of the dispatcher, of ours or of libxdp's; 0
-	// when what is attached is no chain.
+	// DispatcherID is the program id of the dispatcher, ours or libxdp's; 0 when no
+	// chain is attached.
 	DispatcherID uint32
 	// Frags tells whether the chain takes multi-buffer packets, and with it
 	// every member (xdp.frags, Linux 5.18).
 	Frags bool
 	// Pins are the chain's pins in the bpffs that was looked at.
 	Pins []string
-	// Extensions are what freplace has put in the place of other functions of the
-	// dispatcher; the members of a chain of libxdp's are not among them.
+	// Extensions are the programs that replace other functions of the dispatcher
+	// (freplace). The members of libxdp's chain are not among them.
 	Extensions []Extension
 	Members    []Member
-	// Err is what could not be read, when the hook is one of a list; else nil.
+	// Err says why the hook could not be read, in a list of hooks; else nil.
 	Err error
 }
 
-// Bypassed tells whether another program runs in the place of the dispatcher, so
-// that packets meet none of the members.
+// Bypassed tells whether another program replaces the dispatcher, so that packets meet
+// none of the members.
 func (c *Chain) Bypassed() bool {
 	return slices.ContainsFunc(c.Extensions, func(x Extension) bool { return x.Main })
 }
@@ -335,7 +335,7 @@ func (c *Chain) Protected() bool {
 	return len(c.Members) > 0
 }
 
-// Ours tells whether something of libdispatcher's is attached.
+// Ours tells whether libdispatcher attached something on the hook.
 func (c *Chain) Ours() bool {
 	if c.Hook == XDP {
 		return c.Style == StyleOwned
@@ -348,8 +348,8 @@ func (c *Chain) Ours() bool {
 	return false
 }
 
-// Member returns the member of that name, or nil. Of several behind libxdp's
-// dispatcher it is the first.
+// Member returns the member of that name, or nil. It returns the first one if several
+// members behind libxdp's dispatcher have that name.
 func (c *Chain) Member(name string) *Member {
 	for i := range c.Members {
 		if c.Members[i].Named() && c.Members[i].Name == name {
@@ -363,6 +363,6 @@ func (c *Chain) Member(name string) *Member {
 type Sealing struct {
 	Member string
 	Sealed bool
-	// Reason is why it stays in its slot; empty when it is sealed.
+	// Reason says why it stays in its slot; empty when it is sealed.
 	Reason string
 }

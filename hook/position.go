@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// A Position is a place among the entries of a hook that is asked for by
-// itself and not by a priority. At most one field is set; the zero value asks
-// for the place that the priority gives.
+// A Position asks for a place among the entries of a hook directly, and not by a
+// priority. At most one field is set. The zero value asks for the place that the
+// priority gives.
 type Position struct {
-	First  bool // before all others, those of other tools too
+	First  bool // before all others, entries of other tools too
 	Last   bool // after all others
 	Before Ref  // just before that entry
 	After  Ref  // just after that entry
@@ -20,7 +20,7 @@ type Position struct {
 // IsZero tells whether no place is asked for.
 func (p Position) IsZero() bool { return p == Position{} }
 
-// Check tells what is wrong with the position itself.
+// Check returns an error when the position itself is wrong.
 func (p Position) Check() error {
 	asked := 0
 	for _, set := range []bool{p.First, p.Last, p.Before != "", p.After != ""} {
@@ -67,7 +67,7 @@ func (r Ref) number(prefix string) uint32 {
 	return uint32(n)
 }
 
-// Check tells why r cannot name an entry.
+// Check returns an error when r cannot name an entry.
 func (r Ref) Check() error {
 	for _, prefix := range []string{"link:", "id:"} {
 		if strings.HasPrefix(string(r), prefix) && r.number(prefix) == 0 {

@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// An Outcome is what became of an entry when a packet came along.
+// An Outcome says what an entry did when a packet came along.
 type Outcome string
 
 const (
 	OutcomeRan       Outcome = "ran"       // its program ran
-	OutcomeEmpty     Outcome = "empty"     // its slot is empty, and was passed by
-	OutcomeClosed    Outcome = "closed"    // its slot is empty, and a closed door: see OnMissing
+	OutcomeEmpty     Outcome = "empty"     // its slot is empty, and the packet skipped it
+	OutcomeClosed    Outcome = "closed"    // its slot is empty and a closed door: see OnMissing
 	OutcomeUnreached Outcome = "unreached" // the packet did not come to it
 )
 
@@ -29,11 +29,12 @@ type Trace struct {
 	By int
 	// Packet is the packet as it leaves the hook.
 	Packet []byte
-	// Err is why the packet could not be taken all the way; then the verdict means nothing.
+	// Err says why the packet could not be taken all the way; the verdict then means
+	// nothing.
 	Err error
 }
 
-// A Step is what one entry made of a packet.
+// A Step says what one entry did with a packet.
 type Step struct {
 	// Member is the index of the entry in Chain.Members; -1 for all of them at once.
 	Member  int
@@ -44,7 +45,7 @@ type Step struct {
 	Says     string
 	// GoesOn tells whether the next entry runs.
 	GoesOn bool
-	// Packet is the packet behind the program, and Change what that did to it.
+	// Packet is the packet behind the program, and Change what the program did to it.
 	Packet []byte
 	Change Change
 }
@@ -52,12 +53,12 @@ type Step struct {
 // A Change is what a program did to a packet.
 type Change struct {
 	// Head and Tail are how many bytes the packet has grown at its beginning and at
-	// its end; negative where it has shrunk. Programs do not tell at which end:
-	// it is the one that leaves the other bytes most alike.
+	// its end; negative where it has shrunk. The kernel does not tell at which end: this
+	// is the choice that leaves the other bytes most alike.
 	Head, Tail int
 	// Edits are the bytes that were there before and differ now, by offset.
 	Edits []Edit
-	// Meta is how many bytes of metadata are before the packet now, more than before.
+	// Meta is how many bytes the metadata before the packet has grown.
 	Meta int
 	// Mark and Priority are what the packet has now; nil where that is
 	// unchanged. XDP has none.
@@ -85,7 +86,7 @@ type WritableMap struct {
 	Type   string // as cilium/ebpf names it: "Hash", "PerCPUArray"
 }
 
-// Compare returns how one packet became another. Either may be any bytes.
+// Compare returns the change from one packet to another. Both may be any bytes.
 func Compare(before, after []byte) Change {
 	grown := len(after) - len(before)
 	c := Change{Tail: grown}
@@ -106,8 +107,8 @@ func Compare(before, after []byte) Change {
 	return c
 }
 
-// aligned returns what both packets have when one has head more bytes at its
-// beginning, and where in the second one that is.
+// aligned returns the bytes that both packets have, when the second packet has head more
+// bytes at its beginning, and where in the second packet they begin.
 func aligned(before, after []byte, head int) (b, a []byte, at int) {
 	if head >= 0 {
 		after = after[head:]
@@ -118,7 +119,7 @@ func aligned(before, after []byte, head int) (b, a []byte, at int) {
 	return before[:n], after[:n], max(head, 0)
 }
 
-// alike counts the bytes that are the same.
+// alike counts the bytes that are the same in both packets.
 func alike(before, after []byte, head int) (n int) {
 	before, after, _ = aligned(before, after, head)
 	for i, b := range before {
@@ -133,9 +134,9 @@ func alike(before, after []byte, head int) (n int) {
 // linux/pkt_cls.h), from -1.
 var actions = []string{"next", "pass", "reclassify", "drop", "pipe", "stolen", "queued", "repeat", "redirect", "trap"}
 
-// Interpret tells what a program's return value means on a hook: in a word, the verdict
-// if the packet's way ended there, and whether it does. For XDP, on is what the member goes
-// on after.
+// Interpret tells what a program's return value means on a hook: says is the meaning in a
+// word, v the verdict if the program is the last one, and goesOn whether the next program
+// runs. on is the continue set of a member on XDP.
 func (h Hook) Interpret(returned uint32, on VerdictSet) (says string, v Verdict, goesOn bool) {
 	switch h.Family() {
 	case "xdp":

@@ -22,6 +22,7 @@ const Verdicts = 5
 
 var verdictNames = [Verdicts]string{"aborted", "drop", "pass", "tx", "redirect"}
 
+// String returns the name of the verdict in lower case.
 func (v Verdict) String() string {
 	if v < Verdicts {
 		return verdictNames[v]
@@ -51,8 +52,8 @@ const Never VerdictSet = 1 << 31
 
 const allVerdicts VerdictSet = 1<<Verdicts - 1
 
-// SetOf returns the set of those verdicts, and Never when there are none. With
-// one that does not exist the set is not valid.
+// SetOf returns the set of these verdicts, and Never for none. With a verdict that does
+// not exist the set is not valid.
 func SetOf(verdicts ...Verdict) VerdictSet {
 	var s VerdictSet
 	for _, v := range verdicts {
@@ -137,6 +138,7 @@ const (
 	MissingAborted
 )
 
+// String returns the name of the policy.
 func (m OnMissing) String() string {
 	switch m {
 	case 0:
