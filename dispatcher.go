@@ -153,9 +153,9 @@ func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
 	return &Link{target: t, handle: h}, nil
 }
 
-// Open opens the member that ref names: another handle, which owns the member just
-// as the first one does. On TCX and cgroups "link:ID" opens what that link
-// attaches, whoever made it.
+// Open opens the member that ref names. The returned Link owns the member just as the
+// first Link does. On TCX and cgroups "link:ID" opens what that link attaches, also
+// when another tool made the link.
 //
 // The caller closes the returned Link. Errors: fs.ErrNotExist when there is no such
 // member, or when its slot is empty because its owner is gone.
@@ -180,17 +180,17 @@ func OpenPinned(ctx context.Context, path string) (*Link, error) {
 
 // DetachOptions say how to detach. The zero value is useful.
 type DetachOptions struct {
-	// BPFFS is the bpffs whose pins are removed. Default: /sys/fs/bpf.
+	// BPFFS is the bpffs to remove pins from. Default: /sys/fs/bpf.
 	BPFFS string
 	// Force also removes what is not ours: a legacy program, or what a link of
 	// another tool attaches. On XDP it has no effect.
 	Force bool
 }
 
-// Detach takes a member out, whoever owns it, and removes its pins: by its name,
-// on TCX and cgroups also by its link ("link:ID"), on all hooks but XDP by its
-// program ("id:PROG"). Entries that are not ours are left alone without Force:
-// [ErrBusy].
+// Detach removes a member with any owner, and its pins. The member is named by its name,
+// on TCX and cgroups also by its link ("link:ID"), on all hooks but XDP also by its
+// program ("id:PROG"). Without Force, Detach leaves entries that are not ours alone and
+// returns [ErrBusy].
 //
 // When the last member of an XDP chain is detached, the hook becomes free. Detach also
 // removes empty members; only Detach removes closed doors (see hook.OnMissing).
@@ -206,7 +206,7 @@ func DetachAll(ctx context.Context, t Target, o DetachOptions) error {
 
 // ReadOptions say where to look. The zero value is useful.
 type ReadOptions struct {
-	// BPFFS is the bpffs whose pins are shown and removed. Default: /sys/fs/bpf.
+	// BPFFS is the bpffs to show and remove pins of. Default: /sys/fs/bpf.
 	// The chains themselves are found without it.
 	BPFFS string
 }

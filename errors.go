@@ -7,8 +7,8 @@ import (
 
 // Error is what every function here returns on failure, not wrapped in anything:
 // what failed, on which hook and target, what is there instead, why, and the next
-// step. An error in a result, as in [hook.Chain] or [hook.Sample], is the cause
-// alone: what it is about stands beside it. [hook.Wrap] makes an Error of it.
+// step. An error in a result, as in [hook.Chain] or [hook.Sample], is only the
+// cause, because the result says what it is about. [hook.Wrap] makes an Error of it.
 type Error = hook.Error
 
 // Causes, for errors.Is; see package hook for what each means.

@@ -39,7 +39,7 @@ func (l *Link) Update(ctx context.Context, from Source) error {
 // Set changes the member's settings; zero values stay as they are.
 //
 // On XDP the chain is exchanged as a whole, atomically for packets. On other
-// hooks there is only the priority, and a member whose place it changes gets a
+// hooks there is only the priority, and a member that changes its place gets a
 // new link, because the kernel cannot move a link. On TCX each packet meets the member
 // once; on a cgroup and on clsact both places have the member for a moment. Other Links
 // to the member open the new link with their next call. Only the Link that attached a

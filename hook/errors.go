@@ -47,8 +47,8 @@ type Error struct {
 // Wrap returns the Error of an operation that failed with err, with the
 // occupant and the hints of the causes in err; nil if err is nil.
 //
-// Each hint is said once, from the outermost cause to the innermost. So a hint
-// has to hold beside those of the causes that it is wrapped around.
+// Each hint is said once, from the outermost cause to the innermost. So a hint must
+// still be right beside the hints of the causes that its cause wraps.
 func Wrap(op string, h Hook, target string, err error) error {
 	if err == nil {
 		return nil

@@ -121,7 +121,7 @@ type EventProcess struct {
 type WatchSources struct {
 	Netlink  error // rtnetlink: devices, XDP by netlink, filters
 	Pins     error // inotify: pins in the bpffs
-	Calls    error // bpf(2), and the end of processes that attached something; these tell who it was
+	Calls    error // bpf(2), and the end of processes that attached something; these tell which process it was
 	Programs error // programs that are loaded and freed
 }
 

@@ -78,8 +78,8 @@ func (c *Change) IsZero() bool {
 
 // A WritableMap is a map that a program may write to while it is explained.
 type WritableMap struct {
-	// Member is the index in Chain.Members of the entry whose program may write to
-	// it; -1 for all of them at once.
+	// Member is the index in Chain.Members of the entry with the program that may
+	// write to it; -1 for all entries at once.
 	Member int
 	ID     uint32 // unique while the map exists
 	Name   string // as the kernel has it: cut after 15 bytes

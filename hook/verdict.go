@@ -124,9 +124,9 @@ func ParseVerdictSet(s string) (VerdictSet, error) {
 	return set, nil
 }
 
-// OnMissing says what happens at a member whose slot is empty, because its
-// owner closed it or died. The zero value means the default: continue when a
-// member is attached, "as it is" when one is changed.
+// OnMissing says what happens at a member with an empty slot, after its owner
+// closed it or died. The zero value means the default: continue when a member is
+// attached, "as it is" when a member is changed.
 type OnMissing uint8
 
 const (
