@@ -130,7 +130,7 @@ func (s *scene) expand(t *testing.T, word string) string {
 	case word == "bpffs":
 		return s.bpffs
 	case word == "otherorder": // an object for the other byte order
-		return "../programs/internal/object/count_" + otherOrder + ".o"
+		return "../../programs/internal/object/count_" + otherOrder + ".o"
 	}
 	t.Fatalf("unknown {%s}", word)
 	return ""
