@@ -20,7 +20,7 @@ type ConvertOptions struct {
 	// netlink. The owned chain then has no link and is not protected until [Adopt]
 	// gives it a link.
 	NoGap bool
-	// ConfigVersion is as in [Options].
+	// ConfigVersion of a chain of libxdp is as in [Options].
 	ConfigVersion uint8
 	// Owner is the label of the members of an owned chain. Default: the
 	// executable's name.

@@ -183,7 +183,8 @@ type DetachOptions struct {
 	// BPFFS is the bpffs to remove pins from. Default: /sys/fs/bpf.
 	BPFFS string
 	// Force also removes what is not ours: a legacy program, or what a link of
-	// another tool attaches. On XDP it has no effect.
+	// another tool attaches. On XDP only [DetachLink] accepts it, and [DetachAll]
+	// never does: [ErrUsage].
 	Force bool
 }
 
@@ -195,12 +196,18 @@ type DetachOptions struct {
 // When the last member of an XDP chain is detached, the hook becomes free. Detach also
 // removes empty members; only Detach removes closed doors (see hook.OnMissing).
 func Detach(ctx context.Context, t Target, ref hook.Ref, o DetachOptions) error {
+	if o.Force && t.Hook == hook.XDP {
+		return wrap("detach", t, hook.Because(ErrUsage, "members of an XDP chain need no force; detach what is not ours by its link"))
+	}
 	return wrap("detach", t, attach.Detach(ctx, t.place(o.BPFFS), ref, o.Force))
 }
 
 // DetachAll removes all members. It leaves programs that are not ours alone, and returns
 // [ErrBusy] when there are no others.
 func DetachAll(ctx context.Context, t Target, o DetachOptions) error {
+	if o.Force {
+		return wrap("detach", t, hook.Because(ErrUsage, "DetachAll removes members only, and they need no force"))
+	}
 	return wrap("detach", t, attach.DetachAll(ctx, t.place(o.BPFFS)))
 }
 

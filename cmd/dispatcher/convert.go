@@ -83,7 +83,10 @@ protected until "adopt" gives it one.`,
 			if style.style == "" {
 				return usage("--style owned protects the chain, --style libxdp shares it with C programs", "--style is missing")
 			}
-			o := dispatcher.ConvertOptions{NoGap: noGap, ConfigVersion: style.version, Owner: owner, BPFFS: a.bpffs, Programs: map[hook.Ref]dispatcher.Source{}}
+			o := dispatcher.ConvertOptions{NoGap: noGap, ConfigVersion: style.version, BPFFS: a.bpffs, Programs: map[hook.Ref]dispatcher.Source{}}
+			if style.style == hook.StyleOwned || cmd.Flags().Changed("owner") {
+				o.Owner = owner
+			}
 			var sources []programSource
 			defer func() {
 				for _, s := range sources {

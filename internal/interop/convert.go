@@ -41,17 +41,21 @@ func Convert(ctx context.Context, o *target.Opened, req ConvertRequest) error {
 	if o.Pins == nil {
 		return o.NoBPFFS()
 	}
-	if req.Owner == "" {
-		req.Owner = target.Executable()
-	}
 	d := deviceOf(o)
 	switch {
+	case req.To == hook.StyleLibxdp && req.Owner != "":
+		return hook.Because(hook.ErrUsage, "owner %q: members of a chain of libxdp have none", req.Owner)
+	case req.To == hook.StyleOwned && req.ConfigVersion != 0:
+		return hook.Because(hook.ErrUsage, "config version %d: only a chain of libxdp has one", req.ConfigVersion)
 	case req.To == hook.StyleLibxdp && req.NoGap:
 		return hook.Because(hook.ErrUsage, "without a gap: netlink cannot take the place of a link; there is always a gap on the way to a chain of libxdp")
 	case req.To == hook.StyleLibxdp:
 		return kernel.Retry(ctx, func() error { return d.toLibxdp(ctx, req) })
 	case req.To != hook.StyleOwned:
 		return hook.Because(hook.ErrUsage, "style %q: must be %s or %s", req.To, hook.StyleOwned, hook.StyleLibxdp)
+	}
+	if req.Owner == "" {
+		req.Owner = target.Executable()
 	}
 	var old libxdp.Chain
 	err := kernel.Retry(ctx, func() (err error) {

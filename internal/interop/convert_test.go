@@ -149,6 +149,8 @@ func TestConvertRefused(t *testing.T) {
 		text string
 	}{
 		{ConvertRequest{To: hook.StyleLibxdp, NoGap: true}, "without a gap: netlink cannot take the place of a link; there is always a gap on the way to a chain of libxdp"},
+		{ConvertRequest{To: hook.StyleLibxdp, Owner: "me"}, `owner "me": members of a chain of libxdp have none`},
+		{ConvertRequest{To: hook.StyleOwned, ConfigVersion: 2}, "config version 2: only a chain of libxdp has one"},
 		{ConvertRequest{To: "other"}, `style "other": must be owned or libxdp`},
 		{ConvertRequest{}, `style "": must be owned or libxdp`},
 	} {
