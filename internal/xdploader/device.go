@@ -86,7 +86,7 @@ func (t *tool) lookOnce(ctx context.Context, index int) (_ *occupant, err error)
 		if x.Mode == hook.ModeOffload {
 			o.offload = p
 		} else {
-			o.prog, o.mode, o.program = p, x.Mode, kernel.Describe(p)
+			o.prog, o.mode, o.program = p, x.Mode, describe(p)
 		}
 	}
 	if o.prog == nil {
@@ -187,4 +187,22 @@ func (t *tool) noteOwner(o *occupant, advice string) {
 		what += " (" + strings.Join(members, ", ") + ")"
 	}
 	t.advice = fmt.Sprintf("%s holds %s %s; %s", what, o.device.Name, by, advice)
+}
+
+// describe is [kernel.Describe] with the whole name, of which the kernel keeps 15 bytes:
+// the name of the program's first function is whole.
+func describe(prog *ebpf.Program) hook.Program {
+	p := kernel.Describe(prog)
+	if len(p.Name) < unix.BPF_OBJ_NAME_LEN-1 {
+		return p
+	}
+	info, err := prog.Info()
+	if err != nil {
+		return p
+	}
+	functions, err := info.FuncInfos()
+	if err == nil && len(functions) > 0 && strings.HasPrefix(functions[0].Func.Name, p.Name) {
+		p.Name = functions[0].Func.Name
+	}
+	return p
 }

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
@@ -56,7 +55,7 @@ func (t *tool) statusOfDevice(ctx context.Context, name string, index int) error
 		return nil
 	}
 	if o.offload != nil {
-		t.row(name, kernel.Describe(o.offload), modeOf(hook.ModeOffload))
+		t.row(name, describe(o.offload), modeOf(hook.ModeOffload))
 	}
 	if o.prog == nil {
 		return nil

@@ -43,7 +43,7 @@ func TestAdopt(t *testing.T) {
 					Program: scene.ProgramOf(t, prog), SlotID: m.SlotID,
 				}
 				want.Program.LoadedAt = m.Program.LoadedAt
-				qt.Check(t, qt.Equals(*m, want))
+				qt.Check(t, qt.DeepEquals(*m, want))
 
 				c := s.Read(t)
 				qt.Check(t, qt.Equals(c.Mode, mode))

@@ -236,7 +236,7 @@ func TestOthersAreListed(t *testing.T) {
 			qt.Assert(t, qt.HasLen(read.Members, 1))
 			m := read.Members[0]
 			m.Program.LoadedAt = scene.ProgramOf(t, prog).LoadedAt
-			qt.Check(t, qt.Equals(m, hook.Member{Name: "ldt_other", Kind: test.kind, State: hook.StateRunning, Program: scene.ProgramOf(t, prog)}))
+			qt.Check(t, qt.DeepEquals(m, hook.Member{Name: "ldt_other", Kind: test.kind, State: hook.StateRunning, Program: scene.ProgramOf(t, prog)}))
 		})
 	}
 }
