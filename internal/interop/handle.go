@@ -109,6 +109,9 @@ func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 	err = h.do(func(libxdp.Device, hook.Ref) error {
 		c, err = Family{}.Read(ctx, h.Opened)
+		if errors.Is(err, chains.ErrStyle) { // libxdp's dispatcher has gone
+			c, err = chains.Family{}.Read(ctx, h.Opened)
+		}
 		return err
 	})
 	return c, err
