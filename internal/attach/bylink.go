@@ -3,7 +3,6 @@ package attach
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 
 	"github.com/cilium/ebpf"
@@ -21,29 +20,25 @@ import (
 // ofLink opens a link by its id, and a target with the link's hook. The caller closes
 // both.
 func ofLink(id uint32, bpffs string) (*target.Opened, kernel.RawLink, *kernel.LinkInfo, error) {
-	l, err := link.NewFromID(link.ID(id))
+	l, err := kernel.OpenLink(id)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil, nil, hook.Because(fs.ErrNotExist, "there is no link with id %d", id)
 	case err != nil:
-		return nil, nil, nil, kernel.Again(kernel.Errno(fmt.Sprintf("link %d", id), err))
+		return nil, nil, nil, kernel.Again(err)
 	}
 	info, err := kernel.LinkInfoOf(l)
 	if err != nil {
 		l.Close()
 		return nil, nil, nil, err
 	}
-	raw, err := kernel.AsRaw(l)
-	if err != nil {
-		return nil, nil, nil, err
-	}
 	o, err := target.Open(target.Target{Hook: hook.XDP, BPFFS: bpffs}, sweep)
 	if err != nil {
-		raw.Close()
+		l.Close()
 		return nil, nil, nil, err
 	}
 	o.Hook = info.Hook()
-	return o, raw, info, nil
+	return o, l, info, nil
 }
 
 // DetachLink detaches a link by its id. Its holders keep the link, which does nothing
@@ -61,6 +56,8 @@ func DetachLink(ctx context.Context, id uint32, bpffs string, force bool) error 
 }
 
 func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, force bool) error {
+	names := links.OpenNames(o)
+	defer names.Close()
 	folder, ours := "", false
 	switch info.Type {
 	case link.XDPType:
@@ -72,7 +69,7 @@ func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 		ours = chain != nil
 	case link.TCXType, link.CgroupType:
 		folder = state.LinkFolder(o.Hook, info.ID)
-		member, err := links.IsMember(o, info)
+		member, err := names.IsMember(info)
 		if err != nil && !force {
 			return err
 		}
@@ -80,7 +77,7 @@ func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 	}
 	if !ours && !force {
 		return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: target.ProgramOf(info.Program), LinkID: info.ID}).
-			Hint("--force detaches it all the same; whoever holds it keeps a link that does nothing")
+			Hint("--force detaches it all the same; its holder keeps a link that does nothing")
 	}
 	if locked != nil && folder != "" { // also for a displaced chain, which is not ours any more
 		if err := locked.DropChain(folder); err != nil {
@@ -97,7 +94,7 @@ func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 	if err != nil {
 		return kernel.Errno("detach the link", err)
 	}
-	return links.Forget(o, info.ID)
+	return names.Forget(info.ID)
 }
 
 // AdoptLink makes what a link of another tool attaches a member. On XDP it updates

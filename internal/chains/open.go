@@ -72,16 +72,16 @@ func (d Device) open(r root, c *state.Chain, i int) (*handle, error) {
 // fs.ErrNotExist when there is no such pin, or when the chain's root link is not
 // pinned.
 func OpenPinned(o *target.Opened, folder, member string) (target.Handle, error) {
-	s := Device{o}
-	r, err := openPinnedRoot(s.Pins, folder)
-	if errors.Is(err, fs.ErrNotExist) && s.Pins.Has(folder, member) {
+	d := Device{o}
+	r, err := openPinnedRoot(d.Pins, folder)
+	if errors.Is(err, fs.ErrNotExist) && d.Pins.Has(folder, member) {
 		return nil, hook.Because(fs.ErrNotExist, "the chain of %q has no link that is pinned", member).
 			Hint("open it by device and name")
 	}
 	if err != nil {
 		return nil, err
 	}
-	h, err := s.openIn(r, member)
+	h, err := d.openIn(r, member)
 	if err != nil {
 		r.Close()
 	}

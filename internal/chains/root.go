@@ -59,9 +59,9 @@ func newLinkRoot(l link.Link) (*linkRoot, error) {
 }
 
 func openLinkRoot(id uint32) (*linkRoot, error) {
-	l, err := link.NewFromID(link.ID(id))
+	l, err := kernel.OpenLink(id)
 	if err != nil {
-		return nil, kernel.Errno(fmt.Sprintf("link %d", id), err)
+		return nil, err
 	}
 	return newLinkRoot(l)
 }

@@ -11,25 +11,6 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// IsMember reports whether a link is a member: it is in the registry, or pinned as one.
-func IsMember(o *target.Opened, info *kernel.LinkInfo) (bool, error) {
-	names := OpenNames(o)
-	defer names.Close()
-	rec, err := names.record(info.Attach, info.ID)
-	if rec != nil || err != nil {
-		return rec != nil, err
-	}
-	_, pinned, err := names.pin(o.Hook, info.ID)
-	return pinned, err
-}
-
-// Forget removes a link's record from the registry.
-func Forget(o *target.Opened, id uint32) error {
-	names := OpenNames(o)
-	defer names.Close()
-	return names.reg.Delete(id)
-}
-
 // AdoptLink gives a name to a link on TCX or on a cgroup. On success the handle owns
 // the link, and the caller closes the handle; on an error the link stays the caller's.
 // The error is fs.ErrExist for a member, and ErrNotSupported when there is no registry

@@ -15,7 +15,7 @@ import (
 // EffectiveOn describes what runs for the target's cgroup, also from the cgroups above.
 func EffectiveOn(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
 	err = kernel.Retry(ctx, func() error {
-		return withOrder(o, nil, func(op *opened, _ *order) error {
+		return withOpened(o, nil, func(op *opened) error {
 			c, err = op.effective()
 			return err
 		})
@@ -27,7 +27,7 @@ func EffectiveOn(ctx context.Context, o *target.Opened) (c *hook.Chain, err erro
 // that has programs of its own.
 func EffectiveBelow(ctx context.Context, o *target.Opened) (chains []hook.Chain, err error) {
 	err = kernel.Retry(ctx, func() error {
-		return withOrder(o, nil, func(op *opened, _ *order) error {
+		return withOpened(o, nil, func(op *opened) error {
 			chains, err = op.effectiveBelow()
 			return err
 		})

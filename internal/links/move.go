@@ -152,11 +152,7 @@ func (h *handle) withOrder(g *current, fn func(op *opened, list *order) error) e
 		return err
 	}
 	defer op.close()
-	list, err := op.list()
-	if err != nil {
-		return err
-	}
-	return fn(op, list)
+	return op.withOrder(fn)
 }
 
 // open finds the device or opens the cgroup where the link is now. The caller closes

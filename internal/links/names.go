@@ -146,6 +146,19 @@ func (n *Names) pin(h hook.Hook, link uint32) (member string, ok bool, err error
 	return member, ok && n.pins.Has(state.LinkFolder(h, link), member), nil
 }
 
+// IsMember reports whether a link is a member: it is in the registry, or pinned as one.
+func (n *Names) IsMember(info *kernel.LinkInfo) (bool, error) {
+	rec, err := n.record(info.Attach, info.ID)
+	if rec != nil || err != nil {
+		return rec != nil, err
+	}
+	_, pinned, err := n.pin(info.Hook(), info.ID)
+	return pinned, err
+}
+
+// Forget removes a link's record from the registry.
+func (n *Names) Forget(id uint32) error { return n.reg.Delete(id) }
+
 // pinnedLinks returns the member that is pinned in each folder.
 func pinnedLinks(pins *state.Pins) (map[string]string, error) {
 	folders, err := pins.Links()

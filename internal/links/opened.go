@@ -48,9 +48,9 @@ func open(o *target.Opened, names *Names) (*opened, error) {
 	return op, err
 }
 
-// withOrder runs fn with the order on a target. l is the held lock if fn writes names,
-// else nil.
-func withOrder(o *target.Opened, l *state.Locked, fn func(op *opened, list *order) error) error {
+// withOpened runs fn with the opened target and the members' names; the lock l is given
+// for an operation that writes names.
+func withOpened(o *target.Opened, l *state.Locked, fn func(op *opened) error) error {
 	names, err := namesFor(o, l)
 	if err != nil {
 		return err
@@ -61,6 +61,15 @@ func withOrder(o *target.Opened, l *state.Locked, fn func(op *opened, list *orde
 		return err
 	}
 	defer op.close()
+	return fn(op)
+}
+
+// withOrder is withOpened for an operation that needs the order of what is there.
+func withOrder(o *target.Opened, l *state.Locked, fn func(op *opened, list *order) error) error {
+	return withOpened(o, l, func(op *opened) error { return op.withOrder(fn) })
+}
+
+func (op *opened) withOrder(fn func(op *opened, list *order) error) error {
 	list, err := op.list()
 	if err != nil {
 		return err
