@@ -64,7 +64,7 @@ type LoadOptions struct {
 	NewMaps bool
 }
 
-// File is a program in an object file. It is loaded such that it fits the
+// File is a program in an object file. It is loaded so that it fits the
 // chain, and its maps are pinned beside a persistent member. Priority and
 // continue set come from the metadata that programs for libxdp carry
 // (.xdp_run_config), unless the [Options] say otherwise.

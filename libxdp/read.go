@@ -325,7 +325,7 @@ func (s *site) occupied(snap *snapshot) error {
 	}
 	if len(links) > 0 {
 		on.Kind, on.LinkID = hook.KindForeign, links[0]
-		busy = busy.Hint("the device can be had when whoever holds link %d lets it go; \"dispatcher holders --link %d\" tells who that is", on.LinkID, on.LinkID)
+		busy = busy.Hint("the device is free when the holder of link %d closes it; \"dispatcher holders --link %d\" names the holder", on.LinkID, on.LinkID)
 	}
 	return busy.HeldBy(on)
 }

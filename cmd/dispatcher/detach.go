@@ -17,9 +17,9 @@ func (a *app) detachCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "detach {HOOK TARGET {MEMBER | link:ID | id:PROG | --all} | --link ID}",
 		Short: "Detach a member, or all members, from a hook",
-		Long: `Detach a member, or all members, from a hook, whoever owns them, and remove
-their pins. When the last member of an xdp chain leaves, the device becomes
-free.
+		Long: `Detach a member, or all members, from a hook, and remove their pins. A member
+of another owner can be detached too. When the last member of an xdp chain
+leaves, the device becomes free.
 
 Programs of other tools stay. On hooks other than xdp, --force detaches them
 too: link:ID names an entry by its link, id:PROG by its program, as "list" shows

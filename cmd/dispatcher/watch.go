@@ -20,7 +20,7 @@ func (a *app) watchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "watch [HOOK|FAMILY [TARGET]]",
 		Short: "Show changes, one line for each change",
-		Long: `Show changes on the hooks that "list" shows, whoever makes them: one line for
+		Long: `Show changes on the hooks that "list" shows, made by any program: one line for
 each change, until Ctrl-C.
 
 A member is attached, left, updated (another program), reordered, set (other
@@ -28,8 +28,9 @@ settings), pinned or unpinned; emptied, when the owner of its slot died;
 defunct, when its device or cgroup is gone; adopted or named, when it became a
 member; overtaken, when a program of another tool now runs before it and did not
 before; or extended, when freplace has put a program in the place of one of its
-functions, and restored, when that program is gone. Programs of other tools have the same events. A device that has
-another name, or is in another network namespace, has moved.
+functions, and restored, when that program is gone. Programs of other tools have
+the same events. A device that has another name, or is in another network
+namespace, has moved.
 
 The kernel reports some changes at once and others not at all, so watch also
 checks all hooks every --interval. A program that comes and goes between two

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 
 	"github.com/cilium/ebpf"
 
@@ -18,7 +17,8 @@ import (
 )
 
 // A handle owns a member of an XDP chain. It holds the slot, so that the kernel does
-// not empty it, and the root, so that the dispatcher stays on the device.
+// not empty it, and the root, so that the dispatcher stays on the device. It holds both
+// until the member has left.
 type handle struct {
 	target.Base
 	root    root
@@ -26,7 +26,6 @@ type handle struct {
 	slots   state.Slots // holds the slot if the handle opened it and did not make it
 	slotID  uint32
 	chainID uint64
-	left    bool // the member was detached: slot and root are closed
 }
 
 // drop closes the slot and the root, but not the opened target.
@@ -53,7 +52,7 @@ func (h *handle) folder() string { return state.ChainFolder(h.root.LinkID(), h.c
 // Close gives up ownership of the member.
 func (h *handle) Close() error {
 	return h.Release(func() error {
-		if !h.left {
+		if !h.Left {
 			h.drop()
 		}
 		return nil
@@ -90,7 +89,7 @@ func (h *handle) find() (*state.Chain, int, error) {
 // carried returns the dispatcher and the chain; the caller closes the dispatcher. If
 // the chain had no root link and has one now, the handle takes the link as its root.
 func (h *handle) carried() (*ebpf.Program, *state.Chain, error) {
-	if h.left {
+	if h.Left {
 		return nil, nil, target.ErrDetached
 	}
 	prog, c, err := carried(h.root, h.chainID)
@@ -251,24 +250,16 @@ func (h *handle) Detach(ctx context.Context) error {
 	if err != nil && !target.Gone(err) {
 		return err
 	}
-	again := h.Locked(func() error {
-		if h.left {
-			return nil
-		}
+	return h.Leave(func() error {
 		if err != nil {
 			if err := h.unpinGone(ctx); err != nil {
 				return err
 			}
 		}
 		// A handle without a member must not keep the chain on the device.
-		h.left = true
 		h.drop()
 		return nil
 	})
-	if errors.Is(again, os.ErrClosed) {
-		return nil
-	}
-	return again
 }
 
 // unpinGone removes the pins of a member that has lost its chain.
@@ -389,7 +380,7 @@ func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 // Program opens the program in the slot; the caller closes it.
 func (h *handle) Program(context.Context) (prog *ebpf.Program, err error) {
 	err = h.Locked(func() error {
-		if h.left {
+		if h.Left {
 			return target.ErrDetached
 		}
 		prog, err = h.occupant()

@@ -46,7 +46,7 @@ func recoverWatchedIn(r *target.Recovery, ns *kernel.NetNS) {
 		return err
 	})
 	for _, snap := range found {
-		f := hook.Leftover{Hook: hook.XDP, Target: snap.Device.Name, LinkID: snap.Root.LinkID(), What: "a dispatcher that counts for nobody: whoever watched it died"}
+		f := hook.Leftover{Hook: hook.XDP, Target: snap.Device.Name, LinkID: snap.Root.LinkID(), What: "a dispatcher that counts without a watcher: the process that watched it died"}
 		if !r.DryRun {
 			f.Err = unwatch(snap.Root, snap.Prog, snap.Chain)
 		}
@@ -77,7 +77,7 @@ func Recover(r *target.Recovery, folder string) {
 	}
 	chain, err := ChainOf(prog)
 	if err == nil && chain == nil {
-		err = hook.Because(fs.ErrNotExist, "its dispatcher was replaced by whoever holds the link")
+		err = hook.Because(fs.ErrNotExist, "a holder of the link has replaced its dispatcher")
 	}
 	if err == nil {
 		f.Target = chain.LastSeen.Target

@@ -85,7 +85,7 @@ func (e *exam) displaced(c *hook.Chain, m *hook.Member) {
 	}
 	f := at(c, "displaced", hook.LevelBroken)
 	f.Member = m.Name
-	f.Text = "packets do not meet it: whoever made the link that holds the chain has put another program in its place"
+	f.Text = "packets do not meet it: the maker of the link that holds the chain has put another program in its place"
 	e.add(f)
 }
 
@@ -155,7 +155,7 @@ func (e *exam) unprotected(c *hook.Chain) {
 		return
 	}
 	f := at(c, "unprotected", hook.LevelDrift)
-	f.Text = "no link holds the chain: whoever attaches a program by netlink throws it out; packets pass unfiltered for the moment that the mending takes"
+	f.Text = "no link holds the chain: any program that is attached by netlink throws it out; packets pass unfiltered for the moment that the mending takes"
 	f.Mend = e.on(c, "adopt")
 	e.add(f)
 }
@@ -166,7 +166,7 @@ func (e *exam) watched(c *hook.Chain) {
 		return
 	}
 	f := at(c, "watched", hook.LevelDrift)
-	f.Text = "whoever watched it with \"dispatcher top\" was killed: its dispatcher still looks whether somebody watches, for each packet, until the next change"
+	f.Text = "the \"dispatcher top\" that watched it was killed: its dispatcher still checks for a watcher, for each packet, until the next change"
 	f.Mend = e.recover()
 	e.add(f)
 }

@@ -87,7 +87,7 @@ func (e *exam) carries(program uint32, c *hook.Chain) {
 	}
 	if chain := e.loaded[program]; chain != nil && chain.Closed {
 		f := at(c, "closed", hook.LevelDrift)
-		f.Text = "a chain without members is left on the device: whoever detached the last one died before the end; it passes everything"
+		f.Text = "a chain without members is left on the device: the process that detached the last one died before the end; it passes everything"
 		f.Mend = e.on(c, "detach", "--all")
 		e.add(f)
 	}

@@ -76,7 +76,7 @@ func (c *component) Settings() hook.Settings {
 	return c.asked.Or(c.about.Defaults).WithDefaults()
 }
 
-// Load loads the program such that it can replace a function of the dispatcher. The
+// Load loads the program so that it can replace a function of the dispatcher. The
 // caller closes the result.
 func (c *component) Load(target *ebpf.Program, function string) (*ebpf.Program, error) {
 	c.discard()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 
 	"github.com/cilium/ebpf"
 
@@ -22,7 +21,6 @@ type handle struct {
 	id   uint32
 	rec  state.Record // the last known record, for use without a registry
 	made bool         // the handle made its present link, and did not open it
-	left bool         // the member was detached
 }
 
 // newHandle makes a handle to the link, and takes over the link, on an error too.
@@ -49,7 +47,7 @@ type current struct {
 
 // do runs fn with the member as it is now.
 func (h *handle) do(ctx context.Context, l *state.Locked, fn func(g *current) error) error {
-	if h.left {
+	if h.Left {
 		return target.ErrDetached
 	}
 	names, err := namesFor(h.Opened, l)
@@ -238,24 +236,16 @@ func (h *handle) Detach(ctx context.Context) error {
 	if err != nil && !target.Gone(err) {
 		return err
 	}
-	again := h.Locked(func() error {
-		if h.left {
+	return h.Leave(func() error {
+		if err == nil {
 			return nil
 		}
-		if err != nil {
-			err = h.Opened.Locked(ctx, func(l *state.Locked) error {
-				names := OpenNames(h.Opened)
-				defer names.Close()
-				return leave(l, names, h.Opened.Hook, h.id, h.link)
-			})
-		}
-		h.left = err == nil
-		return err
+		return h.Opened.Locked(ctx, func(l *state.Locked) error {
+			names := OpenNames(h.Opened)
+			defer names.Close()
+			return leave(l, names, h.Opened.Hook, h.id, h.link)
+		})
 	})
-	if errors.Is(again, os.ErrClosed) {
-		return nil
-	}
-	return again
 }
 
 // Info describes the member.

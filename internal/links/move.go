@@ -28,7 +28,7 @@ func (h *handle) Move(ctx context.Context, to hook.Position) error {
 func (h *handle) place(ctx context.Context, to hook.Position, priority int) error {
 	return h.change(ctx, func(l *state.Locked, g *current) error {
 		if g.rec.Name == "" {
-			return hook.Because(hook.ErrUsage, "link %d is not a member: it has no priority, and its place is up to whoever holds it", h.id)
+			return hook.Because(hook.ErrUsage, "link %d is not a member: it has no priority, and its holder decides about its place", h.id)
 		}
 		return h.withOrder(g, func(op *opened, list *order) error {
 			i := list.WithLink(h.id)

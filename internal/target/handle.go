@@ -35,6 +35,7 @@ type Base struct {
 	mu     sync.Mutex
 	Opened *Opened
 	Loaded *load.Loaded // nil when the handle was opened
+	Left   bool         // the member was detached
 	closed bool
 }
 
@@ -69,6 +70,23 @@ func (h *Base) Locked(fn func() error) error {
 	err := fn()
 	if errors.Is(err, kernel.ErrNetNSGone) {
 		return hook.Because(hook.ErrDefunct, "%w", err)
+	}
+	return err
+}
+
+// Leave runs fn for a member that is off its hook, and notes that the member has left.
+// It does nothing when that was noted before, or after Close.
+func (h *Base) Leave(fn func() error) error {
+	err := h.Locked(func() error {
+		if h.Left {
+			return nil
+		}
+		err := fn()
+		h.Left = err == nil
+		return err
+	})
+	if errors.Is(err, os.ErrClosed) {
+		return nil
 	}
 	return err
 }
