@@ -25,8 +25,8 @@ type Reader struct {
 	want   func(hook.Hook) bool
 }
 
-// NewReader returns a Reader of the hooks for which want is true. known are the links
-// to look at; nil means all links of the machine. The caller closes the Reader.
+// NewReader returns a Reader of the hooks for which want is true. known are the
+// machine's links, see kernel.AllLinks. The caller closes the Reader.
 func NewReader(bpffs string, known []kernel.LinkInfo, want func(hook.Hook) bool) *Reader {
 	o, _ := target.OpenPins(target.Target{BPFFS: bpffs}, nil) // without a bpffs there is less to tell
 	o.Links = known

@@ -95,7 +95,7 @@ func TestDoctorChangesNothing(t *testing.T) {
 	s := scene.NewOn(t, hook.TCXIngress)
 	x := s.OnDevice(dispatcher.XDP(s.ServerDev).In(s.Server.Name))
 	x.Member(t, 1)
-	owned := x.Attach(t, s.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{})
+	owned := x.Attach(t, x.Tracer(t, 2, testenv.XDPPass), dispatcher.Options{})
 	for n := range 3 {
 		s.Member(t, n+1)
 	}
