@@ -178,12 +178,7 @@ func (h *handle) successor(src load.Source, c *state.Chain) (*load.Loaded, error
 		return nil, err
 	}
 	defer old.Close()
-	src, release, err := load.Inherit(src, old)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	return src.Load(load.Want{Hook: hook.XDP, Shape: &c.Shape})
+	return load.Successor(src, old, load.Want{Hook: hook.XDP, Shape: &c.Shape})
 }
 
 // Set changes the member's settings.

@@ -62,12 +62,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 			return kernel.Again(kernel.Errno("the program to be replaced", err))
 		}
 		defer old.Close()
-		from, release, err := load.Inherit(src, old)
-		if err != nil {
-			return err
-		}
-		defer release()
-		prog, err = from.Load(load.Want{Hook: h.Opened.Hook})
+		prog, err = load.Successor(src, old, load.Want{Hook: h.Opened.Hook})
 		return err
 	})
 	if err != nil {

@@ -265,12 +265,7 @@ func (d device) memberProgram(m *hook.Member, src load.Source, want load.Want) (
 	if src == nil {
 		return load.Reuse(old, *want.Shape)
 	}
-	src, release, err := load.Inherit(load.PinningIn(src, d.BPFFS), old)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	return src.Load(want)
+	return load.Successor(load.PinningIn(src, d.BPFFS), old, want)
 }
 
 // bare returns the names of the members for which no source was given.

@@ -80,12 +80,15 @@ func (c *component) Settings() hook.Settings {
 // caller closes the result.
 func (c *component) Load(target *ebpf.Program, function string) (*ebpf.Program, error) {
 	c.discard()
-	src, release, err := inheriting(c.src, c.old)
-	if err != nil {
-		return nil, err
+	var old *ebpf.Program
+	if c.old != 0 {
+		var err error
+		if old, err = ebpf.NewProgramFromID(ebpf.ProgramID(c.old)); err != nil {
+			return nil, kernel.Again(err)
+		}
+		defer old.Close()
 	}
-	defer release()
-	loaded, err := src.Load(load.Want{Hook: hook.XDP, Extension: &load.Extension{Target: target, Function: function}})
+	loaded, err := load.Successor(c.src, old, load.Want{Hook: hook.XDP, Extension: &load.Extension{Target: target, Function: function}})
 	if err != nil {
 		return nil, err
 	}

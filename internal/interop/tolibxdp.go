@@ -6,8 +6,6 @@ import (
 	"io/fs"
 	"maps"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/chains"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -167,18 +165,4 @@ func convertible(m *hook.Member) error {
 			Hint("pin it first, or end its owner")
 	}
 	return nil
-}
-
-// inheriting returns a source that takes over the maps of the program with that id,
-// and a function that releases them. An id of 0 means that there is no such program.
-func inheriting(src load.Source, id uint32) (_ load.Source, release func(), err error) {
-	if id == 0 {
-		return src, func() {}, nil
-	}
-	old, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
-	if err != nil {
-		return nil, nil, kernel.Again(err)
-	}
-	defer old.Close()
-	return load.Inherit(src, old)
 }

@@ -174,12 +174,7 @@ func (h *handle) successor(ctx context.Context, src load.Source) (prog *load.Loa
 			return kernel.Again(kernel.Errno("the program to be replaced", err))
 		}
 		defer old.Close()
-		src, release, err := load.Inherit(src, old)
-		if err != nil {
-			return err
-		}
-		defer release()
-		prog, err = src.Load(load.Want{Hook: h.Opened.Hook})
+		prog, err = load.Successor(src, old, load.Want{Hook: h.Opened.Hook})
 		return err
 	})
 	return prog, err

@@ -13,6 +13,20 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
+// Successor loads a program that replaces old, with old's maps, see Inherit. Without
+// old it is src.Load.
+func Successor(src Source, old *ebpf.Program, want Want) (*Loaded, error) {
+	if old == nil {
+		return src.Load(want)
+	}
+	src, release, err := Inherit(src, old)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return src.Load(want)
+}
+
 // Inherit returns src with the maps of old: the new program takes over the old
 // program's counters, lists and flows. Maps are the same when they have the same name.
 // Constants and variables (.rodata, .data, .bss) and programs for tail calls are not

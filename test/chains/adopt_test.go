@@ -75,6 +75,7 @@ func TestAdoptNoGap(t *testing.T) {
 	s.AttachLegacy(t, drop)
 	flood := s.Flood(t, scene.Port, scene.Port+1)
 	for range 50 {
+		scene.Flow(t, flood)
 		link := s.Adopt(t, dispatcher.AdoptOptions{NoGap: true})
 		// Netlink exchanges programs without a gap, so the old one can come back for the next round.
 		qt.Assert(t, qt.IsNil(s.SetXDP(t, drop.FD(), unix.XDP_FLAGS_DRV_MODE, 0)))

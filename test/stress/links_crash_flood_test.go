@@ -67,17 +67,17 @@ func (c floodCrash) dies(t *testing.T, s *scene.Scene, n int) bool {
 	}
 
 	floods := []*testenv.Flood{s.Flood(t, scene.Port, scene.MarkerPort), s.Flood(t, scene.Port+1)}
-	flow(t, floods...)
+	scene.Flow(t, floods...)
 	fatal := s.Command(c.fatal)
 	fatal.DieAt = n
 	got := victim.Try(t, fatal)
 	qt.Assert(t, qt.IsNil(got.Err()))
 	victim.Kill()
-	flow(t, floods...)
+	scene.Flow(t, floods...)
 	for range 2 { // the next ones
 		err := dispatcher.Detach(t.Context(), onTCX.Target, "nobody", s.Leave())
 		qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
-		flow(t, floods...)
+		scene.Flow(t, floods...)
 	}
 	_, received := floods[0].Stop()
 	floods[1].Stop()

@@ -40,7 +40,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 				}
 
 				floods := []*testenv.Flood{s.Flood(t, scene.Port, scene.MarkerPort), s.Flood(t, scene.Port+1)}
-				flow(t, floods...)
+				scene.Flow(t, floods...)
 				const rounds = 10
 				for range rounds {
 					link := s.Adopt(t, s.AdoptOptions(t, dispatcher.AdoptOptions{Name: "adopted"}, adopted.Program))
@@ -60,7 +60,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 					}
 					break
 				}
-				flow(t, floods...)
+				scene.Flow(t, floods...)
 				_, received := floods[0].Stop()
 				floods[1].Stop()
 				_, marker := floods[0].Marker()

@@ -104,15 +104,6 @@ func (r *recorder) wantOnce(t testing.TB, witness *recorder) {
 	qt.Check(t, qt.Equals(doubled, 0), qt.Commentf("met twice"))
 }
 
-// flow waits until some more packets of each flood have been sent.
-func flow(t testing.TB, floods ...*testenv.Flood) {
-	t.Helper()
-	for _, f := range floods {
-		sent := f.Sent()
-		scene.Soon(t, func() bool { return f.Sent() > sent+500 })
-	}
-}
-
 // And one that is at two places at once is seen by the recorders.
 func TestRecorderSeesDoubles(t *testing.T) {
 	s := scene.NewOn(t, hook.TCXIngress)
@@ -122,7 +113,7 @@ func TestRecorderSeesDoubles(t *testing.T) {
 	again := s.SameOn(hook.TCIngress)
 	flood := s.Flood(t, scene.Port)
 	link := again.Attach(t, twice.Program, dispatcher.Options{Persistent: true})
-	flow(t, flood)
+	scene.Flow(t, flood)
 	qt.Assert(t, qt.IsNil(link.Detach(t.Context())))
 	flood.Stop()
 	missed, doubled := twice.compare(t, witness, 1)
