@@ -88,13 +88,8 @@ func offerCgroups(word string) ([]string, cobra.ShellCompDirective) {
 
 // offerDevices offers the devices of the network namespace of --netns.
 func (a *app) offerDevices(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
-	ns, err := kernel.OpenNetNS(a.netns)
-	if err != nil {
-		return nil, noFiles
-	}
-	defer ns.Close()
 	var names []string
-	_ = ns.Do(func() error {
+	_ = kernel.InNetNS(a.netns, func() error {
 		devices, err := net.Interfaces()
 		for _, d := range devices {
 			names = append(names, d.Name)

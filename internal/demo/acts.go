@@ -30,74 +30,66 @@ var acts = []act{
 	{"All of it is detached", (*stage).detachAll},
 }
 
-func (s *stage) setUp(ctx context.Context) error {
+func (s *stage) setUp(ctx context.Context) {
 	s.say("Packets go from the client to veth1 of the server; the programs are on veth1.")
 	s.show(fmt.Sprintf("CLIENT=%s NS=%s BPFFS=%s", s.vars["CLIENT"], s.vars["NS"], s.vars["BPFFS"]))
-	if err := s.mountBPFFS(); err != nil {
-		return err
-	}
-	for _, name := range []string{"$CLIENT", "$NS"} {
-		if err := s.addNetNS(ctx, name); err != nil {
-			return err
-		}
-	}
-	err := s.run(ctx,
-		"ip -n $CLIENT link add veth0 type veth peer name veth1 netns $NS",
-		fmt.Sprintf("ip -n $CLIENT address add %s/24 dev veth0", goodAddr),
-		fmt.Sprintf("ip -n $CLIENT address add %s/24 dev veth0", badAddr),
-		fmt.Sprintf("ip -n $NS address add %s/24 dev veth1", serverAddr),
-		"ip -n $CLIENT link set dev veth0 up",
-		"ip -n $NS link set dev veth1 up",
-	)
-	if err != nil {
-		return err
-	}
-	if s.net, err = s.openNetwork(ends{goodAddr, badAddr, serverAddr}); err != nil {
-		return err
-	}
-	if err := s.arrive(packets, packets); err != nil {
-		return err
-	}
+	s.mountBPFFS()
+	s.addNetNS(ctx, "$CLIENT")
+	s.addNetNS(ctx, "$NS")
+	s.net = s.join(ctx, "veth0", device, ends{goodAddr, badAddr, serverAddr})
+	s.arrive(s.net, packets, packets)
 
 	s.say("The old way: the last program to come replaces the others, and anybody can remove it. $BPFFS/rival")
 	s.say("drops everything; ip attaches and removes it without asking.")
-	if err := s.pinRival(); err != nil {
-		return err
-	}
-	if err := s.run(ctx, "ip -n $NS link set dev veth1 xdp pinned $BPFFS/rival"); err != nil {
-		return err
-	}
-	c, err := s.list(ctx, hook.XDP)
-	if err != nil {
-		return err
-	}
-	if err := s.run(ctx, "ip -n $NS link set dev veth1 xdp off"); err != nil {
-		return err
-	}
-	return s.check(!c.Protected() && len(c.Members) == 1 && c.Members[0].Kind == hook.KindLegacy,
+	s.pinRival()
+	s.run(ctx, "ip -n $NS link set dev veth1 xdp pinned $BPFFS/rival")
+	c := s.list(ctx, hook.XDP)
+	s.run(ctx, "ip -n $NS link set dev veth1 xdp off")
+	s.check(!c.Protected() && len(c.Members) == 1 && c.Members[0].Kind == hook.KindLegacy,
 		"a program without a link is \"legacy\" and not protected")
 }
 
-// openNetwork opens a network and waits until packets travel on it.
-func (s *stage) openNetwork(at ends) (*network, error) {
-	n, err := openNetwork(s.vars["CLIENT"], s.vars["NS"], at)
-	if err != nil {
-		return nil, err
-	}
+// join joins the namespaces by a veth pair and waits until packets travel on it.
+func (s *stage) join(ctx context.Context, client, server string, at ends) *network {
+	s.run(ctx,
+		fmt.Sprintf("ip -n $CLIENT link add %s type veth peer name %s netns $NS", client, server),
+		fmt.Sprintf("ip -n $CLIENT address add %s/24 dev %s", at.good, client),
+		fmt.Sprintf("ip -n $CLIENT address add %s/24 dev %s", at.bad, client),
+		fmt.Sprintf("ip -n $NS address add %s/24 dev %s", at.server, server),
+		fmt.Sprintf("ip -n $CLIENT link set dev %s up", client),
+		fmt.Sprintf("ip -n $NS link set dev %s up", server),
+	)
+	n := value(openNetwork(s.vars["CLIENT"], s.vars["NS"], at))
 	s.later(n.close)
-	return n, n.warmUp()
+	must(n.warmUp())
+	return n
 }
 
 // arrive sends packets from both addresses and checks how many arrive.
-func (s *stage) arrive(wantGood, wantBad int) error { return s.arriveOn(s.net, wantGood, wantBad) }
-
-func (s *stage) arriveOn(n *network, wantGood, wantBad int) error {
+func (s *stage) arrive(n *network, wantGood, wantBad int) {
 	good, bad, err := n.sendAndCount(packets)
-	if err != nil {
-		return err
-	}
-	return s.equal([...]int{good, bad}, [...]int{wantGood, wantBad},
+	must(err)
+	s.equal([...]int{good, bad}, [...]int{wantGood, wantBad},
 		"each address sent %d packets: %d arrived from %s and %d from %s", packets, good, n.at.good, bad, n.at.bad)
+}
+
+// rise returns by how much numbers rise while packets are sent, of which the bad ones
+// are dropped.
+func (s *stage) rise(n *network, read func() []uint64) []uint64 {
+	before := read()
+	s.arrive(n, packets, 0)
+	after := read()
+	for i := range after {
+		after[i] -= before[i]
+	}
+	return after
+}
+
+// heldBack checks what happened to the packets of a flood during some changes.
+func (s *stage) heldBack(at ends, bad, good traffic, changes uint64) {
+	s.check(bad.sent > changes && bad.arrived == 0 && good.arrived > 0,
+		"meanwhile, of %s packets from %s, %s arrived; of %s from %s, %s", grouped(bad.sent), at.bad, grouped(bad.arrived),
+		grouped(good.sent), at.good, grouped(good.arrived))
 }
 
 // order returns the members' names in run order.

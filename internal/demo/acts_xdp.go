@@ -3,7 +3,6 @@ package demo
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -21,57 +20,37 @@ const (
 	attachDroplist  = cli + "attach xdp veth1 builtin:droplist --priority 20 --map-pins $BPFFS/maps"
 	replaceDroplist = cli + "replace xdp veth1 droplist builtin:droplist --map-pins $BPFFS/maps"
 
-	// replacementTime bounds the replacements on a slow machine.
-	replacementTime = 10 * time.Second
+	// changingTime bounds the changes under a flood on a slow machine.
+	changingTime = 10 * time.Second
 )
 
 // replacements is how often a member is replaced under the flood.
 var replacements uint64 = 100
 
-func (s *stage) attachThree(ctx context.Context) error {
+func (s *stage) attachThree(ctx context.Context) {
 	s.say("With --hold a member belongs to its process. Members run by priority, not in the order in which they came.")
-	attach := []struct{ name, line string }{
-		{sample, cli + "attach xdp veth1 builtin:sample --priority 50 --global every=1 --hold"},
-		{droplist, attachDroplist + " --hold"},
-		{count, cli + "attach xdp veth1 builtin:count --priority 10 --hold"},
-	}
-	for _, a := range attach {
-		o, err := s.hold(ctx, a.line)
-		if err != nil {
-			return err
-		}
-		s.owners[a.name] = o
-	}
+	s.owners[sample] = s.hold(ctx, cli+"attach xdp veth1 builtin:sample --priority 50 --global every=1 --hold")
+	s.owners[droplist] = s.hold(ctx, attachDroplist+" --hold")
+	s.owners[count] = s.hold(ctx, cli+"attach xdp veth1 builtin:count --priority 10 --hold")
 	s.say("This puts %s on the droplist, through its pinned map:", badAddr)
-	if err := s.drop(); err != nil {
-		return err
-	}
-	c, err := s.list(ctx, hook.XDP)
-	if err != nil {
-		return err
-	}
-	if err := s.equal(order(c), "count, droplist, sample", "they run in the order %s", order(c)); err != nil {
-		return err
-	}
-	return s.sees(ctx, 2*packets)
+	s.drop()
+	s.runIn(s.list(ctx, hook.XDP), "count, droplist, sample")
+	s.sees(ctx, 2*packets)
 }
 
 // drop puts the bad address on the droplist.
-func (s *stage) drop() error {
+func (s *stage) drop() {
 	name, key := badPrefix()
 	s.show("bpftool map update pinned $BPFFS/maps/droplist_v4 key 32 0 0 0 10 66 0 66 value 0 0 0 0 0 0 0 0")
 	for _, pin := range pinned(s.expand("$BPFFS/maps")) {
 		s.made.pins[pin] = true
 	}
-	m, err := ebpf.LoadPinnedMap(s.expand("$BPFFS/maps/")+name, nil)
-	if err != nil {
-		return err
-	}
+	m := value(ebpf.LoadPinnedMap(s.expand("$BPFFS/maps/")+name, nil))
 	defer m.Close()
-	return m.Put(key, uint64(0))
+	must(m.Put(key, uint64(0)))
 }
 
-func (s *stage) refuse(ctx context.Context) error {
+func (s *stage) refuse(ctx context.Context) {
 	s.say("A link holds the device now. What worked in act 1 no longer works, not even with -force.")
 	for _, line := range []string{
 		"ip -n $NS link set dev veth1 xdp off",
@@ -82,153 +61,94 @@ func (s *stage) refuse(ctx context.Context) error {
 		// An ip without libmnl prints the second message.
 		busy := strings.Contains(out, "Can't replace active BPF XDP link") || strings.Contains(out, "Device or resource busy")
 		if err == nil || !busy {
-			return s.check(false, "the kernel refuses %q (%v)", s.expand(line), err)
+			s.check(false, "the kernel refuses %q (%v)", s.expand(line), err)
 		}
 	}
-	if err := s.check(true, "the kernel refused all of them (EBUSY)"); err != nil {
-		return err
-	}
-	return s.arrive(packets, 0)
+	s.check(true, "the kernel refused all of them (EBUSY)")
+	s.arrive(s.net, packets, 0)
 }
 
-func (s *stage) killOwner(ctx context.Context) error {
-	o := s.owners[droplist]
-	s.say("Process %d holds droplist. It gets no chance to clean up.", o.cmd.Process.Pid)
-	s.show(fmt.Sprintf("kill -9 %d", o.cmd.Process.Pid))
-	_ = o.kill()
-	// The kernel empties the slot some milliseconds later.
-	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		c, err := s.chain(ctx, hook.XDP)
-		if err != nil {
-			return err
-		}
-		if m := c.Member(droplist); m == nil || m.State == hook.StateEmpty || time.Since(start) > patience {
-			break
-		}
-	}
-	c, err := s.list(ctx, hook.XDP)
-	if err != nil {
-		return err
-	}
+func (s *stage) killOwner(ctx context.Context) {
+	s.say("Process %d holds droplist. It gets no chance to clean up.", s.owners[droplist].Process.Pid)
+	s.kill(ctx, droplist, hook.XDP)
 	states := map[string]hook.State{}
-	for _, m := range c.Members {
+	for _, m := range s.list(ctx, hook.XDP).Members {
 		states[m.Name] = m.State
 	}
-	want := [...]hook.State{hook.StateRunning, hook.StateEmpty, hook.StateRunning}
-	if err := s.equal([...]hook.State{states[count], states[droplist], states[sample]}, want,
-		"count is %s, droplist is %s, sample is %s", states[count], states[droplist], states[sample]); err != nil {
-		return err
-	}
-	return s.arrive(packets, packets)
+	s.equal(states, map[string]hook.State{count: hook.StateRunning, droplist: hook.StateEmpty, sample: hook.StateRunning},
+		"count is %s, droplist is %s, sample is %s", states[count], states[droplist], states[sample])
+	s.arrive(s.net, packets, packets)
 }
 
-func (s *stage) replaceUnderFlood(ctx context.Context) error {
+// kill kills the owner of a member, and waits until the kernel has noticed, some
+// milliseconds later.
+func (s *stage) kill(ctx context.Context, member string, h hook.Hook) {
+	o := s.owners[member]
+	s.show(fmt.Sprintf("kill -9 %d", o.Process.Pid))
+	o.kill()
+	for start := time.Now(); time.Since(start) < patience; time.Sleep(10 * time.Millisecond) {
+		if m := s.chain(ctx, h).Member(member); m == nil || m.State == hook.StateEmpty {
+			return
+		}
+	}
+}
+
+func (s *stage) replaceUnderFlood(ctx context.Context) {
 	s.say("droplist comes back, pinned this time, so no process holds it. The new program shares the map of the")
 	s.say("old one, so the list is the same.")
-	if err := s.run(ctx, attachDroplist); err != nil {
-		return err
-	}
-	before, err := s.chain(ctx, hook.XDP)
-	if err != nil {
-		return err
-	}
-	if err := s.arrive(packets, 0); err != nil {
-		return err
-	}
+	s.run(ctx, attachDroplist)
+	was := programID(s.chain(ctx, hook.XDP), droplist)
+	s.arrive(s.net, packets, 0)
 
 	s.say("Now %s sends as fast as it can, while the program is replaced by a new copy %d times.", badAddr, replacements)
 	s.show(fmt.Sprintf("for i in $(seq %d); do %s; done", replacements, replaceDroplist))
 	done := uint64(0)
-	bad, good, err := s.net.underFlood(func() error {
-		for start := time.Now(); done < replacements && time.Since(start) < replacementTime; done++ {
-			if _, err := s.quietly(ctx, replaceDroplist); err != nil {
-				return err
-			}
-			if _, err := s.chain(ctx, hook.XDP); err != nil { // for the ledger
-				return err
-			}
+	bad, good := s.net.underFlood(func() {
+		for start := time.Now(); done < replacements && time.Since(start) < changingTime; done++ {
+			value(s.quietly(ctx, replaceDroplist))
+			s.chain(ctx, hook.XDP) // for the ledger
 		}
-		return nil
 	})
-	if err != nil {
-		return err
-	}
-	after, err := s.chain(ctx, hook.XDP)
-	if err != nil {
-		return err
-	}
-	was, is := programID(before, droplist), programID(after, droplist)
-	if err := s.check(was != 0 && is != 0 && was != is, "after %d replacements the program, once id %d, is id %d", done, was, is); err != nil {
-		return err
-	}
-	if err := s.check(bad.sent > done && bad.arrived == 0 && good.arrived > 0,
-		"meanwhile, of %s packets from %s, %s arrived; of %s from %s, %s", grouped(bad.sent), badAddr, grouped(bad.arrived),
-		grouped(good.sent), goodAddr, grouped(good.arrived)); err != nil {
-		return err
-	}
+	is := programID(s.chain(ctx, hook.XDP), droplist)
+	s.check(was != 0 && is != 0 && was != is, "after %d replacements the program, once id %d, is id %d", done, was, is)
+	s.heldBack(s.net.at, bad, good, done)
 
 	s.say("Would a packet that slips through be seen? The same flood, while droplist is away for a moment.")
-	bad, _, err = s.net.underFlood(func() error { return s.run(ctx, cli+"detach xdp veth1 droplist", attachDroplist) })
-	if err != nil {
-		return err
-	}
-	return s.check(bad.arrived > 0, "of %s packets from %s, %s arrived in that moment", grouped(bad.sent), badAddr, grouped(bad.arrived))
+	bad, _ = s.net.underFlood(func() { s.run(ctx, cli+"detach xdp veth1 droplist", attachDroplist) })
+	s.check(bad.arrived > 0, "of %s packets from %s, %s arrived in that moment", grouped(bad.sent), badAddr, grouped(bad.arrived))
 }
 
-func (s *stage) reorder(ctx context.Context) error {
+func (s *stage) reorder(ctx context.Context) {
 	s.say("count runs before droplist and sees everything. Then it moves behind droplist.")
-	if err := s.sees(ctx, 2*packets); err != nil {
-		return err
-	}
-	if err := s.run(ctx, cli+"set xdp veth1 count --priority 30"); err != nil {
-		return err
-	}
-	c, err := s.list(ctx, hook.XDP)
-	if err != nil {
-		return err
-	}
-	if err := s.equal(order(c), "droplist, count, sample", "they run in the order %s", order(c)); err != nil {
-		return err
-	}
-	return s.sees(ctx, packets)
+	s.sees(ctx, 2*packets)
+	s.run(ctx, cli+"set xdp veth1 count --priority 30")
+	s.runIn(s.list(ctx, hook.XDP), "droplist, count, sample")
+	s.sees(ctx, packets)
 }
 
-func (s *stage) seal(ctx context.Context) error {
+// runIn checks the order of a chain.
+func (s *stage) runIn(c *hook.Chain, want string) {
+	s.equal(order(c), want, "they run in the order %s", order(c))
+}
+
+func (s *stage) seal(ctx context.Context) {
 	s.say("droplist was loaded from a file, and no process holds it, so its code can be linked into the dispatcher.")
 	s.say("Packets then skip the way through its slot. The other members still belong to their processes.")
-	if err := s.run(ctx, cli+"seal xdp veth1"); err != nil {
-		return err
-	}
-	if err := s.wantSealed(ctx, droplist); err != nil {
-		return err
-	}
-	if err := s.sees(ctx, packets); err != nil {
-		return err
-	}
+	s.run(ctx, cli+"seal xdp veth1")
+	s.wantSealed(ctx, "sealed: droplist")
+	s.sees(ctx, packets)
 	s.say("A sealed member can be replaced, too.")
-	if err := s.run(ctx, replaceDroplist); err != nil {
-		return err
-	}
-	if err := s.wantSealed(ctx, droplist); err != nil {
-		return err
-	}
-	if err := s.sees(ctx, packets); err != nil {
-		return err
-	}
-	if err := s.run(ctx, cli+"unseal xdp veth1"); err != nil {
-		return err
-	}
-	return s.wantSealed(ctx)
+	s.run(ctx, replaceDroplist)
+	s.wantSealed(ctx, "sealed: droplist")
+	s.sees(ctx, packets)
+	s.run(ctx, cli+"unseal xdp veth1")
+	s.wantSealed(ctx, "no member is sealed")
 }
 
 // wantSealed checks which members are linked.
-func (s *stage) wantSealed(ctx context.Context, want ...string) error {
-	c, err := s.list(ctx, hook.XDP)
-	if err != nil {
-		return err
-	}
+func (s *stage) wantSealed(ctx context.Context, want string) {
 	var sealed []string
-	for _, m := range c.Members {
+	for _, m := range s.list(ctx, hook.XDP).Members {
 		if m.Sealed {
 			sealed = append(sealed, m.Name)
 		}
@@ -237,25 +157,36 @@ func (s *stage) wantSealed(ctx context.Context, want ...string) error {
 	if len(sealed) > 0 {
 		words = "sealed: " + strings.Join(sealed, ", ")
 	}
-	return s.check(slices.Equal(sealed, want), "%s", words)
+	s.equal(words, want, "%s", words)
 }
 
 // sees sends packets while the bad ones are dropped, and checks what the
 // members saw of them. How many count sees depends on its position.
-func (s *stage) sees(ctx context.Context, counted uint64) error {
-	before, err := s.readMaps(ctx)
-	if err != nil {
-		return err
+func (s *stage) sees(ctx context.Context, counted uint64) {
+	s.samples(ctx) // of earlier packets
+	saw := s.rise(s.net, func() []uint64 { return s.tally(ctx, hook.XDP) })
+	sampled := s.samples(ctx)
+	saw = append(saw, sampled[goodAddr], sampled[badAddr])
+	s.equal(saw, []uint64{counted, packets, packets, 0},
+		"the members' maps say: count saw %d, droplist dropped %d, sample got %d from %s and %d from %s",
+		saw[0], saw[1], saw[2], goodAddr, saw[3], badAddr)
+}
+
+func (s *stage) explain(ctx context.Context) {
+	const line = cli + "%sexplain xdp veth1 --udp %s %s %d"
+	s.say("explain builds packets and runs them through the members without sending them. Which member drops them?")
+	out := value(s.try(ctx, fmt.Sprintf(line, "", badAddr, serverAddr, port)))
+	s.check(strings.Contains(out, "=> drop by droplist"), "droplist drops a packet from %s", badAddr)
+	out = value(s.try(ctx, fmt.Sprintf(line, "-q ", goodAddr, serverAddr, port)))
+	s.check(strings.Contains(out, "1 packet: 1 passed"), "a packet from %s passes all members", goodAddr)
+
+	s.say("And live: %s sends as fast as it can, and top counts for half a second.", badAddr)
+	bad, good := s.net.underFlood(func() { out = value(s.try(ctx, cli+"top xdp veth1 --count 1 --interval 500ms")) })
+	dropped := false
+	for line := range strings.Lines(out) {
+		words := strings.Fields(line)
+		dropped = dropped || len(words) > 1 && words[1] == droplist && strings.Contains(line, "drop ")
 	}
-	if err := s.arrive(packets, 0); err != nil {
-		return err
-	}
-	after, err := s.readMaps(ctx)
-	if err != nil {
-		return err
-	}
-	saw, dropped := after.counted-before.counted, after.dropped-before.dropped
-	good, bad := after.sampled[goodAddr], after.sampled[badAddr]
-	return s.equal([...]uint64{saw, dropped, good, bad}, [...]uint64{counted, packets, packets, 0},
-		"the members' maps say: count saw %d, droplist dropped %d, sample got %d from %s and %d from %s", saw, dropped, good, goodAddr, bad, badAddr)
+	s.check(dropped, "top shows that droplist drops")
+	s.heldBack(s.net.at, bad, good, 0)
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,31 +17,26 @@ import (
 var cgroupRoot = kernel.CgroupRoot
 
 // addCgroup makes a cgroup, and another one inside.
-func (s *stage) addCgroup() error {
+func (s *stage) addCgroup() {
 	root, err := cgroupRoot()
 	if errors.Is(err, fs.ErrNotExist) {
-		return notHere("cgroup v2 is not mounted, and only its cgroups have hooks")
+		err = notHere("cgroup v2 is not mounted, and only its cgroups have hooks")
 	}
-	if err != nil {
-		return err
-	}
+	must(err)
 	path := filepath.Join(root, s.name)
 	s.show("CGROUP=" + path)
 	s.show("mkdir $CGROUP $CGROUP/child")
 	err = os.Mkdir(path, 0o755)
 	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
-		return notHere(fmt.Sprintf("the demo cannot make a cgroup: %v", err))
+		err = notHere(fmt.Sprintf("the demo cannot make a cgroup: %v", err))
 	}
-	if err != nil {
-		return err
-	}
+	must(err)
 	s.cgroup, s.vars["CGROUP"] = path, path
 	s.later(func() error { return removeCgroup(path) })
-	return os.Mkdir(filepath.Join(path, "child"), 0o755)
+	must(os.Mkdir(filepath.Join(path, "child"), 0o755))
 }
 
-// removeCgroup removes a cgroup and the cgroups in it. It waits for processes
-// that were killed just now.
+// removeCgroup removes a cgroup and the cgroups in it.
 func removeCgroup(path string) error {
 	var folders []string
 	_ = filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
@@ -52,12 +46,7 @@ func removeCgroup(path string) error {
 		return nil
 	})
 	for _, folder := range slices.Backward(folders) {
-		err := unix.Rmdir(folder)
-		for start := time.Now(); err == unix.EBUSY && time.Since(start) < time.Second; {
-			time.Sleep(10 * time.Millisecond)
-			err = unix.Rmdir(folder)
-		}
-		if err != nil && err != unix.ENOENT {
+		if err := whileBusy(func() error { return unix.Rmdir(folder) }); err != nil && err != unix.ENOENT {
 			return fmt.Errorf("remove cgroup %s: %w", folder, err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -21,23 +22,14 @@ var secondAddr = netip.MustParseAddr("10.66.0.3")
 const answer = "you have reached %v\n"
 
 // serve answers TCP on all addresses of the server until the demo ends.
-func (s *stage) serve() error {
-	ns, err := kernel.OpenNetNS(s.vars["NS"])
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
+func (s *stage) serve() {
 	var l net.Listener
-	err = ns.Do(func() (err error) {
+	must(kernel.InNetNS(s.vars["NS"], func() (err error) {
 		l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port))
 		return err
-	})
-	if err != nil {
-		return err
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	}))
+	var server sync.WaitGroup
+	server.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
@@ -48,43 +40,32 @@ func (s *stage) serve() error {
 			fmt.Fprintf(c, answer, at)
 			c.Close()
 		}
-	}()
-	s.later(func() error {
-		err := l.Close()
-		<-done
-		return err
 	})
-	return nil
+	s.later(func() error {
+		defer server.Wait()
+		return l.Close()
+	})
 }
 
 // Connect connects to a TCP address and copies the server's message. The demo
 // runs it as a process, because a cgroup contains processes.
 func Connect(netns, address string, out io.Writer) error {
-	ns, err := kernel.OpenNetNS(netns)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	var c net.Conn
-	err = ns.Do(func() (err error) {
-		c, err = net.DialTimeout("tcp4", address, patience)
+	return kernel.InNetNS(netns, func() error {
+		c, err := net.DialTimeout("tcp4", address, patience)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(patience))
+		_, err = io.Copy(out, c)
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
-	_, err = io.Copy(out, c)
-	return err
 }
 
 // connect lets a client in a cgroup connect to the server, as nc would, and
 // returns the address that the client reached. Without a cgroup the client is in
 // the demo's cgroup.
-func (s *stage) connect(ctx context.Context, cgroup string) (reached netip.Addr, err error) {
+func (s *stage) connect(ctx context.Context, cgroup string) netip.Addr {
 	where := cgroup
 	if cgroup == "" {
 		where = "another cgroup"
@@ -94,21 +75,14 @@ func (s *stage) connect(ctx context.Context, cgroup string) (reached netip.Addr,
 	defer cancel()
 	cmd := s.command(ctx, fmt.Sprintf("dispatcher -n $CLIENT demo connect %v:%d", serverAddr, port))
 	if cgroup != "" {
-		folder, err := os.Open(s.expand(cgroup))
-		if err != nil {
-			return reached, err
-		}
+		folder := value(os.Open(s.expand(cgroup)))
 		defer folder.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(folder.Fd())
 	}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return reached, fmt.Errorf("connect in %s: %w: %s", where, err, strings.TrimSpace(string(out)))
-	}
-	s.answer(string(out))
+	out, err := output(cmd)
+	must(err)
+	s.answer(out)
 	var text string
-	if _, err := fmt.Sscanf(string(out), strings.ReplaceAll(answer, "%v", "%s"), &text); err != nil {
-		return reached, err
-	}
-	return netip.ParseAddr(text)
+	value(fmt.Sscanf(out, strings.ReplaceAll(answer, "%v", "%s"), &text))
+	return value(netip.ParseAddr(text))
 }

@@ -5,6 +5,7 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,10 +21,42 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// An act is a part of the demo. It ends with the first error.
+// An act is a part of the demo. Its steps follow each other like those of a script: a
+// step that fails ends the act, as in a test.
 type act struct {
 	title string
-	play  func(*stage, context.Context) error
+	play  func(*stage, context.Context)
+}
+
+// A failure is what a failed step panics with.
+type failure struct{ error }
+
+// must ends the act if there is an error.
+func must(err error) {
+	if err != nil {
+		panic(failure{err})
+	}
+}
+
+// value is must for a call with a result.
+func value[T any](v T, err error) T {
+	must(err)
+	return v
+}
+
+// attempt calls fn and returns the error of the failed step.
+func attempt(fn func()) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			f, ok := r.(failure)
+			if !ok {
+				panic(r)
+			}
+			err = f.error
+		}
+	}()
+	fn()
+	return nil
 }
 
 // Run plays the demo and writes the transcript to out. The error is the error
@@ -84,24 +117,19 @@ func (s *stage) play(ctx context.Context, acts []act) error {
 	for i, a := range acts {
 		s.heading(i+1, a.title)
 		said := s.lacking
-		err := a.play(s, ctx)
+		err := attempt(func() { a.play(s, ctx) })
 		var what notHere
-		switch {
-		case ctx.Err() != nil:
-			return fmt.Errorf("the demo was interrupted in act %d", i+1)
-		case errors.As(err, &what):
+		if errors.As(err, &what) {
 			s.notHere(string(what))
 			s.missed++
-			if err = s.failed; ctx.Err() != nil {
-				return fmt.Errorf("the demo was interrupted in act %d", i+1)
-			}
-		case err == nil:
-			if s.lacking > said {
-				s.inPart++
-			}
-			err = s.failed
+			err = nil
+		} else if s.lacking > said {
+			s.inPart++
 		}
-		if err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("the demo was interrupted in act %d", i+1)
+		}
+		if err = cmp.Or(err, s.failed); err != nil {
 			return fmt.Errorf("act %d (%s): %w", i+1, a.title, err)
 		}
 	}

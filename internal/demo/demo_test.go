@@ -147,19 +147,19 @@ func TestSweep(t *testing.T) {
 func TestFailure(t *testing.T) {
 	refusal := errors.New("refused")
 	for name, test := range map[string]struct {
-		act  func(*stage, context.Context) error
+		act  func(*stage, context.Context)
 		want string
 	}{
 		"a check": {
-			func(s *stage, _ context.Context) error { return s.equal(19, 20, "%d arrived", 19) },
+			func(s *stage, _ context.Context) { s.equal(19, 20, "%d arrived", 19) },
 			"act 2 (It fails): 19 arrived (expected: 20)",
 		},
 		"a command": {
-			func(s *stage, ctx context.Context) error { return s.run(ctx, "ip -n $NS link show dev nosuch") },
+			func(s *stage, ctx context.Context) { s.run(ctx, "ip -n $NS link show dev nosuch") },
 			`act 2 (It fails): ip -n NAME-server link show dev nosuch: exit status 1: Device "nosuch" does not exist.`,
 		},
 		"a call": {
-			func(*stage, context.Context) error { return refusal },
+			func(*stage, context.Context) { must(refusal) },
 			"act 2 (It fails): refused",
 		},
 	} {
@@ -168,9 +168,11 @@ func TestFailure(t *testing.T) {
 			var out strings.Builder
 			var s *stage
 			err := perform(t.Context(), &transcript{out: &out}, []act{
-				{"All is well", func(its *stage, ctx context.Context) error {
+				{"All is well", func(its *stage, ctx context.Context) {
 					s = its
-					return errors.Join(s.mountBPFFS(), s.addNetNS(ctx, "$NS"), s.pinRival())
+					s.mountBPFFS()
+					s.addNetNS(ctx, "$NS")
+					s.pinRival()
 				}},
 				{"It fails", test.act},
 				{"Never seen", nil},
@@ -189,9 +191,8 @@ func TestSomethingIsLeft(t *testing.T) {
 	testenv.CheckLeaks(t)
 	left := t.TempDir()
 	var out strings.Builder
-	err := perform(t.Context(), &transcript{out: &out}, []act{{"It leaves something", func(s *stage, _ context.Context) error {
+	err := perform(t.Context(), &transcript{out: &out}, []act{{"It leaves something", func(s *stage, _ context.Context) {
 		s.made.pins[left] = true
-		return nil
 	}}})
 	qt.Assert(t, qt.ErrorMatches(err, "still there: "+left))
 	qt.Assert(t, qt.StringContains(out.String(), "FAILED  still there"))

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"os"
 	"time"
@@ -26,50 +25,27 @@ const (
 	redirect = "redirect"
 )
 
-// seen is what the members' maps say about packets.
-type seen struct {
-	counted uint64
-	dropped uint64
-	sampled map[netip.Addr]uint64 // by source, since the last reading
-}
-
-// readMaps reads the maps of the members on XDP.
-func (s *stage) readMaps(ctx context.Context) (now seen, err error) {
-	if now.counted, now.dropped, err = s.tally(ctx, hook.XDP); err != nil {
-		return now, err
-	}
-	now.sampled = map[netip.Addr]uint64{}
-	return now, s.readMap(ctx, hook.XDP, sample, "samples", func(m *ebpf.Map) error { return drain(m, now.sampled) })
-}
-
 // tally reads the numbers of UDP packets that count and droplist on a hook have
 // in their maps.
-func (s *stage) tally(ctx context.Context, h hook.Hook) (counted, dropped uint64, err error) {
-	if counted, err = s.counted(ctx, h, unix.IPPROTO_UDP); err != nil {
-		return 0, 0, err
-	}
+func (s *stage) tally(ctx context.Context, h hook.Hook) []uint64 {
+	c := s.chain(ctx, h)
+	var dropped uint64
 	name, key := badPrefix()
-	err = s.readMap(ctx, h, droplist, name, func(m *ebpf.Map) error { return m.Lookup(key, &dropped) })
-	return counted, dropped, err
+	readMap(programID(c, droplist), name, func(m *ebpf.Map) error { return m.Lookup(key, &dropped) })
+	return []uint64{protocolCount(programID(c, count), unix.IPPROTO_UDP), dropped}
 }
 
-// counted reads how many packets of a protocol count saw on a hook.
-func (s *stage) counted(ctx context.Context, h hook.Hook, protocol uint8) (packets uint64, err error) {
-	err = s.readMap(ctx, h, count, "protocols", func(m *ebpf.Map) error {
-		packets, err = sum(m, protocol)
+// protocolCount reads how many packets of a protocol a program count saw.
+func protocolCount(program uint32, protocol uint8) (packets uint64) {
+	readMap(program, "protocols", func(m *ebpf.Map) error {
+		var perCPU []programs.Traffic
+		err := m.Lookup(programs.Protocol{EtherType: unix.ETH_P_IP, Protocol: protocol}, &perCPU)
+		for _, cpu := range perCPU {
+			packets += cpu.Packets
+		}
 		return err
 	})
-	return packets, err
-}
-
-// sum adds up a protocol's packets in the map of count.
-func sum(protocols *ebpf.Map, protocol uint8) (packets uint64, err error) {
-	var perCPU []programs.Traffic
-	err = protocols.Lookup(programs.Protocol{EtherType: unix.ETH_P_IP, Protocol: protocol}, &perCPU)
-	for _, cpu := range perCPU {
-		packets += cpu.Packets
-	}
-	return packets, err
+	return packets
 }
 
 // badPrefix is droplist's entry for the bad address.
@@ -77,81 +53,46 @@ func badPrefix() (mapName string, key any) {
 	return programs.DropKey(netip.PrefixFrom(badAddr, badAddr.BitLen()))
 }
 
-// readMap reads a map of a member. It finds the map as any other process could:
-// by the hook, the member, its program, and the program's maps.
-func (s *stage) readMap(ctx context.Context, h hook.Hook, member, name string, read func(*ebpf.Map) error) error {
-	chain, err := s.chain(ctx, h)
-	if err != nil {
-		return err
-	}
-	if err := readMapOf(programID(chain, member), name, read); err != nil {
-		return fmt.Errorf("map %s of %s: %w", name, member, err)
-	}
-	return nil
-}
-
-func readMapOf(program uint32, name string, read func(*ebpf.Map) error) error {
-	m, err := mapOf(ebpf.ProgramID(program), name)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	// A map without the entry has counted nothing yet.
-	if err := read(m); !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return err
-	}
-	return nil
-}
-
-// mapOf opens a program's map of that name.
-func mapOf(id ebpf.ProgramID, name string) (*ebpf.Map, error) {
-	prog, err := ebpf.NewProgramFromID(id)
-	if err != nil {
-		return nil, err
-	}
+// readMap reads the map of that name of a program, as any other process could.
+func readMap(program uint32, name string, read func(*ebpf.Map) error) {
+	prog := value(ebpf.NewProgramFromID(ebpf.ProgramID(program)))
 	defer prog.Close()
-	info, err := prog.Info()
-	if err != nil {
-		return nil, err
-	}
-	ids, _ := info.MapIDs()
+	ids, _ := value(prog.Info()).MapIDs()
 	for _, id := range ids {
-		m, err := ebpf.NewMapFromID(id)
-		if err != nil {
-			return nil, err
+		m := value(ebpf.NewMapFromID(id))
+		defer m.Close()
+		if info, err := m.Info(); err != nil || info.Name != name {
+			continue
 		}
-		if info, err := m.Info(); err == nil && info.Name == name {
-			return m, nil
+		// A map without the entry has counted nothing yet.
+		if err := read(m); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			must(fmt.Errorf("map %s: %w", name, err))
 		}
-		m.Close()
+		return
 	}
-	return nil, fs.ErrNotExist
+	must(fmt.Errorf("program %d has no map %s", program, name))
 }
 
-// drain removes all samples and counts the UDP ones by their source.
-func drain(samples *ebpf.Map, bySource map[netip.Addr]uint64) error {
-	r, err := ringbuf.NewReader(samples)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	r.SetDeadline(time.Now()) // read what is there, without waiting for more
-	for {
-		record, err := r.Read()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return nil
+// samples takes all samples out of the map of sample, and counts the UDP ones by
+// their source.
+func (s *stage) samples(ctx context.Context) map[netip.Addr]uint64 {
+	bySource := map[netip.Addr]uint64{}
+	readMap(programID(s.chain(ctx, hook.XDP), sample), "samples", func(m *ebpf.Map) error {
+		r := value(ringbuf.NewReader(m))
+		defer r.Close()
+		r.SetDeadline(time.Now()) // read what is there, without waiting for more
+		for {
+			record, err := r.Read()
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return nil
+			}
+			must(err)
+			if source, ok := sourceOfUDP(value(programs.ParseSample(record.RawSample)).Bytes); ok {
+				bySource[source]++
+			}
 		}
-		if err != nil {
-			return err
-		}
-		packet, err := programs.ParseSample(record.RawSample)
-		if err != nil {
-			return err
-		}
-		if source, ok := sourceOfUDP(packet.Bytes); ok {
-			bySource[source]++
-		}
-	}
+	})
+	return bySource
 }
 
 // sourceOfUDP returns the source of a frame that is IPv4 with UDP.

@@ -1,7 +1,7 @@
 package demo
 
 import (
-	"context"
+	"net"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -26,37 +26,36 @@ const (
 	goOn = -1
 )
 
-// pin loads a program and pins it, for ip and tc to attach.
-func (s *stage) pin(spec *ebpf.ProgramSpec) (id uint32, err error) {
+// load loads a program of another tool.
+func load(spec *ebpf.ProgramSpec) *ebpf.Program {
 	spec.License = "Dual BSD/GPL"
-	prog, err := ebpf.NewProgram(spec)
-	if err != nil {
-		return 0, err
-	}
+	return value(ebpf.NewProgram(spec))
+}
+
+// pin loads a program and pins it, for ip and tc to attach.
+func (s *stage) pin(spec *ebpf.ProgramSpec) (id uint32) {
+	prog := load(spec)
 	defer prog.Close()
 	id = kernel.ProgramID(prog)
 	s.made.addProgram(id)
 	path := s.expand("$BPFFS/" + spec.Name)
 	s.made.pins[path] = true
-	return id, prog.Pin(path)
+	must(prog.Pin(path))
+	return id
 }
 
-func (s *stage) pinRival() error {
-	_, err := s.pin(&ebpf.ProgramSpec{
+func (s *stage) pinRival() {
+	s.pin(&ebpf.ProgramSpec{
 		Name: rival, Type: ebpf.XDP, AttachType: ebpf.AttachXDP,
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, int32(hook.Drop)), asm.Return()},
 	})
-	return err
 }
 
-func (s *stage) pinWatch() error {
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: watched, Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
-	if err != nil {
-		return err
-	}
+func (s *stage) pinWatch() {
+	m := value(ebpf.NewMap(&ebpf.MapSpec{Name: watched, Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}))
 	defer m.Close()
 	const protocol = 16 // offset in struct __sk_buff, linux/bpf.h
-	s.watcher, err = s.pin(&ebpf.ProgramSpec{
+	s.watcher = s.pin(&ebpf.ProgramSpec{
 		Name: watch, Type: ebpf.SchedCLS,
 		Instructions: asm.Instructions{
 			asm.LoadMem(asm.R2, asm.R1, protocol, asm.Word),
@@ -69,41 +68,37 @@ func (s *stage) pinWatch() error {
 			asm.Return(),
 		},
 	})
-	return err
 }
 
 // watched returns how many packets watch has counted.
-func (s *stage) watched() (packets uint64, err error) {
-	err = readMapOf(s.watcher, watched, func(m *ebpf.Map) error { return m.Lookup(uint32(0), &packets) })
-	return packets, err
+func (s *stage) watched() (packets uint64) {
+	readMap(s.watcher, watched, func(m *ebpf.Map) error { return m.Lookup(uint32(0), &packets) })
+	return packets
 }
 
 // attachOther attaches a program to tcx/egress by a link, which it keeps in
 // s.other.
-func (s *stage) attachOther(ctx context.Context) error {
-	free, err := s.chain(ctx, hook.TCXEgress)
-	if err != nil {
-		return err
-	}
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: other, Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+func (s *stage) attachOther() {
+	l := s.attachLink(device, ebpf.AttachTCXEgress, &ebpf.ProgramSpec{
+		Name: other, Type: ebpf.SchedCLS,
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, goOn), asm.Return()},
 	})
-	if err != nil {
-		return err
-	}
+	s.other = l
+	s.later(l.Close)
+}
+
+// attachLink attaches a program by a link, as a tool does that does not know the
+// dispatcher.
+func (s *stage) attachLink(device string, at ebpf.AttachType, spec *ebpf.ProgramSpec) (l *link.RawLink) {
+	prog := load(spec)
 	defer prog.Close()
-	ns, err := kernel.OpenNetNS(s.vars["NS"])
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	return ns.Do(func() error {
-		l, err := link.AttachTCX(link.TCXOptions{Interface: free.Ifindex, Program: prog, Attach: ebpf.AttachTCXEgress})
-		if err == nil {
-			s.other = l
-			s.later(l.Close)
+	must(kernel.InNetNS(s.vars["NS"], func() error {
+		ifi, err := net.InterfaceByName(device)
+		if err != nil {
+			return err
 		}
+		l, err = link.AttachRawLink(link.RawLinkOptions{Program: prog, Attach: at, Target: ifi.Index})
 		return err
-	})
+	}))
+	return l
 }

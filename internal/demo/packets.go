@@ -41,9 +41,12 @@ type ends struct{ good, bad, server netip.Addr }
 // A flow is one source: a socket in the client, and the socket in the server
 // that receives this client's datagrams only.
 type flow struct {
-	out, in       net.Conn
-	sent, arrived atomic.Uint64 // in a flood
+	out, in net.Conn
+	traffic // in a flood
 }
+
+// A traffic is how many datagrams were sent and how many of them arrived.
+type traffic struct{ sent, arrived uint64 }
 
 func openNetwork(client, server string, at ends) (*network, error) {
 	n := &network{at: at, good: &flow{}, bad: &flow{}}
@@ -57,14 +60,10 @@ func openNetwork(client, server string, at ends) (*network, error) {
 		{client, at.good, at.server, &n.good.out},
 		{client, at.bad, at.server, &n.bad.out},
 	} {
-		ns, err := kernel.OpenNetNS(end.netns)
-		if err == nil {
-			err = ns.Do(func() (err error) {
-				*end.socket, err = connected(end.local, end.remote)
-				return err
-			})
-			ns.Close()
-		}
+		err := kernel.InNetNS(end.netns, func() (err error) {
+			*end.socket, err = connected(end.local, end.remote)
+			return err
+		})
 		if err != nil {
 			n.close()
 			return nil, err
@@ -107,8 +106,6 @@ func (n *network) close() error {
 	}
 	return nil
 }
-
-func (f *flow) traffic() traffic { return traffic{f.sent.Load(), f.arrived.Load()} }
 
 func (f *flow) send(serial uint64) error {
 	_, err := f.out.Write(binary.BigEndian.AppendUint64(nil, serial))
@@ -209,43 +206,30 @@ type flood struct {
 	net      *network
 	stopping atomic.Bool
 	over     atomic.Bool // all datagrams were delivered or dropped
-	sender   *sync.WaitGroup
-	takers   sync.WaitGroup
-}
-
-func (n *network) flood() *flood {
-	f := &flood{net: n}
-	for _, flow := range []*flow{n.good, n.bad} {
-		flow.sent.Store(0)
-		flow.arrived.Store(0)
-		f.takers.Go(func() { f.take(flow) })
-	}
-	f.sender = onOneCPU(f.send)
-	return f
 }
 
 // underFlood calls do while packets come as fast as one thread can send them,
 // and returns what happened to the packets.
-func (n *network) underFlood(do func() error) (bad, good traffic, err error) {
-	f := n.flood()
+func (n *network) underFlood(do func()) (bad, good traffic) {
+	f := &flood{net: n}
+	var takers sync.WaitGroup
+	for _, flow := range []*flow{n.good, n.bad} {
+		flow.traffic = traffic{}
+		takers.Go(func() { f.take(flow) })
+	}
+	sender := onOneCPU(f.send)
+	defer func() {
+		f.stopping.Store(true)
+		sender.Wait()
+		takers.Wait()
+		bad, good = n.bad.traffic, n.good.traffic
+	}()
 	// The flood begins before do and ends after it, so that there is traffic
 	// all the time.
 	time.Sleep(50 * time.Millisecond)
-	err = do()
+	do()
 	time.Sleep(50 * time.Millisecond)
-	bad, good = f.stop()
-	return bad, good, err
-}
-
-// A traffic is how many datagrams were sent and how many of them arrived.
-type traffic struct{ sent, arrived uint64 }
-
-// stop ends the flood and returns when all arrivals are counted.
-func (f *flood) stop() (bad, good traffic) {
-	f.stopping.Store(true)
-	f.sender.Wait()
-	f.takers.Wait()
-	return f.net.bad.traffic(), f.net.good.traffic()
+	return
 }
 
 func (f *flood) send() {
@@ -255,7 +239,7 @@ func (f *flood) send() {
 			flow = f.net.good
 		}
 		if flow.send(0) == nil {
-			flow.sent.Add(1)
+			flow.sent++
 		}
 	}
 	// As in sendAndCount, but the queues are full, so the last datagram may be
@@ -280,7 +264,7 @@ func (f *flood) take(flow *flow) {
 				f.over.Store(true)
 				continue
 			}
-			flow.arrived.Add(1)
+			flow.arrived++
 		}
 		if last {
 			return

@@ -5,15 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // A ledger has the ids of the BPF objects that the demo made, and its pins. A
@@ -60,10 +62,8 @@ func (l ledger) addMap(pin string) {
 	}
 	defer m.Close()
 	l.pins[pin] = true
-	if info, err := m.Info(); err == nil {
-		if id, ok := info.ID(); ok {
-			l.maps[uint32(id)] = true
-		}
+	if id, err := kernel.MapID(m); err == nil {
+		l.maps[id] = true
 	}
 }
 
@@ -84,55 +84,42 @@ func (l ledger) addProgram(id uint32) {
 	}
 }
 
-// left describes what still exists.
+// left describes what still exists. It opens no object, because that would keep the
+// object alive.
 func (l ledger) left() []string {
 	var left []string
-	for _, kind := range []struct {
-		name   string
-		nextID int
-		ids    map[uint32]bool
-	}{
-		{"link", unix.BPF_LINK_GET_NEXT_ID, l.links},
-		{"program", unix.BPF_PROG_GET_NEXT_ID, l.programs},
-		{"map", unix.BPF_MAP_GET_NEXT_ID, l.maps},
-	} {
-		for id := range kind.ids {
-			if exists(kind.nextID, id) {
-				left = append(left, fmt.Sprintf("%s %d", kind.name, id))
+	find := func(kind string, ids map[uint32]bool, exists func(id uint32) bool) {
+		for id := range ids {
+			if exists(id) {
+				left = append(left, fmt.Sprintf("%s %d", kind, id))
 			}
 		}
 	}
-	for path := range l.pins {
-		if _, err := os.Lstat(path); err == nil {
-			left = append(left, path)
-		}
-	}
-	return left
+	find("link", l.links, func(id uint32) bool { there, _ := kernel.LinkExists(id); return there })
+	find("program", l.programs, func(id uint32) bool {
+		next, err := ebpf.ProgramGetNextID(ebpf.ProgramID(id - 1))
+		return err == nil && uint32(next) == id
+	})
+	find("map", l.maps, func(id uint32) bool {
+		next, err := ebpf.MapGetNextID(ebpf.MapID(id - 1))
+		return err == nil && uint32(next) == id
+	})
+	return append(left, existing(slices.Collect(maps.Keys(l.pins))...)...)
 }
 
-// exists tells whether there is an object of that id. It does not open the
-// object, because that would keep the object alive.
-func exists(nextID int, id uint32) bool {
-	attr := struct{ id, next, flags uint32 }{id: id - 1}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(nextID), uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	return errno == 0 && attr.next == id
+// existing returns the paths at which there is a file.
+func existing(paths ...string) []string {
+	return slices.DeleteFunc(paths, func(path string) bool {
+		_, err := os.Lstat(path)
+		return err != nil
+	})
 }
 
 // remains describes what is left of the demo.
 func (s *stage) remains() []string {
 	return vanishing(func() []string {
-		left := s.made.left()
-		for _, name := range []string{s.vars["CLIENT"], s.vars["NS"]} {
-			if _, err := os.Lstat(filepath.Join(netnsDir, name)); err == nil {
-				left = append(left, "network namespace "+name)
-			}
-		}
-		for _, path := range []string{s.bpffs, s.cgroup} {
-			if _, err := os.Lstat(path); err == nil {
-				left = append(left, path)
-			}
-		}
-		return append(left, processes(s.name)...)
+		left := existing(filepath.Join(netnsDir, s.vars["CLIENT"]), filepath.Join(netnsDir, s.vars["NS"]), s.bpffs, s.cgroup)
+		return slices.Concat(s.made.left(), left, processes(s.name))
 	})
 }
 

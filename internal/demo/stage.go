@@ -81,11 +81,9 @@ func (s *stage) strike() error {
 		errs = append(errs, undo())
 	}
 	s.undo = nil
-	err := s.check(true, "nothing is left: no link, program, map, pin, namespace, cgroup or process of the demo")
-	if left := s.remains(); len(left) > 0 {
-		err = s.check(false, "still there: %s", strings.Join(left, ", "))
-	}
-	return errors.Join(append(errs, err)...)
+	return errors.Join(append(errs, attempt(func() {
+		s.gone(s.remains(), "nothing is left: no link, program, map, pin, namespace, cgroup or process of the demo")
+	}))...)
 }
 
 func (s *stage) expand(line string) string {
@@ -111,9 +109,13 @@ func (s *stage) command(ctx context.Context, line string) *exec.Cmd {
 func (s *stage) quietly(ctx context.Context, line string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	out, err := s.command(ctx, line).CombinedOutput()
+	return output(s.command(ctx, line))
+}
+
+func output(cmd *exec.Cmd) (string, error) {
+	out, err := cmd.CombinedOutput()
 	if err != nil {
-		err = fmt.Errorf("%s: %w: %s", s.expand(line), err, bytes.TrimSpace(out))
+		err = fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, bytes.TrimSpace(out))
 	}
 	return string(out), err
 }
@@ -127,13 +129,10 @@ func (s *stage) try(ctx context.Context, line string) (string, error) {
 }
 
 // run runs command lines that must succeed.
-func (s *stage) run(ctx context.Context, lines ...string) error {
+func (s *stage) run(ctx context.Context, lines ...string) {
 	for _, line := range lines {
-		if _, err := s.try(ctx, line); err != nil {
-			return err
-		}
+		value(s.try(ctx, line))
 	}
-	return nil
 }
 
 // target returns the hook on veth1, or on the demo's cgroup.
@@ -145,113 +144,97 @@ func (s *stage) target(h hook.Hook) dispatcher.Target {
 }
 
 // list shows the chain on a hook of veth1.
-func (s *stage) list(ctx context.Context, h hook.Hook) (*hook.Chain, error) {
-	if err := s.run(ctx, fmt.Sprintf(cli+"list %s veth1", h)); err != nil {
-		return nil, err
-	}
+func (s *stage) list(ctx context.Context, h hook.Hook) *hook.Chain {
+	s.run(ctx, fmt.Sprintf(cli+"list %s veth1", h))
 	return s.chain(ctx, h)
 }
 
 // chain reads the chain on a hook, and enters it in the ledger.
-func (s *stage) chain(ctx context.Context, h hook.Hook) (*hook.Chain, error) {
+func (s *stage) chain(ctx context.Context, h hook.Hook) *hook.Chain {
 	return s.chainOn(ctx, s.target(h))
 }
 
-func (s *stage) chainOn(ctx context.Context, t dispatcher.Target) (*hook.Chain, error) {
-	c, err := dispatcher.Read(ctx, t, dispatcher.ReadOptions{BPFFS: s.bpffs})
-	if err == nil {
-		s.made.addChain(c)
-		s.made.addMap(s.expand(registry))
-	}
-	return c, err
+func (s *stage) chainOn(ctx context.Context, t dispatcher.Target) *hook.Chain {
+	c := value(dispatcher.Read(ctx, t, dispatcher.ReadOptions{BPFFS: s.bpffs}))
+	s.made.addChain(c)
+	s.made.addMap(s.expand(registry))
+	return c
 }
 
 // An owner is a process that holds a member.
 type owner struct {
-	cmd  *exec.Cmd
-	last bytes.Buffer  // its output on stderr
-	done chan struct{} // closed when it has ended
+	*exec.Cmd
+	last bytes.Buffer // its output on stderr
 }
 
 // hold runs an "attach --hold" in the background and returns when the process
 // holds its member.
-func (s *stage) hold(ctx context.Context, line string) (*owner, error) {
+func (s *stage) hold(ctx context.Context, line string) *owner {
 	s.show(line + " &")
-	o := &owner{cmd: s.command(ctx, line), done: make(chan struct{})}
-	o.cmd.Stderr = &o.last
-	stdout, err := o.cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := o.cmd.Start(); err != nil {
-		return nil, err
-	}
+	o := &owner{Cmd: s.command(ctx, line)}
+	o.Stderr = &o.last
+	stdout := value(o.StdoutPipe())
+	must(o.Start())
 	s.later(o.kill)
-	defer time.AfterFunc(patience, func() { _ = o.cmd.Process.Kill() }).Stop()
+	defer time.AfterFunc(patience, func() { _ = o.Process.Kill() }).Stop()
 	words, _ := bufio.NewReader(stdout).ReadString('\n')
-	go func() {
-		_ = o.cmd.Wait()
-		close(o.done)
-	}()
 	if words == "" {
-		<-o.done
-		return nil, fmt.Errorf("%s: %v: %s", s.expand(line), o.cmd.ProcessState, strings.TrimSpace(o.last.String()))
+		_ = o.Wait()
+		must(fmt.Errorf("%s: %v: %s", s.expand(line), o.ProcessState, strings.TrimSpace(o.last.String())))
 	}
 	s.answer(words)
-	return o, nil
+	return o
 }
 
 // kill ends the process with SIGKILL.
 func (o *owner) kill() error {
-	_ = o.cmd.Process.Kill()
-	<-o.done
+	_ = o.Process.Kill()
+	_ = o.Wait()
 	return nil
 }
 
 // words waits until the process ends by itself and returns its last output.
-func (o *owner) words() (string, error) {
-	select {
-	case <-o.done:
-		return o.last.String(), nil
-	case <-time.After(patience):
-		return "", fmt.Errorf("process %d did not end", o.cmd.Process.Pid)
+func (o *owner) words() string {
+	late := time.AfterFunc(patience, func() { _ = o.Process.Kill() })
+	_ = o.Wait()
+	if !late.Stop() {
+		must(fmt.Errorf("process %d did not end", o.Process.Pid))
 	}
+	return o.last.String()
 }
 
 // mountBPFFS gives the demo a bpffs of its own.
-func (s *stage) mountBPFFS() error {
+func (s *stage) mountBPFFS() {
 	s.show("mkdir -m 0700 $BPFFS; mount -t bpf bpffs $BPFFS")
 	// Mkdir does not follow a symbolic link that another user put into /tmp.
-	if err := os.Mkdir(s.bpffs, 0o700); err != nil {
-		return err
-	}
+	must(os.Mkdir(s.bpffs, 0o700))
 	s.later(func() error { return os.Remove(s.bpffs) })
-	if _, err := kernel.MountBPFFS(s.bpffs); err != nil {
+	value(kernel.MountBPFFS(s.bpffs))
+	s.later(func() error {
+		err := whileBusy(func() error { return unix.Unmount(s.bpffs, 0) })
+		if err != nil {
+			err = fmt.Errorf("unmount %s: %w", s.bpffs, errors.Join(err, unix.Unmount(s.bpffs, unix.MNT_DETACH)))
+		}
 		return err
-	}
-	s.later(func() error { return unmount(s.bpffs) })
-	return nil
+	})
 }
 
-// unmount waits for processes that were killed just now.
-func unmount(path string) error {
-	err := unix.Unmount(path, 0)
-	for start := time.Now(); errors.Is(err, unix.EBUSY) && time.Since(start) < time.Second; {
-		time.Sleep(10 * time.Millisecond)
-		err = unix.Unmount(path, 0)
+// whileBusy repeats a removal for as long as processes that were killed just now may
+// be in the way.
+func whileBusy(remove func() error) error {
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if err := remove(); err != unix.EBUSY || time.Since(start) > time.Second {
+			return err
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("unmount %s: %w", path, errors.Join(err, unix.Unmount(path, unix.MNT_DETACH)))
-	}
-	return nil
 }
 
 // addNetNS makes a namespace. The demo removes it, with all that is in it, at
 // the end.
-func (s *stage) addNetNS(ctx context.Context, name string) error {
+func (s *stage) addNetNS(ctx context.Context, name string) {
 	// The removal also works after an interrupted ip.
 	s.later(func() error { return removeNetNS(filepath.Join(netnsDir, s.expand(name))) })
-	return s.run(ctx, "ip netns add "+name)
+	s.run(ctx, "ip netns add "+name)
 }
 
 // removeNetNS does what "ip netns delete" does.

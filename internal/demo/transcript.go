@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 )
 
@@ -60,23 +61,31 @@ func (t *transcript) notHere(what string) {
 	t.line(yellow, "NOT HERE  "+what)
 }
 
-// check writes that an expectation came true, or fails with it.
-func (t *transcript) check(ok bool, format string, args ...any) error {
+// check writes that an expectation came true, or ends the act.
+func (t *transcript) check(ok bool, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if !ok {
 		t.line(red, "FAILED  "+text)
-		return errors.New(text)
+		must(errors.New(text))
 	}
 	t.line(green, "ok  "+text)
-	return nil
 }
 
 // equal is check for a value. The text describes got.
-func (t *transcript) equal(got, want any, format string, args ...any) error {
-	if got != want {
+func (t *transcript) equal(got, want any, format string, args ...any) {
+	ok := reflect.DeepEqual(got, want)
+	if !ok {
 		format, args = format+" (expected: %v)", append(args, want)
 	}
-	return t.check(got == want, format, args...)
+	t.check(ok, format, args...)
+}
+
+// gone checks that nothing is left of what text says.
+func (t *transcript) gone(left []string, text string) {
+	if len(left) > 0 {
+		text = "still there: " + strings.Join(left, ", ")
+	}
+	t.check(len(left) == 0, "%s", text)
 }
 
 // grouped writes a number as 1,234,567.

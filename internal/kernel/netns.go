@@ -89,6 +89,16 @@ func (ns *NetNS) identify() error {
 	})
 }
 
+// InNetNS runs fn in the namespace that spec names, see [OpenNetNS] and [NetNS.Do].
+func InNetNS(spec string, fn func() error) error {
+	ns, err := OpenNetNS(spec)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return ns.Do(fn)
+}
+
 // ID identifies the namespace. It has a Name if [NetNamespaces] found the namespace.
 func (ns *NetNS) ID() hook.NetNS { return ns.id }
 
