@@ -97,8 +97,14 @@ func (l *layout) inlined(i int) bool {
 	if !l.linked(i) {
 		return false
 	}
-	return l.inline && len(l.codes[i].main()) <= maxInline || l.last == 0
+	main := l.codes[i].main()
+	return l.inline && len(main) <= maxInline && !slices.ContainsFunc(main, isMayGoto) || l.last == 0
 }
+
+// isMayGoto tells whether the instruction counts the rounds of a loop. All of a
+// function share one count (do_misc_fixups, kernel/bpf/verifier.c; Linux 6.9): inlined,
+// a member that used it up would end the loops of the members behind it.
+func isMayGoto(ins asm.Instruction) bool { return ins.OpCode.JumpOp() == asm.JCOND }
 
 // functions returns the indexes at which functions begin.
 func (c *Code) functions() []int {

@@ -44,6 +44,10 @@ func linkable(p *ebpf.ProgramSpec, maps map[string]*ebpf.Map) (*dispatch.Code, e
 			functions[ref] = true
 		case ins.IsBuiltinCall() && ins.Constant == int64(asm.FnTailCall):
 			return nil, errors.New("it makes tail calls")
+		case ins.IsKfuncCall() && ref == "bpf_throw":
+			// An exception ends the program whose code throws it, which is the whole
+			// dispatcher then (bpf_throw, kernel/bpf/helpers.c; Linux 6.7).
+			return nil, errors.New("it can end by an exception (bpf_throw), which would end the whole chain")
 		case ins.IsKfuncCall():
 			// The kernel wants the number of the function in its own types.
 			if ins.Constant, err = kfunc(ref); err != nil {

@@ -31,6 +31,8 @@ const (
 	FeatureLSMCgroup     Feature = "lsm-cgroup"     // LSM programs on a cgroup
 	FeatureNetfilterLink Feature = "netfilter-link" // BPF programs as netfilter hooks
 	FeatureXDPKfuncs     Feature = "xdp-kfuncs"     // kernel functions that XDP programs may call
+	FeatureExceptions    Feature = "exceptions"     // programs that end by bpf_throw
+	FeatureMayGoto       Feature = "may-goto"       // loops that the kernel ends
 	FeatureTCX           Feature = "tcx-link"       // links on tcx/*
 	FeatureCgroupOrder   Feature = "cgroup-order"   // a program can be attached before or after another on a cgroup
 	FeatureSlotsAlone    Feature = "slots-alone"    // what is in a prog array cannot be extended, and the other way round
@@ -51,6 +53,8 @@ var features = map[Feature]struct {
 	FeatureLSMCgroup:     {6, 0, nil},
 	FeatureNetfilterLink: {6, 4, nil},
 	FeatureXDPKfuncs:     {6, 4, nil},
+	FeatureExceptions:    {6, 7, nil},
+	FeatureMayGoto:       {6, 9, nil},
 	FeatureTCX:           {6, 6, tryTCX},
 	FeatureCgroupOrder:   {6, 17, tryOrder},
 	FeatureSlotsAlone:    {6, 12, nil},

@@ -5,7 +5,7 @@
  */
 #pragma once
 
-#include "../programs/bpf/xdp.h"
+#include "../../programs/bpf/xdp.h"
 
 enum {
 	BPF_MAP_TYPE_HASH = 1,
