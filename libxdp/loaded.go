@@ -82,9 +82,11 @@ const slotPrefix = "slot-"
 // pinSlot pins the slot of a component. libxdp ignores files that are not a
 // dispatcher's folder.
 func (f folder) pinSlot(slot *ebpf.Map, component uint32) error {
-	if err := os.Mkdir(f.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return kernel.Errno("make the folder of libxdp", err)
+	dir, err := kernel.OpenFolder(f.path)
+	if err != nil {
+		return err
 	}
+	defer dir.Close()
 	path := f.slotOf(component)
 	// An existing pin can only belong to an earlier program with the same id.
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

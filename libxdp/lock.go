@@ -2,8 +2,6 @@ package libxdp
 
 import (
 	"context"
-	"errors"
-	"io/fs"
 	"os"
 	"time"
 
@@ -31,12 +29,9 @@ type locked struct {
 // until the new dispatcher is on the device, so that nothing removes the pins in
 // between.
 func (f folder) lock(ctx context.Context) (*locked, error) {
-	if err := os.Mkdir(f.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, kernel.Errno("make the folder of libxdp", err)
-	}
-	file, err := os.Open(f.path)
+	file, err := kernel.OpenFolder(f.path)
 	if err != nil {
-		return nil, kernel.Errno("lock", err)
+		return nil, err
 	}
 	alone, err := kernel.Lock(ctx, file)
 	if err != nil {

@@ -26,11 +26,15 @@ type Reader struct {
 }
 
 // NewReader returns a Reader of the hooks for which want is true. known are the
-// machine's links, see kernel.AllLinks. The caller closes the Reader.
-func NewReader(bpffs string, known []kernel.LinkInfo, want func(hook.Hook) bool) *Reader {
-	o, _ := target.OpenPins(target.Target{BPFFS: bpffs}, nil) // without a bpffs there is less to tell
+// machine's links, see kernel.AllLinks. The error is fs.ErrPermission if other users can
+// change the pins. The caller closes the Reader.
+func NewReader(bpffs string, known []kernel.LinkInfo, want func(hook.Hook) bool) (*Reader, error) {
+	o, err := target.OpenPins(target.Target{BPFFS: bpffs}, nil)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // without a bpffs there is less to tell
+		return nil, err
+	}
 	o.Links = known
-	return &Reader{opened: *o, names: links.OpenNames(o), want: want}
+	return &Reader{opened: *o, names: links.OpenNames(o), want: want}, nil
 }
 
 // Close releases the reader.

@@ -2,6 +2,8 @@ package doctor
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -93,7 +95,12 @@ func (e *exam) add(f hook.Finding) {
 
 func lookAtState(ctx context.Context, bpffs string) ([]hook.Finding, error) {
 	e := &exam{bpffs: bpffs, links: map[uint32]kernel.LinkInfo{}, unsettled: map[uint32]bool{}}
-	e.pins, _ = state.OpenPins(bpffs)
+	var err error
+	if e.pins, err = state.OpenPins(bpffs); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// Nothing reads pins that others can change, so nothing else can be told.
+		e.add(hook.Finding{Check: "access", Level: hook.LevelBroken, Text: oneLine(err)})
+		return e.found, nil
+	}
 	if err := e.read(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

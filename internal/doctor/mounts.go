@@ -30,7 +30,6 @@ func (m machine) bpffsMount() []hook.Finding {
 		f.Level, f.Mend = hook.LevelNote, kernel.MountCommand(m.bpffs)
 		f.Text = fmt.Sprintf("none is mounted at %s: members cannot outlive their process, and there is no lock", m.bpffs)
 	case st.Mode&0o002 != 0:
-		// The folder of libdispatcher is only for root, unless another user made it.
 		f.Level, f.Mend = hook.LevelNote, kernel.Shell("chmod", "0700", m.bpffs)
 		f.Text = fmt.Sprintf("everybody may make pins in %s: its mode is %04o", m.bpffs, st.Mode&0o7777)
 	}

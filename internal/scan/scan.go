@@ -46,7 +46,10 @@ func All(ctx context.Context, o Options) ([]hook.Chain, error) {
 	if err := s.readLinks(ctx); err != nil {
 		return nil, err
 	}
-	reader := attach.NewReader(o.BPFFS, s.links, s.Hooks)
+	reader, err := attach.NewReader(o.BPFFS, s.links, s.Hooks)
+	if err != nil {
+		return nil, err
+	}
 	defer reader.Close()
 	s.reader = reader
 	return s.all(ctx)

@@ -31,12 +31,17 @@ const (
 type Pins struct{ dir string }
 
 // OpenPins returns the folder in the bpffs at path. The folder need not exist yet. The
-// error is fs.ErrNotExist if path is not in a bpffs.
+// error is fs.ErrNotExist if path is not in a bpffs, and fs.ErrPermission if other users
+// can change the pins.
 func OpenPins(path string) (*Pins, error) {
 	if !kernel.IsBPFFS(path) {
 		return nil, hook.Because(fs.ErrNotExist, "no bpffs at %s", path)
 	}
-	return &Pins{filepath.Join(path, folderName)}, nil
+	p := &Pins{filepath.Join(path, folderName)}
+	if err := kernel.Guarded(p.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return p, nil
 }
 
 // Path returns the path of a pin in a chain's folder.
@@ -138,12 +143,9 @@ type Locked struct {
 // Lock makes the folder if there is none, and takes its lock. It waits for at most
 // kernel.LockWait. The caller unlocks it.
 func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
-	if err := os.Mkdir(p.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, kernel.Errno("make the folder of libdispatcher", err)
-	}
-	f, err := os.Open(p.dir)
+	f, err := kernel.OpenFolder(p.dir)
 	if err != nil {
-		return nil, kernel.Errno("lock", err)
+		return nil, err
 	}
 	alone, err := kernel.Lock(ctx, f)
 	if err != nil {

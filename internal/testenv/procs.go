@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
@@ -47,9 +49,30 @@ func Main(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "testenv: no helper is named %q\n", name)
 		os.Exit(2)
 	}
+	if err := dieWithParent(); err != nil {
+		fmt.Fprintf(os.Stderr, "testenv: %v\n", err)
+		os.Exit(2)
+	}
 	kernel.RaiseMemlock()
 	helper(os.Args[1:])
 	os.Exit(0)
+}
+
+// dieWithParent ends this process when its parent process ends. The kernel's own signal for that comes
+// when the thread ends that started the process (PR_SET_PDEATHSIG), and Go ends threads that have been in
+// a namespace.
+func dieWithParent() error {
+	parent, err := unix.PidfdOpen(os.Getppid(), 0)
+	if err != nil {
+		return fmt.Errorf("open the parent's pidfd: %w", err)
+	}
+	go func() {
+		for fds := []unix.PollFd{{Fd: int32(parent), Events: unix.POLLIN}}; fds[0].Revents == 0; {
+			_, _ = unix.Poll(fds, -1)
+		}
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	}()
+	return nil
 }
 
 // Proc is a helper process.
@@ -85,7 +108,6 @@ func startHelper(t testing.TB, attr *syscall.SysProcAttr, name string, args []st
 	p.cmd.Env = append(os.Environ(), helperEnv+"="+name)
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
 	p.cmd.SysProcAttr = attr
-	p.cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	p.cmd.WaitDelay = time.Second // a grandchild may keep the output open
 	stdin, err := p.cmd.StdinPipe()
 	if err == nil {
