@@ -95,7 +95,7 @@ func (l ledger) left() []string {
 			}
 		}
 	}
-	find("link", l.links, func(id uint32) bool { there, _ := kernel.LinkExists(id); return there })
+	find("link", l.links, kernel.LinkMayExist)
 	find("program", l.programs, func(id uint32) bool {
 		next, err := ebpf.ProgramGetNextID(ebpf.ProgramID(id - 1))
 		return err == nil && uint32(next) == id

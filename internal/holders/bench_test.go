@@ -3,6 +3,7 @@ package holders_test
 import (
 	"testing"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -23,6 +24,10 @@ func BenchmarkLook(b *testing.B) {
 		} else {
 			p.do("links %d %s", links, testenv.BPFFS(b))
 		}
+		var all []link.ID
+		for it := new(link.Iterator); it.Next(); {
+			all = append(all, it.ID)
+		}
 		for name, o := range map[string]holders.Options{"iterators": {}, "proc": {NoIterators: true}} {
 			b.Run(held+"/"+name, func(b *testing.B) {
 				f := holders.Open(o)
@@ -31,7 +36,9 @@ func BenchmarkLook(b *testing.B) {
 					view, err := f.Look(hook.HolderLink)
 					qt.Assert(b, qt.IsNil(err))
 					found := 0
-					for _, h := range view.All() {
+					for _, l := range all {
+						h, err := view.Of(hook.HolderRef{Kind: hook.HolderLink, ID: uint32(l)})
+						qt.Assert(b, qt.IsNil(err))
 						found += h.Found
 					}
 					qt.Assert(b, qt.IsTrue(found >= links), qt.Commentf("%d", found))

@@ -15,6 +15,7 @@ import (
 // filesystems are all bpffs that were found, and the types of all other file
 // systems.
 type filesystems struct {
+	*search
 	spaces  *mountNSs
 	visited int               // how many of spaces were visited
 	types   map[uint64]string // of file systems, by device number
@@ -47,7 +48,7 @@ type pinFile struct {
 
 // newFilesystems reads the mounts in all namespaces.
 func newFilesystems(spaces *mountNSs) *filesystems {
-	fs := &filesystems{spaces: spaces, types: map[uint64]string{}, bpf: map[uint64]*bpffs{}}
+	fs := &filesystems{search: spaces.search, spaces: spaces, types: map[uint64]string{}, bpf: map[uint64]*bpffs{}}
 	fs.visit()
 	return fs
 }
@@ -75,39 +76,31 @@ func (fs *filesystems) readMounts(ns *mountNS) {
 		}
 	})
 	for i := range fs.bpf {
-		fs.bpf[i].reach(ns, ns == fs.spaces.list[0])
+		fs.bpf[i].reach(ns)
 	}
 	for _, point := range doors {
-		for _, prefix := range prefixes(ns, ns == fs.spaces.list[0]) {
-			if fs.spaces.add(prefix+point, "") != nil {
+		for _, task := range ns.tasks {
+			if fs.spaces.add(rootOf(task)+point, "") != nil {
 				break
 			}
 		}
 	}
 }
 
-// prefixes are the paths that may lead this process to the root of a namespace.
-func prefixes(ns *mountNS, own bool) []string {
-	var list []string
-	if own {
-		list = append(list, "")
+// rootOf is the prefix that leads this process to the root of a task.
+func rootOf(task string) string {
+	if task == self {
+		return ""
 	}
-	for _, dir := range ns.tasks {
-		list = append(list, dir+"/root")
-	}
-	return list
+	return task + "/root"
 }
 
 // add notes a mount, and opens the folder that is mounted unless it is open.
 func (fs *filesystems) add(m procfs.Mount, ns *mountNS, prefix string) {
 	b := fs.instance(m.Dev)
 	mount := mount{hook.HolderMount{NS: ns.inode, Point: m.Point}, m.Root}
-	fd, err := unix.Open(prefix+m.Point, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		b.hidden = &mount
-		return
-	}
-	if dev, _ := identity(fd); dev != m.Dev {
+	fd, ok := fs.open(unix.AT_FDCWD, prefix+m.Point, unix.O_PATH|unix.O_NOFOLLOW)
+	if dev, _ := identity(fd); !ok || dev != m.Dev {
 		unix.Close(fd)
 		b.hidden = &mount
 		return
@@ -130,17 +123,17 @@ func (fs *filesystems) instance(dev uint64) *bpffs {
 }
 
 // reach finds the paths by which this process can reach the mounts of a namespace.
-func (b *bpffs) reach(ns *mountNS, own bool) {
+func (b *bpffs) reach(ns *mountNS) {
 	for i := range b.mounts {
 		m := &b.mounts[i]
 		if m.NS != ns.inode || m.Path != "" {
 			continue
 		}
 		_, ino := identity(b.roots[m.root])
-		for _, prefix := range prefixes(ns, own) {
+		for _, task := range ns.tasks {
 			var st unix.Stat_t
-			if unix.Lstat(prefix+m.Point, &st) == nil && st.Dev == b.dev && st.Ino == ino {
-				m.Path = prefix + m.Point
+			if path := rootOf(task) + m.Point; unix.Lstat(path, &st) == nil && st.Dev == b.dev && st.Ino == ino {
+				m.Path = path
 				break
 			}
 		}
@@ -174,8 +167,8 @@ func (fs *filesystems) leads(dir int, name string) bool {
 			return false
 		}
 		kind = "?"
-		fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_CLOEXEC, 0)
-		if err != nil {
+		fd, ok := fs.open(dir, name, unix.O_PATH)
+		if !ok {
 			return false
 		}
 		defer unix.Close(fd)
@@ -272,17 +265,11 @@ func below(name, root string) (string, bool) {
 // directories are the working directories and roots of tasks, as far as they may lead
 // to a bpffs.
 func (fs *filesystems) directories(all []procfs.Task) []door {
-	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil
-	}
-	defer unix.Close(proc)
 	var list []door
 	for _, t := range all {
-		dir := t.Dir()
 		for _, name := range []string{"/cwd", "/root"} {
-			if fs.leads(proc, dir[len("/proc/"):]+name) {
-				list = append(list, door(dir+name))
+			if path := t.Dir() + name; fs.leads(unix.AT_FDCWD, path) {
+				list = append(list, door(path))
 			}
 		}
 	}

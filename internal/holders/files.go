@@ -1,6 +1,7 @@
 package holders
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -13,10 +14,11 @@ import (
 
 // A descriptor is an open descriptor of a BPF object.
 type descriptor struct {
-	ref      hook.HolderRef
-	pid, tid int // tid: see Process
-	fd       int
-	file     uint64 // identifies the open file
+	ref  hook.HolderRef
+	task procfs.Task
+	fd   int
+	file uint64 // identifies the open file
+	own  bool   // of this process
 }
 
 // A door is a path in /proc that may lead to a bpffs or to a namespace: a
@@ -26,7 +28,6 @@ type door string
 // files is what processes have open.
 type files struct {
 	open  []descriptor
-	own   []descriptor // of this process
 	doors []door
 
 	references map[hook.HolderRef]int // of links, as the kernel counts them; only from the iterator
@@ -64,25 +65,17 @@ func iterateFiles(its *iterators) (*files, error) {
 		if tid != r.TID {
 			return
 		}
+		task := procfs.Task{PID: int(r.PID), TID: int(tid)}
 		if int(r.Kind) >= len(kinds) {
 			if r.Own == 0 {
-				dir := procfs.Task{PID: int(r.PID), TID: int(tid)}.Dir()
-				found.doors = append(found.doors, door(dir+"/fd/"+strconv.Itoa(int(r.FD))))
+				found.doors = append(found.doors, door(fmt.Sprintf("%s/fd/%d", task.Dir(), r.FD)))
 			}
 			return
-		}
-		if tid == r.PID {
-			tid = 0
 		}
 		if r.References != 0 {
 			found.references[refTo(hook.HolderLink, r.ID)] = int(r.References)
 		}
-		d := descriptor{refTo(kinds[r.Kind], r.ID), int(r.PID), int(tid), int(r.FD), r.File}
-		if r.Own != 0 {
-			found.own = append(found.own, d)
-		} else {
-			found.open = append(found.open, d)
-		}
+		found.open = append(found.open, descriptor{refTo(kinds[r.Kind], r.ID), task, int(r.FD), r.File, r.Own != 0})
 	})
 	return found, err
 }
@@ -122,11 +115,12 @@ func sharesTable(t procfs.Task, tables []procfs.Task) bool {
 func (f *files) read(t procfs.Task, fs *filesystems, own bool) {
 	dir := t.Dir()
 	fds, err := os.Open(dir + "/fd")
-	if err != nil {
+	if !fs.ok(err) {
 		return
 	}
 	defer fds.Close()
-	names, _ := fds.Readdirnames(-1)
+	names, err := fds.Readdirnames(-1)
+	fs.ok(err)
 	buf := make([]byte, 64)
 	for _, name := range names {
 		n, err := unix.Readlinkat(int(fds.Fd()), name, buf)
@@ -136,16 +130,9 @@ func (f *files) read(t procfs.Task, fs *filesystems, own bool) {
 		target := string(buf[:n]) // perhaps cut, but the beginning is enough
 		switch {
 		case strings.HasPrefix(target, "anon_inode:bpf"):
-			ref, ok := fdinfo(dir + "/fdinfo/" + name)
 			fd, _ := strconv.Atoi(name)
-			d := descriptor{ref: ref, pid: t.PID, fd: fd}
-			if !t.First() {
-				d.tid = t.TID
-			}
-			if ok && own {
-				f.own = append(f.own, d)
-			} else if ok {
-				f.open = append(f.open, d)
+			if ref, ok := fdinfo(fs.search.read(dir + "/fdinfo/" + name)); ok {
+				f.open = append(f.open, descriptor{ref: ref, task: t, fd: fd, own: own})
 			}
 		case own:
 		case strings.HasPrefix(target, "mnt:["), strings.HasPrefix(target, "/") && fs.leads(int(fds.Fd()), name):
@@ -154,14 +141,11 @@ func (f *files) read(t procfs.Task, fs *filesystems, own bool) {
 	}
 }
 
-// fdinfo reads which BPF object a descriptor leads to; false if none.
-func fdinfo(path string) (hook.HolderRef, bool) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return hook.HolderRef{}, false
-	}
+// fdinfo finds in the fdinfo of a descriptor which BPF object it leads to; false if
+// none.
+func fdinfo(text string) (hook.HolderRef, bool) {
 	// The file of a link also has the id of its program, after its own.
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		key, value, _ := strings.Cut(line, ":")
 		kind := map[string]hook.HolderKind{"link_id": hook.HolderLink, "prog_id": hook.HolderProgram, "map_id": hook.HolderMap}[key]
 		if kind == "" {
@@ -178,27 +162,17 @@ func fdinfo(path string) (hook.HolderRef, bool) {
 func (f *files) identify() {
 	var distinct uint64
 	known := map[hook.HolderRef][]*descriptor{} // one descriptor for each open file
-	for _, list := range [][]descriptor{f.open, f.own} {
-	next:
-		for i := range list {
-			d := &list[i]
-			for _, other := range known[d.ref] {
-				if order, err := kcmp(other.task(), d.task(), kcmpFile, other.fd, d.fd); err == nil && order == 0 {
-					d.file = other.file
-					continue next
-				}
+next:
+	for i := range f.open {
+		d := &f.open[i]
+		for _, other := range known[d.ref] {
+			if order, err := kcmp(other.task.TID, d.task.TID, kcmpFile, other.fd, d.fd); err == nil && order == 0 {
+				d.file = other.file
+				continue next
 			}
-			distinct++
-			d.file = distinct
-			known[d.ref] = append(known[d.ref], d)
 		}
+		distinct++
+		d.file = distinct
+		known[d.ref] = append(known[d.ref], d)
 	}
-}
-
-// task is the id of a thread that has the descriptor.
-func (d *descriptor) task() int {
-	if d.tid != 0 {
-		return d.tid
-	}
-	return d.pid
 }

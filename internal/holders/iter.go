@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -81,9 +82,7 @@ func (its *iterators) load(spec *ebpf.CollectionSpec) error {
 		return err
 	}
 	its.colls = append(its.colls, coll)
-	for name, l := range links {
-		its.links[name] = l
-	}
+	maps.Copy(its.links, links)
 	return nil
 }
 
@@ -161,10 +160,8 @@ func (its *iterators) own() map[hook.HolderRef]bool {
 	}
 	for _, coll := range its.colls {
 		for _, m := range coll.Maps {
-			if info, err := m.Info(); err == nil {
-				if id, ok := info.ID(); ok {
-					own[refTo(hook.HolderMap, uint32(id))] = true
-				}
+			if id, err := kernel.MapID(m); err == nil {
+				own[refTo(hook.HolderMap, id)] = true
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package holders_test
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -173,6 +174,35 @@ func TestGone(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
+	}
+}
+
+// A search that can open no more files is an error, and never says that nobody holds the
+// object.
+func TestExhausted(t *testing.T) {
+	testenv.CheckLeaks(t)
+	p := newHolder(t)
+	dir := testenv.BPFFS(t)
+	ref := newLink(t, func(ref hook.HolderRef) {
+		p.ask("open link %d", ref.ID)
+		p.do("mkdir %s/a", dir)
+		p.do("pin link %d %s/a/one", ref.ID, dir)
+	})
+	for _, o := range []holders.Options{{}, {NoIterators: true}} {
+		f := holders.Open(o)
+		defer f.Close()
+		var h *hook.Holders
+		testenv.EachLimit(t, func() error {
+			view, err := f.Look(hook.HolderLink)
+			if err == nil {
+				h, err = view.Of(ref)
+			}
+			return err
+		}, func(err error) {
+			qt.Check(t, qt.IsTrue(err == nil || errors.Is(err, unix.EMFILE)), qt.Commentf("%v", err))
+		})
+		qt.Check(t, qt.HasLen(h.Processes, 1))
+		qt.Check(t, qt.HasLen(h.Pins, 1))
 	}
 }
 

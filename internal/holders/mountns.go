@@ -1,6 +1,7 @@
 package holders
 
 import (
+	"cmp"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,10 +19,14 @@ type mountNS struct {
 
 // mountNSs are the mount namespaces that were found; the caller's comes first.
 type mountNSs struct {
+	*search
 	list  []*mountNS
 	known map[uint64]*mountNS // by inode; nil for a namespace of another type
 	nsfs  uint64              // device number of the file system of namespaces
 }
+
+// self is the folder of this process in /proc.
+const self = "/proc/self"
 
 // someTasks is how many tasks of a namespace are kept: one may be gone, or have
 // another root than the namespace.
@@ -29,10 +34,10 @@ const someTasks = 4
 
 // findMountNSs finds the namespaces that tasks are in, and since Linux 6.12 all
 // others. The caller closes the result.
-func findMountNSs(all []procfs.Task) *mountNSs {
-	found := &mountNSs{known: map[uint64]*mountNS{}}
-	if found.add("/proc/thread-self/ns/mnt", "/proc/self") == nil {
-		found.list = []*mountNS{{fd: -1, tasks: []string{"/proc/self"}}}
+func findMountNSs(s *search, all []procfs.Task) *mountNSs {
+	found := &mountNSs{search: s, known: map[uint64]*mountNS{}}
+	if found.add("/proc/thread-self/ns/mnt", self) == nil {
+		found.list = []*mountNS{{fd: -1, tasks: []string{self}}}
 	}
 	for _, t := range all {
 		dir := t.Dir()
@@ -54,23 +59,26 @@ func findMountNSs(all []procfs.Task) *mountNSs {
 // add opens the namespace at path. task is the folder of a task in it, or empty. It
 // returns nil if the file is no mount namespace.
 func (f *mountNSs) add(path, task string) *mountNS {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		if ino := procfs.Namespace(task, "mnt"); task != "" && ino != 0 { // its tasks may still show its mounts
-			ns := &mountNS{inode: ino, fd: -1, tasks: []string{task}, enter: path}
-			f.known[ino] = ns
-			f.list = append(f.list, ns)
-			return ns
-		}
+	var ns *mountNS
+	if fd, ok := f.open(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_NONBLOCK); ok {
+		ns = f.take(fd)
+	} else if ino := procfs.Namespace(task, "mnt"); ino != 0 { // its tasks may still show its mounts
+		ns = f.keep(ino, -1)
+	}
+	if ns == nil {
 		return nil
 	}
-	ns := f.take(fd)
-	if ns != nil && ns.enter == "" {
-		ns.enter = path
-	}
-	if ns != nil && task != "" {
+	ns.enter = cmp.Or(ns.enter, path)
+	if task != "" {
 		ns.tasks = append(ns.tasks, task)
 	}
+	return ns
+}
+
+func (f *mountNSs) keep(inode uint64, fd int) *mountNS {
+	ns := &mountNS{inode: inode, fd: fd}
+	f.known[inode] = ns
+	f.list = append(f.list, ns)
 	return ns
 }
 
@@ -90,11 +98,8 @@ func (f *mountNSs) take(fd int) *mountNS {
 		unix.Close(fd)
 		return nil
 	}
-	ns := &mountNS{inode: st.Ino, fd: fd}
 	f.nsfs = st.Dev
-	f.known[ns.inode] = ns
-	f.list = append(f.list, ns)
-	return ns
+	return f.keep(st.Ino, fd)
 }
 
 // mntNSInfo is struct mnt_ns_info, linux/nsfs.h.
@@ -116,6 +121,7 @@ func (f *mountNSs) next(direction uintptr) {
 		info := mntNSInfo{size: uint32(unsafe.Sizeof(mntNSInfo{}))}
 		next, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), direction, uintptr(unsafe.Pointer(&info)))
 		if errno != 0 { // ENOENT: the last; ENOTTY: an older kernel
+			f.ok(errno)
 			return
 		}
 		ns := f.take(int(next))

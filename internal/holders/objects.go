@@ -4,6 +4,7 @@ import "github.com/libdispatcher/dispatcher/hook"
 
 // objects are all objects of some kinds, and how they refer to each other.
 type objects struct {
+	*search
 	known    map[hook.HolderRef]bool
 	refers   map[hook.HolderRef][]hook.HolderObject // what refers to the key
 	unlisted map[hook.HolderKind]error              // why a kind could not be listed
@@ -44,9 +45,9 @@ const (
 
 // lookAtObjects uses the records, and asks the kernel for what they lack. What refers
 // to programs and maps is only known from all kinds.
-func lookAtObjects(r *records, kinds map[hook.HolderKind]bool) *objects {
+func lookAtObjects(s *search, r *records, kinds map[hook.HolderKind]bool) *objects {
 	o := &objects{
-		known: map[hook.HolderRef]bool{}, refers: map[hook.HolderRef][]hook.HolderObject{}, unlisted: map[hook.HolderKind]error{},
+		search: s, known: map[hook.HolderRef]bool{}, refers: map[hook.HolderRef][]hook.HolderObject{}, unlisted: map[hook.HolderKind]error{},
 		dispatched: map[uint32]bool{},
 	}
 	wide := kinds[hook.HolderProgram] || kinds[hook.HolderMap]

@@ -1,10 +1,11 @@
 package holders
 
 import (
-	"bytes"
-	"encoding/binary"
+	"errors"
+	iofs "io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // walkAll reads every bpffs. Doors lead to a bpffs, or to a part of one, that is
@@ -24,11 +26,11 @@ func (fs *filesystems) walkAll(doors []door) {
 	fs.visit()
 	for _, b := range fs.bpf {
 		if fd, ok := b.roots["/"]; ok {
-			b.walk(fd, "/")
+			fs.walk(b, fd, "/")
 			continue
 		}
 		for root, fd := range b.roots {
-			b.walk(fd, root)
+			fs.walk(b, fd, root)
 		}
 	}
 	for _, d := range doors {
@@ -38,8 +40,8 @@ func (fs *filesystems) walkAll(doors []door) {
 
 // enter reads what a door leads to, unless that was read already.
 func (fs *filesystems) enter(d door) {
-	fd, err := unix.Open(string(d), unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
+	fd, ok := fs.open(unix.AT_FDCWD, string(d), unix.O_PATH)
+	if !ok {
 		return
 	}
 	defer func() { unix.Close(fd) }()
@@ -51,7 +53,7 @@ func (fs *filesystems) enter(d door) {
 	b := fs.instance(st.Dev)
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
 		if b.files[st.Ino] == nil { // the file was removed, or its folder was not found
-			if ref, ok := pinned(string(d)); ok {
+			if ref, ok := fs.pinned(string(d)); ok {
 				b.files[st.Ino] = &pinFile{ref: ref, inode: st.Ino, door: d}
 			}
 		}
@@ -63,72 +65,54 @@ func (fs *filesystems) enter(d door) {
 	// Go up to the root of what is or was mounted.
 	way := string(d)
 	for {
-		up, err := unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			break
-		}
-		if dev, ino := identity(up); dev != st.Dev || ino == st.Ino {
+		up, ok := fs.open(fd, "..", unix.O_PATH|unix.O_DIRECTORY)
+		dev, ino := identity(up)
+		if !ok || dev != st.Dev || ino == st.Ino {
 			unix.Close(up)
 			break
-		} else {
-			st.Ino = ino
 		}
 		unix.Close(fd)
-		fd = up
-		way += "/.."
+		fd, st.Ino, way = up, ino, way+"/.."
 	}
 	if b.walked[st.Ino] {
 		return
 	}
 	b.mounts = append(b.mounts, mount{hook.HolderMount{Path: way}, "/"})
-	b.walk(fd, "/")
+	fs.walk(b, fd, "/")
 }
 
 // walk reads a folder and the folders below, or a single pin that is mounted.
-func (b *bpffs) walk(fd int, name string) {
-	_, ino := identity(fd)
-	dir, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == unix.ENOTDIR {
-		b.found("/proc/self/fd/"+strconv.Itoa(fd), name, ino)
-	}
-	if err != nil || b.walked[ino] {
+func (fs *filesystems) walk(b *bpffs, fd int, root string) {
+	top := "/proc/self/fd/" + strconv.Itoa(fd)
+	if _, err := os.Lstat(top + "/."); errors.Is(err, unix.ENOTDIR) {
+		_, ino := identity(fd)
+		fs.found(b, top, root, ino)
 		return
 	}
-	defer unix.Close(dir)
-	b.walked[ino] = true
-	at := "/proc/self/fd/" + strconv.Itoa(dir) + "/"
-	buf := make([]byte, 1<<15)
-	for {
-		n, err := unix.Getdents(dir, buf)
-		if err != nil || n == 0 {
-			return
+	_ = filepath.WalkDir(top+"/.", func(at string, d iofs.DirEntry, err error) error {
+		if !fs.ok(err) {
+			return nil
 		}
-		for rest := buf[:n]; len(rest) > 0; {
-			var e dirent
-			e, rest = nextDirent(rest)
-			switch {
-			case e.name == "." || e.name == "..":
-			case e.kind == unix.DT_REG:
-				b.found(at+e.name, path.Join(name, e.name), e.ino)
-			case e.kind == unix.DT_DIR:
-				sub, err := unix.Openat(dir, e.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-				if err != nil {
-					continue
-				}
-				if dev, _ := identity(sub); dev == b.dev { // else another file system is mounted on it
-					b.walk(sub, path.Join(name, e.name))
-				}
-				unix.Close(sub)
+		var st unix.Stat_t
+		switch {
+		case unix.Lstat(at, &st) != nil: // gone
+		case d.IsDir():
+			if st.Dev != b.dev || b.walked[st.Ino] { // else another file system is mounted on it
+				return iofs.SkipDir
 			}
+			b.walked[st.Ino] = true
+		case d.Type().IsRegular():
+			fs.found(b, at, path.Join(root, strings.TrimPrefix(at, top)), st.Ino)
 		}
-	}
+		return nil
+	})
 }
 
 // found adds a pin, or another name of a known pin.
-func (b *bpffs) found(at, name string, ino uint64) {
+func (fs *filesystems) found(b *bpffs, at, name string, ino uint64) {
 	p := b.files[ino]
 	if p == nil {
-		ref, ok := pinned(at)
+		ref, ok := fs.pinned(at)
 		if !ok {
 			return
 		}
@@ -138,52 +122,32 @@ func (b *bpffs) found(at, name string, ino uint64) {
 	p.names = append(p.names, name)
 }
 
-// dirent has the useful part of struct linux_dirent64.
-type dirent struct {
-	ino  uint64
-	kind byte
-	name string
-}
-
-func nextDirent(buf []byte) (dirent, []byte) {
-	e := dirent{ino: binary.NativeEndian.Uint64(buf), kind: buf[18]}
-	size := binary.NativeEndian.Uint16(buf[16:])
-	name, _, _ := bytes.Cut(buf[19:size], []byte{0})
-	e.name = string(name)
-	return e, buf[size:]
-}
-
 // pinned returns the object that the file pins; false if the file is no pin.
-func pinned(path string) (hook.HolderRef, bool) {
+func (s *search) pinned(path string) (ref hook.HolderRef, ok bool) {
 	name, err := unix.BytePtrFromString(path)
 	if err != nil {
-		return hook.HolderRef{}, false
+		return ref, false
 	}
 	attr := struct {
 		path      uint64
 		fd, flags uint32
 		_         uint64
 	}{path: uint64(uintptr(unsafe.Pointer(name)))}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	if errno != 0 { // a map may be read-only
+	fd, err := kernel.BPF(unix.BPF_OBJ_GET, &attr)
+	if err != nil { // a map may be read-only
 		attr.flags = unix.BPF_F_RDONLY
-		fd, _, errno = unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		fd, err = kernel.BPF(unix.BPF_OBJ_GET, &attr)
 	}
 	runtime.KeepAlive(name)
-	if errno != 0 {
-		return hook.HolderRef{}, false
+	if !s.ok(err) {
+		return ref, false
 	}
-	defer unix.Close(int(fd))
-	target, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(fd)))
-	if err != nil {
-		return hook.HolderRef{}, false
-	}
+	defer unix.Close(fd)
+	target, _ := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	kind, ok := anonymous[strings.TrimPrefix(target, "anon_inode:")]
 	var info [2]uint32
-	if !ok || objInfo(int(fd), info[:]) != nil {
-		return hook.HolderRef{}, false
-	}
-	return refTo(kind, info[1]), true
+	ok = ok && kernel.ObjectInfo(fd, &info) == nil
+	return refTo(kind, info[1]), ok
 }
 
 // anonymous are the kernel's names of objects' files.
@@ -192,19 +156,4 @@ var anonymous = map[string]hook.HolderKind{
 	"bpf-link": hook.HolderLink, // opened later
 	"bpf-prog": hook.HolderProgram,
 	"bpf-map":  hook.HolderMap,
-}
-
-// objInfo reads the beginning of struct bpf_{link,prog,map}_info. All three begin
-// with the type and the id.
-func objInfo(fd int, info []uint32) error {
-	attr := struct {
-		fd, size uint32
-		info     uint64
-	}{uint32(fd), uint32(len(info) * 4), uint64(uintptr(unsafe.Pointer(&info[0])))}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	runtime.KeepAlive(info)
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }

@@ -1,7 +1,6 @@
 package holders
 
 import (
-	"cmp"
 	"os"
 	"path"
 	"regexp"
@@ -12,22 +11,28 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// describe describes a process. What cannot be read stays empty.
-func describe(pid, tid int) hook.HolderProcess {
-	p := hook.HolderProcess{PID: pid, TID: tid, Comm: comm(pid)}
-	at := procfs.Task{PID: pid, TID: cmp.Or(tid, pid)}.Dir() // each thread has namespaces and a cgroup of its own
+// describe describes a process, once. What cannot be read stays empty.
+func (v *View) describe(t procfs.Task) hook.HolderProcess {
+	p, known := v.processes[t]
+	if known {
+		return p
+	}
+	p = hook.HolderProcess{PID: t.PID, Comm: v.comm(t.PID)}
+	if !t.First() {
+		p.TID = t.TID
+	}
+	at := t.Dir() // each thread has namespaces and a cgroup of its own
 	p.Exe, _ = os.Readlink(at + "/exe")
 	p.PIDNS = procfs.Namespace(at, "pid")
 	p.MountNS = procfs.Namespace(at, "mnt")
-	cgroups, _ := os.ReadFile(at + "/cgroup")
-	p.Cgroup = cgroupPath(string(cgroups))
+	p.Cgroup = cgroupPath(v.read(at + "/cgroup"))
 	p.Unit, p.Container = owner(p.Cgroup)
+	v.processes[t] = p
 	return p
 }
 
-func comm(pid int) string {
-	name, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
-	return strings.TrimSuffix(string(name), "\n")
+func (v *View) comm(pid int) string {
+	return strings.TrimSuffix(v.read("/proc/"+strconv.Itoa(pid)+"/comm"), "\n")
 }
 
 // cgroupPath returns the path of version 2 in /proc/PID/cgroup. Where version 1 is in

@@ -21,9 +21,10 @@ type suspect struct {
 func (v *View) suspectsOf(kind hook.HolderKind) []hook.HolderSuspect {
 	if v.suspects == nil {
 		v.suspects = []suspect{}
-		pids, _ := procfs.Numbers("/proc")
+		pids, err := procfs.Numbers("/proc")
+		v.ok(err)
 		for _, pid := range pids {
-			v.suspects = append(v.suspects, suspectsIn(pid)...)
+			v.suspects = append(v.suspects, v.suspectsIn(pid)...)
 		}
 	}
 	var list []hook.HolderSuspect
@@ -36,15 +37,15 @@ func (v *View) suspectsOf(kind hook.HolderKind) []hook.HolderSuspect {
 }
 
 // suspectsIn reads what /proc says about the sockets, rings and memory of a process.
-func suspectsIn(pid int) []suspect {
+func (v *View) suspectsIn(pid int) []suspect {
 	dir := "/proc/" + strconv.Itoa(pid)
 	fds, err := procfs.Numbers(dir + "/fd")
-	if err != nil || len(fds) == 0 {
+	if !v.ok(err) || len(fds) == 0 {
 		return nil
 	}
 	var list []suspect
 	add := func(kind hook.HolderKind, format string, args ...any) {
-		list = append(list, suspect{hook.HolderSuspect{PID: pid, Comm: comm(pid), Why: fmt.Sprintf(format, args...)}, kind})
+		list = append(list, suspect{hook.HolderSuspect{PID: pid, Comm: v.comm(pid), Why: fmt.Sprintf(format, args...)}, kind})
 	}
 	for _, fd := range fds {
 		name := strconv.Itoa(fd)
@@ -54,16 +55,14 @@ func suspectsIn(pid int) []suspect {
 		}
 		switch {
 		case strings.HasPrefix(target, "socket:["):
-			info, _ := os.ReadFile(dir + "/fdinfo/" + name)
-			_, queued, ok := strings.Cut(string(info), "\nscm_fds:")
+			_, queued, ok := strings.Cut(v.read(dir+"/fdinfo/"+name), "\nscm_fds:")
 			n, _ := strconv.Atoi(strings.TrimSpace(queued))
 			if ok && n > 0 {
 				add("", "descriptors in the queue of its socket %d: %d", fd, n)
 			}
 		case target == "anon_inode:[io_uring]":
-			info, _ := os.ReadFile(dir + "/fdinfo/" + name)
 			registered := map[hook.HolderKind]int{}
-			for line := range strings.Lines(string(info)) {
+			for line := range strings.Lines(v.read(dir + "/fdinfo/" + name)) {
 				// "0: anon_inode:bpf-map"; before Linux 6.5 "0: bpf-map"
 				name := strings.TrimSpace(line[strings.LastIndexByte(line, ':')+1:])
 				if kind, ok := anonymous[name]; ok {
@@ -76,7 +75,7 @@ func suspectsIn(pid int) []suspect {
 		}
 	}
 	// A map may stay in memory after its descriptor was closed.
-	if memory, _ := os.ReadFile(dir + "/maps"); strings.Contains(string(memory), "anon_inode:bpf-map") {
+	if strings.Contains(v.read(dir+"/maps"), "anon_inode:bpf-map") {
 		add(hook.HolderMap, "maps in its memory")
 	}
 	return list

@@ -2,13 +2,13 @@ package holders
 
 import (
 	"encoding/binary"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // commands are the commands of bpf(2) that find and open objects of a kind.
@@ -23,11 +23,10 @@ func ids(kind hook.HolderKind) ([]uint32, error) {
 	var list []uint32
 	attr := struct{ id, next, flags uint32 }{}
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_BPF, commands[kind].next, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-		if errno == unix.ENOENT {
+		if _, err := kernel.BPF(commands[kind].next, &attr); err == unix.ENOENT {
 			return list, nil
-		} else if errno != 0 {
-			return list, kernel.Errno("list "+string(kind)+"s", errno)
+		} else if err != nil {
+			return list, kernel.Errno("list "+string(kind)+"s", err)
 		}
 		list = append(list, attr.next)
 		attr.id = attr.next
@@ -37,23 +36,20 @@ func ids(kind hook.HolderKind) ([]uint32, error) {
 // openID opens an object.
 func openID(ref hook.HolderRef) (int, error) {
 	attr := struct{ id, next, flags uint32 }{id: ref.ID}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, commands[ref.Kind].open, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	if errno != 0 {
-		return -1, errno
-	}
-	return int(fd), nil
+	return kernel.BPF(commands[ref.Kind].open, &attr)
 }
 
-// openAll opens links, so that the iterator of files finds them. It stops at the
-// limit of open files.
+// openAll opens links, so that the iterator of files finds them; none if there are more
+// than this process can open.
 func openAll(known map[hook.HolderRef]bool) (fds []int) {
 	for ref := range known {
 		if ref.Kind != hook.HolderLink {
 			continue
 		}
 		fd, err := openID(ref)
-		if err == unix.EMFILE || err == unix.ENFILE {
-			break
+		if procfs.Exhausted(err) {
+			closeAll(fds)
+			return nil
 		}
 		if err == nil {
 			fds = append(fds, fd)
@@ -68,15 +64,8 @@ func closeAll(fds []int) {
 	}
 }
 
-// linkInfo reads the first words of struct bpf_link_info.
-func linkInfo(id uint32) (info [16]uint32, ok bool) {
-	fd, err := openID(refTo(hook.HolderLink, id))
-	if err != nil {
-		return info, false
-	}
-	defer unix.Close(fd)
-	return info, objInfo(fd, info[:]) == nil
-}
+// linkInfo is the first words of struct bpf_link_info.
+type linkInfo [16]uint32
 
 // linkToMap notes the map that a link refers to. The kernel reports it only for an
 // open link.
@@ -93,7 +82,7 @@ func (o *objects) linkToMap(link hook.HolderRef, kind uint32) {
 	default:
 		return
 	}
-	if info, ok := linkInfo(link.ID); ok && info[word] != 0 {
+	if info, ok := info[linkInfo](o.search, link); ok && info[word] != 0 {
 		o.refer(refTo(hook.HolderMap, info[word]), link, how, 1)
 	}
 }
@@ -115,7 +104,7 @@ func (o *objects) enumerate(kind hook.HolderKind, wide bool) {
 func (o *objects) look(ref hook.HolderRef) {
 	switch ref.Kind {
 	case hook.HolderLink:
-		info, ok := linkInfo(ref.ID)
+		info, ok := info[linkInfo](o.search, ref)
 		if ok && info[2] != 0 {
 			o.carry(ref, info[0], info[2], info[4] != 0)
 		}
@@ -123,34 +112,23 @@ func (o *objects) look(ref hook.HolderRef) {
 			o.linkToMap(ref, info[0])
 		}
 	case hook.HolderProgram:
-		for _, m := range programMaps(ref.ID) {
+		for _, m := range o.programMaps(ref.ID) {
 			o.refer(refTo(hook.HolderMap, uint32(m)), ref, "uses it", 1)
 		}
 	case hook.HolderMap:
-		fd, err := openID(ref)
-		if err != nil {
-			return
-		}
-		var info [2]uint32
-		err = objInfo(fd, info[:])
-		unix.Close(fd)
-		if err == nil {
+		if info, ok := info[[1]uint32](o.search, ref); ok {
 			o.readMap(ref.ID, info[0])
 		}
 	}
 }
 
-func programMaps(id uint32) []ebpf.MapID {
+func (o *objects) programMaps(id uint32) []ebpf.MapID {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
-	if err != nil {
+	if !o.ok(err) {
 		return nil
 	}
 	defer prog.Close()
-	info, err := prog.Info()
-	if err != nil {
-		return nil
-	}
-	maps, _ := info.MapIDs()
+	maps, _ := kernel.ProgramMaps(prog)
 	return maps
 }
 
@@ -167,7 +145,7 @@ func (o *objects) readMap(id, kind uint32) {
 		return
 	}
 	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
-	if err != nil {
+	if !o.ok(err) {
 		return
 	}
 	defer m.Close()

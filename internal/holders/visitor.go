@@ -74,33 +74,30 @@ func receiveVisits(ready chan struct{}) {
 // the namespace; then prefix is empty. If the namespace cannot be entered the mounts
 // are those that one of its tasks sees, and prefix leads this process there.
 func (fs *filesystems) visitMounts(ns *mountNS, fn func(prefix string, m procfs.Mount)) {
-	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
+	proc, ok := fs.open(unix.AT_FDCWD, "/proc", unix.O_PATH)
+	if !ok {
 		return
 	}
 	defer unix.Close(proc)
-	err = visit(ns.fd, fs.spaces.list[0].fd, func() {
-		text, _ := readAt(proc, "thread-self/mountinfo")
-		for _, m := range procfs.ParseMounts(text) {
+	err := visit(ns.fd, fs.spaces.list[0].fd, func() {
+		// This /proc may not be mounted there, or not at this path.
+		fd, ok := fs.open(proc, "thread-self/mountinfo", unix.O_RDONLY)
+		if !ok {
+			return
+		}
+		f := os.NewFile(uintptr(fd), "mountinfo")
+		defer f.Close()
+		text, _ := io.ReadAll(f)
+		for _, m := range procfs.ParseMounts(string(text)) {
 			fn("", m)
 		}
 	})
 	for i := 0; err != nil && i < len(ns.tasks); i++ {
 		var list []procfs.Mount
 		list, err = procfs.Mounts(ns.tasks[i] + "/mountinfo")
+		fs.ok(err)
 		for _, m := range list {
-			fn(ns.tasks[i]+"/root", m)
+			fn(rootOf(ns.tasks[i]), m)
 		}
 	}
-}
-
-func readAt(dir int, name string) (string, error) {
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", err
-	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	text, err := io.ReadAll(f)
-	return string(text), err
 }

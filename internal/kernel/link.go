@@ -51,12 +51,12 @@ func CreateLink(prog *ebpf.Program, target int, attach ebpf.AttachType, at Neigh
 		prog: uint32(prog.FD()), target: uint32(target), attach: uint32(attach),
 		flags: at.Flags, relative: at.ID, revision: revision,
 	}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_LINK_CREATE, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	fd, err := BPF(unix.BPF_LINK_CREATE, &attr)
 	runtime.KeepAlive(prog)
-	if errno != 0 {
-		return nil, errno
+	if err != nil {
+		return nil, err
 	}
-	return link.NewFromFD(int(fd))
+	return link.NewFromFD(fd)
 }
 
 // A Query is the answer to BPF_PROG_QUERY.
@@ -90,14 +90,14 @@ func QueryPrograms(target int, attach ebpf.AttachType, flags uint32) (*Query, er
 		if withLinks(attach) {
 			attr.links = uint64(uintptr(unsafe.Pointer(&links[0])))
 		}
-		_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_QUERY, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		_, err := BPF(unix.BPF_PROG_QUERY, &attr)
 		runtime.KeepAlive(ids)
 		runtime.KeepAlive(links)
 		switch {
-		case errno == unix.ENOSPC && room < 1<<16:
+		case err == unix.ENOSPC && room < 1<<16:
 			continue
-		case errno != 0:
-			return nil, errno
+		case err != nil:
+			return nil, err
 		}
 		n := min(attr.count, room)
 		return &Query{ids[:n], links[:n], attr.revision, attr.flags}, nil
@@ -125,17 +125,12 @@ func Settled() error {
 	return nil
 }
 
-// LinkExists tells whether there is a link with that id, without opening it.
-func LinkExists(id uint32) (bool, error) {
+// LinkMayExist tells whether there is a link with that id, without opening it; true if
+// that cannot be told.
+func LinkMayExist(id uint32) bool {
 	attr := struct{ start, next, flags uint32 }{start: id - 1}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_LINK_GET_NEXT_ID, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	switch errno {
-	case 0:
-		return attr.next == id, nil
-	case unix.ENOENT:
-		return false, nil
-	}
-	return false, errno
+	_, err := BPF(unix.BPF_LINK_GET_NEXT_ID, &attr)
+	return err == nil && attr.next == id || err != nil && err != unix.ENOENT
 }
 
 // AttachProgram attaches a program without a link. flags are BPF_F_*. If old is not
@@ -148,44 +143,30 @@ func AttachProgram(prog *ebpf.Program, target int, attach ebpf.AttachType, flags
 		attr.flags |= unix.BPF_F_REPLACE
 		attr.replace = uint32(old.FD())
 	}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_ATTACH, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	_, err := BPF(unix.BPF_PROG_ATTACH, &attr)
 	runtime.KeepAlive(prog)
 	runtime.KeepAlive(old)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return err
 }
 
 // DetachProgram detaches a program that was attached without a link.
 func DetachProgram(prog *ebpf.Program, target int, attach ebpf.AttachType) error {
 	attr := struct{ target, prog, attach, flags uint32 }{target: uint32(target), prog: uint32(prog.FD()), attach: uint32(attach)}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_DETACH, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	_, err := BPF(unix.BPF_PROG_DETACH, &attr)
 	runtime.KeepAlive(prog)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return err
 }
 
 // XDPLinks returns the links that carry a program on a device with that index. A
 // link reports the index but not the namespace, and a program can be on devices of
 // the same index in several namespaces.
 func XDPLinks(prog uint32, ifindex int) ([]uint32, error) {
+	all, err := AllLinks()
 	var ids []uint32
-	var it link.Iterator
-	defer it.Close()
-	for it.Next() {
-		info, err := it.Link.Info()
-		if err != nil || info.Type != link.XDPType {
-			continue // gone, or of a type that the library cannot describe
-		}
-		if uint32(info.Program) == prog && info.XDP().Ifindex == uint32(ifindex) {
-			ids = append(ids, uint32(info.ID))
+	for _, l := range all {
+		if l.Type == link.XDPType && l.Program == prog && l.Ifindex == ifindex {
+			ids = append(ids, l.ID)
 		}
 	}
-	if err := it.Err(); err != nil {
-		return nil, Again(Errno("list links", err))
-	}
-	return ids, nil
+	return ids, err
 }

@@ -141,12 +141,6 @@ func AsRaw(l link.Link) (RawLink, error) {
 	return raw, nil
 }
 
-// linkExists tells whether there is a link of that id, without touching it.
-func LinkMayExist(id uint32) bool {
-	exists, err := LinkExists(id)
-	return exists || err != nil
-}
-
 func LoadPinnedLink(path string) (link.Link, error) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {

@@ -24,12 +24,19 @@ type programInfo struct {
 	name     [unix.BPF_OBJ_NAME_LEN]byte
 }
 
-// mapInfo is the beginning of struct bpf_map_info.
-type mapInfo struct{ _, id uint32 }
+// BPF makes a call of bpf(2). What attr points to must not be on the stack.
+func BPF[T any](command uintptr, attr *T) (int, error) {
+	n, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(unsafe.Pointer(attr)), unsafe.Sizeof(*attr))
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(n), nil
+}
 
-// objectInfo asks the kernel about an open object. The Info methods of cilium/ebpf
-// open a file of /proc as well, and so fail in a process that can open no more.
-func objectInfo[T any](fd int, info *T) error {
+// ObjectInfo reads the beginning of struct bpf_{link,prog,map}_info of an open object.
+// All three begin with the type and the id. The Info methods of cilium/ebpf open a file
+// of /proc as well, and so fail in a process that can open no more.
+func ObjectInfo[T any](fd int, info *T) error {
 	var pinner runtime.Pinner
 	pinner.Pin(info) // it must not move with the stack
 	defer pinner.Unpin()
@@ -37,18 +44,15 @@ func objectInfo[T any](fd int, info *T) error {
 		fd, size uint32
 		info     uint64
 	}{uint32(fd), uint32(unsafe.Sizeof(*info)), uint64(uintptr(unsafe.Pointer(info)))}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET_INFO_BY_FD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	_, err := BPF(unix.BPF_OBJ_GET_INFO_BY_FD, &attr)
+	return err
 }
 
 // Describe returns what the kernel says about a program; the zero value if it
 // says nothing.
 func Describe(prog *ebpf.Program) hook.Program {
 	var info programInfo
-	err := objectInfo(prog.FD(), &info)
+	err := ObjectInfo(prog.FD(), &info)
 	runtime.KeepAlive(prog)
 	if err != nil {
 		return hook.Program{}
@@ -67,7 +71,7 @@ func ProgramMaps(prog *ebpf.Program) ([]ebpf.MapID, error) {
 	for room := uint32(64); ; { // what the code may use (MAX_USED_MAPS, linux/bpf_verifier.h)
 		ids := make([]ebpf.MapID, room)
 		info := programInfo{maps: room, mapIDs: uint64(uintptr(unsafe.Pointer(&ids[0])))}
-		err := objectInfo(prog.FD(), &info)
+		err := ObjectInfo(prog.FD(), &info)
 		runtime.KeepAlive(ids)
 		runtime.KeepAlive(prog)
 		if err != nil {
@@ -82,10 +86,10 @@ func ProgramMaps(prog *ebpf.Program) ([]ebpf.MapID, error) {
 
 // MapID returns the id of a map.
 func MapID(m *ebpf.Map) (uint32, error) {
-	var info mapInfo
-	err := objectInfo(m.FD(), &info)
+	var info [2]uint32
+	err := ObjectInfo(m.FD(), &info)
 	runtime.KeepAlive(m)
-	return info.id, Errno("map", err)
+	return info[1], Errno("map", err)
 }
 
 // bootTime converts a time since boot (CLOCK_BOOTTIME). The result is rounded to
