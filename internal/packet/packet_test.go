@@ -132,7 +132,9 @@ func (f *file) words(words ...uint32) {
 
 func pcap(order binary.AppendByteOrder, magic, linkType uint32, packets ...[]byte) *file {
 	f := &file{order: order}
-	f.words(magic, 2|4<<16, 0, 0, 65535, linkType)
+	f.words(magic)
+	f.Write(order.AppendUint16(order.AppendUint16(nil, 2), 4)) // the version
+	f.words(0, 0, 65535, linkType)
 	for _, p := range packets {
 		f.words(1, 2, uint32(len(p)), uint32(len(p)))
 		f.Write(p)
@@ -238,15 +240,15 @@ func TestCaptureRefuses(t *testing.T) {
 	}{
 		{nil, "it is empty, so it is not a capture file"},
 		{[]byte("hello, world"), "it begins with 68656c6c: neither pcap nor pcapng; .*"},
-		{whole[:10], "it ends in the middle of a packet, at byte 10: .*"},
-		{whole[:30], "it ends in the middle of a packet, at byte 30: .*"},
-		{whole[:40], "it ends in the middle of a packet, at byte 40: .*"},
-		{whole[:80], "it ends in the middle of a packet, at byte 80: .*"},
-		{huge, "it is broken at byte 40: a packet of 4294967295 bytes"},
+		{whole[:10], "it ends in the middle of packet 1: .*"},
+		{whole[:30], "it ends in the middle of packet 1: .*"},
+		{whole[:40], "it ends in the middle of packet 1: .*"},
+		{whole[:80], "it ends in the middle of packet 1: .*"},
+		{huge, "it is broken at packet 1: capture length exceeds .*"},
 		{pcap(binary.BigEndian, 0xa1b2c3d4, 113).Bytes(), `its link type is 113 \(Linux cooked, as of "tcpdump -i any"\): packets with an Ethernet header are needed, .*`},
 		{pcapng(binary.LittleEndian, 999, make([]byte, 60)).Bytes(), `its link type is 999: .*`},
-		{ng[:len(ng)-1], "it ends in the middle of a packet, .*"},
-		{stray.Bytes(), "it is broken at byte .*: a packet of interface 3 in a file with 0 interfaces"},
+		{ng[:len(ng)-1], "it ends in the middle of packet 1: .*"},
+		{stray.Bytes(), "it is broken at packet 1: Interface id 3 not present in section .*"},
 	} {
 		_, err := readAll(t, bytes.NewReader(tc.file))
 		qt.Check(t, qt.ErrorMatches(err, tc.want))
