@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -44,14 +45,14 @@ func completeFlag(cmd *cobra.Command, flag string, words cobra.CompletionFunc) {
 
 func fixed(words ...string) cobra.CompletionFunc { return cobra.FixedCompletions(words, noFiles) }
 
-func offerHooks(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
-	return wordsOf(hook.Hooks()), noFiles
+func offerWords(words ...string) offer {
+	return func(context.Context, []string, string) ([]string, cobra.ShellCompDirective) { return words, noFiles }
 }
 
-// offerListed offers hooks and families.
-func offerListed(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
-	return listedWords(), noFiles
-}
+var (
+	offerHooks  = offerWords(wordsOf(hook.Hooks())...)
+	offerListed = offerWords(listedWords()...) // hooks and families
+)
 
 // offerTargets offers cgroups or devices, according to the hook.
 func (a *app) offerTargets(ctx context.Context, given []string, word string) ([]string, cobra.ShellCompDirective) {
@@ -76,14 +77,19 @@ func offerCgroups(word string) ([]string, cobra.ShellCompDirective) {
 	if !strings.HasPrefix(dir, root) {
 		at = filepath.Join(root, dir)
 	}
-	entries, _ := os.ReadDir(at)
 	var names []string
-	for _, e := range entries {
-		if e.IsDir() && strings.HasPrefix(e.Name(), base) {
+	for _, e := range entriesOf(at, base) {
+		if e.IsDir() {
 			names = append(names, dir+e.Name())
 		}
 	}
 	return names, noFiles | cobra.ShellCompDirectiveNoSpace
+}
+
+// entriesOf returns what is in a folder and begins with these letters.
+func entriesOf(dir, letters string) []os.DirEntry {
+	entries, _ := os.ReadDir(dir)
+	return slices.DeleteFunc(entries, func(e os.DirEntry) bool { return !strings.HasPrefix(e.Name(), letters) })
 }
 
 // offerDevices offers the devices of the network namespace of --netns.
@@ -155,12 +161,8 @@ func offerPrograms(_ context.Context, given []string, word string) ([]string, co
 
 func offerPins(path string) ([]string, cobra.ShellCompDirective) {
 	dir, base := filepath.Split(path)
-	entries, _ := os.ReadDir(dir)
 	var names []string
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), base) {
-			continue
-		}
+	for _, e := range entriesOf(dir, base) {
 		name := fromPin + ":" + dir + e.Name()
 		if e.IsDir() {
 			name += "/"
@@ -172,9 +174,8 @@ func offerPins(path string) ([]string, cobra.ShellCompDirective) {
 
 // netnsNames lists the named namespaces, like "ip netns".
 func netnsNames(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	entries, _ := os.ReadDir("/run/netns")
 	var names []string
-	for _, e := range entries {
+	for _, e := range entriesOf("/run/netns", "") {
 		names = append(names, e.Name())
 	}
 	return names, noFiles

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 
 	"github.com/spf13/cobra"
 )
@@ -16,10 +15,8 @@ members, built-in programs and network namespaces complete.`,
 		Example: `  dispatcher completion bash > /etc/bash_completion.d/dispatcher
   dispatcher completion zsh > "${fpath[1]}/_dispatcher"
   dispatcher completion fish > ~/.config/fish/completions/dispatcher.fish`,
-		Args: words(0, "SHELL"),
-		ValidArgsFunction: completeArgs(0, func(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
-			return []string{"bash", "zsh", "fish"}, noFiles
-		}),
+		Args:              words(0, "SHELL"),
+		ValidArgsFunction: completeArgs(0, offerWords("bash", "zsh", "fish")),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var b bytes.Buffer
 			var err error

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -95,9 +97,7 @@ packet gets another verdict, and when there is no packet.`,
 }
 
 // offerExplained offers the hooks that explain can run.
-func offerExplained(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
-	return wordsOf([]hook.Hook{hook.XDP, hook.TCXIngress, hook.TCXEgress, hook.CgroupSKBIngress, hook.CgroupSKBEgress}), noFiles
-}
+var offerExplained = offerWords(wordsOf([]hook.Hook{hook.XDP, hook.TCXIngress, hook.TCXEgress, hook.CgroupSKBIngress, hook.CgroupSKBEgress})...)
 
 func offerFiles(context.Context, []string, string) ([]string, cobra.ShellCompDirective) {
 	return nil, cobra.ShellCompDirectiveDefault
@@ -132,6 +132,8 @@ func (f *explainFlags) words(cmd *cobra.Command, args []string) error {
 // explain opens everything first, so that nothing has run when something is wrong,
 // and then runs the packets.
 func (a *app) explain(ctx context.Context, cmd *cobra.Command, args []string, f *explainFlags) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	t, err := a.target(args[0], args[1])
 	if err != nil {
 		return err
@@ -154,7 +156,7 @@ func (a *app) explain(ctx context.Context, cmd *cobra.Command, args []string, f 
 			return err
 		}
 		defer in.Close()
-		if given, err = newCapture(ctx, name, in); err != nil {
+		if given, err = readAhead(ctx, name, in); err != nil {
 			return err
 		}
 	}
@@ -168,7 +170,7 @@ func (a *app) explain(ctx context.Context, cmd *cobra.Command, args []string, f 
 		if err != nil {
 			return err
 		}
-		given = fromBytes([][]byte{made})
+		given = feedOf(made)
 	}
 	a.warnExplained(ctx, t, e)
 	return a.explainAll(ctx, e, given, expected)
@@ -180,22 +182,20 @@ func (a *app) warnExplained(ctx context.Context, t dispatcher.Target, e *dispatc
 	if len(c.Members) == 0 {
 		a.note("nothing is attached to %s %s: all packets pass", c.Hook, c.Target)
 	}
-	var writes []string
-	byMember := map[int][]string{}
-	for _, m := range e.Maps() {
-		byMember[m.Member] = append(byMember[m.Member], fmt.Sprintf("%s (id %d)", m.Name, m.ID))
-	}
-	for i := -1; i < len(c.Members); i++ {
-		if maps := byMember[i]; len(maps) > 0 {
-			name := "the dispatcher"
-			if i >= 0 {
-				name = c.Members[i].Name
-			}
-			writes = append(writes, name+": "+strings.Join(maps, ", "))
+	writes := ""
+	for i, m := range e.Maps() { // those of a member follow each other
+		switch {
+		case i > 0 && m.Member == e.Maps()[i-1].Member:
+			writes += ", "
+		case m.Member < 0:
+			writes += "; the dispatcher: "
+		default:
+			writes += "; " + c.Members[m.Member].Name + ": "
 		}
+		writes += fmt.Sprintf("%s (id %d)", m.Name, m.ID)
 	}
-	if len(writes) > 0 {
-		a.warn("the programs really run, and what they write to their maps stays; they may write to %s", strings.Join(writes, "; "))
+	if writes != "" {
+		a.warn("the programs really run, and what they write to their maps stays; they may write to %s", strings.TrimPrefix(writes, "; "))
 	}
 	if why := e.Together(); why != "" && len(c.Members) > 1 {
 		a.note("the members cannot be told apart: %s", why)
@@ -214,7 +214,7 @@ func (a *app) warnExplained(ctx context.Context, t dispatcher.Target, e *dispatc
 
 // packets returns the packets of the flags: one to build, or bytes. If it returns
 // neither, the packets come from a file.
-func (f *explainFlags) packets(args []string) (*packet.Spec, packetSource, error) {
+func (f *explainFlags) packets(args []string) (*packet.Spec, *feed, error) {
 	if len(f.hex) > 0 {
 		var list [][]byte
 		for _, text := range f.hex {
@@ -224,7 +224,7 @@ func (f *explainFlags) packets(args []string) (*packet.Spec, packetSource, error
 			}
 			list = append(list, b)
 		}
-		return nil, fromBytes(list), nil
+		return nil, feedOf(list...), nil
 	}
 	for protocol, set := range f.make {
 		if *set {
@@ -273,25 +273,22 @@ func (f *explainFlags) spec(protocol packet.Protocol, args []string) (s *packet.
 	return s, nil
 }
 
-// peerMAC is the Ethernet address of the other end.
+// somebody is the Ethernet address of the other end.
 var somebody = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 
 // makePacket builds a packet as it arrives at the device, or leaves it.
 func (a *app) makePacket(t dispatcher.Target, ifindex int, s packet.Spec) ([]byte, error) {
 	own := net.HardwareAddr{2, 0, 0, 0, 0, 2}
 	if ifindex != 0 {
-		ns, err := kernel.OpenNetNS(a.netns)
+		err := kernel.InNetNS(a.netns, func() error {
+			if dev, err := net.InterfaceByIndex(ifindex); err == nil && len(dev.HardwareAddr) == 6 {
+				own = dev.HardwareAddr
+			}
+			return nil // a device without an address gets the other one
+		})
 		if err != nil {
 			return nil, err
 		}
-		defer ns.Close()
-		_ = ns.Do(func() error { // a device without an address gets the other one
-			dev, err := net.InterfaceByIndex(ifindex)
-			if err == nil && len(dev.HardwareAddr) == 6 {
-				own = dev.HardwareAddr
-			}
-			return err
-		})
 	}
 	from, to := somebody, own
 	if t.Hook == hook.TCXEgress || t.Hook == hook.CgroupSKBEgress {
@@ -306,51 +303,60 @@ func (a *app) makePacket(t dispatcher.Target, ifindex int, s packet.Spec) ([]byt
 	return packet.Build(s)
 }
 
-// A packetSource returns the next packet, and io.EOF after the last one.
-type packetSource func() (*packet.Captured, error)
+// batch is how many packets are run at once, so that the network namespace is entered
+// once for all of them.
+const batch = 64
 
-func fromBytes(list [][]byte) packetSource {
-	return func() (*packet.Captured, error) {
-		if len(list) == 0 {
-			return nil, io.EOF
-		}
-		p := &packet.Captured{Data: list[0], Length: len(list[0])}
-		list = list[1:]
-		return p, nil
+// A feed has the packets to run. They come ahead, so that Ctrl-C ends the wait for a
+// pipe without data.
+type feed struct {
+	packets chan *packet.Captured
+	err     error // why the packets ended; valid when the channel is closed
+}
+
+// feedOf has these packets.
+func feedOf(list ...[]byte) *feed {
+	f := &feed{packets: make(chan *packet.Captured, len(list))}
+	for _, data := range list {
+		f.packets <- &packet.Captured{Data: data, Length: len(data)}
 	}
+	close(f.packets)
+	return f
 }
 
 // errInterrupted: Ctrl-C came before the last packet.
 var errInterrupted = errors.New("interrupted: not all packets were run")
 
-// newCapture begins to read a file, or a pipe that may have no data yet: ctx ends the wait.
-func newCapture(ctx context.Context, name string, in io.Reader) (packetSource, error) {
-	type result struct {
-		capture *packet.Capture
-		err     error
-	}
-	begun := make(chan result, 1)
+// readAhead returns the packets of a capture, once its header has been read, and reads
+// them until ctx ends.
+func readAhead(ctx context.Context, name string, in io.Reader) (*feed, error) {
+	f := &feed{packets: make(chan *packet.Captured, batch)}
+	begun := make(chan error, 1)
 	go func() {
+		defer close(f.packets)
 		c, err := packet.NewCapture(in)
-		begun <- result{c, err}
+		begun <- captureError(name, err)
+		for err == nil {
+			var p *packet.Captured
+			if p, err = c.Next(); err != nil {
+				break
+			}
+			select {
+			case f.packets <- p:
+			case <-ctx.Done():
+				return
+			}
+		}
+		if !errors.Is(err, io.EOF) {
+			f.err = captureError(name, err)
+		}
 	}()
-	var c *packet.Capture
 	select {
 	case <-ctx.Done():
 		return nil, errInterrupted
-	case r := <-begun:
-		if r.err != nil {
-			return nil, captureError(name, r.err)
-		}
-		c = r.capture
+	case err := <-begun:
+		return f, err
 	}
-	return func() (*packet.Captured, error) {
-		p, err := c.Next()
-		if err != nil && !errors.Is(err, io.EOF) {
-			return nil, captureError(name, err)
-		}
-		return p, err
-	}, nil
 }
 
 func openCapture(name string) (io.ReadCloser, string, error) {
@@ -367,84 +373,42 @@ func openCapture(name string) (io.ReadCloser, string, error) {
 // captureError is the error for a file that is not a readable capture.
 func captureError(name string, err error) error {
 	var path *os.PathError
-	if errors.As(err, &path) {
+	if err == nil || errors.As(err, &path) {
 		return err
 	}
 	return usage("", "%s: %v", name, err)
 }
 
-// batch is how many packets are run at once, so that the network namespace is entered
-// once for all of them.
-const batch = 64
-
-// fetch reads packets ahead, and ends with ctx.
-func fetch(ctx context.Context, next packetSource) (<-chan *packet.Captured, <-chan error) {
-	packets, failed := make(chan *packet.Captured, batch), make(chan error, 1)
-	go func() {
-		defer close(packets)
-		for {
-			p, err := next()
-			if err != nil {
-				if !errors.Is(err, io.EOF) {
-					failed <- err
-				}
-				return
-			}
-			select {
-			case packets <- p:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return packets, failed
-}
-
 // explainAll runs all packets and prints the results.
-func (a *app) explainAll(ctx context.Context, e *dispatcher.Explainer, next packetSource, expected *hook.Verdict) error {
-	inner, stop := context.WithCancel(ctx)
-	defer stop()
-	packets, failed := fetch(inner, next)
+func (a *app) explainAll(ctx context.Context, e *dispatcher.Explainer, f *feed, expected *hook.Verdict) error {
 	out := a.newExplained(e, expected)
 	var err error
-	for open := true; open && err == nil; {
+	for more := true; more && err == nil; {
 		var some []*packet.Captured
 		select {
 		case <-ctx.Done():
 			err = errInterrupted
-		case p, ok := <-packets:
-			if open = ok; ok {
-				some = append(some, p)
+			continue
+		case p, ok := <-f.packets:
+			if !ok {
+				more, err = false, f.err
+				continue
 			}
+			some = append(some, p)
 		}
-		for more := open; more && len(some) < batch; {
-			select {
-			case p, ok := <-packets:
-				if more, open = ok, ok; ok {
-					some = append(some, p)
-				}
-			default:
-				more = false
-			}
+		for len(some) < batch && len(f.packets) > 0 {
+			some = append(some, <-f.packets)
 		}
 		data := make([][]byte, len(some))
 		for i, p := range some {
 			data[i] = p.Data
 		}
-		traces, runErr := e.Run(ctx, data...)
+		var traces []hook.Trace
+		traces, err = e.Run(ctx, data...)
 		for i := range traces {
-			if err = out.packet(some[i], &traces[i]); err != nil {
+			if err := out.packet(some[i], &traces[i]); err != nil {
 				return err
 			}
-		}
-		if err == nil {
-			err = runErr
-		}
-	}
-	if err == nil {
-		select {
-		case err = <-failed:
-		default:
 		}
 	}
 	return join(out.end(), err, out.judge(err))
@@ -477,24 +441,13 @@ func packets(n int) string {
 
 // sorted returns the kinds of outcomes, pass first and then by number.
 func (x *explained) sorted() []outcome {
-	list := make([]outcome, 0, len(x.outcomes))
-	for o := range x.outcomes {
-		list = append(list, o)
-	}
-	slices.SortFunc(list, func(a, b outcome) int {
-		if a.verdict == hook.Pass || b.verdict == hook.Pass {
-			if a.verdict == b.verdict {
-				return strings.Compare(a.by, b.by)
-			}
-			if a.verdict == hook.Pass {
-				return -1
-			}
+	return slices.SortedFunc(maps.Keys(x.outcomes), func(a, b outcome) int {
+		switch {
+		case a.verdict == hook.Pass:
+			return -1
+		case b.verdict == hook.Pass:
 			return 1
 		}
-		if n := x.outcomes[b] - x.outcomes[a]; n != 0 {
-			return n
-		}
-		return strings.Compare(a.by+a.verdict.String(), b.by+b.verdict.String())
+		return cmp.Or(x.outcomes[b]-x.outcomes[a], strings.Compare(a.by+a.verdict.String(), b.by+b.verdict.String()))
 	})
-	return list
 }

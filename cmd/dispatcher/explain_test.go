@@ -128,7 +128,7 @@ func TestExplainInterrupted(t *testing.T) {
 	defer w.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := newCapture(ctx, "standard input", r)
+	_, err := readAhead(ctx, "standard input", r)
 	qt.Assert(t, qt.ErrorIs(err, errInterrupted))
 	r.Close()
 }

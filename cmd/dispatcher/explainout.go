@@ -64,7 +64,7 @@ func (x *explained) packet(p *packet.Captured, t *hook.Trace) error {
 			x.firstError = fmt.Errorf("packet %d: %w", x.count, t.Err)
 		}
 	case t.Verdict == hook.Pass:
-		x.outcomes[outcome{hook.Pass, ""}]++
+		x.outcomes[outcome{verdict: hook.Pass}]++
 	default:
 		x.outcomes[outcome{t.Verdict, by}]++
 		if t.Verdict == hook.Redirect {
@@ -383,11 +383,8 @@ func (x *explained) all() jsonExplained {
 	c := describeChain(x.chain, false)
 	j := jsonExplained{
 		Version: schema, Hook: c.Hook, Target: c.Target, Ifindex: c.Ifindex, CgroupID: c.CgroupID, NetNS: c.NetNS, Style: c.Style,
-		ToldApart: x.whole == "", Members: c.Members, Packets: x.json, Unexpected: x.unexpected,
+		ToldApart: x.whole == "", Members: c.Members, Packets: append([]jsonPacket{}, x.json...), Unexpected: x.unexpected,
 		Summary: jsonSum{Packets: x.count, Truncated: x.truncated, NotRun: x.notRun, Outcomes: []jsonOutcome{}},
-	}
-	if j.Packets == nil {
-		j.Packets = []jsonPacket{}
 	}
 	if x.expected != nil {
 		j.Expected = x.expected.String()

@@ -136,24 +136,20 @@ func (r *reader) ipv6() string {
 	for !r.cut {
 		switch next {
 		case protoHopByHop, protoRouting, protoDestination:
-			e := r.take(8)
-			if e != nil {
+			if e := r.take(8); e != nil {
 				next = e[0]
 				r.take(int(e[1]) * 8)
 			}
-			continue
 		case protoFragment:
-			e := r.take(8)
-			if e == nil {
-				continue
+			if e := r.take(8); e != nil {
+				next = e[0]
+				if offset := binary.BigEndian.Uint16(e[2:]) &^ 7; offset != 0 {
+					return fmt.Sprintf("IPv6 %s > %s %s fragment at %d", from, to, protocolName(next), offset)
+				}
 			}
-			next = e[0]
-			if offset := binary.BigEndian.Uint16(e[2:]) &^ 7; offset != 0 {
-				return fmt.Sprintf("IPv6 %s > %s %s fragment at %d", from, to, protocolName(next), offset)
-			}
-			continue
+		default:
+			return "IPv6 " + r.transport(from, to, next)
 		}
-		break
 	}
 	return "IPv6 " + r.transport(from, to, next)
 }
@@ -172,19 +168,15 @@ var flags = []string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"}
 func (r *reader) transport(from, to netip.Addr, protocol byte) string {
 	name := protocolName(protocol)
 	plain := fmt.Sprintf("%s > %s %s", from, to, name)
-	if r.cut {
-		return plain
-	}
 	size := map[byte]int{protoUDP: 8, protoTCP: 20, protoSCTP: 12, protoICMP: 8, protoICMPv6: 4}[protocol]
-	if size == 0 {
+	if r.cut || size == 0 {
 		return plain
 	}
 	h := r.take(size)
 	if h == nil {
 		return plain
 	}
-	switch protocol {
-	case protoICMP, protoICMPv6:
+	if protocol == protoICMP || protocol == protoICMPv6 {
 		what := map[[2]byte]string{
 			{protoICMP, 0}: "echo reply", {protoICMP, 3}: "unreachable", {protoICMP, 8}: "echo request", {protoICMP, 11}: "time exceeded",
 			{protoICMPv6, 1}: "unreachable", {protoICMPv6, 2}: "packet too big", {protoICMPv6, 3}: "time exceeded", {protoICMPv6, 128}: "echo request", {protoICMPv6, 129}: "echo reply",
