@@ -1,17 +1,14 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -412,42 +409,4 @@ func (a *app) explainAll(ctx context.Context, e *dispatcher.Explainer, f *feed, 
 		}
 	}
 	return join(out.end(), err, out.judge(err))
-}
-
-// errUnexpected is explain's error when a packet got another verdict.
-var errUnexpected = errors.New("another verdict than expected")
-
-// judge returns the error for results that are not as expected. After another error
-// it does not complain about a missing packet.
-func (x *explained) judge(other error) error {
-	switch {
-	case x.notRun > 0:
-		return fmt.Errorf("%d of %s could not be run: %s", x.notRun, packets(x.count), why(x.firstError))
-	case x.expected == nil:
-	case x.count == 0 && other == nil:
-		return hook.Because(errUnexpected, "expected %v, but there was no packet", x.expected)
-	case x.unexpected > 0:
-		return hook.Because(errUnexpected, "expected %v, but %d of %s got another verdict", x.expected, x.unexpected, packets(x.count))
-	}
-	return nil
-}
-
-func packets(n int) string {
-	if n == 1 {
-		return "1 packet"
-	}
-	return fmt.Sprintf("%d packets", n)
-}
-
-// sorted returns the kinds of outcomes, pass first and then by number.
-func (x *explained) sorted() []outcome {
-	return slices.SortedFunc(maps.Keys(x.outcomes), func(a, b outcome) int {
-		switch {
-		case a.verdict == hook.Pass:
-			return -1
-		case b.verdict == hook.Pass:
-			return 1
-		}
-		return cmp.Or(x.outcomes[b]-x.outcomes[a], strings.Compare(a.by+a.verdict.String(), b.by+b.verdict.String()))
-	})
 }

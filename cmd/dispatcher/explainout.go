@@ -1,9 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -276,121 +280,40 @@ func (x *explained) sum() string {
 	return packets(x.count) + ": " + strings.Join(parts, ", ")
 }
 
-// The JSON of explain is a contract, like the JSON of a chain.
-type jsonExplained struct {
-	Version    int          `json:"version"`
-	Hook       string       `json:"hook"`
-	Target     string       `json:"target"`
-	Ifindex    int          `json:"ifindex"`
-	CgroupID   uint64       `json:"cgroup_id,omitempty"`
-	NetNS      jsonNetNS    `json:"netns"`
-	Style      string       `json:"style,omitempty"`
-	ToldApart  bool         `json:"told_apart"`
-	Members    []jsonMember `json:"members"`
-	Packets    []jsonPacket `json:"packets"`
-	Summary    jsonSum      `json:"summary"`
-	Expected   string       `json:"expected,omitempty"`
-	Unexpected int          `json:"unexpected"`
-}
+// errUnexpected is explain's error when a packet got another verdict.
+var errUnexpected = errors.New("another verdict than expected")
 
-type jsonPacket struct {
-	Number  int        `json:"number"`
-	Length  int        `json:"length"`
-	Text    string     `json:"text"`
-	Data    string     `json:"data"`
-	Verdict string     `json:"verdict,omitempty"`
-	By      string     `json:"by,omitempty"`
-	Error   string     `json:"error,omitempty"`
-	Steps   []jsonStep `json:"steps"`
-}
-
-type jsonStep struct {
-	Member   string      `json:"member"`
-	Program  uint32      `json:"program_id,omitempty"`
-	Outcome  string      `json:"outcome"`
-	Returned *int32      `json:"returned,omitempty"`
-	Says     string      `json:"says,omitempty"`
-	GoesOn   bool        `json:"goes_on"`
-	Change   *jsonChange `json:"change,omitempty"`
-}
-
-type jsonChange struct {
-	Head     int        `json:"head"`
-	Tail     int        `json:"tail"`
-	Meta     int        `json:"metadata"`
-	Mark     *uint32    `json:"mark,omitempty"`
-	Priority *uint32    `json:"priority,omitempty"`
-	Edits    []jsonEdit `json:"edits"`
-	Text     string     `json:"text"`
-	Data     string     `json:"data"`
-}
-
-type jsonEdit struct {
-	Offset int    `json:"offset"`
-	Before string `json:"before"`
-	After  string `json:"after"`
-}
-
-type jsonSum struct {
-	Packets   int           `json:"packets"`
-	Truncated int           `json:"truncated"`
-	NotRun    int           `json:"not_run"`
-	Outcomes  []jsonOutcome `json:"outcomes"`
-}
-
-type jsonOutcome struct {
-	Verdict string `json:"verdict"`
-	By      string `json:"by,omitempty"`
-	Packets int    `json:"packets"`
-}
-
-func (x *explained) asJSON(p *packet.Captured, t *hook.Trace, by string) jsonPacket {
-	j := jsonPacket{Number: x.count, Length: p.Length, Text: packet.Describe(p.Data), Data: hex.EncodeToString(p.Data), Steps: []jsonStep{}}
-	if t.Err != nil {
-		j.Error = why(t.Err)
-	} else {
-		j.Verdict, j.By = t.Verdict.String(), by
+// judge returns the error for results that are not as expected. After another error
+// it does not complain about a missing packet.
+func (x *explained) judge(other error) error {
+	switch {
+	case x.notRun > 0:
+		return fmt.Errorf("%d of %s could not be run: %s", x.notRun, packets(x.count), why(x.firstError))
+	case x.expected == nil:
+	case x.count == 0 && other == nil:
+		return hook.Because(errUnexpected, "expected %v, but there was no packet", x.expected)
+	case x.unexpected > 0:
+		return hook.Because(errUnexpected, "expected %v, but %d of %s got another verdict", x.expected, x.unexpected, packets(x.count))
 	}
-	for i := range t.Steps {
-		s := &t.Steps[i]
-		js := jsonStep{Member: x.name(s), Outcome: string(s.Outcome), Says: s.Says, GoesOn: s.GoesOn}
-		if s.Member >= 0 {
-			js.Program = x.chain.Members[s.Member].Program.ID
-		} else {
-			js.Member, js.Program = "", x.chain.DispatcherID
+	return nil
+}
+
+func packets(n int) string {
+	if n == 1 {
+		return "1 packet"
+	}
+	return fmt.Sprintf("%d packets", n)
+}
+
+// sorted returns the kinds of outcomes, pass first and then by number.
+func (x *explained) sorted() []outcome {
+	return slices.SortedFunc(maps.Keys(x.outcomes), func(a, b outcome) int {
+		switch {
+		case a.verdict == hook.Pass:
+			return -1
+		case b.verdict == hook.Pass:
+			return 1
 		}
-		if s.Outcome == hook.OutcomeRan {
-			returned := int32(s.Returned)
-			js.Returned = &returned
-			if c := &s.Change; !c.IsZero() {
-				jc := &jsonChange{
-					Head: c.Head, Tail: c.Tail, Meta: c.Meta, Mark: c.Mark, Priority: c.Priority,
-					Edits: []jsonEdit{}, Text: packet.Describe(s.Packet), Data: hex.EncodeToString(s.Packet),
-				}
-				for _, e := range c.Edits {
-					jc.Edits = append(jc.Edits, jsonEdit{e.Offset, hex.EncodeToString(e.Before), hex.EncodeToString(e.After)})
-				}
-				js.Change = jc
-			}
-		}
-		j.Steps = append(j.Steps, js)
-	}
-	return j
-}
-
-// all returns the whole object.
-func (x *explained) all() jsonExplained {
-	c := describeChain(x.chain, false)
-	j := jsonExplained{
-		Version: schema, Hook: c.Hook, Target: c.Target, Ifindex: c.Ifindex, CgroupID: c.CgroupID, NetNS: c.NetNS, Style: c.Style,
-		ToldApart: x.whole == "", Members: c.Members, Packets: append([]jsonPacket{}, x.json...), Unexpected: x.unexpected,
-		Summary: jsonSum{Packets: x.count, Truncated: x.truncated, NotRun: x.notRun, Outcomes: []jsonOutcome{}},
-	}
-	if x.expected != nil {
-		j.Expected = x.expected.String()
-	}
-	for _, o := range x.sorted() {
-		j.Summary.Outcomes = append(j.Summary.Outcomes, jsonOutcome{o.verdict.String(), o.by, x.outcomes[o]})
-	}
-	return j
+		return cmp.Or(x.outcomes[b]-x.outcomes[a], strings.Compare(a.by+a.verdict.String(), b.by+b.verdict.String()))
+	})
 }

@@ -50,18 +50,13 @@ func manPage(root *cobra.Command) string {
 
 	r.macro("SH", "EXIT STATUS")
 	for _, s := range statuses {
-		r.macro("TP")
-		r.macro("B", fmt.Sprint(s.status))
-		r.text(s.meaning)
+		r.item(fmt.Sprint(s.status), s.meaning)
 	}
 	r.macro("SH", "ENVIRONMENT")
-	r.macro("TP")
-	r.macro("B", "NO_COLOR")
-	r.text("When it is set, the output has colour only with --color always.")
+	r.item("NO_COLOR", "When it is set, the output has colour only with --color always.")
 	r.macro("SH", "FILES")
-	r.macro("TP")
-	r.macro("B", defaultBPFFS+"/libdispatcher/")
-	r.text("The pins of chains and members. Removing a pin removes the member, unless a process holds it.")
+	r.item(defaultBPFFS+"/libdispatcher/",
+		"The pins of chains and members. Removing a pin removes the member, unless a process holds it.")
 	r.macro("SH", "EXAMPLES")
 	r.literal(root.Example)
 	r.macro("SH", "SEE ALSO")
@@ -107,10 +102,15 @@ func (r *roff) flags(flags *pflag.FlagSet) {
 			name = "-" + f.Shorthand + ", " + name
 		}
 		value, text := pflag.UnquoteUsage(f)
-		r.macro("TP")
-		r.macro("B", strings.TrimSpace(name+" "+value))
-		r.text(text)
+		r.item(strings.TrimSpace(name+" "+value), text)
 	})
+}
+
+// item writes an entry of a list.
+func (r *roff) item(name, text string) {
+	r.macro("TP")
+	r.macro("B", name)
+	r.text(text)
 }
 
 // macro writes a request with its arguments.
