@@ -1,6 +1,10 @@
 package dispatch
 
-import "github.com/libdispatcher/dispatcher/hook"
+import (
+	"slices"
+
+	"github.com/libdispatcher/dispatcher/hook"
+)
 
 // An Entry is a program on a hook, as far as the order is concerned.
 type Entry struct {
@@ -92,4 +96,28 @@ func Stays(entries []Entry, i, priority int) bool {
 		}
 	}
 	return true
+}
+
+// Rising returns the indices of a longest part of the numbers, in their order, in which
+// none is lower than the one before it.
+func Rising(numbers []int) []int {
+	length, before := make([]int, len(numbers)), make([]int, len(numbers))
+	last := -1
+	for i, n := range numbers {
+		length[i], before[i] = 1, -1
+		for j := range i {
+			if numbers[j] <= n && length[j] >= length[i] {
+				length[i], before[i] = length[j]+1, j
+			}
+		}
+		if last < 0 || length[i] > length[last] {
+			last = i
+		}
+	}
+	var row []int
+	for i := last; i >= 0; i = before[i] {
+		row = append(row, i)
+	}
+	slices.Reverse(row)
+	return row
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
@@ -208,7 +209,7 @@ const maxTailCalls = 33
 // makes tail calls too. How many tail calls that member makes is not known.
 func (e *exam) tailCalls(c *hook.Chain) {
 	greedy := slices.IndexFunc(c.Members, func(m hook.Member) bool { return m.TailCalls })
-	if greedy < 0 || greedy == len(c.Members)-1 || before(kernelRelease(), 6, 2) {
+	if greedy < 0 || greedy == len(c.Members)-1 || !kernel.Since(6, 2) {
 		return
 	}
 	var after []string
@@ -260,21 +261,12 @@ func (e *exam) order(c *hook.Chain) {
 // strays returns the fewest members that must be moved to put all in order: the members
 // outside the longest subsequence of priorities that do not fall.
 func strays(members []*hook.Member) []*hook.Member {
-	length, before := make([]int, len(members)), make([]int, len(members))
-	last := -1
+	priorities := make([]int, len(members))
 	for i, m := range members {
-		length[i], before[i] = 1, -1
-		for j := range i {
-			if members[j].Priority <= m.Priority && length[j]+1 > length[i] {
-				length[i], before[i] = length[j]+1, j
-			}
-		}
-		if last < 0 || length[i] > length[last] {
-			last = i
-		}
+		priorities[i] = m.Priority
 	}
 	stray := slices.Clone(members)
-	for i := last; i >= 0; i = before[i] {
+	for _, i := range dispatch.Rising(priorities) {
 		stray[i] = nil
 	}
 	return slices.DeleteFunc(stray, func(m *hook.Member) bool { return m == nil })

@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"time"
@@ -91,6 +92,11 @@ func (e *exam) add(f hook.Finding) {
 	if !slices.Contains(e.found, f) {
 		e.found = append(e.found, f)
 	}
+}
+
+// drift adds a finding about the pins. An empty mend means that no command mends it.
+func (e *exam) drift(check, mend, format string, args ...any) {
+	e.add(hook.Finding{Check: check, Level: hook.LevelDrift, Mend: mend, Text: fmt.Sprintf(format, args...)})
 }
 
 func lookAtState(ctx context.Context, bpffs string) ([]hook.Finding, error) {

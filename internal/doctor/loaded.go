@@ -63,7 +63,7 @@ func (e *exam) unlisted() {
 	}
 	all, err := kernel.NetNamespaces()
 	if err != nil {
-		e.add(hook.Finding{Check: "unreadable", Level: hook.LevelDrift, Text: oneLine(err)})
+		e.drift("unreadable", "", "%s", oneLine(err))
 		return
 	}
 	for _, ns := range all {

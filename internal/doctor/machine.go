@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,16 +29,47 @@ func readFile(path string) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
+// look does the checks of the machine.
 func (m machine) look(ctx context.Context) []hook.Finding {
-	found := m.capabilities()
-	found = append(found, release(kernelRelease())...)
-	found = append(found, m.features(ctx)...)
-	for _, check := range []func() []hook.Finding{
-		m.jit, m.unprivileged, m.memlock, m.bpffsMount, m.otherMounts, cgroups, m.lockdown, m.modules, m.seccomp, namespaces,
+	var found []hook.Finding
+	for _, c := range []struct {
+		name, good string // good is the text for when it finds nothing
+		look       func() []hook.Finding
+	}{
+		{"capabilities", "all are there", m.capabilities},
+		{"kernel", "Linux " + kernel.Release(), release},
+		{"features", "none was tried", func() []hook.Finding { return m.features(ctx) }},
+		{"jit", "on", m.jit},
+		{"unprivileged-bpf", "off", m.unprivileged},
+		{"memlock", "BPF memory does not count towards RLIMIT_MEMLOCK", memlock},
+		{"bpffs", "mounted at " + m.bpffs, m.bpffsMount},
+		{"other-bpffs", "no other one has pins of members", m.otherMounts},
+		{"cgroups", "mounted", cgroups},
+		{"lockdown", "cannot be told: /sys/kernel/security is not mounted, or the kernel has no lockdown", m.lockdown},
+		{"lsm", "none", m.modules},
+		{"seccomp", "no filter", m.seccomp},
+		{"namespaces", "none that hides anything", namespaces},
 	} {
-		found = append(found, check()...)
+		of := c.look()
+		if len(of) == 0 {
+			of = ok(c.good)
+		}
+		for _, f := range of {
+			f.Check = cmp.Or(f.Check, c.name)
+			found = append(found, f)
+		}
 	}
 	return found
+}
+
+func ok(text string) []hook.Finding { return []hook.Finding{{Level: hook.LevelOK, Text: text}} }
+
+func note(mend, text string) []hook.Finding {
+	return []hook.Finding{{Level: hook.LevelNote, Mend: mend, Text: text}}
+}
+
+func broken(mend, text string) []hook.Finding {
+	return []hook.Finding{{Level: hook.LevelBroken, Mend: mend, Text: text}}
 }
 
 // needed are the features that every chain needs. Each other feature is for one hook,
@@ -48,7 +80,7 @@ var needed = map[string]bool{"xdp": true, "slots": true, "description": true, "x
 func (m machine) features(ctx context.Context) []hook.Finding {
 	list, err := features.Probe(ctx, target.Target{BPFFS: m.bpffs})
 	if err != nil {
-		return []hook.Finding{{Check: "features", Level: hook.LevelNote, Text: "not tried: " + oneLine(err)}}
+		return note("", "not tried: "+oneLine(err))
 	}
 	var found []hook.Finding
 	var refused []string
@@ -57,14 +89,11 @@ func (m machine) features(ctx context.Context) []hook.Finding {
 			continue // has its own check
 		}
 		finding := hook.Finding{Check: "feature-" + f.Name, Level: hook.LevelOK, Text: "works"}
-		switch {
-		case f.Supported:
-		case needed[f.Name]:
-			finding.Level = hook.LevelBroken
-		default:
-			finding.Level = hook.LevelNote
-		}
 		if !f.Supported {
+			finding.Level = hook.LevelNote
+			if needed[f.Name] {
+				finding.Level = hook.LevelBroken
+			}
 			finding.Text = fmt.Sprintf("does not work: %s (needs %s)", f.Detail, f.Needs)
 		}
 		if strings.Contains(f.Detail, unix.EPERM.Error()) {
@@ -81,58 +110,29 @@ func (m machine) features(ctx context.Context) []hook.Finding {
 	return found
 }
 
-func kernelRelease() string {
-	var uts unix.Utsname
-	if unix.Uname(&uts) != nil {
-		return ""
+func release() []hook.Finding {
+	if kernel.Since(5, 10) {
+		return nil
 	}
-	return unix.ByteSliceToString(uts.Release[:])
-}
-
-// before tells whether a kernel is older than that version. It is false for a release
-// that cannot be parsed.
-func before(release string, major, minor int) bool {
-	var x, y int
-	if n, _ := fmt.Sscanf(release, "%d.%d", &x, &y); n != 2 {
-		return false
-	}
-	return x < major || x == major && y < minor
-}
-
-func release(version string) []hook.Finding {
-	f := hook.Finding{Check: "kernel", Level: hook.LevelOK, Text: "Linux " + version}
-	if before(version, 5, 10) {
-		f.Level = hook.LevelBroken
-		f.Text += ": 5.10 is the oldest that chains work on"
-	}
-	return []hook.Finding{f}
+	return broken("", "Linux "+kernel.Release()+": 5.10 is the oldest that chains work on")
 }
 
 // capabilities looks for missing capabilities, the most common reason for a refusal.
 func (m machine) capabilities() []hook.Finding {
 	var found []hook.Finding
-	if missing := kernel.MissingCapabilities(); len(missing) > 0 {
-		f := hook.Finding{Check: "capabilities", Level: hook.LevelBroken, Text: "missing:"}
-		for i, name := range missing {
-			if i > 0 {
-				f.Text += ";"
-			}
-			f.Text += " " + name + ", without which " + forbids[name]
-		}
+	var missing []string
+	for _, name := range kernel.MissingCapabilities() {
+		missing = append(missing, name+", without which "+forbids[name])
+	}
+	if len(missing) > 0 {
+		mend := ""
 		if os.Geteuid() != 0 {
-			f.Mend = "sudo " + kernel.Command("", m.bpffs, "doctor")
+			mend = "sudo " + kernel.Command("", m.bpffs, "doctor")
 		}
-		found = append(found, f)
+		found = broken(mend, "missing: "+strings.Join(missing, "; "))
 	}
-	status, _ := m.status()
-	if effective, ok := status["CapEff"]; ok && !has(effective, unix.CAP_SYS_PTRACE) {
-		found = append(found, hook.Finding{
-			Check: "capabilities", Level: hook.LevelNote,
-			Text: "missing: CAP_SYS_PTRACE, without which network namespaces that have no name are not found",
-		})
-	}
-	if len(found) == 0 {
-		found = append(found, hook.Finding{Check: "capabilities", Level: hook.LevelOK, Text: "all are there"})
+	if !kernel.HasCapability(unix.CAP_SYS_PTRACE) {
+		found = append(found, note("", "missing: CAP_SYS_PTRACE, without which network namespaces that have no name are not found")...)
 	}
 	return found
 }
@@ -142,52 +142,26 @@ var forbids = map[string]string{
 	"CAP_SYS_ADMIN": "chains and links cannot be found, and network namespaces not be entered",
 }
 
-func has(hex string, bit int) bool {
-	var set uint64
-	_, err := fmt.Sscanf(hex, "%x", &set)
-	return err == nil && set&(1<<bit) != 0
-}
-
-// status returns the fields of /proc/thread-self/status.
-func (m machine) status() (map[string]string, error) {
-	text, err := m.read("/proc/thread-self/status")
-	fields := map[string]string{}
-	for line := range strings.Lines(text) {
-		if name, value, ok := strings.Cut(line, ":"); ok {
-			fields[name] = strings.TrimSpace(value)
-		}
-	}
-	return fields, err
-}
-
 // jit looks at how programs are compiled. The settings are visible only in the initial
 // network namespace.
 func (m machine) jit() []hook.Finding {
 	enable, err := m.read("/proc/sys/net/core/bpf_jit_enable")
 	if err != nil {
-		return []hook.Finding{{Check: "jit", Level: hook.LevelOK, Text: "not to be seen here; feature-slots tells whether it is on"}}
+		return ok("not to be seen here; feature-slots tells whether it is on")
 	}
+	const mend = "sysctl -w net.core.bpf_jit_enable=1"
 	if enable == "0" {
-		return []hook.Finding{{
-			Check: "jit", Level: hook.LevelBroken, Mend: "sysctl -w net.core.bpf_jit_enable=1",
-			Text: "the BPF JIT is off: a chain cannot call its members without it",
-		}}
+		return broken(mend, "the BPF JIT is off: a chain cannot call its members without it")
 	}
 	var found []hook.Finding
 	if enable == "2" {
-		found = append(found, hook.Finding{
-			Check: "jit", Level: hook.LevelNote, Mend: "sysctl -w net.core.bpf_jit_enable=1",
-			Text: "the BPF JIT writes all code to the kernel's log (net.core.bpf_jit_enable is 2)",
-		})
+		found = note(mend, "the BPF JIT writes all code to the kernel's log (net.core.bpf_jit_enable is 2)")
 	}
-	if harden, err := m.read("/proc/sys/net/core/bpf_jit_harden"); err == nil && harden == "2" {
-		found = append(found, hook.Finding{Check: "jit", Level: hook.LevelNote, Text: "constants are blinded for root, too, which makes programs slower (net.core.bpf_jit_harden is 2)"})
+	if harden, _ := m.read("/proc/sys/net/core/bpf_jit_harden"); harden == "2" {
+		found = append(found, note("", "constants are blinded for root, too, which makes programs slower (net.core.bpf_jit_harden is 2)")...)
 	}
-	if names, err := m.read("/proc/sys/net/core/bpf_jit_kallsyms"); err == nil && names == "0" {
-		found = append(found, hook.Finding{Check: "jit", Level: hook.LevelNote, Text: "profilers see no names of BPF programs (net.core.bpf_jit_kallsyms is 0)"})
-	}
-	if len(found) == 0 {
-		found = append(found, hook.Finding{Check: "jit", Level: hook.LevelOK, Text: "on"})
+	if names, _ := m.read("/proc/sys/net/core/bpf_jit_kallsyms"); names == "0" {
+		found = append(found, note("", "profilers see no names of BPF programs (net.core.bpf_jit_kallsyms is 0)")...)
 	}
 	return found
 }
@@ -196,14 +170,11 @@ func (m machine) unprivileged() []hook.Finding {
 	value, err := m.read("/proc/sys/kernel/unprivileged_bpf_disabled")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return []hook.Finding{{Check: "unprivileged-bpf", Level: hook.LevelOK, Text: "not known to this kernel"}}
+		return ok("not known to this kernel")
 	case err != nil:
-		return []hook.Finding{{Check: "unprivileged-bpf", Level: hook.LevelOK, Text: "cannot be told: " + oneLine(err)}}
+		return ok("cannot be told: " + oneLine(err))
 	case value == "0":
-		return []hook.Finding{{
-			Check: "unprivileged-bpf", Level: hook.LevelNote, Mend: "sysctl -w kernel.unprivileged_bpf_disabled=2",
-			Text: "every user may load BPF programs; nothing here needs that",
-		}}
+		return note("sysctl -w kernel.unprivileged_bpf_disabled=2", "every user may load BPF programs; nothing here needs that")
 	}
-	return []hook.Finding{{Check: "unprivileged-bpf", Level: hook.LevelOK, Text: "off"}}
+	return nil
 }

@@ -17,23 +17,20 @@ import (
 
 // bpffsMount checks that the bpffs for pins is mounted, and its mode.
 func (m machine) bpffsMount() []hook.Finding {
-	f := hook.Finding{Check: "bpffs", Level: hook.LevelOK, Text: "mounted at " + m.bpffs}
 	var st unix.Stat_t
 	switch err := unix.Stat(m.bpffs, &st); {
 	case err != nil:
-		f.Level = hook.LevelNote
+		mend := ""
 		if errors.Is(err, fs.ErrNotExist) {
-			f.Mend = kernel.MountCommand(m.bpffs)
+			mend = kernel.MountCommand(m.bpffs)
 		}
-		f.Text = fmt.Sprintf("%s: %v; members cannot outlive their process, and there is no lock", m.bpffs, err)
+		return note(mend, fmt.Sprintf("%s: %v; members cannot outlive their process, and there is no lock", m.bpffs, err))
 	case !kernel.IsBPFFS(m.bpffs):
-		f.Level, f.Mend = hook.LevelNote, kernel.MountCommand(m.bpffs)
-		f.Text = fmt.Sprintf("none is mounted at %s: members cannot outlive their process, and there is no lock", m.bpffs)
+		return note(kernel.MountCommand(m.bpffs), fmt.Sprintf("none is mounted at %s: members cannot outlive their process, and there is no lock", m.bpffs))
 	case st.Mode&0o002 != 0:
-		f.Level, f.Mend = hook.LevelNote, kernel.Shell("chmod", "0700", m.bpffs)
-		f.Text = fmt.Sprintf("everybody may make pins in %s: its mode is %04o", m.bpffs, st.Mode&0o7777)
+		return note(kernel.Shell("chmod", "0700", m.bpffs), fmt.Sprintf("everybody may make pins in %s: its mode is %04o", m.bpffs, st.Mode&0o7777))
 	}
-	return []hook.Finding{f}
+	return nil
 }
 
 // otherMounts looks for pins in other bpffs than the requested one.
@@ -42,51 +39,32 @@ func (m machine) otherMounts() []hook.Finding {
 	var own unix.Stat_t
 	_ = unix.Stat(m.bpffs, &own)
 	seen := map[uint64]bool{own.Dev: true}
-	for _, point := range m.mounts("bpf") {
+	text, _ := m.read("/proc/thread-self/mountinfo")
+	for _, mount := range procfs.ParseMounts(text) {
 		var st unix.Stat_t
-		if unix.Stat(point, &st) != nil || seen[st.Dev] || !kernel.IsBPFFS(point) {
+		if mount.Type != "bpf" || unix.Stat(mount.Point, &st) != nil || seen[st.Dev] {
 			continue
 		}
 		seen[st.Dev] = true
-		pins, err := state.OpenPins(point)
+		pins, err := state.OpenPins(mount.Point)
 		if err != nil {
-			continue
+			continue // another file system is mounted over it
 		}
 		if entries, err := os.ReadDir(pins.Path("")); err == nil && len(entries) > 0 {
-			found = append(found, hook.Finding{
-				Check: "other-bpffs", Level: hook.LevelNote, Mend: kernel.Command("", point, "doctor"),
-				Text: fmt.Sprintf("members are pinned in another bpffs, which was not looked at: %s", filepath.Clean(point)),
-			})
+			found = append(found, note(kernel.Command("", mount.Point, "doctor"),
+				"members are pinned in another bpffs, which was not looked at: "+filepath.Clean(mount.Point))...)
 		}
-	}
-	if len(found) == 0 {
-		found = append(found, hook.Finding{Check: "other-bpffs", Level: hook.LevelOK, Text: "no other one has pins of members"})
 	}
 	return found
 }
 
-// mounts returns where file systems of a type are mounted.
-func (m machine) mounts(fsType string) []string {
-	text, _ := m.read("/proc/thread-self/mountinfo")
-	var points []string
-	for _, mount := range procfs.ParseMounts(text) {
-		if mount.Type == fsType {
-			points = append(points, mount.Point)
-		}
-	}
-	return points
-}
-
 func cgroups() []hook.Finding {
 	root, err := kernel.CgroupRoot()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return []hook.Finding{{Check: "cgroups", Level: hook.LevelNote, Text: oneLine(err)}}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return note("mount -t cgroup2 cgroup2 /sys/fs/cgroup", "cgroup v2 is not mounted: nothing can be attached to cgroups")
+	case err != nil:
+		return note("", oneLine(err))
 	}
-	if err != nil {
-		return []hook.Finding{{
-			Check: "cgroups", Level: hook.LevelNote, Mend: "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
-			Text: "cgroup v2 is not mounted: nothing can be attached to cgroups",
-		}}
-	}
-	return []hook.Finding{{Check: "cgroups", Level: hook.LevelOK, Text: "mounted at " + root}}
+	return ok("mounted at " + root)
 }

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -39,10 +38,7 @@ func (e *exam) lookAtPins() {
 		name := entry.Name()
 		switch {
 		case strings.HasPrefix(name, "tmp_"):
-			e.add(hook.Finding{
-				Check: "leftover", Level: hook.LevelDrift, Mend: e.recover(),
-				Text: fmt.Sprintf("%s was left by a process that died while it pinned or unpinned; what is in it is still held", e.pins.Path(name)),
-			})
+			e.drift("leftover", e.recover(), "%s was left by a process that died while it pinned or unpinned; what is in it is still held", e.pins.Path(name))
 		case strings.HasPrefix(name, "move_"):
 			e.move(name)
 		case strings.HasPrefix(name, "xdp_"):
@@ -60,7 +56,7 @@ func (e *exam) lookAtPins() {
 func (e *exam) members(folder string) ([]string, bool) {
 	members, err := e.pins.Members(folder)
 	if err != nil {
-		e.add(hook.Finding{Check: "unreadable", Level: hook.LevelDrift, Text: oneLine(err)})
+		e.drift("unreadable", "", "%s", oneLine(err))
 	}
 	return members, err == nil
 }
@@ -93,22 +89,19 @@ func (e *exam) runs(id uint32) bool {
 		return false
 	}
 	defer prog.Close()
-	info, err := prog.Info()
-	return err == nil && !slices.Contains([]string{dispatch.StandInFirst, dispatch.StandInSecond, dispatch.StandInAway}, info.Name)
+	return !dispatch.IsStandIn(kernel.Describe(prog).Name)
 }
 
 // chainFolder compares the pins of a chain with the chain.
 func (e *exam) chainFolder(folder string) {
 	linkID, chainID := state.ParseChainFolder(folder)
 	path := e.pins.Path(folder)
-	orphan := func(why string) {
-		e.add(hook.Finding{Check: "orphan", Level: hook.LevelDrift, Mend: e.recover(), Text: fmt.Sprintf("%s: %s", path, why)})
-	}
+	orphan := func(why string) { e.drift("orphan", e.recover(), "%s: %s", path, why) }
 	if e.pins.HasRoot(folder) {
 		id, err := pinnedLink(e.pins.RootPath(folder))
 		switch {
 		case err != nil:
-			e.add(hook.Finding{Check: "unreadable", Level: hook.LevelDrift, Text: fmt.Sprintf("%s: %s", e.pins.RootPath(folder), oneLine(err))})
+			e.drift("unreadable", "", "%s: %s", e.pins.RootPath(folder), oneLine(err))
 		case id != linkID:
 			orphan(fmt.Sprintf("it is of link %d, and its name says otherwise", id))
 		default:
@@ -120,10 +113,7 @@ func (e *exam) chainFolder(folder string) {
 	case linkID != 0 && e.links[linkID].ID == 0:
 		orphan("the chain is gone, its link does not exist any more")
 	case linkID != 0:
-		e.add(hook.Finding{
-			Check: "incomplete", Level: hook.LevelDrift,
-			Text: fmt.Sprintf("%s was removed: the chain is gone as soon as no process has it open; attaching a persistent member pins it again", e.pins.RootPath(folder)),
-		})
+		e.drift("incomplete", "", "%s was removed: the chain is gone as soon as no process has it open; attaching a persistent member pins it again", e.pins.RootPath(folder))
 	case chainID != 0 && !e.isLoaded(chainID) && len(e.later) == 0:
 		orphan("the chain is gone, no dispatcher is loaded for it")
 	}
@@ -163,14 +153,11 @@ func (e *exam) linkFolder(folder string) {
 		return
 	}
 	rec := e.records[li.ID]
-	orphan := hook.Finding{Check: "orphan", Level: hook.LevelDrift, Mend: e.recover()}
 	switch {
 	case li.ID == 0:
-		orphan.Text = fmt.Sprintf("%s: the link does not exist any more", e.pins.Path(folder))
-		e.add(orphan)
+		e.drift("orphan", e.recover(), "%s: the link does not exist any more", e.pins.Path(folder))
 	case li.Gone() && rec != nil && e.links[rec.MovedTo].ID != 0:
-		orphan.Text = fmt.Sprintf("%s: link %d has taken its place", e.pins.Path(folder), rec.MovedTo)
-		e.add(orphan)
+		e.drift("orphan", e.recover(), "%s: link %d has taken its place", e.pins.Path(folder), rec.MovedTo)
 	case li.Gone() && li.Type == link.CgroupType:
 		e.defunct(folder, "cgroup", members)
 	case li.Gone():
@@ -187,11 +174,8 @@ func (e *exam) linkFolder(folder string) {
 // defunct reports the pins of a link that is attached to nothing. The kernel does not
 // tell whether the target is gone or the link was detached.
 func (e *exam) defunct(folder, what string, members []string) {
-	e.add(hook.Finding{
-		Check: "defunct", Level: hook.LevelDrift, Mend: e.recover(),
-		Text: fmt.Sprintf("%s: the %s is gone, or the link was detached; the pins are left, of %s; with --reattach they are attached again where it is back",
-			e.pins.Path(folder), what, list(members)),
-	})
+	e.drift("defunct", e.recover(), "%s: the %s is gone, or the link was detached; the pins are left, of %s; with --reattach they are attached again where it is back",
+		e.pins.Path(folder), what, list(members))
 }
 
 // halfMember reports a member of which only the pins of its maps are left.
@@ -216,16 +200,10 @@ func (e *exam) access(dir string) {
 			mode = "0700"
 		}
 		if st.Uid != 0 {
-			e.add(hook.Finding{
-				Check: "access", Level: hook.LevelDrift, Mend: kernel.Shell("chown", "root:root", path),
-				Text: fmt.Sprintf("%s belongs to user %d", path, st.Uid),
-			})
+			e.drift("access", kernel.Shell("chown", "root:root", path), "%s belongs to user %d", path, st.Uid)
 		}
 		if st.Mode&0o077 != 0 {
-			e.add(hook.Finding{
-				Check: "access", Level: hook.LevelDrift, Mend: kernel.Shell("chmod", mode, path),
-				Text: fmt.Sprintf("%s is open to others: its mode is %04o", path, st.Mode&0o7777),
-			})
+			e.drift("access", kernel.Shell("chmod", mode, path), "%s is open to others: its mode is %04o", path, st.Mode&0o7777)
 		}
 		return nil
 	})
@@ -238,11 +216,11 @@ func pinnedLink(path string) (uint32, error) {
 		return 0, err
 	}
 	defer l.Close()
-	info, err := l.Info()
+	info, err := kernel.LinkInfoOf(l)
 	if err != nil {
 		return 0, err
 	}
-	return uint32(info.ID), nil
+	return info.ID, nil
 }
 
 // list returns names in words.

@@ -67,10 +67,7 @@ func (e *exam) names() {
 		})
 	}
 	if len(unknown) > 0 {
-		e.add(hook.Finding{
-			Check: "registry", Level: hook.LevelDrift,
-			Text: fmt.Sprintf("%s: the records of these links are damaged, or of a later version: %s", e.pins.RegistryPath(), strings.Join(unknown, ", ")),
-		})
+		e.drift("registry", "", "%s: the records of these links are damaged, or of a later version: %s", e.pins.RegistryPath(), strings.Join(unknown, ", "))
 	}
 }
 
@@ -108,10 +105,7 @@ func (e *exam) badRegistry(err error) {
 	if m, err := ebpf.LoadPinnedMap(path, nil); err == nil {
 		defer m.Close()
 		if info, err := m.Info(); err == nil && info.Name == state.RegistryName {
-			e.add(hook.Finding{
-				Check: "registry", Level: hook.LevelDrift,
-				Text: path + " is of another version of libdispatcher: to this one links have no names",
-			})
+			e.drift("registry", "", "%s is of another version of libdispatcher: to this one links have no names", path)
 			return
 		}
 	}
@@ -119,8 +113,5 @@ func (e *exam) badRegistry(err error) {
 	if st, err := os.Lstat(path); err == nil && st.IsDir() {
 		mend = kernel.Shell("rm", "-r", path)
 	}
-	e.add(hook.Finding{
-		Check: "registry", Level: hook.LevelDrift, Mend: mend,
-		Text: fmt.Sprintf("%s is not a registry, and links have no names: %s", path, oneLine(err)),
-	})
+	e.drift("registry", mend, "%s is not a registry, and links have no names: %s", path, oneLine(err))
 }

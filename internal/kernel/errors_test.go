@@ -56,3 +56,9 @@ func TestRefusedXDP(t *testing.T) {
 		qt.Check(t, qt.ErrorIs(err, test.is))
 	}
 }
+
+func TestSince(t *testing.T) {
+	for release, want := range map[string]bool{"6.1.0": false, "5.15": false, "6.2.0-rc1": true, "6.18.44": true, "10.0": true, "x": true} {
+		qt.Check(t, qt.Equals(since(release, 6, 2), want), qt.Commentf("%s", release))
+	}
+}

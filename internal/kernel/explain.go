@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -24,23 +23,21 @@ var needed = []struct {
 // MissingCapabilities returns the names of the capabilities that the calling
 // thread lacks.
 func MissingCapabilities() []string {
-	status, err := os.ReadFile("/proc/thread-self/status")
-	if err != nil {
-		return nil
-	}
-	var effective uint64
-	for line := range strings.Lines(string(status)) {
-		if hex, ok := strings.CutPrefix(line, "CapEff:"); ok {
-			effective, _ = strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
-		}
-	}
 	var missing []string
 	for _, c := range needed {
-		if effective&(1<<c.bit) == 0 {
+		if !HasCapability(c.bit) {
 			missing = append(missing, c.name)
 		}
 	}
 	return missing
+}
+
+// HasCapability tells whether the calling thread has a capability. One that cannot be
+// told counts as there.
+func HasCapability(bit int) bool {
+	var sets [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &sets[0])
+	return err != nil || sets[bit/32].Effective&(1<<(bit%32)) != 0
 }
 
 // Explain adds the most likely reason to a refusal by the kernel (EPERM, EACCES).
@@ -54,10 +51,10 @@ func Explain(err error) error {
 	why := "refused although this process has the needed capabilities: a security module, seccomp or the kernel's policy forbids it"
 	if missing := MissingCapabilities(); len(missing) > 0 {
 		why = "missing " + strings.Join(missing, " and ") + "; run it as root"
-	} else if limit, ok := memlock(); ok {
+	} else if limit, ok := Memlock(); ok {
 		why = fmt.Sprintf("before Linux 5.11 BPF memory counts towards RLIMIT_MEMLOCK, which is %d bytes here; raise it with ulimit -l, in Go with rlimit.RemoveMemlock", limit)
-	} else if mode := lockdown(); mode == "confidentiality" {
-		why = "the kernel is locked down (" + mode + ")"
+	} else if modes, _ := os.ReadFile("/sys/kernel/security/lockdown"); LockdownMode(string(modes)) == "confidentiality" {
+		why = "the kernel is locked down (confidentiality)"
 	}
 	return &refusal{what + ": " + why, err}
 }
@@ -71,9 +68,9 @@ type refusal struct {
 func (r *refusal) Error() string   { return r.text }
 func (r *refusal) Unwrap() []error { return []error{hook.ErrPermission, r.err} }
 
-// memlock returns RLIMIT_MEMLOCK. counts is true if the limit is finite and this
+// Memlock returns RLIMIT_MEMLOCK. counts is true if the limit is finite and this
 // kernel counts BPF memory towards it.
-func memlock() (limit uint64, counts bool) {
+func Memlock() (limit uint64, counts bool) {
 	var r unix.Rlimit
 	if Since(5, 11) || unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) != nil {
 		return 0, false
@@ -83,36 +80,33 @@ func memlock() (limit uint64, counts bool) {
 
 // Since tells whether this is Linux major.minor or later. Use it only for what
 // cannot be tried. A version that cannot be read counts as later.
-func Since(major, minor int) bool {
-	var uts unix.Utsname
+func Since(major, minor int) bool { return since(Release(), major, minor) }
+
+func since(release string, major, minor int) bool {
 	var a, b int
-	if unix.Uname(&uts) != nil {
-		return true
-	}
-	if n, _ := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &a, &b); n != 2 {
-		return true
-	}
-	return a > major || a == major && b >= minor
+	n, _ := fmt.Sscanf(release, "%d.%d", &a, &b)
+	return n != 2 || a > major || a == major && b >= minor
+}
+
+// Release is what "uname -r" prints.
+func Release() string {
+	var uts unix.Utsname
+	_ = unix.Uname(&uts)
+	return unix.ByteSliceToString(uts.Release[:])
 }
 
 // RaiseMemlock removes the RLIMIT_MEMLOCK of this process where the kernel counts
 // BPF memory towards it (before Linux 5.11).
 func RaiseMemlock() {
-	if _, counts := memlock(); counts {
+	if _, counts := Memlock(); counts {
 		_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
 	}
 }
 
-// lockdown returns the active lockdown mode (security/lockdown), or "".
-func lockdown() string {
-	modes, err := os.ReadFile("/sys/kernel/security/lockdown")
-	if err != nil {
-		return ""
-	}
-	_, rest, ok := strings.Cut(string(modes), "[")
-	if !ok {
-		return ""
-	}
+// LockdownMode returns the active mode in /sys/kernel/security/lockdown; "" if there is
+// none.
+func LockdownMode(modes string) string {
+	_, rest, _ := strings.Cut(modes, "[")
 	mode, _, _ := strings.Cut(rest, "]")
 	return mode
 }
