@@ -23,15 +23,10 @@ type Description struct {
 func Describe(src Source) (Source, Description, error) {
 	switch s := src.(type) {
 	case File:
-		b, err := readFile(s.Path)
+		of, err := s.read()
 		if err != nil {
 			return nil, Description{}, err
 		}
-		spec, err := Parse(b)
-		if err != nil {
-			return nil, Description{}, fmt.Errorf("%s: %w", s.Path, err)
-		}
-		of := Spec{spec, s.Options, s.old}
 		d, err := of.describe()
 		if err != nil {
 			err = fmt.Errorf("%s: %w", s.Path, err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,19 +61,27 @@ type File struct {
 
 // Load reads the file and loads the program. The caller closes the result.
 func (f File) Load(want Want) (*Loaded, error) {
-	b, err := readFile(f.Path)
+	s, err := f.read()
 	if err != nil {
 		return nil, err
 	}
-	spec, err := Parse(b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.Path, err)
-	}
-	l, err := Spec{spec, f.Options, f.old}.Load(want)
+	l, err := s.Load(want)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Path, err)
 	}
 	return l, nil
+}
+
+func (f File) read() (Spec, error) {
+	b, err := readFile(f.Path)
+	if err != nil {
+		return Spec{}, err
+	}
+	spec, err := Parse(b)
+	if err != nil {
+		return Spec{}, fmt.Errorf("%s: %w", f.Path, err)
+	}
+	return Spec{spec, f.Options, f.old}, nil
 }
 
 func readFile(path string) ([]byte, error) {
@@ -160,7 +169,7 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	}
 	for name := range s.Options.Maps {
 		if spec.Maps[name] == nil {
-			return nil, hook.Because(hook.ErrUsage, "there is no map %q in the file (it has: %s)", name, list(mapNames(spec)))
+			return nil, hook.Because(hook.ErrUsage, "there is no map %q in the file (it has: %s)", name, list(slices.Sorted(maps.Keys(spec.Maps))))
 		}
 	}
 	kernel.KeepOnly(spec, name)
@@ -392,15 +401,6 @@ func Refused(name string, err error) error {
 		return kernel.Errno("load program "+name, err)
 	}
 	return fmt.Errorf("load program %q: %w", name, err)
-}
-
-func mapNames(spec *ebpf.CollectionSpec) []string {
-	var names []string
-	for n := range spec.Maps {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	return names
 }
 
 func list(names []string) string {

@@ -3,6 +3,7 @@ package load
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -20,12 +21,7 @@ func setGlobals(spec *ebpf.CollectionSpec, values map[string]string) error {
 	for name, text := range values {
 		v := spec.Variables[name]
 		if v == nil {
-			var names []string
-			for n := range spec.Variables {
-				names = append(names, n)
-			}
-			slices.Sort(names)
-			return hook.Because(hook.ErrUsage, "there is no global %q in the file (it has: %s)", name, list(names))
+			return hook.Because(hook.ErrUsage, "there is no global %q in the file (it has: %s)", name, list(slices.Sorted(maps.Keys(spec.Variables))))
 		}
 		if v.Type == nil {
 			return hook.Because(hook.ErrUsage, "global %q has no type: compile the file with -g", name)

@@ -36,7 +36,7 @@ const cleanUp = 10 * time.Second
 // when nothing could be read at the start, when the target is gone, or when
 // counting could not be ended. The end of ctx is not an error.
 func Run(ctx context.Context, o Options, emit func([]hook.Sample) bool) (err error) {
-	m := &meter{Options: o, hooks: map[key]*hookMeter{}}
+	m := &meter{Options: o, hooks: map[hook.EventTarget]*hookMeter{}}
 	defer func() {
 		// The end of ctx is the normal end.
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUp)
@@ -70,25 +70,17 @@ type meter struct {
 	clock time.Duration
 	stats runStats
 	taken time.Time // the last samples
-	hooks map[key]*hookMeter
+	hooks map[hook.EventTarget]*hookMeter
 }
 
-// A key identifies a hook across samples.
-type key struct {
-	hook    hook.Hook
-	inode   uint64
-	cookie  uint64
-	ifindex int
-	cgroup  uint64
-	target  string // only when neither ifindex nor cgroup is known
-}
-
-func keyOf(c *hook.Chain) key {
-	p := key{hook: c.Hook, inode: c.NetNS.Inode, cookie: c.NetNS.Cookie, ifindex: c.Ifindex, cgroup: c.CgroupID}
-	if p.ifindex == 0 && p.cgroup == 0 {
-		p.target = c.Target
+// keyOf identifies a hook across samples: names may change.
+func keyOf(c *hook.Chain) hook.EventTarget {
+	k := hook.EventTarget{Hook: c.Hook, NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}
+	k.NetNS.Name = ""
+	if k.Ifindex == 0 && k.CgroupID == 0 {
+		k.Target = c.Target
 	}
-	return p
+	return k
 }
 
 // wait waits until the next sample is due. It returns false when ctx ends.
@@ -119,7 +111,7 @@ func (m *meter) take(ctx context.Context) ([]hook.Sample, error) {
 		return nil, err
 	}
 	samples := []hook.Sample{}
-	seen := map[key]bool{}
+	seen := map[hook.EventTarget]bool{}
 	for i := range chains {
 		c := &chains[i]
 		p := keyOf(c)

@@ -84,6 +84,18 @@ func In(ns *kernel.NetNS, fn func(*Conn) error) error {
 // Close releases the connection.
 func (c *Conn) Close() error { return c.nl.Close() }
 
+// Request sends a request, of a header and attributes, and returns the answer.
+func Request(nl *netlink.Conn, kind netlink.HeaderType, flags netlink.HeaderFlags, header []byte, ae *netlink.AttributeEncoder) ([]netlink.Message, error) {
+	attrs, err := ae.Encode()
+	if err != nil {
+		return nil, err
+	}
+	return nl.Execute(netlink.Message{
+		Header: netlink.Header{Type: kind, Flags: netlink.Request | flags},
+		Data:   append(header, attrs...),
+	})
+}
+
 // Device returns the device of that name or alternative name. The error is
 // fs.ErrNotExist when there is none.
 func (c *Conn) Device(name string) (*Device, error) {
@@ -109,7 +121,6 @@ func (c *Conn) DeviceByIndex(index int) (*Device, error) {
 }
 
 func (c *Conn) device(index int, ae *netlink.AttributeEncoder, what string) (*Device, error) {
-	ae.Uint32(unix.IFLA_EXT_MASK, skipStats)
 	devices, err := c.get(index, ae, 0)
 	switch {
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE), err == nil && len(devices) == 0:
@@ -122,9 +133,7 @@ func (c *Conn) device(index int, ae *netlink.AttributeEncoder, what string) (*De
 
 // Devices returns all devices of the namespace.
 func (c *Conn) Devices() ([]Device, error) {
-	ae := netlink.NewAttributeEncoder()
-	ae.Uint32(unix.IFLA_EXT_MASK, skipStats)
-	devices, err := c.get(0, ae, netlink.Dump)
+	devices, err := c.get(0, netlink.NewAttributeEncoder(), netlink.Dump)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", kernel.Explain(err))
 	}
@@ -132,14 +141,8 @@ func (c *Conn) Devices() ([]Device, error) {
 }
 
 func (c *Conn) get(index int, ae *netlink.AttributeEncoder, flags netlink.HeaderFlags) ([]Device, error) {
-	attrs, err := ae.Encode()
-	if err != nil {
-		return nil, err
-	}
-	msgs, err := c.nl.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | flags},
-		Data:   append(ifinfomsg(index), attrs...),
-	})
+	ae.Uint32(unix.IFLA_EXT_MASK, skipStats)
+	msgs, err := Request(c.nl, unix.RTM_GETLINK, flags, ifinfomsg(index), ae)
 	if err != nil {
 		return nil, err
 	}

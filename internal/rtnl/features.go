@@ -77,16 +77,9 @@ func genericFamily(conn *netlink.Conn, name string) (uint16, error) {
 
 // generic sends one request to a generic netlink family and returns the answer.
 func generic(conn *netlink.Conn, family uint16, cmd uint8, ae *netlink.AttributeEncoder) (*netlink.AttributeDecoder, error) {
-	attrs, err := ae.Encode()
-	if err != nil {
-		return nil, err
-	}
 	const headerSize = 4 // size of struct genlmsghdr
 	header := binary.NativeEndian.AppendUint16([]byte{cmd, 1}, 0)
-	msgs, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: netlink.HeaderType(family), Flags: netlink.Request},
-		Data:   append(header, attrs...),
-	})
+	msgs, err := Request(conn, netlink.HeaderType(family), 0, header, ae)
 	if err != nil {
 		return nil, err
 	}

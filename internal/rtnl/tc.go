@@ -40,19 +40,12 @@ const (
 
 // tc sends one tc message and returns the answer.
 func (c *Conn) tc(kind netlink.HeaderType, flags netlink.HeaderFlags, m tcmsg, ae *netlink.AttributeEncoder) ([]netlink.Message, error) {
-	attrs, err := ae.Encode()
-	if err != nil {
-		return nil, err
-	}
-	data := make([]byte, sizeofTcmsg, sizeofTcmsg+len(attrs))
+	data := make([]byte, sizeofTcmsg)
 	binary.NativeEndian.PutUint32(data[4:], uint32(m.index))
 	binary.NativeEndian.PutUint32(data[8:], m.handle)
 	binary.NativeEndian.PutUint32(data[12:], m.parent)
 	binary.NativeEndian.PutUint32(data[16:], m.info)
-	return c.nl.Execute(netlink.Message{
-		Header: netlink.Header{Type: kind, Flags: netlink.Request | flags},
-		Data:   append(data, attrs...),
-	})
+	return Request(c.nl, kind, flags, data, ae)
 }
 
 // tries bounds how often an operation is repeated because another process was

@@ -33,13 +33,6 @@ func (c *Conn) ReplaceXDP(index, fd, old int, mode hook.Mode) error {
 		nae.Uint32(unix.IFLA_XDP_FLAGS, unix.XDP_FLAGS_REPLACE|Flags(mode))
 		return nil
 	})
-	attrs, err := ae.Encode()
-	if err != nil {
-		return err
-	}
-	_, err = c.nl.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_SETLINK, Flags: netlink.Request | netlink.Acknowledge},
-		Data:   append(ifinfomsg(index), attrs...),
-	})
+	_, err := Request(c.nl, unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(index), ae)
 	return err
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
 // The info of a netfilter link does not tell its namespace. But nfnetlink lists the
@@ -133,14 +134,8 @@ func netfilterHooks() ([]netfilterHook, error) {
 			ae := netlink.NewAttributeEncoder()
 			ae.ByteOrder = binary.BigEndian
 			ae.Uint32(nfnlaHookNum, uint32(num))
-			attrs, err := ae.Encode()
-			if err != nil {
-				return nil, err
-			}
-			msgs, err := conn.Execute(netlink.Message{
-				Header: netlink.Header{Type: nfnlSubsysHook<<8 | nfnlMsgHookGet, Flags: netlink.Request | netlink.Dump},
-				Data:   append([]byte{byte(family), 0, 0, 0}, attrs...), // struct nfgenmsg
-			})
+			header := []byte{byte(family), 0, 0, 0} // struct nfgenmsg
+			msgs, err := rtnl.Request(conn, nfnlSubsysHook<<8|nfnlMsgHookGet, netlink.Dump, header, ae)
 			// EINVAL means no such subsystem (nfnetlink_rcv_msg,
 			// net/netfilter/nfnetlink.c).
 			if errors.Is(err, unix.EINVAL) {

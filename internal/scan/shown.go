@@ -66,9 +66,14 @@ func queryNetkit(c *hook.Chain) error {
 	if err != nil {
 		return kernel.Errno("query", err)
 	}
-	c.Revision, c.Members = q.Revision, nil
-	for i, id := range q.Programs {
-		m, err := member(id, q.Links[i])
+	c.Revision = q.Revision
+	return setMembers(c, q.Programs, q.Links)
+}
+
+func setMembers(c *hook.Chain, programs, links []uint32) error {
+	c.Members = nil
+	for i, id := range programs {
+		m, err := member(id, links[i])
 		if err != nil {
 			return err
 		}
@@ -108,15 +113,7 @@ func (s *scan) queryNetNS(ctx context.Context, ns *kernel.NetNS, c *hook.Chain) 
 		}
 		links, _ = s.linksOn(ns, q, at)
 	}
-	c.Members = nil
-	for i, id := range q.Programs {
-		m, err := member(id, links[i])
-		if err != nil {
-			return err
-		}
-		c.Members = append(c.Members, m)
-	}
-	return nil
+	return setMembers(c, q.Programs, links)
 }
 
 // linksOn finds the links of the programs on a namespace. complete is true if each

@@ -3,7 +3,6 @@ package state
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"slices"
 
@@ -169,17 +168,11 @@ func Find(prog *ebpf.Program) (*Chain, error) {
 	ids, _ := info.MapIDs()
 	// The description was bound last. The search begins there, so that it opens no
 	// slot; see Slots for the harm that could do.
-	for _, id := range slices.Backward(ids) {
-		value, err := readFrozen(id, MapName)
-		if errors.Is(err, ErrNotOurs) || errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		return Unmarshal(value)
+	value, err := firstFrozen(slices.Backward(ids), MapName)
+	if err != nil {
+		return nil, err
 	}
-	return nil, ErrNotOurs
+	return Unmarshal(value)
 }
 
 // Loads tries whether the kernel accepts such a dispatcher.

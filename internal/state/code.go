@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"slices"
 	"strings"
 
@@ -56,21 +57,18 @@ func CodeOf(prog *ebpf.Program) (*dispatch.Code, dispatch.CodeHash, error) {
 	}
 	ids, _ := info.MapIDs()
 	// The code was bound right after the load, so before what others bound.
-	for _, id := range ids {
-		value, err := readFrozen(id, codeName)
-		if errors.Is(err, ErrNotOurs) || errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, dispatch.CodeHash{}, err
-		}
-		c, err := unmarshalCode(value)
-		if err != nil {
-			return nil, dispatch.CodeHash{}, fmt.Errorf("object code of program %q: %w", info.Name, err)
-		}
-		return c, sha256.Sum256(value), nil
+	value, err := firstFrozen(slices.All(ids), codeName)
+	if errors.Is(err, ErrNotOurs) {
+		err = fmt.Errorf("program %q keeps no object code: %w", info.Name, fs.ErrNotExist)
 	}
-	return nil, dispatch.CodeHash{}, fmt.Errorf("program %q keeps no object code: %w", info.Name, fs.ErrNotExist)
+	if err != nil {
+		return nil, dispatch.CodeHash{}, err
+	}
+	c, err := unmarshalCode(value)
+	if err != nil {
+		return nil, dispatch.CodeHash{}, fmt.Errorf("object code of program %q: %w", info.Name, err)
+	}
+	return c, sha256.Sum256(value), nil
 }
 
 // Verify checks that the code is the program's, because any process with the right to
@@ -119,6 +117,18 @@ func frame(log string) int {
 }
 
 const maxStack = 512 // MAX_BPF_STACK, linux/filter.h
+
+// firstFrozen reads the entry of the first of the maps that is frozen and has that name;
+// ErrNotOurs if none is.
+func firstFrozen(ids iter.Seq2[int, ebpf.MapID], name string) ([]byte, error) {
+	for _, id := range ids {
+		value, err := readFrozen(id, name)
+		if !errors.Is(err, ErrNotOurs) && !errors.Is(err, fs.ErrNotExist) {
+			return value, err
+		}
+	}
+	return nil, ErrNotOurs
+}
 
 // readFrozen reads the entry of a frozen map of that name. Other maps are ErrNotOurs:
 // what can still be written to must not be trusted.

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
 // A listener hears rtnetlink of all network namespaces. A socket in each namespace would
@@ -101,14 +102,7 @@ func (l *listener) number(fd int) bool {
 	ae := netlink.NewAttributeEncoder()
 	ae.Int32(netnsaNSID, l.next)
 	ae.Uint32(netnsaFD, uint32(fd))
-	attrs, err := ae.Encode()
-	if err != nil {
-		return false
-	}
-	_, err = l.ask.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_NEWNSID, Flags: netlink.Request | netlink.Acknowledge},
-		Data:   append([]byte{0, 0, 0, 0}, attrs...), // struct rtgenmsg
-	})
+	_, err := rtnl.Request(l.ask, unix.RTM_NEWNSID, netlink.Acknowledge, make([]byte, 4), ae) // struct rtgenmsg
 	if err == nil {
 		l.next++
 	}

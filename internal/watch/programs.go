@@ -11,12 +11,6 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// programEvents tells when programs are loaded and freed (PERF_RECORD_BPF_EVENT,
-// Linux 5.1). Most tools load a program to attach it, and most programs are freed when
-// the owner of their link or slot is gone. It costs time only when a program is loaded
-// or freed.
-type programEvents struct{ rings []*ring }
-
 // A ring is the buffer into which the kernel writes the records of one CPU.
 type ring struct {
 	fd  int
@@ -26,12 +20,23 @@ type ring struct {
 // bpfEvent is the bit bpf_event in struct perf_event_attr.
 const bpfEvent = unix.CBitFieldMaskBit30
 
-func newProgramEvents() (*programEvents, error) {
+// newProgramEvents returns a ring for each CPU, which tells when programs are loaded and
+// freed (PERF_RECORD_BPF_EVENT, Linux 5.1). Most tools load a program to attach it, and
+// most programs are freed when the owner of their link or slot is gone. It costs time
+// only when a program is loaded or freed.
+func newProgramEvents() (rings []*ring, err error) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return nil, err
 	}
-	p := &programEvents{}
+	defer func() {
+		if err != nil {
+			for _, r := range rings {
+				r.close()
+			}
+			rings = nil
+		}
+	}()
 	for cpu := range cpus {
 		attr := unix.PerfEventAttr{
 			Type: unix.PERF_TYPE_SOFTWARE, Size: unix.PERF_ATTR_SIZE_VER6, Config: unix.PERF_COUNT_SW_DUMMY,
@@ -42,17 +47,15 @@ func newProgramEvents() (*programEvents, error) {
 			continue // offline
 		}
 		if err != nil {
-			p.close()
-			return nil, fmt.Errorf("perf_event_open: %w", kernel.Explain(err))
+			return rings, fmt.Errorf("perf_event_open: %w", kernel.Explain(err))
 		}
 		r := &ring{fd: fd}
-		p.rings = append(p.rings, r)
+		rings = append(rings, r)
 		if r.mem, err = unix.Mmap(fd, 0, 2*unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
-			p.close()
-			return nil, fmt.Errorf("perf ring: %w", kernel.Explain(err))
+			return rings, fmt.Errorf("perf ring: %w", kernel.Explain(err))
 		}
 	}
-	return p, nil
+	return rings, nil
 }
 
 // read skips the records: it is enough that one came.
@@ -64,11 +67,9 @@ func (r *ring) read() (sign bool, lost string) {
 	return sign, ""
 }
 
-func (p *programEvents) close() {
-	for _, r := range p.rings {
-		if r.mem != nil {
-			_ = unix.Munmap(r.mem)
-		}
-		unix.Close(r.fd)
+func (r *ring) close() {
+	if r.mem != nil {
+		_ = unix.Munmap(r.mem)
 	}
+	unix.Close(r.fd)
 }

@@ -13,17 +13,23 @@ import (
 // errQuiet says why no signs are heard with Options.Quiet.
 var errQuiet = errors.New("not asked for")
 
+// A source is a descriptor that tells of changes.
+type source struct {
+	fd     int
+	read   func() (sign bool, lost string)
+	follow func() // listens to what is new since the last look
+	close  func()
+}
+
 // sources waits for signs of a change.
 type sources struct {
 	wake chan struct{}
 	stop int // eventfd
 	done sync.WaitGroup
 
-	netlink  *listener
-	pins     *pinWatch
-	programs *programEvents
-	tracer   *tracer
-	said     hook.WatchSources
+	signals []source
+	tracer  *tracer
+	said    hook.WatchSources
 
 	mu   sync.Mutex
 	lost []string // what overflowed
@@ -40,15 +46,23 @@ func newSources(o *Options) *sources {
 		s.said = hook.WatchSources{Netlink: err, Pins: err, Calls: err, Programs: err}
 		return s
 	}
-	s.netlink, s.said.Netlink = newListener(o.NetNS)
-	s.pins, s.said.Pins = newPinWatch(o.BPFFS)
-	s.programs, s.said.Programs = newProgramEvents()
+	l, err := newListener(o.NetNS)
+	if s.said.Netlink = err; err == nil {
+		s.signals = append(s.signals, source{l.fd, l.read, l.follow, l.close})
+	}
+	p, err := newPinWatch(o.BPFFS)
+	if s.said.Pins = err; err == nil {
+		s.signals = append(s.signals, source{p.fd, p.read, p.follow, p.close})
+	}
+	rings, err := newProgramEvents()
+	s.said.Programs = err
+	for _, r := range rings {
+		s.signals = append(s.signals, source{r.fd, r.read, func() {}, r.close})
+	}
 	s.tracer, s.said.Calls = newTracer(s.sign)
 	s.done.Go(s.poll)
 	return s
 }
-
-func (s *sources) say() hook.WatchSources { return s.said }
 
 // sign tells the watcher that something may have changed.
 func (s *sources) sign() {
@@ -66,24 +80,8 @@ func (s *sources) lose(what string) {
 
 // poll waits for the sources that are descriptors.
 func (s *sources) poll() {
-	type source struct {
-		fd   int
-		read func() (sign bool, lost string)
-	}
-	var all []source
-	if s.netlink != nil {
-		all = append(all, source{s.netlink.fd, s.netlink.read})
-	}
-	if s.pins != nil {
-		all = append(all, source{s.pins.fd, s.pins.read})
-	}
-	if s.programs != nil {
-		for _, r := range s.programs.rings {
-			all = append(all, source{r.fd, r.read})
-		}
-	}
 	fds := []unix.PollFd{{Fd: int32(s.stop), Events: unix.POLLIN}}
-	for _, src := range all {
+	for _, src := range s.signals {
 		fds = append(fds, unix.PollFd{Fd: int32(src.fd), Events: unix.POLLIN})
 	}
 	for {
@@ -94,7 +92,7 @@ func (s *sources) poll() {
 		if fds[0].Revents != 0 {
 			return
 		}
-		for i, src := range all {
+		for i, src := range s.signals {
 			switch revents := fds[i+1].Revents; {
 			case revents&unix.POLLIN != 0:
 			case revents != 0:
@@ -116,11 +114,8 @@ func (s *sources) poll() {
 
 // follow makes the sources listen to what is new since the last look.
 func (s *sources) follow() {
-	if s.netlink != nil {
-		s.netlink.follow()
-	}
-	if s.pins != nil {
-		s.pins.follow()
+	for _, src := range s.signals {
+		src.follow()
 	}
 }
 
@@ -150,14 +145,8 @@ func (s *sources) close() {
 	}
 	s.done.Wait()
 	unix.Close(s.stop)
-	if s.netlink != nil {
-		s.netlink.close()
-	}
-	if s.pins != nil {
-		s.pins.close()
-	}
-	if s.programs != nil {
-		s.programs.close()
+	for _, src := range s.signals {
+		src.close()
 	}
 }
 

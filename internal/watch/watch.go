@@ -81,7 +81,7 @@ func (w *watcher) first(ctx context.Context, emit func(hook.Event) bool) error {
 	w.last, w.clock = now, w.now
 	w.sources.follow()
 	if w.Ready != nil {
-		w.Ready(w.sources.say())
+		w.Ready(w.sources.said)
 	}
 	for _, e := range Initial(now, w.First) {
 		e.Time = time.Now()
