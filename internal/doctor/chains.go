@@ -58,44 +58,29 @@ func (e *exam) heldDefunct(c *hook.Chain) {
 	for _, m := range c.Members {
 		names = append(names, m.Name)
 	}
-	f := at(c, "defunct", hook.LevelNote)
-	f.Text = fmt.Sprintf("the %s is gone%s, or it was detached; a process still holds: %s", kindOfTarget(c.Hook), was(c), list(names))
-	e.add(f)
-}
-
-func kindOfTarget(h hook.Hook) string {
-	if h.OnCgroup() {
-		return "cgroup"
+	what := "device is gone"
+	if c.Hook.OnCgroup() {
+		what = "cgroup is gone"
 	}
-	return "device"
-}
-
-// was says where a defunct chain was, as far as that is known.
-func was(c *hook.Chain) string {
-	if c.Members[0].Detail == "" {
-		return ""
+	if was := c.Members[0].Detail; was != "" {
+		what += " (it " + was + ")"
 	}
-	return " (it " + c.Members[0].Detail + ")"
+	e.add(at(c, "", "defunct", hook.LevelNote, "the %s, or it was detached; a process still holds: %s", what, list(names)))
 }
 
 // displaced reports a member of a chain that is displaced: a holder of the chain's link
 // replaced the chain by another program.
 func (e *exam) displaced(c *hook.Chain, m *hook.Member) {
-	if m.State != hook.StateDisplaced {
-		return
+	if m.State == hook.StateDisplaced {
+		e.add(at(c, m.Name, "displaced", hook.LevelBroken, "packets do not meet it: the maker of the link that holds the chain has put another program in its place"))
 	}
-	f := at(c, "displaced", hook.LevelBroken)
-	f.Member = m.Name
-	f.Text = "packets do not meet it: the maker of the link that holds the chain has put another program in its place"
-	e.add(f)
 }
 
 // extended reports the functions of the dispatcher and of members that freplace has
 // replaced.
 func (e *exam) extended(c *hook.Chain) {
 	for _, x := range c.Extensions {
-		f := at(c, "extended", hook.LevelNote)
-		f.Text = e.extension(x, ", of the dispatcher")
+		f := at(c, "", "extended", hook.LevelNote, "%s", e.extension(x, ", of the dispatcher"))
 		if x.Main {
 			f.Level = hook.LevelBroken
 			f.Text = e.extension(x, ": packets meet no member until the next change of the chain, which builds another dispatcher")
@@ -112,9 +97,7 @@ func (e *exam) extended(c *hook.Chain) {
 }
 
 func (e *exam) extendedMember(c *hook.Chain, m *hook.Member, x hook.Extension) {
-	f := at(c, "extended", hook.LevelNote)
-	f.Member = m.Name
-	f.Text = e.extension(x, "")
+	f := at(c, m.Name, "extended", hook.LevelNote, "%s", e.extension(x, ""))
 	if x.Main && m.State == hook.StateBypassed {
 		f.Level = hook.LevelBroken
 		f.Text = e.extension(x, ": packets do not meet the member until it is replaced")
@@ -136,8 +119,7 @@ func (e *exam) extension(x hook.Extension, effect string) string {
 
 // unreadable reports what could not be read.
 func (e *exam) unreadable(c *hook.Chain) {
-	f := at(c, "unreadable", hook.LevelDrift)
-	f.Text = oneLine(c.Err)
+	f := at(c, "", "unreadable", hook.LevelDrift, "%s", oneLine(c.Err))
 	switch {
 	case len(c.Members) > 0: // a link: only its place was not found
 		f.Level = hook.LevelNote
@@ -155,8 +137,7 @@ func (e *exam) unprotected(c *hook.Chain) {
 	if c.LinkID != 0 || len(c.Members) == 0 {
 		return
 	}
-	f := at(c, "unprotected", hook.LevelDrift)
-	f.Text = "no link holds the chain: any program that is attached by netlink throws it out; packets pass unfiltered for the moment that the mending takes"
+	f := at(c, "", "unprotected", hook.LevelDrift, "no link holds the chain: any program that is attached by netlink throws it out; packets pass unfiltered for the moment that the mending takes")
 	f.Mend = e.on(c, "adopt")
 	e.add(f)
 }
@@ -166,31 +147,25 @@ func (e *exam) watched(c *hook.Chain) {
 	if chain := e.loaded[c.DispatcherID]; chain == nil || !state.Abandoned(chain) {
 		return
 	}
-	f := at(c, "watched", hook.LevelDrift)
-	f.Text = "the \"dispatcher top\" that watched it was killed: its dispatcher still checks for a watcher, for each packet, until the next change"
+	f := at(c, "", "watched", hook.LevelDrift, "the \"dispatcher top\" that watched it was killed: its dispatcher still checks for a watcher, for each packet, until the next change")
 	f.Mend = e.recover()
 	e.add(f)
 }
 
 // slot looks at a member of a chain.
 func (e *exam) slot(c *hook.Chain, m *hook.Member) {
-	f := at(c, "empty", hook.LevelDrift)
-	f.Member = m.Name
 	switch {
 	case m.State == hook.StateEmpty && m.OnMissing == hook.MissingContinue:
-		f.Text = "its owner is gone: packets pass it by, and the next change of the chain leaves it out"
+		f := at(c, m.Name, "empty", hook.LevelDrift, "its owner is gone: packets pass it by, and the next change of the chain leaves it out")
 		f.Mend = e.on(c, "detach", m.Name)
+		e.add(f)
 	case m.State == hook.StateEmpty:
-		f.Level = hook.LevelBroken
-		f.Text = fmt.Sprintf("its owner is gone, and it asked for %v: packets that come to it are dropped until it is detached, or attached again", m.OnMissing)
+		f := at(c, m.Name, "empty", hook.LevelBroken, "its owner is gone, and it asked for %v: packets that come to it are dropped until it is detached, or attached again", m.OnMissing)
 		f.Mend = e.on(c, "detach", m.Name)
+		e.add(f)
 	case m.Persistent && !pinned(c, m):
-		f.Check, f.Level = "unpinned", hook.LevelNote
-		f.Text = "it shall outlive its process, and is not pinned in " + e.bpffs + ": it may be in another bpffs, or somebody removed the pin"
-	default:
-		return
+		e.add(at(c, m.Name, "unpinned", hook.LevelNote, "it shall outlive its process, and is not pinned in %s: it may be in another bpffs, or somebody removed the pin", e.bpffs))
 	}
-	e.add(f)
 }
 
 // pinned tells whether some of the pins that were read are the member's.
@@ -216,11 +191,8 @@ func (e *exam) tailCalls(c *hook.Chain) {
 	for _, m := range c.Members[greedy+1:] {
 		after = append(after, fmt.Sprintf("%s (%v)", m.Name, m.OnMissing))
 	}
-	f := at(c, "tail-calls", hook.LevelNote)
-	f.Member = c.Members[greedy].Name
-	f.Text = fmt.Sprintf("it makes tail calls of its own: %d are allowed for a packet and the chain needs %d, so when its own are more than %d, members after it are skipped, as if they were missing: %s",
-		maxTailCalls, len(c.Members), maxTailCalls-len(c.Members), list(after))
-	e.add(f)
+	e.add(at(c, c.Members[greedy].Name, "tail-calls", hook.LevelNote, "it makes tail calls of its own: %d are allowed for a packet and the chain needs %d, so when its own are more than %d, members after it are skipped, as if they were missing: %s",
+		maxTailCalls, len(c.Members), maxTailCalls-len(c.Members), list(after)))
 }
 
 // order looks for members that do not run in the order of their priorities, and for
@@ -235,9 +207,7 @@ func (e *exam) order(c *hook.Chain) {
 		switch {
 		case m.Kind != hook.KindMember:
 		case m.Priority == 0:
-			f := at(c, "priority", hook.LevelNote)
-			f.Member = m.Name
-			f.Text = "its priority is not known: the registry of names has no record of it"
+			f := at(c, m.Name, "priority", hook.LevelNote, "its priority is not known: the registry of names has no record of it")
 			f.Mend = e.on(c, "set", m.Name, "--priority", fmt.Sprint(hook.DefaultPriority))
 			e.add(f)
 		default:
@@ -245,9 +215,7 @@ func (e *exam) order(c *hook.Chain) {
 		}
 	}
 	for _, m := range strays(ranked) {
-		f := at(c, "order", hook.LevelDrift)
-		f.Member = m.Name
-		f.Text = fmt.Sprintf("it is not where its priority, %d, says: the order is %s", m.Priority, places(ranked))
+		f := at(c, m.Name, "order", hook.LevelDrift, "it is not where its priority, %d, says: the order is %s", m.Priority, places(ranked))
 		if c.Hook.OnCgroup() && c.Revision == 0 {
 			f.Level = hook.LevelNote
 			f.Text += "; this kernel attaches behind all others"
@@ -294,7 +262,5 @@ func (e *exam) inFront(c *hook.Chain) {
 		}
 		words = append(words, fmt.Sprintf("%s (%s, program %s)", ref, m.Kind, m.Program.Name))
 	}
-	f := at(c, "in-front", hook.LevelNote)
-	f.Text = "run before the first member, and are not ours: " + list(words)
-	e.add(f)
+	e.add(at(c, "", "in-front", hook.LevelNote, "run before the first member, and are not ours: %s", list(words)))
 }

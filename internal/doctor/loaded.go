@@ -86,8 +86,7 @@ func (e *exam) carries(program uint32, c *hook.Chain) {
 		e.unreadable(c)
 	}
 	if chain := e.loaded[program]; chain != nil && chain.Closed {
-		f := at(c, "closed", hook.LevelDrift)
-		f.Text = "a chain without members is left on the device: the process that detached the last one died before the end; it passes everything"
+		f := at(c, "", "closed", hook.LevelDrift, "a chain without members is left on the device: the process that detached the last one died before the end; it passes everything")
 		f.Mend = e.on(c, "detach", "--all")
 		e.add(f)
 	}

@@ -1,15 +1,16 @@
 package doctor
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// at returns a finding about the hook of c.
-func at(c *hook.Chain, check string, level hook.Level) hook.Finding {
-	return hook.Finding{Check: check, Level: level, Hook: c.Hook, Target: c.Target, NetNS: c.NetNS}
+// at returns a finding about the hook of c, and of a member, if not empty.
+func at(c *hook.Chain, member, check string, level hook.Level, format string, args ...any) hook.Finding {
+	return hook.Finding{Check: check, Level: level, Hook: c.Hook, Target: c.Target, NetNS: c.NetNS, Member: member, Text: fmt.Sprintf(format, args...)}
 }
 
 // on returns a command about the hook of c: the verb, the target and then args. It is

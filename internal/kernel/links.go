@@ -62,7 +62,7 @@ func (l *LinkInfo) TypeName() string {
 	return fmt.Sprint(l.Type)
 }
 
-// describeLink asks the kernel about a link.
+// LinkInfoOf asks the kernel about a link.
 func LinkInfoOf(l link.Link) (*LinkInfo, error) {
 	info, err := l.Info()
 	if err != nil {
@@ -117,13 +117,13 @@ func AllLinks() ([]LinkInfo, error) {
 	return list, nil
 }
 
-// rawLink is what the links of cilium/ebpf can do.
+// RawLink is what the links of cilium/ebpf can do.
 type RawLink interface {
 	link.Link
 	UpdateArgs(link.RawLinkUpdateOptions) error
 }
 
-// openLink opens a link by its id.
+// OpenLink opens a link by its id.
 func OpenLink(id uint32) (RawLink, error) {
 	l, err := link.NewFromID(link.ID(id))
 	if err != nil {
@@ -132,6 +132,7 @@ func OpenLink(id uint32) (RawLink, error) {
 	return AsRaw(l)
 }
 
+// AsRaw returns what the links of cilium/ebpf can do. It closes a link that cannot.
 func AsRaw(l link.Link) (RawLink, error) {
 	raw, ok := l.(RawLink)
 	if !ok {
@@ -141,6 +142,7 @@ func AsRaw(l link.Link) (RawLink, error) {
 	return raw, nil
 }
 
+// LoadPinnedLink opens the pin of a link.
 func LoadPinnedLink(path string) (link.Link, error) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
@@ -149,7 +151,7 @@ func LoadPinnedLink(path string) (link.Link, error) {
 	return l, nil
 }
 
-// needs is the error for a hook that this kernel does not have.
+// Needs is the error for a hook that this kernel does not have.
 func Needs(h hook.Hook, err error) error {
 	return fmt.Errorf("%s needs Linux %s: %w: %w", h, KindOf(h).Needs, ebpf.ErrNotSupported, err)
 }

@@ -22,18 +22,6 @@ func (s *scan) readLinks(ctx context.Context) error {
 	})
 }
 
-// link takes the first link that matches and is not taken yet, and returns its id; 0
-// if there is none.
-func (s *scan) link(taken map[uint32]bool, match func(*kernel.LinkInfo) bool) uint32 {
-	for i := range s.links {
-		if l := &s.links[i]; !taken[l.ID] && match(l) {
-			taken[l.ID] = true
-			return l.ID
-		}
-	}
-	return 0
-}
-
 // member describes an entry; linkID is 0 if it has no link. The error is
 // fs.ErrNotExist if the program is gone.
 func member(program, linkID uint32) (hook.Member, error) {

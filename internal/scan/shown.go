@@ -123,9 +123,14 @@ func (s *scan) linksOn(ns *kernel.NetNS, q *kernel.Query, at ebpf.AttachType) (i
 	complete = true
 	taken := map[uint32]bool{}
 	for _, program := range q.Programs {
-		id := s.link(taken, func(l *kernel.LinkInfo) bool {
-			return l.NetNS == ns.ID().Inode && l.Attach == at && l.Program == program
-		})
+		var id uint32
+		for _, l := range s.links {
+			if !taken[l.ID] && l.NetNS == ns.ID().Inode && l.Attach == at && l.Program == program {
+				id = l.ID
+				break
+			}
+		}
+		taken[id] = true
 		ids = append(ids, id)
 		complete = complete && id != 0
 	}

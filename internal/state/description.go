@@ -213,14 +213,11 @@ func Unmarshal(b []byte) (*Chain, error) {
 	if h.Version < sealedVersion {
 		return c, nil
 	}
-	if len(b) < valueSize+lastSeenSize+sealedSize {
+	var seals [hook.MaxMembers]rawSeal
+	if _, err := binary.Decode(b[min(len(b), valueSize+lastSeenSize):], binary.NativeEndian, &seals); err != nil {
 		return nil, fmt.Errorf("damaged chain description: version %d, %d bytes", h.Version, len(b))
 	}
-	for i := range hook.MaxMembers {
-		var seal rawSeal
-		if _, err := binary.Decode(b[valueSize+lastSeenSize+i*sealSize:], binary.NativeEndian, &seal); err != nil {
-			return nil, err
-		}
+	for i, seal := range seals {
 		if seal != (rawSeal{}) && (i >= len(c.Slots) || seal.Program == 0) {
 			return nil, fmt.Errorf("damaged chain description: member %d: linked code without a program", i)
 		}
