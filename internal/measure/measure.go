@@ -2,6 +2,7 @@ package measure
 
 import (
 	"context"
+	"io"
 	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -68,7 +69,7 @@ func Run(ctx context.Context, o Options, emit func([]hook.Sample) bool) (err err
 type meter struct {
 	Options
 	clock time.Duration
-	stats runStats
+	stats io.Closer // the kernel's run statistics, once they are enabled
 	taken time.Time // the last samples
 	hooks map[hook.EventTarget]*hookMeter
 }
@@ -155,7 +156,10 @@ func (m *meter) close(ctx context.Context) error {
 	for _, of := range m.hooks {
 		errs = append(errs, of.stop(ctx))
 	}
-	return kernel.Join(append(errs, m.stats.close())...)
+	if m.stats != nil {
+		errs = append(errs, m.stats.Close())
+	}
+	return kernel.Join(errs...)
 }
 
 // A hookMeter measures one hook.
@@ -301,7 +305,7 @@ func (of *hookMeter) fill(s *hook.Sample) {
 
 // statistics reads the kernel's counts of the programs.
 func (of *hookMeter) statistics(s *hook.Sample) error {
-	if err := of.stats.enable(); err != nil {
+	if err := of.countRuns(); err != nil {
 		return err
 	}
 	now := map[uint32]hook.Counts{}

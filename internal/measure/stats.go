@@ -1,8 +1,6 @@
 package measure
 
 import (
-	"fmt"
-	"io"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -12,28 +10,14 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// runStats are the kernel's run statistics (BPF_ENABLE_STATS, Linux 5.8). The
+// countRuns enables the kernel's run statistics (BPF_ENABLE_STATS, Linux 5.8). The
 // kernel counts the runs of all programs while any process has them enabled. The
 // descriptor, and with it this process's request, ends with the process.
-type runStats struct{ enabled io.Closer }
-
-func (r *runStats) enable() error {
-	if r.enabled != nil {
-		return nil
+func (m *meter) countRuns() (err error) {
+	if m.stats == nil {
+		m.stats, err = ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	}
-	closer, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
-	if err != nil {
-		return fmt.Errorf("run statistics: %w", kernel.Errno("enable", err))
-	}
-	r.enabled = closer
-	return nil
-}
-
-func (r *runStats) close() error {
-	if r.enabled == nil {
-		return nil
-	}
-	return r.enabled.Close()
+	return kernel.Errno("run statistics: enable", err)
 }
 
 // runsOf reads the statistics of a program. It returns false when the program
