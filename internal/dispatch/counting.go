@@ -36,6 +36,15 @@ func (c Counts) Plus(d Counts) Counts {
 	return c
 }
 
+// Minus returns the counts since d.
+func (c Counts) Minus(d Counts) Counts {
+	for v := range d.Verdicts {
+		c.Verdicts[v] -= d.Verdicts[v]
+	}
+	c.Other, c.Empty, c.Nanos = c.Other-d.Other, c.Empty-d.Empty, c.Nanos-d.Nanos
+	return c
+}
+
 // Ran returns how often the member ran.
 func (c Counts) Ran() uint64 {
 	n := c.Other

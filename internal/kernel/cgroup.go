@@ -70,21 +70,20 @@ func OpenCgroup(path string) (*Cgroup, error) {
 		}
 	}
 	root, err := CgroupRoot()
-	if err != nil {
-		if asIs != nil && !errors.Is(asIs, fs.ErrNotExist) {
-			return nil, asIs
+	if err == nil {
+		// The slash keeps ".." from leading out of the mount.
+		c, err := openCgroup(filepath.Join(root, filepath.Join("/", path)))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return c, err
 		}
+	}
+	switch {
+	case asIs != nil && !errors.Is(asIs, fs.ErrNotExist):
+		return nil, asIs
+	case err != nil:
 		return nil, err
 	}
-	// The slash keeps ".." from leading out of the mount.
-	c, err := openCgroup(filepath.Join(root, filepath.Join("/", path)))
-	if errors.Is(err, fs.ErrNotExist) {
-		if asIs != nil && !errors.Is(asIs, fs.ErrNotExist) {
-			return nil, asIs
-		}
-		return nil, hook.Because(fs.ErrNotExist, "there is no cgroup %q (cgroup v2 is mounted at %s)", path, root)
-	}
-	return c, err
+	return nil, hook.Because(fs.ErrNotExist, "there is no cgroup %q (cgroup v2 is mounted at %s)", path, root)
 }
 
 // openCgroup opens the cgroup that is the folder at path.

@@ -106,24 +106,21 @@ func (w *walk) all() error {
 		return fmt.Errorf("own mounts: %w", err)
 	}
 
-	names, err := os.ReadDir(netnsDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("network namespaces: %w", Explain(err))
-	}
-	for _, name := range names {
-		if err := w.file(netnsDir+"/"+name.Name(), netnsSpec(name.Name())); err != nil {
-			return err
+	// Usually both are the same folder; ip uses the second name.
+	for _, dir := range []string{netnsDir, "/var/run/netns"} {
+		names, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("network namespaces: %w", Explain(err))
 		}
-	}
-	// Usually the same folder; ip uses this name.
-	names, err = os.ReadDir("/var/run/netns")
-	if procfs.Exhausted(err) {
-		return fmt.Errorf("network namespaces: %w", err)
-	}
-	for _, name := range names {
-		path := "/var/run/netns/" + name.Name()
-		if err := w.file(path, path); err != nil {
-			return err
+		for _, name := range names {
+			path := dir + "/" + name.Name()
+			spec := path
+			if dir == netnsDir {
+				spec = netnsSpec(name.Name())
+			}
+			if err := w.file(path, spec); err != nil {
+				return err
+			}
 		}
 	}
 

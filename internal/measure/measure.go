@@ -165,12 +165,12 @@ func (m *meter) close(ctx context.Context) error {
 // A hookMeter measures one hook.
 type hookMeter struct {
 	*meter
-	at       time.Time              // time of the last sample
-	ran      map[uint32]hook.Counts // the kernel's counts at that time, by program
-	counting *chains.Counting       // for an owned chain; else nil
-	counted  target.Target          // the target of counting
-	last     map[uint32]hook.Counts // the counters when they were read last, by slot
-	sum      map[uint32]hook.Counts // counts since the last sample, by slot
+	at       time.Time                  // time of the last sample
+	ran      map[uint32]hook.Counts     // the kernel's counts at that time, by program
+	counting *chains.Counting           // for an owned chain; else nil
+	counted  target.Target              // the target of counting
+	last     map[uint32]dispatch.Counts // the counters when they were read last, by slot
+	sum      map[uint32]dispatch.Counts // counts since the last sample, by slot
 	// interrupted tells that some runs were not counted.
 	interrupted bool
 }
@@ -246,7 +246,7 @@ func (of *hookMeter) start(ctx context.Context) (err error) {
 	if of.counting, err = attach.Count(ctx, of.counted); err != nil {
 		return err
 	}
-	of.last = countsOf(of.counting.Found())
+	of.last = of.counting.Found()
 	return nil
 }
 
@@ -262,28 +262,17 @@ func (of *hookMeter) target(c *hook.Chain) target.Target {
 	return t
 }
 
-func countsOf(counted map[uint32]dispatch.Counts) map[uint32]hook.Counts {
-	counts := make(map[uint32]hook.Counts, len(counted))
-	for slot, c := range counted {
-		counts[slot] = hook.Counts{
-			Known: true, Runs: c.Ran(), Verdicts: c.Verdicts, Other: c.Other, Empty: c.Empty, Time: time.Duration(c.Nanos),
-		}
-	}
-	return counts
-}
-
 // collect adds the counts since the counters were read last.
 func (of *hookMeter) collect() error {
-	counted, err := of.counting.Read()
+	now, err := of.counting.Read()
 	if err != nil {
 		return err
 	}
-	now := countsOf(counted)
 	if of.sum == nil {
-		of.sum = map[uint32]hook.Counts{}
+		of.sum = map[uint32]dispatch.Counts{}
 	}
 	for slot, c := range now {
-		of.sum[slot] = plus(of.sum[slot], since(c, of.last[slot]))
+		of.sum[slot] = of.sum[slot].Plus(c.Minus(of.last[slot]))
 	}
 	of.last = now
 	return nil
@@ -292,9 +281,15 @@ func (of *hookMeter) collect() error {
 // fill moves the counts into a sample.
 func (of *hookMeter) fill(s *hook.Sample) {
 	for i, m := range s.Chain.Members {
-		c := of.sum[m.SlotID]
+		sum, known := of.sum[m.SlotID]
+		if !known {
+			continue
+		}
+		c := hook.Counts{
+			Known: true, Runs: sum.Ran(), Verdicts: sum.Verdicts, Other: sum.Other, Empty: sum.Empty, Time: time.Duration(sum.Nanos),
+		}
 		s.Entries[i] = c
-		if c.Known && !s.Whole.Known { // all packets come to the first member
+		if !s.Whole.Known { // all packets come to the first member
 			s.Whole = hook.Counts{Known: true, Runs: c.Runs + c.Empty}
 		}
 		s.Whole.Time += c.Time
@@ -348,18 +343,8 @@ func (of *hookMeter) stop(ctx context.Context) error {
 	return c.Close(ctx)
 }
 
-func plus(c, d hook.Counts) hook.Counts {
-	for v := range c.Verdicts {
-		c.Verdicts[v] += d.Verdicts[v]
-	}
-	c.Known, c.Runs, c.Other, c.Empty, c.Time = true, c.Runs+d.Runs, c.Other+d.Other, c.Empty+d.Empty, c.Time+d.Time
-	return c
-}
-
+// since returns what a program did after before.
 func since(c, before hook.Counts) hook.Counts {
-	for v := range c.Verdicts {
-		c.Verdicts[v] -= before.Verdicts[v]
-	}
-	c.Runs, c.Other, c.Empty, c.Time = c.Runs-before.Runs, c.Other-before.Other, c.Empty-before.Empty, c.Time-before.Time
+	c.Runs, c.Time = c.Runs-before.Runs, c.Time-before.Time
 	return c
 }
