@@ -33,15 +33,15 @@ var (
 // that users call make one, with [Wrap]: so it is the outermost error, and its
 // text has all that the functions below added. Those return a [Cause].
 type Error struct {
-	Op     string // "attach", "replace", ...
-	Hook   Hook
-	Target string
+	Op     string `json:"op,omitempty"` // "attach", "replace", ...
+	Hook   Hook   `json:"hook,omitempty"`
+	Target string `json:"target,omitempty"`
 	// Occupant is what is on the hook, when that is the cause; else nil.
-	Occupant *Occupant
+	Occupant *Occupant `json:"occupant,omitempty"`
 	// Err is the cause: everything that the functions below said.
-	Err error
+	Err error `json:"-"`
 	// Hint is the next step, in words; may be empty.
-	Hint string
+	Hint string `json:"hint,omitempty"`
 }
 
 // Wrap returns the Error of an operation that failed with err, with the
@@ -69,12 +69,12 @@ func Wrap(op string, h Hook, target string, err error) error {
 
 // An Occupant is what holds a hook.
 type Occupant struct {
-	Kind    Kind
-	Program Program
-	LinkID  uint32 // 0 for KindLegacy, and when several links qualify
-	Mode    Mode
+	Kind    Kind    `json:"kind"`
+	Program Program `json:"program"`
+	LinkID  uint32  `json:"link_id,omitempty"` // 0 for KindLegacy, and when several links qualify
+	Mode    Mode    `json:"mode"`
 	// HeldBy are the holders of the link in words: processes and pins.
-	HeldBy []string
+	HeldBy []string `json:"held_by,omitempty"`
 }
 
 // String describes the occupant in words.

@@ -68,52 +68,55 @@ const (
 // An Event is one change on one hook.
 type Event struct {
 	// Time is when the change was noticed, which is after it happened.
-	Time time.Time
-	Kind EventKind
+	Time time.Time `json:"time"`
+	Kind EventKind `json:"event"`
 	// EventTarget is where it happened; for a target that is gone, where it was.
 	EventTarget
 	// From is where the hook was before EventMoved; else nil.
-	From *EventTarget
+	From *EventTarget `json:"from,omitempty"`
 	// Entry is the kind of the entry, and Name its name; empty when the event is not
 	// about an entry.
-	Entry Kind
-	Name  string
+	Entry Kind   `json:"kind,omitempty"`
+	Name  string `json:"name"`
 	// Before is the entry as it was, nil for a new entry. After is the entry as it is,
 	// nil for an entry that is gone.
-	Before, After *Member
+	Before *Member `json:"before"`
+	After  *Member `json:"after"`
 	// LinkID is the link that holds the entry: on XDP the chain's link, else the
 	// entry's own. 0 without a link.
-	LinkID uint32
+	LinkID uint32 `json:"link_id,omitempty"`
 	// PositionBefore and PositionAfter are the entry's place on the hook in run order,
 	// from 1. Entries is how many entries are there now.
-	PositionBefore, PositionAfter, Entries int
+	PositionBefore int `json:"position_before,omitempty"`
+	PositionAfter  int `json:"position_after,omitempty"`
+	Entries        int `json:"entries"`
 	// By is the entry that overtook a member, for EventOvertaken.
-	By *Member
+	By *Member `json:"by,omitempty"`
 	// Extension is what EventExtended and EventRestored are about; else nil.
-	Extension *Extension
+	Extension *Extension `json:"extension,omitempty"`
 	// Who is the process that did it, when that is certain; else nil.
-	Who *EventProcess
+	Who *EventProcess `json:"who,omitempty"`
 	// Err says why, for EventUnreadable and EventMissed.
-	Err string
+	Err string `json:"error,omitempty"`
 }
 
 // An EventTarget is the hook and the target of an event. The fields are as in
 // [Chain]; all are empty when the event is about more than one target.
 type EventTarget struct {
-	Hook     Hook
-	Target   string
-	NetNS    NetNS
-	Ifindex  int
-	CgroupID uint64
+	Hook     Hook   `json:"hook"`
+	Target   string `json:"target"`
+	Ifindex  int    `json:"ifindex"`
+	CgroupID uint64 `json:"cgroup_id,omitempty"`
+	NetNS    NetNS  `json:"netns"`
 }
 
 // An EventProcess is a process that caused an event by a system call or by its end.
 // It may have ended since.
 type EventProcess struct {
-	PID  int    // as the initial pid namespace has it
-	Comm string // of the process
+	PID  int    `json:"pid"`  // as the initial pid namespace has it
+	Comm string `json:"comm"` // of the process
 	// Call is the command of bpf(2), as BPF_LINK_CREATE; or "exit".
-	Call string
+	Call string `json:"call"`
 }
 
 // WatchSources say for each source of signs why it is not heard; nil means that it is

@@ -13,17 +13,17 @@ const (
 // A Finding is what one check of the doctor has found.
 type Finding struct {
 	// Check is what was looked at: short and stable.
-	Check string
-	Level Level
+	Check string `json:"check"`
+	Level Level  `json:"level"`
 	// Hook, Target and NetNS say where the finding is, as in [Chain]. Member is the
 	// name of the member that it is about. They are zero for what is on no hook.
-	Hook   Hook
-	Target string
-	NetNS  NetNS
-	Member string
+	Hook   Hook   `json:"hook,omitempty"`
+	Target string `json:"target,omitempty"`
+	NetNS  NetNS  `json:"netns"`
+	Member string `json:"member,omitempty"`
 	// Text says in one line what was found.
-	Text string
+	Text string `json:"text"`
 	// Mend is the shell command that mends it. It is empty when nothing has to be done,
 	// and when no command can do it.
-	Mend string
+	Mend string `json:"mend,omitempty"`
 }

@@ -13,8 +13,8 @@ const (
 
 // A HolderRef names a link, a program or a map by its id.
 type HolderRef struct {
-	Kind HolderKind
-	ID   uint32
+	Kind HolderKind `json:"object,omitempty"`
+	ID   uint32     `json:"id,omitempty"`
 }
 
 // String returns the reference in words: "link 12".
@@ -54,26 +54,26 @@ type Holders struct {
 
 // A HolderProcess has the object open.
 type HolderProcess struct {
-	PID       int    // in the pid namespace of the calling process
-	TID       int    // a thread with a table of descriptors of its own; 0 for the process
-	Comm      string // of the process
-	Exe       string
-	FDs       []int
-	PIDNS     uint64 // inode
-	MountNS   uint64 // inode
-	Cgroup    string // path below the mount of cgroup v2, or else in systemd's hierarchy
-	Unit      string // of systemd, if the cgroup's path has one
-	Container string // id or name, if the cgroup's path has one
+	PID       int    `json:"pid"`            // in the pid namespace of the calling process
+	TID       int    `json:"tid,omitempty"`  // a thread with a table of descriptors of its own; 0 for the process
+	Comm      string `json:"comm,omitempty"` // of the process
+	Exe       string `json:"exe,omitempty"`
+	FDs       []int  `json:"fd,omitempty"`
+	PIDNS     uint64 `json:"pid_ns,omitempty"`    // inode
+	MountNS   uint64 `json:"mount_ns,omitempty"`  // inode
+	Cgroup    string `json:"cgroup,omitempty"`    // path below the mount of cgroup v2, or else in systemd's hierarchy
+	Unit      string `json:"unit,omitempty"`      // of systemd, if the cgroup's path has one
+	Container string `json:"container,omitempty"` // id or name, if the cgroup's path has one
 }
 
 // A HolderPin is a file of a bpffs. With hard links it has several names. A file that
 // was removed while a process has it open (O_PATH) has no name.
 type HolderPin struct {
-	Path   string        // for the calling process, if need be through /proc/PID/root; "": see Mounts
-	Names  []string      // paths from the root of the bpffs
-	Mounts []HolderMount // mounts that show one of the names; the most useful first
-	FS     uint64        // device number of the bpffs
-	Inode  uint64
+	Path   string        `json:"path,omitempty"`  // for the calling process, if need be through /proc/PID/root; "": see Mounts
+	Names  []string      `json:"names,omitempty"` // paths from the root of the bpffs
+	Mounts []HolderMount `json:"-"`               // mounts that show one of the names; the most useful first
+	FS     uint64        `json:"-"`               // device number of the bpffs
+	Inode  uint64        `json:"-"`
 }
 
 // A HolderMount is a mount of a bpffs or of a part of it.
@@ -87,13 +87,13 @@ type HolderMount struct {
 // A HolderObject is an object in the kernel that refers to another one.
 type HolderObject struct {
 	HolderRef         // zero for what is no BPF object
-	How        string // in words: "carries it", "slot", "uses it", ...
-	References int    // how many references it takes
+	How        string `json:"how,omitempty"`        // in words: "carries it", "slot", "uses it", ...
+	References int    `json:"references,omitempty"` // how many references it takes
 }
 
 // A HolderSuspect is a process that may hold references that were not found.
 type HolderSuspect struct {
-	PID  int
-	Comm string
-	Why  string // in words
+	PID  int    `json:"pid"`
+	Comm string `json:"comm"`
+	Why  string `json:"why"` // in words
 }

@@ -5,19 +5,19 @@ package hook
 type Leftover struct {
 	// Hook and Target say where it was, as far as that is known. Hook is empty for
 	// what was on no hook.
-	Hook   Hook
-	Target string
+	Hook   Hook   `json:"hook,omitempty"`
+	Target string `json:"target,omitempty"`
 	// LinkID is the link that it belongs to; 0 without a link.
-	LinkID uint32
+	LinkID uint32 `json:"link_id,omitempty"`
 	// Members are the names of the members that it holds.
-	Members []string
+	Members []string `json:"members"`
 	// Path is the path of its pins.
-	Path string
+	Path string `json:"path"`
 	// What says in words what it is.
-	What string
+	What string `json:"what"`
 	// Reattached: the members are attached again, and not collected.
-	Reattached bool
+	Reattached bool `json:"reattached"`
 	// Err, an [Error], says why it is still there; nil when it is gone or attached
 	// again.
-	Err error
+	Err error `json:"-"`
 }

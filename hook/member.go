@@ -1,6 +1,7 @@
 package hook
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -28,11 +29,11 @@ const (
 type Settings struct {
 	// Priority orders the members: lower runs first, and of equals the oldest. From
 	// MinPriority to MaxPriority.
-	Priority int
+	Priority int `json:"priority,omitempty"`
 	// ContinueOn has the verdicts after which the next member runs.
-	ContinueOn VerdictSet
+	ContinueOn VerdictSet `json:"continue_on"`
 	// OnMissing is what happens when the slot is empty.
-	OnMissing OnMissing
+	OnMissing OnMissing `json:"on_missing,omitempty"`
 }
 
 // WithDefaults returns the settings with DefaultPriority, Pass and
@@ -111,14 +112,25 @@ func CheckName(s string) error {
 
 // A Program identifies a loaded BPF program.
 type Program struct {
-	ID   uint32 // unique while the kernel runs
-	Name string // as the kernel has it: cut after 15 bytes, but whole where there is BTF
-	Tag  string // hash of the instructions, hex
+	ID   uint32 `json:"id"`   // unique while the kernel runs
+	Name string `json:"name"` // as the kernel has it: cut after 15 bytes, but whole where there is BTF
+	Tag  string `json:"tag"`  // hash of the instructions, hex
 	// LoadedAt is when it was loaded, zero when the kernel does not say.
-	LoadedAt time.Time
+	LoadedAt time.Time `json:"loaded_at,omitzero"`
 	// LoadedBy is the user id of the process that loaded it (created_by_uid,
 	// linux/bpf.h).
-	LoadedBy uint32
+	LoadedBy uint32 `json:"loaded_by_uid"`
+}
+
+// MarshalJSON writes a program that there is not as null, and the time in UTC and whole
+// seconds: the kernel's clocks do not tell it better.
+func (p Program) MarshalJSON() ([]byte, error) {
+	type fields Program
+	if p.ID == 0 {
+		return []byte("null"), nil
+	}
+	p.LoadedAt = p.LoadedAt.UTC().Truncate(time.Second)
+	return json.Marshal(fields(p))
 }
 
 // Kind tells what an entry on a hook is.
@@ -172,43 +184,43 @@ const (
 
 // A Member is one entry on a hook, in run order.
 type Member struct {
-	Name string
+	Name string `json:"name"`
 	// Settings are the member's own; zero for KindLegacy and KindForeign. For
 	// KindLibxdp the priority may be any number, and OnMissing is zero.
 	// ContinueOn and OnMissing are zero on every hook but XDP: there the
 	// program itself says whether the next one runs, and there are no slots.
 	Settings
 	// Program is what runs; the zero value when a slot is empty.
-	Program Program
+	Program Program `json:"program"`
 	// Persistent members are pinned and outlive their process.
-	Persistent bool
-	Kind       Kind
-	State      State
+	Persistent bool  `json:"persistent"`
+	Kind       Kind  `json:"kind"`
+	State      State `json:"state"`
 	// Owner is the label that the process which attached the member gave itself.
-	Owner string
+	Owner string `json:"owner,omitempty"`
 	// LinkID is the link that attaches only this entry. It is 0 without such a link:
 	// a member of an XDP chain has a slot instead.
-	LinkID uint32
+	LinkID uint32 `json:"link_id,omitempty"`
 	// SlotID is the map id of the one-entry prog array that owns the member of
 	// an XDP chain; 0 on other hooks.
-	SlotID uint32
+	SlotID uint32 `json:"slot_id,omitempty"`
 	// TailCalls is set when the program makes tail calls of its own, which
 	// count towards the kernel's limit for a packet.
-	TailCalls bool
+	TailCalls bool `json:"tail_calls"`
 	// Sealed members of an XDP chain are linked into its dispatcher: the slot
 	// has their program too, but packets do not come by there.
-	Sealed bool
+	Sealed bool `json:"sealed,omitempty"`
 	// Filter is the place of a tc filter; nil on other hooks.
-	Filter *Filter
+	Filter *Filter `json:"filter,omitempty"`
 	// From is the cgroup that the entry is attached to, in a list of a cgroup's
 	// effective entries; else empty.
-	From string
+	From string `json:"from,omitempty"`
 	// Detail is what else the kernel says of the entry, in words: flags of a
 	// cgroup attachment, the place of a netfilter hook.
-	Detail string
+	Detail string `json:"detail,omitempty"`
 	// Extensions are the programs that replace functions of the entry's program, or
 	// the function of a sealed member in the dispatcher (freplace).
-	Extensions []Extension
+	Extensions []Extension `json:"extensions,omitempty"`
 }
 
 // Ref returns the reference that names the entry: a member by its name, any other entry
@@ -242,10 +254,10 @@ func (m *Member) Protected() bool {
 // in a slot. Before that, a program in a slot still runs its own main function, but
 // calls the extensions of its other functions.
 type Extension struct {
-	LinkID   uint32 // by which it is attached; the kernel detaches none of this type
-	Program  Program
-	Function string // that it runs in the place of; empty when the name is not known
-	Main     bool   // Function is the main function: no other code of the program runs
+	Function string  `json:"function"` // that it runs in the place of; empty when the name is not known
+	Main     bool    `json:"main"`     // Function is the main function: no other code of the program runs
+	LinkID   uint32  `json:"link_id"`  // by which it is attached; the kernel detaches none of this type
+	Program  Program `json:"program"`
 }
 
 // String says what runs in the place of which function.
@@ -259,60 +271,65 @@ func (x Extension) String() string {
 
 // A Filter is the place of a tc filter, as "tc filter" names it.
 type Filter struct {
-	Parent   uint32 // qdisc and class: TC_H_MAKE(major, minor)
-	Chain    uint32 // of tc; 0 is where packets start
-	Pref     uint16 // lower runs first
-	Protocol uint16 // ETH_P_*, host byte order; ETH_P_ALL is 3
-	Handle   uint32 // of the filter within its preference
+	Parent   uint32 `json:"parent"`   // qdisc and class: TC_H_MAKE(major, minor)
+	Chain    uint32 `json:"chain"`    // of tc; 0 is where packets start
+	Pref     uint16 `json:"pref"`     // lower runs first
+	Protocol uint16 `json:"protocol"` // ETH_P_*, host byte order; ETH_P_ALL is 3
+	Handle   uint32 `json:"handle"`   // of the filter within its preference
 	// DirectAction: the program's return value is the verdict; else it is a class.
-	DirectAction bool
+	DirectAction bool `json:"direct_action"`
 }
 
 // NetNS identifies a network namespace.
 type NetNS struct {
-	Inode  uint64 // of /proc/PID/ns/net; used again after the namespace is gone
-	Cookie uint64 // SO_NETNS_COOKIE, never used again; 0 before Linux 5.14
+	Inode  uint64 `json:"inode"`  // of /proc/PID/ns/net; used again after the namespace is gone
+	Cookie uint64 `json:"cookie"` // SO_NETNS_COOKIE, never used again; 0 before Linux 5.14
 	// Name opens the namespace: a name as in "ip netns", or a path. It is empty for
 	// the caller's own namespace, and where no name was looked for.
-	Name string
+	Name string `json:"name,omitempty"`
 }
 
 // A Chain is what is on a hook of one target.
 type Chain struct {
-	Hook Hook
+	Hook Hook `json:"hook"`
 	// Target is a device by its name or a cgroup by its path; empty for a
 	// network namespace, and once it is gone.
-	Target   string
-	Ifindex  int    // 0 for what is not a device, and once the device is gone
-	CgroupID uint64 // inode of the cgroup's folder; 0 for what is not a cgroup
-	NetNS    NetNS
-	Mode     Mode // of XDP
+	Target   string `json:"target"`
+	Ifindex  int    `json:"ifindex"`             // 0 for what is not a device, and once the device is gone
+	CgroupID uint64 `json:"cgroup_id,omitempty"` // inode of the cgroup's folder; 0 for what is not a cgroup
+	NetNS    NetNS  `json:"netns"`
+	Mode     Mode   `json:"mode"` // of XDP
 	// Revision counts the changes of the hook where the kernel does: TCX (Linux
 	// 6.6), cgroups (6.17); else 0.
-	Revision uint64
+	Revision uint64 `json:"revision,omitempty"`
 	// LinkID is the one link that holds the XDP hook; 0 when there is none, so
 	// that anyone may replace what is attached. On other hooks each entry has a
 	// link of its own, see [Member].
-	LinkID uint32
+	LinkID uint32 `json:"link_id,omitempty"`
 	// Style is the style of an XDP chain; empty when no chain is attached.
-	Style Style
+	Style Style `json:"style,omitempty"`
 	// ConfigVersion is the config version of libxdp's dispatcher, which says what
 	// versions of libxdp can change it; 0 for all else.
-	ConfigVersion uint8
+	ConfigVersion uint8 `json:"config_version,omitempty"`
 	// DispatcherID is the program id of the dispatcher, ours or libxdp's; 0 when no
 	// chain is attached.
-	DispatcherID uint32
+	DispatcherID uint32 `json:"dispatcher_id,omitempty"`
 	// Frags tells whether the chain takes multi-buffer packets, and with it
 	// every member (xdp.frags, Linux 5.18).
-	Frags bool
+	Frags bool `json:"frags"`
 	// Pins are the chain's pins in the bpffs that was looked at.
-	Pins []string
+	Pins []string `json:"pins"`
 	// Extensions are the programs that replace other functions of the dispatcher
 	// (freplace). The members of libxdp's chain are not among them.
-	Extensions []Extension
-	Members    []Member
+	Extensions []Extension `json:"extensions,omitempty"`
+	Members    []Member    `json:"members"`
 	// Err says why the hook could not be read, in a list of hooks; else nil.
-	Err error
+	Err error `json:"-"`
+}
+
+// At returns the hook and the target.
+func (c *Chain) At() EventTarget {
+	return EventTarget{Hook: c.Hook, Target: c.Target, Ifindex: c.Ifindex, CgroupID: c.CgroupID, NetNS: c.NetNS}
 }
 
 // Bypassed tells whether another program replaces the dispatcher, so that packets meet
@@ -361,8 +378,8 @@ func (c *Chain) Member(name string) *Member {
 
 // A Sealing tells what became of a member when its chain was sealed.
 type Sealing struct {
-	Member string
-	Sealed bool
+	Member string `json:"member"`
+	Sealed bool   `json:"sealed"`
 	// Reason says why it stays in its slot; empty when it is sealed.
-	Reason string
+	Reason string `json:"reason,omitempty"`
 }

@@ -98,7 +98,7 @@ filter instead, which no process can hold and other tools can remove.
 				if err != nil {
 					return err
 				}
-				return a.printChains([]hook.Chain{*chain}, true)
+				return a.printChains([]hook.Chain{*chain}, nil, true)
 			}
 			link, err := dispatcher.Attach(cmd.Context(), t, from.Source, o)
 			if err != nil {

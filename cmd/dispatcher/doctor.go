@@ -62,30 +62,12 @@ func (a *app) worthwhile(found []hook.Finding) []hook.Finding {
 	})
 }
 
-type jsonFinding struct {
-	Check  string    `json:"check"`
-	Level  string    `json:"level"`
-	Hook   string    `json:"hook,omitempty"`
-	Target string    `json:"target,omitempty"`
-	NetNS  jsonNetNS `json:"netns"` // zero for a finding that is in none
-	Member string    `json:"member,omitempty"`
-	Text   string    `json:"text"`
-	Mend   string    `json:"mend,omitempty"`
-}
-
 func (a *app) printFindings(found []hook.Finding) error {
 	if a.format == formatJSON {
-		list := make([]jsonFinding, 0, len(found))
-		for _, f := range found {
-			list = append(list, jsonFinding{
-				Check: f.Check, Level: string(f.Level), Hook: string(f.Hook), Target: f.Target,
-				NetNS: jsonNetNS(f.NetNS), Member: f.Member, Text: f.Text, Mend: f.Mend,
-			})
-		}
 		return a.printJSON(struct {
-			Version  int           `json:"version"`
-			Findings []jsonFinding `json:"findings"`
-		}{schema, list})
+			Version  int            `json:"version"`
+			Findings []hook.Finding `json:"findings"`
+		}{schema, append([]hook.Finding{}, found...)})
 	}
 	if len(found) == 0 {
 		return a.print("nothing to mend\n")

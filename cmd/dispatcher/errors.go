@@ -94,22 +94,16 @@ func join(errs ...error) error {
 
 // jsonError is an error as JSON.
 type jsonError struct {
-	Op       string        `json:"op,omitempty"`
-	Hook     string        `json:"hook,omitempty"`
-	Target   string        `json:"target,omitempty"`
-	Cause    string        `json:"cause"`
-	Hint     string        `json:"hint,omitempty"`
+	*dispatcher.Error
 	Occupant *jsonOccupant `json:"occupant,omitempty"`
+	Cause    string        `json:"cause"`
 	Verifier []string      `json:"verifier,omitempty"`
 	Exit     int           `json:"exit"`
 }
 
 type jsonOccupant struct {
-	Kind    string       `json:"kind"`
-	LinkID  uint32       `json:"link_id,omitempty"`
-	Mode    string       `json:"mode,omitempty"` // of XDP
-	Program *jsonProgram `json:"program"`
-	HeldBy  []string     `json:"held_by,omitempty"`
+	*hook.Occupant
+	Mode string `json:"mode,omitempty"` // of XDP
 }
 
 // fail prints the error, or each of several, and returns the exit status.
@@ -170,9 +164,9 @@ func why(err error) string {
 }
 
 func describeError(e *dispatcher.Error) jsonError {
-	j := jsonError{Op: e.Op, Hook: string(e.Hook), Target: e.Target, Cause: e.Reason(), Hint: e.Hint}
+	j := jsonError{Error: e, Cause: e.Reason()}
 	if o := e.Occupant; o != nil {
-		j.Occupant = &jsonOccupant{Kind: string(o.Kind), LinkID: o.LinkID, Program: describeProgram(o.Program), HeldBy: o.HeldBy}
+		j.Occupant = &jsonOccupant{Occupant: o}
 		if o.Mode != hook.ModeAuto {
 			j.Occupant.Mode = o.Mode.String()
 		}

@@ -163,19 +163,16 @@ func strictMain() {
 
 // textOf is the text of an error as its JSON has it.
 func textOf(j jsonError) string {
-	at := []string{j.Op, j.Hook, j.Target}
+	at := []string{j.Op, string(j.Hook), j.Target}
 	if strings.ContainsFunc(j.Target, func(r rune) bool { return !unicode.IsPrint(r) }) || len(j.Target) > 200 {
 		at[2] = fmt.Sprintf("%.200q", j.Target)
 	}
 	at = slices.DeleteFunc(at, func(word string) bool { return word == "" })
 	text := strings.Join(at, " ")
 	if o := j.Occupant; o != nil {
-		var p hook.Program
-		if o.Program != nil {
-			p = hook.Program{ID: o.Program.ID, Name: o.Program.Name, Tag: o.Program.Tag}
-		}
-		mode, _ := hook.ParseMode(o.Mode) // of none: auto
-		text += fmt.Sprintf(": held by %v", &hook.Occupant{Kind: hook.Kind(o.Kind), LinkID: o.LinkID, Program: p, Mode: mode, HeldBy: o.HeldBy})
+		shown := *o.Occupant
+		shown.Mode, _ = hook.ParseMode(o.Mode) // of none: auto
+		text += fmt.Sprintf(": held by %v", &shown)
 	}
 	if j.Occupant == nil || j.Cause != hook.ErrBusy.Error() {
 		text = strings.TrimPrefix(text+": "+j.Cause, ": ")

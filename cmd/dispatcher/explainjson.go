@@ -9,13 +9,9 @@ import (
 
 // The JSON of explain is a contract, like the JSON of a chain.
 type jsonExplained struct {
-	Version    int          `json:"version"`
-	Hook       string       `json:"hook"`
-	Target     string       `json:"target"`
-	Ifindex    int          `json:"ifindex"`
-	CgroupID   uint64       `json:"cgroup_id,omitempty"`
-	NetNS      jsonNetNS    `json:"netns"`
-	Style      string       `json:"style,omitempty"`
+	Version int `json:"version"`
+	hook.EventTarget
+	Style      hook.Style   `json:"style,omitempty"`
 	ToldApart  bool         `json:"told_apart"`
 	Members    []jsonMember `json:"members"`
 	Packets    []jsonPacket `json:"packets"`
@@ -111,10 +107,9 @@ func (x *explained) asJSON(p *packet.Captured, t *hook.Trace, by string) jsonPac
 
 // all returns the whole object.
 func (x *explained) all() jsonExplained {
-	c := describeChain(x.chain, false)
 	j := jsonExplained{
-		Version: schema, Hook: c.Hook, Target: c.Target, Ifindex: c.Ifindex, CgroupID: c.CgroupID, NetNS: c.NetNS, Style: c.Style,
-		ToldApart: x.whole == "", Members: c.Members, Packets: append([]jsonPacket{}, x.json...), Unexpected: x.unexpected,
+		Version: schema, EventTarget: x.chain.At(), Style: x.chain.Style,
+		ToldApart: x.whole == "", Members: describeChain(*x.chain, false).Members, Packets: append([]jsonPacket{}, x.json...), Unexpected: x.unexpected,
 		Summary: jsonSum{Packets: x.count, Truncated: x.truncated, NotRun: x.notRun, Outcomes: []jsonOutcome{}},
 	}
 	if x.expected != nil {

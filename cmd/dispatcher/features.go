@@ -1,8 +1,6 @@
 package main
 
 import (
-	"strings"
-
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
@@ -25,7 +23,7 @@ nothing behind.`,
 			if args = withoutDev(args, 0); len(args) > 0 {
 				t.Device = args[0]
 			}
-			features, err := dispatcher.Features(cmd.Context(), t, dispatcher.ReadOptions{BPFFS: a.bpffs})
+			features, err := dispatcher.Features(cmd.Context(), t, a.readOptions())
 			if err != nil {
 				return err
 			}
@@ -34,24 +32,12 @@ nothing behind.`,
 	}
 }
 
-type jsonFeature struct {
-	Name      string `json:"name"`
-	Supported bool   `json:"supported"`
-	Needs     string `json:"needs,omitempty"`
-	Detail    string `json:"detail,omitempty"`
-	Unknown   bool   `json:"unknown,omitempty"`
-}
-
 func (a *app) printFeatures(features []hook.Feature) error {
 	if a.format == formatJSON {
-		list := make([]jsonFeature, 0, len(features))
-		for _, f := range features {
-			list = append(list, jsonFeature(f))
-		}
 		return a.printJSON(struct {
-			Version  int           `json:"version"`
-			Features []jsonFeature `json:"features"`
-		}{schema, list})
+			Version  int            `json:"version"`
+			Features []hook.Feature `json:"features"`
+		}{schema, append([]hook.Feature{}, features...)})
 	}
 	rows := [][]cell{heads("FEATURE", "SUPPORTED", "NEEDS", "DETAIL")}
 	for _, f := range features {
@@ -64,7 +50,5 @@ func (a *app) printFeatures(features []hook.Feature) error {
 		}
 		rows = append(rows, []cell{{f.Name, ""}, supported, {orDash(f.Needs), ""}, {orDash(f.Detail), ""}})
 	}
-	var b strings.Builder
-	a.table(&b, "", rows)
-	return a.print(b.String())
+	return a.printTable(rows)
 }

@@ -206,13 +206,13 @@ func pinWhere(p hook.HolderPin) string {
 }
 
 type jsonHeld struct {
-	What       string          `json:"what"`
-	Member     string          `json:"member,omitempty"`
-	Kind       string          `json:"kind,omitempty"`
-	ID         uint32          `json:"id"`
-	Holders    []jsonHolder    `json:"holders"`
-	References jsonReferences  `json:"references"`
-	Suspects   []jsonProcessID `json:"suspects"`
+	What       string               `json:"what"`
+	Member     string               `json:"member,omitempty"`
+	Kind       hook.Kind            `json:"kind,omitempty"`
+	ID         uint32               `json:"id"`
+	Holders    []any                `json:"holders"` // jsonProcess, jsonPin, jsonObject
+	References jsonReferences       `json:"references"`
+	Suspects   []hook.HolderSuspect `json:"suspects"`
 }
 
 type jsonReferences struct {
@@ -222,58 +222,41 @@ type jsonReferences struct {
 	Missing  string `json:"missing,omitempty"`
 }
 
-type jsonHolder struct {
-	Kind      string   `json:"kind"` // process, pin, object
-	PID       int      `json:"pid,omitempty"`
-	TID       int      `json:"tid,omitempty"`
-	Comm      string   `json:"comm,omitempty"`
-	Exe       string   `json:"exe,omitempty"`
-	FD        []int    `json:"fd,omitempty"`
-	PIDNS     uint64   `json:"pid_ns,omitempty"`
-	Cgroup    string   `json:"cgroup,omitempty"`
-	Unit      string   `json:"unit,omitempty"`
-	Container string   `json:"container,omitempty"`
-	Path      string   `json:"path,omitempty"`
-	Names     []string `json:"names,omitempty"`
-	MountNS   uint64   `json:"mount_ns,omitempty"`
-	Object    string   `json:"object,omitempty"` // link, program or map
-	ID        uint32   `json:"id,omitempty"`
-	How       string   `json:"how,omitempty"`
-	Count     int      `json:"references,omitempty"`
+type jsonProcess struct {
+	Kind string `json:"kind"`
+	hook.HolderProcess
 }
 
-type jsonProcessID struct {
-	PID  int    `json:"pid"`
-	Comm string `json:"comm"`
-	Why  string `json:"why"`
+type jsonPin struct {
+	Kind string `json:"kind"`
+	hook.HolderPin
+	MountNS uint64 `json:"mount_ns,omitempty"`
+}
+
+type jsonObject struct {
+	Kind string `json:"kind"`
+	hook.HolderObject
 }
 
 func describeHeld(held []hook.Held) []jsonHeld {
 	list := make([]jsonHeld, 0, len(held))
 	for _, h := range held {
 		j := jsonHeld{
-			What: h.What, Member: h.Member, Kind: string(h.Kind), ID: h.ID,
-			Holders: []jsonHolder{}, Suspects: []jsonProcessID{},
-			References: jsonReferences{h.Found, h.Counted, h.Verified, h.Missing},
+			What: h.What, Member: h.Member, Kind: h.Kind, ID: h.ID, Holders: []any{},
+			References: jsonReferences{h.Found, h.Counted, h.Verified, h.Missing}, Suspects: append([]hook.HolderSuspect{}, h.Suspects...),
 		}
 		for _, p := range h.Processes {
-			j.Holders = append(j.Holders, jsonHolder{
-				Kind: "process", PID: p.PID, TID: p.TID, Comm: p.Comm, Exe: p.Exe, FD: p.FDs, PIDNS: p.PIDNS, MountNS: p.MountNS,
-				Cgroup: p.Cgroup, Unit: p.Unit, Container: p.Container,
-			})
+			j.Holders = append(j.Holders, jsonProcess{"process", p})
 		}
 		for _, p := range h.Pins {
-			pin := jsonHolder{Kind: "pin", Path: p.Path, Names: p.Names}
+			pin := jsonPin{Kind: "pin", HolderPin: p}
 			if len(p.Mounts) > 0 {
 				pin.MountNS = p.Mounts[0].NS
 			}
 			j.Holders = append(j.Holders, pin)
 		}
 		for _, o := range h.Objects {
-			j.Holders = append(j.Holders, jsonHolder{Kind: "object", Object: string(o.Kind), ID: o.ID, How: o.How, Count: o.References})
-		}
-		for _, s := range h.Suspects {
-			j.Suspects = append(j.Suspects, jsonProcessID(s))
+			j.Holders = append(j.Holders, jsonObject{"object", o})
 		}
 		list = append(list, j)
 	}

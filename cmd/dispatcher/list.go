@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -71,7 +72,7 @@ cgroup below that has programs of its own.`,
 			}
 			// Chains that could be read are shown, even if others could not be
 			// read.
-			return join(a.printList(chains, held), err)
+			return join(a.printChains(chains, held, false), err)
 		},
 	}
 	flags := cmd.Flags()
@@ -131,21 +132,27 @@ func parseHooks(name string) ([]hook.Hook, error) {
 	return family, nil
 }
 
+// parseHooks is the function parseHooks, and refuses --netns for hooks of cgroups.
+func (a *app) parseHooks(name string) ([]hook.Hook, error) {
+	hooks, err := parseHooks(name)
+	if err == nil && hooks[0].OnCgroup() && a.netns != "" {
+		err = usage("leave -n out", "a cgroup is in no network namespace")
+	}
+	return hooks, err
+}
+
 // chains reads the hooks that args name.
 func (a *app) chains(ctx context.Context, args []string, effective bool) ([]hook.Chain, error) {
 	var hooks []hook.Hook // nil: all
 	if len(args) > 0 {
 		var err error
-		if hooks, err = parseHooks(args[0]); err != nil {
+		if hooks, err = a.parseHooks(args[0]); err != nil {
 			return nil, err
 		}
 	}
-	onCgroup := len(hooks) > 0 && hooks[0].OnCgroup()
 	switch {
-	case effective && (len(args) < 2 || !onCgroup):
+	case effective && (len(args) < 2 || !hooks[0].OnCgroup()):
 		return nil, usage("", `--effective needs a cgroup, as in "dispatcher list cgroup /system.slice --effective"`)
-	case onCgroup && a.netns != "":
-		return nil, usage("leave -n out", "a cgroup is in no network namespace")
 	case len(args) < 2:
 		return dispatcher.List(ctx, dispatcher.ListOptions{NetNS: a.netns, Hooks: hooks, BPFFS: a.bpffs})
 	}
@@ -198,26 +205,19 @@ func (a *app) chainsOn(ctx context.Context, hooks []hook.Hook, target string, re
 	return append(chains, more...), err
 }
 
+// ownNetNS names the namespace of this process where no name means all namespaces.
+const ownNetNS = "/proc/self/ns/net"
+
 // shownOn reads hooks of one target that the library can only list.
 func (a *app) shownOn(ctx context.Context, hooks []hook.Hook, target string) ([]hook.Chain, error) {
-	o := dispatcher.ListOptions{NetNS: a.netns, Hooks: hooks, BPFFS: a.bpffs}
-	known := hook.XDP
-	switch h := hooks[0]; {
-	case h.OnNetNS():
-		return nil, usage("-n chooses one", "%s belongs to a whole network namespace, and has no other target", h)
-	case h.OnCgroup():
-		known = hook.CgroupSKBIngress
-	case o.NetNS == "":
-		o.NetNS = "/proc/self/ns/net" // empty would mean all
-	}
-	// Every device, and every cgroup, has this hook, so reading it finds out
-	// which one is meant.
-	at, err := dispatcher.Read(ctx, dispatcher.On(known, target).In(a.netns), a.readOptions())
+	at, err := a.onTarget(ctx, hooks[0], target)
 	if err != nil {
 		return nil, err
 	}
+	o := dispatcher.ListOptions{NetNS: a.netns, Hooks: hooks, BPFFS: a.bpffs}
+	if !hooks[0].OnCgroup() {
+		o.NetNS = cmp.Or(o.NetNS, ownNetNS)
+	}
 	chains, err := dispatcher.List(ctx, o)
-	return slices.DeleteFunc(chains, func(c hook.Chain) bool {
-		return c.Ifindex != at.Ifindex || c.CgroupID != at.CgroupID
-	}), err
+	return slices.DeleteFunc(chains, func(c hook.Chain) bool { return !at.is(c.At()) }), err
 }

@@ -10,17 +10,9 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// printChains prints chains, or the chains that a dry run would make.
-func (a *app) printChains(chains []hook.Chain, dryRun bool) error {
-	return a.printAll(chains, nil, dryRun)
-}
-
-// printList prints chains, with their holders if that was asked for.
-func (a *app) printList(chains []hook.Chain, held [][]hook.Held) error {
-	return a.printAll(chains, held, false)
-}
-
-func (a *app) printAll(chains []hook.Chain, held [][]hook.Held, dryRun bool) error {
+// printChains prints chains, or the chains that a dry run would make, and their holders
+// if held is not nil.
+func (a *app) printChains(chains []hook.Chain, held [][]hook.Held, dryRun bool) error {
 	unread := 0
 	for i := range chains {
 		if chains[i].Err != nil && len(chains[i].Members) == 0 {
@@ -33,7 +25,7 @@ func (a *app) printAll(chains []hook.Chain, held [][]hook.Held, dryRun bool) err
 	if a.format == formatJSON {
 		out := jsonChains{Version: schema, DryRun: dryRun, Hooks: []jsonChain{}}
 		for i := range chains {
-			j := describeChain(&chains[i], dryRun)
+			j := describeChain(chains[i], dryRun)
 			if held != nil {
 				j.Held = describeHeld(held[i])
 			}

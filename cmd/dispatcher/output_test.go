@@ -161,7 +161,7 @@ func TestPrintChains(t *testing.T) {
 					c.Members[i].Kind, c.Members[i].LinkID = hook.KindMember, 0
 				}
 			}
-			qt.Assert(t, qt.IsNil(a.printChains(test.list, test.dryRun)))
+			qt.Assert(t, qt.IsNil(a.printChains(test.list, nil, test.dryRun)))
 			golden(t, test.file, out.String())
 			for line := range strings.Lines(out.String()) {
 				qt.Check(t, qt.IsFalse(strings.HasSuffix(line, " \n")), qt.Commentf("%q", line))
@@ -174,13 +174,13 @@ func TestPrintNothing(t *testing.T) {
 	var out, errs bytes.Buffer
 	a := app{stdout: &out, stderr: &errs, format: formatTable}
 	free := []hook.Chain{{Hook: hook.XDP, Target: "eth0", Ifindex: 7}}
-	qt.Assert(t, qt.IsNil(a.printChains(free, false)))
-	qt.Assert(t, qt.IsNil(a.printChains(nil, false)))
+	qt.Assert(t, qt.IsNil(a.printChains(free, nil, false)))
+	qt.Assert(t, qt.IsNil(a.printChains(nil, nil, false)))
 	qt.Check(t, qt.Equals(out.String(), ""))
 	qt.Check(t, qt.Equals(errs.String(), "dispatcher: note: nothing is attached to xdp eth0\ndispatcher: note: nothing is attached\n"))
 
 	a.format = formatJSON
-	qt.Assert(t, qt.IsNil(a.printChains(nil, false)))
+	qt.Assert(t, qt.IsNil(a.printChains(nil, nil, false)))
 	qt.Check(t, qt.Equals(out.String(), "{\n  \"version\": 1,\n  \"hooks\": []\n}\n"))
 }
 

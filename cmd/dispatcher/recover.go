@@ -39,14 +39,8 @@ or a cgroup at the same path. Members without such a target stay as they are.`,
 }
 
 type jsonRecovered struct {
-	Hook       string   `json:"hook,omitempty"`
-	Target     string   `json:"target,omitempty"`
-	LinkID     uint32   `json:"link_id,omitempty"`
-	Members    []string `json:"members"`
-	Path       string   `json:"path"`
-	What       string   `json:"what"`
-	Reattached bool     `json:"reattached"`
-	Error      string   `json:"error,omitempty"`
+	hook.Leftover
+	Error string `json:"error,omitempty"`
 }
 
 // printRecovered prints what was found. The error says what could not be cleaned
@@ -60,7 +54,8 @@ func (a *app) printRecovered(found []hook.Leftover, dryRun bool) error {
 	if a.format == formatJSON {
 		list := []jsonRecovered{}
 		for _, f := range found {
-			j := jsonRecovered{string(f.Hook), f.Target, f.LinkID, append([]string{}, f.Members...), f.Path, f.What, f.Reattached, ""}
+			f.Members = append([]string{}, f.Members...)
+			j := jsonRecovered{Leftover: f}
 			if f.Err != nil {
 				j.Error = oneLine(f.Err.Error())
 			}
@@ -80,9 +75,7 @@ func (a *app) printRecovered(found []hook.Leftover, dryRun bool) error {
 	for _, f := range found {
 		rows = append(rows, []cell{{text: orDash(string(f.Hook))}, {text: orDash(f.Target)}, {text: orDash(strings.Join(f.Members, ","))}, done(f, dryRun), {text: f.What + ": " + f.Path}})
 	}
-	var b strings.Builder
-	a.table(&b, "", rows)
-	return join(a.print(b.String()), err)
+	return join(a.printTable(rows), err)
 }
 
 func done(f hook.Leftover, dryRun bool) cell {

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"strings"
-
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
@@ -10,15 +8,9 @@ import (
 )
 
 type jsonSealings struct {
-	Version int           `json:"version"`
-	DryRun  bool          `json:"dry_run,omitempty"`
-	Members []jsonSealing `json:"members"`
-}
-
-type jsonSealing struct {
-	Member string `json:"member"`
-	Sealed bool   `json:"sealed"`
-	Reason string `json:"reason,omitempty"`
+	Version int            `json:"version"`
+	DryRun  bool           `json:"dry_run,omitempty"`
+	Members []hook.Sealing `json:"members"`
 }
 
 func (a *app) sealCommand() *cobra.Command {
@@ -58,7 +50,7 @@ are sealed.`,
 // members that are not sealed.
 func (a *app) printSealings(t dispatcher.Target, report []hook.Sealing, dryRun bool) error {
 	sealed := 0
-	j := jsonSealings{Version: schema, DryRun: dryRun, Members: []jsonSealing{}}
+	j := jsonSealings{Version: schema, DryRun: dryRun, Members: []hook.Sealing{}}
 	rows := [][]cell{heads("MEMBER", "SEALED", "REASON")}
 	for _, r := range report {
 		if r.Sealed {
@@ -66,16 +58,15 @@ func (a *app) printSealings(t dispatcher.Target, report []hook.Sealing, dryRun b
 		} else if !dryRun {
 			a.note("%q stays in its slot: %s", r.Member, r.Reason)
 		}
-		j.Members = append(j.Members, jsonSealing{r.Member, r.Sealed, oneLine(r.Reason)})
-		rows = append(rows, []cell{{text: r.Member}, yes(r.Sealed), {text: orDash(oneLine(r.Reason))}})
+		r.Reason = oneLine(r.Reason)
+		j.Members = append(j.Members, r)
+		rows = append(rows, []cell{{text: r.Member}, yes(r.Sealed), {text: orDash(r.Reason)}})
 	}
 	switch {
 	case a.format == formatJSON:
 		return a.printJSON(j)
 	case dryRun:
-		var b strings.Builder
-		a.table(&b, "", rows)
-		return a.print(b.String())
+		return a.printTable(rows)
 	case a.verbose:
 		a.note("%d of the %d members on %s %s are linked into the dispatcher", sealed, len(report), t.Hook, t.Name())
 	}

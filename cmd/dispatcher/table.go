@@ -38,6 +38,13 @@ func orDash(s string) string {
 	return s
 }
 
+// printTable writes rows to stdout.
+func (a *app) printTable(rows [][]cell) error {
+	var b strings.Builder
+	a.table(&b, "", rows)
+	return a.print(b.String())
+}
+
 // table writes rows. Columns are as wide as needed, and no spaces follow the
 // last cell of a line.
 func (a *app) table(b *strings.Builder, indent string, rows [][]cell) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -93,45 +94,29 @@ func (a *app) top(ctx context.Context, args []string, o dispatcher.MeasureOption
 	return nil
 }
 
-// measured chooses the samples of one target.
-type measured struct {
-	on *onTarget // nil: all
-}
-
-func (m measured) filter(samples []hook.Sample) []hook.Sample {
-	if m.on == nil {
-		return samples
-	}
-	var left []hook.Sample
-	for _, s := range samples {
-		c := &s.Chain
-		if m.on.is(&hook.EventTarget{NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}) {
-			left = append(left, s)
-		}
-	}
-	return left
+// filter leaves the samples of the target; nil leaves all.
+func (t *onTarget) filter(samples []hook.Sample) []hook.Sample {
+	return slices.DeleteFunc(samples, func(s hook.Sample) bool { return t != nil && !t.is(s.Chain.At()) })
 }
 
 // toMeasure sets the options that args name.
-func (a *app) toMeasure(ctx context.Context, args []string, o *dispatcher.MeasureOptions) (only measured, err error) {
+func (a *app) toMeasure(ctx context.Context, args []string, o *dispatcher.MeasureOptions) (only *onTarget, err error) {
 	o.NetNS, o.BPFFS = a.netns, a.bpffs
 	if len(args) == 0 {
-		return only, nil
+		return nil, nil
 	}
-	if o.Hooks, err = parseHooks(args[0]); err != nil {
-		return only, err
+	if o.Hooks, err = a.parseHooks(args[0]); err != nil {
+		return nil, err
 	}
 	h := o.Hooks[0]
 	switch {
-	case h.OnCgroup() && a.netns != "":
-		return only, usage("leave -n out", "a cgroup is in no network namespace")
 	case len(args) < 2:
 	case len(o.Hooks) == 1 && !isShown(h):
 		t := dispatcher.On(h, args[1]).In(a.netns)
 		o.Target, o.NetNS, o.Hooks = &t, "", nil
 	default:
-		if only.on, err = a.onTarget(ctx, h, args[1]); err == nil && h.OnDevice() && o.NetNS == "" {
-			o.NetNS = "/proc/self/ns/net" // empty would mean all
+		if only, err = a.onTarget(ctx, h, args[1]); err == nil && h.OnDevice() && o.NetNS == "" {
+			o.NetNS = ownNetNS
 		}
 	}
 	return only, err

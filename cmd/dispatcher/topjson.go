@@ -15,8 +15,8 @@ type jsonSamples struct {
 }
 
 type jsonSample struct {
-	jsonTarget
-	Method      string          `json:"method"`
+	hook.EventTarget
+	Method      hook.Method     `json:"method"`
 	ElapsedNs   int64           `json:"elapsed_ns"`
 	ClockNs     int64           `json:"clock_ns,omitempty"`
 	Interrupted bool            `json:"interrupted"`
@@ -29,9 +29,9 @@ type jsonSample struct {
 type jsonCountedBy struct {
 	Name     string       `json:"name"`
 	Priority int          `json:"priority,omitempty"`
-	Kind     string       `json:"kind"`
-	State    string       `json:"state"`
-	Program  *jsonProgram `json:"program"`
+	Kind     hook.Kind    `json:"kind"`
+	State    hook.State   `json:"state"`
+	Program  hook.Program `json:"program"`
 	LinkID   uint32       `json:"link_id,omitempty"`
 	SlotID   uint32       `json:"slot_id,omitempty"`
 	Counts   *jsonCounts  `json:"counts"`
@@ -66,8 +66,7 @@ func describeSamples(samples []hook.Sample, now time.Time) jsonSamples {
 func describeSample(s *hook.Sample) jsonSample {
 	c := &s.Chain
 	j := jsonSample{
-		jsonTarget: describeTarget(&hook.EventTarget{Hook: c.Hook, Target: c.Target, Ifindex: c.Ifindex, CgroupID: c.CgroupID, NetNS: c.NetNS}),
-		Method:     string(s.Method), ElapsedNs: s.Elapsed.Nanoseconds(), ClockNs: s.Clock.Nanoseconds(),
+		EventTarget: c.At(), Method: s.Method, ElapsedNs: s.Elapsed.Nanoseconds(), ClockNs: s.Clock.Nanoseconds(),
 		Interrupted: s.Interrupted, Members: []jsonCountedBy{},
 	}
 	if s.Err != nil {
@@ -79,11 +78,7 @@ func describeSample(s *hook.Sample) jsonSample {
 	}
 	for i := range c.Members {
 		m := &c.Members[i]
-		j.Members = append(j.Members, jsonCountedBy{
-			Name: m.Name, Priority: m.Priority, Kind: string(m.Kind), State: string(m.State),
-			Program: describeProgram(m.Program), LinkID: m.LinkID, SlotID: m.SlotID,
-			Counts: describeCounts(s.Entries[i], s),
-		})
+		j.Members = append(j.Members, jsonCountedBy{m.Name, m.Priority, m.Kind, m.State, m.Program, m.LinkID, m.SlotID, describeCounts(s.Entries[i], s)})
 	}
 	return j
 }

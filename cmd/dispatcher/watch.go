@@ -60,11 +60,8 @@ func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOption
 	o.NetNS, o.BPFFS = a.netns, a.bpffs
 	if len(args) > 0 {
 		var err error
-		if o.Hooks, err = parseHooks(args[0]); err != nil {
+		if o.Hooks, err = a.parseHooks(args[0]); err != nil {
 			return err
-		}
-		if o.Hooks[0].OnCgroup() && a.netns != "" {
-			return usage("leave -n out", "a cgroup is in no network namespace")
 		}
 	}
 	var only *onTarget
@@ -83,7 +80,7 @@ func (a *app) watch(ctx context.Context, args []string, o dispatcher.WatchOption
 		if only != nil && !only.takes(&e) {
 			continue
 		}
-		if err := a.printEvent(&e); err != nil {
+		if err := a.printEvent(e); err != nil {
 			if errors.Is(err, syscall.EPIPE) {
 				return nil // the reader has gone
 			}
@@ -131,25 +128,46 @@ func (a *app) onTarget(ctx context.Context, h hook.Hook, name string) (*onTarget
 	if err != nil {
 		return nil, err
 	}
-	return &onTarget{hook.EventTarget{NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}}, nil
+	return &onTarget{c.At()}, nil
 }
 
 func (t *onTarget) takes(e *hook.Event) bool {
-	if e.From != nil && t.is(e.From) {
+	if e.From != nil && t.is(*e.From) {
 		t.EventTarget = e.EventTarget
 		return true
 	}
-	return e.Hook == "" || t.is(&e.EventTarget) // an event without a hook is about several
+	return e.Hook == "" || t.is(e.EventTarget) // an event without a hook is about several
 }
 
-func (t *onTarget) is(p *hook.EventTarget) bool {
+func (t *onTarget) is(p hook.EventTarget) bool {
 	return t.NetNS.Inode == p.NetNS.Inode && t.NetNS.Cookie == p.NetNS.Cookie && t.Ifindex == p.Ifindex && t.CgroupID == p.CgroupID
 }
 
+// The JSON of an event is a contract, like the JSON of a chain.
+type jsonEvent struct {
+	Version int `json:"version"`
+	hook.Event
+	Before *jsonMember `json:"before"`
+	After  *jsonMember `json:"after"`
+	By     *jsonMember `json:"by,omitempty"`
+}
+
 // printEvent writes one event, on one line.
-func (a *app) printEvent(e *hook.Event) error {
-	if a.format == formatJSON {
-		return encodeLine(a.stdout, describeEvent(e))
+func (a *app) printEvent(e hook.Event) error {
+	if a.format != formatJSON {
+		return a.print(e.String() + "\n")
 	}
-	return a.print(e.String() + "\n")
+	entry := func(m *hook.Member) *jsonMember {
+		if m == nil {
+			return nil
+		}
+		protected := m.Protected()
+		if e.Hook == hook.XDP {
+			protected = e.LinkID != 0 && m.State != hook.StateBypassed
+		}
+		j := describeMember(e.Hook, m, protected)
+		return &j
+	}
+	e.Time, e.Err = e.Time.UTC(), oneLine(e.Err)
+	return encodeLine(a.stdout, jsonEvent{schema, e, entry(e.Before), entry(e.After), entry(e.By)})
 }

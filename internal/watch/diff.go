@@ -58,7 +58,7 @@ func (d *diff) add(kind hook.EventKind, b, a *entry) *hook.Event {
 	if now == nil {
 		now = b
 	}
-	e := hook.Event{Kind: kind, EventTarget: targetOf(now.c), Entry: now.m.Kind, Name: now.m.Name, LinkID: now.link()}
+	e := hook.Event{Kind: kind, EventTarget: now.c.At(), Entry: now.m.Kind, Name: now.m.Name, LinkID: now.link()}
 	if b != nil {
 		e.Before, e.PositionBefore = b.m, b.pos
 	}
@@ -87,7 +87,7 @@ func (d *diff) moved() {
 		if a.is < 0 || done[a.c] {
 			continue
 		}
-		from, to := targetOf(d.before[a.is].c), targetOf(a.c)
+		from, to := d.before[a.is].c.At(), a.c.At()
 		gone := idOf(to) == targetID{} // the target is gone, and what is left is defunct
 		if gone || from.Hook != to.Hook || from.Target == to.Target && idOf(from) == idOf(to) {
 			continue
@@ -102,7 +102,7 @@ func (d *diff) moved() {
 			continue
 		}
 		done[b.c] = true
-		from := targetOf(b.c)
+		from := b.c.At()
 		d.events = append(d.events, hook.Event{Kind: hook.EventMoved, EventTarget: hook.EventTarget{Hook: b.c.Hook}, From: &from, Entries: len(b.c.Members)})
 	}
 }
@@ -124,7 +124,7 @@ func (d *diff) left(b *entry) {
 		d.add(hook.EventDefunct, b, nil)
 	default:
 		e := d.add(hook.EventLeft, b, nil)
-		if c := d.look.chainAt(targetOf(b.c)); c != nil {
+		if c := d.look.chainAt(b.c.At()); c != nil {
 			e.Entries = len(c.Members)
 		}
 	}
@@ -226,7 +226,7 @@ func (d *diff) extended() {
 		if !done[a.c] && (b != nil || a.pos == len(a.c.Members)) {
 			done[a.c] = true
 			d.compare(was.c.Extensions, a.c.Extensions, func(kind hook.EventKind) *hook.Event {
-				d.events = append(d.events, hook.Event{Kind: kind, EventTarget: targetOf(a.c), LinkID: a.c.LinkID, Entries: len(a.c.Members)})
+				d.events = append(d.events, hook.Event{Kind: kind, EventTarget: a.c.At(), LinkID: a.c.LinkID, Entries: len(a.c.Members)})
 				return &d.events[len(d.events)-1]
 			})
 		}

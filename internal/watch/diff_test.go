@@ -276,7 +276,7 @@ func TestUnsettled(t *testing.T) {
 func TestDoubtful(t *testing.T) {
 	before := look(at(cg, "/a", "a:1/1=1"))
 	now := look(at(cg, "/a", "a:1/1=1", "legacy=2"))
-	now.Doubtful = []hook.EventTarget{targetOf(&now.Chains[0])}
+	now.Doubtful = []hook.EventTarget{now.Chains[0].At()}
 	Settle(before, now)
 	qt.Check(t, qt.HasLen(Diff(before, now), 0))
 }

@@ -53,7 +53,7 @@ func (u unread) covers(p hook.EventTarget) bool {
 
 func (l *Look) chainAt(p hook.EventTarget) *hook.Chain {
 	for i := range l.Chains {
-		if at := targetOf(&l.Chains[i]); at.Hook == p.Hook && idOf(at) == idOf(p) {
+		if at := l.Chains[i].At(); at.Hook == p.Hook && idOf(at) == idOf(p) {
 			return &l.Chains[i]
 		}
 	}
@@ -104,7 +104,7 @@ func Settle(before, now *Look) {
 	var keep []hook.Chain
 	for i := range now.Chains {
 		c := now.Chains[i]
-		switch at := targetOf(&c); {
+		switch at := c.At(); {
 		case c.Err != nil && len(c.Members) == 0:
 			now.unread = append(now.unread, unread{at, c.Err.Error()})
 		case lost(&c) && (before.has(c.LinkID) || before.has(c.Members[0].LinkID)):
@@ -119,7 +119,7 @@ func Settle(before, now *Look) {
 	}
 	for i := range before.Chains {
 		c := before.Chains[i]
-		at := targetOf(&c)
+		at := c.At()
 		unsettled := func(e entry) bool { return now.Links[e.link()] == LinkUnsettled && e.link() != 0 }
 		covered := slices.ContainsFunc(now.unread, func(u unread) bool { return u.covers(at) })
 		seen := (&Look{Chains: keep}).chainAt(at) != nil

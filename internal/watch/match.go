@@ -33,7 +33,7 @@ func (e *entry) link() uint32 {
 	return e.c.LinkID
 }
 
-func (e *entry) target() targetID { return idOf(targetOf(e.c)) }
+func (e *entry) target() targetID { return idOf(e.c.At()) }
 
 // A key names an entry across looks.
 type key struct {

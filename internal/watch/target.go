@@ -2,10 +2,6 @@ package watch
 
 import "github.com/libdispatcher/dispatcher/hook"
 
-func targetOf(c *hook.Chain) hook.EventTarget {
-	return hook.EventTarget{Hook: c.Hook, Target: c.Target, NetNS: c.NetNS, Ifindex: c.Ifindex, CgroupID: c.CgroupID}
-}
-
 // A targetID identifies a device or cgroup for as long as it stays where it is.
 type targetID struct {
 	netns    uint64

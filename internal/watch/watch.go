@@ -206,7 +206,7 @@ func (w *watcher) look(ctx context.Context) (*Look, error) {
 	}
 	for _, c := range bare {
 		if isTorn(c, links) {
-			now.Doubtful = append(now.Doubtful, targetOf(c))
+			now.Doubtful = append(now.Doubtful, c.At())
 		}
 	}
 	w.follow(now, missing, links)
