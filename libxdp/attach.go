@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -46,15 +45,15 @@ func (d Device) Attach(ctx context.Context, src Source, o AttachOptions) (*Chain
 // AttachAll adds several programs in one step: all of them or none.
 func (d Device) AttachAll(ctx context.Context, sources []Source, o AttachOptions) (c *Chain, ids []ebpf.ProgramID, err error) {
 	err = d.at("attach", func(s *site) error {
-		join, begin, err := o.edit(sources)
+		join, err := o.join(sources)
 		if err != nil {
 			return err
 		}
 		defer join.close()
-		if c, err = s.change(ctx, join.edit, begin); err != nil {
+		if c, err = s.change(ctx, join.edit, o); err != nil {
 			return err
 		}
-		for _, l := range join {
+		for _, l := range join.programs {
 			ids = append(ids, ebpf.ProgramID(kernel.ProgramID(l.prog)))
 		}
 		return nil
@@ -70,7 +69,7 @@ func (d Device) AttachAll(ctx context.Context, sources []Source, o AttachOptions
 // program, and the chain no dispatcher.
 func (d Device) Plan(ctx context.Context, src Source, o AttachOptions) (c *Chain, err error) {
 	err = d.at("attach", func(s *site) error {
-		join, begin, err := o.edit([]Source{src})
+		join, err := o.join([]Source{src})
 		if err != nil {
 			return err
 		}
@@ -80,7 +79,7 @@ func (d Device) Plan(ctx context.Context, src Source, o AttachOptions) (c *Chain
 			return err
 		}
 		return kernel.Retry(ctx, func() error {
-			snap, p, err := s.planned(join.edit, begin)
+			snap, p, err := s.planned(join.edit, o)
 			if err != nil {
 				return err
 			}
@@ -93,63 +92,54 @@ func (d Device) Plan(ctx context.Context, src Source, o AttachOptions) (c *Chain
 }
 
 // joining are the programs that join a chain.
-type joining []*joiner
-
-// joiner is a new member with its settings.
-type joiner struct {
-	loader
-	config ProgramConfig
-	mode   hook.Mode
+type joining struct {
+	AttachOptions
+	programs []*loader
 }
 
-// edit checks the options and returns the new members.
-func (o AttachOptions) edit(sources []Source) (joining, *newChain, error) {
+// join checks the options and returns the new members.
+func (o AttachOptions) join(sources []Source) (*joining, error) {
 	if len(sources) == 0 {
-		return nil, nil, hook.Because(hook.ErrUsage, "there is no program to attach")
+		return nil, hook.Because(hook.ErrUsage, "there is no program to attach")
 	}
 	if err := checkSettings(o.Settings); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if o.Mode > hook.ModeGeneric {
-		return nil, nil, hook.Because(hook.ErrUsage, "mode %v: a chain cannot be attached that way", o.Mode)
+		return nil, hook.Because(hook.ErrUsage, "mode %v: a chain cannot be attached that way", o.Mode)
 	}
 	if o.Version > MaxVersion {
-		return nil, nil, hook.Because(ErrVersion, "version %d: the versions are 1 to %d", o.Version, MaxVersion)
+		return nil, hook.Because(ErrVersion, "version %d: the versions are 1 to %d", o.Version, MaxVersion)
 	}
-	var join joining
+	j := &joining{AttachOptions: o}
 	for _, src := range sources {
-		join = append(join, &joiner{loader{Source: src}, configFor(src, o.Settings), o.Mode})
+		j.programs = append(j.programs, &loader{Source: src})
 	}
-	if !o.Start {
-		return join, nil, nil
-	}
-	return join, &newChain{o.Mode, o.Version}, nil
+	return j, nil
 }
 
 // configFor returns the configuration of a new member.
 func configFor(src Source, s hook.Settings) ProgramConfig {
 	var c ProgramConfig
 	c.configure(s.Or(src.Settings()).Or(hook.Settings{Priority: DefaultPriority, ContinueOn: hook.SetOf(hook.Pass)}))
-	if src.Frags() {
-		c.Flags = unix.BPF_F_XDP_HAS_FRAGS
-	}
+	c.setFrags(src.Frags())
 	return c
 }
 
-func (j joining) edit(p *plan) error {
-	for _, l := range j {
-		if l.mode != hook.ModeAuto && p.mode != l.mode {
-			return hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", p.mode).
-				Hint("ask for %v or auto", p.mode)
-		}
-		p.entries = append(p.entries, &entry{name: l.Name(), config: l.config, source: &l.loader})
+func (j *joining) edit(p *plan) error {
+	if j.Mode != hook.ModeAuto && p.mode != j.Mode {
+		return hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", p.mode).
+			Hint("ask for %v or auto", p.mode)
+	}
+	for _, l := range j.programs {
+		p.entries = append(p.entries, &entry{name: l.Name(), config: configFor(l.Source, j.Settings), source: l})
 	}
 	return nil
 }
 
 // close releases the loaded programs.
-func (j joining) close() {
-	for _, l := range j {
+func (j *joining) close() {
+	for _, l := range j.programs {
 		l.prog.Close()
 	}
 }
@@ -206,10 +196,7 @@ func (d Device) Replace(ctx context.Context, ref hook.Ref, src Source) error {
 			return err
 		}
 		e.name, e.source, e.prog = src.Name(), next, nil
-		e.config.Flags &^= unix.BPF_F_XDP_HAS_FRAGS
-		if src.Frags() {
-			e.config.Flags |= unix.BPF_F_XDP_HAS_FRAGS
-		}
+		e.config.setFrags(src.Frags())
 		return nil
 	})
 }
@@ -217,7 +204,7 @@ func (d Device) Replace(ctx context.Context, ref hook.Ref, src Source) error {
 // edit changes an existing chain.
 func (d Device) edit(ctx context.Context, op string, edit func(*plan) error) error {
 	return d.at(op, func(s *site) error {
-		_, err := s.change(ctx, edit, nil)
+		_, err := s.change(ctx, edit, AttachOptions{})
 		return err
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -14,15 +15,8 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
 
-// newChain describes a chain to start on a device that has none; nil to start
-// none.
-type newChain struct {
-	mode    hook.Mode
-	version uint8
-}
-
-// planned reads the device and applies an edit to its chain.
-func (s *site) planned(edit func(*plan) error, o *newChain) (*snapshot, *plan, error) {
+// planned reads the device and applies an edit to its chain, or to one that is to start.
+func (s *site) planned(edit func(*plan) error, o AttachOptions) (*snapshot, *plan, error) {
 	snap, err := s.read()
 	if err != nil {
 		return nil, nil, err
@@ -35,17 +29,17 @@ func (s *site) planned(edit func(*plan) error, o *newChain) (*snapshot, *plan, e
 	return snap, p, nil
 }
 
-func (s *site) edited(snap *snapshot, edit func(*plan) error, o *newChain) (*plan, error) {
+func (s *site) edited(snap *snapshot, edit func(*plan) error, o AttachOptions) (*plan, error) {
 	var p *plan
 	switch {
-	case snap.free() && o == nil:
+	case snap.free() && !o.Start:
 		return nil, hook.Because(fs.ErrNotExist, "nothing is attached")
 	case snap.free():
-		version, err := o.choose()
+		version, err := o.version()
 		if err != nil {
 			return nil, err
 		}
-		p = &plan{config: Config{Version: version}, mode: o.mode}
+		p = &plan{config: Config{Version: version}, mode: o.Mode}
 	case snap.chain == nil:
 		return nil, s.occupied(snap)
 	case snap.refused != nil:
@@ -68,18 +62,16 @@ func (s *snapshot) elsewhere(bpffs string) error {
 	if s.chain.Folder != "" {
 		return nil
 	}
-	for _, m := range s.chain.Members {
-		if !m.Missing {
-			return hook.Because(hook.ErrBusy, "the chain runs, but its pins are not in %s", folderIn(bpffs).path).
-				Hint("they are in another bpffs, whose path is to be given, or a process keeps the programs without pins; all of the chain can be taken off nevertheless")
-		}
+	if slices.ContainsFunc(s.chain.Members, func(m Member) bool { return !m.Missing }) {
+		return hook.Because(hook.ErrBusy, "the chain runs, but its pins are not in %s", folderIn(bpffs).path).
+			Hint("they are in another bpffs, whose path is to be given, or a process keeps the programs without pins; all of the chain can be taken off nevertheless")
 	}
 	return nil
 }
 
 // change edits the chain on the device. It builds and pins the new chain,
 // replaces the old one in one step, and removes the old one's pins.
-func (s *site) change(ctx context.Context, edit func(*plan) error, o *newChain) (c *Chain, err error) {
+func (s *site) change(ctx context.Context, edit func(*plan) error, o AttachOptions) (c *Chain, err error) {
 	f, err := folderToChange(s.BPFFS)
 	if err != nil {
 		return nil, err

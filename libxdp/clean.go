@@ -1,6 +1,7 @@
 package libxdp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,10 +74,7 @@ func (d Device) clean(ctx context.Context, remove bool) (found []string, err err
 // Remove removes the pins of a dispatcher that is no longer on the device. It
 // is not an error if the bpffs has none.
 func Remove(ctx context.Context, bpffs string, ifindex int, dispatcher ebpf.ProgramID) error {
-	if bpffs == "" {
-		bpffs = kernel.DefaultBPFFS
-	}
-	f, err := folderToChange(bpffs)
+	f, err := folderToChange(cmp.Or(bpffs, kernel.DefaultBPFFS))
 	if err != nil {
 		return err
 	}

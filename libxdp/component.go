@@ -3,7 +3,6 @@ package libxdp
 import (
 	"errors"
 	"fmt"
-	"maps"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -28,39 +27,6 @@ func linkComponent(prog, dispatcher *ebpf.Program, stub string) (link.Link, erro
 		return nil, kernel.Freplace("put program in the place of "+stub, err)
 	}
 	return l, nil
-}
-
-// loadComponent loads a function of the collection so that it can replace a
-// stub. The function's maps and the programs that it tail-calls are loaded
-// unchanged; the maps live as long as the program.
-func loadComponent(spec *ebpf.CollectionSpec, function string, dispatcher *ebpf.Program, stub string, opts ebpf.CollectionOptions) (*ebpf.Program, error) {
-	spec = spec.Copy()
-	p := spec.Programs[function]
-	if p == nil {
-		return nil, hook.Because(hook.ErrUsage, "there is no program %q", function)
-	}
-	if p.Type != ebpf.XDP && p.Type != ebpf.Extension {
-		return nil, hook.Because(hook.ErrIncompatible, "program %q is a %v program, not an XDP program", function, p.Type)
-	}
-	if len(p.Instructions) == 0 || btf.FuncMetadata(&p.Instructions[0]) == nil {
-		return nil, hook.Because(hook.ErrIncompatible, "program %q has no type information, which libxdp's way of attaching needs: compile it with clang -g", function)
-	}
-	all := maps.Clone(spec.Maps)
-	kernel.KeepOnly(spec, function)
-	opts.MapReplacements = maps.Clone(opts.MapReplacements)
-	maps.DeleteFunc(opts.MapReplacements, func(n string, _ *ebpf.Map) bool { return all[n] != nil && spec.Maps[n] == nil })
-	p.Type, p.AttachType = ebpf.Extension, ebpf.AttachNone
-	p.AttachTarget, p.AttachTo = dispatcher, stub
-	// These flags belong to the dispatcher; the kernel refuses them here.
-	p.Flags &^= hasFrags | devBoundOnly
-	p.Ifindex = 0
-
-	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
-	if err != nil {
-		return nil, loadError(function, err)
-	}
-	defer coll.Close()
-	return coll.DetachProgram(function), nil
 }
 
 // wrapComponent loads a component that runs callee, a loaded XDP program: it

@@ -90,8 +90,8 @@ func (p ProgramConfig) ContinueOn() hook.VerdictSet {
 // ParseConfig reads a configuration. version is the version from the
 // dispatcher's BTF, or 0 if it is not known. Only a configuration of version 1
 // needs it, because its bytes do not contain the version. The error is
-// ErrNotDispatcher when data cannot be a configuration, and ErrVersion when its
-// version is unknown here.
+// ErrNotDispatcher when data cannot be a configuration, and ErrVersion, with the
+// version, when that is unknown here.
 func ParseConfig(data []byte, version uint8) (Config, error) {
 	if len(data) < sizes[1] {
 		return Config{}, hook.Because(ErrNotDispatcher, "the configuration has %d bytes, it takes %d at least", len(data), sizes[1])
@@ -101,7 +101,7 @@ func ParseConfig(data []byte, version uint8) (Config, error) {
 		version = data[atVersion]
 		count = int(data[atCount])
 		if version > MaxVersion {
-			return Config{}, tooNew(version)
+			return Config{Version: version}, tooNew(version)
 		}
 		if version < 2 {
 			return Config{}, hook.Because(ErrNotDispatcher, "the configuration says it is of version %d, which does not begin like that", version)

@@ -100,6 +100,10 @@ func TestConfigOfOtherBytes(t *testing.T) {
 		c, err := ParseConfig(test.data, test.version)
 		qt.Check(t, qt.ErrorIs(err, test.is), qt.Commentf("%s", name))
 		qt.Check(t, qt.ErrorMatches(err, test.err), qt.Commentf("%s", name))
+		if c.Version > MaxVersion {
+			qt.Check(t, qt.ErrorIs(err, ErrVersion))
+			c.Version = 0
+		}
 		qt.Check(t, qt.DeepEquals(c, Config{}))
 	}
 	none, err := ParseConfig(change(3, 2, 0), 0)

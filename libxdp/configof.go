@@ -6,7 +6,6 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -25,8 +24,8 @@ const (
 // recognizes a dispatcher by its name, its BTF, and the shape of its only map,
 // not by its instructions.
 //
-// The error is ErrNotDispatcher when prog is something else, and ErrVersion
-// when it is a dispatcher of a later version.
+// The error is ErrNotDispatcher when prog is something else, and ErrVersion,
+// with the version, when it is a dispatcher of a later version.
 func ConfigOf(prog *ebpf.Program) (Config, error) {
 	info, err := prog.Info()
 	if err != nil {
@@ -52,7 +51,7 @@ func ConfigOf(prog *ebpf.Program) (Config, error) {
 	version := uint8(0)
 	if len(data) > 0 && data[0] != magic {
 		if version, err = versionOf(prog); err != nil {
-			return Config{}, err
+			return Config{Version: version}, err
 		}
 	}
 	return ParseConfig(data, version)
@@ -85,23 +84,17 @@ func versionOf(prog *ebpf.Program) (uint8, error) {
 	if err != nil {
 		return 0, fmt.Errorf("BTF of libxdp's dispatcher: %w", err)
 	}
-	var section *btf.Datasec
-	if types.TypeByName(versionSection, &section) != nil {
+	t, err := typeOf(types, versionSection, versionVariable)
+	if err != nil {
 		return 0, nil
 	}
-	for _, v := range section.Vars {
-		variable, ok := v.Type.(*btf.Var)
-		if !ok || variable.Name != versionVariable {
-			continue
-		}
-		version, err := arrayLength(variable.Type)
-		switch {
-		case err != nil:
-			return 0, nil
-		case version > MaxVersion:
-			return 0, tooNew(uint8(min(version, 255)))
-		}
-		return uint8(version), nil
+	version, err := arrayLength(t)
+	switch {
+	case err != nil:
+		return 0, nil
+	case version > MaxVersion:
+		version = min(version, 255)
+		return uint8(version), tooNew(uint8(version))
 	}
-	return 0, nil
+	return uint8(version), nil
 }

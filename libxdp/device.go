@@ -1,6 +1,7 @@
 package libxdp
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -106,9 +107,7 @@ type site struct {
 
 // at runs fn with the opened device, and completes its error.
 func (d Device) at(op string, fn func(*site) error) error {
-	if d.BPFFS == "" {
-		d.BPFFS = kernel.DefaultBPFFS
-	}
+	d.BPFFS = cmp.Or(d.BPFFS, kernel.DefaultBPFFS)
 	ns, err := kernel.OpenNetNS(d.NetNS)
 	if err == nil {
 		defer ns.Close()

@@ -56,7 +56,7 @@ func TestUsage(t *testing.T) {
 	qt.Assert(t, qt.ErrorIs(err, ErrVersion))
 	_, _, err = s.AttachAll(t.Context(), nil, at(1))
 	qt.Assert(t, qt.ErrorIs(err, hook.ErrUsage))
-	_, err = s.Build(t.Context(), nil, BuildOptions{})
+	_, err = s.Build(t.Context(), nil, 0)
 	qt.Assert(t, qt.ErrorIs(err, hook.ErrUsage))
 	qt.Assert(t, qt.ErrorIs(s.Set(t.Context(), "x", hook.Settings{OnMissing: hook.MissingDrop}), hook.ErrUsage))
 	_, err = FromSpec(s.spec(1, pass, "one"), "two", ebpf.CollectionOptions{})

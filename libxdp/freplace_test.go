@@ -43,6 +43,14 @@ func dispatcher(t *testing.T, c Config) *ebpf.Program {
 	return prog
 }
 
+func loadComponent(spec *ebpf.CollectionSpec, name string, dispatcher *ebpf.Program, stub string, opts ebpf.CollectionOptions) (*ebpf.Program, error) {
+	src, err := FromSpec(spec, name, opts)
+	if err != nil {
+		return nil, err
+	}
+	return src.Load(dispatcher, stub)
+}
+
 // loaded loads the only program of a collection as a component.
 func loaded(t *testing.T, spec *ebpf.CollectionSpec, dispatcher *ebpf.Program, stub string) *ebpf.Program {
 	t.Helper()

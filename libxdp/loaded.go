@@ -1,6 +1,7 @@
 package libxdp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,10 +43,7 @@ func FromProgram(prog *ebpf.Program, bpffs string, frags bool) (Source, error) {
 	if err != nil {
 		return nil, kernel.Errno("program", err)
 	}
-	if bpffs == "" {
-		bpffs = kernel.DefaultBPFFS
-	}
-	return &programSource{clone, name, folderIn(bpffs), frags}, nil
+	return &programSource{clone, name, folderIn(cmp.Or(bpffs, kernel.DefaultBPFFS)), frags}, nil
 }
 
 type programSource struct {

@@ -5,21 +5,8 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 )
-
-// An Incoming is a member of a chain to build.
-type Incoming struct {
-	Source     Source
-	Priority   int             // 0: the source's own
-	ContinueOn hook.VerdictSet // 0: the source's own
-}
-
-// BuildOptions say how to build a chain.
-type BuildOptions struct {
-	Version uint8 // as in AttachOptions
-}
 
 // Built is a chain that is complete and pinned, but not on its device. It has the
 // lock of libxdp's folder until Commit or Discard, so that nothing removes its
@@ -31,31 +18,22 @@ type Built struct {
 
 	locked *locked
 	parts  *built
-	join   joining
+	join   *joining
 }
 
 // Build makes a chain for the device, whatever is on it, for a caller that
-// attaches the chain in its own way.
-func (d Device) Build(ctx context.Context, members []Incoming, o BuildOptions) (done *Built, err error) {
+// attaches the chain in its own way. version is as in AttachOptions.
+func (d Device) Build(ctx context.Context, sources []Source, version uint8) (done *Built, err error) {
 	err = d.at("build", func(s *site) error {
 		f, err := folderToChange(s.BPFFS)
 		if err != nil {
 			return err
 		}
-		var join joining
-		var begin *newChain
-		for _, m := range members {
-			var one joining
-			opts := AttachOptions{Settings: hook.Settings{Priority: m.Priority, ContinueOn: m.ContinueOn}, Version: o.Version, Start: true}
-			if one, begin, err = opts.edit([]Source{m.Source}); err != nil {
-				return err
-			}
-			join = append(join, one...)
+		join, err := AttachOptions{Version: version, Start: true}.join(sources)
+		if err != nil {
+			return err
 		}
-		if begin == nil {
-			return hook.Because(hook.ErrUsage, "a chain has one member at least")
-		}
-		if done, err = s.prepare(ctx, f, join, begin); err != nil {
+		if done, err = s.prepare(ctx, f, join); err != nil {
 			join.close()
 		}
 		return err
@@ -63,38 +41,33 @@ func (d Device) Build(ctx context.Context, members []Incoming, o BuildOptions) (
 	return done, err
 }
 
-func (s *site) prepare(ctx context.Context, f folder, join joining, o *newChain) (*Built, error) {
+func (s *site) prepare(ctx context.Context, f folder, join *joining) (done *Built, err error) {
 	dev, err := s.device()
 	if err != nil {
 		return nil, err
 	}
-	version, err := o.choose()
+	p, err := s.edited(&snapshot{device: *dev}, join.edit, join.AttachOptions)
 	if err != nil {
-		return nil, err
-	}
-	p := &plan{config: Config{Version: version}}
-	if err := join.edit(p); err != nil {
-		return nil, err
-	}
-	if err := p.sort(); err != nil {
 		return nil, err
 	}
 	b, err := s.build(p, dev.Index)
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
 	c, err := p.view(*dev, b, f)
 	if err != nil {
-		b.close()
 		return nil, err
 	}
 	l, err := f.lock(ctx)
 	if err != nil {
-		b.close()
 		return nil, err
 	}
 	if err := l.pin(c.Folder, b.links, b.progs); err != nil {
-		b.close()
 		l.unlock()
 		return nil, err
 	}
@@ -104,10 +77,9 @@ func (s *site) prepare(ctx context.Context, f folder, join joining, o *newChain)
 
 // Commit ends the work when the dispatcher is on the device. The chain stays,
 // and leftovers of dead processes are removed.
-func (b *Built) Commit() error {
+func (b *Built) Commit() {
 	defer b.close()
 	b.locked.tidy(&snapshot{device: rtnl.Device{Index: b.Chain.Ifindex}}, b.Chain)
-	return nil
 }
 
 // Discard removes the pins, and with them the chain.

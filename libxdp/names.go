@@ -2,8 +2,6 @@ package libxdp
 
 import (
 	"fmt"
-	"regexp"
-	"strconv"
 
 	"github.com/cilium/ebpf"
 
@@ -29,21 +27,15 @@ func folderName(ifindex int, prog uint32) string {
 	return fmt.Sprintf("dispatch-%d-%d", ifindex, prog)
 }
 
-var folderPattern = regexp.MustCompile(`^dispatch-([1-9][0-9]*)-([1-9][0-9]*)$`)
-
 // parseFolder is the inverse of folderName. Other names are not folders of
 // pins.
 func parseFolder(name string) (ifindex int, prog uint32, ok bool) {
-	m := folderPattern.FindStringSubmatch(name)
-	if m == nil {
+	var index int32
+	_, err := fmt.Sscanf(name, "dispatch-%d-%d", &index, &prog)
+	if err != nil || index <= 0 || prog == 0 || name != folderName(int(index), prog) {
 		return 0, 0, false
 	}
-	i, err1 := strconv.ParseInt(m[1], 10, 32)
-	p, err2 := strconv.ParseUint(m[2], 10, 32)
-	if err1 != nil || err2 != nil {
-		return 0, 0, false
-	}
-	return int(i), uint32(p), true
+	return int(index), prog, true
 }
 
 // linkPin and progPin return the pin names of the component in slot n. A single

@@ -166,7 +166,7 @@ func TestDeviceGone(t *testing.T) {
 func TestCleanLeavesWhatIsOpen(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
-	b, err := s.Build(t.Context(), []Incoming{{Source: s.source(t, 1), Priority: 3}, {Source: s.source(t, 2)}}, BuildOptions{Version: 2})
+	b, err := s.Build(t.Context(), []Source{s.source(t, 1), s.source(t, 2)}, 2)
 	qt.Assert(t, qt.IsNil(err))
 	b.locked.unlock() // as libxdp does
 	removed, err := s.Clean(t.Context())

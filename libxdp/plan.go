@@ -36,13 +36,6 @@ type loader struct {
 	prog *ebpf.Program
 }
 
-func (l *loader) load(dispatcher *ebpf.Program, stub string) (err error) {
-	if l.prog == nil {
-		l.prog, err = l.Load(dispatcher, stub)
-	}
-	return err
-}
-
 // plan returns the chain as it is. Like libxdp it relinks pinned programs that
 // lost their link, and leaves out slots about which nothing is known.
 func (s *snapshot) plan() *plan {
@@ -118,20 +111,14 @@ func (b *built) close() {
 // build loads the dispatcher of a sorted plan and attaches the components.
 func (s *site) build(p *plan, ifindex int) (*built, error) {
 	var prog *ebpf.Program
-	load := func() (err error) {
+	err := s.ns.Do(func() (err error) { // which has the index
 		prog, err = newDispatcher(p.config, ifindex)
 		if p.config.Frags && errors.Is(err, unix.EINVAL) { // before Linux 5.18
 			p.config.Frags = false
 			prog, err = newDispatcher(p.config, ifindex)
 		}
 		return err
-	}
-	var err error
-	if p.config.DevBound { // the thread's namespace resolves the index
-		err = s.ns.Do(load)
-	} else {
-		err = load()
-	}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -147,13 +134,15 @@ func (s *site) build(p *plan, ifindex int) (*built, error) {
 }
 
 // add replaces a stub by a component.
-func (b *built) add(e *entry, stub string) error {
+func (b *built) add(e *entry, stub string) (err error) {
 	prog := e.prog
-	if e.source != nil {
-		if err := e.source.load(b.prog, stub); err != nil {
-			return err
+	if l := e.source; l != nil {
+		if l.prog == nil {
+			if l.prog, err = l.Load(b.prog, stub); err != nil {
+				return err
+			}
 		}
-		prog = e.source.prog
+		prog = l.prog
 	}
 	l, err := linkComponent(prog, b.prog, stub)
 	if err != nil {
@@ -207,6 +196,13 @@ func (p *ProgramConfig) configure(s hook.Settings) {
 	p.Priority = cmp.Or(uint32(s.Priority), p.Priority)
 	if s.ContinueOn != 0 {
 		p.Actions = uint32(s.ContinueOn &^ hook.Never)
+	}
+}
+
+func (p *ProgramConfig) setFrags(frags bool) {
+	p.Flags &^= hasFrags
+	if frags {
+		p.Flags |= hasFrags
 	}
 }
 

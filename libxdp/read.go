@@ -1,10 +1,12 @@
 package libxdp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -55,11 +57,8 @@ func (s *site) withChain(ctx context.Context, fn func(snap *snapshot) error) err
 // that index. The chain's Device and Mode are not set. The errors are those of
 // [Device.Read].
 func ReadProgram(prog *ebpf.Program, ifindex int, bpffs string) (*Chain, error) {
-	if bpffs == "" {
-		bpffs = kernel.DefaultBPFFS
-	}
 	snap := &snapshot{prog: prog, device: rtnl.Device{Index: ifindex}}
-	err := snap.look(bpffs)
+	err := snap.look(cmp.Or(bpffs, kernel.DefaultBPFFS))
 	snap.prog = nil // the caller owns it
 	snap.close()
 	if err != nil {
@@ -219,7 +218,7 @@ func (s *snapshot) byPins(dir string, dispatcher uint32) error {
 			continue // no pin of a member
 		}
 		s.parts[n].link = uint32(info.ID)
-		if prog != nil && s.idOf(n) == uint32(info.Program) {
+		if prog != nil && kernel.ProgramID(prog) == uint32(info.Program) {
 			continue
 		}
 		// The link says what runs, whatever the program's pin is.
@@ -233,22 +232,10 @@ func (s *snapshot) byPins(dir string, dispatcher uint32) error {
 	return nil
 }
 
-// idOf returns the id of the program in a slot; 0 when it is not known.
-func (s *snapshot) idOf(slot int) uint32 {
-	if s.parts[slot].prog == nil {
-		return 0
-	}
-	return kernel.ProgramID(s.parts[slot].prog)
-}
-
 // byLinks searches all links for links of slots that have no pin. Before Linux
 // 5.13 links do not report their target.
 func (s *snapshot) byLinks(dispatcher uint32) error {
-	missing := false
-	for _, p := range s.parts {
-		missing = missing || p.link == 0
-	}
-	if !missing {
+	if !slices.ContainsFunc(s.parts, func(p part) bool { return p.link == 0 }) {
 		return nil
 	}
 	slots, err := s.slots()

@@ -172,6 +172,7 @@ func TestLaterVersion(t *testing.T) {
 	c, err := s.Read(t.Context())
 	qt.Assert(t, qt.ErrorIs(err, ErrVersion))
 	qt.Assert(t, qt.Equals(c.Dispatcher.ID, idOf(t, prog)))
+	qt.Assert(t, qt.Equals(c.Config.Version, MaxVersion+1))
 	qt.Assert(t, qt.HasLen(c.Members, 0))
 	for name, do := range s.changes(t) {
 		qt.Assert(t, qt.ErrorIs(do(), ErrVersion), qt.Commentf(name))

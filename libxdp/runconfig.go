@@ -22,25 +22,34 @@ func RunConfig(types *btf.Spec, function string) (hook.Settings, error) {
 	if types == nil {
 		return s, nil
 	}
-	var section *btf.Datasec
-	if err := types.TypeByName(".xdp_run_config", &section); err != nil {
-		if errors.Is(err, btf.ErrNotFound) {
-			return s, nil
-		}
-		return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %w", err)
+	const section = ".xdp_run_config"
+	t, err := typeOf(types, section, "_"+function)
+	if errors.Is(err, btf.ErrNotFound) {
+		return s, nil
 	}
-	for _, v := range section.Vars {
-		variable, ok := v.Type.(*btf.Var)
-		if !ok || variable.Name != "_"+function {
-			continue
-		}
-		config, ok := btf.UnderlyingType(variable.Type).(*btf.Struct)
-		if !ok {
-			return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %s is not a struct", variable.Name)
-		}
-		return parseRunConfig(config)
+	if err != nil {
+		return s, hook.Because(hook.ErrUsage, "%s: %w", section, err)
 	}
-	return s, nil
+	config, ok := btf.UnderlyingType(t).(*btf.Struct)
+	if !ok {
+		return s, hook.Because(hook.ErrUsage, "%s: _%s is not a struct", section, function)
+	}
+	return parseRunConfig(config)
+}
+
+// typeOf returns the type of a variable in a section. The error is btf.ErrNotFound when
+// there is none.
+func typeOf(types *btf.Spec, section, name string) (btf.Type, error) {
+	var all *btf.Datasec
+	if err := types.TypeByName(section, &all); err != nil {
+		return nil, err
+	}
+	for _, v := range all.Vars {
+		if variable, ok := v.Type.(*btf.Var); ok && variable.Name == name {
+			return variable.Type, nil
+		}
+	}
+	return nil, btf.ErrNotFound
 }
 
 func parseRunConfig(config *btf.Struct) (hook.Settings, error) {
@@ -83,13 +92,10 @@ func parseRunConfig(config *btf.Struct) (hook.Settings, error) {
 // arrayLength returns the length of the array that t points to. BTF encodes
 // numbers in this way (__uint, bpf/bpf_helpers.h of libbpf).
 func arrayLength(t btf.Type) (uint32, error) {
-	p, ok := btf.UnderlyingType(t).(*btf.Pointer)
-	if !ok {
-		return 0, fmt.Errorf("%v is not a pointer to an array", t)
+	if p, ok := btf.UnderlyingType(t).(*btf.Pointer); ok {
+		if a, ok := btf.UnderlyingType(p.Target).(*btf.Array); ok {
+			return a.Nelems, nil
+		}
 	}
-	a, ok := btf.UnderlyingType(p.Target).(*btf.Array)
-	if !ok {
-		return 0, fmt.Errorf("%v is not a pointer to an array", t)
-	}
-	return a.Nelems, nil
+	return 0, fmt.Errorf("%v is not a pointer to an array", t)
 }

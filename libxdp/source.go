@@ -3,11 +3,13 @@ package libxdp
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
+	"github.com/cilium/ebpf/btf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // A Source provides the program of a new member. Its owner closes it; methods
@@ -37,12 +39,14 @@ func FromSpec(spec *ebpf.CollectionSpec, function string, opts ebpf.CollectionOp
 		return nil, hook.Because(fs.ErrNotExist, "there is no program %q in the collection", function)
 	case prog.Type != ebpf.XDP && prog.Type != ebpf.Extension:
 		return nil, hook.Because(hook.ErrIncompatible, "program %q is of type %v, not XDP", function, prog.Type)
+	case len(prog.Instructions) == 0 || btf.FuncMetadata(&prog.Instructions[0]) == nil:
+		return nil, hook.Because(hook.ErrIncompatible, "program %q has no type information, which libxdp's way of attaching needs: compile it with clang -g", function)
 	}
 	settings, err := RunConfig(spec.Types, function)
 	if err != nil {
 		return nil, fmt.Errorf("program %q: %w", function, err)
 	}
-	return &specSource{spec.Copy(), function, opts, settings, prog.Flags&unix.BPF_F_XDP_HAS_FRAGS != 0}, nil
+	return &specSource{spec.Copy(), function, opts, settings, prog.Flags&hasFrags != 0}, nil
 }
 
 type specSource struct {
@@ -53,8 +57,26 @@ type specSource struct {
 	frags    bool
 }
 
+// Load loads the program unchanged but for its type, with the maps and the programs that
+// it tail-calls; the maps live as long as the program.
 func (s *specSource) Load(dispatcher *ebpf.Program, function string) (*ebpf.Program, error) {
-	return loadComponent(s.spec.Copy(), s.function, dispatcher, function, s.opts)
+	spec, opts := s.spec.Copy(), s.opts
+	kernel.KeepOnly(spec, s.function)
+	opts.MapReplacements = maps.Clone(opts.MapReplacements)
+	maps.DeleteFunc(opts.MapReplacements, func(n string, _ *ebpf.Map) bool { return s.spec.Maps[n] != nil && spec.Maps[n] == nil })
+	p := spec.Programs[s.function]
+	p.Type, p.AttachType = ebpf.Extension, ebpf.AttachNone
+	p.AttachTarget, p.AttachTo = dispatcher, function
+	// These flags belong to the dispatcher; the kernel refuses them here.
+	p.Flags &^= hasFrags | devBoundOnly
+	p.Ifindex = 0
+
+	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
+	if err != nil {
+		return nil, loadError(s.function, err)
+	}
+	defer coll.Close()
+	return coll.DetachProgram(s.function), nil
 }
 
 func (s *specSource) Name() string            { return s.function }

@@ -1,6 +1,7 @@
 package libxdp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,18 +14,15 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// choose returns the version to start a chain with, see AttachOptions.Version.
-func (o *newChain) choose() (uint8, error) {
-	if o.version != 0 {
-		return o.version, nil
+// version returns the version to start a chain with.
+func (o AttachOptions) version() (uint8, error) {
+	if o.Version != 0 {
+		return o.Version, nil
 	}
 	if v, err := loadedVersion(); v != 0 || err != nil {
 		return v, err
 	}
-	if v := installedVersion(libraryFolders); v != 0 {
-		return v, nil
-	}
-	return MaxVersion, nil
+	return cmp.Or(installedVersion(libraryFolders), MaxVersion), nil
 }
 
 // loadedVersion returns the version of the dispatcher that was loaded last, or

@@ -37,52 +37,36 @@ import (
 type builtin struct {
 	describe  string
 	load      func() (*ebpf.CollectionSpec, error)
-	functions map[hook.Hook]string
-}
-
-var builtins = map[string]builtin{
-	"count": {
-		"count packets and bytes per protocol", object.LoadCount,
-		onHooks(map[string][]hook.Hook{
-			"count":        {hook.XDP},
-			"count_tc":     tcHooks,
-			"count_cgroup": {hook.CgroupSKBIngress, hook.CgroupSKBEgress},
-		}),
-	},
-	"droplist": {
-		"drop packets by source prefix, IPv4 and IPv6", object.LoadDroplist,
-		onHooks(map[string][]hook.Hook{
-			"droplist":    {hook.XDP},
-			"droplist_tc": tcHooks,
-		}),
-	},
-	"ratelimit": {
-		"limit the packets a second from each source address", object.LoadRatelimit,
-		onHooks(map[string][]hook.Hook{"ratelimit": {hook.XDP}}),
-	},
-	"redirect": {
-		"send connect(2) to another address and port", object.LoadRedirect,
-		onHooks(map[string][]hook.Hook{
-			"redirect4": {hook.CgroupConnect4},
-			"redirect6": {hook.CgroupConnect6},
-		}),
-	},
-	"sample": {
-		"copy the start of every Nth packet to a ring buffer", object.LoadSample,
-		onHooks(map[string][]hook.Hook{"sample": {hook.XDP}}),
-	},
+	functions map[string][]hook.Hook
 }
 
 var tcHooks = []hook.Hook{hook.TCXIngress, hook.TCXEgress, hook.TCIngress, hook.TCEgress}
 
-func onHooks(functions map[string][]hook.Hook) map[hook.Hook]string {
-	byHook := make(map[hook.Hook]string)
-	for function, hooks := range functions {
-		for _, h := range hooks {
-			byHook[h] = function
-		}
-	}
-	return byHook
+var builtins = map[string]builtin{
+	"count": {
+		"count packets and bytes per protocol", object.LoadCount,
+		map[string][]hook.Hook{
+			"count":        {hook.XDP},
+			"count_tc":     tcHooks,
+			"count_cgroup": {hook.CgroupSKBIngress, hook.CgroupSKBEgress},
+		},
+	},
+	"droplist": {
+		"drop packets by source prefix, IPv4 and IPv6", object.LoadDroplist,
+		map[string][]hook.Hook{"droplist": {hook.XDP}, "droplist_tc": tcHooks},
+	},
+	"ratelimit": {
+		"limit the packets a second from each source address", object.LoadRatelimit,
+		map[string][]hook.Hook{"ratelimit": {hook.XDP}},
+	},
+	"redirect": {
+		"send connect(2) to another address and port", object.LoadRedirect,
+		map[string][]hook.Hook{"redirect4": {hook.CgroupConnect4}, "redirect6": {hook.CgroupConnect6}},
+	},
+	"sample": {
+		"copy the start of every Nth packet to a ring buffer", object.LoadSample,
+		map[string][]hook.Hook{"sample": {hook.XDP}},
+	},
 }
 
 // Names lists the programs, sorted.
@@ -98,14 +82,18 @@ func Describe(name string) string {
 // Hooks lists the hooks that a program can run on, in the order of [hook.Hooks].
 // It is empty for an unknown name.
 func Hooks(name string) []hook.Hook {
-	functions := builtins[name].functions
-	return slices.DeleteFunc(hook.Hooks(), func(h hook.Hook) bool { return functions[h] == "" })
+	return slices.DeleteFunc(hook.Hooks(), func(h hook.Hook) bool { return Function(name, h) == "" })
 }
 
 // Function returns the name of the function that runs on a hook: its name in the
 // spec's Programs, and in the kernel. It is empty if there is none.
 func Function(name string, h hook.Hook) string {
-	return builtins[name].functions[h]
+	for function, hooks := range builtins[name].functions {
+		if slices.Contains(hooks, h) {
+			return function
+		}
+	}
+	return ""
 }
 
 // Spec returns a program with its maps and constants, ready to be changed and

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -52,15 +51,15 @@ process that holds the link can put another program into it again.`,
 		},
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerLegacy),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if linkID != 0 {
-				return a.adoptLink(cmd, linkID, &member)
-			}
-			args = withoutDev(args, 1)
-			t, err := a.target(args[0], args[1])
+			m, err := member.options(a, cmd.Flags())
 			if err != nil {
 				return err
 			}
-			m, err := member.options(a, cmd.Flags())
+			if linkID != 0 {
+				return a.adoptLink(cmd.Context(), linkID, m)
+			}
+			args = withoutDev(args, 1)
+			t, err := a.target(args[0], args[1])
 			if err != nil {
 				return err
 			}
@@ -71,10 +70,8 @@ process that holds the link can put another program into it again.`,
 			if len(args) > 2 {
 				o.Entry = hook.Ref(args[2])
 			}
-			if o.Persistent {
-				if err := a.needBPFFS(); err != nil {
-					return err
-				}
+			if err := a.needBPFFS(o.Persistent); err != nil {
+				return err
 			}
 			if !noGap {
 				a.warnOfGap(cmd.Context(), t, o.Entry)
@@ -92,17 +89,11 @@ process that holds the link can put another program into it again.`,
 	return cmd
 }
 
-func (a *app) adoptLink(cmd *cobra.Command, id uint32, member *memberFlags) error {
-	o, err := member.options(a, cmd.Flags())
-	if err != nil {
+func (a *app) adoptLink(ctx context.Context, id uint32, o dispatcher.Options) error {
+	if err := a.needBPFFS(o.Persistent); err != nil {
 		return err
 	}
-	if o.Persistent {
-		if err := a.needBPFFS(); err != nil {
-			return err
-		}
-	}
-	link, err := dispatcher.AdoptLink(cmd.Context(), id, dispatcher.AdoptLinkOptions{
+	link, err := dispatcher.AdoptLink(ctx, id, dispatcher.AdoptLinkOptions{
 		Name: o.Name, Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing,
 		Persistent: o.Persistent, Owner: o.Owner, BPFFS: o.BPFFS,
 	})
@@ -111,19 +102,10 @@ func (a *app) adoptLink(cmd *cobra.Command, id uint32, member *memberFlags) erro
 	}
 	a.warn("a process that holds link %d can put another program into it again; \"dispatcher holders --link %d\" shows such processes", id, id)
 	t := dispatcher.Target{}
-	if c, err := link.Chain(cmd.Context()); err == nil {
+	if c, err := link.Chain(ctx); err == nil {
 		t = dispatcher.On(c.Hook, c.Target).In(c.NetNS.Name)
 	}
-	return a.attached(cmd.Context(), t, link, member.hold)
-}
-
-// adoptLine returns the command that adopts the program on the target.
-func adoptLine(t dispatcher.Target) string {
-	line := fmt.Sprintf("adopt %s %s", t.Hook, t.Name())
-	if t.NetNS != "" {
-		line = fmt.Sprintf("-n %s %s", t.NetNS, line)
-	}
-	return "dispatcher " + line
+	return a.attached(ctx, t, link, !o.Persistent)
 }
 
 // warnOfGap says what the adoption costs before it is done. When there is

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -113,21 +112,15 @@ func (a *app) print(text string) error {
 }
 
 // printJSON writes a result to stdout as indented JSON.
-func (a *app) printJSON(v any) error {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	if err := e.Encode(v); err != nil {
-		return err
-	}
-	return a.print(b.String())
-}
+func (a *app) printJSON(v any) error { return encode(a.stdout, "  ", v) }
 
 // encodeLine writes v as JSON on one line.
-func encodeLine(w io.Writer, v any) error {
+func encodeLine(w io.Writer, v any) error { return encode(w, "", v) }
+
+func encode(w io.Writer, indent string, v any) error {
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
+	e.SetIndent("", indent)
 	return e.Encode(v)
 }
 

@@ -88,10 +88,8 @@ filter instead, which no process can hold and other tools can remove.
 			if o.Name == "" && !a.isLibxdp(cmd.Context(), t, o.Style) {
 				o.Name = from.name
 			}
-			if (o.Persistent || program.pinsIn(a.bpffs)) && !dryRun {
-				if err := a.needBPFFS(); err != nil {
-					return err
-				}
+			if err := a.needBPFFS((o.Persistent || program.pinsIn(a.bpffs)) && !dryRun); err != nil {
+				return err
 			}
 			if dryRun {
 				chain, err := dispatcher.Plan(cmd.Context(), t, from.Source, o)

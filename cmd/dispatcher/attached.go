@@ -9,6 +9,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // attached ends a verb that has attached a member. It tells the user what
@@ -52,11 +53,18 @@ func (a *app) tellChained(t dispatcher.Target, chain *hook.Chain, member *hook.M
 			member.Priority, 1+position(chain, member), len(chain.Members), chain.Mode)
 	}
 	a.warnTailCalls(t, member)
-	switch {
-	case chain.Style == hook.StyleLibxdp:
+	if chain.Style == hook.StyleLibxdp {
 		a.tellLibxdp(t, chain, member)
-	case !chain.Protected():
-		a.warn("the chain on %s %s is not protected: anyone may replace it; \"%s\" protects it", t.Hook, t.Name(), adoptLine(t))
+	} else {
+		a.warnUnprotected(t, chain)
+	}
+}
+
+// warnUnprotected warns of an owned chain that no link holds.
+func (a *app) warnUnprotected(t dispatcher.Target, chain *hook.Chain) {
+	if !chain.Protected() {
+		a.warn("the chain on %s %s is not protected: anyone may replace it; \"%s\" protects it", t.Hook, t.Name(),
+			kernel.Command(t.NetNS, a.bpffs, "adopt", string(t.Hook), t.Name()))
 	}
 }
 

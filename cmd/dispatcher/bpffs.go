@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -30,8 +29,8 @@ func (a *app) checkBPFFS(cmd *cobra.Command) error {
 
 // needBPFFS mounts the default bpffs for a verb that pins, if none is mounted
 // there.
-func (a *app) needBPFFS() error {
-	if kernel.IsBPFFS(a.bpffs) {
+func (a *app) needBPFFS(pins bool) error {
+	if !pins || kernel.IsBPFFS(a.bpffs) {
 		return nil
 	}
 	if inPrivateMounts() {
@@ -65,19 +64,10 @@ func inPrivateMounts() bool {
 }
 
 // parent returns the parent of a process, or 0 when it is not known.
-func parent(pid int) int {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
+func parent(pid int) (ppid int) {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	// pid (name) state parent ...: the name may contain any characters.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 2 {
-		return 0
-	}
-	ppid, err := strconv.Atoi(string(fields[1]))
-	if err != nil {
-		return 0
-	}
+	var state string
+	_, _ = fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &ppid)
 	return ppid
 }

@@ -87,12 +87,6 @@ protected until "adopt" gives it one.`,
 			if style.style == hook.StyleOwned || cmd.Flags().Changed("owner") {
 				o.Owner = owner
 			}
-			var sources []programSource
-			defer func() {
-				for _, s := range sources {
-					s.release()
-				}
-			}()
 			for _, text := range programs {
 				member, word, ok := strings.Cut(text, "=")
 				ref := hook.Ref(member)
@@ -106,10 +100,10 @@ protected until "adopt" gives it one.`,
 				if err != nil {
 					return err
 				}
-				sources = append(sources, from)
+				defer from.release()
 				o.Programs[ref] = from.Source
 			}
-			if err := a.needBPFFS(); err != nil {
+			if err := a.needBPFFS(true); err != nil {
 				return err
 			}
 			if !noGap {
@@ -119,8 +113,8 @@ protected until "adopt" gives it one.`,
 			if err != nil {
 				return err
 			}
-			if c.Style == hook.StyleOwned && !c.Protected() {
-				a.warn("the chain on xdp %s is not protected: anyone may replace it; \"%s\" protects it", t.Name(), adoptLine(t))
+			if c.Style == hook.StyleOwned {
+				a.warnUnprotected(t, c)
 			}
 			if a.verbose {
 				a.note("%d members are now in %s chain", len(c.Members), map[hook.Style]string{hook.StyleOwned: "an owned", hook.StyleLibxdp: "a libxdp"}[c.Style])

@@ -94,7 +94,7 @@ func join(errs ...error) error {
 
 // jsonError is an error as JSON.
 type jsonError struct {
-	*dispatcher.Error
+	dispatcher.Error
 	Occupant *jsonOccupant `json:"occupant,omitempty"`
 	Cause    string        `json:"cause"`
 	Verifier []string      `json:"verifier,omitempty"`
@@ -164,7 +164,7 @@ func why(err error) string {
 }
 
 func describeError(e *dispatcher.Error) jsonError {
-	j := jsonError{Error: e, Cause: e.Reason()}
+	j := jsonError{Error: *e, Cause: e.Reason()}
 	if o := e.Occupant; o != nil {
 		j.Occupant = &jsonOccupant{Occupant: o}
 		if o.Mode != hook.ModeAuto {

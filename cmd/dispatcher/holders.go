@@ -33,12 +33,12 @@ BPF iterators (Linux 5.8) the completeness is not known, and the answer says so.
   dispatcher holders --link 12 -j`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
-			case ref.ID != 0 && len(args) > 0:
+			case ref.ID == 0:
+				return words(1, "HOOK", "TARGET", "[MEMBER]")(cmd, args)
+			case len(args) > 0:
 				return usage(seeHelp(cmd), "give a hook and a target, or one of --link, --program and --map, not both")
-			case ref.ID != 0:
-				return nil
 			}
-			return words(1, "HOOK", "TARGET", "[MEMBER]")(cmd, args)
+			return nil
 		},
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets, a.offerMembers),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -54,12 +54,11 @@ BPF iterators (Linux 5.8) the completeness is not known, and the answer says so.
 			if err != nil {
 				return err
 			}
-			o := dispatcher.HoldersOnOptions{NoIterators: noIterators, BPFFS: a.bpffs}
 			var entry hook.Ref
 			if len(args) == 3 {
 				entry = hook.Ref(args[2])
 			}
-			held, err := dispatcher.HoldersOn(cmd.Context(), t, entry, o)
+			held, err := dispatcher.HoldersOn(cmd.Context(), t, entry, dispatcher.HoldersOnOptions{NoIterators: noIterators, BPFFS: a.bpffs})
 			if err != nil {
 				return err
 			}

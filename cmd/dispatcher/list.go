@@ -155,61 +155,46 @@ func (a *app) chains(ctx context.Context, args []string, effective bool) ([]hook
 		return nil, usage("", `--effective needs a cgroup, as in "dispatcher list cgroup /system.slice --effective"`)
 	case len(args) < 2:
 		return dispatcher.List(ctx, dispatcher.ListOptions{NetNS: a.netns, Hooks: hooks, BPFFS: a.bpffs})
-	}
-	read := readOne
-	if effective {
-		read = dispatcher.Effective
+	case effective:
 		if hooks = slices.DeleteFunc(hooks, isShown); len(hooks) == 0 {
 			return nil, usage("", "%s is shown for the cgroups that it is attached to, not for the cgroups below them", args[0])
 		}
+		return a.effective(ctx, hooks, args[1])
+	case len(hooks) > 1 || isShown(hooks[0]):
+		return a.listOn(ctx, hooks, args[1])
 	}
-	return a.chainsOn(ctx, hooks, args[1], read)
-}
-
-func readOne(ctx context.Context, t dispatcher.Target, o dispatcher.ReadOptions) ([]hook.Chain, error) {
-	c, err := dispatcher.Read(ctx, t, o)
+	c, err := dispatcher.Read(ctx, dispatcher.On(hooks[0], args[1]).In(a.netns), a.readOptions())
 	if err != nil {
 		return nil, err
 	}
 	return []hook.Chain{*c}, nil
 }
 
-// chainsOn reads several hooks of one target. Of more than one hook it leaves
-// out hooks without programs, and hooks that this kernel does not have.
-func (a *app) chainsOn(ctx context.Context, hooks []hook.Hook, target string, read func(context.Context, dispatcher.Target, dispatcher.ReadOptions) ([]hook.Chain, error)) ([]hook.Chain, error) {
-	var (
-		chains []hook.Chain
-		shown  []hook.Hook
-	)
+// effective reads what runs for a cgroup. Of more than one hook it leaves out hooks
+// without programs, and hooks that this kernel does not have.
+func (a *app) effective(ctx context.Context, hooks []hook.Hook, cgroup string) (chains []hook.Chain, err error) {
+	several := len(hooks) > 1
 	for _, h := range hooks {
-		if isShown(h) {
-			shown = append(shown, h)
-			continue
-		}
-		found, err := read(ctx, dispatcher.On(h, target).In(a.netns), a.readOptions())
+		found, err := dispatcher.Effective(ctx, dispatcher.On(h, cgroup), a.readOptions())
 		switch {
-		case errors.Is(err, ebpf.ErrNotSupported) && len(hooks) > 1:
+		case several && errors.Is(err, ebpf.ErrNotSupported):
 			continue
 		case err != nil:
 			return nil, err
-		}
-		if len(hooks) > 1 {
+		case several:
 			found = slices.DeleteFunc(found, func(c hook.Chain) bool { return len(c.Members) == 0 })
 		}
 		chains = append(chains, found...)
 	}
-	if len(shown) == 0 {
-		return chains, nil
-	}
-	more, err := a.shownOn(ctx, shown, target)
-	return append(chains, more...), err
+	return chains, nil
 }
 
 // ownNetNS names the namespace of this process where no name means all namespaces.
 const ownNetNS = "/proc/self/ns/net"
 
-// shownOn reads hooks of one target that the library can only list.
-func (a *app) shownOn(ctx context.Context, hooks []hook.Hook, target string) ([]hook.Chain, error) {
+// listOn lists what is attached to several hooks of one target, or to one that the
+// library can only list.
+func (a *app) listOn(ctx context.Context, hooks []hook.Hook, target string) ([]hook.Chain, error) {
 	at, err := a.onTarget(ctx, hooks[0], target)
 	if err != nil {
 		return nil, err

@@ -16,7 +16,7 @@ member whose pins are gone, or are in a bpffs that cannot be reached, is pinned
 again in the bpffs of --bpffs. A member on tcx or a cgroup whose name was lost with
 its registry needs a name first: "adopt --link" gives it one, and pins it.`,
 		func(ctx context.Context, link *dispatcher.Link) error {
-			if err := a.needBPFFS(); err != nil {
+			if err := a.needBPFFS(true); err != nil {
 				return err
 			}
 			_, err := link.Pin(ctx)

@@ -87,16 +87,13 @@ func parseProgram(word string, isFile func(string) bool) (programWord, error) {
 	colon := strings.LastIndexByte(word, ':')
 	p := programWord{kind: fromFile, path: word[:colon], name: word[colon+1:]}
 	if p.path == "" || p.name == "" {
-		return p, usage("FILE:NAME is a program in an object file", "%q: the %s is missing", word, missing(p.path))
+		missing := "program's name"
+		if p.path == "" {
+			missing = "file"
+		}
+		return p, usage("FILE:NAME is a program in an object file", "%q: the %s is missing", word, missing)
 	}
 	return p, nil
-}
-
-func missing(path string) string {
-	if path == "" {
-		return "file"
-	}
-	return "program's name"
 }
 
 func parseID(text string) (uint32, error) {

@@ -34,10 +34,8 @@ file. --new-maps starts with empty maps.
 				return err
 			}
 			defer from.release()
-			if program.pinsIn(a.bpffs) {
-				if err := a.needBPFFS(); err != nil {
-					return err
-				}
+			if err := a.needBPFFS(program.pinsIn(a.bpffs)); err != nil {
+				return err
 			}
 			link, err := dispatcher.Open(cmd.Context(), t, hook.Ref(args[0]), a.readOptions())
 			if err != nil {

@@ -69,14 +69,13 @@ func (a *app) tellSet(ctx context.Context, t dispatcher.Target, link *dispatcher
 	if err != nil {
 		return
 	}
-	if t.Hook == hook.XDP {
-		if a.verbose {
-			a.note("%q on %s %s: priority %d, continues on %v, when missing %v", info.Name, t.Hook, t.Name(), info.Priority, info.ContinueOn, info.OnMissing)
-		}
-		return
-	}
-	if a.verbose {
+	if a.verbose && t.Hook == hook.XDP {
+		a.note("%q on %s %s: priority %d, continues on %v, when missing %v", info.Name, t.Hook, t.Name(), info.Priority, info.ContinueOn, info.OnMissing)
+	} else if a.verbose {
 		a.note("%q on %s %s: priority %d", info.Name, t.Hook, t.Name(), info.Priority)
+	}
+	if t.Hook == hook.XDP {
+		return
 	}
 	if chain, err := link.Chain(ctx); err == nil {
 		a.tellPosition(chain, info)

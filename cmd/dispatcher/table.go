@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -31,12 +32,7 @@ func yes(b bool) cell {
 	return cell{text: "no"}
 }
 
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
+func orDash(s string) string { return cmp.Or(s, "-") }
 
 // printTable writes rows to stdout.
 func (a *app) printTable(rows [][]cell) error {

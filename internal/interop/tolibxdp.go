@@ -42,7 +42,7 @@ func (d device) toLibxdp(ctx context.Context, req ConvertRequest) error {
 		return err
 	}
 	// Build loads all members, which takes time. So the lock is not held here.
-	built, err := d.libxdp().Build(ctx, members, libxdp.BuildOptions{Version: req.ConfigVersion})
+	built, err := d.libxdp().Build(ctx, members, req.ConfigVersion)
 	if err != nil {
 		release(false)
 		return Cause(err)
@@ -83,9 +83,7 @@ func (d device) exchangeForLibxdp(l *state.Locked, snap *chains.Snapshot, built 
 		}
 	}
 	kernel.Step("convert: after the gap")
-	if err := built.Commit(); err != nil {
-		return err
-	}
+	built.Commit()
 	return l.DropChain(folder)
 }
 
@@ -104,7 +102,7 @@ func (d device) reinstate(l *state.Locked, snap *chains.Snapshot, folder string)
 
 // incoming returns the members of an owned chain as members of a chain of libxdp.
 // The caller calls release, and says whether the members are in use.
-func (d device) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp.Incoming, release func(used bool), err error) {
+func (d device) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp.Source, release func(used bool), err error) {
 	var components []*component
 	release = func(used bool) {
 		for _, c := range components {
@@ -134,14 +132,14 @@ func (d device) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp
 			return nil, nil, err
 		}
 		about.Shape.Frags = view.Frags
-		c := &component{src: src, about: about, asked: m.Settings, old: m.Program.ID, bpffs: d.BPFFS}
-		components = append(components, c)
 		// libxdp orders members of equal priority by name.
-		if n := len(members); n > 0 && m.Priority <= last && components[n-1].about.Name > about.Name {
+		if n := len(components); n > 0 && m.Priority <= last && components[n-1].about.Name > about.Name {
 			last++
 		}
 		last = max(last, m.Priority)
-		members = append(members, libxdp.Incoming{Source: c, Priority: last, ContinueOn: m.ContinueOn})
+		c := &component{src: src, about: about, asked: m.Settings, old: m.Program.ID, bpffs: d.BPFFS}
+		c.asked.Priority = last
+		components, members = append(components, c), append(members, c)
 	}
 	switch err := unknown(given, view); {
 	case err != nil:

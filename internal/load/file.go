@@ -73,7 +73,7 @@ func (f File) Load(want Want) (*Loaded, error) {
 }
 
 func (f File) read() (Spec, error) {
-	b, err := readFile(f.Path)
+	b, err := ReadFile(f.Path)
 	if err != nil {
 		return Spec{}, err
 	}
@@ -84,7 +84,8 @@ func (f File) read() (Spec, error) {
 	return Spec{spec, f.Options, f.old}, nil
 }
 
-func readFile(path string) ([]byte, error) {
+// ReadFile reads a regular file that is not larger than an object file can be.
+func ReadFile(path string) ([]byte, error) {
 	// Without O_NONBLOCK, opening a pipe would wait for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {

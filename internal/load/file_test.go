@@ -149,15 +149,15 @@ func TestReadFile(t *testing.T) {
 		"/dev/zero": `.*: not a regular file`,
 		huge:        `.*: 67108865 bytes; object files are at most 67108864`,
 	} {
-		_, err := readFile(path)
+		_, err := ReadFile(path)
 		qt.Check(t, qt.ErrorMatches(err, why))
 		qt.Check(t, qt.ErrorIs(err, hook.ErrUsage))
 	}
 	for _, path := range []string{"", filepath.Join(dir, "missing"), "nul\x00"} {
-		_, err := readFile(path)
+		_, err := ReadFile(path)
 		qt.Check(t, qt.IsNotNil(err))
 	}
-	_, err := readFile(filepath.Join(dir, "missing"))
+	_, err := ReadFile(filepath.Join(dir, "missing"))
 	qt.Check(t, qt.ErrorIs(err, fs.ErrNotExist))
 }
 

@@ -1,6 +1,7 @@
 package xdploader
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,30 +43,24 @@ func (o *occupant) close() {
 // free tells whether nothing is attached.
 func (o *occupant) free() bool { return o.prog == nil && o.offload == nil }
 
-// readOccupant reads what is attached to a device of the thread's namespace.
-// For a dispatcher that it cannot read it prints xdp-loader's message.
-func (t *tool) readOccupant(ctx context.Context, index int) (*occupant, error) {
-	var o *occupant
-	for tries := 0; ; tries++ {
-		var err error
-		o, err = t.lookOnce(ctx, index)
-		// A program may have gone before it was opened.
-		if err == nil || !errors.Is(err, fs.ErrNotExist) || tries == maxTries || ctx.Err() != nil {
-			return o, err
-		}
-	}
-}
-
 // maxTries is how often xdp-loader retries when another process is faster.
 const maxTries = 10
 
-func (t *tool) lookOnce(ctx context.Context, index int) (_ *occupant, err error) {
-	conn, err := rtnl.Dial()
-	if err != nil {
-		return nil, err
+// readOccupant reads what is attached to a device of the thread's namespace.
+// For a dispatcher that it cannot read it prints xdp-loader's message.
+func (t *tool) readOccupant(ctx context.Context, index int) (o *occupant, err error) {
+	for range maxTries + 1 {
+		// A program may have gone before it was opened.
+		if o, err = t.lookOnce(ctx, index); !errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil {
+			break
+		}
 	}
-	defer conn.Close()
-	d, err := conn.DeviceByIndex(index)
+	return o, err
+}
+
+func (t *tool) lookOnce(ctx context.Context, index int) (_ *occupant, err error) {
+	var d *rtnl.Device
+	err = dial(func(conn *rtnl.Conn) (err error) { d, err = conn.DeviceByIndex(index); return err })
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, failed(unix.ENODEV, nil)
 	}
@@ -103,7 +98,7 @@ func (t *tool) lookOnce(ctx context.Context, index int) (_ *occupant, err error)
 	o.chain, err = libxdp.ReadProgram(o.prog, index, t.bpffs())
 	switch {
 	case errors.Is(err, libxdp.ErrVersion):
-		t.libWarn("XDP dispatcher version %d higher than supported %d", laterVersion(o.prog), libxdp.MaxVersion)
+		t.libWarn("XDP dispatcher version %d higher than supported %d", o.chain.Config.Version, libxdp.MaxVersion)
 		t.libWarn("Dispatcher version check failed for ID %d", o.program.ID)
 		return nil, failed(unix.EOPNOTSUPP, err)
 	case errors.Is(err, libxdp.ErrNotDispatcher):
@@ -118,35 +113,8 @@ func (t *tool) lookOnce(ctx context.Context, index int) (_ *occupant, err error)
 	return o, nil
 }
 
-// laterVersion returns the version of a libxdp dispatcher that this package
-// does not know: the second byte of its configuration, as in all versions since
-// 2.
-func laterVersion(prog *ebpf.Program) uint8 {
-	info, err := prog.Info()
-	if err != nil {
-		return 0
-	}
-	ids, _ := info.MapIDs()
-	for _, id := range ids {
-		m, err := ebpf.NewMapFromID(id)
-		if err != nil {
-			continue
-		}
-		defer m.Close()
-		if config, err := m.LookupBytes(uint32(0)); err == nil && len(config) > 1 {
-			return config[1]
-		}
-	}
-	return 0
-}
-
 // bpffs returns the folder of libxdp's pins.
-func (t *tool) bpffs() string {
-	if dir := t.getenv("LIBXDP_BPFFS"); dir != "" {
-		return dir
-	}
-	return kernel.DefaultBPFFS
-}
+func (t *tool) bpffs() string { return cmp.Or(t.getenv("LIBXDP_BPFFS"), kernel.DefaultBPFFS) }
 
 // haveBPFFS tells whether there is a bpffs. It mounts one if the environment
 // asks for that.
@@ -190,19 +158,11 @@ func (t *tool) noteOwner(o *occupant, advice string) {
 }
 
 // describe is [kernel.Describe] with the whole name, of which the kernel keeps 15 bytes:
-// the name of the program's first function is whole.
+// cilium/ebpf reads it from the BTF.
 func describe(prog *ebpf.Program) hook.Program {
 	p := kernel.Describe(prog)
-	if len(p.Name) < unix.BPF_OBJ_NAME_LEN-1 {
-		return p
-	}
-	info, err := prog.Info()
-	if err != nil {
-		return p
-	}
-	functions, err := info.FuncInfos()
-	if err == nil && len(functions) > 0 && strings.HasPrefix(functions[0].Func.Name, p.Name) {
-		p.Name = functions[0].Func.Name
+	if info, err := prog.Info(); err == nil {
+		p.Name = info.Name
 	}
 	return p
 }

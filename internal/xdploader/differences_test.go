@@ -7,13 +7,13 @@ import (
 
 	"github.com/go-quicktest/qt"
 
-	"github.com/libdispatcher/dispatcher/internal/xdploader"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 // TestDifferences checks what docs/xdp-loader.md says about chains that
 // xdp-loader 1.6.3 does not change or clean up.
 func TestDifferences(t *testing.T) {
-	if err := xdploader.ReplacesFunctions(); err != nil {
+	if err := libxdp.Supported(); err != nil {
 		t.Skip("this kernel has no dispatcher of libxdp's: runs in the kernel matrix")
 	}
 	const object = objects + "/filter.o"

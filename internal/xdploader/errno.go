@@ -64,22 +64,20 @@ func words(err error) string { return message(number(err)) }
 
 // Errors of libbpf (enum libbpf_errno, bpf/libbpf_legacy.h).
 const (
-	errLibelf = 4000 + iota
-	errFormat
-	errKversion
-	errEndian
+	errLibelf = 4000
+	errFormat = 4001
+	errEndian = 4003
 )
 
+var libbpfMessages = map[int]string{
+	errLibelf: "Something wrong in libelf",
+	errFormat: "BPF object format invalid",
+	errEndian: "Endian mismatch",
+}
+
 func message(code int) string {
-	switch code {
-	case errLibelf:
-		return "Something wrong in libelf"
-	case errFormat:
-		return "BPF object format invalid"
-	case errKversion:
-		return "'version' section incorrect or lost"
-	case errEndian:
-		return "Endian mismatch"
+	if s := libbpfMessages[code]; s != "" {
+		return s
 	}
 	// Go has the texts of the C library, but begins them with a small letter
 	// unless the second letter is a capital.

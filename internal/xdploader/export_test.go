@@ -1,9 +1,5 @@
 package xdploader
 
-// ReplacesFunctions returns an error if the kernel cannot have a dispatcher of
-// libxdp.
-var ReplacesFunctions = replacesFunctions
-
 // Programs returns an error if the programs of an object file cannot be listed.
 func Programs(b []byte) error {
 	_, _, err := programs(b)

@@ -6,13 +6,6 @@ import (
 	"strings"
 )
 
-// An opt is an option of a command line.
-type opt struct {
-	name  string // the long name, without dashes
-	short byte
-	arg   bool // takes an argument
-}
-
 // getopt reads a command line like getopt_long(3) of the GNU C library: long
 // names may be abbreviated, short ones combined, and options may follow other
 // arguments unless posix is set. args[0] is the name in error messages, which
@@ -20,7 +13,7 @@ type opt struct {
 //
 // getopt calls handle for each option in turn, with nil for a wrong option,
 // until handle returns false. It returns the arguments that are not options.
-func getopt(args []string, opts []opt, posix bool, w io.Writer, handle func(o *opt, arg string) bool) (rest []string, ok bool) {
+func getopt(args []string, opts []option, posix bool, w io.Writer, handle func(o *option, arg string) bool) (rest []string, ok bool) {
 	g := &scanner{name: args[0], args: args[1:], opts: opts, w: w, handle: handle}
 	for len(g.args) > 0 {
 		arg := g.next()
@@ -46,9 +39,9 @@ func getopt(args []string, opts []opt, posix bool, w io.Writer, handle func(o *o
 type scanner struct {
 	name   string
 	args   []string // the remaining arguments
-	opts   []opt
+	opts   []option
 	w      io.Writer
-	handle func(o *opt, arg string) bool
+	handle func(o *option, arg string) bool
 }
 
 func (g *scanner) next() string {
@@ -70,9 +63,9 @@ func (g *scanner) long(text string) bool {
 		return g.wrong("option '--%s' is ambiguous; possibilities: '--%s'", text, strings.Join(possible, "' '--"))
 	case o == nil:
 		return g.wrong("unrecognized option '--%s'", text)
-	case has && !o.arg:
+	case has && o.flag:
 		return g.wrong("option '--%s' doesn't allow an argument", o.name)
-	case o.arg && !has:
+	case !o.flag && !has:
 		if len(g.args) == 0 {
 			return g.wrong("option '--%s' requires an argument", o.name)
 		}
@@ -83,7 +76,7 @@ func (g *scanner) long(text string) bool {
 
 // find returns the option of that name, or else the last option that begins
 // with it, with the names of all such options.
-func (g *scanner) find(name string) (found *opt, possible []string) {
+func (g *scanner) find(name string) (found *option, possible []string) {
 	for i := range g.opts {
 		o := &g.opts[i]
 		if o.name == name {
@@ -105,7 +98,7 @@ func (g *scanner) cluster(letters string) bool {
 		}
 		letters = letters[1:]
 		value := ""
-		if o.arg {
+		if !o.flag {
 			value, letters = letters, ""
 			if value == "" {
 				if len(g.args) == 0 {
@@ -121,7 +114,7 @@ func (g *scanner) cluster(letters string) bool {
 	return true
 }
 
-func (g *scanner) letter(c byte) *opt {
+func (g *scanner) letter(c byte) *option {
 	for i := range g.opts {
 		if o := &g.opts[i]; o.short == c && c != 0 {
 			return o

@@ -18,10 +18,10 @@ import (
 
 func (t *tool) load(ctx context.Context, v *values) error {
 	switch {
-	case v.section != nil && v.program != nil:
+	case v.has("section") && v.has("prog-name"):
 		t.warn("Only one of --section or --prog-name can be set")
 		return errFailed
-	case len(v.files) > 1 && v.mode == modeHW:
+	case len(v.files) > 1 && v.mode == hook.ModeOffload:
 		t.warn("Cannot attach multiple programs in HW mode")
 		return errFailed
 	}
@@ -43,9 +43,9 @@ func (t *tool) load(ctx context.Context, v *values) error {
 		return nil
 	}
 	switch code := number(err); {
-	case code == int(unix.EOPNOTSUPP) && v.mode == modeNative:
+	case code == int(unix.EOPNOTSUPP) && v.mode == hook.ModeNative:
 		t.warn("Attaching XDP program in native mode not supported - try SKB mode.")
-	case code == int(unix.EOPNOTSUPP) && v.mode == modeHW:
+	case code == int(unix.EOPNOTSUPP) && v.mode == hook.ModeOffload:
 		t.warn("Attaching XDP program in HW mode not supported - try native or SKB mode.")
 	default:
 		t.warn("Couldn't attach XDP program on iface '%s': %s(%d)", v.device, message(code), -code)
@@ -66,11 +66,11 @@ func (t *tool) attach(ctx context.Context, v *values, objects []*object) error {
 		return failed(code, err)
 	}
 	defer o.close()
-	if v.mode == modeHW && o.offload != nil {
+	if v.mode == hook.ModeOffload && o.offload != nil {
 		t.libWarn("XDP program already loaded in HW mode on ifindex %d; replacing HW mode programs not supported", v.index)
 		return failed(unix.EEXIST, nil)
 	}
-	if v.mode == modeHW || len(objects) == 1 && t.getenv("LIBXDP_SKIP_DISPATCHER") == "1" {
+	if v.mode == hook.ModeOffload || len(objects) == 1 && t.getenv("LIBXDP_SKIP_DISPATCHER") == "1" {
 		return t.attachAlone(v, objects[0], o)
 	}
 	if err := t.joinable(o, len(objects)); err != nil {
@@ -122,7 +122,7 @@ func (t *tool) chained(ctx context.Context, v *values, objects []*object) error 
 		t.libWarn("Can't use dispatcher without a working bpffs")
 		return errNoChains
 	}
-	if err := replacesFunctions(); err != nil {
+	if err := libxdp.Supported(); err != nil {
 		t.libInfo("Compatibility check for dispatcher program failed: %s", words(err))
 		return fmt.Errorf("%w: %w", errNoChains, err)
 	}
@@ -136,7 +136,7 @@ func (t *tool) chained(ctx context.Context, v *values, objects []*object) error 
 		}
 		components, sources = append(components, c), append(sources, c)
 	}
-	_, _, err := t.handle(v.device).AttachAll(ctx, sources, libxdp.AttachOptions{Mode: v.mode.hook(), Start: true})
+	_, _, err := t.handle(v.device).AttachAll(ctx, sources, libxdp.AttachOptions{Mode: v.mode, Start: true})
 	if err == nil {
 		return nil
 	}
@@ -145,7 +145,7 @@ func (t *tool) chained(ctx context.Context, v *values, objects []*object) error 
 			if number(c.refused) == int(unix.E2BIG) {
 				return fmt.Errorf("%w: %w", errNoChains, c.refused)
 			}
-			return failed(syscall.Errno(number(c.refused)), c.refused)
+			return c.refused
 		}
 	}
 	switch {
@@ -162,7 +162,7 @@ func (t *tool) chained(ctx context.Context, v *values, objects []*object) error 
 		return failed(unix.E2BIG, err)
 	}
 	t.attachRefused(v.index, number(err))
-	return failed(syscall.Errno(number(err)), err)
+	return err
 }
 
 // attachRefused prints libxdp's message with -v when a device refuses a
@@ -180,7 +180,7 @@ func (t *tool) attachRefused(index, code int) {
 // attachAlone attaches one program without a dispatcher, if the device is free.
 func (t *tool) attachAlone(v *values, obj *object, o *occupant) error {
 	ifindex := 0
-	if v.mode == modeHW {
+	if v.mode == hook.ModeOffload {
 		ifindex = v.index
 	}
 	prog, err := obj.alone(ifindex)
@@ -188,7 +188,7 @@ func (t *tool) attachAlone(v *values, obj *object, o *occupant) error {
 		return err
 	}
 	defer prog.Close()
-	err = replaceProgram(v.index, prog, nil, v.mode.hook())
+	err = replaceProgram(v.index, prog, nil, v.mode)
 	if err == nil {
 		return nil
 	}
@@ -207,34 +207,38 @@ func (t *tool) attachAlone(v *values, obj *object, o *occupant) error {
 // that has a program: EBUSY, or EEXIST when that program is in another mode
 // (dev_xdp_attach, net/core/dev.c).
 func (t *tool) occupied(v *values) syscall.Errno {
-	conn, err := rtnl.Dial()
-	if err != nil {
-		return unix.EBUSY
-	}
-	defer conn.Close()
-	d, err := conn.DeviceByIndex(v.index)
-	if err != nil {
-		return unix.EBUSY
-	}
-	if on, ok := d.Software(); ok && v.mode != modeUnspecified && on.Mode != v.mode.hook() {
-		return unix.EEXIST
-	}
-	return unix.EBUSY
+	kind := unix.EBUSY
+	_ = dial(func(conn *rtnl.Conn) error {
+		d, err := conn.DeviceByIndex(v.index)
+		if err != nil {
+			return err
+		}
+		if on, ok := d.Software(); ok && v.mode != hook.ModeAuto && on.Mode != v.mode {
+			kind = unix.EEXIST
+		}
+		return nil
+	})
+	return kind
 }
 
 // replaceProgram replaces the program old on a device by next. Either may be
 // nil for no program.
 func replaceProgram(index int, next, old *ebpf.Program, mode hook.Mode) error {
-	conn, err := rtnl.Dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
 	fd := func(p *ebpf.Program) int {
 		if p == nil {
 			return -1
 		}
 		return p.FD()
 	}
-	return conn.ReplaceXDP(index, fd(next), fd(old), mode)
+	return dial(func(conn *rtnl.Conn) error { return conn.ReplaceXDP(index, fd(next), fd(old), mode) })
+}
+
+// dial runs fn with a connection to the thread's namespace.
+func dial(fn func(*rtnl.Conn) error) error {
+	conn, err := rtnl.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return fn(conn)
 }

@@ -1,7 +1,6 @@
 package xdploader
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -51,20 +50,11 @@ type tool struct {
 // returns the exit code. args[0] is the tool's name for its usage lines; getenv
 // is os.Getenv.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer, getenv func(string) string) int {
-	t := &tool{
-		logger: logger{w: stderr, level: levelInfo},
-		name:   "xdp-loader",
-		stdout: stdout,
-		getenv: getenv,
-	}
-	if len(args) > 0 {
-		t.name = cmp.Or(filepath.Base(args[0]), t.name)
-		args = args[1:]
-	}
-	if len(args) == 0 {
+	t := &tool{logger: logger{w: stderr, level: levelInfo}, name: filepath.Base(args[0]), stdout: stdout, getenv: getenv}
+	if len(args) == 1 {
 		return t.help()
 	}
-	return t.dispatch(ctx, args)
+	return t.dispatch(ctx, args[1:])
 }
 
 // Exit codes. A failed command exits with the negative error number, of which

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,14 +43,18 @@ func (t *tool) openObject(path string, v *values) (*object, error) {
 	if v.actions != 0 {
 		o.settings.ContinueOn = v.actions
 	}
-	if v.pinPath != nil {
-		o.pins = *v.pinPath
-	}
+	o.pins = v.given["pin-path"]
 	return o, nil
 }
 
 func (t *tool) readObject(path string, v *values) (*object, error) {
-	b, err := readFile(path)
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		return nil, &failure{errLibelf, nil}
+	}
+	b, err := load.ReadFile(path)
+	if errors.Is(err, hook.ErrUsage) {
+		return nil, &failure{errFormat, err}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -59,11 +64,11 @@ func (t *tool) readObject(path string, v *values) (*object, error) {
 	}
 	i, where := 0, ""
 	switch {
-	case v.section != nil:
-		i = slices.IndexFunc(all, func(p program) bool { return p.section == *v.section })
-		where = " section " + *v.section
-	case v.program != nil:
-		i = slices.IndexFunc(all, func(p program) bool { return p.name == *v.program })
+	case v.has("section"):
+		i = slices.IndexFunc(all, func(p program) bool { return p.section == v.given["section"] })
+		where = " section " + v.given["section"]
+	case v.has("prog-name"):
+		i = slices.IndexFunc(all, func(p program) bool { return p.name == v.given["prog-name"] })
 	}
 	if i < 0 || i >= len(all) {
 		t.libWarn("Couldn't find xdp program in bpf object%s", where)
@@ -73,7 +78,7 @@ func (t *tool) readObject(path string, v *values) (*object, error) {
 		function: all[i].name,
 		settings: hook.Settings{Priority: libxdp.DefaultPriority, ContinueOn: hook.SetOf(hook.Pass)},
 	}
-	if order.Uint16([]byte{1, 0}) != binary.NativeEndian.Uint16([]byte{1, 0}) {
+	if order != kernel.ByteOrder {
 		return o, nil // loading it will be refused
 	}
 	spec, err := load.Parse(b)
@@ -97,27 +102,6 @@ func (t *tool) readObject(path string, v *values) (*object, error) {
 	o.settings = asks.Or(o.settings)
 	nameMaps(spec, path)
 	return o, nil
-}
-
-// maxFile bounds the object files that are read, in bytes.
-const maxFile = 64 << 20
-
-func readFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case st.IsDir():
-		return nil, &failure{errLibelf, nil}
-	case !st.Mode().IsRegular(), st.Size() > maxFile:
-		return nil, &failure{errFormat, nil}
-	}
-	return os.ReadFile(path)
 }
 
 // A program is a function of an object file that can be loaded.
@@ -185,19 +169,14 @@ func (o *object) load(fit func(*ebpf.ProgramSpec)) (*ebpf.Program, error) {
 		return nil, &failure{errEndian, nil}
 	}
 	spec := o.spec.Copy()
-	for name := range spec.Programs {
-		if name != o.function {
-			delete(spec.Programs, name)
-		}
-	}
+	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return name != o.function })
 	fit(spec.Programs[o.function])
-	opts := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: o.pins}}
 	fresh, err := o.pinMaps(spec)
 	if err != nil {
 		return nil, err
 	}
 	// Like libbpf, create all maps, even those of other programs only.
-	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: o.pins}})
 	if err != nil {
 		for _, path := range fresh {
 			_ = os.Remove(path)

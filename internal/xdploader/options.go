@@ -22,42 +22,38 @@ type option struct {
 	flag       bool     // takes no value
 	positional bool
 	required   bool
-	many       bool // may be repeated
-	set        func(t *tool, v *values, value string) error
+	many       bool                                         // may be repeated
+	set        func(t *tool, v *values, value string) error // nil: values.given is enough
 }
 
 // values are the values on the command line.
 type values struct {
+	given   map[string]string // options and arguments by name
 	device  string
 	index   int // of the device; 0 when no device was named
 	files   []string
-	pinPath *string
-	section *string
-	program *string
-	mode    mode
+	mode    hook.Mode
 	prio    uint32
 	actions hook.VerdictSet // 0 when not given
 	id      uint32
-	all     bool
-	given   map[string]bool // options and arguments by name
 }
 
+// has tells whether an option or an argument was given.
+func (v *values) has(name string) bool { _, ok := v.given[name]; return ok }
+
 var loadOptions = []option{
-	{name: "mode", short: 'm', metavar: "<mode>", help: "Load XDP program in <mode>; default native", choices: modeNames[:],
+	{name: "mode", short: 'm', metavar: "<mode>", help: "Load XDP program in <mode>; default native", choices: modeNames,
 		set: func(_ *tool, v *values, s string) error {
-			i := slices.Index(modeNames[:], s)
+			i := slices.Index(modeNames, s)
 			if i < 0 {
 				return unix.EINVAL
 			}
-			v.mode = mode(i)
+			v.mode = modes[i]
 			return nil
 		}},
-	{name: "pin-path", short: 'p', help: "Path to pin maps under (must be in bpffs).",
-		set: func(_ *tool, v *values, s string) error { v.pinPath = &s; return nil }},
-	{name: "section", short: 's', metavar: "<section>", help: "ELF section name of program to load (default: first in file).",
-		set: func(_ *tool, v *values, s string) error { v.section = &s; return nil }},
-	{name: "prog-name", short: 'n', metavar: "<prog_name>", help: "BPF program name of program to load (default: first in file).",
-		set: func(_ *tool, v *values, s string) error { v.program = &s; return nil }},
+	{name: "pin-path", short: 'p', help: "Path to pin maps under (must be in bpffs)."},
+	{name: "section", short: 's', metavar: "<section>", help: "ELF section name of program to load (default: first in file)."},
+	{name: "prog-name", short: 'n', metavar: "<prog_name>", help: "BPF program name of program to load (default: first in file)."},
 	device("Load on device <ifname>", "<ifname>", true),
 	{name: "filenames", metavar: "<filenames>", help: "Load programs from <filenames>", positional: true, required: true, many: true,
 		set: func(_ *tool, v *values, s string) error { v.files = append(v.files, s); return nil }},
@@ -71,8 +67,7 @@ var unloadOptions = []option{
 	device("Unload from device <ifname>", "<ifname>", false),
 	{name: "id", short: 'i', metavar: "<id>", help: "Unload program with id <id>",
 		set: func(_ *tool, v *values, s string) (err error) { v.id, err = parseU32(s); return err }},
-	{name: "all", short: 'a', help: "Unload all programs from interface", flag: true,
-		set: func(_ *tool, v *values, _ string) error { v.all = true; return nil }},
+	{name: "all", short: 'a', help: "Unload all programs from interface", flag: true},
 }
 
 var statusOptions = []option{device("Show status for device [ifname] (default all interfaces)", "[ifname]", false)}
@@ -114,20 +109,15 @@ func ifindex(name string) (int, error) {
 
 // common are the options of every command, in this order, before its own
 // options.
-var common = []opt{{name: "help", short: 'h'}, {name: "verbose", short: 'v'}, {name: "version"}}
+var common = []option{{name: "help", short: 'h', flag: true}, {name: "verbose", short: 'v', flag: true}, {name: "version", flag: true}}
 
 // parse reads the command line of a command. It returns false when the line is
 // wrong or only asks for help or the version. args[0] is the command as it was
 // typed.
 func (t *tool) parse(c *command, args []string) (*values, bool) {
-	v := &values{given: map[string]bool{}}
-	opts := slices.Clone(common)
-	for _, o := range c.options {
-		if !o.positional {
-			opts = append(opts, opt{o.name, o.short, !o.flag})
-		}
-	}
-	rest, ok := getopt(args, opts, t.getenv("POSIXLY_CORRECT") != "", t.w, func(o *opt, arg string) bool {
+	v := &values{given: map[string]string{}, mode: hook.ModeNative}
+	opts := slices.DeleteFunc(slices.Concat(common, c.options), func(o option) bool { return o.positional })
+	rest, ok := getopt(args, opts, t.getenv("POSIXLY_CORRECT") != "", t.w, func(o *option, arg string) bool {
 		switch {
 		case o == nil:
 			t.usage(c, false)
@@ -142,19 +132,23 @@ func (t *tool) parse(c *command, args []string) (*values, bool) {
 			t.louder()
 			return true
 		}
-		return t.set(c, v, func(own option) bool { return own.name == o.name }, arg)
+		return t.set(c, v, o, arg)
 	})
 	if !ok {
 		return nil, false
 	}
 	for _, arg := range rest {
-		ok := t.set(c, v, func(o option) bool { return o.positional && (o.many || !v.given[o.name]) }, arg)
-		if !ok {
+		i := slices.IndexFunc(c.options, func(o option) bool { return o.positional && (o.many || !v.has(o.name)) })
+		if i < 0 {
+			t.usage(c, false)
+			return nil, false
+		}
+		if !t.set(c, v, &c.options[i], arg) {
 			return nil, false
 		}
 	}
 	for _, o := range c.options {
-		if o.required && !v.given[o.name] {
+		if o.required && !v.has(o.name) {
 			t.warn("Missing required parameter %s", o.metavar)
 			t.usage(c, false)
 			return nil, false
@@ -163,22 +157,19 @@ func (t *tool) parse(c *command, args []string) (*values, bool) {
 	return v, true
 }
 
-// set sets the first option that which accepts.
-func (t *tool) set(c *command, v *values, which func(option) bool, value string) bool {
-	i := slices.IndexFunc(c.options, which)
-	if i >= 0 {
-		o := c.options[i]
-		err := o.set(t, v, value)
-		if err == nil {
-			v.given[o.name] = true
-			return true
-		}
-		if err != unix.ENOENT { // the error has been explained
-			t.warn("Couldn't parse option %s: %s.", o.name, words(err))
+// set sets an option.
+func (t *tool) set(c *command, v *values, o *option, value string) bool {
+	if o.set != nil {
+		if err := o.set(t, v, value); err != nil {
+			if err != unix.ENOENT { // the error has been explained
+				t.warn("Couldn't parse option %s: %s.", o.name, words(err))
+			}
+			t.usage(c, false)
+			return false
 		}
 	}
-	t.usage(c, false)
-	return false
+	v.given[o.name] = value
+	return true
 }
 
 func (t *tool) usage(c *command, full bool) {

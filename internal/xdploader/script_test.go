@@ -18,6 +18,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/internal/xdploader"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 // record writes the golden files from the xdp-loader that XDP_LOADER names,
@@ -205,7 +206,7 @@ func perform(t *testing.T, next func() xdpLoader, script string) (result string)
 func scripts(t *testing.T) []string {
 	testenv.CheckLeaks(t)
 	names := []string{"arguments", "legacy", "fallback"}
-	if xdploader.ReplacesFunctions() == nil {
+	if libxdp.Supported() == nil {
 		names[2] = "chain"
 	}
 	return names

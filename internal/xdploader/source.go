@@ -4,14 +4,10 @@ import (
 	"errors"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/code"
-	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
@@ -69,35 +65,4 @@ func (o *object) alone(ifindex int) (*ebpf.Program, error) {
 		}
 	}
 	return prog, err
-}
-
-// replacesFunctions returns an error if the kernel does not let a program
-// replace a function of another, as libxdp needs to run several programs. Some
-// kernels forbid it, some have no trampolines on their architecture.
-func replacesFunctions() error {
-	const name = "xdp_pass"
-	spec := &ebpf.ProgramSpec{
-		Name: name, Type: ebpf.XDP, License: "GPL",
-		Instructions: asm.Instructions{
-			btf.WithFuncMetadata(asm.Mov.Imm(asm.R0, int32(hook.Pass)), code.Global(name)).WithSymbol(name),
-			asm.Return(),
-		},
-	}
-	target, err := ebpf.NewProgram(spec)
-	if err != nil {
-		return kernel.Errno("load a program", err)
-	}
-	defer target.Close()
-	spec = spec.Copy()
-	spec.Type, spec.AttachTarget, spec.AttachTo = ebpf.Extension, target, name
-	ext, err := ebpf.NewProgram(spec)
-	if err != nil {
-		return kernel.Errno("load a program to replace another", err)
-	}
-	defer ext.Close()
-	l, err := link.AttachFreplace(target, name, ext)
-	if err != nil {
-		return kernel.Errno("replace a program by another", err)
-	}
-	return l.Close()
 }

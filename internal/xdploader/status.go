@@ -20,7 +20,8 @@ func (t *tool) status(ctx context.Context, v *values) error {
 		return nil
 	}
 	defer fmt.Fprintln(t.stdout)
-	devices, err := devices()
+	var devices []rtnl.Device
+	err := dial(func(conn *rtnl.Conn) (err error) { devices, err = conn.Devices(); return err })
 	if err != nil {
 		t.warn("Couldn't get list of interfaces: %s", words(err))
 		return err
@@ -31,15 +32,6 @@ func (t *tool) status(ctx context.Context, v *values) error {
 		}
 	}
 	return nil
-}
-
-func devices() ([]rtnl.Device, error) {
-	conn, err := rtnl.Dial()
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	return conn.Devices()
 }
 
 func (t *tool) statusOfDevice(ctx context.Context, name string, index int) error {
@@ -63,18 +55,14 @@ func (t *tool) statusOfDevice(ctx context.Context, name string, index int) error
 	t.row(name, o.program, modeOf(o.mode))
 	if o.chain != nil {
 		for _, m := range o.chain.Members {
-			p := m.Program
-			if p.Name = m.Name; p.ID != 0 {
-				t.memberRow(p, m.Priority, m.ContinueOn)
-			}
+			m.Program.Name = m.Name
+			t.memberRow(m.Program, m.Priority, m.ContinueOn)
 		}
 	}
 	// The members of an owned chain run in the same way.
 	if o.owned != nil {
 		for _, m := range o.owned.Members {
-			if m.Program.ID != 0 {
-				t.memberRow(m.Program, m.Priority, m.ContinueOn)
-			}
+			t.memberRow(m.Program, m.Priority, m.ContinueOn)
 		}
 	}
 	return nil
@@ -85,5 +73,8 @@ func (t *tool) row(device string, p hook.Program, mode string) {
 }
 
 func (t *tool) memberRow(p hook.Program, priority int, continueOn hook.VerdictSet) {
+	if p.ID == 0 {
+		return // nothing runs there
+	}
 	fmt.Fprintf(t.stdout, "%-16s %-5d  %-16s %-8s %-4d %-17s %s\n", " =>", int32(priority), p.Name, "", p.ID, p.Tag, actions(continueOn))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -11,11 +12,12 @@ import (
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 func (t *tool) unload(ctx context.Context, v *values) error {
 	switch {
-	case !v.all && v.id == 0:
+	case !v.has("all") && v.id == 0:
 		t.warn("Need prog ID or --all")
 		return errFailed
 	case v.index == 0:
@@ -32,7 +34,7 @@ func (t *tool) unload(ctx context.Context, v *values) error {
 		return errFailed
 	}
 	defer o.close()
-	if v.all {
+	if v.has("all") {
 		err = t.detachAll(ctx, o)
 	} else {
 		err = t.detachID(ctx, o, v.id)
@@ -66,11 +68,9 @@ func (t *tool) detachAll(ctx context.Context, o *occupant) error {
 func (t *tool) detachID(ctx context.Context, o *occupant, id uint32) error {
 	switch {
 	case o.chain != nil: // the dispatcher's own id does not count
-		for _, m := range o.chain.Members {
-			if m.Program.ID == id {
-				t.detaching(o, id)
-				return t.detachMember(ctx, o, id)
-			}
+		if slices.ContainsFunc(o.chain.Members, func(m libxdp.Member) bool { return m.Program.ID == id }) {
+			t.detaching(o, id)
+			return t.detachMember(ctx, o, id)
 		}
 	case o.prog != nil && o.program.ID == id:
 		t.detaching(o, id)

@@ -4,6 +4,7 @@ import (
 	"math"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -11,36 +12,14 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// A mode is an attach mode, as the options name it.
-type mode int
-
-const (
-	modeNative mode = iota
-	modeSKB
-	modeHW
-	modeUnspecified
+// modeNames are the names of the modes in the options, and modes what they mean.
+var (
+	modeNames = []string{"native", "skb", "hw", "unspecified"}
+	modes     = []hook.Mode{hook.ModeNative, hook.ModeGeneric, hook.ModeOffload, hook.ModeAuto}
 )
 
-var modeNames = [...]string{"native", "skb", "hw", "unspecified"}
-
-func (m mode) String() string { return modeNames[m] }
-
-func (m mode) hook() hook.Mode {
-	return [...]hook.Mode{hook.ModeNative, hook.ModeGeneric, hook.ModeOffload, hook.ModeAuto}[m]
-}
-
 // modeOf returns the name of a mode in the table of "status".
-func modeOf(m hook.Mode) string {
-	switch m {
-	case hook.ModeNative:
-		return modeNames[modeNative]
-	case hook.ModeGeneric:
-		return modeNames[modeSKB]
-	case hook.ModeOffload:
-		return modeNames[modeHW]
-	}
-	return modeNames[modeUnspecified]
-}
+func modeOf(m hook.Mode) string { return modeNames[slices.Index(modes, m)] }
 
 // actionNames are the verdicts' names by number.
 var actionNames = [hook.Verdicts]string{"XDP_ABORTED", "XDP_DROP", "XDP_PASS", "XDP_TX", "XDP_REDIRECT"}
@@ -77,16 +56,10 @@ func parseU32(s string) (uint32, error) {
 	if negative || strings.HasPrefix(s, "+") {
 		s = s[1:]
 	}
-	var n uint64
-	for _, c := range []byte(s) {
-		if c < '0' || c > '9' {
-			break
-		}
-		d := uint64(c - '0')
-		if n > (math.MaxUint64-d)/10 {
-			return 0, unix.EINVAL
-		}
-		n = n*10 + d
+	digits := s[:len(s)-len(strings.TrimLeft(s, "0123456789"))]
+	n, err := strconv.ParseUint("0"+digits, 10, 64)
+	if err != nil {
+		return 0, unix.EINVAL
 	}
 	if negative {
 		n = -n

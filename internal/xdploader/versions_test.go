@@ -13,6 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/internal/xdploader"
+	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
 // A dispatcher of a later libxdp is not changed, and the messages are
@@ -57,7 +58,7 @@ $ unload veth1 -i {id}
 2> Couldn't attach XDP program on iface 'veth1': Device or resource busy(-16)
 = 240
 `))
-	if path, err := findReal(); err == nil && xdploader.ReplacesFunctions() == nil {
+	if path, err := findReal(); err == nil && libxdp.Supported() == nil {
 		qt.Check(t, qt.Equals(got, play(realLoader(path))))
 	}
 	b.Server.IP(t, "link", "set", "dev", "veth1", "xdp", "off")
@@ -67,7 +68,7 @@ $ unload veth1 -i {id}
 // can continue to use them; xdp-loader 1.6.3 refuses to change them.
 func TestOlderVersions(t *testing.T) {
 	testenv.Require(t)
-	if err := xdploader.ReplacesFunctions(); err != nil {
+	if err := libxdp.Supported(); err != nil {
 		t.Skip("this kernel has no dispatcher of libxdp's: runs in the kernel matrix")
 	}
 	for _, version := range []string{"1.3.1", "1.5.4"} {
