@@ -95,8 +95,9 @@ func join(errs ...error) error {
 // jsonError is an error as JSON.
 type jsonError struct {
 	dispatcher.Error
-	Occupant *jsonOccupant `json:"occupant,omitempty"`
 	Cause    string        `json:"cause"`
+	Hint     string        `json:"hint,omitempty"`
+	Occupant *jsonOccupant `json:"occupant,omitempty"`
 	Verifier []string      `json:"verifier,omitempty"`
 	Exit     int           `json:"exit"`
 }
@@ -164,7 +165,7 @@ func why(err error) string {
 }
 
 func describeError(e *dispatcher.Error) jsonError {
-	j := jsonError{Error: *e, Cause: e.Reason()}
+	j := jsonError{Error: *e, Cause: e.Reason(), Hint: e.Hint}
 	if o := e.Occupant; o != nil {
 		j.Occupant = &jsonOccupant{Occupant: o}
 		if o.Mode != hook.ModeAuto {
