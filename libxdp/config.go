@@ -1,6 +1,7 @@
 package libxdp
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -81,10 +82,7 @@ const (
 
 // ContinueOn returns Actions as a set of verdicts.
 func (p ProgramConfig) ContinueOn() hook.VerdictSet {
-	if set := hook.VerdictSet(p.Actions & verdictsInUse); set != 0 {
-		return set
-	}
-	return hook.Never
+	return cmp.Or(hook.VerdictSet(p.Actions&verdictsInUse), hook.Never)
 }
 
 // ParseConfig reads a configuration. version is the version from the

@@ -1,6 +1,7 @@
 package libxdp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -82,10 +83,7 @@ func parseRunConfig(config *btf.Struct) (hook.Settings, error) {
 			return s, hook.Because(hook.ErrUsage, ".xdp_run_config: %s is %d, must be 0 or 1", m.Name, value)
 		}
 	}
-	if continueOn == 0 {
-		continueOn = hook.Never
-	}
-	s.ContinueOn = continueOn
+	s.ContinueOn = cmp.Or(continueOn, hook.Never)
 	return s, nil
 }
 

@@ -3,13 +3,9 @@ package libxdp
 import (
 	"cmp"
 	"errors"
-	"fmt"
-	"io/fs"
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
@@ -28,24 +24,11 @@ func (o AttachOptions) version() (uint8, error) {
 // loadedVersion returns the version of the dispatcher that was loaded last, or
 // 0 when there is none.
 func loadedVersion() (version uint8, err error) {
-	for id := ebpf.ProgramID(0); ; {
-		next, err := ebpf.ProgramGetNextID(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			return version, nil
-		}
+	for prog, err := range kernel.Programs() {
 		if err != nil {
-			return 0, kernel.Errno("list programs", err)
-		}
-		id = next
-		prog, err := ebpf.NewProgramFromID(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // gone meanwhile
-		}
-		if err != nil {
-			return 0, kernel.Errno(fmt.Sprintf("program id %d", id), err)
+			return 0, err
 		}
 		c, err := ConfigOf(prog)
-		prog.Close()
 		switch {
 		case err == nil:
 			version = c.Version
@@ -53,6 +36,7 @@ func loadedVersion() (version uint8, err error) {
 			return 0, err
 		}
 	}
+	return version, nil
 }
 
 // libraryFolders are the distributions' folders for libxdp.so.1.N.

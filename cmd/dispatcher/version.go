@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -40,19 +41,14 @@ func (a *app) printVersion() error {
 func buildVersion() (v, commit string) {
 	v = version
 	if info, ok := debug.ReadBuildInfo(); ok {
-		if v == "" {
-			v = info.Main.Version
-		}
+		v = cmp.Or(v, info.Main.Version)
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
 				commit = s.Value[:min(len(s.Value), 12)]
 			}
 		}
 	}
-	if v == "" {
-		v = "(devel)"
-	}
-	return v, commit
+	return cmp.Or(v, "(devel)"), commit
 }
 
 type jsonVersion struct {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -91,29 +92,16 @@ func sweepChain(l *state.Locked, folder string, r *linkRoot) {
 // loadedChains returns the ids of all chains that have a dispatcher.
 func loadedChains() (map[uint64]bool, error) {
 	chains := map[uint64]bool{}
-	for id := ebpf.ProgramID(0); ; {
-		next, err := ebpf.ProgramGetNextID(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			return chains, nil
-		}
+	for prog, err := range kernel.Programs() {
 		if err != nil {
 			return nil, err
 		}
-		id = next
-		prog, err := ebpf.NewProgramFromID(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		c, err := state.Find(prog)
-		prog.Close()
-		switch {
+		switch c, err := state.Find(prog); {
 		case err == nil:
 			chains[c.ID] = true
 		case !errors.Is(err, state.ErrNotOurs):
 			return nil, err // it may be a chain of a later version, with an unknown id
 		}
 	}
+	return chains, nil
 }

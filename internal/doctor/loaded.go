@@ -2,9 +2,6 @@ package doctor
 
 import (
 	"errors"
-	"io/fs"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -16,30 +13,18 @@ import (
 // and dispatchers of later versions, later says why they cannot be read.
 func loadedChains() (chains map[uint32]*state.Chain, later map[uint32]error, err error) {
 	chains, later = map[uint32]*state.Chain{}, map[uint32]error{}
-	for id := ebpf.ProgramID(0); ; {
-		next, err := ebpf.ProgramGetNextID(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			return chains, later, nil
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		id = next
-		prog, err := ebpf.NewProgramFromID(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // gone meanwhile
-		}
+	for prog, err := range kernel.Programs() {
 		if err != nil {
 			return nil, nil, err
 		}
 		switch c, err := state.Find(prog); {
 		case err == nil:
-			chains[uint32(id)] = c
+			chains[kernel.ProgramID(prog)] = c
 		case !errors.Is(err, state.ErrNotOurs):
-			later[uint32(id)] = err
+			later[kernel.ProgramID(prog)] = err
 		}
-		prog.Close()
 	}
+	return chains, later, nil
 }
 
 func (e *exam) isLoaded(chainID uint64) bool {

@@ -2,6 +2,10 @@ package kernel
 
 import (
 	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
 	"runtime"
 	"time"
 	"unsafe"
@@ -65,6 +69,31 @@ func Describe(prog *ebpf.Program) hook.Program {
 
 // ProgramID returns the id of a program; 0 if the kernel does not tell it.
 func ProgramID(prog *ebpf.Program) uint32 { return Describe(prog).ID }
+
+// Programs opens all loaded programs, by rising id, each until the loop goes on. After an
+// error there are no more.
+func Programs() iter.Seq2[*ebpf.Program, error] {
+	return func(yield func(*ebpf.Program, error) bool) {
+		for id := ebpf.ProgramID(0); ; {
+			var err error
+			if id, err = ebpf.ProgramGetNextID(id); err != nil {
+				if !errors.Is(err, fs.ErrNotExist) {
+					yield(nil, Errno("list programs", err))
+				}
+				return
+			}
+			prog, err := ebpf.NewProgramFromID(id)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // gone meanwhile
+			}
+			more := yield(prog, Errno(fmt.Sprintf("program id %d", id), err)) && err == nil
+			prog.Close()
+			if !more {
+				return
+			}
+		}
+	}
+}
 
 // ProgramMaps returns the ids of the maps of a program.
 func ProgramMaps(prog *ebpf.Program) ([]ebpf.MapID, error) {

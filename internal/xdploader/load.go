@@ -126,26 +126,25 @@ func (t *tool) chained(ctx context.Context, v *values, objects []*object) error 
 		t.libInfo("Compatibility check for dispatcher program failed: %s", words(err))
 		return fmt.Errorf("%w: %w", errNoChains, err)
 	}
-	var components []*component
 	var sources []libxdp.Source
 	for _, o := range objects {
-		c := &component{object: o}
-		if !c.typed() {
+		if !o.typed() {
 			t.libWarn("Program %s has no BTF information, so we can't load it as multiprog", o.function)
 			return errNoChains
 		}
-		components, sources = append(components, c), append(sources, c)
+		o.refused = nil
+		sources = append(sources, o)
 	}
 	_, _, err := t.handle(v.device).AttachAll(ctx, sources, libxdp.AttachOptions{Mode: v.mode, Start: true})
 	if err == nil {
 		return nil
 	}
-	for _, c := range components {
-		if c.refused != nil {
-			if number(c.refused) == int(unix.E2BIG) {
-				return fmt.Errorf("%w: %w", errNoChains, c.refused)
+	for _, o := range objects {
+		if o.refused != nil {
+			if number(o.refused) == int(unix.E2BIG) {
+				return fmt.Errorf("%w: %w", errNoChains, o.refused)
 			}
-			return c.refused
+			return o.refused
 		}
 	}
 	switch {

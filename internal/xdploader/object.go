@@ -21,12 +21,13 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// An object is a program of an object file to attach.
+// An object is a program of an object file to attach. It is a libxdp.Source.
 type object struct {
 	spec     *ebpf.CollectionSpec // nil for an object that was compiled for the other byte order
 	function string
 	settings hook.Settings // from the object file, or from the options
 	pins     string        // folder for the pins of maps; may be empty
+	refused  error         // the kernel's refusal to load it for a chain
 }
 
 // openObject reads an object file and chooses the program by the options.

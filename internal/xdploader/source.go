@@ -8,42 +8,33 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
-// A component is an object on its way into a libxdp chain.
-type component struct {
-	*object
-	refused error // the kernel's refusal to load it
-}
+func (o *object) Name() string            { return o.function }
+func (o *object) Settings() hook.Settings { return o.settings }
+func (o *object) Close()                  {}
 
-var _ libxdp.Source = (*component)(nil)
-
-func (c *component) Name() string            { return c.function }
-func (c *component) Settings() hook.Settings { return c.settings }
-func (c *component) Close()                  {}
-
-func (c *component) Frags() bool {
-	return c.spec != nil && c.spec.Programs[c.function].Flags&unix.BPF_F_XDP_HAS_FRAGS != 0
+func (o *object) Frags() bool {
+	return o.spec != nil && o.spec.Programs[o.function].Flags&unix.BPF_F_XDP_HAS_FRAGS != 0
 }
 
 // typed tells whether the program has the type information that it needs to
 // replace a function.
-func (c *component) typed() bool {
-	if c.spec == nil {
+func (o *object) typed() bool {
+	if o.spec == nil {
 		return true
 	}
-	insns := c.spec.Programs[c.function].Instructions
+	insns := o.spec.Programs[o.function].Instructions
 	return len(insns) > 0 && btf.FuncMetadata(&insns[0]) != nil
 }
 
-func (c *component) Load(dispatcher *ebpf.Program, function string) (*ebpf.Program, error) {
-	prog, err := c.load(func(p *ebpf.ProgramSpec) {
+func (o *object) Load(dispatcher *ebpf.Program, function string) (*ebpf.Program, error) {
+	prog, err := o.load(func(p *ebpf.ProgramSpec) {
 		p.Type, p.AttachType = ebpf.Extension, ebpf.AttachNone
 		p.AttachTarget, p.AttachTo = dispatcher, function
 		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS | unix.BPF_F_XDP_DEV_BOUND_ONLY // they belong to the dispatcher
 	})
-	c.refused = err
+	o.refused = err
 	return prog, err
 }
 

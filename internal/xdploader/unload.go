@@ -25,9 +25,6 @@ func (t *tool) unload(ctx context.Context, v *values) error {
 		return errFailed
 	}
 	o, err := t.readOccupant(ctx, v.index)
-	if err == nil && o.free() {
-		o.close()
-	}
 	if err != nil || o.free() {
 		t.warn("No XDP program loaded on %s", v.device)
 		t.detail(err)
