@@ -80,7 +80,7 @@ func TestFail(t *testing.T) {
 		{
 			"json", app{format: formatJSON}, occupied, 3,
 			`{"version":1,"error":{"op":"attach","hook":"xdp","target":"eth0","cause":"hook is busy","hint":"see \"dispatcher list\"",` +
-				`"occupant":{"kind":"foreign","link_id":12,"mode":"native","program":{"id":41,"name":"cil_xdp_entry","tag":"2cdaa4a309ea9ba2","loaded_by_uid":0}},"exit":3}}` + "\n",
+				`"occupant":{"kind":"foreign","program":{"id":41,"name":"cil_xdp_entry","tag":"2cdaa4a309ea9ba2","loaded_by_uid":0},"link_id":12,"mode":"native"},"exit":3}}` + "\n",
 		},
 		{
 			"several lines", app{}, errors.New("one\ntwo\n"), 2, "dispatcher: one two\n",
