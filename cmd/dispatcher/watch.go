@@ -126,6 +126,7 @@ func (a *app) onTarget(ctx context.Context, h hook.Hook, name string) (*onTarget
 	}
 	c, err := dispatcher.Read(ctx, dispatcher.On(known, name).In(a.netns), a.readOptions())
 	if err != nil {
+		shown(err).Hook = h
 		return nil, err
 	}
 	return &onTarget{c.At()}, nil
