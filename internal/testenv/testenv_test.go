@@ -432,6 +432,28 @@ func TestCheckLeaksFindsLeaks(t *testing.T) {
 	}
 }
 
+// What others do on the machine during a test is no leak of the test: here what is pinned in a bpffs that is not the test's, and what
+// that holds.
+func TestCheckLeaksLeavesOthers(t *testing.T) {
+	testenv.CheckLeaks(t)
+	dir := t.TempDir()
+	qt.Assert(t, qt.IsNil(unix.Mount("bpf", dir, "bpf", 0, "mode=0700")))
+	defer func() { qt.Check(t, qt.IsNil(unix.Unmount(dir, unix.MNT_DETACH))) }()
+	sub := &recorder{TB: t}
+	testenv.CheckLeaks(sub)
+	prog := testenv.VerdictProgram(sub, "ldt_theirs", testenv.XDPPass)
+	array, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ld_theirs", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(array.Put(uint32(0), prog)))
+	clone, err := array.Clone()
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(clone.Pin(filepath.Join(dir, "array"))))
+	qt.Assert(t, qt.IsNil(clone.Close()))
+	qt.Assert(t, qt.IsNil(array.Close()))
+	sub.finish()
+	qt.Check(t, qt.HasLen(sub.errors, 0))
+}
+
 // recorder is a test inside a test: it keeps the errors, and its caller chooses
 // when it ends.
 type recorder struct {
