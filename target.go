@@ -9,7 +9,8 @@ type Target struct {
 	// alternative name (ip link property add altname) works too.
 	Device string
 	// Cgroup is the path of the cgroup, for hooks that are on one: the path of its
-	// folder, or the path below the mount of cgroup v2 ("/system.slice").
+	// folder, or else the path below the mount of cgroup v2 ("/system.slice"). What
+	// begins with "." or ".." is only looked for in the working folder.
 	Cgroup string
 	// NetNS is the network namespace of the device: a name as in "ip netns", a path,
 	// or a process id. Empty means the caller's own.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -51,9 +52,10 @@ type Cgroup struct {
 	dir  *os.File
 }
 
-// OpenCgroup opens a cgroup by its path: an absolute path, or a path below the mount
-// of cgroup v2, with or without a leading slash. The root is "/". The caller closes
-// the cgroup.
+// OpenCgroup opens a cgroup by its path, which is a path as for any command, or else a
+// path below the mount of cgroup v2, with or without a leading slash. The root is "/".
+// What begins with "." or ".." is only looked for in the working folder. The caller
+// closes the cgroup.
 //
 // The error is fs.ErrNotExist if there is no such cgroup, and hook.ErrUsage if the
 // path leads to something else than a cgroup of version 2.
@@ -61,13 +63,18 @@ func OpenCgroup(path string) (*Cgroup, error) {
 	if path == "" {
 		return nil, hook.Because(hook.ErrUsage, "the cgroup's path is empty; \"/\" is the root cgroup")
 	}
-	// An absolute path that is a cgroup is meant as it is; "/", for one, is none.
-	var asIs error
-	if filepath.IsAbs(path) {
-		var c *Cgroup
-		if c, asIs = openCgroup(path); asIs == nil {
-			return c, nil
-		}
+	// A path that is a cgroup is meant as it is; "/", for one, is none.
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	c, asIs := openCgroup(abs)
+	first, _, _ := strings.Cut(path, "/")
+	switch {
+	case asIs == nil:
+		return c, nil
+	case first == "." || first == "..":
+		return nil, asIs
 	}
 	root, err := CgroupRoot()
 	if err == nil {
@@ -78,7 +85,7 @@ func OpenCgroup(path string) (*Cgroup, error) {
 		}
 	}
 	switch {
-	case asIs != nil && !errors.Is(asIs, fs.ErrNotExist):
+	case !errors.Is(asIs, fs.ErrNotExist):
 		return nil, asIs
 	case err != nil:
 		return nil, err

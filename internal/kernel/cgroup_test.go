@@ -55,10 +55,17 @@ func TestOpenCgroup(t *testing.T) {
 	path := filepath.Join(root, name)
 	link := filepath.Join(t.TempDir(), "link")
 	qt.Assert(t, qt.IsNil(os.Symlink(path, link)))
+	qt.Assert(t, qt.IsNil(os.Mkdir(filepath.Join(path, "below"), 0o755)))
+	defer os.Remove(filepath.Join(path, "below"))
 	for _, form := range []string{
-		name, "/" + name, path, path + "/", "./" + name, name + "/../a b", "../../" + name, link,
-		"/proc/self/root" + path,
+		name, "/" + name, path, path + "/", name + "/../a b", link, "/proc/self/root" + path,
+		// In a folder, as for any command; see below.
+		"@.", "@./", "@../" + filepath.Base(name), "@below/..", "@./below/..",
 	} {
+		if form[0] == '@' {
+			t.Chdir(path)
+			form = form[1:]
+		}
 		c, err := kernel.OpenCgroup(form)
 		qt.Assert(t, qt.IsNil(err), qt.Commentf("%q", form))
 		qt.Check(t, qt.Equals(c.Path, path))
@@ -66,7 +73,7 @@ func TestOpenCgroup(t *testing.T) {
 		qt.Check(t, qt.Equals(inode(t, fmt.Sprintf("/proc/self/fd/%d", c.FD())), c.ID))
 		qt.Check(t, qt.IsNil(c.Close()))
 	}
-	for _, form := range []string{"/", ".", "..", root} {
+	for _, form := range []string{"/", root} {
 		c, err := kernel.OpenCgroup(form)
 		qt.Assert(t, qt.IsNil(err), qt.Commentf("%q", form))
 		qt.Check(t, qt.Equals(c.Path, root))
@@ -86,6 +93,9 @@ func TestOpenCgroupErrors(t *testing.T) {
 		"ldt-none":                              {fs.ErrNotExist, `there is no cgroup "ldt-none" \(cgroup v2 is mounted at .*\)`},
 		"/ldt-none":                             {fs.ErrNotExist, `there is no cgroup "/ldt-none" .*`},
 		root + "/ldt-none":                      {fs.ErrNotExist, `there is no cgroup ".*/ldt-none" .*`},
+		".":                                     {hook.ErrUsage, `.* is not a cgroup; .*`},
+		"./" + names[0]:                         {fs.ErrNotExist, `.*`},
+		"../../" + names[0]:                     {fs.ErrNotExist, `.*`},
 		dir:                                     {hook.ErrUsage, `.* is not a cgroup; name one by its path below the mount of cgroup v2`},
 		names[0] + "/cgroup.procs":              {hook.ErrUsage, `.*/cgroup.procs is not a cgroup but a file; .*`},
 		root + "/" + names[0] + "/cgroup.procs": {hook.ErrUsage, `.*/cgroup.procs is not a cgroup but a file; .*`},
