@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -138,6 +139,9 @@ type Locked struct {
 	// Alone is false if another process did not release the lock in time. Then pins
 	// are made and removed as usual, but nothing is removed as a leftover.
 	Alone bool
+	// spare is a descriptor that is given up while pins are removed: that needs one,
+	// and what is undone may have failed for want of descriptors. nil if there is none.
+	spare *os.File
 }
 
 // Lock makes the folder if there is none, and takes its lock. It waits for at most
@@ -152,11 +156,19 @@ func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
 		f.Close()
 		return nil, err
 	}
-	return &Locked{p, f, alone}, nil
+	l := &Locked{Pins: p, file: f, Alone: alone}
+	if l.spare, err = os.Open(p.dir); err != nil {
+		f.Close()
+		return nil, kernel.Errno("open "+p.dir, err)
+	}
+	return l, nil
 }
 
 // Unlock releases the lock.
-func (l *Locked) Unlock() { l.file.Close() }
+func (l *Locked) Unlock() {
+	l.spare.Close()
+	l.file.Close()
+}
 
 // A Pinner can be pinned: a map, a program, a link.
 type Pinner interface{ Pin(path string) error }
@@ -180,12 +192,16 @@ func (m MemberPins) pinHeld(path string) error {
 // Add pins a member. Others see this as one step: Add fills the member's folder under
 // another name and then renames it. For the first member of a chain this is the
 // chain's folder with its root link. root may be nil.
-func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
+func (l *Locked) Add(folder string, root Pinner, m MemberPins) (err error) {
 	tmp := filepath.Join(l.dir, fmt.Sprintf("%s%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return kernel.Errno("pin", err)
 	}
-	defer os.RemoveAll(tmp) // after success there is none
+	defer func() {
+		if err != nil {
+			err = kernel.Undo(err, l.removeAll(tmp))
+		}
+	}()
 
 	member := memberPrefix + escape(m.Name)
 	from, to := filepath.Join(tmp, member), l.Path(folder, member)
@@ -226,6 +242,7 @@ func (l *Locked) Add(folder string, root Pinner, m MemberPins) error {
 		return kernel.Errno("pin", err)
 	}
 	kernel.Step("pin: after the rename")
+	_ = os.Remove(tmp) // empty, if it is there; else the next change removes it
 	return nil
 }
 
@@ -292,7 +309,7 @@ func (l *Locked) RemoveChain(folder string) error { return l.discard(l.Path(fold
 // cannot be removed at once become leftovers, which the next change removes.
 func (l *Locked) DropChain(folder string) error {
 	tmp, err := l.hide(l.Path(folder))
-	_ = os.RemoveAll(tmp)
+	_ = l.removeAll(tmp)
 	return err
 }
 
@@ -302,7 +319,36 @@ func (l *Locked) discard(path string) error {
 	if err != nil {
 		return err
 	}
-	return kernel.Errno("unpin", os.RemoveAll(tmp))
+	return l.removeAll(tmp)
+}
+
+// removeAll removes a folder of pins with all that is in it. It is no error if there is
+// none. Other than os.RemoveAll it has one folder open at a time, for which it gives up
+// the spare descriptor.
+func (l *Locked) removeAll(path string) error {
+	l.spare.Close()
+	defer func() { l.spare, _ = os.Open(l.dir) }()
+	var remove func(path string) error
+	remove = func(path string) error {
+		err := os.Remove(path)
+		if !errors.Is(err, unix.ENOTEMPTY) {
+			return err
+		}
+		entries, err := os.ReadDir(path)
+		for _, e := range entries {
+			if err := remove(filepath.Join(path, e.Name())); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return err
+		}
+		return os.Remove(path)
+	}
+	if err := remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return kernel.Errno("unpin", err)
+	}
+	return nil
 }
 
 // hide renames a folder so that it is a leftover.
@@ -369,7 +415,7 @@ func (l *Locked) RemoveLeftovers() {
 	}
 	paths, _ := l.Leftovers()
 	for _, path := range paths {
-		_ = os.RemoveAll(path)
+		_ = l.removeAll(path)
 	}
 }
 

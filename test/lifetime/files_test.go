@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -33,12 +34,16 @@ func (l *lacking) is() string {
 }
 
 // each runs an operation with each number of files. A failure is that of a lack of files, does not say that something is gone
-// or of another version, and leaves one of the states; a success leaves the first.
+// or of another version, and leaves one of the states; a success leaves the first. Neither leaves pins that the next change of
+// somebody else would sweep away, with the member that they hold.
 func (l *lacking) each(what string, op func() error, states ...string) {
 	l.t.Helper()
 	testenv.EachLimit(l.t, op, func(err error) {
 		l.t.Helper()
 		now := l.is()
+		left, globErr := filepath.Glob(l.BPFFS + "/libdispatcher/tmp_*")
+		qt.Check(l.t, qt.IsNil(globErr))
+		qt.Check(l.t, qt.HasLen(left, 0), qt.Commentf("%s: %v", what, err))
 		if err == nil {
 			qt.Check(l.t, qt.Equals(now, states[0]), qt.Commentf("%s", what))
 			return
