@@ -78,10 +78,7 @@ type Options struct {
 // changed.
 func Attach(ctx context.Context, t Target, from Source, o Options) (*Link, error) {
 	h, err := attach.Attach(ctx, t.place(o.BPFFS), from.source(), o.request())
-	if err != nil {
-		return nil, wrap("attach", t, err)
-	}
-	return &Link{target: t, handle: h}, nil
+	return t.link("attach", h, err)
 }
 
 // Plan does what [Attach] does but for the last step: it loads the program, and lets the
@@ -141,16 +138,8 @@ type AdoptOptions struct {
 // The caller closes the returned Link. Errors are as for [Attach]; [ErrBusy] when a
 // link holds the hook, fs.ErrNotExist when nothing is attached.
 func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
-	h, err := attach.Adopt(ctx, t.place(o.BPFFS), target.AdoptRequest{
-		Request: target.Request{
-			Name: o.Name, Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing}, Persistent: o.Persistent, Owner: o.Owner,
-		},
-		NoGap: o.NoGap, Entry: o.Entry,
-	})
-	if err != nil {
-		return nil, wrap("adopt", t, err)
-	}
-	return &Link{target: t, handle: h}, nil
+	h, err := attach.Adopt(ctx, t.place(o.BPFFS), target.AdoptRequest{Request: o.request(), NoGap: o.NoGap, Entry: o.Entry})
+	return t.link("adopt", h, err)
 }
 
 // Open opens the member that ref names. The returned Link owns the member just as the
@@ -161,21 +150,14 @@ func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
 // member, or when its slot is empty because its owner is gone.
 func Open(ctx context.Context, t Target, ref hook.Ref, o ReadOptions) (*Link, error) {
 	h, err := attach.Open(ctx, t.place(o.BPFFS), ref)
-	if err != nil {
-		return nil, wrap("open", t, err)
-	}
-	return &Link{target: t, handle: h}, nil
+	return t.link("open", h, err)
 }
 
 // OpenPinned opens a member by the path of its pin, which [Link.Pin] returns, also when
 // the device was renamed or moved. The caller closes the returned Link.
 func OpenPinned(ctx context.Context, path string) (*Link, error) {
 	h, on, err := attach.OpenPinned(ctx, path)
-	t := On(on, path)
-	if err != nil {
-		return nil, wrap("open", t, err)
-	}
-	return &Link{target: t, handle: h}, nil
+	return On(on, path).link("open", h, err)
 }
 
 // DetachOptions say how to detach. The zero value is useful.
@@ -284,8 +266,22 @@ func MountBPFFS(path string) (mounted bool, err error) {
 	return mounted, kernel.Wrap("mount bpffs", "", path, err)
 }
 
+// link returns the Link that owns the handle, or the Error of the operation.
+func (t Target) link(op string, h target.Handle, err error) (*Link, error) {
+	if err != nil {
+		return nil, wrap(op, t, err)
+	}
+	return &Link{target: t, handle: h}, nil
+}
+
 func (t Target) place(bpffs string) target.Target {
 	return target.Target{Hook: t.Hook, Name: t.Name(), NetNS: t.NetNS, BPFFS: bpffsOf(bpffs)}
+}
+
+func (o AdoptOptions) request() target.Request {
+	return Options{
+		Name: o.Name, Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing, Persistent: o.Persistent, Owner: o.Owner,
+	}.request()
 }
 
 func (o Options) request() target.Request {

@@ -42,7 +42,7 @@ func TestEveryErrorIsAnError(t *testing.T) {
 	errOf := func(_ any, err error) error { return err }
 	provoked := map[string]error{
 		"Adopt":         errOf(Adopt(ctx, nowhere, AdoptOptions{})),
-		"AdoptLink":     errOf(AdoptLink(ctx, 1<<32-1, AdoptLinkOptions{})),
+		"AdoptLink":     errOf(AdoptLink(ctx, 1<<32-1, AdoptOptions{})),
 		"Attach":        errOf(Attach(ctx, nowhere, Source{}, Options{})),
 		"Convert":       errOf(Convert(ctx, nowhere, hook.StyleOwned, ConvertOptions{})),
 		"Detach":        Detach(ctx, nowhere, "a", DetachOptions{}),
@@ -63,7 +63,7 @@ func TestEveryErrorIsAnError(t *testing.T) {
 		"Read":          errOf(Read(ctx, nowhere, ReadOptions{})),
 		"Recover":       errOf(Recover(ctx, RecoverOptions{BPFFS: "/proc/nowhere"})),
 		"Seal":          errOf(Seal(ctx, nowhere, SealOptions{})),
-		"Unseal":        Unseal(ctx, nowhere, UnsealOptions{}),
+		"Unseal":        Unseal(ctx, nowhere, ReadOptions{}),
 		"Link.Update":   l.Update(ctx, Source{}),
 		"Link.Set":      l.Set(ctx, hook.Settings{}),
 		"Link.Move":     l.Move(ctx, hook.Position{}),

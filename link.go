@@ -97,6 +97,6 @@ func (l *Link) Chain(ctx context.Context) (*hook.Chain, error) {
 // Program opens the member's program, for its maps for example. The caller
 // closes it.
 func (l *Link) Program(ctx context.Context) (*ebpf.Program, error) {
-	p, err := l.handle.Program(ctx)
+	p, err := target.Program(ctx, l.handle)
 	return p, wrap("open program", l.target, err)
 }

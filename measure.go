@@ -7,7 +7,6 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/measure"
-	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
 // MeasureOptions say what to measure, and how. The zero value measures all hooks.
@@ -59,8 +58,7 @@ func Measure(ctx context.Context, o MeasureOptions) iter.Seq2[[]hook.Sample, err
 				yield(nil, wrap("measure", at, hook.Because(ErrUsage, "Target is the one hook to measure; leave NetNS and Hooks out")))
 				return
 			}
-			mo.Target = new(target.Target)
-			*mo.Target = at.place(o.BPFFS)
+			mo.Target = new(at.place(o.BPFFS))
 		}
 		stopped := false
 		err := measure.Run(ctx, mo, func(samples []hook.Sample) bool {

@@ -15,6 +15,7 @@ func TestOptionsRefused(t *testing.T) {
 		"force on XDP":         Detach(ctx, device, "a", DetachOptions{Force: true}),
 		"force for all":        DetachAll(ctx, On(hook.TCXIngress, "nowhere"), DetachOptions{Force: true}),
 		"an adopted filter":    linkErr(Adopt(ctx, On(hook.TCIngress, "nowhere"), AdoptOptions{OnMissing: hook.MissingDrop})),
+		"an entry of a link":   linkErr(AdoptLink(ctx, 1<<32-1, AdoptOptions{Entry: "id:1"})),
 		"a version of nothing": linkErr(Attach(ctx, device, Source{}, Options{ConfigVersion: 2})),
 	}
 	for _, o := range []MeasureOptions{{Target: &device, NetNS: "ns"}, {Target: &device, Hooks: hook.Hooks()}} {
@@ -25,7 +26,7 @@ func TestOptionsRefused(t *testing.T) {
 	for name, err := range refused {
 		qt.Check(t, qt.ErrorIs(err, ErrUsage), qt.Commentf("%s", name))
 	}
-	qt.Check(t, qt.HasLen(refused, 5))
+	qt.Check(t, qt.HasLen(refused, 6))
 }
 
 func linkErr(_ *Link, err error) error { return err }

@@ -1,13 +1,12 @@
 package dispatcher
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/libdispatcher/dispatcher/hook"
-
 	"github.com/libdispatcher/dispatcher/internal/attach"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
-	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
 // DetachLink detaches a link by its id, in any namespace and with any holder
@@ -22,18 +21,6 @@ func DetachLink(ctx context.Context, id uint32, o DetachOptions) error {
 	return wrap("detach", link(id), attach.DetachLink(ctx, id, bpffsOf(o.BPFFS), o.Force))
 }
 
-// AdoptLinkOptions say how what a link of another tool attaches becomes a member. The
-// zero value is useful. The fields are as in [AdoptOptions].
-type AdoptLinkOptions struct {
-	Name       string
-	Priority   int
-	ContinueOn hook.VerdictSet
-	OnMissing  hook.OnMissing
-	Persistent bool
-	Owner      string
-	BPFFS      string
-}
-
 // AdoptLink makes what a link of another tool attaches a member, without a gap. On XDP
 // the link then carries a chain with its program as the first member; on TCX and cgroups
 // the link becomes a member as it is.
@@ -42,18 +29,16 @@ type AdoptLinkOptions struct {
 // program: [Read] then shows that program, and pinned members beside it as
 // hook.StateDisplaced.
 //
-// The caller closes the returned Link. Errors are as for [Adopt].
-func AdoptLink(ctx context.Context, id uint32, o AdoptLinkOptions) (*Link, error) {
-	h, on, err := attach.AdoptLink(ctx, id, bpffsOf(o.BPFFS), target.Request{
-		Name: o.Name, Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing},
-		Persistent: o.Persistent, Owner: o.Owner,
-	})
-	if err != nil {
-		return nil, wrap("adopt", link(id), err)
-	}
+// The caller closes the returned Link. Options and errors are as for [Adopt], but Entry
+// must be empty: [ErrUsage].
+func AdoptLink(ctx context.Context, id uint32, o AdoptOptions) (*Link, error) {
 	t := link(id)
+	if o.Entry != "" {
+		return nil, wrap("adopt", t, hook.Because(ErrUsage, "entry %q: the link names the program", string(o.Entry)))
+	}
+	h, on, err := attach.AdoptLink(ctx, id, bpffsOf(o.BPFFS), o.request())
 	t.Hook = on
-	return &Link{target: t, handle: h}, nil
+	return t.link("adopt", h, err)
 }
 
 // link returns a target for errors about a link that was named by its id.
@@ -85,9 +70,4 @@ func Recover(ctx context.Context, o RecoverOptions) ([]hook.Leftover, error) {
 	return found, wrap("recover", Target{}, err)
 }
 
-func bpffsOf(path string) string {
-	if path == "" {
-		return kernel.DefaultBPFFS
-	}
-	return path
-}
+func bpffsOf(path string) string { return cmp.Or(path, kernel.DefaultBPFFS) }

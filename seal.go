@@ -43,14 +43,8 @@ func Seal(ctx context.Context, t Target, o SealOptions) ([]hook.Sealing, error) 
 	return report, wrap("seal", t, err)
 }
 
-// UnsealOptions say how a chain is unsealed. The zero value is useful.
-type UnsealOptions struct {
-	// BPFFS is where the members are pinned. Default: /sys/fs/bpf.
-	BPFFS string
-}
-
 // Unseal undoes [Seal], in one step: packets go through the slots again. A chain that is
 // not sealed stays as it is. Errors are as for [Seal].
-func Unseal(ctx context.Context, t Target, o UnsealOptions) error {
+func Unseal(ctx context.Context, t Target, o ReadOptions) error {
 	return wrap("unseal", t, attach.Unseal(ctx, t.place(o.BPFFS)))
 }

@@ -1,6 +1,7 @@
 package hook
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -88,10 +89,7 @@ func (o *Occupant) String() string {
 	case o.LinkID == 0:
 		by = "a link"
 	}
-	name := o.Program.Name
-	if name == "" {
-		name = "without a name"
-	}
+	name := cmp.Or(o.Program.Name, "without a name")
 	mode := ""
 	if o.Mode != ModeAuto { // only XDP has modes
 		mode = fmt.Sprintf(", %s mode", o.Mode)

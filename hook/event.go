@@ -1,6 +1,7 @@
 package hook
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -175,10 +176,7 @@ func (e *Event) subject() string {
 // programs names the program that runs or ran.
 func (e *Event) programs() []string {
 	words := func(p Program) string {
-		if p.Name == "" {
-			p.Name = "-"
-		}
-		return fmt.Sprintf("%s %d", p.Name, p.ID)
+		return fmt.Sprintf("%s %d", cmp.Or(p.Name, "-"), p.ID)
 	}
 	var was, is Program
 	if e.Before != nil {

@@ -99,18 +99,11 @@ func Parse(s string) (Hook, error) {
 	case s == "tcx", s == "tc":
 		return "", fmt.Errorf("hook %q has two sides: %s/ingress and %s/egress", s, s, s)
 	}
-	return "", fmt.Errorf("unknown hook %q (known: %s)", s, names(Hooks()))
-}
-
-func names(hooks []Hook) string {
-	var b strings.Builder
-	for i, h := range hooks {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(string(h))
+	var known []string
+	for _, h := range Hooks() {
+		known = append(known, string(h))
 	}
-	return b.String()
+	return "", fmt.Errorf("unknown hook %q (known: %s)", s, strings.Join(known, ", "))
 }
 
 // Family returns the beginning of the name: xdp, tcx, tc, cgroup, netkit. The

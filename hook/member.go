@@ -1,6 +1,7 @@
 package hook
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -44,16 +45,7 @@ func (s Settings) WithDefaults() Settings {
 
 // Or returns the settings with the zero values taken from other.
 func (s Settings) Or(other Settings) Settings {
-	if s.Priority == 0 {
-		s.Priority = other.Priority
-	}
-	if s.ContinueOn == 0 {
-		s.ContinueOn = other.ContinueOn
-	}
-	if s.OnMissing == 0 {
-		s.OnMissing = other.OnMissing
-	}
-	return s
+	return Settings{cmp.Or(s.Priority, other.Priority), cmp.Or(s.ContinueOn, other.ContinueOn), cmp.Or(s.OnMissing, other.OnMissing)}
 }
 
 // CheckFor returns an error for settings that mean nothing on the hook.
@@ -344,12 +336,7 @@ func (c *Chain) Protected() bool {
 	if c.Hook == XDP {
 		return c.LinkID != 0 && !c.Bypassed()
 	}
-	for i := range c.Members {
-		if !c.Members[i].Protected() {
-			return false
-		}
-	}
-	return len(c.Members) > 0
+	return len(c.Members) > 0 && !slices.ContainsFunc(c.Members, func(m Member) bool { return !m.Protected() })
 }
 
 // Ours tells whether libdispatcher attached something on the hook.
@@ -357,12 +344,7 @@ func (c *Chain) Ours() bool {
 	if c.Hook == XDP {
 		return c.Style == StyleOwned
 	}
-	for i := range c.Members {
-		if c.Members[i].Kind == KindMember {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(c.Members, func(m Member) bool { return m.Kind == KindMember })
 }
 
 // Member returns the member of that name, or nil. It returns the first one if several

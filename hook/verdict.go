@@ -138,17 +138,12 @@ const (
 	MissingAborted
 )
 
+var missingNames = []string{"default", "continue", "drop", "aborted"}
+
 // String returns the name of the policy.
 func (m OnMissing) String() string {
-	switch m {
-	case 0:
-		return "default"
-	case MissingContinue:
-		return "continue"
-	case MissingDrop:
-		return "drop"
-	case MissingAborted:
-		return "aborted"
+	if int(m) < len(missingNames) {
+		return missingNames[m]
 	}
 	return fmt.Sprintf("OnMissing(%d)", uint8(m))
 }

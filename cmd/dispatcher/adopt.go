@@ -93,7 +93,7 @@ func (a *app) adoptLink(ctx context.Context, id uint32, o dispatcher.Options) er
 	if err := a.needBPFFS(o.Persistent); err != nil {
 		return err
 	}
-	link, err := dispatcher.AdoptLink(ctx, id, dispatcher.AdoptLinkOptions{
+	link, err := dispatcher.AdoptLink(ctx, id, dispatcher.AdoptOptions{
 		Name: o.Name, Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing,
 		Persistent: o.Persistent, Owner: o.Owner, BPFFS: o.BPFFS,
 	})

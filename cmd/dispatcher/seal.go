@@ -83,7 +83,7 @@ through its slot. A chain that is not sealed stays as it is.`,
 		Args:              words(1, "HOOK", "TARGET"),
 		ValidArgsFunction: completeArgs(1, offerHooks, a.offerTargets),
 		RunE: a.withTarget(func(cmd *cobra.Command, t dispatcher.Target, _ []string) error {
-			return dispatcher.Unseal(cmd.Context(), t, dispatcher.UnsealOptions{BPFFS: a.bpffs})
+			return dispatcher.Unseal(cmd.Context(), t, dispatcher.ReadOptions{BPFFS: a.bpffs})
 		}),
 	}
 }

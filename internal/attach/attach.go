@@ -10,6 +10,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/chains"
 	"github.com/libdispatcher/dispatcher/internal/filters"
 	"github.com/libdispatcher/dispatcher/internal/interop"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/links"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -18,21 +19,22 @@ import (
 
 // A family attaches programs to hooks of one kind. A Handle that it returns has taken
 // over the opened target. On XDP the methods return ErrStyle when the chain on the
-// device has the other style.
+// device has the other style. A method that takes no context returns kernel.ErrAgain when
+// others were faster.
 type family interface {
 	// Attach makes the program a member.
 	Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error)
 	// Plan does what Attach does, but for the steps that others could see.
 	Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (*hook.Chain, error)
-	// Adopt makes an entry without a link a member.
-	Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error)
+	// Adopt makes an entry without a link a member, with the lock held.
+	Adopt(o *target.Opened, l *state.Locked, req target.AdoptRequest) (target.Handle, error)
 	// Open opens a member.
-	Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error)
+	Open(o *target.Opened, ref hook.Ref) (target.Handle, error)
 	// Detach removes one entry, or all members for an empty ref. It removes an entry
 	// that is not ours only with force.
 	Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force bool) error
 	// Read describes what is on the hook.
-	Read(ctx context.Context, o *target.Opened) (*hook.Chain, error)
+	Read(o *target.Opened) (*hook.Chain, error)
 }
 
 // families returns the families that a hook can belong to. XDP has two, and the chain
@@ -76,11 +78,15 @@ func Attach(ctx context.Context, t target.Target, src load.Source, req target.Re
 // Adopt makes an entry without a link a member at the same place. The caller closes
 // the Handle.
 func Adopt(ctx context.Context, t target.Target, req target.AdoptRequest) (target.Handle, error) {
-	return makeHandle(ctx, t, func(o *target.Opened, f family) (target.Handle, error) {
+	return makeHandle(ctx, t, func(o *target.Opened, f family) (h target.Handle, err error) {
 		if err := req.Check(o); err != nil {
 			return nil, err
 		}
-		return f.Adopt(ctx, o, req)
+		err = o.Locked(ctx, func(l *state.Locked) error {
+			h, err = f.Adopt(o, l, req)
+			return err
+		})
+		return h, err
 	})
 }
 
@@ -89,7 +95,7 @@ func Open(ctx context.Context, t target.Target, ref hook.Ref) (target.Handle, er
 	if err := checkRef(ref); err != nil {
 		return nil, err
 	}
-	return makeHandle(ctx, t, func(o *target.Opened, f family) (target.Handle, error) { return f.Open(ctx, o, ref) })
+	return makeHandle(ctx, t, func(o *target.Opened, f family) (target.Handle, error) { return f.Open(o, ref) })
 }
 
 // OpenPinned opens a member by the path of its pin, and returns its hook. The caller
@@ -113,6 +119,7 @@ func OpenPinned(ctx context.Context, path string) (h target.Handle, _ hook.Hook,
 		o.Close()
 		return nil, "", err
 	}
+	h.ReleaseNetNS()
 	return h, o.Hook, nil
 }
 
@@ -128,52 +135,63 @@ func checkRef(ref hook.Ref) error {
 	return nil
 }
 
+// ask runs fn with the family of the opened target. It tries again while fn returns
+// kernel.ErrAgain.
+func ask[T any](ctx context.Context, o *target.Opened, fn func(*target.Opened, family) (T, error)) (answer T, err error) {
+	err = kernel.Retry(ctx, func() error {
+		return in(ctx, o, func(f family) error {
+			answer, err = fn(o, f)
+			return err
+		})
+	})
+	return answer, err
+}
+
 // makeHandle opens the target for fn. The Handle that fn makes takes over the opened
 // target.
-func makeHandle(ctx context.Context, t target.Target, fn func(*target.Opened, family) (target.Handle, error)) (h target.Handle, err error) {
+func makeHandle(ctx context.Context, t target.Target, fn func(*target.Opened, family) (target.Handle, error)) (target.Handle, error) {
 	o, err := target.Open(t, sweep)
 	if err != nil {
 		return nil, err
 	}
-	err = in(ctx, o, func(f family) (err error) {
-		h, err = fn(o, f)
-		return err
-	})
+	h, err := ask(ctx, o, fn)
 	if err != nil {
 		o.Close()
 		return nil, err
 	}
+	h.ReleaseNetNS()
 	return h, nil
 }
 
-// withOpened opens the target, runs fn, and closes the target.
-func withOpened(t target.Target, fn func(*target.Opened) error) error {
+// opened opens the target, runs fn, again while fn returns kernel.ErrAgain, and closes the
+// target.
+func opened[T any](ctx context.Context, t target.Target, fn func(*target.Opened) (T, error)) (answer T, err error) {
 	o, err := target.Open(t, sweep)
 	if err != nil {
-		return err
+		return answer, err
 	}
 	defer o.Close()
-	return fn(o)
+	err = kernel.Retry(ctx, func() error {
+		answer, err = fn(o)
+		return err
+	})
+	return answer, err
 }
 
-// inFamily does the same, and gives fn the family too.
-func inFamily(ctx context.Context, t target.Target, fn func(*target.Opened, family) error) error {
-	return withOpened(t, func(o *target.Opened) error {
-		return in(ctx, o, func(f family) error { return fn(o, f) })
-	})
+// inFamily does the same, and gives fn the family too, see ask.
+func inFamily[T any](ctx context.Context, t target.Target, fn func(*target.Opened, family) (T, error)) (T, error) {
+	return opened(ctx, t, func(o *target.Opened) (T, error) { return ask(ctx, o, fn) })
 }
 
 // Plan does what Attach does but for the last step, and returns the chain as it would
 // be.
-func Plan(ctx context.Context, t target.Target, src load.Source, req target.Request) (c *hook.Chain, err error) {
-	err = inFamily(ctx, t, func(o *target.Opened, f family) error {
+func Plan(ctx context.Context, t target.Target, src load.Source, req target.Request) (*hook.Chain, error) {
+	return inFamily(ctx, t, func(o *target.Opened, f family) (*hook.Chain, error) {
 		if err := req.Check(o); err != nil {
-			return err
+			return nil, err
 		}
-		c, err = f.Plan(ctx, o, src, req)
-		return err
+		return f.Plan(ctx, o, src, req)
 	})
-	return c, err
 }
 
 // Detach removes an entry. It removes an entry that is not ours only with force.
@@ -181,87 +199,69 @@ func Detach(ctx context.Context, t target.Target, ref hook.Ref, force bool) erro
 	if err := checkRef(ref); err != nil {
 		return err
 	}
-	return inFamily(ctx, t, func(o *target.Opened, f family) error { return f.Detach(ctx, o, ref, force) })
+	return detach(ctx, t, ref, force)
 }
 
 // DetachAll removes all members.
-func DetachAll(ctx context.Context, t target.Target) error {
-	return inFamily(ctx, t, func(o *target.Opened, f family) error { return f.Detach(ctx, o, "", false) })
+func DetachAll(ctx context.Context, t target.Target) error { return detach(ctx, t, "", false) }
+
+func detach(ctx context.Context, t target.Target, ref hook.Ref, force bool) error {
+	_, err := inFamily(ctx, t, func(o *target.Opened, f family) (any, error) { return nil, f.Detach(ctx, o, ref, force) })
+	return err
 }
 
 // Read returns what is on the target.
-func Read(ctx context.Context, t target.Target) (c *hook.Chain, err error) {
-	err = inFamily(ctx, t, func(o *target.Opened, f family) error {
-		c, err = f.Read(ctx, o)
-		return err
-	})
-	return c, err
+func Read(ctx context.Context, t target.Target) (*hook.Chain, error) {
+	return inFamily(ctx, t, read)
 }
+
+func read(o *target.Opened, f family) (*hook.Chain, error) { return f.Read(o) }
 
 // Effective returns what runs for a cgroup and for the cgroups below it, see
 // dispatcher.Effective. It returns ErrUsage when the hook is not a cgroup's.
-func Effective(ctx context.Context, t target.Target) (chains []hook.Chain, err error) {
+func Effective(ctx context.Context, t target.Target) ([]hook.Chain, error) {
 	if !t.Hook.OnCgroup() {
 		return nil, hook.Because(hook.ErrUsage, "%s is not a hook of cgroups: nothing is inherited there", t.Hook)
 	}
-	err = withOpened(t, func(o *target.Opened) error {
-		chains, err = links.EffectiveBelow(ctx, o)
-		return err
-	})
-	return chains, err
+	return opened(ctx, t, links.EffectiveBelow)
 }
 
 // ReadEffective returns what runs on the target. For a cgroup this includes what the
 // cgroup inherits.
-func ReadEffective(ctx context.Context, t target.Target) (c *hook.Chain, err error) {
+func ReadEffective(ctx context.Context, t target.Target) (*hook.Chain, error) {
 	if !t.Hook.OnCgroup() {
 		return Read(ctx, t)
 	}
-	err = withOpened(t, func(o *target.Opened) error {
-		c, err = links.EffectiveOn(ctx, o)
-		return err
-	})
-	return c, err
+	return opened(ctx, t, links.EffectiveOn)
 }
 
 // Convert moves all members of the chain on a device to a chain of the other style,
 // and returns the new chain.
-func Convert(ctx context.Context, t target.Target, req interop.ConvertRequest) (c *hook.Chain, err error) {
+func Convert(ctx context.Context, t target.Target, req interop.ConvertRequest) (*hook.Chain, error) {
 	if t.Hook != hook.XDP {
 		return nil, hook.Because(hook.ErrUsage, "%s has no styles of chains; only xdp has", t.Hook)
 	}
-	err = withOpened(t, func(o *target.Opened) error {
+	return opened(ctx, t, func(o *target.Opened) (*hook.Chain, error) {
 		if err := interop.Convert(ctx, o, req); err != nil {
-			return err
+			return nil, err
 		}
-		return in(ctx, o, func(f family) error {
-			c, err = f.Read(ctx, o)
-			return err
-		})
+		return ask(ctx, o, read)
 	})
-	return c, err
 }
 
 // Seal links the members of the chain on the target into its dispatcher, see
 // dispatcher.Seal. A dry run only reports.
-func Seal(ctx context.Context, t target.Target, dry bool) (report []hook.Sealing, err error) {
-	err = withOpened(t, func(o *target.Opened) error {
-		report, err = chains.Seal(ctx, o, dry)
-		return err
-	})
-	return report, err
+func Seal(ctx context.Context, t target.Target, dry bool) ([]hook.Sealing, error) {
+	return opened(ctx, t, func(o *target.Opened) ([]hook.Sealing, error) { return chains.Seal(ctx, o, dry) })
 }
 
 // Unseal makes the chain's dispatcher call all members through their slots again.
 func Unseal(ctx context.Context, t target.Target) error {
-	return withOpened(t, func(o *target.Opened) error { return chains.Unseal(ctx, o) })
+	_, err := opened(ctx, t, func(o *target.Opened) (any, error) { return nil, chains.Unseal(ctx, o) })
+	return err
 }
 
 // Count starts counting in the chain on the target. The caller closes the Counting.
-func Count(ctx context.Context, t target.Target) (c *chains.Counting, err error) {
-	err = withOpened(t, func(o *target.Opened) error {
-		c, err = chains.Count(ctx, o)
-		return err
-	})
-	return c, err
+func Count(ctx context.Context, t target.Target) (*chains.Counting, error) {
+	return opened(ctx, t, func(o *target.Opened) (*chains.Counting, error) { return chains.Count(ctx, o) })
 }

@@ -17,42 +17,46 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// ofLink opens a link by its id, and a target with the link's hook. The caller closes
-// both.
-func ofLink(id uint32, bpffs string) (*target.Opened, kernel.RawLink, *kernel.LinkInfo, error) {
-	l, err := kernel.OpenLink(id)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil, nil, hook.Because(fs.ErrNotExist, "there is no link with id %d", id)
-	case err != nil:
-		return nil, nil, nil, kernel.Again(err)
-	}
-	info, err := kernel.LinkInfoOf(l)
-	if err != nil {
-		l.Close()
-		return nil, nil, nil, err
-	}
-	o, err := target.Open(target.Target{Hook: hook.XDP, BPFFS: bpffs}, sweep)
-	if err != nil {
-		l.Close()
-		return nil, nil, nil, err
-	}
-	o.Hook = info.Hook()
-	return o, l, info, nil
+// onLink opens a link by its id, and a target with the link's hook, and runs fn with the
+// lock held. The handle that fn returns takes over both.
+func onLink(ctx context.Context, id uint32, bpffs string, fn func(*target.Opened, *state.Locked, kernel.RawLink, *kernel.LinkInfo) (target.Handle, error)) (h target.Handle, err error) {
+	err = kernel.Retry(ctx, func() error {
+		l, err := kernel.OpenLink(id)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return hook.Because(fs.ErrNotExist, "there is no link with id %d", id)
+		case err != nil:
+			return kernel.Again(err)
+		}
+		o, err := target.Open(target.Target{Hook: hook.XDP, BPFFS: bpffs}, sweep)
+		if err != nil {
+			l.Close()
+			return err
+		}
+		info, err := kernel.LinkInfoOf(l)
+		if err == nil {
+			o.Hook = info.Hook()
+			err = o.Locked(ctx, func(locked *state.Locked) error {
+				h, err = fn(o, locked, l, info)
+				return err
+			})
+		}
+		if err != nil || h == nil {
+			l.Close()
+			o.Close()
+		}
+		return err
+	})
+	return h, err
 }
 
 // DetachLink detaches a link by its id. Its holders keep the link, which does nothing
 // any more. DetachLink detaches a link that is not ours only with force.
 func DetachLink(ctx context.Context, id uint32, bpffs string, force bool) error {
-	return kernel.Retry(ctx, func() error {
-		o, l, info, err := ofLink(id, bpffs)
-		if err != nil {
-			return err
-		}
-		defer o.Close()
-		defer l.Close()
-		return o.Locked(ctx, func(locked *state.Locked) error { return detachLink(o, locked, l, info, force) })
+	_, err := onLink(ctx, id, bpffs, func(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo) (target.Handle, error) {
+		return nil, detachLink(o, locked, l, info, force)
 	})
+	return err
 }
 
 func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, force bool) error {
@@ -86,7 +90,7 @@ func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 	}
 	kernel.Step("detach: unpinned")
 	err := l.Detach()
-	if errors.Is(err, unix.EOPNOTSUPP) || links.Unsupported(err) {
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, ebpf.ErrNotSupported) {
 		// bpf_link_ops.detach is missing (kernel/bpf/syscall.c).
 		return hook.Because(ebpf.ErrNotSupported, "the kernel cannot detach a link of type %v", info.TypeName()).
 			Hint("its holder has to close it: \"%s\" names the holder", o.CommandByLink("holders", info.ID))
@@ -101,30 +105,20 @@ func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 // the link, so that a chain replaces the link's program; on TCX and cgroups the link
 // gets a name. A holder of the link can update it again. The caller closes the Handle.
 func AdoptLink(ctx context.Context, id uint32, bpffs string, req target.Request) (h target.Handle, on hook.Hook, err error) {
-	err = kernel.Retry(ctx, func() error {
-		o, l, info, err := ofLink(id, bpffs)
-		if err != nil {
-			return err
+	h, err = onLink(ctx, id, bpffs, func(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo) (target.Handle, error) {
+		if on = o.Hook; on == "" {
+			return nil, info.NoHook()
 		}
-		if o.Hook == "" {
-			err = info.NoHook()
-		} else {
-			err = req.Check(o)
+		if err := req.Check(o); err != nil {
+			return nil, err
 		}
-		if err == nil {
-			on = o.Hook
-			err = o.Locked(ctx, func(locked *state.Locked) (err error) {
-				h, err = adoptLink(o, locked, l, info, req)
-				return err
-			})
-		}
-		if err != nil {
-			l.Close()
-			o.Close()
-		}
-		return err
+		return adoptLink(o, locked, l, info, req)
 	})
-	return h, on, err
+	if err != nil {
+		return nil, "", err
+	}
+	h.ReleaseNetNS()
+	return h, on, nil
 }
 
 func adoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, req target.Request) (target.Handle, error) {

@@ -34,7 +34,7 @@ func (r *Reader) Defunct(ctx context.Context) []hook.Chain {
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // gone meanwhile
 		case err != nil:
-			all = append(all, hook.Chain{Hook: li.Hook(), Pins: []string{}, Members: []hook.Member{}, Err: fmt.Errorf("link %d, of what is gone: %w", li.ID, err)})
+			all = append(all, unread(hook.Chain{Hook: li.Hook()}, fmt.Errorf("link %d, of what is gone: %w", li.ID, err))...)
 		case c != nil && len(c.Members) > 0:
 			all = append(all, *c)
 		}

@@ -40,11 +40,35 @@ func NewReader(bpffs string, known []kernel.LinkInfo, want func(hook.Hook) bool)
 // Close releases the reader.
 func (r *Reader) Close() { r.names.Close() }
 
-// at returns the target as if it had been opened.
-func (r *Reader) at(h hook.Hook, name string, ns *kernel.NetNS) *target.Opened {
+// hook reads one hook, if it is wanted: the one of blank, on the target of blank. It
+// returns nothing where nothing is attached, where the target is gone meanwhile, and for a
+// hook that this kernel does not have. An error is in the chain that it returns.
+func (r *Reader) hook(ctx context.Context, blank hook.Chain, ns *kernel.NetNS, read func(*target.Opened) (*hook.Chain, error)) []hook.Chain {
+	if !r.want(blank.Hook) {
+		return nil
+	}
 	o := r.opened
-	o.Hook, o.Name, o.NS = h, name, ns
-	return &o
+	o.Hook, o.Name, o.NS = blank.Hook, blank.Target, ns
+	var c *hook.Chain
+	err := kernel.Retry(ctx, func() (err error) {
+		c, err = read(&o)
+		return err
+	})
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), blank.Hook != hook.XDP && errors.Is(err, ebpf.ErrNotSupported):
+		return nil
+	case err != nil:
+		return unread(blank, err)
+	case len(c.Members) == 0:
+		return nil
+	}
+	return []hook.Chain{*c}
+}
+
+// unread returns the chain of a hook that could not be read.
+func unread(blank hook.Chain, err error) []hook.Chain {
+	blank.Pins, blank.Members, blank.Err = []string{}, []hook.Member{}, err
+	return []hook.Chain{blank}
 }
 
 // Devices returns what is on the devices of a network namespace. An error that
@@ -67,23 +91,7 @@ func (r *Reader) Devices(ctx context.Context, ns *kernel.NetNS) ([]hook.Chain, e
 // device reads the hooks of one device. The device is in the thread's namespace.
 func (r *Reader) device(ctx context.Context, conn *rtnl.Conn, ns *kernel.NetNS, d rtnl.Device) (found []hook.Chain) {
 	add := func(h hook.Hook, read func(*target.Opened) (*hook.Chain, error)) {
-		if !r.want(h) {
-			return
-		}
-		var c *hook.Chain
-		err := kernel.Retry(ctx, func() (err error) {
-			c, err = read(r.at(h, d.Name, ns))
-			return err
-		})
-		switch {
-		case errors.Is(err, fs.ErrNotExist) || h != hook.XDP && errors.Is(err, ebpf.ErrNotSupported):
-			return // gone meanwhile, or a hook that this kernel does not have
-		case err != nil:
-			c = &hook.Chain{Hook: h, Target: d.Name, Ifindex: d.Index, NetNS: ns.ID(), Pins: []string{}, Members: []hook.Member{}, Err: err}
-		case len(c.Members) == 0:
-			return
-		}
-		found = append(found, *c)
+		found = append(found, r.hook(ctx, hook.Chain{Hook: h, Target: d.Name, Ifindex: d.Index, NetNS: ns.ID()}, ns, read)...)
 	}
 	add(hook.XDP, func(o *target.Opened) (*hook.Chain, error) {
 		if _, ok := d.Software(); !ok {
@@ -98,7 +106,7 @@ func (r *Reader) device(ctx context.Context, conn *rtnl.Conn, ns *kernel.NetNS, 
 			return nil, err
 		}
 		defer snap.Close()
-		c, err := chains.On(o).View(snap)
+		c, err := chains.Device{Opened: o}.View(snap)
 		if errors.Is(err, chains.ErrStyle) {
 			return interop.LibxdpChain(o, snap)
 		}
@@ -131,26 +139,14 @@ func (r *Reader) Cgroup(ctx context.Context, path string) []hook.Chain {
 		return nil
 	}
 	if err != nil {
-		return []hook.Chain{{Hook: "cgroup", Target: path, Pins: []string{}, Members: []hook.Member{}, Err: err}}
+		return unread(hook.Chain{Hook: "cgroup", Target: path}, err)
 	}
 	defer cg.Close()
 	var found []hook.Chain
 	for _, h := range hook.CgroupHooks() {
-		if !r.want(h) {
-			continue
-		}
-		var c *hook.Chain
-		err := kernel.Retry(ctx, func() (err error) {
-			c, err = links.ReadOnCgroup(r.at(h, cg.Path, nil), cg, r.names)
-			return err
-		})
-		switch {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, ebpf.ErrNotSupported):
-		case err != nil:
-			found = append(found, hook.Chain{Hook: h, Target: cg.Path, CgroupID: cg.ID, Pins: []string{}, Members: []hook.Member{}, Err: err})
-		case len(c.Members) > 0:
-			found = append(found, *c)
-		}
+		found = append(found, r.hook(ctx, hook.Chain{Hook: h, Target: cg.Path, CgroupID: cg.ID}, nil, func(o *target.Opened) (*hook.Chain, error) {
+			return links.ReadOnCgroup(o, cg, r.names)
+		})...)
 	}
 	return found
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/chains"
 	"github.com/libdispatcher/dispatcher/internal/interop"
@@ -17,6 +19,13 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
+
+// sweep removes what dead processes left among the pins of the bpffs.
+func sweep(l *state.Locked) {
+	links.Sweep(l)
+	l.RemoveLeftovers()
+	chains.Sweep(l)
+}
 
 // Recover collects what members left behind when their device or cgroup went, and
 // what processes left behind when they died.
@@ -97,9 +106,7 @@ func abandoned(r *target.Recovery) error {
 	}
 	for _, folder := range append(ofChains, ofLinks...) {
 		id, chain := state.ParseChainFolder(folder)
-		if link := state.ParseLinkFolder(folder); link != 0 {
-			id = link
-		}
+		id = max(id, state.ParseLinkFolder(folder))
 		if id != 0 && !kernel.LinkMayExist(id) || id == 0 && chain != 0 && !chains.Alive(folder) {
 			f := hook.Leftover{LinkID: id, Path: r.Pins.Path(folder), What: "pins of what is not attached any more"}
 			f.Members, f.Err = r.Pins.Members(folder)
@@ -143,7 +150,7 @@ func registry(r *target.Recovery) {
 	switch {
 	case err == nil, errors.Is(err, fs.ErrNotExist):
 		return
-	case !links.Unsupported(err):
+	case !errors.Is(err, ebpf.ErrNotSupported):
 		f.What, f.Err = "a registry that cannot be read", err
 	case !r.DryRun:
 		f.Err = os.RemoveAll(f.Path)

@@ -1,7 +1,6 @@
 package chains
 
 import (
-	"context"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -25,23 +24,8 @@ import (
 // link. The caller closes the handle. The error is fs.ErrNotExist when there is no such
 // program, ErrBusy for a link or a chain of libxdp, and fs.ErrExist for a chain that
 // has its root link already.
-func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error) {
+func (Family) Adopt(o *target.Opened, l *state.Locked, req target.AdoptRequest) (target.Handle, error) {
 	d := Device{o}
-	var h *handle
-	err := kernel.Retry(ctx, func() error {
-		return d.Locked(ctx, func(l *state.Locked) (err error) {
-			h, err = d.adopt(l, req)
-			return err
-		})
-	})
-	if err != nil {
-		return nil, err
-	}
-	h.releaseNetNS()
-	return h, nil
-}
-
-func (d Device) adopt(l *state.Locked, req target.AdoptRequest) (*handle, error) {
 	snap, err := d.Read()
 	if err != nil {
 		return nil, err
@@ -67,22 +51,16 @@ func (d Device) adopt(l *state.Locked, req target.AdoptRequest) (*handle, error)
 		Hint("attach adds members to it")
 }
 
-func (d Device) adoptLegacy(l *state.Locked, snap *Snapshot, req target.AdoptRequest) (*handle, error) {
+func (d Device) adoptLegacy(l *state.Locked, snap *Snapshot, req target.AdoptRequest) (target.Handle, error) {
 	prog, err := load.Program{Program: snap.Prog}.Load(load.Want{Hook: hook.XDP})
 	if err != nil {
 		return nil, err
 	}
-	slot, err := NewSlot(prog)
+	slot, member, err := newMember(req.Request, prog)
 	if err != nil {
 		return nil, err
 	}
-	h := &handle{Base: target.Base{Opened: d.Opened}, slot: slot, chainID: rand.Uint64()}
-	member, err := newMember(req.Request, slot, prog)
-	if err != nil {
-		h.drop()
-		return nil, err
-	}
-	h.slotID = member.MapID
+	h := &handle{Base: target.Base{Opened: d.Opened}, slot: slot, slotID: member.MapID, chainID: rand.Uint64()}
 	chain := &state.Chain{ID: h.chainID, LastSeen: d.Seen(snap.Device, snap.Mode), Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}}}
 	dispatcher, err := state.Build(chain, []*ebpf.Map{slot}, nil)
 	if err != nil {
@@ -151,34 +129,32 @@ func (d Device) Restore(r root, dispatcher *ebpf.Program, snap *Snapshot) error 
 		return err
 	}
 	n := snap.OnNetlink(d.Opened)
-	return n.Rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(n.Index, snap.Prog.FD(), -1, n.Mode) })
+	return n.Attach(snap.Prog)
 }
 
 // protect gives a root link to a chain that netlink carries.
-func (d Device) protect(l *state.Locked, snap *Snapshot, persistent bool) (*handle, error) {
-	first := -1
-	var slots state.Slots
-	defer slots.Close()
+func (d Device) protect(l *state.Locked, snap *Snapshot, persistent bool) (_ target.Handle, err error) {
+	folder := state.ChainFolder(0, snap.Chain.ID)
+	var h *handle // to the first member that is not empty
 	for i := range snap.Chain.Slots {
-		slot, err := slots.Open(snap.Chain.Slots[i].MapID, false)
-		if err != nil {
-			return nil, kernel.Again(err)
-		}
-		id, err := state.Occupant(slot)
-		if err != nil {
-			return nil, err
-		}
-		if id != 0 {
-			first = i
+		if h, err = d.open(nil, snap.Chain, i); err == nil {
 			break
 		}
+		if !target.Gone(err) {
+			return nil, err
+		}
 	}
-	if first < 0 {
+	if h == nil {
 		return nil, hook.Because(fs.ErrNotExist, "the chain has no member to protect: all owners are gone").
 			Hint("detach the chain with --all")
 	}
+	defer func() {
+		if err != nil {
+			h.drop()
+		}
+	}()
 	if persistent {
-		members, err := l.Members(state.ChainFolder(0, snap.Chain.ID))
+		members, err := l.Members(folder)
 		if err != nil {
 			return nil, err
 		}
@@ -187,22 +163,13 @@ func (d Device) protect(l *state.Locked, snap *Snapshot, persistent bool) (*hand
 				Hint("hold it (--hold) until the owners have done something with their members, which makes them hold it as well")
 		}
 	}
-	r, err := d.Exchange(snap, snap.Prog)
-	if err != nil {
+	if h.root, err = d.Exchange(snap, snap.Prog); err != nil {
 		return nil, err
 	}
-	h, err := d.open(r, snap.Chain, first)
-	if err == nil && l != nil {
-		err = l.Move(state.ChainFolder(0, snap.Chain.ID), h.folder(), r.Pinner())
-	}
-	if err != nil {
-		undo := d.Restore(r, snap.Prog, snap)
-		if h == nil {
-			r.Close()
-		} else {
-			h.drop() // closes the root too
+	if l != nil {
+		if err := l.Move(folder, h.folder(), h.root.Pinner()); err != nil {
+			return nil, kernel.Undo(err, d.Restore(h.root, snap.Prog, snap))
 		}
-		return nil, kernel.Undo(err, undo)
 	}
 	return h, nil
 }

@@ -52,13 +52,8 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 	if err != nil {
 		return nil, err
 	}
-	slot, err := NewSlot(prog)
+	slot, member, err := newMember(req, prog)
 	if err != nil {
-		return nil, err
-	}
-	member, err := newMember(req, slot, prog)
-	if err != nil {
-		slot.Close()
 		return nil, err
 	}
 	h := &handle{Base: target.Base{Opened: s.Opened}, root: r, slot: slot, slotID: member.MapID, chainID: rand.Uint64()}
@@ -66,13 +61,14 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 		ID: h.chainID, RootLink: r.id, LastSeen: s.lastSeenOf(r, old),
 		Plan: dispatch.Plan{Shape: prog.Shape, Slots: []dispatch.Slot{member}},
 	}
-	slots, err := s.takeBack(locked, chain, slot)
-	for _, m := range slots[1:] {
+	back, err := s.takeBack(locked, chain)
+	for _, m := range back {
 		defer m.Close()
 	}
 	var dispatcher *ebpf.Program
 	if err == nil {
-		dispatcher, err = state.Build(chain, inOrder(chain, slots), nil)
+		back[member.MapID] = slot
+		dispatcher, err = state.Build(chain, inOrder(chain, back), nil)
 	}
 	if err == nil {
 		defer dispatcher.Close()
@@ -95,16 +91,14 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 		slot.Close()
 		return nil, kernel.Undo(err, undo)
 	}
-	h.releaseNetNS()
 	return h, nil
 }
 
 // takeBack adds the displaced members to the chain: they were pinned beside the link
 // before another program was put into it. Their settings are lost with their old
-// chain. It returns the slots of all members: first the given slot, then the slots
-// that it opened, which the caller closes.
-func (d Device) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Map) ([]*ebpf.Map, error) {
-	slots := []*ebpf.Map{slot}
+// chain. It returns their slots by their ids; the caller closes them.
+func (d Device) takeBack(locked *state.Locked, chain *state.Chain) (map[uint32]*ebpf.Map, error) {
+	slots := map[uint32]*ebpf.Map{}
 	if locked == nil {
 		return slots, nil
 	}
@@ -124,31 +118,22 @@ func (d Device) takeBack(locked *state.Locked, chain *state.Chain, slot *ebpf.Ma
 		if err != nil {
 			continue // not the pin of a slot
 		}
-		slots = append(slots, m)
 		if m.Type() != ebpf.ProgramArray || m.MaxEntries() != 1 {
+			m.Close()
 			continue
 		}
 		id, err := kernel.MapID(m)
 		if err != nil {
+			m.Close()
 			return slots, err
 		}
+		slots[id] = m
 		back := dispatch.Slot{MapID: id, Name: name, Persistent: true, Settings: hook.Settings{}.WithDefaults()}
 		if err := chain.Insert(back, hook.Position{}, 0); err != nil {
 			return slots, err
 		}
 	}
 	return slots, nil
-}
-
-// inOrder returns the slots in the order of the chain's members.
-func inOrder(chain *state.Chain, slots []*ebpf.Map) []*ebpf.Map {
-	ordered := make([]*ebpf.Map, len(chain.Slots))
-	for _, m := range slots {
-		if id, err := kernel.MapID(m); err == nil && chain.Index(id) >= 0 {
-			ordered[chain.Index(id)] = m
-		}
-	}
-	return ordered
 }
 
 // pinAdopted pins a chain. It pins a link opened anew: the link's maker may have pinned

@@ -3,6 +3,7 @@ package chains
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"reflect"
 	"slices"
 
@@ -15,47 +16,30 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// revision is a changed chain that was not swapped in yet. prog is nil when nothing
-// changed.
-type revision struct {
-	chain *state.Chain
-	prog  *ebpf.Program
-}
-
-func (r *revision) close() {
-	if r.prog != nil {
-		r.prog.Close()
-	}
-}
-
-// revise applies edit to a copy of the chain old, and builds the new dispatcher. It
-// leaves out members that have lost their owners, except closed doors; edit gets the
+// revise applies edit to a copy of the chain old, and builds the new dispatcher, nil when
+// nothing changed. The caller swaps it in, and closes it. revise leaves out members that have lost their owners, except closed doors; edit gets the
 // closed doors that are empty, and may add the slots in fresh. A chain that has lost
 // its last member is closed.
 //
 // revise closes the slots before it returns. While they are open no member leaves when
 // its owner dies, and many processes that change one chain could keep it open in turn.
-func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*revision, error) {
-	rev := &revision{}
+func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, *ebpf.Program, error) {
 	var opened state.Slots
 	defer opened.Close()
 	next := *old
-	next.RootLink = rootLink
-	next.Slots = nil
+	next.RootLink, next.Slots = rootLink, nil
 	open := map[uint32]*ebpf.Map{}
-	for id, m := range fresh {
-		open[id] = m
-	}
+	maps.Copy(open, fresh)
 	empty := map[uint32]bool{}
 	for _, s := range old.Slots {
 		m, err := opened.Open(s.MapID, false)
 		if err != nil {
-			return nil, kernel.Again(err)
+			return nil, nil, kernel.Again(err)
 		}
 		open[s.MapID] = m
 		prog, err := state.Occupant(m)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if prog == 0 {
 			if s.OnMissing == hook.MissingContinue {
@@ -66,32 +50,33 @@ func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit 
 		next.Slots = append(next.Slots, s)
 	}
 	if err := edit(&next, empty); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	next.Closed = len(next.Slots) == 0
-	rev.chain = &next
-	slots := make([]*ebpf.Map, len(next.Slots))
-	for i, s := range next.Slots {
-		slots[i] = open[s.MapID]
-	}
+	slots := inOrder(&next, open)
 	codes := sealedCodes(&next, slots)
 	if reflect.DeepEqual(old.Slots, next.Slots) && !next.Closed {
-		return rev, nil // nothing changed
+		return &next, nil, nil
 	}
 
-	var err error
-	rev.prog, err = state.Build(&next, slots, codes)
+	prog, err := state.Build(&next, slots, codes)
 	if err != nil && codes != nil {
 		// Sealed members must not keep another one from joining.
 		for i := range next.Slots {
 			next.Slots[i].Sealed = dispatch.Sealed{}
 		}
-		rev.prog, err = state.Build(&next, slots, nil)
+		prog, err = state.Build(&next, slots, nil)
 	}
-	if err != nil {
-		return nil, err
+	return &next, prog, err
+}
+
+// inOrder returns the open slots, which are given by their ids, in the order of the chain.
+func inOrder(c *state.Chain, open map[uint32]*ebpf.Map) []*ebpf.Map {
+	slots := make([]*ebpf.Map, len(c.Slots))
+	for i, s := range c.Slots {
+		slots[i] = open[s.MapID]
 	}
-	return rev, nil
+	return slots
 }
 
 // change revises the chain that the root carries, swaps the result in, and returns the
@@ -107,27 +92,24 @@ func change(r root, chainID uint64, fresh map[uint32]*ebpf.Map, edit func(c *sta
 
 // changeFrom is change for a chain that was read before; old is its dispatcher.
 func changeFrom(r root, old *ebpf.Program, chain *state.Chain, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
-	rev, err := revise(chain, r.LinkID(), fresh, edit)
-	if err != nil {
-		return nil, err
+	next, prog, err := revise(chain, r.LinkID(), fresh, edit)
+	if err != nil || prog == nil {
+		return next, err
 	}
-	defer rev.close()
-	if rev.prog == nil {
-		return rev.chain, nil
-	}
+	defer prog.Close()
 	kernel.Step("swap: before")
-	if err := r.Swap(rev.prog, old); err != nil {
+	if err := r.Swap(prog, old); err != nil {
 		return nil, err
 	}
 	kernel.Step("swap: after")
-	if rev.chain.Closed {
+	if next.Closed {
 		// No member can join a closed chain, so this throws none out.
-		if err := r.Release(rev.prog); err != nil {
+		if err := r.Release(prog); err != nil {
 			return nil, err
 		}
 		kernel.Step("release: after")
 	}
-	return rev.chain, nil
+	return next, nil
 }
 
 // carried returns the dispatcher and the chain that a root carries; the caller closes
@@ -173,14 +155,12 @@ func indexOf(c *state.Chain, mapID uint32) (int, error) {
 	return i, nil
 }
 
-// without returns an edit that takes the slots out.
-func without(mapIDs ...uint32) func(*state.Chain, map[uint32]bool) error {
+// without returns an edit that takes the members out.
+func without(leaving ...dispatch.Slot) func(*state.Chain, map[uint32]bool) error {
 	return func(c *state.Chain, _ map[uint32]bool) error {
-		for _, id := range mapIDs {
-			if i := c.Index(id); i >= 0 {
-				c.Slots = slices.Delete(c.Slots, i, i+1)
-			}
-		}
+		c.Slots = slices.DeleteFunc(c.Slots, func(s dispatch.Slot) bool {
+			return slices.ContainsFunc(leaving, func(l dispatch.Slot) bool { return l.MapID == s.MapID })
+		})
 		return nil
 	}
 }

@@ -21,6 +21,7 @@ type Counting struct {
 	target     target.Target
 	sweep      func(*state.Locked)
 	link       uint32 // the root link's id; 0 when netlink carries the chain
+	chainID    uint64
 	dispatcher uint32 // the counting dispatcher's program id
 	watch      *state.Watch
 	found      map[uint32]dispatch.Counts // what other processes had counted before
@@ -31,11 +32,9 @@ type Counting struct {
 // owned chain, and ErrBusy when another version of dispatcher counts it.
 func Count(ctx context.Context, o *target.Opened) (c *Counting, err error) {
 	d := Device{o}
-	err = kernel.Retry(ctx, func() error {
-		return d.Locked(ctx, func(*state.Locked) error {
-			c, err = d.count()
-			return err
-		})
+	err = d.Change(ctx, func(*state.Locked) error {
+		c, err = d.count()
+		return err
 	})
 	return c, err
 }
@@ -49,11 +48,16 @@ func (d Device) count() (*Counting, error) {
 	if snap.Chain == nil || snap.Chain.Closed {
 		return nil, hook.Because(fs.ErrNotExist, "there is no chain that could be counted")
 	}
-	c := &Counting{target: d.Target, sweep: d.Sweep, link: snap.Root.LinkID()}
+	c := &Counting{target: d.Target, sweep: d.Sweep, link: snap.Root.LinkID(), chainID: snap.Chain.ID}
 	if snap.Chain.Watch != 0 {
 		c.watch, err = state.OpenWatch(snap.Chain)
-		if err == nil {
-			return c.join(snap.Prog)
+		if err == nil { // start from the counts that other processes have reached
+			c.dispatcher = kernel.ProgramID(snap.Prog)
+			if c.found, err = c.watch.Read(); err != nil {
+				c.watch.Close()
+				return nil, err
+			}
+			return c, nil
 		}
 		if errors.Is(err, ebpf.ErrNotSupported) {
 			return nil, hook.Because(hook.ErrBusy, "another version of dispatcher is watching the chain: %w", err).
@@ -71,16 +75,6 @@ func (d Device) count() (*Counting, error) {
 		if c.watch != nil {
 			c.watch.Close()
 		}
-		return nil, err
-	}
-	return c, nil
-}
-
-// join starts from the counts that other processes have reached.
-func (c *Counting) join(prog *ebpf.Program) (_ *Counting, err error) {
-	c.dispatcher = kernel.ProgramID(prog)
-	if c.found, err = c.watch.Read(); err != nil {
-		c.watch.Close()
 		return nil, err
 	}
 	return c, nil
@@ -162,63 +156,54 @@ func (c *Counting) Found() map[uint32]dispatch.Counts { return c.found }
 // still count. A chain that is gone is no error.
 func (c *Counting) Close(ctx context.Context) error {
 	c.watch.Close()
-	err := kernel.Retry(ctx, c.end(ctx))
+	err := kernel.Retry(ctx, func() error { return c.end(ctx) })
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, hook.ErrDefunct) || errors.Is(err, kernel.ErrNetNSGone) {
 		return nil
 	}
 	return err
 }
 
-// end returns a function that finds the chain, by its root link or else on its device,
-// and calls unwatch.
-func (c *Counting) end(ctx context.Context) func() error {
+// end finds the chain, by its root link or else on its device, and calls unwatch.
+func (c *Counting) end(ctx context.Context) error {
 	if c.link == 0 {
-		return func() error {
-			o, err := target.Open(c.target, c.sweep)
-			if err != nil {
-				return err
-			}
-			defer o.Close()
-			d := Device{o}
-			return d.Locked(ctx, func(*state.Locked) error {
-				snap, err := d.Read()
-				if err != nil {
-					return err
-				}
-				defer snap.Close()
-				if !c.ours(snap.Chain) {
-					return nil
-				}
-				return unwatch(snap.Root, snap.Prog, snap.Chain)
-			})
-		}
-	}
-	return func() error {
-		o, err := target.OpenPins(c.target, c.sweep)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		o, err := target.Open(c.target, c.sweep)
+		if err != nil {
 			return err
 		}
-		return o.Locked(ctx, func(*state.Locked) error {
-			r, err := openLinkRoot(c.link)
+		defer o.Close()
+		d := Device{o}
+		return d.Locked(ctx, func(*state.Locked) error {
+			snap, err := d.Read()
 			if err != nil {
 				return err
 			}
-			defer r.Close()
-			prog, err := r.Program()
-			if err != nil {
-				return err
-			}
-			defer prog.Close()
-			chain, err := state.Find(prog)
-			if errors.Is(err, state.ErrNotOurs) || err == nil && !c.ours(chain) {
+			defer snap.Close()
+			if !c.ours(snap.Chain) {
 				return nil
 			}
-			if err != nil {
-				return kernel.Again(err)
-			}
-			return unwatch(r, prog, chain)
+			return unwatch(snap.Root, snap.Prog, snap.Chain)
 		})
 	}
+	o, err := target.OpenPins(c.target, c.sweep)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return o.Locked(ctx, func(*state.Locked) error {
+		r, err := openLinkRoot(c.link)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		prog, chain, err := carried(r, c.chainID)
+		if err != nil {
+			return err
+		}
+		defer prog.Close()
+		if !c.ours(chain) {
+			return nil
+		}
+		return unwatch(r, prog, chain)
+	})
 }
 
 // ours reports whether the chain is the counted one.

@@ -11,7 +11,6 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
-	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
@@ -38,12 +37,11 @@ func (h *handle) drop() {
 	}
 }
 
-// releaseNetNS lets the namespace go away while the handle is open. A root link is
-// found without the namespace. A chain without a link is not, so its handle keeps the
-// namespace.
-func (h *handle) releaseNetNS() {
+// ReleaseNetNS keeps the namespace for a chain without a link, which is not found without
+// it. A root link is.
+func (h *handle) ReleaseNetNS() {
 	if h.root.LinkID() != 0 {
-		h.Opened.NS.Release()
+		h.Base.ReleaseNetNS()
 	}
 }
 
@@ -59,19 +57,14 @@ func (h *handle) Close() error {
 	})
 }
 
-// change runs fn with the present chain and the index of the member, with the handle's
-// lock and the lock of the pins held. It tries again while fn returns kernel.ErrAgain.
+// change is Change with the present chain and the index of the member.
 func (h *handle) change(ctx context.Context, fn func(l *state.Locked, c *state.Chain, i int) error) error {
-	return h.Locked(func() error {
-		return kernel.Retry(ctx, func() error {
-			return h.Opened.Locked(ctx, func(l *state.Locked) error {
-				c, i, err := h.find()
-				if err != nil {
-					return err
-				}
-				return fn(l, c, i)
-			})
-		})
+	return h.Change(ctx, func(l *state.Locked) error {
+		c, i, err := h.find()
+		if err != nil {
+			return err
+		}
+		return fn(l, c, i)
 	})
 }
 
@@ -101,7 +94,7 @@ func (h *handle) carried() (*ebpf.Program, *state.Chain, error) {
 		}
 		if r != nil {
 			h.root = r
-			h.releaseNetNS()
+			h.ReleaseNetNS()
 		}
 	}
 	return prog, c, err
@@ -121,64 +114,41 @@ func (h *handle) edit(fn func(c *state.Chain, i int) error) error {
 
 // Update puts another program into the slot.
 func (h *handle) Update(ctx context.Context, src load.Source) error {
-	return h.Locked(func() error {
-		var prog *load.Loaded
-		err := kernel.Retry(ctx, func() error {
-			c, _, err := h.find()
-			if err != nil {
-				return err
-			}
-			prog, err = h.successor(load.PinningIn(src, h.Opened.BPFFS), c)
-			return err
-		})
-		if err != nil {
-			return err
+	var shape dispatch.Shape // of the chain, for good
+	err := h.Look(ctx, func() error {
+		c, _, err := h.find()
+		if err == nil {
+			shape = c.Shape
 		}
-		used, sealed := false, false
-		err = kernel.Retry(ctx, func() error {
-			return h.Opened.Locked(ctx, func(l *state.Locked) error {
-				// Read the chain again: the member may be gone.
-				c, i, err := h.find()
-				if err != nil {
-					return err
-				}
-				broken, err := h.breakSeal(c, i)
-				if err != nil {
-					return err
-				}
-				sealed = sealed || broken
-				kernel.Step("replace: before")
-				if err := state.Fill(h.slot, prog.Program); err != nil {
-					return err
-				}
-				used = true
-				kernel.Step("replace: after")
-				if l != nil && l.Has(h.folder(), c.Slots[i].Name) {
-					err = l.SetMaps(h.folder(), c.Slots[i].Name, prog.Maps)
-				}
-				if err == nil {
-					err = h.sealAgain(sealed)
-				}
-				return err
-			})
-		})
-		if !used {
-			prog.Discard()
-			return err
-		}
-		h.Swap(prog)
 		return err
 	})
-}
-
-// successor loads the program that will replace the program in the slot.
-func (h *handle) successor(src load.Source, c *state.Chain) (*load.Loaded, error) {
-	old, err := h.occupant()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer old.Close()
-	return load.Successor(src, old, load.Want{Hook: hook.XDP, Shape: &c.Shape})
+	return h.Replace(ctx, h, src, &shape, func(prog *load.Loaded) (used bool, err error) {
+		sealed := false
+		err = h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
+			if c.Slots[i].Sealed.Program != 0 { // its seal is broken, so that the new program runs at once
+				if err := h.edit(func(c *state.Chain, i int) error { c.Slots[i].Sealed = dispatch.Sealed{}; return nil }); err != nil {
+					return err
+				}
+				sealed = true
+			}
+			kernel.Step("replace: before")
+			if err := state.Fill(h.slot, prog.Program); err != nil {
+				return err
+			}
+			used = true
+			kernel.Step("replace: after")
+			if l != nil && l.Has(h.folder(), c.Slots[i].Name) {
+				if err := l.SetMaps(h.folder(), c.Slots[i].Name, prog.Maps); err != nil {
+					return err
+				}
+			}
+			return h.sealAgain(sealed)
+		})
+		return used, err
+	})
 }
 
 // Set changes the member's settings.
@@ -240,7 +210,7 @@ func (h *handle) Unpin(ctx context.Context) error {
 // no error; its pins are removed all the same.
 func (h *handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
-		return takeOut(l, h.root, h.chainID, []string{c.Slots[i].Name}, []uint32{h.slotID})
+		return takeOut(l, h.root, h.chainID, c.Slots[i:i+1])
 	})
 	if err != nil && !target.Gone(err) {
 		return err
@@ -284,17 +254,15 @@ func (h *handle) unpinGone(ctx context.Context) error {
 // Info describes the member.
 func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 	var m hook.Member
-	err := h.Locked(func() error {
-		return kernel.Retry(ctx, func() error {
-			c, i, err := h.find()
-			if err != nil {
-				return err
-			}
-			pins := h.Opened.Pins
-			pinned := pins != nil && pins.Has(h.folder(), c.Slots[i].Name)
-			m, err = viewMember(c.Slots[i], h.slot, pinned)
+	err := h.Look(ctx, func() error {
+		c, i, err := h.find()
+		if err != nil {
 			return err
-		})
+		}
+		pins := h.Opened.Pins
+		pinned := pins != nil && pins.Has(h.folder(), c.Slots[i].Name)
+		m, err = viewMember(c.Slots[i], h.slot, pinned)
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -305,19 +273,17 @@ func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 // Chain describes the member's chain.
 func (h *handle) Chain(ctx context.Context) (*hook.Chain, error) {
 	var c *hook.Chain
-	err := h.Locked(func() error {
-		return kernel.Retry(ctx, func() error {
-			prog, chain, err := h.carried()
-			if err != nil {
-				return err
-			}
-			defer prog.Close()
-			c = &hook.Chain{Hook: h.Opened.Hook, NetNS: h.Opened.NS.ID(), Pins: []string{}, Members: []hook.Member{}}
-			if err := h.locate(c, prog); err != nil {
-				return err
-			}
-			return viewChain(c, prog, chain, h.root.LinkID(), h.Opened.Pins)
-		})
+	err := h.Look(ctx, func() error {
+		prog, chain, err := h.carried()
+		if err != nil {
+			return err
+		}
+		defer prog.Close()
+		c = &hook.Chain{Hook: h.Opened.Hook, NetNS: h.Opened.NS.ID(), Pins: []string{}, Members: []hook.Member{}}
+		if err := h.locate(c, prog); err != nil {
+			return err
+		}
+		return viewChain(c, prog, chain, h.root.LinkID(), h.Opened.Pins)
 	})
 	return c, err
 }
@@ -336,32 +302,15 @@ func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 		}
 		c.Ifindex = int(index)
 	}
-	info, err := prog.Info()
-	if err != nil {
-		return kernel.Errno("dispatcher", err)
-	}
-	id, _ := info.ID()
-	err = rtnl.In(h.Opened.NS, func(conn *rtnl.Conn) error {
-		d, err := conn.DeviceByIndex(c.Ifindex)
-		if err != nil {
-			return err
-		}
-		for _, x := range d.XDP {
-			if x.Program == uint32(id) {
-				c.Target, c.Mode = d.Name, x.Mode
-			}
-		}
-		return nil
-	})
-	if err != nil && !errors.Is(err, kernel.ErrNetNSGone) && !errors.Is(err, fs.ErrNotExist) {
+	id := kernel.ProgramID(prog)
+	found := func(name string, mode hook.Mode) { c.Target, c.Mode = name, mode }
+	err := findXDPIn(h.Opened.NS, c.Ifindex, id, found)
+	if !errors.Is(err, kernel.ErrNetNSGone) && !errors.Is(err, fs.ErrNotExist) {
 		return err
-	}
-	if c.Target != "" {
-		return nil
 	}
 	// The device has moved to another namespace.
 	c.NetNS = hook.NetNS{}
-	ns, err := findXDP(c.Ifindex, uint32(id), func(name string, mode hook.Mode) { c.Target, c.Mode = name, mode })
+	ns, err := findXDP(c.Ifindex, id, found)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -370,34 +319,4 @@ func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 	}
 	c.NetNS = ns.ID()
 	return ns.Close()
-}
-
-// Program opens the program in the slot; the caller closes it.
-func (h *handle) Program(context.Context) (prog *ebpf.Program, err error) {
-	err = h.Locked(func() error {
-		if h.Left {
-			return target.ErrDetached
-		}
-		prog, err = h.occupant()
-		return err
-	})
-	return prog, err
-}
-
-func (h *handle) occupant() (*ebpf.Program, error) {
-	for {
-		id, err := state.Occupant(h.slot)
-		if err != nil {
-			return nil, err
-		}
-		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
-		if err == nil {
-			return prog, nil
-		}
-		// Another owner replaced the program just now, or the slot was emptied by hand.
-		if now, err := state.Occupant(h.slot); err != nil || now != id {
-			continue
-		}
-		return nil, kernel.Errno("program in the slot", err)
-	}
 }

@@ -41,7 +41,6 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 		return nil, err
 	}
 	h.Loaded = loaded
-	h.releaseNetNS()
 	return h, nil
 }
 
@@ -143,17 +142,20 @@ func (d Device) finishClosing(snap *Snapshot) error {
 	return kernel.ErrAgain
 }
 
-// newMember returns the member that a request asks for.
-func newMember(req target.Request, slot *ebpf.Map, prog *load.Loaded) (dispatch.Slot, error) {
-	name, err := req.NameFor(prog)
-	if err != nil {
-		return dispatch.Slot{}, err
+// newMember makes the member that a request asks for, and its slot, which the caller
+// closes.
+func newMember(req target.Request, prog *load.Loaded) (slot *ebpf.Map, member dispatch.Slot, err error) {
+	member = dispatch.Slot{Owner: req.Owner, Persistent: req.Persistent, Settings: req.Settings.Or(prog.Defaults).WithDefaults()}
+	if member.Name, err = req.NameFor(prog); err != nil {
+		return nil, member, err
 	}
-	id, err := kernel.MapID(slot)
-	return dispatch.Slot{
-		MapID: id, Name: name, Owner: req.Owner, Persistent: req.Persistent,
-		Settings: req.Settings.Or(prog.Defaults).WithDefaults(),
-	}, err
+	if slot, err = NewSlot(prog); err != nil {
+		return nil, member, err
+	}
+	if member.MapID, err = kernel.MapID(slot); err != nil {
+		slot.Close()
+	}
+	return slot, member, err
 }
 
 // insert returns an edit that adds a member. The member replaces a closed door of the
@@ -195,18 +197,11 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 			return nil, kernel.ErrAgain
 		}
 	}
-	slot, err := NewSlot(prog)
+	slot, member, err := newMember(req, prog)
 	if err != nil {
 		return nil, err
 	}
-	h := &handle{Base: target.Base{Opened: d.Opened}, slot: slot}
-	member, err := newMember(req, slot, prog)
-	if err != nil {
-		h.drop()
-		return nil, err
-	}
-	h.slotID = member.MapID
-
+	h := &handle{Base: target.Base{Opened: d.Opened}, slot: slot, slotID: member.MapID}
 	kernel.Step("attach: slot made")
 	if snap.Free() {
 		h.chainID = rand.Uint64()
@@ -214,10 +209,9 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 	} else {
 		h.chainID = snap.Chain.ID
 		h.root, snap.Root = snap.Root, nil
-		join := insert(member, req)
 		_, err = changeFrom(h.root, snap.Prog, snap.Chain, map[uint32]*ebpf.Map{h.slotID: slot}, func(c *state.Chain, empty map[uint32]bool) error {
 			c.LastSeen = d.Seen(snap.Device, snap.Mode)
-			return join(c, empty)
+			return insert(member, req)(c, empty)
 		})
 	}
 	if err != nil {
@@ -228,7 +222,7 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 	if req.Persistent {
 		if err := l.Add(h.folder(), h.root.Pinner(), state.MemberPins{Name: member.Name, Slot: slot, Maps: prog.Maps}); err != nil {
 			// Half attached is not attached.
-			_, undo := change(h.root, h.chainID, nil, without(h.slotID))
+			_, undo := change(h.root, h.chainID, nil, without(member))
 			h.drop()
 			return nil, kernel.Undo(err, undo)
 		}
@@ -238,15 +232,11 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 
 // plan does what join does, up to the point where other processes would see it.
 func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*hook.Chain, error) {
-	slot, err := NewSlot(prog)
+	slot, member, err := newMember(req, prog)
 	if err != nil {
 		return nil, err
 	}
 	defer slot.Close()
-	member, err := newMember(req, slot, prog)
-	if err != nil {
-		return nil, err
-	}
 	c := snap.Describe(d.Opened)
 	old := &state.Chain{Plan: dispatch.Plan{Shape: prog.Shape}}
 	var linkID uint32
@@ -255,12 +245,12 @@ func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*ho
 	} else {
 		old, linkID = snap.Chain, snap.Root.LinkID()
 	}
-	rev, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, insert(member, req))
+	next, dispatcher, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, insert(member, req))
 	if err != nil {
 		return nil, err
 	}
-	defer rev.close()
-	if err := viewChain(c, rev.prog, rev.chain, linkID, d.Pins); err != nil {
+	defer dispatcher.Close()
+	if err := viewChain(c, dispatcher, next, linkID, d.Pins); err != nil {
 		return nil, err
 	}
 	c.DispatcherID = 0 // the dispatcher is gone when this returns
@@ -318,18 +308,14 @@ func (d Device) Create(index int, mode hook.Mode, prog *ebpf.Program) (root, err
 }
 
 // Read describes the chain on the device. The error is ErrStyle for a chain of libxdp.
-func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
+func (Family) Read(o *target.Opened) (*hook.Chain, error) {
 	d := Device{o}
-	err = kernel.Retry(ctx, func() error {
-		snap, err := d.Read()
-		if err != nil {
-			return err
-		}
-		defer snap.Close()
-		c, err = d.View(snap)
-		return err
-	})
-	return c, err
+	snap, err := d.Read()
+	if err != nil {
+		return nil, err
+	}
+	defer snap.Close()
+	return d.View(snap)
 }
 
 // Detach takes out the member that ref names, or all members for an empty ref, and
@@ -337,43 +323,36 @@ func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err er
 // ErrStyle for a chain of libxdp, and ErrBusy when the device carries something else.
 func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool) error {
 	d := Device{o}
-	return kernel.Retry(ctx, func() error {
-		return d.Locked(ctx, func(l *state.Locked) error {
-			snap, err := d.Read()
-			if err != nil {
-				return err
+	return d.Locked(ctx, func(l *state.Locked) error {
+		snap, err := d.Read()
+		if err != nil {
+			return err
+		}
+		defer snap.Close()
+		switch {
+		case snap.Free():
+			return hook.Because(fs.ErrNotExist, "nothing is attached")
+		case snap.Chain == nil:
+			return d.taken(snap)
+		case snap.Chain.Closed:
+			// The process that detached the last member died before the end.
+			return snap.Root.Release(snap.Prog)
+		}
+		leaving := snap.Chain.Slots
+		if ref != "" {
+			i := snap.Chain.Named(string(ref))
+			if i < 0 {
+				return noMember(snap.Chain.NoMember(ref))
 			}
-			defer snap.Close()
-			switch {
-			case snap.Free():
-				return hook.Because(fs.ErrNotExist, "nothing is attached")
-			case snap.Chain == nil:
-				return d.taken(snap)
-			case snap.Chain.Closed:
-				// The process that detached the last member died before the end.
-				return snap.Root.Release(snap.Prog)
-			}
-			leaving := snap.Chain.Slots
-			if ref != "" {
-				i := snap.Chain.Named(string(ref))
-				if i < 0 {
-					return noMember(snap.Chain.NoMember(ref))
-				}
-				leaving = leaving[i : i+1]
-			}
-			var names []string
-			var slots []uint32
-			for _, s := range leaving {
-				names, slots = append(names, s.Name), append(slots, s.MapID)
-			}
-			return takeOut(l, snap.Root, snap.Chain.ID, names, slots)
-		})
+			leaving = leaving[i : i+1]
+		}
+		return takeOut(l, snap.Root, snap.Chain.ID, leaving)
 	})
 }
 
 // takeOut removes members from a chain, and then their pins.
-func takeOut(l *state.Locked, r root, chainID uint64, names []string, slots []uint32) error {
-	left, err := change(r, chainID, nil, without(slots...))
+func takeOut(l *state.Locked, r root, chainID uint64, leaving []dispatch.Slot) error {
+	left, err := change(r, chainID, nil, without(leaving...))
 	if err != nil || l == nil {
 		return err
 	}
@@ -381,8 +360,8 @@ func takeOut(l *state.Locked, r root, chainID uint64, names []string, slots []ui
 	if left.Closed {
 		return l.DropChain(folder)
 	}
-	for _, name := range names {
-		if err := l.Remove(folder, name); err != nil {
+	for _, s := range leaving {
+		if err := l.Remove(folder, s.Name); err != nil {
 			return err
 		}
 	}
@@ -395,4 +374,24 @@ func noMember(err error) error {
 		return hook.Because(fs.ErrNotExist, "%w", err)
 	}
 	return err
+}
+
+// FragsSupported loads a program for packets in fragments (xdp.frags). It returns nil
+// if the kernel takes it, else the reason.
+func FragsSupported() error {
+	return kernel.Explain(state.Loads(dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: true}, nil, nil, nil))
+}
+
+// withoutFrags replaces the error of a failed load by ErrNotSupported if the reason is
+// that this kernel knows no packets in fragments.
+func withoutFrags(src load.Source, err error) error {
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	_, what, failed := load.Describe(src)
+	if failed != nil || what.Loaded || !what.Shape.Frags || FragsSupported() == nil {
+		return err
+	}
+	return hook.Because(ebpf.ErrNotSupported, "program %q is for packets in fragments, which needs Linux 5.18: %w", what.Name, unix.EINVAL).
+		Hint("load it from SEC(\"xdp\")")
 }

@@ -150,7 +150,7 @@ func TestAdmit(t *testing.T) {
 	} {
 		t.Run(test.about, func(t *testing.T) {
 			test.snap.Device = rtnl.Device{Name: "eth0"}
-			d := On(&target.Opened{Target: target.Target{Hook: hook.XDP, Name: "eth0", NetNS: "blue"}})
+			d := Device{&target.Opened{Target: target.Target{Hook: hook.XDP, Name: "eth0", NetNS: "blue"}}}
 			err := d.admit(&test.snap, test.req)
 			qt.Check(t, qt.Equals(said(err), test.text))
 			if test.is != nil {
@@ -167,7 +167,7 @@ func TestAdmitClosed(t *testing.T) {
 	for _, test := range []struct{ fails, is error }{{nil, kernel.ErrAgain}, {refused, refused}} {
 		r := &fakeRoot{err: test.fails}
 		snap := &Snapshot{Prog: &prog, Root: r, Chain: &state.Chain{Closed: true}, Mode: hook.ModeGeneric}
-		err := On(&target.Opened{}).admit(snap, target.Request{Mode: hook.ModeNative, Style: hook.StyleLibxdp})
+		err := Device{&target.Opened{}}.admit(snap, target.Request{Mode: hook.ModeNative, Style: hook.StyleLibxdp})
 		qt.Check(t, qt.ErrorIs(err, test.is))
 		qt.Check(t, qt.Equals(r.released, 1))
 	}
@@ -229,5 +229,5 @@ func TestJoinError(t *testing.T) {
 
 // What is taken out of a chain without a chain there is told by style.
 func TestTakenByLibxdp(t *testing.T) {
-	qt.Check(t, qt.ErrorIs(On(&target.Opened{}).taken(&Snapshot{Libxdp: true}), ErrStyle))
+	qt.Check(t, qt.ErrorIs(Device{&target.Opened{}}.taken(&Snapshot{Libxdp: true}), ErrStyle))
 }

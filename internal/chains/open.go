@@ -1,7 +1,6 @@
 package chains
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 
@@ -15,37 +14,34 @@ import (
 // Open returns a handle to a member; the caller closes it. The error is fs.ErrNotExist
 // when there is no such member or its slot is empty, ErrStyle for a chain of libxdp,
 // and ErrBusy when the device carries something else.
-func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
+func (Family) Open(o *target.Opened, ref hook.Ref) (target.Handle, error) {
 	d := Device{o}
-	var h *handle
-	name := string(ref)
-	err := kernel.Retry(ctx, func() error {
-		snap, err := d.Read()
-		if err != nil {
-			return err
-		}
-		defer snap.Close()
-		switch {
-		case snap.Free():
-			return hook.Because(fs.ErrNotExist, "there is no member %q: nothing is attached", name)
-		case snap.Chain == nil:
-			return d.taken(snap)
-		}
-		i := snap.Chain.Named(name)
-		if i < 0 {
-			return noMember(snap.Chain.NoMember(ref))
-		}
-		h, err = d.open(snap.Root, snap.Chain, i)
-		if err == nil {
-			snap.Root = nil
-		}
-		return err
-	})
+	snap, err := d.Read()
 	if err != nil {
 		return nil, err
 	}
-	h.releaseNetNS()
+	defer snap.Close()
+	switch {
+	case snap.Free():
+		return nil, hook.Because(fs.ErrNotExist, "there is no member %q: nothing is attached", string(ref))
+	case snap.Chain == nil:
+		return nil, d.taken(snap)
+	}
+	h, err := d.openNamed(snap.Root, snap.Chain, string(ref))
+	if err != nil {
+		return nil, err
+	}
+	snap.Root = nil
 	return h, nil
+}
+
+// openNamed makes a handle to the member of the name. On success the handle owns the root.
+func (d Device) openNamed(r root, c *state.Chain, name string) (*handle, error) {
+	i := c.Named(name)
+	if i < 0 {
+		return nil, noMember(c.NoMember(hook.Ref(name)))
+	}
+	return d.open(r, c, i)
 }
 
 // open makes a handle to the member at i. On success the handle owns the root.
@@ -98,30 +94,30 @@ func (d Device) openIn(r *linkRoot, member string) (*handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := c.Named(member)
-	if i < 0 {
-		return nil, noMember(c.NoMember(hook.Ref(member)))
-	}
-	return d.open(r, c, i)
+	return d.openNamed(r, c, member)
 }
 
 // findXDP opens the network namespace in which the device with the index carries the
 // program, and calls found with the device's name there. The caller closes the
 // namespace.
 func findXDP(index int, prog uint32, found func(name string, mode hook.Mode)) (*kernel.NetNS, error) {
-	return kernel.FindNetNS(func(ns *kernel.NetNS) error {
-		return rtnl.In(ns, func(conn *rtnl.Conn) error {
-			d, err := conn.DeviceByIndex(index)
-			if err != nil {
-				return err
+	return kernel.FindNetNS(func(ns *kernel.NetNS) error { return findXDPIn(ns, index, prog, found) })
+}
+
+// findXDPIn is findXDP in one namespace. The error is fs.ErrNotExist when there is no such
+// device.
+func findXDPIn(ns *kernel.NetNS, index int, prog uint32, found func(name string, mode hook.Mode)) error {
+	return rtnl.In(ns, func(conn *rtnl.Conn) error {
+		d, err := conn.DeviceByIndex(index)
+		if err != nil {
+			return err
+		}
+		for _, x := range d.XDP {
+			if x.Program == prog {
+				found(d.Name, x.Mode)
+				return nil
 			}
-			for _, x := range d.XDP {
-				if x.Program == prog {
-					found(d.Name, x.Mode)
-					return nil
-				}
-			}
-			return fs.ErrNotExist
-		})
+		}
+		return fs.ErrNotExist
 	})
 }

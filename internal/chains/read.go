@@ -18,11 +18,12 @@ import (
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
 
+// ErrStyle says that the chain on the device has the other style, or that the request
+// asks for the other style: the caller must ask the other family.
+var ErrStyle = errors.New("a chain of another style is there")
+
 // A Device is an opened target on the XDP hook.
 type Device struct{ *target.Opened }
-
-// On returns the opened target as a Device.
-func On(o *target.Opened) Device { return Device{o} }
 
 // A Snapshot is what was on a device at one moment. Close releases it.
 type Snapshot struct {
@@ -37,9 +38,7 @@ type Snapshot struct {
 
 // Close closes the program and the root.
 func (snap *Snapshot) Close() {
-	if snap.Prog != nil {
-		snap.Prog.Close()
-	}
+	snap.Prog.Close()
 	if snap.Root != nil {
 		snap.Root.Close()
 	}
@@ -117,9 +116,7 @@ func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error 
 	}
 	switch {
 	case len(links) > 0 && snap.Chain != nil:
-		if snap.Root, err = rootWith(links[0], on.Program); err == nil && snap.Root == nil {
-			err = kernel.ErrAgain
-		}
+		snap.Root, err = firstRoot(links, on.Program)
 		return err
 	case len(links) > 0:
 		snap.links = links
@@ -178,6 +175,11 @@ func linkCarrying(prog uint32, index int) (root, error) {
 	if err != nil || len(ids) == 0 {
 		return nil, err
 	}
+	return firstRoot(ids, prog)
+}
+
+// firstRoot opens the first of the links, which must carry the program.
+func firstRoot(ids []uint32, prog uint32) (root, error) {
 	r, err := rootWith(ids[0], prog)
 	if err == nil && r == nil {
 		err = kernel.ErrAgain
@@ -227,6 +229,15 @@ func (d Device) Occupied(snap *Snapshot) error {
 	}
 	on.Kind = hook.KindForeign
 	return busy.Hint("\"%s\" tells more", d.Command("holders", "xdp", snap.Device.Name))
+}
+
+// taken returns the error for a device without an owned chain: ErrStyle for a chain
+// of libxdp, else ErrBusy.
+func (d Device) taken(snap *Snapshot) error {
+	if snap.Libxdp {
+		return ErrStyle
+	}
+	return d.Occupied(snap)
 }
 
 // Describe returns what the snapshot knows of the chain, without the members.
@@ -287,12 +298,7 @@ func displaced(pins *state.Pins, folder string) ([]hook.Member, error) {
 
 // viewChain adds the members of an owned chain to c, and its dispatcher, link and pins.
 func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uint32, pins *state.Pins) error {
-	info, err := prog.Info()
-	if err != nil {
-		return kernel.Errno("dispatcher", err)
-	}
-	id, _ := info.ID()
-	c.Style, c.DispatcherID, c.LinkID, c.Frags = hook.StyleOwned, uint32(id), linkID, chain.Shape.Frags
+	c.Style, c.DispatcherID, c.LinkID, c.Frags = hook.StyleOwned, kernel.ProgramID(prog), linkID, chain.Shape.Frags
 	folder := state.ChainFolder(linkID, chain.ID)
 	if pins != nil {
 		if paths := pins.List(folder); paths != nil {

@@ -82,13 +82,12 @@ func Recover(r *target.Recovery, folder string) {
 	if err == nil {
 		f.Target = chain.LastSeen.Target
 	}
-	if r.Reattach && err == nil {
-		err = r.Patiently(func() error { return reattachChain(r, folder, root, prog, chain) })
-		if err == nil {
-			f.Reattached = true
+	r.Settle(f, folder, func() error {
+		if err != nil {
+			return err
 		}
-	}
-	r.Settle(f, folder, err)
+		return reattachChain(r, folder, root, prog, chain)
+	})
 }
 
 // reattachChain puts the chain on a device of the old name, with a new root link.

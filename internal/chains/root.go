@@ -128,24 +128,15 @@ func (snap *Snapshot) OnNetlink(o *target.Opened) *NetlinkRoot {
 	return &NetlinkRoot{o.NS, snap.Device.Index, snap.Mode}
 }
 
-// LinkID returns 0: there is no link.
-func (r *NetlinkRoot) LinkID() uint32 { return 0 }
-
-// Pinner returns nil: there is no link to pin.
+// LinkID returns 0, as there is no link.
+func (r *NetlinkRoot) LinkID() uint32                         { return 0 }
 func (r *NetlinkRoot) Pinner() interface{ Pin(string) error } { return nil }
-
-// Close does nothing: the root holds no descriptor.
-func (r *NetlinkRoot) Close() {}
-
-// Rtnl runs fn with an rtnetlink connection in the device's network namespace.
-func (r *NetlinkRoot) Rtnl(fn func(*rtnl.Conn) error) error {
-	return rtnl.In(r.ns, fn)
-}
+func (r *NetlinkRoot) Close()                                 {}
 
 // Program opens the program that netlink carries on the device; the caller closes it.
 // The error is hook.ErrDefunct when the device is gone or carries nothing.
 func (r *NetlinkRoot) Program() (prog *ebpf.Program, err error) {
-	err = r.Rtnl(func(c *rtnl.Conn) error {
+	err = rtnl.In(r.ns, func(c *rtnl.Conn) error {
 		d, err := c.DeviceByIndex(r.Index)
 		if errors.Is(err, fs.ErrNotExist) {
 			return hook.Because(hook.ErrDefunct, "%w", err)
@@ -163,18 +154,22 @@ func (r *NetlinkRoot) Program() (prog *ebpf.Program, err error) {
 	return prog, err
 }
 
+// Attach puts prog on the device, which must be free.
+func (r *NetlinkRoot) Attach(prog *ebpf.Program) error { return r.set(prog.FD(), -1) }
+
 // Swap replaces old by next. The error is kernel.ErrAgain when the device does not carry
 // old any more.
 func (r *NetlinkRoot) Swap(next, old *ebpf.Program) error {
-	err := r.Rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(r.Index, next.FD(), old.FD(), r.Mode) })
-	return kernel.Errno("exchange the dispatcher", raced(err))
+	return kernel.Errno("exchange the dispatcher", raced(r.set(next.FD(), old.FD())))
 }
 
-// Release takes old off the device. The error is kernel.ErrAgain when the device does
-// not carry old any more.
+// Release takes old off the device. The error is Swap's.
 func (r *NetlinkRoot) Release(old *ebpf.Program) error {
-	err := r.Rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(r.Index, -1, old.FD(), r.Mode) })
-	return kernel.Errno("detach the dispatcher", raced(err))
+	return kernel.Errno("detach the dispatcher", raced(r.set(-1, old.FD())))
+}
+
+func (r *NetlinkRoot) set(fd, old int) error {
+	return rtnl.In(r.ns, func(c *rtnl.Conn) error { return c.ReplaceXDP(r.Index, fd, old, r.Mode) })
 }
 
 // raced returns kernel.ErrAgain for an error of netlink which says that the device

@@ -23,7 +23,8 @@ import (
 // ErrIncompatible for a chain of libxdp, and ErrBusy when the device carries something
 // else.
 func Seal(ctx context.Context, o *target.Opened, dry bool) (report []hook.Sealing, err error) {
-	err = Device{o}.onChain(ctx, func(d Device, l *state.Locked, snap *Snapshot) (err error) {
+	d := Device{o}
+	err = d.onChain(ctx, func(l *state.Locked, snap *Snapshot) (err error) {
 		report, err = d.seal(l, snap, dry)
 		return err
 	})
@@ -33,7 +34,7 @@ func Seal(ctx context.Context, o *target.Opened, dry bool) (report []hook.Sealin
 // Unseal undoes Seal: the dispatcher calls all members through their slots again. The
 // errors are Seal's.
 func Unseal(ctx context.Context, o *target.Opened) error {
-	return Device{o}.onChain(ctx, func(_ Device, _ *state.Locked, snap *Snapshot) error {
+	return Device{o}.onChain(ctx, func(_ *state.Locked, snap *Snapshot) error {
 		_, err := change(snap.Root, snap.Chain.ID, nil, func(c *state.Chain, _ map[uint32]bool) error {
 			for i := range c.Slots {
 				c.Slots[i].Sealed = dispatch.Sealed{}
@@ -46,28 +47,26 @@ func Unseal(ctx context.Context, o *target.Opened) error {
 
 // onChain runs fn with the owned chain on the device and the lock held. It tries again
 // while fn returns kernel.ErrAgain.
-func (d Device) onChain(ctx context.Context, fn func(Device, *state.Locked, *Snapshot) error) error {
+func (d Device) onChain(ctx context.Context, fn func(*state.Locked, *Snapshot) error) error {
 	if d.Hook != hook.XDP {
 		return hook.Because(hook.ErrUsage, "%s has no dispatcher: the kernel runs its members one after the other; only chains of xdp can be sealed", d.Hook)
 	}
-	return kernel.Retry(ctx, func() error {
-		return d.Locked(ctx, func(l *state.Locked) error {
-			snap, err := d.Read()
-			if err != nil {
-				return err
-			}
-			defer snap.Close()
-			switch {
-			case snap.Free(), snap.Chain != nil && snap.Chain.Closed:
-				return hook.Because(fs.ErrNotExist, "nothing is attached")
-			case snap.Libxdp:
-				return hook.Because(hook.ErrIncompatible, "the chain is one of libxdp's, and cannot be sealed").
-					Hint("\"%s\" makes it an owned one", d.Command("convert", "xdp", d.Name, "--style", "owned"))
-			case snap.Chain == nil:
-				return d.Occupied(snap)
-			}
-			return fn(d, l, snap)
-		})
+	return d.Change(ctx, func(l *state.Locked) error {
+		snap, err := d.Read()
+		if err != nil {
+			return err
+		}
+		defer snap.Close()
+		switch {
+		case snap.Free(), snap.Chain != nil && snap.Chain.Closed:
+			return hook.Because(fs.ErrNotExist, "nothing is attached")
+		case snap.Libxdp:
+			return hook.Because(hook.ErrIncompatible, "the chain is one of libxdp's, and cannot be sealed").
+				Hint("\"%s\" makes it an owned one", d.Command("convert", "xdp", d.Name, "--style", "owned"))
+		case snap.Chain == nil:
+			return d.Occupied(snap)
+		}
+		return fn(l, snap)
 	})
 }
 
@@ -76,7 +75,7 @@ func (d Device) seal(l *state.Locked, snap *Snapshot, dry bool) ([]hook.Sealing,
 	if err != nil {
 		return nil, err
 	}
-	defer trial.close()
+	defer trial.opened.Close()
 	if err := trial.settle(report); err != nil || dry {
 		return report, err
 	}
@@ -91,8 +90,7 @@ func (d Device) seal(l *state.Locked, snap *Snapshot, dry bool) ([]hook.Sealing,
 	}
 	// If another process replaced a program while the dispatcher was built, the new
 	// dispatcher runs the old program.
-	for i := range left.Slots {
-		s := left.Slots[i]
+	for _, s := range left.Slots {
 		if want := trial.sealed(s.MapID); want.Program != 0 && (s.Sealed != want || !trial.holds(s.MapID, want.Program)) {
 			return nil, kernel.ErrAgain
 		}
@@ -109,8 +107,6 @@ type trial struct {
 	seals  []dispatch.Sealed
 }
 
-func (t *trial) close() { t.opened.Close() }
-
 // sealed returns the seal for the member with the slot; the zero value for a member
 // that cannot be sealed.
 func (t *trial) sealed(mapID uint32) dispatch.Sealed {
@@ -126,7 +122,7 @@ func (t *trial) holds(mapID, prog uint32) bool {
 	return err == nil && id == prog
 }
 
-// candidates checks each member by itself. The caller closes the trial.
+// candidates checks each member by itself. The caller closes the opened slots.
 func (d Device) candidates(l *state.Locked, snap *Snapshot) (*trial, []hook.Sealing, error) {
 	t := &trial{chain: snap.Chain, codes: make([]*dispatch.Code, len(snap.Chain.Slots)), seals: make([]dispatch.Sealed, len(snap.Chain.Slots))}
 	folder := state.ChainFolder(snap.Root.LinkID(), snap.Chain.ID)
@@ -135,7 +131,7 @@ func (d Device) candidates(l *state.Locked, snap *Snapshot) (*trial, []hook.Seal
 		pinned := l != nil && l.Has(folder, slot.Name)
 		m, err := t.opened.Open(slot.MapID, pinned)
 		if err != nil {
-			t.close()
+			t.opened.Close()
 			return nil, nil, kernel.Again(err)
 		}
 		t.slots = append(t.slots, m)
@@ -252,16 +248,6 @@ func sealedCode(s dispatch.Sealed, slot *ebpf.Map) *dispatch.Code {
 	}
 	code.Frame = int(s.Frame)
 	return code
-}
-
-// breakSeal removes the member's seal, so that a program that is put into the slot runs
-// at once. It reports whether the member was sealed.
-func (h *handle) breakSeal(c *state.Chain, i int) (bool, error) {
-	if c.Slots[i].Sealed.Program == 0 {
-		return false, nil
-	}
-	err := h.edit(func(c *state.Chain, i int) error { c.Slots[i].Sealed = dispatch.Sealed{}; return nil })
-	return err == nil, err
 }
 
 // sealAgain seals the member with the program that is in the slot now. If that program

@@ -5,7 +5,6 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
@@ -39,14 +38,18 @@ func Alive(folder string) bool {
 	linkID, chainID := state.ParseChainFolder(folder)
 	switch {
 	case linkID != 0:
-		l, err := link.NewFromID(link.ID(linkID))
-		if err == nil {
-			l.Close()
-		}
-		return !errors.Is(err, fs.ErrNotExist)
+		return kernel.LinkMayExist(linkID)
 	case chainID != 0:
-		chains, err := loadedChains()
-		return err != nil || chains[chainID]
+		for prog, err := range kernel.Programs() {
+			if err != nil {
+				return true
+			}
+			c, err := state.Find(prog)
+			if err == nil && c.ID == chainID || err != nil && !errors.Is(err, state.ErrNotOurs) {
+				return true // in doubt: a chain of a later version, with an unknown id
+			}
+		}
+		return false
 	}
 	return true
 }
@@ -87,21 +90,4 @@ func sweepChain(l *state.Locked, folder string, r *linkRoot) {
 	if members, err = l.Members(folder); err == nil && len(members) == 0 {
 		_ = l.RemoveChain(folder)
 	}
-}
-
-// loadedChains returns the ids of all chains that have a dispatcher.
-func loadedChains() (map[uint64]bool, error) {
-	chains := map[uint64]bool{}
-	for prog, err := range kernel.Programs() {
-		if err != nil {
-			return nil, err
-		}
-		switch c, err := state.Find(prog); {
-		case err == nil:
-			chains[c.ID] = true
-		case !errors.Is(err, state.ErrNotOurs):
-			return nil, err // it may be a chain of a later version, with an unknown id
-		}
-	}
-	return chains, nil
 }

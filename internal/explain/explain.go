@@ -135,15 +135,14 @@ func (e *Explainer) openProgram(member int, id uint32) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, kernel.Again(kernel.Errno(fmt.Sprintf("program id %d", id), err))
 	}
-	info, err := prog.Info()
-	if err != nil {
-		prog.Close()
-		return nil, kernel.Errno(fmt.Sprintf("program id %d", id), err)
-	}
-	if dispatch.IsOurs(info.Name) {
+	if dispatch.IsOurs(kernel.Describe(prog).Name) {
 		return prog, nil // its maps are slots: do not open them, see state.Slots
 	}
-	ids, _ := info.MapIDs()
+	ids, err := kernel.ProgramMaps(prog)
+	if err != nil {
+		prog.Close()
+		return nil, err
+	}
 	for _, id := range ids {
 		if w, ok := writable(id); ok {
 			w.Member = member
@@ -175,9 +174,7 @@ func writable(id ebpf.MapID) (w hook.WritableMap, ok bool) {
 
 func (e *Explainer) release() {
 	for _, p := range append(e.progs, e.whole) {
-		if p != nil {
-			p.Close()
-		}
+		p.Close()
 	}
 	e.progs, e.whole = nil, nil
 }

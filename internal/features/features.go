@@ -39,15 +39,13 @@ func Probe(ctx context.Context, t target.Target) ([]hook.Feature, error) {
 	}
 
 	one := []hook.Settings{hook.Settings{}.WithDefaults()}
-	add("xdp", "Linux 4.8", try(func() error { return loads(dispatch.Plain, nil) }))
-	add("slots", "Linux 5.10 with the BPF JIT", try(func() error { return loads(dispatch.Plain, one) }))
-	add("description", "Linux 5.10", try(func() error {
-		prog, err := state.Build(&state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain}, Closed: true}, nil, nil)
-		if err == nil {
-			prog.Close()
-		}
-		return err
-	}))
+	add("xdp", "Linux 4.8", kernel.Explain(loads(nil)))
+	add("slots", "Linux 5.10 with the BPF JIT", kernel.Explain(loads(one)))
+	described, err := emptyChain()
+	if err == nil {
+		described.Close()
+	}
+	add("description", "Linux 5.10", kernel.Explain(err))
 	linkErr, updateErr := tryLink()
 	add("xdp-link", "Linux 5.9", linkErr)
 	add("xdp-link-update", "Linux 5.9", updateErr)
@@ -71,14 +69,17 @@ func Probe(ctx context.Context, t target.Target) ([]hook.Feature, error) {
 	return append(list, device...), err
 }
 
-func try(fn func() error) error { return kernel.Explain(fn()) }
-
 func oneLine(err error) string {
 	line, _, _ := strings.Cut(err.Error(), "\n")
 	return line
 }
 
-func loads(shape dispatch.Shape, members []hook.Settings) error {
+// emptyChain loads the dispatcher of a chain without members. The caller closes it.
+func emptyChain() (*ebpf.Program, error) {
+	return state.Build(&state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain}, Closed: true}, nil, nil)
+}
+
+func loads(members []hook.Settings) error {
 	var slots []*ebpf.Map
 	for range members {
 		m, err := state.NewSlot("probe")
@@ -88,21 +89,18 @@ func loads(shape dispatch.Shape, members []hook.Settings) error {
 		defer m.Close()
 		slots = append(slots, m)
 	}
-	return state.Loads(shape, members, slots, nil)
+	return state.Loads(dispatch.Plain, members, slots, nil)
 }
 
 // tryLink attaches and updates an XDP link in a namespace of its own.
 func tryLink() (create, update error) {
 	err := inNewNetNS(func() error {
-		build := func() (*ebpf.Program, error) {
-			return state.Build(&state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain}, Closed: true}, nil, nil)
-		}
-		old, err := build()
+		old, err := emptyChain()
 		if err != nil {
 			return err
 		}
 		defer old.Close()
-		next, err := build()
+		next, err := emptyChain()
 		if err != nil {
 			return err
 		}

@@ -1,7 +1,7 @@
 package filters
 
 import (
-	"context"
+	"errors"
 	"io/fs"
 
 	"github.com/cilium/ebpf"
@@ -23,55 +23,33 @@ import (
 // is open or another filter would be passed over, ErrIncompatible for a filter that
 // is no direct-action filter for all packets, and, on older kernels, fs.ErrExist for
 // a member.
-func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error) {
-	var h target.Handle
-	err := kernel.Retry(ctx, func() error {
-		return o.Locked(ctx, func(l *state.Locked) error {
-			return withSide(o, byName(o), func(conn *rtnl.Conn, sd *side) (err error) {
-				i, err := sd.adoptable(req.Entry)
-				if err != nil {
-					return err
-				}
-				prog, err := links.OpenProgram(sd.list[i].Entry.Program)
-				if err != nil {
-					return err
-				}
-				defer prog.Close()
-				if h, err = sd.replace(l, conn, i, prog, req); links.Unsupported(err) {
-					h, err = sd.rename(conn, i, prog, req)
-				}
-				return err
-			})
-		})
+func (Family) Adopt(o *target.Opened, l *state.Locked, req target.AdoptRequest) (h target.Handle, err error) {
+	err = withSide(o, byName(o), func(conn *rtnl.Conn, sd *side) error {
+		i, err := sd.adoptable(req.Entry)
+		if err != nil {
+			return err
+		}
+		prog, err := links.OpenProgram(sd.list[i].Entry.Program)
+		if err != nil {
+			return err
+		}
+		defer prog.Close()
+		if h, err = sd.replace(l, conn, i, prog, req); errors.Is(err, ebpf.ErrNotSupported) {
+			h, err = sd.rename(conn, i, prog, req)
+		}
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	o.NS.Release()
-	return h, nil
+	return h, err
 }
 
 // adoptable returns the index of the filter to adopt.
 func (sd *side) adoptable(ref hook.Ref) (int, error) {
-	i := -1
-	if ref != "" {
-		var err error
-		if i, err = sd.list.Find(ref); err != nil {
-			return 0, err
-		}
-	} else {
-		for j, e := range sd.list {
-			if e.ours() {
-				continue
-			}
-			if i >= 0 {
-				return 0, hook.Because(hook.ErrUsage, "there are several filters: choose one, id:%d or id:%d", sd.list[i].Entry.Program, e.Entry.Program)
-			}
-			i = j
-		}
-		if i < 0 {
-			return 0, hook.Because(fs.ErrNotExist, "there is no filter that could be adopted")
-		}
+	i, err := sd.list.Choose(ref, func(e entry) bool { return !e.ours() }, "there are several filters")
+	if err != nil {
+		return 0, err
+	}
+	if i < 0 {
+		return 0, hook.Because(fs.ErrNotExist, "there is no filter that could be adopted")
 	}
 	switch f := sd.list[i]; {
 	case !f.DirectAction:
@@ -105,7 +83,7 @@ func (sd *side) rename(conn *rtnl.Conn, i int, prog *ebpf.Program, req target.Ad
 	if err := conn.ReplaceFilter(sd.dev.Index, f, prog.FD(), lb.String()); err != nil {
 		return nil, kernel.Again(err)
 	}
-	return &handle{Base: target.Base{Opened: sd.opened}, name: lb.Name, index: sd.dev.Index}, nil
+	return sd.handle(lb.Name), nil
 }
 
 // replace puts a TCX link in the place of the filter at i.

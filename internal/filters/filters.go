@@ -91,16 +91,14 @@ func onSide(ctx context.Context, o *target.Opened, find finder, fn func(conn *rt
 // changeSide is onSide with the lock held. It first removes what a process left that
 // died in a move: the second of two filters of the same member.
 func changeSide(ctx context.Context, o *target.Opened, find finder, fn func(conn *rtnl.Conn, sd *side) error) error {
-	return kernel.Retry(ctx, func() error {
-		return o.Locked(ctx, func(l *state.Locked) error {
-			return withSide(o, find, func(conn *rtnl.Conn, sd *side) error {
-				if l != nil && l.Alone {
-					if err := sd.dropTwins(conn); err != nil {
-						return err
-					}
+	return o.Change(ctx, func(l *state.Locked) error {
+		return withSide(o, find, func(conn *rtnl.Conn, sd *side) error {
+			if l != nil && l.Alone {
+				if err := sd.dropTwins(conn); err != nil {
+					return err
 				}
-				return fn(conn, sd)
-			})
+			}
+			return fn(conn, sd)
 		})
 	})
 }
@@ -111,7 +109,7 @@ func (sd *side) dropTwins(conn *rtnl.Conn) error {
 	var left target.Order[entry]
 	for _, e := range sd.list {
 		if e.ours() && seen[e.Entry.Name] {
-			if err := conn.DeleteFilter(sd.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := sd.delete(conn, e); err != nil {
 				return err
 			}
 			continue
@@ -121,6 +119,15 @@ func (sd *side) dropTwins(conn *rtnl.Conn) error {
 	}
 	sd.list = left
 	return nil
+}
+
+// delete removes the filter. A filter that is gone already is no error.
+func (sd *side) delete(conn *rtnl.Conn, e entry) error {
+	err := conn.DeleteFilter(sd.dev.Index, e.Filter.Filter)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func withSide(o *target.Opened, find finder, fn func(conn *rtnl.Conn, sd *side) error) error {
@@ -187,9 +194,9 @@ func (sd *side) put(conn *rtnl.Conn, i int, prog *ebpf.Program, lb label) error 
 		err = addFilter(conn, sd.dev.Index, f, again, e.label())
 		again.Close()
 		if err == nil {
-			err = conn.DeleteFilter(sd.dev.Index, e.Filter.Filter)
+			err = sd.delete(conn, e)
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil {
 			return err
 		}
 	}
@@ -284,7 +291,6 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 		prog.Discard()
 		return nil, err
 	}
-	o.NS.Release()
 	return h, nil
 }
 
@@ -333,9 +339,8 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 
 // Open returns a handle to a member; the caller closes it. The error is
 // fs.ErrNotExist for an unknown ref, and ErrBusy for a filter that is no member.
-func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
-	h := &handle{Base: target.Base{Opened: o}}
-	err := onSide(ctx, o, byName(o), func(_ *rtnl.Conn, sd *side) error {
+func (Family) Open(o *target.Opened, ref hook.Ref) (h target.Handle, err error) {
+	err = withSide(o, byName(o), func(_ *rtnl.Conn, sd *side) error {
 		i, err := sd.list.Find(ref)
 		if err != nil {
 			return err
@@ -343,14 +348,15 @@ func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.
 		if !sd.list[i].ours() {
 			return sd.legacy(sd.list[i])
 		}
-		h.name, h.index = sd.list[i].Entry.Name, sd.dev.Index
+		h = sd.handle(sd.list[i].Entry.Name)
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	o.NS.Release()
-	return h, nil
+	return h, err
+}
+
+// handle returns a handle to the member of the name.
+func (sd *side) handle(name string) *handle {
+	return &handle{Base: target.Base{Opened: sd.opened}, name: name, index: sd.dev.Index}
 }
 
 // legacy returns the refusal of a filter that is no member: ErrBusy.
@@ -369,37 +375,17 @@ func (sd *side) legacy(e entry) error {
 // there is no such filter, and ErrBusy when there is only one of another tool.
 func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force bool) error {
 	return changeSide(ctx, o, byName(o), func(conn *rtnl.Conn, sd *side) error {
-		leaving := sd.list
-		if ref != "" {
-			i, err := sd.list.Find(ref)
-			if err != nil {
-				return err
-			}
-			leaving = leaving[i : i+1]
-		} else if len(leaving) == 0 {
-			return hook.Because(fs.ErrNotExist, "nothing is attached")
-		}
-		ours := 0
-		for _, e := range leaving {
-			if !e.ours() && (ref == "" || !force) {
-				continue
-			}
-			ours++
-			if err := conn.DeleteFilter(sd.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
+		return sd.list.Detach(ref, force, sd.legacy, func(e entry) error {
+			err := sd.delete(conn, e)
 			kernel.Step("detach: detached")
-		}
-		if ours == 0 {
-			return sd.legacy(leaving[0])
-		}
-		return nil
+			return err
+		})
 	})
 }
 
 // Read describes what is on the hook.
-func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
-	err = onSide(ctx, o, byName(o), func(_ *rtnl.Conn, sd *side) error {
+func (Family) Read(o *target.Opened) (c *hook.Chain, err error) {
+	err = withSide(o, byName(o), func(_ *rtnl.Conn, sd *side) error {
 		c = sd.view()
 		return nil
 	})
@@ -426,10 +412,9 @@ func (e entry) view() hook.Member {
 	} else if m.Name = e.Filter.Name; m.Name == "" {
 		m.Name = m.Program.Name
 	}
-	f := e.Filter.Filter
-	m.Filter = &f
-	m.Detail = fmt.Sprintf("pref %d handle %#x", f.Pref, f.Handle)
-	if !f.DirectAction {
+	m.Filter = new(e.Filter.Filter)
+	m.Detail = fmt.Sprintf("pref %d handle %#x", e.Pref, e.Handle)
+	if !e.DirectAction {
 		m.Detail += ", no direct action"
 	}
 	return m

@@ -30,17 +30,9 @@ func (h *handle) byIndex(conn *rtnl.Conn) (*rtnl.Device, error) {
 	return d, err
 }
 
-// withMember runs fn with the side as it is now, and the index of the member.
-func (h *handle) withMember(ctx context.Context, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
-	return h.do(ctx, onSide, fn)
-}
-
-// change is withMember with the lock held.
-func (h *handle) change(ctx context.Context, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
-	return h.do(ctx, changeSide, fn)
-}
-
-func (h *handle) do(ctx context.Context, on func(context.Context, *target.Opened, finder, func(*rtnl.Conn, *side) error) error, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
+// with runs fn with the side as it is now, and the index of the member. on is onSide, or
+// changeSide for a change.
+func (h *handle) with(ctx context.Context, on func(context.Context, *target.Opened, finder, func(*rtnl.Conn, *side) error) error, fn func(conn *rtnl.Conn, sd *side, i int) error) error {
 	return h.Locked(func() error {
 		return on(ctx, h.Opened, h.byIndex, func(conn *rtnl.Conn, sd *side) error {
 			i, err := sd.list.Find(hook.Ref(h.name))
@@ -54,33 +46,15 @@ func (h *handle) do(ctx context.Context, on func(context.Context, *target.Opened
 
 // Update replaces the program, atomically for packets.
 func (h *handle) Update(ctx context.Context, src load.Source) error {
-	src = load.PinningIn(src, h.Opened.BPFFS)
-	var prog *load.Loaded
-	err := h.withMember(ctx, func(_ *rtnl.Conn, sd *side, i int) error {
-		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(sd.list[i].Entry.Program))
-		if err != nil {
-			return kernel.Again(kernel.Errno("the program to be replaced", err))
-		}
-		defer old.Close()
-		prog, err = load.Successor(src, old, load.Want{Hook: h.Opened.Hook})
-		return err
+	return h.Replace(ctx, h, src, nil, func(prog *load.Loaded) (used bool, err error) {
+		err = h.with(ctx, changeSide, func(conn *rtnl.Conn, sd *side, i int) error {
+			kernel.Step("replace: before")
+			err := conn.ReplaceFilter(sd.dev.Index, sd.list[i].Filter.Filter, prog.Program.FD(), sd.list[i].Filter.Name)
+			kernel.Step("replace: after")
+			return kernel.Again(err)
+		})
+		return err == nil, err
 	})
-	if err != nil {
-		return err
-	}
-	err = h.change(ctx, func(conn *rtnl.Conn, sd *side, i int) error {
-		kernel.Step("replace: before")
-		err := conn.ReplaceFilter(sd.dev.Index, sd.list[i].Filter.Filter, prog.Program.FD(), sd.list[i].Filter.Name)
-		kernel.Step("replace: after")
-		return kernel.Again(err)
-	})
-	if err != nil {
-		prog.Discard()
-		return err
-	}
-	kernel.Step("replace: to be kept")
-	h.Keep(prog)
-	return nil
 }
 
 // Set changes the priority, and moves the member where the priority requires it.
@@ -96,7 +70,7 @@ func (h *handle) Move(ctx context.Context, to hook.Position) error {
 // place moves the member. A filter with another preference is another filter, so for
 // a moment the program is in both places, and packets meet it twice.
 func (h *handle) place(ctx context.Context, to hook.Position, priority int) error {
-	return h.change(ctx, func(conn *rtnl.Conn, sd *side, i int) error {
+	return h.with(ctx, changeSide, func(conn *rtnl.Conn, sd *side, i int) error {
 		e := sd.list[i]
 		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(e.Entry.Program))
 		if err != nil {
@@ -116,17 +90,14 @@ func (h *handle) place(ctx context.Context, to hook.Position, priority int) erro
 			return err
 		}
 		kernel.Step("move: at both places")
-		if err := conn.DeleteFilter(sd.dev.Index, e.Filter.Filter); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil
+		return sd.delete(conn, e)
 	})
 }
 
 // Pin checks that the member is there, and changes nothing: a filter stays anyway, and
 // has no pin.
 func (h *handle) Pin(ctx context.Context) (path string, err error) {
-	return "", h.withMember(ctx, func(*rtnl.Conn, *side, int) error { return nil })
+	return "", h.with(ctx, onSide, func(*rtnl.Conn, *side, int) error { return nil })
 }
 
 // Unpin returns ErrUsage: a filter stays until it is detached.
@@ -136,7 +107,7 @@ func (h *handle) Unpin(context.Context) error {
 
 // Detach removes the filter. A member that is gone already is no error.
 func (h *handle) Detach(ctx context.Context) error {
-	err := h.change(ctx, func(conn *rtnl.Conn, sd *side, i int) error {
+	err := h.with(ctx, changeSide, func(conn *rtnl.Conn, sd *side, i int) error {
 		return conn.DeleteFilter(sd.dev.Index, sd.list[i].Filter.Filter)
 	})
 	if target.Gone(err) {
@@ -146,32 +117,19 @@ func (h *handle) Detach(ctx context.Context) error {
 }
 
 // Info describes the member.
-func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
-	var m hook.Member
-	err := h.withMember(ctx, func(_ *rtnl.Conn, sd *side, i int) error {
-		m = sd.list[i].view()
+func (h *handle) Info(ctx context.Context) (m *hook.Member, err error) {
+	err = h.with(ctx, onSide, func(_ *rtnl.Conn, sd *side, i int) error {
+		m = new(sd.list[i].view())
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return &m, nil
+	return m, err
 }
 
 // Chain describes what is on the hook.
 func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
-	err = h.withMember(ctx, func(_ *rtnl.Conn, sd *side, _ int) error {
+	err = h.with(ctx, onSide, func(_ *rtnl.Conn, sd *side, _ int) error {
 		c = sd.view()
 		return nil
 	})
 	return c, err
-}
-
-// Program opens the member's program; the caller closes it.
-func (h *handle) Program(ctx context.Context) (prog *ebpf.Program, err error) {
-	err = h.withMember(ctx, func(_ *rtnl.Conn, sd *side, i int) error {
-		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(sd.list[i].Entry.Program))
-		return kernel.Again(kernel.Errno("the member's program", err))
-	})
-	return prog, err
 }

@@ -87,20 +87,13 @@ func (req *ConvertRequest) source(given map[hook.Ref]load.Source, m *hook.Member
 // unknown returns an error when given has sources for members that do not exist.
 func unknown(given map[hook.Ref]load.Source, c *hook.Chain) error {
 	for ref := range given {
-		return hook.Because(fs.ErrNotExist, "there is no member %q to have another program (there are: %s)", ref, memberNames(c))
+		var names []string
+		for _, m := range c.Members {
+			names = append(names, m.Name)
+		}
+		return hook.Because(fs.ErrNotExist, "there is no member %q to have another program (there are: %s)", ref, strings.Join(names, ", "))
 	}
 	return nil
-}
-
-func memberNames(c *hook.Chain) string {
-	names := ""
-	for i, m := range c.Members {
-		if i > 0 {
-			names += ", "
-		}
-		names += m.Name
-	}
-	return names
 }
 
 // anOwned is an owned chain that is not on a device yet.
@@ -124,9 +117,7 @@ func (o *anOwned) close(used bool) {
 	for _, slot := range o.slots {
 		slot.Close()
 	}
-	if o.prog != nil {
-		o.prog.Close()
-	}
+	o.prog.Close()
 }
 
 // toOwned takes a dispatcher of libxdp off the device and puts an owned chain
@@ -137,17 +128,18 @@ func (d device) toOwned(ctx context.Context, req ConvertRequest) (old libxdp.Cha
 		return old, err
 	}
 	defer snap.Close()
-	from, err := d.libxdpOf(snap)
 	switch {
-	case err != nil:
-		return old, err
 	case snap.Free():
 		return old, hook.Because(fs.ErrNotExist, "nothing is attached")
 	case snap.Chain != nil:
 		return old, hook.Because(fs.ErrExist, "the chain is an owned one already").
 			Hint("attach adds members to it")
-	case from == nil:
+	case !snap.Libxdp:
 		return old, d.Occupied(snap)
+	}
+	from, err := d.libxdpOf(snap)
+	if err != nil {
+		return old, err
 	}
 	owned, err := d.ownedOf(snap, from, req)
 	if err != nil {
@@ -178,8 +170,7 @@ func (d device) toOwned(ctx context.Context, req ConvertRequest) (old libxdp.Cha
 // the owned chain must be pinned already.
 func (d device) exchangeChain(l *state.Locked, snap *chains.Snapshot, owned *anOwned, noGap bool) error {
 	if noGap {
-		n := snap.OnNetlink(d.Opened)
-		return n.Swap(owned.prog, snap.Prog)
+		return snap.OnNetlink(d.Opened).Swap(owned.prog, snap.Prog)
 	}
 	r, err := d.Exchange(snap, owned.prog)
 	if err != nil {
@@ -292,15 +283,10 @@ func notCallable(members []string, err error) error {
 
 // uniqueName returns the name, with a number behind it if a slot has that name.
 func uniqueName(slots []dispatch.Slot, name string) string {
-	taken := func(name string) bool {
-		return slices.ContainsFunc(slots, func(s dispatch.Slot) bool { return s.Name == name })
-	}
-	if !taken(name) {
-		return name
-	}
-	for n := 2; ; n++ {
-		if numbered := fmt.Sprintf("%s-%d", name, n); !taken(numbered) {
-			return numbered
+	for n, unique := 2, name; ; n++ {
+		if !slices.ContainsFunc(slots, func(s dispatch.Slot) bool { return s.Name == unique }) {
+			return unique
 		}
+		unique = fmt.Sprintf("%s-%d", name, n)
 	}
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"io/fs"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/chains"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -46,7 +44,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 		}
 		c := &component{src: src, about: about, old: h.id, bpffs: h.Opened.BPFFS}
 		if err := d.Replace(ctx, ref, c); err != nil {
-			c.discard()
+			c.Close()
 			return err
 		}
 		h.id = c.id
@@ -108,21 +106,13 @@ func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
 // Chain describes the chain on the device.
 func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 	err = h.do(func(libxdp.Device, hook.Ref) error {
-		c, err = Family{}.Read(ctx, h.Opened)
-		if errors.Is(err, chains.ErrStyle) { // libxdp's dispatcher has gone
-			c, err = chains.Family{}.Read(ctx, h.Opened)
-		}
-		return err
+		return kernel.Retry(ctx, func() error {
+			c, err = Family{}.Read(h.Opened)
+			if errors.Is(err, chains.ErrStyle) { // libxdp's dispatcher has gone
+				c, err = chains.Family{}.Read(h.Opened)
+			}
+			return err
+		})
 	})
 	return c, err
-}
-
-// Program opens the member's program. The caller closes it.
-func (h *handle) Program(context.Context) (*ebpf.Program, error) {
-	var prog *ebpf.Program
-	err := h.do(func(libxdp.Device, hook.Ref) (err error) {
-		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(h.id))
-		return kernel.Errno("the member's program", err)
-	})
-	return prog, err
 }

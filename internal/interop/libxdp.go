@@ -12,6 +12,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/chains"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/target"
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
@@ -22,7 +23,7 @@ type Family struct{}
 // A device has a chain of libxdp, or will get one.
 type device struct{ chains.Device }
 
-func deviceOf(o *target.Opened) device { return device{chains.On(o)} }
+func deviceOf(o *target.Opened) device { return device{chains.Device{Opened: o}} }
 
 // libxdp returns the device as a Device of package libxdp.
 func (d device) libxdp() libxdp.Device {
@@ -79,7 +80,7 @@ func (c *component) Settings() hook.Settings {
 // Load loads the program so that it can replace a function of the dispatcher. The
 // caller closes the result.
 func (c *component) Load(target *ebpf.Program, function string) (*ebpf.Program, error) {
-	c.discard()
+	c.Close()
 	var old *ebpf.Program
 	if c.old != 0 {
 		var err error
@@ -116,9 +117,7 @@ func (c *component) extension(target *ebpf.Program, function string) (*ebpf.Prog
 }
 
 // Close discards what was loaded and is not used after all.
-func (c *component) Close() { c.discard() }
-
-func (c *component) discard() {
+func (c *component) Close() {
 	if c.loaded != nil {
 		c.loaded.Discard()
 		c.loaded = nil
@@ -144,12 +143,10 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 		Settings: c.Settings(), Mode: req.Mode, Version: req.ConfigVersion, Start: req.Style == hook.StyleLibxdp,
 	})
 	if err != nil {
-		c.discard()
+		c.Close()
 		return nil, otherStyle(err)
 	}
-	h := &handle{Base: target.Base{Opened: o, Loaded: c.loaded}, id: uint32(id)}
-	o.NS.Release()
-	return h, nil
+	return &handle{Base: target.Base{Opened: o, Loaded: c.loaded}, id: uint32(id)}, nil
 }
 
 func byPriorityOnly() error {
@@ -195,7 +192,7 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 }
 
 // Adopt is refused: what netlink attached becomes a member of an owned chain.
-func (Family) Adopt(_ context.Context, o *target.Opened, _ target.AdoptRequest) (target.Handle, error) {
+func (Family) Adopt(*target.Opened, *state.Locked, target.AdoptRequest) (target.Handle, error) {
 	return nil, chains.ErrStyle
 }
 
@@ -209,19 +206,22 @@ func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool
 }
 
 // Open opens a member by its name or program. The Handle takes over the opened target.
-func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
+func (Family) Open(o *target.Opened, ref hook.Ref) (target.Handle, error) {
 	d := deviceOf(o)
-	c, err := d.libxdp().Read(ctx)
+	snap, err := d.Read()
 	if err != nil {
-		return nil, otherStyle(err)
+		return nil, err
+	}
+	defer snap.Close()
+	c, err := d.libxdpOf(snap)
+	if err != nil {
+		return nil, err
 	}
 	m, err := c.Find(ref)
 	if err != nil {
 		return nil, err
 	}
-	h := &handle{Base: target.Base{Opened: o}, id: m.Program.ID}
-	o.NS.Release()
-	return h, nil
+	return &handle{Base: target.Base{Opened: o}, id: m.Program.ID}, nil
 }
 
 // viewLibxdp fills c in with the description of a chain of libxdp.
@@ -244,29 +244,21 @@ func viewLibxdp(c *hook.Chain, from *libxdp.Chain) {
 
 // Read describes the chain on the device. It returns ErrStyle when the chain is not
 // libxdp's.
-func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
-	d := deviceOf(o)
-	err = kernel.Retry(ctx, func() error {
-		snap, err := d.Read()
-		if err != nil {
-			return err
-		}
-		defer snap.Close()
-		c, err = LibxdpChain(o, snap)
-		return err
-	})
-	return c, err
+func (Family) Read(o *target.Opened) (*hook.Chain, error) {
+	snap, err := deviceOf(o).Read()
+	if err != nil {
+		return nil, err
+	}
+	defer snap.Close()
+	return LibxdpChain(o, snap)
 }
 
 // LibxdpChain describes the chain in a snapshot. It returns ErrStyle when the chain
 // is not libxdp's.
 func LibxdpChain(o *target.Opened, snap *chains.Snapshot) (*hook.Chain, error) {
 	lc, err := deviceOf(o).libxdpOf(snap)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case lc == nil:
-		return nil, chains.ErrStyle
 	}
 	c := snap.Describe(o)
 	viewLibxdp(c, lc)
@@ -274,10 +266,10 @@ func LibxdpChain(o *target.Opened, snap *chains.Snapshot) (*hook.Chain, error) {
 }
 
 // libxdpOf reads the chain behind the dispatcher of libxdp on the device. It returns
-// nil when the program there is not such a dispatcher.
+// ErrStyle when the program there is not such a dispatcher.
 func (d device) libxdpOf(snap *chains.Snapshot) (*libxdp.Chain, error) {
 	if !snap.Libxdp {
-		return nil, nil
+		return nil, chains.ErrStyle
 	}
 	c, err := libxdp.ReadProgram(snap.Prog, snap.Device.Index, d.BPFFS)
 	if errors.Is(err, libxdp.ErrNotDispatcher) || errors.Is(err, fs.ErrNotExist) {

@@ -10,7 +10,6 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/chains"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
-	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/libxdp"
 )
@@ -48,43 +47,43 @@ func (d device) toLibxdp(ctx context.Context, req ConvertRequest) error {
 		return Cause(err)
 	}
 	kernel.Step("convert: built")
-	locked := false
-	err = d.Locked(ctx, func(l *state.Locked) error {
-		locked = true
+	attached := false
+	err = d.Locked(ctx, func(l *state.Locked) (err error) {
 		if !snap.Current() { // the chain was changed meanwhile
-			return kernel.Undo(kernel.ErrAgain, built.Discard())
+			return kernel.ErrAgain
 		}
-		return d.exchangeForLibxdp(l, snap, built)
+		attached, err = d.exchangeForLibxdp(l, snap, built)
+		return err
 	})
-	if !locked {
+	if !attached {
 		err = kernel.Undo(err, built.Discard())
 	}
 	release(err == nil)
 	return err
 }
 
-// exchangeForLibxdp replaces the owned chain by libxdp's dispatcher.
-func (d device) exchangeForLibxdp(l *state.Locked, snap *chains.Snapshot, built *libxdp.Built) error {
+// exchangeForLibxdp replaces the owned chain by libxdp's dispatcher. It tells whether that
+// is attached; there may be an error all the same.
+func (d device) exchangeForLibxdp(l *state.Locked, snap *chains.Snapshot, built *libxdp.Built) (attached bool, err error) {
 	folder := state.ChainFolder(snap.Root.LinkID(), snap.Chain.ID)
 	n := snap.OnNetlink(d.Opened)
 	kernel.Step("convert: before the gap")
 	if snap.Root.LinkID() == 0 {
 		if err := n.Swap(built.Dispatcher, snap.Prog); err != nil {
-			return kernel.Undo(err, built.Discard())
+			return false, err
 		}
 	} else {
 		if err := snap.Root.Release(snap.Prog); err != nil {
-			return kernel.Undo(err, built.Discard())
+			return false, err
 		}
 		kernel.Step("convert: in the gap")
-		err := n.Rtnl(func(c *rtnl.Conn) error { return c.ReplaceXDP(n.Index, built.Dispatcher.FD(), -1, n.Mode) })
-		if err != nil {
-			return kernel.Undo(fmt.Errorf("attach libxdp's dispatcher: %w", err), d.reinstate(l, snap, folder), built.Discard())
+		if err := n.Attach(built.Dispatcher); err != nil {
+			return false, kernel.Undo(fmt.Errorf("attach libxdp's dispatcher: %w", err), d.reinstate(l, snap, folder))
 		}
 	}
 	kernel.Step("convert: after the gap")
 	built.Commit()
-	return l.DropChain(folder)
+	return true, l.DropChain(folder)
 }
 
 // reinstate puts the chain back after its link was detached. The chain gets a new link.
@@ -109,7 +108,7 @@ func (d device) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp
 			if c.loaded != nil && used {
 				c.loaded.Close()
 			} else {
-				c.discard()
+				c.Close()
 			}
 		}
 	}

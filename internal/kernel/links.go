@@ -142,13 +142,13 @@ func AsRaw(l link.Link) (RawLink, error) {
 	return raw, nil
 }
 
-// LoadPinnedLink opens the pin of a link.
-func LoadPinnedLink(path string) (link.Link, error) {
+// LoadPinnedLink opens a link by its pin.
+func LoadPinnedLink(path string) (RawLink, error) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
 		return nil, Errno("root pin", err)
 	}
-	return l, nil
+	return AsRaw(l)
 }
 
 // Needs is the error for a hook that this kernel does not have.

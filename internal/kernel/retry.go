@@ -32,7 +32,7 @@ func Again(err error) error {
 
 // Retry runs fn again while it returns ErrAgain. It waits between two tries, on
 // average longer each time. The time is random, so that competitors do not retry in
-// lockstep.
+// lockstep. It does not try again what an inner Retry has given up.
 func Retry(ctx context.Context, fn func() error) error {
 	wait := time.Millisecond
 	for tries := 1; ; tries++ {
@@ -40,7 +40,7 @@ func Retry(ctx context.Context, fn func() error) error {
 		if err == nil {
 			err = fn()
 		}
-		if !errors.Is(err, ErrAgain) {
+		if !errors.Is(err, ErrAgain) || errors.Is(err, hook.ErrChanged) {
 			return err
 		}
 		if tries == maxTries {

@@ -29,4 +29,11 @@ func TestRetry(t *testing.T) {
 	err = kernel.Retry(t.Context(), func() error { tries++; return kernel.ErrAgain })
 	qt.Assert(t, qt.ErrorIs(err, hook.ErrChanged))
 	qt.Assert(t, qt.Equals(tries, 200))
+
+	tries = 0
+	err = kernel.Retry(t.Context(), func() error {
+		return kernel.Retry(t.Context(), func() error { tries++; return kernel.ErrAgain })
+	})
+	qt.Assert(t, qt.ErrorIs(err, hook.ErrChanged))
+	qt.Assert(t, qt.Equals(tries, 200))
 }

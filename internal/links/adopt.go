@@ -1,7 +1,6 @@
 package links
 
 import (
-	"context"
 	"fmt"
 	"io/fs"
 
@@ -19,29 +18,21 @@ import (
 // handle. The error is fs.ErrNotExist when there is no such program, ErrUsage when the
 // choice is open, fs.ErrExist for a member, and ErrBusy when the program has a link of
 // another tool.
-func (Family) Adopt(ctx context.Context, o *target.Opened, req target.AdoptRequest) (target.Handle, error) {
-	var h *handle
-	err := kernel.Retry(ctx, func() error {
-		return o.Locked(ctx, func(l *state.Locked) error {
-			return withOrder(o, l, func(op *opened, list *order) (err error) {
-				h, err = op.adoptBare(l, list, req)
-				return err
-			})
-		})
+func (Family) Adopt(o *target.Opened, l *state.Locked, req target.AdoptRequest) (h target.Handle, err error) {
+	err = withOrder(o, l, func(op *opened, list *order) error {
+		h, err = op.adoptBare(l, list, req)
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	o.NS.Release()
-	return h, nil
+	return h, err
 }
 
-// A successor makes a new link the member that replaces a program.
+// A successor makes a new link a member, perhaps in the place of another program.
 type successor struct {
 	op         *opened
 	l          *state.Locked
 	rec        *state.Record
 	persistent bool
+	maps       map[string]*ebpf.Map // to be pinned with it
 	handle     *handle
 }
 
@@ -55,10 +46,26 @@ func (s *successor) keep(made kernel.RawLink) (err error) {
 	if err := s.op.names.reg.Put(s.handle.id, s.rec); err != nil {
 		return err
 	}
+	kernel.Step("attach: named")
 	if s.persistent {
-		return s.handle.pin(s.l, nil)
+		if err := s.handle.pin(s.l, s.maps); err != nil {
+			return kernel.Undo(err, s.op.names.reg.Delete(s.handle.id))
+		}
 	}
 	return nil
+}
+
+// replace puts a new link, which create makes, in the place of an incumbent that has no
+// link.
+func (s *successor) replace(old incumbent, prog *ebpf.Program, create func(*ebpf.Program) (kernel.RawLink, error)) (*handle, error) {
+	made, err := s.op.takePlace(s.l, old, prog, true, create, s.keep)
+	if err == nil {
+		return s.handle, nil
+	}
+	if made != nil {
+		err = kernel.Undo(err, made.Close())
+	}
+	return nil, err
 }
 
 func (op *opened) adoptBare(l *state.Locked, list *order, req target.AdoptRequest) (*handle, error) {
@@ -108,14 +115,13 @@ func (op *opened) adoptBare(l *state.Locked, list *order, req target.AdoptReques
 		}
 		return op.create(p, at, now)
 	}
-	made, err := op.takePlaceOf(l, carried, prog, create, next.keep)
-	if err != nil {
-		if made != nil && next.handle != nil {
-			err = kernel.Undo(err, next.handle.Close())
+	old := bare{op}
+	if kernel.ProgramID(carried) != kernel.ProgramID(prog) { // a stand-in that an interrupted adoption left
+		if err := old.replaceProgram(prog, carried); err != nil {
+			return nil, err
 		}
-		return nil, err
 	}
-	return next.handle, nil
+	return next.replace(old, prog, create)
 }
 
 // recordAt returns the record for the entry at i as a member. Its priority leaves the
@@ -145,59 +151,26 @@ func (op *opened) besides(list *order, i int) (kernel.Neighbor, error) {
 	return at, err
 }
 
-// takePlaceOf is takePlace for an entry without a link. carried may be a stand-in that
-// an interrupted adoption left.
-func (op *opened) takePlaceOf(l *state.Locked, carried, prog *ebpf.Program, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error) (kernel.RawLink, error) {
-	old := bare{op}
-	if kernel.ProgramID(carried) != kernel.ProgramID(prog) {
-		if err := old.replaceProgram(prog, carried); err != nil {
-			return nil, err
-		}
-	}
-	return op.takePlace(l, old, prog, true, create, keep)
-}
-
 // adoptable returns the index of the entry to adopt: the entry that ref names, or the
 // only one without a link.
 func (op *opened) adoptable(list *order, ref hook.Ref) (int, error) {
-	i := -1
-	if ref != "" {
-		var err error
-		if i, err = list.Find(ref); err != nil {
-			return 0, err
-		}
-		if list.Order[i].Link != 0 {
-			e := list.Order[i]
-			if e.Name != "" {
-				return 0, hook.Because(fs.ErrExist, "%q is a member already", e.Name)
-			}
-			return 0, op.foreignKept(e)
-		}
-		return i, nil
-	}
-	for j, e := range list.Order {
-		if e.Link != 0 {
-			continue
-		}
-		if i >= 0 {
-			return 0, hook.Because(hook.ErrUsage, "several programs have no link: choose one, id:%d or id:%d", list.Order[i].Program, e.Program)
-		}
-		i = j
-	}
+	i, err := list.Choose(ref, func(e entry) bool { return e.Link == 0 }, "several programs have no link")
 	switch {
-	case i >= 0:
-		return i, nil
+	case err != nil:
+		return 0, err
 	case len(list.Order) == 0:
 		return 0, hook.Because(fs.ErrNotExist, "nothing is attached that could be adopted")
+	case i < 0:
+		return 0, hook.Because(fs.ErrNotExist, "nothing is attached without a link")
 	}
-	return 0, hook.Because(fs.ErrNotExist, "nothing is attached without a link")
-}
-
-// foreignKept returns the refusal to adopt a program that has a link of another tool:
-// ErrBusy.
-func (op *opened) foreignKept(e entry) error {
-	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: target.ProgramOf(e.Program), LinkID: e.Link}).
-		Hint("it has a link already, and \"%s\" makes it a member", op.CommandByLink("adopt", e.Link))
+	switch e := list.Order[i]; {
+	case e.Link == 0:
+		return i, nil
+	case e.Name != "":
+		return 0, hook.Because(fs.ErrExist, "%q is a member already", e.Name)
+	default:
+		return 0, foreign(e).Hint("it has a link already, and \"%s\" makes it a member", op.CommandByLink("adopt", e.Link))
+	}
 }
 
 // OpenProgram opens a program; for a stand-in it opens the program that it runs. The

@@ -62,7 +62,6 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *k
 			return nil, kernel.Undo(err, names.reg.Delete(h.id))
 		}
 	}
-	o.NS.Release()
 	return h, nil
 }
 

@@ -11,30 +11,18 @@ import (
 // chain of one member. It returns nil for a link that is no member, or no longer one.
 func Defunct(o *target.Opened, li kernel.LinkInfo, names *Names) (*hook.Chain, error) {
 	h := li.Hook()
-	rec, err := names.record(li.Attach, li.ID)
-	if err != nil {
+	e, err := names.entry(h, li.Attach, li.Program, li.ID)
+	if err != nil || e.Name == "" || e.rec != nil && e.rec.MovedTo != 0 {
 		return nil, err
-	}
-	name, pinned, err := names.pin(h, li.ID)
-	if err != nil {
-		return nil, err
-	}
-	if rec == nil && !pinned || rec != nil && rec.MovedTo != 0 {
-		return nil, nil
-	}
-	e := entry{Entry: target.Entry{Program: li.Program, Link: li.ID, Name: name}, rec: rec, pinned: pinned}
-	c := &hook.Chain{Hook: h, Pins: []string{}}
-	if rec != nil {
-		e.Name = rec.Name
 	}
 	m := viewEntry(e)
 	m.State = hook.StateDefunct
-	if rec != nil {
-		m.Detail = rec.LastSeen.String()
+	if e.rec != nil {
+		m.Detail = e.rec.LastSeen.String()
 	}
-	if pinned {
+	c := &hook.Chain{Hook: h, Pins: []string{}, Members: []hook.Member{m}}
+	if e.pinned {
 		c.Pins = append(c.Pins, o.Pins.List(state.LinkFolder(h, li.ID))...)
 	}
-	c.Members = []hook.Member{m}
 	return c, nil
 }

@@ -1,9 +1,9 @@
 package links
 
 import (
-	"context"
 	"errors"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -13,27 +13,11 @@ import (
 )
 
 // EffectiveOn describes what runs for the target's cgroup, also from the cgroups above.
-func EffectiveOn(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
-	err = kernel.Retry(ctx, func() error {
-		return withOpened(o, nil, func(op *opened) error {
-			c, err = op.effective()
-			return err
-		})
-	})
-	return c, err
-}
+func EffectiveOn(o *target.Opened) (*hook.Chain, error) { return look(o, (*opened).effective) }
 
 // EffectiveBelow is EffectiveOn for the target's cgroup, and then for each cgroup below
 // that has programs of its own.
-func EffectiveBelow(ctx context.Context, o *target.Opened) (chains []hook.Chain, err error) {
-	err = kernel.Retry(ctx, func() error {
-		return withOpened(o, nil, func(op *opened) error {
-			chains, err = op.effectiveBelow()
-			return err
-		})
-	})
-	return chains, err
-}
+func EffectiveBelow(o *target.Opened) ([]hook.Chain, error) { return look(o, (*opened).effectiveBelow) }
 
 func (op *opened) effectiveBelow() ([]hook.Chain, error) {
 	c, err := op.effective()
@@ -117,12 +101,9 @@ func (op *opened) effective() (*hook.Chain, error) {
 	for _, id := range q.Programs {
 		m := hook.Member{Kind: hook.KindLegacy, State: hook.StateRunning, Program: target.ProgramOf(id)}
 		m.Name = m.Program.Name
-		for i := range from {
-			if from[i].Program.ID == id {
-				m = from[i]
-				from = append(from[:i:i], from[i+1:]...)
-				break
-			}
+		if i := slices.IndexFunc(from, func(f hook.Member) bool { return f.Program.ID == id }); i >= 0 {
+			m = from[i]
+			from = slices.Delete(from, i, i+1)
 		}
 		c.Members = append(c.Members, m)
 	}

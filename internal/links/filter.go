@@ -48,15 +48,8 @@ func ReplaceFilter(o *target.Opened, l *state.Locked, conn *rtnl.Conn, f rtnl.Fi
 		}
 		next := &successor{op: op, l: l, rec: op.newRecord(name, req.Owner, priority), persistent: req.Persistent}
 		create := func(p *ebpf.Program) (kernel.RawLink, error) { return op.create(p, kernel.Neighbor{}, list) }
-		made, err := op.takePlace(l, filterIncumbent{conn, op.index, f}, prog, true, create, next.keep)
-		if err != nil {
-			if made != nil && next.handle != nil {
-				err = kernel.Undo(err, next.handle.link.Close())
-			}
-			return err
-		}
-		h = next.handle
-		return nil
+		h, err = next.replace(filterIncumbent{conn, op.index, f}, prog, create)
+		return err
 	})
 	return h, err
 }

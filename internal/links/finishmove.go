@@ -178,12 +178,8 @@ func (m *halfMove) standInNamed(prog *ebpf.Program) (string, error) {
 
 func (m *halfMove) close() {
 	m.standIn.close(nil)
-	if m.prog != nil {
-		m.prog.Close()
-	}
-	if m.there != nil {
-		m.there.Close()
-	}
+	m.prog.Close()
+	m.there.Close()
 	for _, l := range []kernel.RawLink{m.old, m.next} {
 		if l != nil {
 			l.Close()
@@ -199,10 +195,10 @@ func (m *halfMove) finishAdoption() bool {
 	}
 	done := false
 	ns, err := kernel.FindNetNS(func(ns *kernel.NetNS) error {
-		return ns.Do(func() error {
+		return rtnl.In(ns, func(conn *rtnl.Conn) error {
 			q, err := queryAround(&m.info)
 			if err == nil {
-				done = m.adoptionOn(ns, q)
+				done = m.adoptionOn(ns, conn, q)
 			}
 			return err
 		})
@@ -215,38 +211,30 @@ func (m *halfMove) finishAdoption() bool {
 }
 
 // adoptionOn finishes an adoption in the thread's namespace.
-func (m *halfMove) adoptionOn(ns *kernel.NetNS, q *kernel.Query) bool {
+func (m *halfMove) adoptionOn(ns *kernel.NetNS, conn *rtnl.Conn, q *kernel.Query) bool {
 	op := &opened{Opened: &target.Opened{Target: target.Target{Hook: m.hook}, NS: ns}, kind: kernel.KindOf(m.hook), index: m.info.Ifindex, here: true}
+	filters, err := conn.Filters(m.info.Ifindex)
+	if err != nil {
+		return false
+	}
+	var without []uint32 // programs without a link
+	var olds []incumbent // what has them
 	for i, id := range q.Programs {
-		if q.Links[i] != 0 {
-			continue
+		if q.Links[i] == 0 {
+			without, olds = append(without, id), append(olds, bare{op})
 		}
+	}
+	for _, f := range filters {
+		without, olds = append(without, f.Program), append(olds, filterIncumbent{conn, m.info.Ifindex, f})
+	}
+	for i, id := range without {
 		there, _, err := m.standInOf(id)
 		if err != nil {
 			return false
 		}
 		if there != nil {
 			defer there.Close()
-			return m.standIn.finish(bare{op}, there, m.next, m.prog, true) == nil
-		}
-	}
-	conn, err := rtnl.Dial()
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	filters, err := conn.Filters(m.info.Ifindex)
-	if err != nil {
-		return false
-	}
-	for _, f := range filters {
-		there, _, err := m.standInOf(f.Program)
-		if err != nil {
-			return false
-		}
-		if there != nil {
-			defer there.Close()
-			return m.standIn.finish(filterIncumbent{conn, m.info.Ifindex, f}, there, m.next, m.prog, true) == nil
+			return m.standIn.finish(olds[i], there, m.next, m.prog, true) == nil
 		}
 	}
 	return m.next.Update(m.prog) == nil

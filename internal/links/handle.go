@@ -46,7 +46,7 @@ type current struct {
 }
 
 // do runs fn with the member as it is now.
-func (h *handle) do(ctx context.Context, l *state.Locked, fn func(g *current) error) error {
+func (h *handle) do(l *state.Locked, fn func(g *current) error) error {
 	if h.Left {
 		return target.ErrDetached
 	}
@@ -111,73 +111,43 @@ func (h *handle) follow(names *Names) (*kernel.LinkInfo, error) {
 	}
 }
 
-// change runs fn with the handle's lock and the lock of the pins held. It tries again
-// while fn returns kernel.ErrAgain.
+// change is Change with the member as it is now.
 func (h *handle) change(ctx context.Context, fn func(l *state.Locked, g *current) error) error {
-	return h.Locked(func() error {
-		return kernel.Retry(ctx, func() error {
-			return h.Opened.Locked(ctx, func(l *state.Locked) error {
-				return h.do(ctx, l, func(g *current) error { return fn(l, g) })
-			})
-		})
+	return h.Change(ctx, func(l *state.Locked) error {
+		return h.do(l, func(g *current) error { return fn(l, g) })
 	})
 }
 
 // withCurrent is change without the lock of the pins.
 func (h *handle) withCurrent(ctx context.Context, fn func(g *current) error) error {
-	return h.Locked(func() error {
-		return kernel.Retry(ctx, func() error { return h.do(ctx, nil, fn) })
-	})
+	return h.Look(ctx, func() error { return h.do(nil, fn) })
 }
 
 // Update replaces the program.
 func (h *handle) Update(ctx context.Context, src load.Source) error {
-	prog, err := h.successor(ctx, load.PinningIn(src, h.Opened.BPFFS))
-	if err != nil {
-		return err
-	}
-	used := false
-	err = h.change(ctx, func(l *state.Locked, g *current) error {
-		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
-		if err != nil {
-			return kernel.Again(kernel.Errno("the program to be replaced", err))
-		}
-		defer old.Close()
-		kernel.Step("replace: before")
-		if err := updateLink(h.link, prog.Program, old); err != nil {
-			if errors.Is(err, fs.ErrExist) {
-				return (&opened{Opened: h.Opened}).twice(prog.Program)
+	return h.Replace(ctx, h, src, nil, func(prog *load.Loaded) (used bool, err error) {
+		err = h.change(ctx, func(l *state.Locked, g *current) error {
+			old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+			if err != nil {
+				return kernel.Again(kernel.Errno("the program to be replaced", err))
 			}
-			return err
-		}
-		used = true
-		kernel.Step("replace: after")
-		if l != nil && l.Has(h.folder(), g.rec.Name) {
-			return l.SetMaps(h.folder(), g.rec.Name, prog.Maps)
-		}
-		return nil
+			defer old.Close()
+			kernel.Step("replace: before")
+			if err := updateLink(h.link, prog.Program, old); err != nil {
+				if errors.Is(err, fs.ErrExist) {
+					return (&opened{Opened: h.Opened}).twice(prog.Program)
+				}
+				return err
+			}
+			used = true
+			kernel.Step("replace: after")
+			if l != nil && l.Has(h.folder(), g.rec.Name) {
+				return l.SetMaps(h.folder(), g.rec.Name, prog.Maps)
+			}
+			return nil
+		})
+		return used, err
 	})
-	if !used {
-		prog.Discard()
-		return err
-	}
-	kernel.Step("replace: to be kept")
-	h.Keep(prog)
-	return err
-}
-
-// successor loads the program that will replace the present one.
-func (h *handle) successor(ctx context.Context, src load.Source) (prog *load.Loaded, err error) {
-	err = h.withCurrent(ctx, func(g *current) error {
-		old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
-		if err != nil {
-			return kernel.Again(kernel.Errno("the program to be replaced", err))
-		}
-		defer old.Close()
-		prog, err = load.Successor(src, old, load.Want{Hook: h.Opened.Hook})
-		return err
-	})
-	return prog, err
 }
 
 // Pin makes the member persistent, and returns the path of its pin.
@@ -244,20 +214,16 @@ func (h *handle) Detach(ctx context.Context) error {
 }
 
 // Info describes the member.
-func (h *handle) Info(ctx context.Context) (*hook.Member, error) {
-	var m hook.Member
-	err := h.withCurrent(ctx, func(g *current) error {
+func (h *handle) Info(ctx context.Context) (m *hook.Member, err error) {
+	err = h.withCurrent(ctx, func(g *current) error {
 		_, pinned, err := g.names.pin(h.Opened.Hook, h.id)
 		if err != nil {
 			return err
 		}
-		m = viewEntry(entry{Entry: target.Entry{Program: g.info.Program, Link: h.id, Name: g.rec.Name}, rec: g.rec, pinned: pinned})
+		m = new(viewEntry(entry{Entry: target.Entry{Program: g.info.Program, Link: h.id, Name: g.rec.Name}, rec: g.rec, pinned: pinned}))
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return &m, nil
+	return m, err
 }
 
 // Chain describes what is on the member's hook, also where the device has moved.
@@ -269,13 +235,4 @@ func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 		})
 	})
 	return c, err
-}
-
-// Program opens the member's program; the caller closes it.
-func (h *handle) Program(ctx context.Context) (prog *ebpf.Program, err error) {
-	err = h.withCurrent(ctx, func(g *current) error {
-		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
-		return kernel.Again(kernel.Errno("the member's program", err))
-	})
-	return prog, err
 }

@@ -18,11 +18,6 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-type attachType = ebpf.AttachType
-
-// Unsupported reports whether err is ErrNotSupported.
-func Unsupported(err error) bool { return errors.Is(err, ebpf.ErrNotSupported) }
-
 // Family is the family of the hooks where each member has a link of its own and the
 // kernel keeps the order: TCX and cgroups.
 type Family struct{}
@@ -38,20 +33,17 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 	}
 	var h *handle
 	patience := target.UntilLeft()
-	err = kernel.Retry(ctx, func() error {
-		return o.Locked(ctx, func(l *state.Locked) error {
-			return patience(withOrder(o, l, func(op *opened, list *order) (err error) {
-				h, err = op.join(l, list, prog, req)
-				return err
-			}))
-		})
+	err = o.Change(ctx, func(l *state.Locked) error {
+		return patience(withOrder(o, l, func(op *opened, list *order) (err error) {
+			h, err = op.join(l, list, prog, req)
+			return err
+		}))
 	})
 	if err != nil {
 		prog.Discard()
 		return nil, err
 	}
 	h.Loaded = prog
-	h.Opened.NS.Release()
 	return h, nil
 }
 
@@ -120,71 +112,42 @@ func (op *opened) join(l *state.Locked, list *order, prog *load.Loaded, req targ
 		return nil, err
 	}
 	kernel.Step("attach: attached")
-	h, err := newHandle(op.Opened, made, rec)
-	if err != nil {
-		return nil, err
+	next := &successor{op: op, l: l, rec: rec, persistent: req.Persistent, maps: prog.Maps}
+	if err := next.keep(made); err != nil {
+		return nil, kernel.Undo(err, made.Close()) // half attached is not attached
 	}
-	h.made = true
-	if err := op.names.reg.Put(h.id, rec); err != nil {
-		return nil, kernel.Undo(err, h.Close())
-	}
-	kernel.Step("attach: named")
-	if req.Persistent {
-		if err := h.pin(l, prog.Maps); err != nil {
-			// Half attached is not attached.
-			return nil, kernel.Undo(err, op.names.reg.Delete(h.id), h.link.Close())
-		}
-	}
-	return h, nil
+	return next.handle, nil
 }
 
 // Open returns a handle to an entry with a link, a member or not; the caller closes it.
 // The error is fs.ErrNotExist for an unknown ref, and ErrBusy for a program without a
 // link.
-func (Family) Open(ctx context.Context, o *target.Opened, ref hook.Ref) (target.Handle, error) {
-	var h *handle
-	err := kernel.Retry(ctx, func() error {
-		return withOrder(o, nil, func(op *opened, list *order) error {
-			i, err := list.Find(ref)
-			if err != nil {
-				return err
-			}
-			e := list.Order[i]
-			if e.Link == 0 {
-				return op.legacy(e)
-			}
-			h, err = openEntry(o, e)
-			return kernel.Again(err)
-		})
+func (Family) Open(o *target.Opened, ref hook.Ref) (h target.Handle, err error) {
+	err = withOrder(o, nil, func(op *opened, list *order) error {
+		i, err := list.Find(ref)
+		if err != nil {
+			return err
+		}
+		e := list.Order[i]
+		if e.Link == 0 {
+			return op.legacy(e)
+		}
+		if e.rec == nil {
+			e.rec = &state.Record{Name: e.Name, Attach: op.kind.Attach}
+		}
+		l, err := kernel.OpenLink(e.Link)
+		if err == nil {
+			h, err = newHandle(o, l, e.rec)
+		}
+		return kernel.Again(err)
 	})
-	if err != nil {
-		return nil, err
-	}
-	o.NS.Release()
-	return h, nil
-}
-
-// openEntry makes a handle to an entry with a link.
-func openEntry(o *target.Opened, e entry) (*handle, error) {
-	l, err := kernel.OpenLink(e.Link)
-	if err != nil {
-		return nil, err
-	}
-	rec := e.rec
-	if rec == nil {
-		rec = &state.Record{Name: e.Name, Attach: kernel.KindOf(o.Hook).Attach}
-	}
-	return newHandle(o, l, rec)
+	return h, err
 }
 
 // OpenPinned opens a member by its pin, and sets o.Hook to the member's hook. The caller
 // closes the handle. The error is fs.ErrNotExist when there is no such pin.
 func OpenPinned(o *target.Opened, folder, member string) (*handle, error) {
-	l, err := kernel.LoadPinnedLink(o.Pins.HeldPath(folder, member))
-	if err != nil {
-		return nil, err
-	}
-	link, err := kernel.AsRaw(l)
+	link, err := kernel.LoadPinnedLink(o.Pins.HeldPath(folder, member))
 	if err != nil {
 		return nil, err
 	}
@@ -208,12 +171,7 @@ func OpenPinned(o *target.Opened, folder, member string) (*handle, error) {
 	if rec == nil {
 		rec = &state.Record{Name: member, Attach: info.Attach}
 	}
-	h, err := newHandle(o, link, rec)
-	if err != nil {
-		return nil, err
-	}
-	o.NS.Release()
-	return h, nil
+	return newHandle(o, link, rec)
 }
 
 // legacy returns the refusal of an entry without a link: ErrBusy.
@@ -223,10 +181,9 @@ func (op *opened) legacy(e entry) error {
 			op.Command("adopt", string(op.Hook), op.target(), string(hook.ProgramRef(e.Program))))
 }
 
-// foreign returns the refusal to take out a link of another tool: ErrBusy.
-func (op *opened) foreign(e entry) error {
-	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: target.ProgramOf(e.Program), LinkID: e.Link}).
-		Hint("it is not a member; --force detaches it all the same, \"%s\" makes it one", op.CommandByLink("adopt", e.Link))
+// foreign returns the refusal of a link of another tool: ErrBusy.
+func foreign(e entry) *hook.Cause {
+	return hook.Busy(&hook.Occupant{Kind: hook.KindForeign, Program: target.ProgramOf(e.Program), LinkID: e.Link})
 }
 
 func (op *opened) target() string {
@@ -241,53 +198,24 @@ func (op *opened) target() string {
 // error is fs.ErrNotExist when there is no such entry, and ErrBusy when there is only
 // one that is no member.
 func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force bool) error {
-	return kernel.Retry(ctx, func() error {
-		return o.Locked(ctx, func(l *state.Locked) error {
-			return withOrder(o, nil, func(op *opened, list *order) error { return op.detach(l, list, ref, force) })
+	return o.Locked(ctx, func(l *state.Locked) error {
+		return withOrder(o, nil, func(op *opened, list *order) error {
+			return list.Detach(ref, force, op.refuse, func(e entry) error { return op.takeOut(l, e) })
 		})
 	})
 }
 
-func (op *opened) detach(l *state.Locked, list *order, ref hook.Ref, force bool) error {
-	leaving := list.Order
-	if ref != "" {
-		i, err := list.Find(ref)
-		if err != nil {
-			return err
-		}
-		leaving = leaving[i : i+1]
-	} else if len(leaving) == 0 {
-		return hook.Because(fs.ErrNotExist, "nothing is attached")
-	}
-	ours := 0
-	for _, e := range leaving {
-		if e.Name == "" && ref == "" {
-			continue
-		}
-		ours++
-		if err := op.takeOutEntry(l, e, force); err != nil {
-			return err
-		}
-	}
-	if ours == 0 {
-		return op.refuse(leaving[0])
-	}
-	return nil
-}
-
+// refuse returns the refusal of an entry that is no member: ErrBusy.
 func (op *opened) refuse(e entry) error {
 	if e.Link == 0 {
 		return op.legacy(e)
 	}
-	return op.foreign(e)
+	return foreign(e).Hint("it is not a member; --force detaches it all the same, \"%s\" makes it one", op.CommandByLink("adopt", e.Link))
 }
 
-// takeOutEntry takes out one entry and removes its pins.
-func (op *opened) takeOutEntry(l *state.Locked, e entry, force bool) error {
-	switch {
-	case e.Name == "" && !force:
-		return op.refuse(e)
-	case e.Link == 0:
+// takeOut takes out one entry and removes its pins.
+func (op *opened) takeOut(l *state.Locked, e entry) error {
+	if e.Link == 0 {
 		return op.removeLegacy(e.carried)
 	}
 	link, err := kernel.OpenLink(e.Link)
@@ -335,15 +263,7 @@ func (op *opened) removeLegacy(prog uint32) error {
 }
 
 // Read describes what is on the hook.
-func (Family) Read(ctx context.Context, o *target.Opened) (c *hook.Chain, err error) {
-	err = kernel.Retry(ctx, func() error {
-		return withOrder(o, nil, func(op *opened, list *order) error {
-			c = op.view(list)
-			return nil
-		})
-	})
-	return c, err
-}
+func (Family) Read(o *target.Opened) (*hook.Chain, error) { return look(o, (*opened).read) }
 
 // ReadOnDevice describes what is on the hook of a device in the thread's namespace.
 func ReadOnDevice(o *target.Opened, d rtnl.Device, names *Names) (*hook.Chain, error) {

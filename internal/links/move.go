@@ -11,6 +11,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
@@ -134,15 +135,7 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 
 // sameLinks reports whether two orders have the same entries at the same places.
 func sameLinks(a, b *order) bool {
-	if len(a.Order) != len(b.Order) {
-		return false
-	}
-	for i := range a.Order {
-		if a.Order[i].Link != b.Order[i].Link {
-			return false
-		}
-	}
-	return true
+	return slices.EqualFunc(a.Order, b.Order, func(x, y entry) bool { return x.Link == y.Link })
 }
 
 // withOrder runs fn with the order on the hook where the link is now.
@@ -168,10 +161,13 @@ func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
 		return op, err
 	}
 	here := func(ns *kernel.NetNS) error {
-		return ns.Do(func() error {
-			_, err := queryAround(info)
+		return rtnl.In(ns, func(conn *rtnl.Conn) error {
+			if _, err := queryAround(info); err != nil {
+				return err
+			}
+			d, err := conn.DeviceByIndex(info.Ifindex)
 			if err == nil {
-				op.name, err = deviceName(info.Ifindex)
+				op.name = d.Name
 			}
 			return err
 		})

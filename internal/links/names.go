@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io/fs"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -35,7 +37,7 @@ func OpenNames(o *target.Opened) *Names {
 // there is none, or if the registry is of another version: that one stays untouched.
 func openRegistry(p *state.Pins) (*state.Registry, error) {
 	reg, err := p.OpenRegistry()
-	if errors.Is(err, fs.ErrNotExist) || Unsupported(err) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ebpf.ErrNotSupported) {
 		return nil, nil
 	}
 	return reg, err
@@ -86,9 +88,9 @@ func (n *Names) resolve(prog uint32) (uint32, error) {
 	return kernel.ProgramID(p), nil
 }
 
-// entry returns the entry for a program on the opened target and its link. The error
-// is kernel.ErrAgain when the program is gone meanwhile.
-func (n *Names) entry(op *opened, prog, link uint32) (e entry, err error) {
+// entry returns the entry for a program on a hook with the attach type, and its link. The
+// error is kernel.ErrAgain when the program is gone meanwhile.
+func (n *Names) entry(h hook.Hook, attach ebpf.AttachType, prog, link uint32) (e entry, err error) {
 	e = entry{Entry: target.Entry{Program: prog, Link: link}, carried: prog}
 	if link == 0 {
 		if n.moving {
@@ -96,10 +98,10 @@ func (n *Names) entry(op *opened, prog, link uint32) (e entry, err error) {
 		}
 		return e, err
 	}
-	if e.rec, err = n.record(op.kind.Attach, link); err != nil {
+	if e.rec, err = n.record(attach, link); err != nil {
 		return e, err
 	}
-	member, pinned, err := n.pin(op.Hook, link)
+	member, pinned, err := n.pin(h, link)
 	if err != nil {
 		return e, err
 	}
@@ -121,7 +123,7 @@ func (n *Names) entry(op *opened, prog, link uint32) (e entry, err error) {
 
 // record returns the registry's record of a link with the attach type; nil if there is
 // none.
-func (n *Names) record(attach attachType, link uint32) (*state.Record, error) {
+func (n *Names) record(attach ebpf.AttachType, link uint32) (*state.Record, error) {
 	if n.err != nil {
 		return nil, n.err
 	}

@@ -38,8 +38,8 @@ func open(o *target.Opened, names *Names) (*opened, error) {
 		op.cgroup, err = kernel.OpenCgroup(o.Name)
 		return op, err
 	}
-	err = o.NS.Do(func() error {
-		d, err := deviceNamed(o.Name)
+	err = rtnl.In(o.NS, func(conn *rtnl.Conn) error {
+		d, err := conn.Device(o.Name)
 		if err == nil {
 			op.name, op.index = d.Name, d.Index
 		}
@@ -64,6 +64,15 @@ func withOpened(o *target.Opened, l *state.Locked, fn func(op *opened) error) er
 	return fn(op)
 }
 
+// look returns the answer of fn, which gets the opened target and the members' names.
+func look[T any](o *target.Opened, fn func(op *opened) (T, error)) (answer T, err error) {
+	err = withOpened(o, nil, func(op *opened) error {
+		answer, err = fn(op)
+		return err
+	})
+	return answer, err
+}
+
 // withOrder is withOpened for an operation that needs the order of what is there.
 func withOrder(o *target.Opened, l *state.Locked, fn func(op *opened, list *order) error) error {
 	return withOpened(o, l, func(op *opened) error { return op.withOrder(fn) })
@@ -75,16 +84,6 @@ func (op *opened) withOrder(fn func(op *opened, list *order) error) error {
 		return err
 	}
 	return fn(op, list)
-}
-
-// deviceNamed finds a device by name in the namespace of the thread.
-func deviceNamed(name string) (*rtnl.Device, error) {
-	conn, err := rtnl.Dial()
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	return conn.Device(name)
 }
 
 func (op *opened) close() {
@@ -151,7 +150,7 @@ func (op *opened) list() (*order, error) {
 		}
 	}
 	for i, prog := range q.Programs {
-		e, err := op.names.entry(op, prog, q.Links[i])
+		e, err := op.names.entry(op.Hook, op.kind.Attach, prog, q.Links[i])
 		if err != nil {
 			return nil, err
 		}
@@ -301,40 +300,24 @@ func (op *opened) twice(prog *ebpf.Program) error {
 // program attached for itself alone, to this cgroup or above (hierarchy_allows_attach,
 // kernel/bpf/cgroup.c). It returns nil if it finds no such program.
 func (op *opened) closed(l *order) error {
-	at, where := l, op.cgroup.Path
-	if len(at.Order) == 0 || at.flags&unix.BPF_F_ALLOW_MULTI != 0 {
-		above, err := op.cgroup.Ancestors()
-		if err != nil {
-			return nil
-		}
-		defer kernel.CloseCgroups(above)
-		at = nil
-		for _, c := range above[1:] {
-			q, err := kernel.QueryPrograms(c.FD(), op.kind.Attach, 0)
-			if err == nil && len(q.Programs) > 0 && q.Flags&(unix.BPF_F_ALLOW_MULTI|unix.BPF_F_ALLOW_OVERRIDE) == 0 {
-				at, where = &order{Order: target.Order[entry]{{Entry: target.Entry{Program: q.Programs[0]}}}}, c.Path
-				break
-			}
-		}
-		if at == nil {
-			return nil
-		}
+	alone := func(prog uint32, where string) error {
+		return hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where).
+			HeldBy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(prog)}).
+			Hint("make it a member with \"%s\", or detach it", op.Command("adopt", string(op.Hook), where))
 	}
-	return hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where).
-		HeldBy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(at.Order[0].Program)}).
-		Hint("make it a member with \"%s\", or detach it", op.Command("adopt", string(op.Hook), where))
-}
-
-// deviceName returns the name of a device in the namespace of the thread.
-func deviceName(index int) (string, error) {
-	conn, err := rtnl.Dial()
+	if len(l.Order) > 0 && !sharesCgroup(l.flags) {
+		return alone(l.Order[0].Program, op.cgroup.Path)
+	}
+	above, err := op.cgroup.Ancestors()
 	if err != nil {
-		return "", err
+		return nil
 	}
-	defer conn.Close()
-	d, err := conn.DeviceByIndex(index)
-	if err != nil {
-		return "", err
+	defer kernel.CloseCgroups(above)
+	for _, c := range above[1:] {
+		q, err := kernel.QueryPrograms(c.FD(), op.kind.Attach, 0)
+		if err == nil && len(q.Programs) > 0 && q.Flags&(unix.BPF_F_ALLOW_MULTI|unix.BPF_F_ALLOW_OVERRIDE) == 0 {
+			return alone(q.Programs[0], c.Path)
+		}
 	}
-	return d.Name, nil
+	return nil
 }

@@ -49,13 +49,7 @@ func Recover(r *target.Recovery, folder string) {
 	if rec != nil {
 		f.Target = rec.LastSeen.Target
 	}
-	if r.Reattach {
-		err = r.Patiently(func() error { return reattachLink(r, folder, members[0], info, rec) })
-		if err == nil {
-			f.Reattached = true
-		}
-	}
-	if r.Settle(f, folder, err) {
+	if r.Settle(f, folder, func() error { return reattachLink(r, folder, members[0], info, rec) }) {
 		_ = reg.Delete(info.ID)
 	}
 }
@@ -67,7 +61,9 @@ func reattachLink(r *target.Recovery, folder, name string, info *kernel.LinkInfo
 	}
 	o := &target.Opened{Target: target.Target{Hook: info.Hook(), Name: rec.LastSeen.Target, BPFFS: r.Pins.BPFFS()}, Pins: r.Pins}
 	var err error
+	kind := "device "
 	if o.Hook.OnCgroup() {
+		kind = "cgroup "
 		o.NS, err = kernel.OpenNetNS("")
 	} else {
 		o.NS, err = target.FindNetNS(rec.LastSeen)
@@ -79,11 +75,8 @@ func reattachLink(r *target.Recovery, folder, name string, info *kernel.LinkInfo
 	err = withOrder(o, r.Locked, func(op *opened, list *order) error {
 		return op.reattach(r, list, folder, name, info, rec)
 	})
-	if errors.Is(err, fs.ErrNotExist) && o.Hook.OnCgroup() {
-		return target.Nowhere("cgroup " + rec.LastSeen.Target)
-	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return target.Nowhere("device " + rec.LastSeen.Target)
+		return target.Nowhere(kind + rec.LastSeen.Target)
 	}
 	return err
 }

@@ -175,11 +175,8 @@ func (s *standIn) close(l *state.Locked) {
 	if s.pin != "" {
 		l.RemoveMove(s.pin)
 	}
-	for _, m := range []*ebpf.Map{s.slot, s.mark} {
-		if m != nil {
-			m.Close()
-		}
-	}
+	s.slot.Close()
+	s.mark.Close()
 }
 
 // settledWait is how long a program may run. It is the wait on kernels that do not tell

@@ -1,9 +1,6 @@
 package links
 
 import (
-	"errors"
-	"io/fs"
-
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -146,20 +143,6 @@ func finishMove(l *state.Locked, reg *state.Registry, name string) {
 	}
 }
 
-// runsFrom reports whether a program is a stand-in for the program in the slot.
-func runsFrom(progID ebpf.ProgramID, slotID uint32) (bool, error) {
-	prog, err := ebpf.NewProgramFromID(progID)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer prog.Close()
-	slot, err := standInFor(prog)
-	return slot == slotID, err
-}
-
 // standInFor returns the slot id of a stand-in, 0 for another program.
 func standInFor(prog *ebpf.Program) (uint32, error) {
 	info, err := prog.Info()
@@ -181,14 +164,13 @@ func standInFor(prog *ebpf.Program) (uint32, error) {
 // anyRunsFrom reports whether there is a stand-in for the program in the slot. When in
 // doubt it returns true.
 func anyRunsFrom(slotID uint32) bool {
-	for id := ebpf.ProgramID(0); ; {
-		next, err := ebpf.ProgramGetNextID(id)
+	for prog, err := range kernel.Programs() {
 		if err != nil {
-			return !errors.Is(err, fs.ErrNotExist)
-		}
-		if runs, err := runsFrom(next, slotID); err != nil || runs {
 			return true
 		}
-		id = next
+		if slot, err := standInFor(prog); err != nil || slot == slotID {
+			return true
+		}
 	}
+	return false
 }

@@ -10,8 +10,10 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
 // A Handle owns a member: the member stays while a handle to it is open.
@@ -26,7 +28,47 @@ type Handle interface {
 	Close() error
 	Info(ctx context.Context) (*hook.Member, error)
 	Chain(ctx context.Context) (*hook.Chain, error)
-	Program(ctx context.Context) (*ebpf.Program, error)
+	// ReleaseNetNS lets the target's network namespace go away while the handle is open.
+	ReleaseNetNS()
+}
+
+// Program opens the member's program; the caller closes it.
+func Program(ctx context.Context, h Handle) (prog *ebpf.Program, err error) {
+	err = kernel.Retry(ctx, func() error {
+		m, err := h.Info(ctx)
+		if err != nil {
+			return err
+		}
+		if m.Program.ID == 0 {
+			return hook.Because(fs.ErrNotExist, "the member has no program: its slot is empty")
+		}
+		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(m.Program.ID))
+		return kernel.Again(kernel.Errno("the member's program", err))
+	})
+	return prog, err
+}
+
+// Replace implements Update for the handle self, which embeds h: it loads the program that
+// replaces the member's, in the given shape if shape is not nil, and runs put with it. put
+// says whether the program is in its place, which it may be in spite of an error.
+func (h *Base) Replace(ctx context.Context, self Handle, src load.Source, shape *dispatch.Shape, put func(*load.Loaded) (used bool, err error)) error {
+	old, err := Program(ctx, self)
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	prog, err := load.Successor(load.PinningIn(src, h.Opened.BPFFS), old, load.Want{Hook: h.Opened.Hook, Shape: shape})
+	if err != nil {
+		return err
+	}
+	used, err := put(prog)
+	if !used {
+		prog.Discard()
+		return err
+	}
+	kernel.Step("replace: to be kept")
+	h.keep(prog)
+	return err
 }
 
 // A Base is what all handles have in common. It alone is the handle of a member
@@ -91,15 +133,29 @@ func (h *Base) Leave(fn func() error) error {
 	return err
 }
 
-// Keep stores prog as the handle's loaded program and closes the old one. If the
-// handle was closed meanwhile, Keep closes prog instead.
-func (h *Base) Keep(prog *load.Loaded) {
+// ReleaseNetNS closes the network namespace; the handle opens it again to look at the hook.
+func (h *Base) ReleaseNetNS() { h.Opened.NS.Release() }
+
+// Look runs fn with the handle locked, again while fn returns kernel.ErrAgain.
+func (h *Base) Look(ctx context.Context, fn func() error) error {
+	return h.Locked(func() error { return kernel.Retry(ctx, fn) })
+}
+
+// Change runs fn with the handle's lock and the lock of the pins held. It tries again
+// while fn returns kernel.ErrAgain.
+func (h *Base) Change(ctx context.Context, fn func(*state.Locked) error) error {
+	return h.Locked(func() error { return h.Opened.Change(ctx, fn) })
+}
+
+// keep stores prog as the handle's loaded program and closes the old one. If the
+// handle was closed meanwhile, keep closes prog instead.
+func (h *Base) keep(prog *load.Loaded) {
 	if h.Locked(func() error { h.Swap(prog); return nil }) != nil {
 		prog.Close()
 	}
 }
 
-// Swap is Keep for a caller that has the handle locked.
+// Swap is keep for a caller that has the handle locked.
 func (h *Base) Swap(prog *load.Loaded) {
 	if h.Loaded != nil {
 		h.Loaded.Close()

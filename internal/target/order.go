@@ -93,6 +93,57 @@ func (o Order[E]) Find(ref hook.Ref) (int, error) {
 	return -1, hook.Because(fs.ErrNotExist, "there is no %q (there are: %s)", ref, strings.Join(there, ", "))
 }
 
+// Choose returns the index of the entry that ref names; for an empty ref, of the only one
+// that is free, or -1 without such an entry. The error is ErrUsage, and says that there are
+// several, when the choice is open.
+func (o Order[E]) Choose(ref hook.Ref, free func(E) bool, several string) (int, error) {
+	if ref != "" {
+		return o.Find(ref)
+	}
+	i := -1
+	for j, e := range o {
+		switch {
+		case !free(e):
+		case i >= 0:
+			return -1, hook.Because(hook.ErrUsage, "%s: choose one, id:%d or id:%d", several, o[i].entry().Program, e.entry().Program)
+		default:
+			i = j
+		}
+	}
+	return i, nil
+}
+
+// Detach runs remove for the entry that ref names, or for all members for an empty ref. An
+// entry that is no member must be named, and needs force. The error is fs.ErrNotExist when
+// there is no such entry, and refuse's for the first entry when none may be removed.
+func (o Order[E]) Detach(ref hook.Ref, force bool, refuse, remove func(E) error) error {
+	leaving := o
+	if ref != "" {
+		i, err := o.Find(ref)
+		if err != nil {
+			return err
+		}
+		leaving = o[i : i+1]
+	}
+	if len(leaving) == 0 {
+		return hook.Because(fs.ErrNotExist, "nothing is attached")
+	}
+	removed := false
+	for _, e := range leaving {
+		if e.entry().Name == "" && (ref == "" || !force) {
+			continue
+		}
+		if err := remove(e); err != nil {
+			return err
+		}
+		removed = true
+	}
+	if !removed {
+		return refuse(leaving[0])
+	}
+	return nil
+}
+
 // Without returns a copy of the order without the entry at i.
 func (o Order[E]) Without(i int) Order[E] { return slices.Delete(slices.Clone(o), i, i+1) }
 
@@ -143,7 +194,7 @@ type Mover func(ctx context.Context, to hook.Position, priority int) error
 
 // Set implements Handle.Set for a member whose only setting is its priority.
 func (move Mover) Set(ctx context.Context, h hook.Hook, settings hook.Settings) error {
-	if err := checkSettings(h, settings); err != nil || settings.Priority == 0 {
+	if err := usage(settings.Check(), settings.CheckFor(h)); err != nil || settings.Priority == 0 {
 		return err
 	}
 	return move(ctx, hook.Position{}, settings.Priority)
@@ -151,11 +202,8 @@ func (move Mover) Set(ctx context.Context, h hook.Hook, settings hook.Settings) 
 
 // Move implements Handle.Move for a member that the kernel keeps in order.
 func (move Mover) Move(ctx context.Context, to hook.Position) error {
-	if err := to.Check(); err != nil {
-		return hook.Because(hook.ErrUsage, "%w", err)
-	}
-	if to.IsZero() {
-		return nil
+	if err := usage(to.Check()); err != nil || to.IsZero() {
+		return err
 	}
 	return move(ctx, to, 0)
 }

@@ -194,3 +194,53 @@ func TestOrderFit(t *testing.T) {
 		qt.Check(t, qt.Equals(test.order.IndexFor(test.indexFor), test.lands))
 	}
 }
+
+// What is named is chosen, and without a name what alone is free.
+func TestOrderChoose(t *testing.T) {
+	other := target.Entry{Program: 16}
+	free := func(e entry) bool { return e.Link == 0 }
+	for _, test := range []struct {
+		o    target.Order[entry]
+		ref  hook.Ref
+		i    int
+		text string
+	}{
+		{order(early, legacy), "", 1, ""},
+		{order(early, legacy), "early", 0, ""},
+		{order(legacy, other), "id:16", 1, ""},
+		{order(early), "", -1, ""},
+		{nil, "", -1, ""},
+		{order(legacy, early, other), "", -1, "there are several: choose one, id:14 or id:16"},
+		{order(early), "id:14", -1, `there is no "id:14" (there are: early)`},
+	} {
+		i, err := test.o.Choose(test.ref, free, "there are several")
+		qt.Check(t, qt.Equals(said(err), test.text))
+		qt.Check(t, qt.Equals(i, test.i))
+	}
+}
+
+// All members are detached, or what is named; what is no member only by force.
+func TestOrderDetach(t *testing.T) {
+	for _, test := range []struct {
+		o     target.Order[entry]
+		ref   hook.Ref
+		force bool
+		gone  string
+		text  string
+	}{
+		{order(early, foreign, late), "", false, "early late", ""},
+		{order(early, foreign, late), "late", false, "late", ""},
+		{order(early, foreign), "link:3", true, "link:3", ""},
+		{order(early, foreign), "", true, "early", ""},
+		{order(early, foreign), "link:3", false, "", "link:3 is in the way"},
+		{order(legacy, foreign), "", true, "", "id:14 is in the way"},
+		{nil, "", false, "", "nothing is attached"},
+		{nil, "early", false, "", `there is no "early": nothing is attached`},
+	} {
+		var gone []string
+		refuse := func(e entry) error { return hook.Because(hook.ErrBusy, "%s is in the way", e.Entry) }
+		err := test.o.Detach(test.ref, test.force, refuse, func(e entry) error { gone = append(gone, e.String()); return nil })
+		qt.Check(t, qt.Equals(said(err), test.text))
+		qt.Check(t, qt.Equals(strings.Join(gone, " "), test.gone))
+	}
+}

@@ -23,14 +23,18 @@ type Recovery struct {
 // Report adds f to what was found.
 func (r *Recovery) Report(f hook.Leftover) { r.Found = append(r.Found, f) }
 
-// Settle reports f. If f was not attached again, Settle removes its pins, or notes
-// err as the reason why reattaching failed. done says that f needs no more work; it
-// is false in a dry run.
-func (r *Recovery) Settle(f hook.Leftover, folder string, err error) (done bool) {
+// Settle attaches f again with the given function, if that is asked for, else it removes
+// the pins of f; and reports f. done says that f needs no more work; it is false in a dry
+// run. reattach is run again for a while as long as it returns ErrTaken: another recover
+// may have attached a member and died before it pinned the member; the kernel releases a
+// link some time after the link's last descriptor is closed.
+func (r *Recovery) Settle(f hook.Leftover, folder string, reattach func() error) (done bool) {
 	switch {
-	case r.Reattach && err != nil:
-		f.Err = err
-	case !f.Reattached && !r.DryRun:
+	case r.Reattach:
+		patience := UntilLeft()
+		f.Err = kernel.Retry(r.Ctx, func() error { return patience(reattach()) })
+		f.Reattached = f.Err == nil
+	case !r.DryRun:
 		f.Err = r.Locked.RemoveChain(folder)
 	}
 	r.Report(f)
@@ -59,12 +63,4 @@ func FindNetNS(seen state.LastSeen) (*kernel.NetNS, error) {
 		return nil, Nowhere(fmt.Sprintf("network namespace (cookie %d), which was its own,", seen.NetNS.Cookie))
 	}
 	return ns, err
-}
-
-// Patiently runs fn, and again for a while as long as it returns ErrTaken. Another
-// recover may have attached a member and died before it pinned the member; the
-// kernel releases a link some time after the link's last descriptor is closed.
-func (r *Recovery) Patiently(fn func() error) error {
-	patience := UntilLeft()
-	return kernel.Retry(r.Ctx, func() error { return patience(fn()) })
 }

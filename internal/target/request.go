@@ -36,18 +36,15 @@ type AdoptRequest struct {
 // Check completes the request. It returns ErrUsage for what can be refused without
 // reading the hook, and fs.ErrNotExist if a persistent member has no bpffs.
 func (r *Request) Check(o *Opened) error {
-	if err := checkSettings(o.Hook, r.Settings); err != nil {
+	if err := usage(r.Settings.Check(), r.Settings.CheckFor(o.Hook), r.Position.Check()); err != nil {
 		return err
-	}
-	if err := r.Position.Check(); err != nil {
-		return hook.Because(hook.ErrUsage, "%w", err)
 	}
 	if r.Mode != hook.ModeAuto && o.Hook != hook.XDP {
 		return hook.Because(hook.ErrUsage, "mode %v: only XDP has modes", r.Mode)
 	}
 	if r.Name != "" {
-		if err := hook.CheckName(r.Name); err != nil {
-			return hook.Because(hook.ErrUsage, "%w", err)
+		if err := usage(hook.CheckName(r.Name)); err != nil {
+			return err
 		}
 	}
 	if r.Owner == "" {
@@ -82,8 +79,9 @@ func Executable() string {
 	return ""
 }
 
-func checkSettings(h hook.Hook, s hook.Settings) error {
-	for _, err := range []error{s.Check(), s.CheckFor(h)} {
+// usage returns the first error as ErrUsage.
+func usage(errs ...error) error {
+	for _, err := range errs {
 		if err != nil {
 			return hook.Because(hook.ErrUsage, "%w", err)
 		}

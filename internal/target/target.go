@@ -94,3 +94,8 @@ func (o *Opened) Locked(ctx context.Context, fn func(*state.Locked) error) error
 	}
 	return fn(l)
 }
+
+// Change is Locked, again while fn returns kernel.ErrAgain.
+func (o *Opened) Change(ctx context.Context, fn func(*state.Locked) error) error {
+	return kernel.Retry(ctx, func() error { return o.Locked(ctx, fn) })
+}

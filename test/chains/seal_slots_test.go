@@ -152,7 +152,7 @@ func TestSealNothing(t *testing.T) {
 		return err
 	}
 	unseal := func(target dispatcher.Target) error {
-		return dispatcher.Unseal(t.Context(), target, dispatcher.UnsealOptions{BPFFS: s.BPFFS})
+		return dispatcher.Unseal(t.Context(), target, dispatcher.ReadOptions{BPFFS: s.BPFFS})
 	}
 	refused := func(target dispatcher.Target, cause error, text string) {
 		t.Helper()
@@ -206,7 +206,7 @@ func TestSealLibxdp(t *testing.T) {
 	_, err := dispatcher.Seal(t.Context(), s.Target, dispatcher.SealOptions{BPFFS: s.BPFFS})
 	qt.Check(t, qt.ErrorIs(err, dispatcher.ErrIncompatible))
 	qt.Check(t, qt.ErrorMatches(err, `seal xdp veth1: the chain is one of libxdp's, and cannot be sealed.*convert xdp veth1 --style owned.*`))
-	err = dispatcher.Unseal(t.Context(), s.Target, dispatcher.UnsealOptions{BPFFS: s.BPFFS})
+	err = dispatcher.Unseal(t.Context(), s.Target, dispatcher.ReadOptions{BPFFS: s.BPFFS})
 	qt.Check(t, qt.ErrorIs(err, dispatcher.ErrIncompatible))
 	s.WantRun(t, 1)
 

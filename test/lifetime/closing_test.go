@@ -14,7 +14,7 @@ import (
 
 // A Link that is closed while it is updated keeps nothing open: neither the program that it had nor the new one.
 func TestCloseWhileUpdating(t *testing.T) {
-	for _, h := range []hook.Hook{hook.TCXIngress, hook.TCIngress} { // on XDP Close waits for the end
+	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress, hook.TCIngress} {
 		t.Run(string(h), func(t *testing.T) {
 			testenv.NeedHook(t, h)
 			s := scene.New(t).OnHook(t, h)

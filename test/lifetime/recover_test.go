@@ -109,7 +109,7 @@ func TestLaterChain(t *testing.T) {
 	qt.Check(t, qt.HasLen(s.Recover(t, dispatcher.RecoverOptions{Reattach: true}), 0))
 	for _, err := range []error{
 		dispatcher.DetachLink(t.Context(), id, s.Leave()),
-		scene.Second(dispatcher.AdoptLink(t.Context(), id, dispatcher.AdoptLinkOptions{BPFFS: s.BPFFS})),
+		scene.Second(dispatcher.AdoptLink(t.Context(), id, dispatcher.AdoptOptions{BPFFS: s.BPFFS})),
 	} {
 		qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
 		qt.Check(t, qt.ErrorMatches(err, `.*description of version 3.*`))

@@ -181,7 +181,7 @@ func TestDoctorDisplaced(t *testing.T) {
 	t.Cleanup(func() { theirs.Close() })
 	info, err := theirs.Info()
 	qt.Assert(t, qt.IsNil(err))
-	adopted, err := dispatcher.AdoptLink(t.Context(), uint32(info.ID), dispatcher.AdoptLinkOptions{Name: "1", Persistent: true, BPFFS: s.BPFFS})
+	adopted, err := dispatcher.AdoptLink(t.Context(), uint32(info.ID), dispatcher.AdoptOptions{Name: "1", Persistent: true, BPFFS: s.BPFFS})
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsNil(adopted.Close()))
 	wantFindings(t, s)

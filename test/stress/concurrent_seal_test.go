@@ -102,7 +102,7 @@ func TestSealAgainstOthers(t *testing.T) {
 			return err
 		},
 		"unseal": func(*dispatcher.Link) error {
-			return dispatcher.Unseal(ctx, s.Target, dispatcher.UnsealOptions{BPFFS: s.BPFFS})
+			return dispatcher.Unseal(ctx, s.Target, dispatcher.ReadOptions{BPFFS: s.BPFFS})
 		},
 		"replace":              func(l *dispatcher.Link) error { return l.Update(ctx, dispatcher.Program(next(withCode...))) },
 		"replace without code": func(l *dispatcher.Link) error { return l.Update(ctx, dispatcher.Program(next(without...))) },

@@ -171,7 +171,7 @@ func (w *worker) seal(ctx context.Context) error {
 }
 
 func (w *worker) unseal(ctx context.Context) error {
-	return dispatcher.Unseal(ctx, w.Target, dispatcher.UnsealOptions{BPFFS: w.BPFFS})
+	return dispatcher.Unseal(ctx, w.Target, dispatcher.ReadOptions{BPFFS: w.BPFFS})
 }
 
 func (w *worker) program() ebpf.ProgramID { return w.Programs[w.rand.IntN(len(w.Programs))] }

@@ -194,7 +194,7 @@ var operations = map[string]func(*appState, context.Context, Command) error{
 		return err
 	},
 	"unseal": func(_ *appState, ctx context.Context, c Command) error {
-		return dispatcher.Unseal(ctx, c.Target, dispatcher.UnsealOptions{BPFFS: c.BPFFS})
+		return dispatcher.Unseal(ctx, c.Target, dispatcher.ReadOptions{BPFFS: c.BPFFS})
 	},
 	"set":   func(a *appState, ctx context.Context, c Command) error { return a.link.Set(ctx, c.Settings) },
 	"move":  func(a *appState, ctx context.Context, c Command) error { return a.link.Move(ctx, c.Position) },

@@ -57,7 +57,7 @@ func WantSealing(t testing.TB, report []hook.Sealing, want string, reasons ...st
 // Unseal makes all members run from their slots again.
 func (s *Scene) Unseal(t testing.TB) {
 	t.Helper()
-	qt.Assert(t, qt.IsNil(dispatcher.Unseal(t.Context(), s.Target, dispatcher.UnsealOptions{BPFFS: s.BPFFS})))
+	qt.Assert(t, qt.IsNil(dispatcher.Unseal(t.Context(), s.Target, dispatcher.ReadOptions{BPFFS: s.BPFFS})))
 	s.WantSealed(t)
 }
 
