@@ -72,7 +72,7 @@ type progQuery struct {
 	ids                          uint64
 	count                        uint32
 	_                            uint32
-	progFlags                    uint64
+	_                            uint64 // prog_attach_flags
 	links                        uint64
 	_                            uint64
 	revision                     uint64
