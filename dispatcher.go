@@ -37,6 +37,12 @@ type Options struct {
 	// Persistent pins the member, so that it outlives this process. Default: the
 	// returned Link owns the member, and the member leaves with the Link.
 	Persistent bool
+	// Override is for a cgroup below one whose program was attached with
+	// BPF_F_ALLOW_OVERRIDE and not with a link: that program runs for a cgroup only as
+	// long as the cgroup has none of its own (compute_effective_progs,
+	// kernel/bpf/cgroup.c). Default: Attach fails with ErrBusy when the member would
+	// switch it off.
+	Override bool
 	// Owner is a label for others to read. Default: the executable's name.
 	Owner string
 	// Style is the style of the XDP chain. Default: the style of the chain on the
@@ -287,6 +293,6 @@ func (o AdoptOptions) request() target.Request {
 func (o Options) request() target.Request {
 	return target.Request{
 		Name: o.Name, Settings: hook.Settings{Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing}, Position: o.Position, Mode: o.Mode,
-		Persistent: o.Persistent, Owner: o.Owner, Style: o.Style, ConfigVersion: o.ConfigVersion,
+		Persistent: o.Persistent, Owner: o.Owner, Style: o.Style, ConfigVersion: o.ConfigVersion, Override: o.Override,
 	}
 }

@@ -172,6 +172,9 @@ const (
 	// StateBypassed: freplace has replaced the main function of the entry or of the
 	// dispatcher. Packets do not meet the entry.
 	StateBypassed State = "bypassed"
+	// StateOverridden: a cgroup has programs of its own, so the entry of a cgroup above,
+	// which was attached without BPF_F_ALLOW_MULTI, does not run there.
+	StateOverridden State = "overridden"
 )
 
 // A Member is one entry on a hook, in run order.

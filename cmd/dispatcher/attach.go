@@ -42,6 +42,7 @@ func (a *app) attachCommand() *cobra.Command {
 		mode    hook.Mode
 		style   styleFlags
 		dryRun  bool
+		over    bool
 	)
 	cmd := &cobra.Command{
 		Use:   "attach HOOK TARGET PROGRAM",
@@ -78,7 +79,7 @@ filter instead, which no process can hold and other tools can remove.
 			if err != nil {
 				return err
 			}
-			o.Position, o.Mode = place.Position, mode
+			o.Position, o.Mode, o.Override = place.Position, mode, over
 			o.Style, o.ConfigVersion = style.style, style.version
 			from, err := program.source(a, t.Hook, args[0])
 			if err != nil {
@@ -115,6 +116,7 @@ filter instead, which no process can hold and other tools can remove.
 	completeFlag(cmd, "mode", fixed("auto", "native", "generic"))
 	style.add(cmd, "xdp: `STYLE` of the chain: owned or libxdp (default: the style of an existing chain; owned on a free device)")
 	program.add(cmd)
+	flags.BoolVar(&over, "override", false, "cgroup: attach although the program of a cgroup above does not run here any more then")
 	flags.BoolVar(&dryRun, "dry-run", false, "load and check everything, print the resulting chain, and change nothing")
 	return cmd
 }

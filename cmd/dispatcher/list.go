@@ -39,6 +39,8 @@ The column STATE says of a member
   bypassed   freplace put another program in its place; the last lines say which
   defunct    its device or cgroup is gone, and "recover" cleans up
 and of other entries
+  overridden with --effective: the program of a cgroup above, which does not run here,
+             since the cgroup has programs of its own
   legacy     it has no link: anyone may replace it, and "adopt" makes it a member
   foreign    a link of another tool holds it
   libxdp     it is in a chain that xdp-loader and others that use libxdp share, and

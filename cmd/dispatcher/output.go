@@ -314,7 +314,7 @@ func linkCell(m *hook.Member) cell {
 // stateCell is a member's state, or the kind of another entry.
 func stateCell(m *hook.Member) cell {
 	switch {
-	case m.State == hook.StateBypassed, m.Kind == hook.KindLibxdp && m.State == hook.StateEmpty:
+	case m.State == hook.StateBypassed, m.State == hook.StateOverridden, m.Kind == hook.KindLibxdp && m.State == hook.StateEmpty:
 		return cell{string(m.State), red}
 	case m.Kind != hook.KindMember:
 		return cell{string(m.Kind), yellow}

@@ -3,6 +3,7 @@ package doctor
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/links"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -41,6 +43,25 @@ func (e *exam) chain(c *hook.Chain) {
 	}
 	e.order(c)
 	e.inFront(c)
+	e.overridden(c)
+}
+
+// overridden reports the program of a cgroup above that does not run for a cgroup with
+// members.
+func (e *exam) overridden(c *hook.Chain) {
+	if !c.Hook.OnCgroup() {
+		return
+	}
+	prog, where, err := links.Overridable(c.Target, c.Hook)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // gone meanwhile
+	case err != nil:
+		e.add(at(c, "", "unreadable", hook.LevelDrift, "the cgroups above: %s", oneLine(err)))
+	case prog.ID != 0:
+		f := at(c, "", "overridden", hook.LevelDrift, "the members have switched off %s (id %d) of %s here: it was attached without BPF_F_ALLOW_MULTI", prog.Name, prog.ID, where)
+		f.Mend = kernel.Command("", e.bpffs, "adopt", string(c.Hook), where, string(hook.ProgramRef(prog.ID)))
+		e.add(f)
+	}
 }
 
 // isDefunct tells whether the device or cgroup is gone.

@@ -60,6 +60,7 @@ var stateChecks = []struct{ name, good string }{
 	{"unreadable", "all could be read"},
 	{"closed", "no chain without members was left on a device"},
 	{"displaced", "the chains run where they were attached"},
+	{"overridden", "no program of a cgroup has switched off one of a cgroup above"},
 	{"extended", "freplace has put nothing in the place of a member's or a dispatcher's functions"},
 	{"unprotected", "links hold all chains"},
 	{"watched", "no dispatcher counts for somebody who is gone"},

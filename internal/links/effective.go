@@ -16,11 +16,15 @@ import (
 func EffectiveOn(o *target.Opened) (*hook.Chain, error) { return look(o, (*opened).effective) }
 
 // EffectiveBelow is EffectiveOn for the target's cgroup, and then for each cgroup below
-// that has programs of its own.
+// that has programs of its own. It also tells which programs of the cgroups above do not
+// run there.
 func EffectiveBelow(o *target.Opened) ([]hook.Chain, error) { return look(o, (*opened).effectiveBelow) }
 
 func (op *opened) effectiveBelow() ([]hook.Chain, error) {
 	c, err := op.effective()
+	if err == nil {
+		err = op.overridden(c)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +68,26 @@ func (op *opened) effectiveIn(path string) (*hook.Chain, error) {
 	if err != nil || len(q.Programs) == 0 {
 		return nil, err
 	}
-	return below.effective()
+	c, err := below.effective()
+	if err == nil {
+		err = below.overridden(c)
+	}
+	return c, err
+}
+
+// overridden adds to the chain of a cgroup with programs of its own the program above that
+// does not run there.
+func (op *opened) overridden(c *hook.Chain) error {
+	own := func(m hook.Member) bool { return m.From == op.cgroup.Path }
+	if !slices.ContainsFunc(c.Members, own) {
+		return nil
+	}
+	prog, where, err := Overridable(op.cgroup.Path, op.Hook)
+	if err != nil || prog.ID == 0 {
+		return err
+	}
+	c.Members = append(c.Members, hook.Member{Name: prog.Name, Kind: hook.KindLegacy, State: hook.StateOverridden, Program: prog, From: where})
+	return nil
 }
 
 func (op *opened) effective() (*hook.Chain, error) {

@@ -25,7 +25,8 @@ type Family struct{}
 // Attach loads the program and attaches it with a link. The caller closes the handle.
 // The error is ErrNotSupported where the kernel lacks the hook or the place, fs.ErrExist
 // when a member has the name or TCX has the program, ErrChainFull, and ErrBusy for a
-// cgroup with an exclusive legacy program.
+// cgroup with an exclusive legacy program, or below one whose program would be switched
+// off.
 func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (target.Handle, error) {
 	prog, err := loadFor(o, src)
 	if err != nil {
@@ -78,6 +79,9 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 			if _, err := op.neighbor(list, i); err != nil {
 				return err
 			}
+			if err := op.checkAbove(list, req); err != nil {
+				return err
+			}
 			c = op.view(list)
 			m := hook.Member{
 				Name: name, Settings: hook.Settings{Priority: priority}, Owner: req.Owner,
@@ -105,6 +109,9 @@ func (op *opened) join(l *state.Locked, list *order, prog *load.Loaded, req targ
 	rec := op.newRecord(name, req.Owner, priority)
 	at, err := op.neighbor(list, i)
 	if err != nil {
+		return nil, err
+	}
+	if err := op.checkAbove(list, req); err != nil {
 		return nil, err
 	}
 	made, err := op.create(prog.Program, at, list)

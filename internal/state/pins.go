@@ -33,16 +33,18 @@ type Pins struct{ dir string }
 
 // OpenPins returns the folder in the bpffs at path. The folder need not exist yet. The
 // error is fs.ErrNotExist if path is not in a bpffs, and fs.ErrPermission if other users
-// can change the pins.
+// can change the pins. OpenPins removes an empty folder that another user has put there.
 func OpenPins(path string) (*Pins, error) {
 	if !kernel.IsBPFFS(path) {
 		return nil, hook.Because(fs.ErrNotExist, "no bpffs at %s", path)
 	}
 	p := &Pins{filepath.Join(path, folderName)}
-	if err := kernel.Guarded(p.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	err := kernel.Guarded(p.dir)
+	// An empty folder of another user is in the way of ours, and holds nothing.
+	if err == nil || errors.Is(err, fs.ErrNotExist) || unix.Rmdir(p.dir) == nil {
+		return p, nil
 	}
-	return p, nil
+	return nil, err
 }
 
 // Path returns the path of a pin in a chain's folder.

@@ -17,6 +17,8 @@ type Request struct {
 	Mode       hook.Mode
 	Persistent bool
 	Owner      string
+	// Override allows that the program switches off the one of a cgroup above.
+	Override bool
 	// Style is the style of the chain to start on a free device. On any other device
 	// the chain must have that style.
 	Style hook.Style
@@ -58,6 +60,8 @@ func (r *Request) Check(o *Opened) error {
 	switch {
 	case r.Style != "" && o.Hook != hook.XDP:
 		return hook.Because(hook.ErrUsage, "style %v: only XDP has styles", r.Style)
+	case r.Override && !o.Hook.OnCgroup():
+		return hook.Because(hook.ErrUsage, "override: only a program on a cgroup takes the place of another")
 	case r.ConfigVersion != 0 && r.Style != hook.StyleLibxdp:
 		return hook.Because(hook.ErrUsage, "config version %d: only a chain of libxdp has one", r.ConfigVersion)
 	case r.ConfigVersion > libxdp.MaxVersion:

@@ -69,6 +69,9 @@ var promises = []promise{
 	{name: "exclusive", whole: true, check: checkExclusive, cannot: map[string]string{
 		"xdp": oneProgram, "tcx": "the kernel knows it on cgroups only", "tc": "the kernel knows it on cgroups only",
 	}},
+	{name: "overridden", whole: true, check: checkOverridden, cannot: map[string]string{
+		"xdp": noneBelow, "tcx": noneBelow, "tc": noneBelow,
+	}},
 	{name: "held elsewhere", whole: true, check: checkHeldElsewhere, ordered: true, cannot: map[string]string{"xdp": noMoves, "tc": noOwners}},
 	{name: "taken out", whole: true, check: checkTakenOut},
 	{name: "folder removed", whole: true, check: checkFolderRemoved, ordered: true},

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -230,6 +231,65 @@ func checkExclusive(t *testing.T, p *place) {
 	}
 	p.join(t, 1, dispatcher.Options{})
 	p.wantRunning(t, 1)
+}
+
+// A program that does not share its cgroup runs for one below only as long as that has none. A member does not switch it off unless it
+// is told to, and what is switched off is seen.
+func checkOverridden(t *testing.T, p *place) {
+	below := dispatcher.On(p.Target.Hook, p.Cgroup.Child(t, "below").Path)
+	attach := func(name string, override bool) (*dispatcher.Link, error) {
+		o := dispatcher.Options{Name: name, BPFFS: p.BPFFS, Persistent: true, Override: override}
+		_, planned := dispatcher.Plan(t.Context(), below, dispatcher.Program(p.tracer(t, 1)), o)
+		link, err := dispatcher.Attach(t.Context(), below, dispatcher.Program(p.tracer(t, 1)), o)
+		qt.Check(t, qt.Equals(fmt.Sprint(planned), fmt.Sprint(err)))
+		if err == nil {
+			p.keep(t, link)
+		}
+		return link, err
+	}
+	want := func(runs string, overridden bool) {
+		t.Helper()
+		chains, err := dispatcher.Effective(t.Context(), below, p.Look())
+		qt.Assert(t, qt.IsNil(err))
+		words := ""
+		for _, m := range chains[0].Members {
+			words += fmt.Sprintf("%s %s, ", m.Name, m.State)
+		}
+		qt.Check(t, qt.Equals(strings.TrimSuffix(words, ", "), runs))
+		found, err := dispatcher.Doctor(t.Context(), p.Look())
+		qt.Assert(t, qt.IsNil(err))
+		qt.Check(t, qt.Equals(slices.ContainsFunc(found, func(f hook.Finding) bool {
+			return f.Check == "overridden" && f.Level == hook.LevelDrift && f.Target == below.Cgroup
+		}), overridden))
+	}
+	legacy := p.tracer(t, 8)
+	leave := p.attachBare(t, legacy, unix.BPF_F_ALLOW_OVERRIDE)
+	_, err := attach("one", false)
+	qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
+	qt.Check(t, qt.ErrorMatches(err, ".*it would not run for .*/below any more: .*; .* adopt .*--override.*"))
+	var e *dispatcher.Error
+	qt.Assert(t, qt.ErrorAs(err, &e))
+	qt.Check(t, qt.Equals(e.Occupant.Program.ID, uint32(scene.ID(t, legacy))))
+	want("ldt_trace_8 running", false)
+
+	_, err = attach("one", true)
+	qt.Assert(t, qt.IsNil(err))
+	want("one running, ldt_trace_8 overridden", true)
+	two, err := attach("two", false) // it switches nothing off any more
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.IsNil(two.Detach(t.Context())))
+
+	// A member shares its cgroup.
+	adopted, err := dispatcher.Adopt(t.Context(), p.Target, dispatcher.AdoptOptions{Name: "old", BPFFS: p.BPFFS, Persistent: true})
+	qt.Assert(t, qt.IsNil(err))
+	want("one running, old running", false)
+	qt.Check(t, qt.IsNil(adopted.Detach(t.Context())))
+	qt.Check(t, qt.IsNil(adopted.Close()))
+	leave = p.attachBare(t, legacy, 0) // as one that comes later, for itself alone
+	want("one running, ldt_trace_8 overridden", true)
+	leave()
+	want("one running", false)
+	qt.Check(t, qt.IsNil(dispatcher.Detach(t.Context(), below, "one", p.Leave())))
 }
 
 // A link cannot be moved, and a new one leaves with the process that made it: so a member that another process holds is

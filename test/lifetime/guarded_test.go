@@ -1,6 +1,7 @@
 package lifetime
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -52,22 +53,23 @@ func TestFolderOfAnotherUser(t *testing.T) {
 				qt.Assert(t, qt.IsNil(err))
 				qt.Check(t, qt.IsTrue(slices.ContainsFunc(found, func(f hook.Finding) bool { return f.Check == "access" && f.Level == hook.LevelBroken })))
 			}
-			qt.Assert(t, qt.IsNil(asNobody(t, func() error { return os.Mkdir(dir, 0o700) })))
+			qt.Assert(t, qt.IsNil(asNobody(t, func() error { return errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(dir+"/xdp_1", 0o700)) })))
 			refused(`.*/libdispatcher belongs to user 65534, who can change what is in it; .*"rm -r .*`)
-			qt.Assert(t, qt.IsNil(os.Remove(dir)))
+			qt.Assert(t, qt.IsNil(os.Remove(dir+"/xdp_1")))
+			_, err := dispatcher.Read(t.Context(), s.Target, s.Look()) // nothing is in it, and it is out of the way now
+			qt.Assert(t, qt.IsNil(err))
 			qt.Assert(t, qt.IsNil(asNobody(t, func() error { return os.Symlink(t.TempDir(), dir) })))
 			refused(`.*/libdispatcher belongs to user 65534.*`)
 			qt.Assert(t, qt.IsNil(os.Remove(dir)))
-			qt.Assert(t, qt.IsNil(os.Mkdir(dir, 0o700)))
-			qt.Assert(t, qt.IsNil(os.Chmod(dir, 0o770)))
-			refused(`.*other users may change what is in .*/libdispatcher: its mode is 0770; .*"chmod go-w .*`)
-			qt.Assert(t, qt.IsNil(os.Chmod(dir, 0o700)))
 
 			// What root made there an ordinary user can neither change nor move away.
 			s.Attach(t, tracer, scene.Persistent("filter", 10))
-			err := asNobody(t, func() error { return os.Rename(dir, dir+"_") })
+			err = asNobody(t, func() error { return os.Rename(dir, dir+"_") })
 			qt.Check(t, qt.ErrorIs(err, fs.ErrPermission))
 			s.WantRun(t, 1)
+			qt.Assert(t, qt.IsNil(os.Chmod(dir, 0o770)))
+			refused(`.*other users may change what is in .*/libdispatcher: its mode is 0770; .*"chmod go-w .*`)
+			qt.Assert(t, qt.IsNil(os.Chmod(dir, 0o700)))
 			qt.Assert(t, qt.IsNil(os.Chmod(s.BPFFS, 0o777)))
 			refused(`.*other users may change what is in [^ ]*: its mode is 0777; .*`)
 			qt.Assert(t, qt.IsNil(os.Chmod(s.BPFFS, 0o700)))
