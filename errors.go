@@ -19,6 +19,7 @@ var (
 	ErrDefunct      = hook.ErrDefunct
 	ErrIncompatible = hook.ErrIncompatible
 	ErrPermission   = hook.ErrPermission
+	ErrPins         = hook.ErrPins
 	ErrUsage        = hook.ErrUsage
 )
 

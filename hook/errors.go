@@ -26,6 +26,9 @@ var (
 	ErrIncompatible = errors.New("incompatible program")
 	// ErrPermission: a capability is missing, or the kernel's policy forbids it.
 	ErrPermission = errors.New("no permission")
+	// ErrPins: the operation is in effect, but pins could not be changed: the bpffs may
+	// be read-only, or full.
+	ErrPins = errors.New("in effect, but not the pins")
 	// ErrUsage: the request itself is wrong: a bad name, a value out of range.
 	ErrUsage = errors.New("invalid request")
 )

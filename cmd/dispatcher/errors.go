@@ -30,7 +30,7 @@ var statuses = []struct {
 	meaning string
 	causes  []error
 }{
-	{statusDone, "done", nil},
+	{statusDone, "done, or done but for pins that could not be changed, with a warning", []error{dispatcher.ErrPins}},
 	{statusUsage, "the command line, or what it asks for, is wrong", []error{dispatcher.ErrUsage}},
 	{statusFailed, "the kernel refused, or something failed", nil},
 	{statusBusy, "busy: another program holds the hook, the name is taken, the chain is full or kept changing",
@@ -122,6 +122,10 @@ func (a *app) fail(err error) int {
 
 func (a *app) printError(err error, status int) {
 	e := shown(err)
+	if status == statusDone {
+		a.warn("%v", e)
+		return
+	}
 	var refused *hook.VerifierRefusal
 	isRefused := errors.As(err, &refused)
 	if a.format == formatJSON {

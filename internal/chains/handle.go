@@ -140,12 +140,10 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 			}
 			used = true
 			kernel.Step("replace: after")
-			if l != nil && l.Has(h.folder(), c.Slots[i].Name) {
-				if err := l.SetMaps(h.folder(), c.Slots[i].Name, prog.Maps); err != nil {
-					return err
-				}
+			if err := h.sealAgain(sealed); err != nil {
+				return err
 			}
-			return h.sealAgain(sealed)
+			return l.SetMaps(h.folder(), c.Slots[i].Name, prog.Maps)
 		})
 		return used, err
 	})
@@ -212,11 +210,12 @@ func (h *handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
 		return takeOut(l, h.root, h.chainID, c.Slots[i:i+1])
 	})
-	if err != nil && !target.Gone(err) {
+	left := errors.Is(err, hook.ErrPins)
+	if err != nil && !left && !target.Gone(err) {
 		return err
 	}
-	return h.Leave(func() error {
-		if err != nil {
+	leave := h.Leave(func() error {
+		if err != nil && !left {
 			if err := h.unpinGone(ctx); err != nil {
 				return err
 			}
@@ -225,6 +224,10 @@ func (h *handle) Detach(ctx context.Context) error {
 		h.drop()
 		return nil
 	})
+	if left {
+		return err
+	}
+	return leave
 }
 
 // unpinGone removes the pins of a member that has lost its chain.

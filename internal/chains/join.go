@@ -358,12 +358,15 @@ func takeOut(l *state.Locked, r root, chainID uint64, leaving []dispatch.Slot) e
 	}
 	folder := state.ChainFolder(r.LinkID(), chainID)
 	if left.Closed {
-		return l.DropChain(folder)
-	}
-	for _, s := range leaving {
-		if err := l.Remove(folder, s.Name); err != nil {
-			return err
+		err = l.DropChain(folder)
+	} else {
+		for _, s := range leaving {
+			err = kernel.Join(err, l.Remove(folder, s.Name))
 		}
+	}
+	if err != nil {
+		return hook.Because(hook.ErrPins, "the member is detached, but its pins are left: %w", err).
+			Hint("make the bpffs writable: the next change of a chain there removes them")
 	}
 	return nil
 }

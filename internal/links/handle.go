@@ -141,10 +141,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 			}
 			used = true
 			kernel.Step("replace: after")
-			if l != nil && l.Has(h.folder(), g.rec.Name) {
-				return l.SetMaps(h.folder(), g.rec.Name, prog.Maps)
-			}
-			return nil
+			return l.SetMaps(h.folder(), g.rec.Name, prog.Maps)
 		})
 		return used, err
 	})

@@ -259,9 +259,21 @@ func pinClone(m *ebpf.Map, path string) error {
 	return kernel.Errno("pin "+path, c.Pin(path))
 }
 
-// SetMaps replaces the pins of a member's maps by those of its new program's maps. A
-// map that both programs use is pinned all the time.
+// SetMaps replaces the pins of a member's maps by those of its new program's maps, after
+// the program is in its place. A map that both programs use is pinned all the time. It does
+// nothing without the lock, or for a member that is not pinned. The error is ErrPins.
 func (l *Locked) SetMaps(folder, member string, maps map[string]*ebpf.Map) error {
+	if l == nil || !l.Has(folder, member) {
+		return nil
+	}
+	if err := l.setMaps(folder, member, maps); err != nil {
+		return hook.Because(hook.ErrPins, "the new program runs, but its maps are not pinned: %w", err).
+			Hint("make %s writable, and replace the program again", l.BPFFS())
+	}
+	return nil
+}
+
+func (l *Locked) setMaps(folder, member string, maps map[string]*ebpf.Map) error {
 	dir := l.Path(folder, memberPrefix+escape(member))
 	entries, err := os.ReadDir(dir)
 	if err != nil {

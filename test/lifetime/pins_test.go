@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/go-quicktest/qt"
@@ -99,6 +100,55 @@ func TestPinAfterRemovedRoot(t *testing.T) {
 	_, err := os.Lstat(root)
 	qt.Check(t, qt.IsNil(err))
 	s.Clear(t)
+}
+
+// With pins that cannot be changed, an operation either changes nothing, or says that it is in effect.
+func TestReadOnlyPins(t *testing.T) {
+	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress, hook.CgroupConnect4} {
+		t.Run(string(h), func(t *testing.T) {
+			s := scene.NewOn(t, h)
+			attach := func(name string, number int) (*dispatcher.Link, error) {
+				return s.TryJoin(t, dispatcher.Program(s.Tracer(t, number)), dispatcher.Options{Name: name, Persistent: true})
+			}
+			_, err := attach("one", 1)
+			qt.Assert(t, qt.IsNil(err))
+			pins := s.BPFFS
+			s.BPFFS = t.TempDir()
+			qt.Assert(t, qt.IsNil(unix.Mount(pins, s.BPFFS, "", unix.MS_BIND, "")))
+			ro := s.BPFFS
+			t.Cleanup(func() { unix.Unmount(ro, unix.MNT_DETACH) }) // if it is still there
+			qt.Assert(t, qt.IsNil(unix.Mount("", s.BPFFS, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")))
+
+			_, err = attach("two", 2)
+			qt.Check(t, qt.ErrorIs(err, unix.EROFS))
+			s.WantRun(t, 1)
+			one := s.Open(t, "one")
+			next := dispatcher.Spec(scene.CountingOn(h), dispatcher.LoadOptions{})
+			was := s.Read(t).Member("one").Program.ID
+			err = one.Update(t.Context(), next)
+			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrPins))
+			qt.Check(t, qt.ErrorIs(err, unix.EROFS))
+			qt.Check(t, qt.ErrorMatches(err, ".*the new program runs, but its maps are not pinned: .*; make .* writable, .*"))
+			qt.Check(t, qt.Not(qt.Equals(s.Read(t).Member("one").Program.ID, was)))
+
+			if err = one.Detach(t.Context()); h == hook.XDP {
+				qt.Check(t, qt.ErrorIs(err, dispatcher.ErrPins))
+				qt.Check(t, qt.ErrorMatches(err, ".*the member is detached, but its pins are left: .*"))
+				qt.Check(t, qt.HasLen(s.Read(t).Members, 0))
+			} else {
+				qt.Check(t, qt.ErrorIs(err, unix.EROFS))
+				qt.Check(t, qt.Not(qt.ErrorIs(err, dispatcher.ErrPins)))
+				qt.Check(t, qt.HasLen(s.Read(t).Members, 1))
+			}
+			s.BPFFS = pins
+			qt.Check(t, qt.IsNil(unix.Unmount(ro, unix.MNT_DETACH)))
+			if h != hook.XDP {
+				s.Detach(t, "one")
+			}
+			s.Recover(t, dispatcher.RecoverOptions{})
+			qt.Check(t, qt.HasLen(slices.DeleteFunc(s.Pins(t), func(name string) bool { return name == "registry" }), 0))
+		})
+	}
 }
 
 // A program that decides at run time whether it shall outlive itself.
