@@ -99,7 +99,10 @@ func (r *Record) UnmarshalBinary(b []byte) error {
 
 // A Registry has the names and priorities of members with links of their own, by link
 // id. The methods of a nil Registry work as for an empty one.
-type Registry struct{ m *ebpf.Map }
+type Registry struct {
+	m        *ebpf.Map
+	readOnly bool // as its bpffs is: nothing can be written
+}
 
 // RegistryPath is the path of the registry's pin.
 func (p *Pins) RegistryPath() string { return p.Path(registryPin) }
@@ -110,6 +113,10 @@ func (p *Pins) RegistryPath() string { return p.Path(registryPin) }
 func (p *Pins) OpenRegistry() (*Registry, error) {
 	path := p.RegistryPath()
 	m, err := ebpf.LoadPinnedMap(path, nil)
+	readOnly := errors.Is(err, unix.EROFS)
+	if readOnly {
+		m, err = ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, hook.Because(fs.ErrNotExist, "there is no registry at %s", path)
@@ -122,7 +129,7 @@ func (p *Pins) OpenRegistry() (*Registry, error) {
 		m.Close()
 		return nil, hook.Because(ebpf.ErrNotSupported, "registry at %s: of another version", path)
 	}
-	return &Registry{m}, nil
+	return &Registry{m, readOnly}, nil
 }
 
 // isNoMap tells whether path leads to something that can be read and is no map: a
@@ -169,7 +176,7 @@ func (l *Locked) Registry() (*Registry, error) {
 		err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, l.Path(registryPin), unix.RENAME_NOREPLACE)
 	}
 	if err == nil {
-		return &Registry{m}, nil
+		return &Registry{m: m}, nil
 	}
 	m.Close()
 	if errors.Is(err, fs.ErrExist) {
@@ -217,7 +224,16 @@ func (r *Registry) Put(link uint32, rec *Record) error {
 	if err != nil {
 		return err
 	}
-	return kernel.Errno("write to the registry", r.m.Put(link, b))
+	return r.writable(kernel.Errno("write to the registry", r.m.Put(link, b)))
+}
+
+// writable returns the error of a write. A descriptor that only reads gets EPERM, of which
+// the read-only bpffs is the cause.
+func (r *Registry) writable(err error) error {
+	if r.readOnly && errors.Is(err, unix.EPERM) {
+		return kernel.Errno("write to the registry", unix.EROFS)
+	}
+	return err
 }
 
 // Moved records that a link, which has the record rec, was replaced by another link.
@@ -249,8 +265,8 @@ func (r *Registry) Delete(link uint32) error {
 	if r == nil {
 		return nil
 	}
-	if err := r.m.Delete(link); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return kernel.Errno("delete from the registry", err)
+	if err := r.m.Delete(link); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return r.writable(kernel.Errno("delete from the registry", err))
 	}
 	return nil
 }

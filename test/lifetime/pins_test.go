@@ -112,6 +112,16 @@ func TestReadOnlyPins(t *testing.T) {
 			}
 			_, err := attach("one", 1)
 			qt.Assert(t, qt.IsNil(err))
+			qt.Assert(t, qt.IsNil(unix.Mount("", s.BPFFS, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")))
+			c, readErr := dispatcher.Read(t.Context(), s.Target, s.Look())
+			_, err = attach("two", 2)
+			qt.Assert(t, qt.IsNil(unix.Mount("", s.BPFFS, "", unix.MS_REMOUNT, "")))
+			qt.Assert(t, qt.IsNil(readErr))
+			qt.Check(t, qt.Equals(scene.Summary(c), "one*"))
+			qt.Check(t, qt.ErrorIs(err, unix.EROFS))
+			s.WantRun(t, 1)
+
+			// The mount alone is read-only.
 			pins := s.BPFFS
 			s.BPFFS = t.TempDir()
 			qt.Assert(t, qt.IsNil(unix.Mount(pins, s.BPFFS, "", unix.MS_BIND, "")))
