@@ -263,7 +263,7 @@ func checkOverridden(t *testing.T, p *place) {
 		}), overridden))
 	}
 	legacy := p.tracer(t, 8)
-	leave := p.attachBare(t, legacy, unix.BPF_F_ALLOW_OVERRIDE)
+	p.attachBare(t, legacy, unix.BPF_F_ALLOW_OVERRIDE)
 	_, err := attach("one", false)
 	qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy))
 	qt.Check(t, qt.ErrorMatches(err, ".*it would not run for .*/below any more: .*; .* adopt .*--override.*"))
@@ -285,7 +285,7 @@ func checkOverridden(t *testing.T, p *place) {
 	want("one running, old running", false)
 	qt.Check(t, qt.IsNil(adopted.Detach(t.Context())))
 	qt.Check(t, qt.IsNil(adopted.Close()))
-	leave = p.attachBare(t, legacy, 0) // as one that comes later, for itself alone
+	leave := p.attachBare(t, legacy, 0) // as one that comes later, for itself alone
 	want("one running, ldt_trace_8 overridden", true)
 	leave()
 	want("one running", false)
