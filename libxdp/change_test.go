@@ -183,11 +183,21 @@ func TestFrags(t *testing.T) {
 	qt.Assert(t, qt.IsNil(s.DetachAll(t.Context())))
 }
 
+// asking is a source that asks for settings.
+type asking struct {
+	Source
+	settings hook.Settings
+}
+
+func (a asking) Settings() hook.Settings { return a.settings }
+
 // Build makes a chain for another caller to attach.
 func TestBuild(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := newScene(t)
-	sources := func() []Source { return []Source{s.source(t, 2), s.source(t, 1)} }
+	sources := func() []Source {
+		return []Source{asking{s.source(t, 1), hook.Settings{Priority: 60}}, asking{s.source(t, 2), hook.Settings{ContinueOn: hook.SetOf(hook.Drop)}}}
+	}
 	b, err := s.Build(t.Context(), sources(), 0)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.HasLen(s.pinned(t), 5))

@@ -8,8 +8,6 @@ import (
 	"io"
 	"os"
 
-	"golang.org/x/term"
-
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
@@ -39,7 +37,7 @@ type app struct {
 
 // run runs the command line args and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr}
+	a := &app{stdout: newEscaper(stdout), stderr: newEscaper(stderr)}
 	err := a.rootCommand(args).ExecuteContext(ctx)
 	var code exit
 	switch {
@@ -136,7 +134,7 @@ func (a *app) paint(w io.Writer, text, color string) string {
 	if color == "" || !a.colored(w) {
 		return text
 	}
-	return color + text + plain
+	return control(w, color) + text + control(w, plain)
 }
 
 // colored tells whether w takes colour. See https://no-color.org for NO_COLOR.
@@ -147,6 +145,5 @@ func (a *app) colored(w io.Writer) bool {
 	case "never":
 		return false
 	}
-	f, ok := w.(*os.File)
-	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && terminal(w) != nil
 }

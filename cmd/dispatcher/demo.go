@@ -24,7 +24,7 @@ cgroup v2, the demo says so. It takes some seconds and needs root and iproute2.`
 			if a.format == formatJSON {
 				return usage("", "the demo is for human readers: it has no JSON")
 			}
-			return demo.Run(cmd.Context(), a.stdout, a.colored(a.stdout))
+			return demo.Run(cmd.Context(), raw(a.stdout), a.colored(a.stdout))
 		},
 	}
 	cmd.AddCommand(&cobra.Command{

@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/term"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
@@ -224,11 +221,11 @@ func (x *explained) change(s *hook.Step, before string) string {
 // progress shows progress on a terminal while a long file is processed and nothing else is
 // printed.
 func (x *explained) progress() {
-	f, ok := x.a.stderr.(*os.File)
-	if !ok || time.Since(x.shown) < 500*time.Millisecond || !term.IsTerminal(int(f.Fd())) {
+	f := terminal(x.a.stderr)
+	if f == nil || time.Since(x.shown) < 500*time.Millisecond {
 		return
 	}
-	if out, ok := x.a.stdout.(*os.File); !x.a.quiet && x.a.format != formatJSON && ok && term.IsTerminal(int(out.Fd())) {
+	if !x.a.quiet && x.a.format != formatJSON && terminal(x.a.stdout) != nil {
 		return
 	}
 	x.shown = time.Now()

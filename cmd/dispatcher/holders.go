@@ -152,7 +152,7 @@ func (a *app) holders(b *strings.Builder, indent string, h hook.Holders) {
 		add(cell{text: "kernel"}, name, "")
 	}
 	for _, s := range h.Suspects {
-		add(cell{text: "maybe", color: yellow}, fmt.Sprintf("pid %d %s", s.PID, s.Comm), s.Why)
+		add(cell{text: "maybe", color: yellow}, fmt.Sprintf("pid %d %s", s.PID, oneLine(s.Comm)), s.Why)
 	}
 	a.table(b, indent, rows)
 }
@@ -162,7 +162,7 @@ func processName(p hook.HolderProcess) string {
 	for i, fd := range p.FDs {
 		fds[i] = strconv.Itoa(fd)
 	}
-	name := fmt.Sprintf("pid %d %s", p.PID, p.Comm)
+	name := fmt.Sprintf("pid %d %s", p.PID, oneLine(p.Comm))
 	if p.TID != 0 {
 		name += fmt.Sprintf(" (thread %d)", p.TID)
 	}
@@ -170,7 +170,7 @@ func processName(p hook.HolderProcess) string {
 }
 
 func processWhere(p hook.HolderProcess) string {
-	parts := []string{orDash(p.Exe)}
+	parts := []string{orDash(oneLine(p.Exe))}
 	switch {
 	case p.Container != "":
 		parts = append(parts, "container "+p.Container)

@@ -20,7 +20,7 @@ func main() {
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	kernel.RaiseMemlock()
 	if name := filepath.Base(os.Args[0]); name == xdpLoader {
-		os.Exit(runXDPLoader(ctx, name, os.Args[1:], os.Stdout, os.Stderr))
+		os.Exit(runXDPLoader(ctx, name, os.Args[1:], newEscaper(os.Stdout), newEscaper(os.Stderr)))
 	}
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }

@@ -18,17 +18,18 @@ type screen struct {
 }
 
 const (
-	cursorOff = "\x1b[?25l"
-	cursorOn  = "\x1b[?25h"
-	wrapOff   = "\x1b[?7l" // the terminal cuts long lines
-	wrapOn    = "\x1b[?7h"
-	clearDown = "\x1b[J"
+	cursorOff   = "\x1b[?25l"
+	cursorOn    = "\x1b[?25h"
+	cursorStart = "\x1b[G"
+	wrapOff     = "\x1b[?7l" // the terminal cuts long lines
+	wrapOn      = "\x1b[?7h"
+	clearDown   = "\x1b[J"
 )
 
 func (a *app) screen() *screen {
 	s := &screen{a: a}
-	if f, ok := a.stdout.(*os.File); ok && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd())) {
-		s.terminal = f
+	if os.Getenv("TERM") != "dumb" {
+		s.terminal = terminal(a.stdout)
 	}
 	return s
 }
@@ -50,12 +51,12 @@ func (s *screen) show(now time.Time, block string) error {
 		up = fmt.Sprintf("\x1b[%dA", s.lines)
 	}
 	s.lines = len(lines)
-	return s.a.print(cursorOff + wrapOff + up + "\r" + clearDown + strings.Join(lines, "") + wrapOn)
+	return s.a.print(control(s.a.stdout, cursorOff+wrapOff+up+cursorStart+clearDown) + strings.Join(lines, "") + control(s.a.stdout, wrapOn))
 }
 
 // restore restores the terminal's settings.
 func (s *screen) restore() {
 	if s.terminal != nil && s.lines > 0 {
-		_ = s.a.print(cursorOn)
+		_ = s.a.print(control(s.a.stdout, cursorOn))
 	}
 }
