@@ -347,18 +347,9 @@ func startPoller(t testing.TB) {
 
 // addHolders adds to each BPF object the processes that hold it, to help the reader find the cause.
 func addHolders(leaked things) {
-	infos, _ := filepath.Glob("/proc/[0-9]*/fdinfo/*")
-	for _, path := range infos {
-		info, err := os.ReadFile(path)
-		if err != nil {
-			continue
+	eachHeld(func(pid, fd, key string) {
+		if _, ok := leaked[key]; ok {
+			leaked[key] += fmt.Sprintf(", held by pid %s, fd %s", pid, fd)
 		}
-		for line := range strings.Lines(string(info)) {
-			key := objectKey(line)
-			if _, ok := leaked[key]; ok {
-				pid := strings.Split(path, "/")[2]
-				leaked[key] += fmt.Sprintf(", held by pid %s, fd %s", pid, filepath.Base(path))
-			}
-		}
-	}
+	})
 }

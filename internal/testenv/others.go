@@ -43,17 +43,11 @@ func ofOthers(found things) {
 func heldByOthers() (keys []string) {
 	own := things{}
 	_ = children(own)
-	infos, _ := filepath.Glob("/proc/[0-9]*/fdinfo/*")
-	for _, path := range infos {
-		pid := strings.Split(path, "/")[2]
-		if pid == fmt.Sprint(os.Getpid()) || isChild(own, pid) {
-			continue
+	eachHeld(func(pid, _, key string) {
+		if pid != fmt.Sprint(os.Getpid()) && !isChild(own, pid) {
+			keys = append(keys, key)
 		}
-		info, _ := os.ReadFile(path)
-		for line := range strings.Lines(string(info)) {
-			keys = append(keys, objectKey(line))
-		}
-	}
+	})
 	return keys
 }
 
@@ -66,9 +60,16 @@ func isChild(children things, pid string) bool {
 	return false
 }
 
-// objectKey returns the key of the BPF object that a line of fdinfo names.
-func objectKey(line string) string {
-	return strings.Join(strings.Fields(strings.Replace(line, ":", " ", 1)), " ")
+// eachHeld calls fn for each line of fdinfo of all processes: the key is that of a BPF object where the
+// line names one.
+func eachHeld(fn func(pid, fd, key string)) {
+	infos, _ := filepath.Glob("/proc/[0-9]*/fdinfo/*")
+	for _, path := range infos {
+		info, _ := os.ReadFile(path) // the process may be gone
+		for line := range strings.Lines(string(info)) {
+			fn(strings.Split(path, "/")[2], filepath.Base(path), strings.Join(strings.Fields(strings.Replace(line, ":", " ", 1)), " "))
+		}
+	}
 }
 
 // pinnedByOthers lists what is pinned in all mounts of bpffs, but those that a test of this process made.
