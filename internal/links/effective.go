@@ -21,10 +21,7 @@ func EffectiveOn(o *target.Opened) (*hook.Chain, error) { return look(o, (*opene
 func EffectiveBelow(o *target.Opened) ([]hook.Chain, error) { return look(o, (*opened).effectiveBelow) }
 
 func (op *opened) effectiveBelow() ([]hook.Chain, error) {
-	c, err := op.effective()
-	if err == nil {
-		err = op.overridden(c)
-	}
+	c, err := op.withOverridden()
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +53,7 @@ func (op *opened) at(cg *kernel.Cgroup) *opened {
 	return &other
 }
 
-// effectiveIn is effective for the cgroup at path; nil if it has no programs of its own.
+// effectiveIn is withOverridden for the cgroup at path; nil if it has no programs of its own.
 func (op *opened) effectiveIn(path string) (*hook.Chain, error) {
 	cg, err := kernel.OpenCgroup(path)
 	if err != nil {
@@ -68,26 +65,21 @@ func (op *opened) effectiveIn(path string) (*hook.Chain, error) {
 	if err != nil || len(q.Programs) == 0 {
 		return nil, err
 	}
-	c, err := below.effective()
-	if err == nil {
-		err = below.overridden(c)
-	}
-	return c, err
+	return below.withOverridden()
 }
 
-// overridden adds to the chain of a cgroup with programs of its own the program above that
-// does not run there.
-func (op *opened) overridden(c *hook.Chain) error {
-	own := func(m hook.Member) bool { return m.From == op.cgroup.Path }
-	if !slices.ContainsFunc(c.Members, own) {
-		return nil
+// withOverridden is effective, and the program above that does not run for a cgroup because
+// that has programs of its own.
+func (op *opened) withOverridden() (*hook.Chain, error) {
+	c, err := op.effective()
+	if err != nil || !slices.ContainsFunc(c.Members, func(m hook.Member) bool { return m.From == op.cgroup.Path }) {
+		return c, err
 	}
-	prog, where, err := Overridable(op.cgroup.Path, op.Hook)
-	if err != nil || prog.ID == 0 {
-		return err
+	prog, where, err := overridable(op.cgroup, op.Hook)
+	if err == nil && prog.ID != 0 {
+		c.Members = append(c.Members, hook.Member{Name: prog.Name, Kind: hook.KindLegacy, State: hook.StateOverridden, Program: prog, From: where})
 	}
-	c.Members = append(c.Members, hook.Member{Name: prog.Name, Kind: hook.KindLegacy, State: hook.StateOverridden, Program: prog, From: where})
-	return nil
+	return c, err
 }
 
 func (op *opened) effective() (*hook.Chain, error) {

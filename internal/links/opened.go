@@ -300,24 +300,19 @@ func (op *opened) twice(prog *ebpf.Program) error {
 // program attached for itself alone, to this cgroup or above (hierarchy_allows_attach,
 // kernel/bpf/cgroup.c). It returns nil if it finds no such program.
 func (op *opened) closed(l *order) error {
-	alone := func(prog uint32, where string) error {
-		return hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where).
-			HeldBy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(prog)}).
-			Hint("make it a member with \"%s\", or detach it", op.Command("adopt", string(op.Hook), where))
-	}
 	if len(l.Order) > 0 && !sharesCgroup(l.flags) {
-		return alone(l.Order[0].Program, op.cgroup.Path)
+		return op.alone(l.Order[0].Program, op.cgroup.Path)
 	}
-	above, err := op.cgroup.Ancestors()
-	if err != nil {
-		return nil
-	}
-	defer kernel.CloseCgroups(above)
-	for _, c := range above[1:] {
-		q, err := kernel.QueryPrograms(c.FD(), op.kind.Attach, 0)
-		if err == nil && len(q.Programs) > 0 && q.Flags&(unix.BPF_F_ALLOW_MULTI|unix.BPF_F_ALLOW_OVERRIDE) == 0 {
-			return alone(q.Programs[0], c.Path)
-		}
+	q, where, err := nearestAbove(op.cgroup, op.Hook)
+	if err == nil && q != nil && q.Flags&(unix.BPF_F_ALLOW_MULTI|unix.BPF_F_ALLOW_OVERRIDE) == 0 {
+		return op.alone(q.Programs[0], where)
 	}
 	return nil
+}
+
+// alone returns ErrBusy for a program that is on a cgroup for itself alone.
+func (op *opened) alone(prog uint32, where string) error {
+	return hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where).
+		HeldBy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(prog)}).
+		Hint("make it a member with \"%s\", or detach it", op.Command("adopt", string(op.Hook), where))
 }

@@ -215,6 +215,7 @@ func checkExclusive(t *testing.T, p *place) {
 			_, err = dispatcher.Attach(t.Context(), dispatcher.On(p.Target.Hook, path), dispatcher.Program(p.tracer(t, 1)),
 				dispatcher.Options{Name: "one", BPFFS: p.BPFFS, Persistent: true})
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrBusy), qt.Commentf("flags %d, %s", flags, path))
+			qt.Check(t, qt.ErrorMatches(err, ".*it was attached to .* for itself alone .*"))
 			var e *dispatcher.Error
 			qt.Assert(t, qt.ErrorAs(err, &e))
 			qt.Assert(t, qt.IsNotNil(e.Occupant))
