@@ -18,8 +18,7 @@ attached it.
 
 XDP has room for one program on a device. dispatcher attaches a chain there that
 runs many, its members, in the order of their priorities. The chain holds the
-device by a bpf_link, so that neither "ip link set xdp" nor another program can
-remove it.
+device by a bpf_link, so that "ip link set xdp" can neither remove nor replace it.
 
 On tcx and cgroups the kernel itself runs many programs. There each member has a
 bpf_link of its own, at the position for its priority. Kernels without tcx have
