@@ -52,8 +52,8 @@ there.
 
 Members run in the order of their priorities. Programs of other tools stay where
 they are; --before, --after, --first and --last ask for a position among them.
-The member stays until "detach" or a reboot; with --hold it leaves when the
-command ends.
+The member stays until "detach" or a reboot, in a container only if the bpffs is
+the machine's; with --hold it leaves when the command ends.
 
 On xdp the program joins the chain on the device, or starts one. The next member
 runs when the verdict is one of --continue-on. While a member's slot is empty,

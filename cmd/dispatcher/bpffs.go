@@ -30,7 +30,11 @@ func (a *app) checkBPFFS(cmd *cobra.Command) error {
 // needBPFFS mounts the default bpffs for a verb that pins, if none is mounted
 // there.
 func (a *app) needBPFFS(pins bool) error {
-	if !pins || kernel.IsBPFFS(a.bpffs) {
+	if !pins {
+		return nil
+	}
+	if kernel.IsBPFFS(a.bpffs) {
+		a.warnPrivate()
 		return nil
 	}
 	if inPrivateMounts() {
@@ -40,8 +44,20 @@ func (a *app) needBPFFS(pins bool) error {
 	mounted, err := dispatcher.MountBPFFS(a.bpffs)
 	if mounted {
 		a.note("mounted a bpffs at %s, for the pins", a.bpffs)
+		a.warnPrivate()
 	}
 	return err
+}
+
+// warnPrivate warns of a bpffs whose pins may not last as long as the machine runs.
+func (a *app) warnPrivate() {
+	switch life := kernel.LifeOf(a.bpffs); life {
+	case kernel.Lasting:
+	case kernel.Unknown: // it may be well
+		a.note("the bpffs at %s %v; %s", a.bpffs, life, kernel.LastingHint)
+	default:
+		a.warn("the bpffs at %s %v; %s", a.bpffs, life, kernel.LastingHint)
+	}
 }
 
 // inPrivateMounts tells whether the command runs in a mount namespace that one

@@ -25,8 +25,9 @@ bpf_link of its own, at the position for its priority. Kernels without tcx have
 tc: filters in the same order, which other tools can remove.
 
 Everything needs root. Programs attached with "attach" and "adopt" stay until
-"detach" or a reboot, because they are pinned in a bpffs. With --hold the
-command owns the member instead, and the member leaves when the command ends.
+"detach" or a reboot, because they are pinned in a bpffs; in a container they go
+with it, unless it has the machine's bpffs. With --hold the command owns the
+member instead, and the member leaves when the command ends.
 
 HOOK and TARGET are
   xdp                      a device

@@ -30,6 +30,9 @@ func (m machine) bpffsMount() []hook.Finding {
 	case st.Mode&0o002 != 0:
 		return note(kernel.Shell("chmod", "0700", m.bpffs), fmt.Sprintf("everybody may make pins in %s: its mode is %04o", m.bpffs, st.Mode&0o7777))
 	}
+	if life := kernel.LifeOf(m.bpffs); life != kernel.Lasting {
+		return note("", fmt.Sprintf("the one at %s %v; %s", m.bpffs, life, kernel.LastingHint))
+	}
 	return nil
 }
 

@@ -15,6 +15,9 @@ type Mount struct {
 	Root  string // the folder or file of the file system that is mounted
 	Point string // the path where it is mounted, as that process sees it
 	Type  string // of the file system
+	// Peers is the number of the mount's peer group, Master that of the group from which it
+	// receives mounts (mount_namespaces(7)); empty for none.
+	Peers, Master string
 }
 
 // Mounts reads a mountinfo file.
@@ -56,7 +59,15 @@ func parseMount(line string) (m Mount, ok bool) {
 	major, minor, _ := strings.Cut(fields[dev], ":")
 	x, err1 := strconv.ParseUint(major, 10, 32)
 	y, err2 := strconv.ParseUint(minor, 10, 32)
-	m = Mount{unix.Mkdev(uint32(x), uint32(y)), unescape(fields[root]), unescape(fields[point]), fields[end+1]}
+	m = Mount{Dev: unix.Mkdev(uint32(x), uint32(y)), Root: unescape(fields[root]), Point: unescape(fields[point]), Type: fields[end+1]}
+	for _, field := range fields[optional:end] {
+		switch tag, group, _ := strings.Cut(field, ":"); tag {
+		case "shared":
+			m.Peers = group
+		case "master":
+			m.Master = group
+		}
+	}
 	return m, err1 == nil && err2 == nil
 }
 

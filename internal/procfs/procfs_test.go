@@ -22,11 +22,11 @@ nonsense
 1 2 0:7 / - tmpfs t rw
 `
 	want := []Mount{
-		{20, "/", "/sys/fs/bpf", "bpf"},
-		{0x801, "/a b", "/mnt\\\tx", "ext4"},
-		{4, "mnt:[4026532177]", `/run/ns\0`, "nsfs"},
-		{5, "/", "/a\r\f\v\u0085\u00a0\u2003b", "bpf"},
-		{6, "/", "/only/type", "tmpfs"},
+		{20, "/", "/sys/fs/bpf", "bpf", "8", ""},
+		{0x801, "/a b", "/mnt\\\tx", "ext4", "", "1"},
+		{4, "mnt:[4026532177]", `/run/ns\0`, "nsfs", "", ""},
+		{5, "/", "/a\r\f\v\u0085\u00a0\u2003b", "bpf", "", ""},
+		{6, "/", "/only/type", "tmpfs", "", ""},
 	}
 	got := ParseMounts(text)
 	qt.Assert(t, qt.IsTrue(slices.Equal(got, want)), qt.Commentf("%q", got))
@@ -43,7 +43,7 @@ func FuzzParseMounts(f *testing.F) {
 	f.Fuzz(func(t *testing.T, root, point, before string) {
 		all := ParseMounts(before + "\n1 2 8:1 " + escape.Replace(root) + " " + escape.Replace(point) + " rw shared:1 - bpf bpf rw\n")
 		qt.Assert(t, qt.IsTrue(len(all) > 0 && len(all) <= strings.Count(before, "\n")+2))
-		qt.Check(t, qt.Equals(all[len(all)-1], Mount{0x801, root, point, "bpf"}))
+		qt.Check(t, qt.Equals(all[len(all)-1], Mount{0x801, root, point, "bpf", "1", ""}))
 	})
 }
 
