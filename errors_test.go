@@ -59,6 +59,7 @@ func TestEveryErrorIsAnError(t *testing.T) {
 		"MountBPFFS":    errOf(MountBPFFS("/proc/nowhere")),
 		"Open":          errOf(Open(ctx, nowhere, "a", ReadOptions{})),
 		"OpenPinned":    errOf(OpenPinned(ctx, "/proc/nowhere")),
+		"PlanAdopt":     errOf(PlanAdopt(ctx, nowhere, AdoptOptions{})),
 		"Plan":          errOf(Plan(ctx, nowhere, Source{}, Options{})),
 		"Read":          errOf(Read(ctx, nowhere, ReadOptions{})),
 		"Recover":       errOf(Recover(ctx, RecoverOptions{BPFFS: "/proc/nowhere"})),

@@ -93,6 +93,10 @@ type Event struct {
 	Entries        int `json:"entries"`
 	// By is the entry that overtook a member, for EventOvertaken.
 	By *Member `json:"by,omitempty"`
+	// Twin is an entry that runs the same program for the same packets or calls as the
+	// entry that was attached, one of both being a member: the program runs twice. Nil
+	// when there is none.
+	Twin *Member `json:"twin,omitempty"`
 	// Extension is what EventExtended and EventRestored are about; else nil.
 	Extension *Extension `json:"extension,omitempty"`
 	// Who is the process that did it, when that is certain; else nil.
@@ -152,6 +156,9 @@ func (e Event) String() string {
 		parts = append(parts, differences(e.Before, e.After)...)
 	}
 	parts = append(parts, e.programs()...)
+	if e.Twin != nil {
+		parts = append(parts, fmt.Sprintf("runs twice: it is the program of %s (%s) too", e.Twin.Ref(), e.Twin.Kind))
+	}
 	if e.Err != "" {
 		parts = append(parts, e.Err)
 	}

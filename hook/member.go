@@ -114,6 +114,12 @@ type Program struct {
 	LoadedBy uint32 `json:"loaded_by_uid"`
 }
 
+// Same tells whether q is the same program, or another copy of it: with the same
+// instructions and the same name.
+func (p Program) Same(q Program) bool {
+	return p.ID != 0 && (p.ID == q.ID || p.Tag != "" && p.Tag == q.Tag && p.Name == q.Name)
+}
+
 // MarshalJSON writes a program that there is not as null, and the time in UTC and whole
 // seconds: the kernel's clocks do not tell it better.
 func (p Program) MarshalJSON() ([]byte, error) {
@@ -325,6 +331,15 @@ type Chain struct {
 // At returns the hook and the target.
 func (c *Chain) At() EventTarget {
 	return EventTarget{Hook: c.Hook, Target: c.Target, Ifindex: c.Ifindex, CgroupID: c.CgroupID, NetNS: c.NetNS}
+}
+
+// Meets tells whether what runs on both chains meets the same packets or calls: on one hook
+// of one target, or in one direction of TCX and clsact, which run one after the other.
+func (c *Chain) Meets(d *Chain) bool {
+	a, b := c.At(), d.At()
+	a.Target, b.Target, a.NetNS.Name, b.NetNS.Name = "", "", "", ""
+	a.Hook, b.Hook = Hook(strings.Replace(string(a.Hook), "tcx/", "tc/", 1)), Hook(strings.Replace(string(b.Hook), "tcx/", "tc/", 1))
+	return a == b
 }
 
 // Bypassed tells whether another program replaces the dispatcher, so that packets meet

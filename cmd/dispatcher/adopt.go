@@ -2,17 +2,21 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 func (a *app) adoptCommand() *cobra.Command {
 	var (
 		member memberFlags
 		noGap  bool
+		dryRun bool
 		linkID uint32
 	)
 	cmd := &cobra.Command{
@@ -34,6 +38,10 @@ was attached to a cgroup without "multi" (bpftool cgroup attach).
 On tc/ingress and tc/egress the first filter becomes a member of tcx/ingress or
 tcx/egress, without a gap. Before Linux 6.6 it stays a filter and gets a name.
 
+Whoever attached the program can then neither take it off nor replace it, or
+attaches a second copy. What changes is said before it is done, with the way
+back; --dry-run says it only.
+
 --link ID adopts the program of a link that another tool made, on xdp, tcx or a
 cgroup, or a member whose name is lost. The program continues to run, without a
 gap. On xdp the link gets a chain with the program as its first member. A
@@ -45,7 +53,7 @@ process that holds the link can put another program into it again.`,
   dispatcher adopt --link 12 --name filter`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if linkID != 0 {
-				return alone(cmd, args, noGap)
+				return alone(cmd, args, noGap || dryRun)
 			}
 			return words(1, "HOOK", "TARGET", "[id:PROG]")(cmd, args)
 		},
@@ -70,12 +78,17 @@ process that holds the link can put another program into it again.`,
 			if len(args) > 2 {
 				o.Entry = hook.Ref(args[2])
 			}
-			if err := a.needBPFFS(o.Persistent); err != nil {
+			if err := a.needBPFFS(o.Persistent && !dryRun); err != nil {
 				return err
 			}
-			if !noGap {
-				a.warnOfGap(cmd.Context(), t, o.Entry)
+			if dryRun {
+				plan, err := dispatcher.PlanAdopt(cmd.Context(), t, o)
+				if err != nil {
+					return err
+				}
+				return a.printAdoption(plan)
 			}
+			a.warnOfEffects(cmd.Context(), t, o)
 			link, err := dispatcher.Adopt(cmd.Context(), t, o)
 			if err != nil {
 				return err
@@ -85,6 +98,7 @@ process that holds the link can put another program into it again.`,
 	}
 	member.add(cmd, "the program's")
 	cmd.Flags().BoolVar(&noGap, "no-gap", false, "let no packet pass unfiltered; an xdp chain is then not protected")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "tell what would change for others, and change nothing")
 	linkFlag(cmd, &linkID, "turn the program of the link with this `ID` into a member")
 	return cmd
 }
@@ -93,6 +107,7 @@ func (a *app) adoptLink(ctx context.Context, id uint32, o dispatcher.Options) er
 	if err := a.needBPFFS(o.Persistent); err != nil {
 		return err
 	}
+	a.warnOfHolders(ctx, id)
 	link, err := dispatcher.AdoptLink(ctx, id, dispatcher.AdoptOptions{
 		Name: o.Name, Priority: o.Priority, ContinueOn: o.ContinueOn, OnMissing: o.OnMissing,
 		Persistent: o.Persistent, Owner: o.Owner, BPFFS: o.BPFFS,
@@ -100,7 +115,6 @@ func (a *app) adoptLink(ctx context.Context, id uint32, o dispatcher.Options) er
 	if err != nil {
 		return err
 	}
-	a.warn("a process that holds link %d can put another program into it again; \"dispatcher holders --link %d\" shows such processes", id, id)
 	t := dispatcher.Target{}
 	if c, err := link.Chain(ctx); err == nil {
 		t = dispatcher.On(c.Hook, c.Target).In(c.NetNS.Name)
@@ -108,23 +122,54 @@ func (a *app) adoptLink(ctx context.Context, id uint32, o dispatcher.Options) er
 	return a.attached(ctx, t, link, !o.Persistent)
 }
 
-// warnOfGap says what the adoption costs before it is done. When there is
-// nothing to adopt it says nothing, because the adoption will fail.
-func (a *app) warnOfGap(ctx context.Context, t dispatcher.Target, entry hook.Ref) {
-	chain, err := dispatcher.Read(ctx, t, a.readOptions())
-	if err != nil || len(chain.Members) == 0 {
+// warnOfHolders says which processes can undo the adoption of a link before it is done.
+func (a *app) warnOfHolders(ctx context.Context, id uint32) {
+	h, err := dispatcher.HoldersOf(ctx, hook.HolderRef{Kind: hook.HolderLink, ID: id}, dispatcher.HoldersOptions{})
+	if err != nil {
 		return
 	}
-	if t.Hook == hook.XDP {
-		if !chain.Protected() {
-			a.warn("packets on %s pass unfiltered for a short moment, before a link holds the device; --no-gap avoids that, but does not protect the chain", t.Name())
-		}
+	for _, p := range h.Processes {
+		a.warn("pid %d %s (%s) holds link %d: it can put another program into it again, and the member ends only when it lets the link go too", p.PID, p.Comm, p.Exe, id)
+	}
+	if !h.Verified {
+		a.warn("a process that holds link %d can put another program into it again; \"%s\" shows such processes", id, kernel.Command("", a.bpffs, "holders", "--link", fmt.Sprint(id)))
+	}
+}
+
+// warnOfEffects says what the adoption changes for others before it is done. When it will
+// fail it says nothing.
+func (a *app) warnOfEffects(ctx context.Context, t dispatcher.Target, o dispatcher.AdoptOptions) {
+	plan, err := dispatcher.PlanAdopt(ctx, t, o)
+	if err != nil {
 		return
 	}
-	// Such a program is alone on the cgroup.
-	m := &chain.Members[0]
-	if t.Hook.OnCgroup() && (m.Detail == "exclusive" || m.Detail == "allow-override") && (entry == "" || entry.Names(m)) {
-		a.warn("no program runs on %s %s for the short moment in which a link replaces %s, which was attached without \"multi\" (%s)",
-			t.Hook, t.Name(), hook.ProgramRef(m.Program.ID), m.Detail)
+	for _, text := range plan.Effects {
+		a.warn("%s", text)
 	}
+	if len(plan.Back) > 0 {
+		a.note("the way back: %s", strings.Join(plan.Back, "; "))
+	}
+}
+
+// printAdoption prints what an adoption would change.
+func (a *app) printAdoption(plan *hook.Adoption) error {
+	if a.format == formatJSON {
+		return a.printJSON(struct {
+			Version  int            `json:"version"`
+			DryRun   bool           `json:"dry_run"`
+			Adoption *hook.Adoption `json:"adoption"`
+		}{schema, true, plan})
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "program %s (id %d)\n", plan.Program.Name, plan.Program.ID)
+	for _, effect := range plan.Effects {
+		fmt.Fprintf(&text, "  - %s\n", effect)
+	}
+	if len(plan.Back) > 0 {
+		text.WriteString("the way back:\n")
+	}
+	for _, line := range plan.Back {
+		fmt.Fprintf(&text, "  %s\n", line)
+	}
+	return a.print(text.String())
 }

@@ -151,6 +151,7 @@ type jsonEvent struct {
 	Before *jsonMember `json:"before"`
 	After  *jsonMember `json:"after"`
 	By     *jsonMember `json:"by,omitempty"`
+	Twin   *jsonMember `json:"twin,omitempty"`
 }
 
 // printEvent writes one event, on one line.
@@ -170,5 +171,5 @@ func (a *app) printEvent(e hook.Event) error {
 		return &j
 	}
 	e.Time, e.Err = e.Time.UTC(), oneLine(e.Err)
-	return encodeLine(a.stdout, jsonEvent{schema, e, entry(e.Before), entry(e.After), entry(e.By)})
+	return encodeLine(a.stdout, jsonEvent{schema, e, entry(e.Before), entry(e.After), entry(e.By), entry(e.Twin)})
 }

@@ -44,6 +44,31 @@ func (e *exam) chain(c *hook.Chain) {
 	e.order(c)
 	e.inFront(c)
 	e.overridden(c)
+	e.twice(c)
+}
+
+// twice reports members whose program runs a second time, since whoever attached it before
+// it was adopted has attached it again.
+func (e *exam) twice(c *hook.Chain) {
+	for i := range c.Members {
+		m := &c.Members[i]
+		if m.Kind != hook.KindMember {
+			continue
+		}
+		for j := range e.chains {
+			d := &e.chains[j]
+			if !c.Meets(d) {
+				continue
+			}
+			for k := range d.Members {
+				if o := &d.Members[k]; o.Kind != hook.KindMember && o.Program.Same(m.Program) {
+					f := at(c, m.Name, "twice", hook.LevelDrift, "its program runs twice: %s on %s (%s) is the same, or a copy; its manager may have put it back", o.Ref(), d.Hook, o.Kind)
+					f.Mend = e.on(c, "detach", m.Name)
+					e.add(f)
+				}
+			}
+		}
+	}
 }
 
 // overridden reports the program of a cgroup above that does not run for a cgroup with

@@ -61,6 +61,7 @@ var stateChecks = []struct{ name, good string }{
 	{"closed", "no chain without members was left on a device"},
 	{"displaced", "the chains run where they were attached"},
 	{"overridden", "no program of a cgroup has switched off one of a cgroup above"},
+	{"twice", "no program of a member runs a second time without its member"},
 	{"extended", "freplace has put nothing in the place of a member's or a dispatcher's functions"},
 	{"unprotected", "links hold all chains"},
 	{"watched", "no dispatcher counts for somebody who is gone"},

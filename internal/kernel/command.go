@@ -21,15 +21,19 @@ func Command(netns, bpffs string, args ...string) string {
 	return Shell(append(words, args...)...)
 }
 
-// IPCommand returns the line that runs ip(8) in a namespace.
-func IPCommand(netns string, args ...string) string {
-	words := []string{"ip"}
+// IPCommand returns the line that runs ip(8) in a namespace, TCCommand the one for tc(8).
+func IPCommand(netns string, args ...string) string { return toolCommand("ip", netns, args) }
+
+func TCCommand(netns string, args ...string) string { return toolCommand("tc", netns, args) }
+
+func toolCommand(tool, netns string, args []string) string {
+	words := []string{tool}
 	switch path := netnsPath(netns); {
 	case netns == "":
 	case filepath.Dir(path) == netnsDir:
 		words = append(words, "-n", filepath.Base(path))
-	default: // ip takes names only
-		words = []string{"nsenter", "--net=" + path, "ip"}
+	default: // ip and tc take names only
+		words = []string{"nsenter", "--net=" + path, tool}
 	}
 	return Shell(append(words, args...)...)
 }

@@ -209,12 +209,18 @@ func OpenProgram(id uint32) (*ebpf.Program, error) {
 // sharesCgroup reports whether the legacy programs of a cgroup allow links beside them.
 func sharesCgroup(flags uint32) bool { return flags&unix.BPF_F_ALLOW_MULTI != 0 }
 
+// NeedsGap returns the refusal to adopt a program without a gap that shares its cgroup with
+// no link: how it was attached, in words.
+func NeedsGap(attached string) error {
+	return hook.Because(ebpf.ErrNotSupported, "the program is attached for itself alone (%s), and the kernel lets no link be beside it: %w", attached, ebpf.ErrNotSupported).
+		Hint("adopt it with the gap, in which nothing is attached")
+}
+
 // swapOnCgroup takes an exclusive legacy program off a cgroup, and then attaches it
 // with a link: the kernel does not allow both at once. In between nothing is attached.
 func (op *opened) swapOnCgroup(list *order, prog *ebpf.Program, noGap bool, next *successor) (*handle, error) {
 	if noGap {
-		return nil, hook.Because(ebpf.ErrNotSupported, "the program is attached for itself alone (%s), and the kernel lets no link be beside it: %w", cgroupFlags(list.flags, list.Order[0]), ebpf.ErrNotSupported).
-			Hint("adopt it with the gap, in which nothing is attached")
+		return nil, NeedsGap(cgroupFlags(list.flags, list.Order[0]))
 	}
 	old := bare{op}
 	kernel.Step("adopt: before the gap")

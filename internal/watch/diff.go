@@ -254,12 +254,24 @@ func (d *diff) came() {
 	for i := range d.after {
 		// A defunct entry is not new: it was attached long ago.
 		if a := &d.after[i]; a.is < 0 && a.m.State != hook.StateDefunct {
-			d.add(hook.EventAttached, nil, a)
+			d.add(hook.EventAttached, nil, a).Twin = d.twin(a)
 		}
 	}
 	slices.SortStableFunc(d.events[first:], func(x, y hook.Event) int {
 		return cmp.Or(cmp.Compare(x.After.SlotID, y.After.SlotID), cmp.Compare(x.After.LinkID, y.After.LinkID))
 	})
+}
+
+// twin returns an entry that runs the program of another entry a second time, see
+// hook.Event.
+func (d *diff) twin(a *entry) *hook.Member {
+	for i := range d.after {
+		b := &d.after[i]
+		if (a.m.Kind == hook.KindMember) != (b.m.Kind == hook.KindMember) && a.m.Program.Same(b.m.Program) && a.c.Meets(b.c) {
+			return b.m
+		}
+	}
+	return nil
 }
 
 // overtaken reports members that an entry without a priority now runs before, and did not

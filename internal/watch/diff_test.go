@@ -85,6 +85,9 @@ func words(events []hook.Event) []string {
 		if e.By != nil {
 			s += " by " + e.By.Name
 		}
+		if e.Twin != nil {
+			s += " as " + e.Twin.Name
+		}
 		list = append(list, s)
 	}
 	return list
@@ -141,6 +144,15 @@ func TestDiff(t *testing.T) {
 		"overtaken by one that was behind": {
 			look(at(tcx, "eth0", "a:10/1=1", "b:20/2=2", "foreign/9=9")), look(at(tcx, "eth0", "foreign/9=9", "a:10/1=1", "b:20/2=2")),
 			[]string{"reordered foreign 3>1/3", "overtaken a 1>2/3 by foreign"},
+		},
+		"put back beside its member": {
+			look(at(tcx, "eth0", "a:10/1=1")), look(at(tcx, "eth0", "a:10/1=1"), at(hook.TCIngress, "eth0", "legacyfilter/7=1")),
+			[]string{"attached legacyfilter 0>1/1 as a"},
+		},
+		"two members of one program": {look(at(cg, "/c", "a:10/1=1")), look(at(cg, "/c", "a:10/1=1", "b:20/2=1")), []string{"attached b 0>2/2"}},
+		"the same on another device": {
+			look(at(tcx, "eth0", "a:10/1=1")), look(at(tcx, "eth0", "a:10/1=1"), on(at(tcx, "eth1", "foreign/7=1"), elsewhere)),
+			[]string{"attached foreign 0>1/1"},
 		},
 		"behind is not overtaken":  {look(at(tcx, "eth0", "a:10/1=1")), look(at(tcx, "eth0", "a:10/1=1", "foreign/9=9")), []string{"attached foreign 0>2/2"}},
 		"new behind a foreign one": {look(at(tcx, "eth0", "foreign/9=9")), look(at(tcx, "eth0", "foreign/9=9", "a:10/1=1")), []string{"attached a 0>2/2"}},
