@@ -63,7 +63,7 @@ func (d Device) clean(ctx context.Context, remove bool) (found []string, err err
 		}
 		defer l.unlock()
 		if !l.alone {
-			return hook.Because(hook.ErrBusy, "another process has had the lock of %s for %v", f.path, kernel.LockWait)
+			return hook.Because(hook.ErrBusy, "the lock of %s%s was not released in %v", f.path, kernel.LockedBy(f.path), kernel.LockWait)
 		}
 		found, err = l.sweep(func(p pinned) bool { return index == 0 || p.ifindex == index }, remove)
 		return err

@@ -13,7 +13,7 @@ import (
 // locked is the folder of libxdp while this process has its lock.
 type locked struct {
 	folder
-	file *os.File
+	file *os.File // nil if not alone
 	// alone is false when the lock could not be taken in time. Then nothing is
 	// removed as a leftover. The kernel, not the lock, guarantees that the
 	// right dispatcher is replaced.
@@ -33,9 +33,8 @@ func (f folder) lock(ctx context.Context) (*locked, error) {
 	if err != nil {
 		return nil, err
 	}
-	alone, err := kernel.Lock(ctx, file)
+	file, alone, err := kernel.Lock(ctx, file)
 	if err != nil {
-		file.Close()
 		return nil, err
 	}
 	return &locked{f, file, alone}, nil
@@ -57,7 +56,7 @@ func (l *locked) giveWay() {
 	time.Sleep(moment)
 	// The device has changed, so the work must be finished with or without the
 	// lock.
-	l.alone, _ = kernel.Lock(context.Background(), l.file)
+	l.file, l.alone, _ = kernel.Lock(context.Background(), l.file)
 }
 
 func (l *locked) unlock() { l.file.Close() }

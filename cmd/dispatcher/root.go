@@ -76,7 +76,10 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true}, // see completion.go
 		Args:              cobra.ArbitraryArgs,                              // RunE has a better message for an unknown verb
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.checkBPFFS(cmd) },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			go a.noteLock(cmd.Context())
+			return a.checkBPFFS(cmd)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case showVersion:

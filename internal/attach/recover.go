@@ -40,7 +40,7 @@ func Recover(ctx context.Context, bpffs string, dryRun, reattach bool) ([]hook.L
 	r := &target.Recovery{Ctx: ctx, DryRun: dryRun, Reattach: reattach}
 	err = o.Locked(ctx, func(l *state.Locked) error {
 		if !l.Alone {
-			return hook.Because(hook.ErrChanged, "another process has the lock of the pins in %s; try again", bpffs)
+			return hook.Because(hook.ErrChanged, "the lock of %s%s was not released in %v", o.Pins.Path(""), kernel.LockedBy(o.Pins.Path("")), kernel.LockWait)
 		}
 		r.Locked = l
 		if err := abandoned(r); err != nil {

@@ -54,6 +54,7 @@ var stateChecks = []struct{ name, good string }{
 	{"defunct", "no pins and links of a device or cgroup that is gone"},
 	{"orphan", "all pins belong to something that is attached"},
 	{"incomplete", "no pins were removed by hand"},
+	{"lock", "no process keeps the lock of the pins"},
 	{"access", "only root may use the pins"},
 	{"registry", "the names of links can be read, or there are none"},
 	{"record", "all names belong to links"},

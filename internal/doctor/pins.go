@@ -1,12 +1,14 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -33,6 +35,7 @@ func (e *exam) lookAtPins() {
 		return
 	}
 	e.access(dir)
+	e.lock(dir)
 	e.readRegistry()
 	for _, entry := range entries {
 		name := entry.Name()
@@ -49,6 +52,24 @@ func (e *exam) lookAtPins() {
 	}
 	e.names()
 	e.halfMoves()
+}
+
+// lockPatience is longer than any change has the lock, and many in turn.
+const lockPatience = time.Second
+
+// lock reports a process that does not let go of the lock of the pins.
+func (e *exam) lock(dir string) {
+	folder, err := kernel.OpenFolder(dir)
+	if err != nil {
+		return // access reports what is wrong with it
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lockPatience)
+	defer cancel()
+	folder, _, err = kernel.Lock(ctx, folder)
+	folder.Close()
+	if errors.Is(err, context.DeadlineExceeded) {
+		e.drift("lock", "", "the lock of %s%s was not released in %v: each change waits for it for %v, and goes on without it", dir, kernel.LockedBy(dir), lockPatience, kernel.LockWait)
+	}
 }
 
 // members returns the members that are pinned in a folder, and false when the folder

@@ -137,7 +137,7 @@ func entriesOf(dir, prefix string) ([]fs.DirEntry, error) {
 // then.
 type Locked struct {
 	*Pins
-	file *os.File
+	file *os.File // nil if not Alone
 	// Alone is false if another process did not release the lock in time. Then pins
 	// are made and removed as usual, but nothing is removed as a leftover.
 	Alone bool
@@ -153,9 +153,8 @@ func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
 	if err != nil {
 		return nil, err
 	}
-	alone, err := kernel.Lock(ctx, f)
+	f, alone, err := kernel.Lock(ctx, f)
 	if err != nil {
-		f.Close()
 		return nil, err
 	}
 	l := &Locked{Pins: p, file: f, Alone: alone}

@@ -2,9 +2,11 @@ package lifetime
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -201,7 +203,11 @@ func TestStoppedWithTheLock(t *testing.T) {
 	defer cancel()
 	_, err = dispatcher.Attach(ctx, s.Target, dispatcher.Program(s.Tracer(t, 2, scene.Pass)), dispatcher.Options{Name: "two", BPFFS: s.BPFFS})
 	qt.Assert(t, qt.ErrorIs(err, context.DeadlineExceeded))
+	qt.Check(t, qt.StringContains(err.Error(), fmt.Sprintf("libdispatcher (pid %d ", os.Getpid())))
 	s.WantChain(t, "one") // and to read needs no lock
+	found, err := dispatcher.Doctor(t.Context(), s.Look())
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.IsTrue(slices.ContainsFunc(found, func(f hook.Finding) bool { return f.Check == "lock" && f.Level == hook.LevelDrift })))
 
 	s.Attach(t, s.Tracer(t, 2, scene.Pass), dispatcher.Options{Name: "two", Persistent: true})
 	s.WantRun(t, 1, 2)
