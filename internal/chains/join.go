@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -159,16 +160,29 @@ func newMember(req target.Request, prog *load.Loaded) (slot *ebpf.Map, member di
 }
 
 // insert returns an edit that adds a member. The member replaces a closed door of the
-// same name, which drops packets until then.
-func insert(member dispatch.Slot, req target.Request) func(*state.Chain, map[uint32]bool) error {
+// same name, which drops packets until then. Members that do not stay may be leaving: the
+// error for their name, and for a full chain, is ErrTaken too.
+func insert(member dispatch.Slot, req target.Request, stays func(dispatch.Slot) bool) func(*state.Chain, map[uint32]bool) error {
 	return func(c *state.Chain, empty map[uint32]bool) error {
 		if i := c.Named(member.Name); i >= 0 {
 			if !empty[c.Slots[i].MapID] {
-				return target.NameTaken(member.Name, !c.Slots[i].Persistent)
+				return target.NameTaken(member.Name, !stays(c.Slots[i]))
 			}
 			c.Remove(i)
 		}
-		return noMember(c.Insert(member, req.Position, req.Priority))
+		err := noMember(c.Insert(member, req.Position, req.Priority))
+		if errors.Is(err, hook.ErrChainFull) && slices.ContainsFunc(c.Slots, func(s dispatch.Slot) bool { return !stays(s) }) {
+			err = hook.Because(target.ErrTaken, "%w", err)
+		}
+		return err
+	}
+}
+
+// stays returns which members of the chain that the root carries stay when processes end:
+// those with a pin. A process may have died before it pinned a persistent member.
+func (d Device) stays(root root, chainID uint64) func(dispatch.Slot) bool {
+	return func(s dispatch.Slot) bool {
+		return s.Persistent && (d.Pins == nil || d.Pins.Has(state.ChainFolder(root.LinkID(), chainID), s.Name))
 	}
 }
 
@@ -211,7 +225,7 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 		h.root, snap.Root = snap.Root, nil
 		_, err = changeFrom(h.root, snap.Prog, snap.Chain, map[uint32]*ebpf.Map{h.slotID: slot}, func(c *state.Chain, empty map[uint32]bool) error {
 			c.LastSeen = d.Seen(snap.Device, snap.Mode)
-			return insert(member, req)(c, empty)
+			return insert(member, req, d.stays(h.root, h.chainID))(c, empty)
 		})
 	}
 	if err != nil {
@@ -245,7 +259,7 @@ func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*ho
 	} else {
 		old, linkID = snap.Chain, snap.Root.LinkID()
 	}
-	next, dispatcher, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, insert(member, req))
+	next, dispatcher, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, insert(member, req, func(dispatch.Slot) bool { return true }))
 	if err != nil {
 		return nil, err
 	}

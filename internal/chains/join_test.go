@@ -73,7 +73,7 @@ func TestInsert(t *testing.T) {
 			for _, id := range test.empty {
 				empty[id] = true
 			}
-			err := insert(test.member, test.req)(c, empty)
+			err := insert(test.member, test.req, pinned)(c, empty)
 			qt.Assert(t, qt.Equals(said(err), test.text))
 			for _, is := range test.is {
 				qt.Check(t, qt.ErrorIs(err, is))
@@ -87,6 +87,9 @@ func TestInsert(t *testing.T) {
 		})
 	}
 }
+
+// pinned says that the persistent members are.
+func pinned(s dispatch.Slot) bool { return s.Persistent }
 
 func text(c *state.Chain) string {
 	var words []string
@@ -102,10 +105,14 @@ func TestInsertIntoAFullChain(t *testing.T) {
 	for i := range uint32(hook.MaxMembers) {
 		c.Slots = append(c.Slots, slot(i+1, fmt.Sprintf("m%d", i+1), 50))
 	}
-	err := insert(slot(99, "new", 50), target.Request{})(c, map[uint32]bool{1: true})
+	err := insert(slot(99, "new", 50), target.Request{}, pinned)(c, map[uint32]bool{1: true})
 	qt.Check(t, qt.ErrorIs(err, hook.ErrChainFull))
+	qt.Check(t, qt.ErrorIs(err, target.ErrTaken)) // one of them may be leaving
 	qt.Check(t, qt.Equals(said(err), "the chain has 32 members, and the kernel allows a packet no more tail calls"))
-	qt.Check(t, qt.IsNil(insert(slot(99, "m1", 50), target.Request{})(c, map[uint32]bool{1: true})))
+	err = insert(slot(99, "new", 50), target.Request{}, func(dispatch.Slot) bool { return true })(c, nil)
+	qt.Check(t, qt.ErrorIs(err, hook.ErrChainFull))
+	qt.Check(t, qt.Not(qt.ErrorIs(err, target.ErrTaken)))
+	qt.Check(t, qt.IsNil(insert(slot(99, "m1", 50), target.Request{}, pinned)(c, map[uint32]bool{1: true})))
 	qt.Check(t, qt.HasLen(c.Slots, hook.MaxMembers))
 }
 

@@ -8,10 +8,10 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-// ErrTaken says that a member has the name, but may be leaving. The kernel empties
-// a slot some 10 ms after its owner is gone (see state.Slots). A program that is
-// restarted at once must not be refused for that.
-var ErrTaken = errors.New("the name is taken")
+// ErrTaken says that a member has the name, or the last room in the chain, but may be
+// leaving. The kernel empties a slot some 10 ms after its owner is gone (see state.Slots).
+// A program that is restarted at once must not be refused for that.
+var ErrTaken = errors.New("taken by a member that may be leaving")
 
 // leaveWait is how long to wait for a member to leave. Other processes that read
 // the slot meanwhile keep it a while longer: on a busy machine 250 ms were not

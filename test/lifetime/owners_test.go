@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
@@ -239,4 +240,36 @@ func TestCanceled(t *testing.T) {
 	s.WantChain(t, "one")
 	s.WantRun(t, 1)
 	s.WantNoPins(t)
+}
+
+// Who has just gone counts no more: not for the room in a chain, and not for a name, even if it died before it pinned itself.
+// Whoever looks at the chain keeps it a moment longer.
+func TestGoneOwnersDoNotCount(t *testing.T) {
+	s := scene.New(t)
+	leave := func(name string) { // looks at the member, and lets it go in a while
+		t.Helper()
+		m, err := ebpf.NewMapFromID(ebpf.MapID(s.Read(t).Member(name).SlotID))
+		qt.Assert(t, qt.IsNil(err))
+		time.AfterFunc(30*time.Millisecond, func() { m.Close() })
+	}
+	prog := s.Tracer(t, 1, scene.Pass)
+	died := s.Attach(t, prog, dispatcher.Options{Name: "kept", Persistent: true})
+	leave("kept")
+	pin, err := died.Pin(t.Context())
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(os.RemoveAll(filepath.Dir(pin)))) // as one that died before it had its pin
+	qt.Assert(t, qt.IsNil(died.Close()))
+	kept, err := dispatcher.Attach(t.Context(), s.Target, dispatcher.Program(prog), dispatcher.Options{Name: "kept", Persistent: true, BPFFS: s.BPFFS})
+	qt.Assert(t, qt.IsNil(err))
+	defer kept.Close()
+
+	var last *dispatcher.Link
+	for i := range hook.MaxMembers - 1 {
+		last = s.Attach(t, prog, dispatcher.Options{Name: fmt.Sprint("m", i)})
+	}
+	leave("m30")
+	qt.Assert(t, qt.IsNil(last.Close()))
+	s.Attach(t, prog, dispatcher.Options{Name: "next"})
+	qt.Check(t, qt.HasLen(s.Read(t).Members, hook.MaxMembers))
+	s.Clear(t)
 }
