@@ -15,6 +15,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/target"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
@@ -31,6 +32,7 @@ func (broken) Detach(context.Context) error                   { return fs.ErrClo
 func (broken) Close() error                                   { return fs.ErrClosed }
 func (broken) Info(context.Context) (*hook.Member, error)     { return nil, fs.ErrClosed }
 func (broken) Chain(context.Context) (*hook.Chain, error)     { return nil, fs.ErrClosed }
+func (broken) Changes() *state.Changes                        { return nil }
 func (broken) Program(context.Context) (*ebpf.Program, error) { return nil, fs.ErrClosed }
 
 // Error is what every function returns on failure. A function that is new needs a line here.
@@ -72,6 +74,7 @@ func TestEveryErrorIsAnError(t *testing.T) {
 		"Link.Unpin":    l.Unpin(ctx),
 		"Link.Detach":   l.Detach(ctx),
 		"Link.Close":    l.Close(),
+		"Link.Wait":     l.Wait(ctx),
 		"Link.Info":     errOf(l.Info(ctx)),
 		"Link.Chain":    errOf(l.Chain(ctx)),
 		"Link.Program":  errOf(l.Program(ctx)),

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -24,6 +25,37 @@ import (
 type Link struct {
 	target Target
 	handle target.Handle
+
+	watch    sync.Once
+	done     chan struct{}
+	endWatch context.CancelFunc // ends what watch started
+}
+
+// Wait waits until the member is gone, and returns why: fs.ErrNotExist when somebody
+// detached it, [ErrDefunct] when the device or the cgroup is gone, or where the two cannot
+// be told apart, and os.ErrClosed after Close. When ctx ends first it returns the error of
+// ctx. A member that is moved or updated is not gone.
+//
+// A change by this library wakes it at once, in all processes that see the same bpffs. The
+// kernel gives no sign of what others do to a link: for that Wait looks once a second.
+func (l *Link) Wait(ctx context.Context) error {
+	return wrap("wait", l.target, target.Wait(ctx, l.handle))
+}
+
+// Done returns a channel that is closed when [Link.Wait] would return: when the member is
+// gone, or the Link is closed. The first call starts a goroutine, which ends with that; a
+// Link with one is not garbage collected.
+func (l *Link) Done() <-chan struct{} {
+	l.watch.Do(func() {
+		l.done = make(chan struct{})
+		var ctx context.Context
+		ctx, l.endWatch = context.WithCancel(context.Background())
+		go func() {
+			defer close(l.done)
+			_ = target.Wait(ctx, l.handle)
+		}()
+	})
+	return l.done
 }
 
 // Update replaces the member's program, atomically for packets. All other members go on
@@ -80,7 +112,15 @@ func (l *Link) Detach(ctx context.Context) error {
 // pinned leaves, and with the last such member the dispatcher leaves the
 // device. The kernel does both a little after Close has returned: 8 to 33 ms
 // were seen until no packet met the member any more. Closing twice is no error.
-func (l *Link) Close() error { return wrap("close", l.target, l.handle.Close()) }
+func (l *Link) Close() error {
+	l.watch.Do(func() { // nothing is to be watched any more
+		l.done = make(chan struct{})
+		close(l.done)
+		l.endWatch = func() {}
+	})
+	l.endWatch()
+	return wrap("close", l.target, l.handle.Close())
+}
 
 // Info describes the member as it is now.
 func (l *Link) Info(ctx context.Context) (*hook.Member, error) {

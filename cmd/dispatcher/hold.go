@@ -4,15 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"time"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 )
-
-// holdCheck is how often a held member is checked.
-const holdCheck = time.Second
 
 // hold owns a member until ctx ends, which is the normal end. It is an error
 // when the member is gone before that: a supervisor of the command must not
@@ -21,23 +16,15 @@ func (a *app) hold(ctx context.Context, t dispatcher.Target, link *dispatcher.Li
 	if err := a.printHolding(t, m.Name); err != nil {
 		return err
 	}
-	tick := time.NewTicker(holdCheck)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			err := link.Close()
-			if m.OnMissing > hook.MissingContinue && a.stays(context.WithoutCancel(ctx), t, m.Name) {
-				a.warn("the slot of %q on %s %s is a closed door: it drops packets until the member is attached again or detached", m.Name, t.Hook, t.Name())
-			}
-			return err
-		case <-tick.C:
-			_, err := link.Info(ctx)
-			if errors.Is(err, dispatcher.ErrDefunct) || errors.Is(err, fs.ErrNotExist) {
-				return hook.Wrap("hold", t.Hook, t.Name(), errors.Unwrap(err))
-			}
-		}
+	gone := link.Wait(ctx)
+	if ctx.Err() == nil {
+		return hook.Wrap("hold", t.Hook, t.Name(), errors.Unwrap(gone))
 	}
+	err := link.Close()
+	if m.OnMissing > hook.MissingContinue && a.stays(context.WithoutCancel(ctx), t, m.Name) {
+		a.warn("the slot of %q on %s %s is a closed door: it drops packets until the member is attached again or detached", m.Name, t.Hook, t.Name())
+	}
+	return err
 }
 
 // stays tells whether a released member is still in a chain. The last member is

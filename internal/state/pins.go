@@ -165,8 +165,9 @@ func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
 	return l, nil
 }
 
-// Unlock releases the lock.
+// Unlock releases the lock, and wakes who waits for changes.
 func (l *Locked) Unlock() {
+	l.sign()
 	l.spare.Close()
 	l.file.Close()
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/libdispatcher/dispatcher/hook"
@@ -28,8 +29,29 @@ type Handle interface {
 	Close() error
 	Info(ctx context.Context) (*hook.Member, error)
 	Chain(ctx context.Context) (*hook.Chain, error)
+	// Changes listens for changes by others; nil where none can be heard.
+	Changes() *state.Changes
 	// ReleaseNetNS lets the target's network namespace go away while the handle is open.
 	ReleaseNetNS()
+}
+
+// lookAgain is how often a member is looked at that nothing is heard of. The kernel says
+// nothing when a link is detached, so this finds what tools detach that give no sign.
+const lookAgain = time.Second
+
+// Wait waits until the member is gone, and returns why: fs.ErrNotExist, ErrDefunct, or
+// os.ErrClosed when the handle was closed. It returns the error of ctx when that ends.
+func Wait(ctx context.Context, h Handle) error {
+	changes := h.Changes() // before the first look
+	defer changes.Close()
+	for {
+		if _, err := h.Info(ctx); Gone(err) || errors.Is(err, os.ErrClosed) {
+			return err
+		}
+		if err := changes.Wait(ctx, lookAgain); err != nil {
+			return err
+		}
+	}
 }
 
 // Program opens the member's program; the caller closes it.
@@ -132,6 +154,9 @@ func (h *Base) Leave(fn func() error) error {
 	}
 	return err
 }
+
+// Changes listens for changes of the pins, which all changes end with.
+func (h *Base) Changes() *state.Changes { return h.Opened.Pins.Changes() }
 
 // ReleaseNetNS closes the network namespace; the handle opens it again to look at the hook.
 func (h *Base) ReleaseNetNS() { h.Opened.NS.Release() }

@@ -52,6 +52,7 @@ var promises = []promise{
 	{name: "die", check: checkDie, cannot: map[string]string{"tc": noOwners}},
 	{name: "stay", check: checkStay, cannot: map[string]string{"xdp": haveOwners, "tcx": haveOwners, "cgroup": haveOwners}},
 	{name: "appended", check: checkAppended, cannot: map[string]string{"xdp": hasOrder, "tcx": hasOrder, "tc": hasOrder}},
+	{name: "wait", check: checkWait},
 	{name: "gone", check: checkGone, ends: true},
 
 	// On some hooks of each kind.

@@ -1,6 +1,8 @@
 package contract
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"testing"
@@ -50,6 +52,35 @@ func checkStay(t *testing.T, p *place) {
 	p.wantRunning(t, 2)
 	qt.Assert(t, qt.IsNil(p.reopen(t, "two").Detach(t.Context())))
 	p.wantRunning(t)
+}
+
+// Whoever owns a member learns that somebody detached it, and that it closed it itself. What happens to others wakes nobody.
+func checkWait(t *testing.T, p *place) {
+	one, two := p.join(t, 1, dispatcher.Options{}), p.join(t, 2, dispatcher.Options{})
+	gone, stays := one.Done(), two.Done()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	qt.Check(t, qt.ErrorIs(one.Wait(ctx), context.Canceled))
+	for _, c := range []<-chan struct{}{gone, stays} {
+		select {
+		case <-c:
+			t.Error("it is not gone")
+		default:
+		}
+	}
+	p.Detach(t, "one")
+	<-gone
+	err := one.Wait(t.Context())
+	qt.Check(t, qt.IsTrue(errors.Is(err, fs.ErrNotExist) || errors.Is(err, dispatcher.ErrDefunct)), qt.Commentf("%v", err))
+	p.wantRunning(t, 2)
+	select {
+	case <-stays:
+		t.Error("the other is not gone")
+	default:
+	}
+	qt.Assert(t, qt.IsNil(two.Close()))
+	<-stays
+	qt.Check(t, qt.ErrorIs(two.Wait(t.Context()), fs.ErrClosed))
 }
 
 // Nothing is in the way of a device or cgroup that goes, and Links to members there say that it is gone.
