@@ -93,7 +93,7 @@ process that holds the link can put another program into it again.`,
 			if err != nil {
 				return err
 			}
-			return a.attached(cmd.Context(), t, link, member.hold)
+			return a.attached(cmd.Context(), t, link, o.Name, member.hold)
 		},
 	}
 	member.add(cmd, "the program's")
@@ -119,7 +119,7 @@ func (a *app) adoptLink(ctx context.Context, id uint32, o dispatcher.Options) er
 	if c, err := link.Chain(ctx); err == nil {
 		t = dispatcher.On(c.Hook, c.Target).In(c.NetNS.Name)
 	}
-	return a.attached(ctx, t, link, !o.Persistent)
+	return a.attached(ctx, t, link, o.Name, !o.Persistent)
 }
 
 // warnOfHolders says which processes can undo the adoption of a link before it is done.

@@ -103,7 +103,7 @@ filter instead, which no process can hold and other tools can remove.
 			if err != nil {
 				return err
 			}
-			return a.attached(cmd.Context(), t, link, member.hold)
+			return a.attached(cmd.Context(), t, link, o.Name, member.hold)
 		}),
 	}
 	member.add(cmd, "the program's")

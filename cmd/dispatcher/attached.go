@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -14,8 +15,8 @@ import (
 
 // attached ends a verb that has attached a member. It tells the user what
 // matters about the member, and holds the member until ctx ends if that was
-// asked for.
-func (a *app) attached(ctx context.Context, t dispatcher.Target, link *dispatcher.Link, hold bool) error {
+// asked for. name is the name that was asked for, for a member that cannot be read back.
+func (a *app) attached(ctx context.Context, t dispatcher.Target, link *dispatcher.Link, name string, hold bool) error {
 	defer link.Close()
 	chain, err := link.Chain(ctx)
 	var member *hook.Member
@@ -26,10 +27,13 @@ func (a *app) attached(ctx context.Context, t dispatcher.Target, link *dispatche
 	case err == nil:
 	case hold && ctx.Err() != nil:
 		return nil // Ctrl-C came early
-	case hold:
+	case hold && !errors.Is(err, dispatcher.ErrPermission):
 		return err
 	default:
 		a.warn("the member is attached, but it cannot be read back: %v", err)
+		if hold {
+			return a.hold(ctx, t, link, &hook.Member{Name: name})
+		}
 		return nil
 	}
 	if chain.Hook != t.Hook { // a filter of tc was adopted

@@ -2,11 +2,13 @@ package kernel
 
 import (
 	"fmt"
+	"runtime"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/libdispatcher/dispatcher/hook"
+	"golang.org/x/sys/unix"
 )
 
 // A LinkInfo is what the kernel says of a link on a hook of the network.
@@ -121,6 +123,7 @@ func AllLinks() ([]LinkInfo, error) {
 type RawLink interface {
 	link.Link
 	UpdateArgs(link.RawLinkUpdateOptions) error
+	FD() int
 }
 
 // OpenLink opens a link by its id.
@@ -130,6 +133,21 @@ func OpenLink(id uint32) (RawLink, error) {
 		return nil, Errno(fmt.Sprintf("link %d", id), err)
 	}
 	return AsRaw(l)
+}
+
+// Twin opens a link once more, for a pin: cilium/ebpf moves the pin of a link that it has
+// pinned, and does not close it. Unlike the way by the id it needs no CAP_SYS_ADMIN.
+func Twin(l RawLink) (RawLink, error) {
+	fd, err := unix.FcntlInt(uintptr(l.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	runtime.KeepAlive(l)
+	if err != nil {
+		return nil, Errno("the link", err)
+	}
+	twin, err := link.NewFromFD(fd)
+	if err != nil {
+		return nil, Errno("the link", err)
+	}
+	return AsRaw(twin)
 }
 
 // AsRaw returns what the links of cilium/ebpf can do. It closes a link that cannot.

@@ -127,8 +127,9 @@ func (ns *NetNS) Release() {
 	ns.file = nil
 }
 
-// Do runs fn in the namespace, on a thread of its own. Goroutines that fn starts are
-// not in the namespace. The error is ErrNetNSGone if the namespace was released and
+// Do runs fn in the namespace, on a thread of its own unless the calling thread is in the
+// namespace already: to enter one needs CAP_SYS_ADMIN, also the one where one is (netns_install,
+// net/core/net_namespace.c). Goroutines that fn starts may not be in the namespace. The error is ErrNetNSGone if the namespace was released and
 // is no longer found.
 func (ns *NetNS) Do(fn func() error) error {
 	if ns.file == nil {
@@ -144,6 +145,9 @@ func (ns *NetNS) Do(fn func() error) error {
 			return fmt.Errorf("%w: its name belongs to another one now", ErrNetNSGone)
 		}
 		return found.Do(fn)
+	}
+	if inside, err := ns.inside(fn); inside {
+		return err
 	}
 	errs := make(chan error, 1)
 	go func() {
@@ -169,6 +173,17 @@ func (ns *NetNS) Do(fn func() error) error {
 		errs <- err
 	}()
 	return <-errs
+}
+
+// inside runs fn if the calling thread is in the namespace.
+func (ns *NetNS) inside(fn func() error) (is bool, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var here, there unix.Stat_t
+	if unix.Stat("/proc/thread-self/ns/net", &here) != nil || unix.Fstat(int(ns.file.Fd()), &there) != nil || here.Ino != there.Ino || here.Dev != there.Dev {
+		return false, nil
+	}
+	return true, fn()
 }
 
 // cookie returns the cookie of the calling thread's namespace, 0 where the

@@ -171,7 +171,7 @@ func (h *handle) Pin(ctx context.Context) (path string, err error) {
 }
 
 func (h *handle) pin(l *state.Locked, maps map[string]*ebpf.Map) error {
-	twin, err := kernel.OpenLink(h.id)
+	twin, err := kernel.Twin(h.link)
 	if err != nil {
 		return err
 	}

@@ -142,7 +142,7 @@ func (Family) Open(o *target.Opened, ref hook.Ref) (h target.Handle, err error) 
 		if e.rec == nil {
 			e.rec = &state.Record{Name: e.Name, Attach: op.kind.Attach}
 		}
-		l, err := kernel.OpenLink(e.Link)
+		l, err := op.openLink(e)
 		if err == nil {
 			h, err = newHandle(o, l, e.rec)
 		}
@@ -220,12 +220,21 @@ func (op *opened) refuse(e entry) error {
 	return foreign(e).Hint("it is not a member; --force detaches it all the same, \"%s\" makes it one", op.CommandByLink("adopt", e.Link))
 }
 
+// openLink opens the link of an entry by its id, or else by its pin: the id needs CAP_SYS_ADMIN.
+func (op *opened) openLink(e entry) (kernel.RawLink, error) {
+	l, err := kernel.OpenLink(e.Link)
+	if errors.Is(err, unix.EPERM) && e.pinned {
+		return kernel.LoadPinnedLink(op.Pins.HeldPath(state.LinkFolder(op.Hook, e.Link), e.Name))
+	}
+	return l, err
+}
+
 // takeOut takes out one entry and removes its pins.
 func (op *opened) takeOut(l *state.Locked, e entry) error {
 	if e.Link == 0 {
 		return op.removeLegacy(e.carried)
 	}
-	link, err := kernel.OpenLink(e.Link)
+	link, err := op.openLink(e)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // the link is gone meanwhile
 	}

@@ -103,7 +103,7 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 			return err
 		}
 		if list.Order[i].pinned {
-			twin, err := kernel.OpenLink(info.ID) // pin a twin: the handle's own link would move with its pin
+			twin, err := kernel.Twin(link) // pin a twin: the handle's own link would move with its pin
 			if err != nil {
 				return err
 			}
