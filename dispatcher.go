@@ -59,8 +59,7 @@ type Options struct {
 	ConfigVersion uint8
 	// BPFFS is the bpffs for pins and the lock. Default: /sys/fs/bpf. When nothing
 	// is mounted there, Persistent fails (see [MountBPFFS]), and everything else
-	// works without a lock. On TCX and cgroups there is then no registry either:
-	// other processes see the member without its name and priority.
+	// works without a lock.
 	BPFFS string
 }
 

@@ -57,10 +57,9 @@ type RecoverOptions struct {
 	Reattach bool
 }
 
-// Recover cleans up a bpffs: members that lost their device or cgroup, what killed
-// processes left half done, and a registry that this version cannot use. It touches
-// nothing that runs. The error is about the whole; it is fs.ErrNotExist when there is no
-// bpffs.
+// Recover cleans up a bpffs: members that lost their device or cgroup, and what killed
+// processes left half done. It touches nothing that runs. The error is about the whole; it
+// is fs.ErrNotExist when there is no bpffs.
 func Recover(ctx context.Context, o RecoverOptions) ([]hook.Leftover, error) {
 	found, err := attach.Recover(ctx, bpffsOf(o.BPFFS), o.DryRun, o.Reattach)
 	for i := range found {

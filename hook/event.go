@@ -44,7 +44,7 @@ const (
 	EventUnpinned EventKind = "unpinned"
 	// EventAdopted: a program that was attached without a link became a member.
 	EventAdopted EventKind = "adopted"
-	// EventNamed: a link has a first or another name in the registry. With its first
+	// EventNamed: a link has a first or another name. With its first
 	// name a foreign entry becomes a member.
 	EventNamed EventKind = "named"
 	// EventOvertaken: an entry that is not a member, and so has no priority, now runs

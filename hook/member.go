@@ -135,7 +135,7 @@ func (p Program) MarshalJSON() ([]byte, error) {
 type Kind string
 
 const (
-	KindMember  Kind = "member"  // ours: of a dispatcher, or in the registry
+	KindMember  Kind = "member"  // ours: of a dispatcher, or with a name of its own
 	KindLegacy  Kind = "legacy"  // attached without a link: anyone may replace it
 	KindForeign Kind = "foreign" // attached by a link that is not ours
 	// KindLibxdp: behind a dispatcher of libxdp, which netlink attached. It can

@@ -14,8 +14,7 @@ func (a *app) pinCommand() *cobra.Command {
 	return a.pinVerb("pin", "Pin a member, so that it stays without its owner",
 		`Pin a member in the bpffs, so that it stays when its owner closes it or dies. A
 member whose pins are gone, or are in a bpffs that cannot be reached, is pinned
-again in the bpffs of --bpffs. A member on tcx or a cgroup whose name was lost with
-its registry needs a name first: "adopt --link" gives it one, and pins it.`,
+again in the bpffs of --bpffs.`,
 		func(ctx context.Context, link *dispatcher.Link) error {
 			if err := a.needBPFFS(true); err != nil {
 				return err

@@ -15,7 +15,7 @@ func (a *app) recoverCommand() *cobra.Command {
 		Use:   "recover",
 		Short: "Clean up after devices and processes that are gone",
 		Long: `Clean up in the bpffs: members whose device or cgroup is gone, unfinished work
-of killed processes, and a registry of another version. Nothing that
+of killed processes. Nothing that
 runs is touched.
 
 With --reattach, persistent members are attached again, with their names, order

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -265,8 +264,6 @@ func clean(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	pins, err := os.ReadDir(filepath.Join(ts.Getenv("BPFFS"), "libdispatcher"))
-	// The registry of names stays.
-	pins = slices.DeleteFunc(pins, func(e os.DirEntry) bool { return e.Name() == "registry" })
 	if err == nil && len(pins) > 0 {
 		ts.Fatalf("left pinned: %v", pins)
 	}

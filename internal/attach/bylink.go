@@ -98,7 +98,7 @@ func detachLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *
 	if err != nil {
 		return kernel.Errno("detach the link", err)
 	}
-	return names.Forget(info.ID)
+	return names.Forget(info)
 }
 
 // AdoptLink makes what a link of another tool attaches a member. On XDP it updates

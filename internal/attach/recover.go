@@ -3,12 +3,7 @@ package attach
 import (
 	"cmp"
 	"context"
-	"errors"
-	"io/fs"
-	"os"
 	"slices"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/chains"
@@ -50,7 +45,6 @@ func Recover(ctx context.Context, bpffs string, dryRun, reattach bool) ([]hook.L
 		if !dryRun {
 			sweep(l)
 		}
-		registry(r)
 		return defunct(r)
 	})
 	if err != nil {
@@ -139,21 +133,4 @@ func defunct(r *target.Recovery) error {
 		links.Recover(r, folder)
 	}
 	return nil
-}
-
-// registry removes a registry of another version, or another object in its place. It
-// removes only what was read and cannot be used, never what could not be read.
-func registry(r *target.Recovery) {
-	reg, err := r.Pins.OpenRegistry()
-	reg.Close()
-	f := hook.Leftover{Path: r.Pins.RegistryPath(), What: "a registry of another version: members have no names"}
-	switch {
-	case err == nil, errors.Is(err, fs.ErrNotExist):
-		return
-	case !errors.Is(err, ebpf.ErrNotSupported):
-		f.What, f.Err = "a registry that cannot be read", err
-	case !r.DryRun:
-		f.Err = os.RemoveAll(f.Path)
-	}
-	r.Report(f)
 }

@@ -5,15 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 )
-
-// registry is the pin of the registry, which has the names of members with
-// links of their own. It stays when the members leave.
-const registry = "$BPFFS/libdispatcher/registry"
 
 func (s *stage) view(ctx context.Context) {
 	want := kinds{hook.KindMember: 4, hook.KindLegacy: 2} // the ingress filter is not adopted
@@ -68,7 +63,6 @@ func (s *stage) detachAll(ctx context.Context) {
 	// Only this folder is compared: ip and tc, started by others, use any bpffs
 	// that they find.
 	left := pinned(s.expand("$BPFFS/libdispatcher"))
-	left = slices.DeleteFunc(left, func(path string) bool { return path == s.expand(registry) })
 	s.show("rm -r $BPFFS/maps $BPFFS/rival $BPFFS/watch $BPFFS/libdispatcher")
 	for _, path := range []string{"maps", rival, watch, "libdispatcher"} {
 		must(os.RemoveAll(filepath.Join(s.bpffs, path)))

@@ -157,7 +157,6 @@ func (s *stage) chain(ctx context.Context, h hook.Hook) *hook.Chain {
 func (s *stage) chainOn(ctx context.Context, t dispatcher.Target) *hook.Chain {
 	c := value(dispatcher.Read(ctx, t, dispatcher.ReadOptions{BPFFS: s.bpffs}))
 	s.made.addChain(c)
-	s.made.addMap(s.expand(registry))
 	return c
 }
 

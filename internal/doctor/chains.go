@@ -245,7 +245,7 @@ func (e *exam) tailCalls(c *hook.Chain) {
 // members with an unknown priority.
 func (e *exam) order(c *hook.Chain) {
 	var ranked []*hook.Member
-	if slices.ContainsFunc(c.Members, func(m hook.Member) bool { return e.unsettled[m.LinkID] }) {
+	if slices.ContainsFunc(c.Members, func(m hook.Member) bool { return e.unsettled(m.LinkID) }) {
 		return // a move is not finished: the order is checked after that
 	}
 	for i := range c.Members {
@@ -253,7 +253,7 @@ func (e *exam) order(c *hook.Chain) {
 		switch {
 		case m.Kind != hook.KindMember:
 		case m.Priority == 0:
-			f := at(c, m.Name, "priority", hook.LevelNote, "its priority is not known: the registry of names has no record of it")
+			f := at(c, m.Name, "priority", hook.LevelNote, "its priority is not known: its holder has put another program into the link")
 			f.Mend = e.on(c, "set", m.Name, "--priority", fmt.Sprint(hook.DefaultPriority))
 			e.add(f)
 		default:

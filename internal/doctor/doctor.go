@@ -56,8 +56,6 @@ var stateChecks = []struct{ name, good string }{
 	{"incomplete", "no pins were removed by hand"},
 	{"lock", "no process keeps the lock of the pins"},
 	{"access", "only root may use the pins"},
-	{"registry", "the names of links can be read, or there are none"},
-	{"record", "all names belong to links"},
 	{"unreadable", "all could be read"},
 	{"closed", "no chain without members was left on a device"},
 	{"displaced", "the chains run where they were attached"},
@@ -76,18 +74,14 @@ var stateChecks = []struct{ name, good string }{
 
 // An exam is one look at the state.
 type exam struct {
-	bpffs  string
-	pins   *state.Pins // nil without a bpffs
-	chains []hook.Chain
-	links  map[uint32]kernel.LinkInfo
-	loaded map[uint32]*state.Chain // by the id of the dispatcher
-	later  map[uint32]error        // why a chain is not in loaded: it is damaged, or of a later version
-	// records are the records of the registry by their links. A record that is damaged
-	// or of a later version is nil.
-	records map[uint32]*state.Record
-	// unsettled are the links of unfinished moves.
-	unsettled map[uint32]bool
-	found     []hook.Finding
+	bpffs   string
+	pins    *state.Pins // nil without a bpffs
+	chains  []hook.Chain
+	links   map[uint32]kernel.LinkInfo
+	loaded  map[uint32]*state.Chain // by the id of the dispatcher
+	later   map[uint32]error        // why a chain is not in loaded: it is damaged, or of a later version
+	movedTo map[uint32]uint32       // the link that has taken the place of another
+	found   []hook.Finding
 }
 
 // add adds a finding, unless another check has already found the same.
@@ -103,7 +97,7 @@ func (e *exam) drift(check, mend, format string, args ...any) {
 }
 
 func lookAtState(ctx context.Context, bpffs string) ([]hook.Finding, error) {
-	e := &exam{bpffs: bpffs, links: map[uint32]kernel.LinkInfo{}, unsettled: map[uint32]bool{}}
+	e := &exam{bpffs: bpffs, links: map[uint32]kernel.LinkInfo{}, movedTo: map[uint32]uint32{}}
 	var err error
 	if e.pins, err = state.OpenPins(bpffs); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		// Nothing reads pins that others can change, so nothing else can be told.
@@ -136,6 +130,9 @@ func (e *exam) read(ctx context.Context) (err error) {
 	}
 	for _, l := range links {
 		e.links[l.ID] = l
+	}
+	if err := e.readMoves(); err != nil {
+		return err
 	}
 	e.loaded, e.later, err = loadedChains()
 	return err

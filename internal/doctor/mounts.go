@@ -45,7 +45,14 @@ func (m machine) otherMounts() []hook.Finding {
 	text, _ := m.read("/proc/thread-self/mountinfo")
 	for _, mount := range procfs.ParseMounts(text) {
 		var st unix.Stat_t
-		if mount.Type != "bpf" || unix.Stat(mount.Point, &st) != nil || seen[st.Dev] {
+		if mount.Type != "bpf" || unix.Stat(mount.Point, &st) != nil {
+			continue
+		}
+		if mount.Dev != st.Dev {
+			found = append(found, note("", "another file system is mounted over a bpffs: what is pinned there stays, and cannot be reached by its path: "+filepath.Clean(mount.Point))...)
+			continue
+		}
+		if seen[st.Dev] {
 			continue
 		}
 		seen[st.Dev] = true

@@ -10,12 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
@@ -36,7 +34,6 @@ func (e *exam) lookAtPins() {
 	}
 	e.access(dir)
 	e.lock(dir)
-	e.readRegistry()
 	for _, entry := range entries {
 		name := entry.Name()
 		switch {
@@ -50,8 +47,6 @@ func (e *exam) lookAtPins() {
 			e.linkFolder(name)
 		}
 	}
-	e.names()
-	e.halfMoves()
 }
 
 // lockPatience is longer than any change has the lock, and many in turn.
@@ -80,37 +75,6 @@ func (e *exam) members(folder string) ([]string, bool) {
 		e.drift("unreadable", "", "%s", oneLine(err))
 	}
 	return members, err == nil
-}
-
-// move looks at the slot of a move, from which stand-ins run a program.
-func (e *exam) move(name string) {
-	f := hook.Finding{Check: "move", Level: hook.LevelDrift, Mend: e.recover()}
-	old, path := state.ParseMove(name), e.pins.Path(name)
-	rec, li := e.records[old], e.links[old]
-	switch {
-	case old == 0:
-		f.Text = fmt.Sprintf("an adoption was not finished, its process died (%s); stand-ins run the program meanwhile", path)
-	case rec != nil && li.Gone() && e.runs(rec.MovedTo):
-		f.Level, f.Mend = hook.LevelNote, ""
-		f.Text = fmt.Sprintf("the move of link %d to link %d is done; %s stays as long as a process has the old link open", old, rec.MovedTo, path)
-	default:
-		f.Text = fmt.Sprintf("the move of link %d was not finished, its process died (%s); stand-ins run the program meanwhile", old, path)
-	}
-	e.add(f)
-}
-
-// runs tells whether a link runs its member's program, and not a stand-in.
-func (e *exam) runs(id uint32) bool {
-	li := e.links[id]
-	if li.ID == 0 || li.Gone() {
-		return false
-	}
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(li.Program))
-	if err != nil {
-		return false
-	}
-	defer prog.Close()
-	return !dispatch.IsStandIn(kernel.Describe(prog).Name)
 }
 
 // chainFolder compares the pins of a chain with the chain.
@@ -173,12 +137,11 @@ func (e *exam) linkFolder(folder string) {
 	if !ok {
 		return
 	}
-	rec := e.records[li.ID]
-	switch {
+	switch next := e.movedTo[li.ID]; {
 	case li.ID == 0:
 		e.drift("orphan", e.recover(), "%s: the link does not exist any more", e.pins.Path(folder))
-	case li.Gone() && rec != nil && e.links[rec.MovedTo].ID != 0:
-		e.drift("orphan", e.recover(), "%s: link %d has taken its place", e.pins.Path(folder), rec.MovedTo)
+	case li.Gone() && next != 0:
+		e.drift("orphan", e.recover(), "%s: link %d has taken its place", e.pins.Path(folder), next)
 	case li.Gone() && li.Type == link.CgroupType:
 		e.defunct(folder, "cgroup", members)
 	case li.Gone():

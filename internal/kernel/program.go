@@ -113,6 +113,13 @@ func ProgramMaps(prog *ebpf.Program) ([]ebpf.MapID, error) {
 	}
 }
 
+// OpenMap opens a map by its id; the caller closes the descriptor. Unlike cilium/ebpf it
+// does not read /proc.
+func OpenMap(id ebpf.MapID) (int, error) {
+	attr := struct{ id, next, flags uint32 }{id: uint32(id)}
+	return BPF(unix.BPF_MAP_GET_FD_BY_ID, &attr)
+}
+
 // MapID returns the id of a map.
 func MapID(m *ebpf.Map) (uint32, error) {
 	var info [2]uint32

@@ -19,7 +19,7 @@ import (
 // choice is open, fs.ErrExist for a member, and ErrBusy when the program has a link of
 // another tool.
 func (Family) Adopt(o *target.Opened, l *state.Locked, req target.AdoptRequest) (h target.Handle, err error) {
-	err = withOrder(o, l, func(op *opened, list *order) error {
+	err = withOrder(o, func(op *opened, list *order) error {
 		h, err = op.adoptBare(l, list, req)
 		return err
 	})
@@ -30,6 +30,7 @@ func (Family) Adopt(o *target.Opened, l *state.Locked, req target.AdoptRequest) 
 type successor struct {
 	op         *opened
 	l          *state.Locked
+	prog       *ebpf.Program // the member's
 	rec        *state.Record
 	persistent bool
 	maps       map[string]*ebpf.Map // to be pinned with it
@@ -43,22 +44,20 @@ func (s *successor) keep(made kernel.RawLink) (err error) {
 		return err
 	}
 	s.handle.made = true
-	if err := s.op.names.reg.Put(s.handle.id, s.rec); err != nil {
+	if err := s.op.names.put(s.prog, s.handle.id, s.rec); err != nil {
 		return err
 	}
 	kernel.Step("attach: named")
 	if s.persistent {
-		if err := s.handle.pin(s.l, s.maps); err != nil {
-			return kernel.Undo(err, s.op.names.reg.Delete(s.handle.id))
-		}
+		return s.handle.pin(s.l, s.maps)
 	}
 	return nil
 }
 
 // replace puts a new link, which create makes, in the place of an incumbent that has no
 // link.
-func (s *successor) replace(old incumbent, prog *ebpf.Program, create func(*ebpf.Program) (kernel.RawLink, error)) (*handle, error) {
-	made, err := s.op.takePlace(s.l, old, prog, true, create, s.keep)
+func (s *successor) replace(old incumbent, create func(*ebpf.Program) (kernel.RawLink, error)) (*handle, error) {
+	made, err := s.op.takePlace(s.l, old, s.prog, true, create, s.keep, func() error { return nil })
 	if err == nil {
 		return s.handle, nil
 	}
@@ -96,9 +95,9 @@ func (op *opened) adoptBare(l *state.Locked, list *order, req target.AdoptReques
 	if err != nil {
 		return nil, err
 	}
-	next := &successor{op: op, l: l, rec: rec, persistent: req.Persistent}
+	next := &successor{op: op, l: l, prog: prog, rec: rec, persistent: req.Persistent}
 	if op.cgroup != nil && !sharesCgroup(list.flags) {
-		return op.swapOnCgroup(list, prog, req.NoGap, next)
+		return op.swapOnCgroup(list, req.NoGap, next)
 	}
 	create := func(p *ebpf.Program) (kernel.RawLink, error) {
 		now := list
@@ -121,7 +120,7 @@ func (op *opened) adoptBare(l *state.Locked, list *order, req target.AdoptReques
 			return nil, err
 		}
 	}
-	return next.replace(old, prog, create)
+	return next.replace(old, create)
 }
 
 // recordAt returns the record for the entry at i as a member. Its priority leaves the
@@ -218,7 +217,8 @@ func NeedsGap(attached string) error {
 
 // swapOnCgroup takes an exclusive legacy program off a cgroup, and then attaches it
 // with a link: the kernel does not allow both at once. In between nothing is attached.
-func (op *opened) swapOnCgroup(list *order, prog *ebpf.Program, noGap bool, next *successor) (*handle, error) {
+func (op *opened) swapOnCgroup(list *order, noGap bool, next *successor) (*handle, error) {
+	prog := next.prog
 	if noGap {
 		return nil, NeedsGap(cgroupFlags(list.flags, list.Order[0]))
 	}

@@ -4,6 +4,7 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
+
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
@@ -13,24 +14,21 @@ import (
 
 // AdoptLink gives a name to a link on TCX or on a cgroup. On success the handle owns
 // the link, and the caller closes the handle; on an error the link stays the caller's.
-// The error is fs.ErrExist for a member, and ErrNotSupported when there is no registry
-// for the name and the request is not persistent.
+// The error is fs.ErrExist for a member.
 func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *kernel.LinkInfo, req target.Request) (target.Handle, error) {
-	names, err := namesFor(o, locked)
-	if err != nil {
-		return nil, err
-	}
+	names := OpenNames(o)
 	defer names.Close()
-	switch rec, err := names.record(info.Attach, info.ID); {
+	switch rec, err := names.Record(info); {
 	case err != nil:
 		return nil, err
 	case rec != nil:
 		return nil, hook.Because(fs.ErrExist, "link %d is a member already", info.ID)
 	}
-	if names.reg == nil && !req.Persistent {
-		return nil, hook.Because(ebpf.ErrNotSupported, "there is no registry in %s that could take its name", o.BPFFS).
-			Hint("pinned (Persistent) it has one without that")
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(info.Program))
+	if err != nil {
+		return nil, kernel.Again(kernel.Errno("the program", err))
 	}
+	defer prog.Close()
 	called, pinned, err := names.pin(o.Hook, info.ID)
 	if err != nil {
 		return nil, err
@@ -54,12 +52,12 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *k
 	if err != nil {
 		return nil, err
 	}
-	if err := names.reg.Put(h.id, &h.rec); err != nil {
+	if err := names.put(prog, h.id, &h.rec); err != nil {
 		return nil, err
 	}
 	if req.Persistent {
 		if err := pinNamed(locked, h, called, pinned); err != nil {
-			return nil, kernel.Undo(err, names.reg.Delete(h.id))
+			return nil, kernel.Undo(err, names.Forget(info))
 		}
 	}
 	return h, nil

@@ -12,7 +12,7 @@ import (
 func Defunct(o *target.Opened, li kernel.LinkInfo, names *Names) (*hook.Chain, error) {
 	h := li.Hook()
 	e, err := names.entry(h, li.Attach, li.Program, li.ID)
-	if err != nil || e.Name == "" || e.rec != nil && e.rec.MovedTo != 0 {
+	if err != nil || e.Name == "" {
 		return nil, err
 	}
 	m := viewEntry(e)

@@ -2,6 +2,7 @@ package links
 
 import (
 	"github.com/cilium/ebpf"
+
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
@@ -33,7 +34,7 @@ func (f filterIncumbent) remove(*ebpf.Program) error {
 // side. The filter must be the first of all: first returns the reason if it is not.
 // The caller closes the handle. The error is ErrNotSupported where there is no TCX.
 func ReplaceFilter(o *target.Opened, l *state.Locked, conn *rtnl.Conn, f rtnl.Filter, prog *ebpf.Program, req target.AdoptRequest, first func() error) (h target.Handle, err error) {
-	err = withOrder(o, l, func(op *opened, list *order) error {
+	err = withOrder(o, func(op *opened, list *order) error {
 		if err := first(); err != nil {
 			return err
 		}
@@ -46,9 +47,9 @@ func ReplaceFilter(o *target.Opened, l *state.Locked, conn *rtnl.Conn, f rtnl.Fi
 		if err != nil {
 			return err
 		}
-		next := &successor{op: op, l: l, rec: op.newRecord(name, req.Owner, priority), persistent: req.Persistent}
+		next := &successor{op: op, l: l, prog: prog, rec: op.newRecord(name, req.Owner, priority), persistent: req.Persistent}
 		create := func(p *ebpf.Program) (kernel.RawLink, error) { return op.create(p, kernel.Neighbor{}, list) }
-		h, err = next.replace(filterIncumbent{conn, op.index, f}, prog, create)
+		h, err = next.replace(filterIncumbent{conn, op.index, f}, create)
 		return err
 	})
 	return h, err

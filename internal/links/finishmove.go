@@ -30,14 +30,11 @@ type halfMove struct {
 	standIn standIn // loaded again, to finish the move
 }
 
-// openMove finds out how far a move has come. The caller closes the result.
-func openMove(l *state.Locked, name string) (*halfMove, error) {
-	m := &halfMove{oldID: state.ParseMove(name)}
-	var err error
-	if m.standIn.slot, err = ebpf.LoadPinnedMap(l.Path(name), nil); err != nil {
-		return nil, err
-	}
-	if err = m.readState(l); err != nil {
+// openMove finds out how far a move has come, of which the slot is pinned. It takes over the
+// slot; the caller closes the result.
+func openMove(l *state.Locked, name string, slot *ebpf.Map) (*halfMove, error) {
+	m := &halfMove{oldID: state.ParseMove(name), standIn: standIn{slot: slot}}
+	if err := m.readState(l); err != nil {
 		m.close()
 		return nil, err
 	}
@@ -53,6 +50,9 @@ func (m *halfMove) readState(l *state.Locked) (err error) {
 		return err
 	}
 	if m.prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(id)); err != nil {
+		return err
+	}
+	if m.standIn.records, err = state.KeepRecords(m.prog); err != nil {
 		return err
 	}
 	links, err := kernel.AllLinks()
@@ -83,13 +83,8 @@ func (m *halfMove) readState(l *state.Locked) (err error) {
 
 // successor looks for a new link that runs the program without a stand-in already.
 func (m *halfMove) successor(l *state.Locked, links []kernel.LinkInfo) error {
-	reg, err := openRegistry(l.Pins)
-	if err != nil {
-		return err
-	}
-	defer reg.Close()
 	for _, li := range links {
-		rec, err := reg.Get(li.ID)
+		rec, err := m.standIn.records.Get(li.ID)
 		if err != nil {
 			return err
 		}

@@ -19,7 +19,7 @@ type handle struct {
 	target.Base
 	link kernel.RawLink
 	id   uint32
-	rec  state.Record // the last known record, for use without a registry
+	rec  state.Record // the last known record
 	made bool         // the handle made its present link, and did not open it
 }
 
@@ -38,11 +38,11 @@ func (h *handle) folder() string { return state.LinkFolder(h.Opened.Hook, h.id) 
 // Close gives up ownership of the member.
 func (h *handle) Close() error { return h.Release(func() error { return h.link.Close() }) }
 
-// current is the member as the kernel and the registry know it now.
+// current is the member as the kernel knows it now.
 type current struct {
 	names *Names
 	info  *kernel.LinkInfo
-	rec   *state.Record // never nil: without a registry it is the last known record
+	rec   *state.Record // never nil: where there is none it is the last known record
 }
 
 // do runs fn with the member as it is now.
@@ -50,10 +50,7 @@ func (h *handle) do(l *state.Locked, fn func(g *current) error) error {
 	if h.Left {
 		return target.ErrDetached
 	}
-	names, err := namesFor(h.Opened, l)
-	if err != nil {
-		return err
-	}
+	names := OpenNames(h.Opened)
 	defer names.Close()
 	info, err := kernel.LinkInfoOf(h.link)
 	if err != nil {
@@ -64,11 +61,11 @@ func (h *handle) do(l *state.Locked, fn func(g *current) error) error {
 			return err
 		}
 	}
-	if info.Program, err = names.resolve(info.Program); err != nil {
+	rec, err := names.Record(info)
+	if err != nil {
 		return err
 	}
-	rec, err := names.record(info.Attach, h.id)
-	if err != nil {
+	if info.Program, err = names.resolve(info.Program); err != nil {
 		return err
 	}
 	if rec != nil {
@@ -81,34 +78,36 @@ func (h *handle) do(l *state.Locked, fn func(g *current) error) error {
 // moved. The error is target.ErrGone when there is none: the target is gone, or the
 // member was detached.
 func (h *handle) follow(names *Names) (*kernel.LinkInfo, error) {
-	for id := h.id; ; {
-		rec, err := names.record(kernel.KindOf(h.Opened.Hook).Attach, id)
-		if err != nil {
-			return nil, err
-		}
-		if rec == nil || rec.MovedTo == 0 {
-			return nil, target.ErrGone
-		}
-		id = rec.MovedTo
-		next, err := kernel.OpenLink(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, target.ErrGone
-		}
-		if err != nil {
-			return nil, err
-		}
-		info, err := kernel.LinkInfoOf(next)
-		if err != nil || info.Gone() {
-			next.Close()
-			if err != nil {
-				return nil, err
-			}
+	if h.rec.Member == 0 {
+		return nil, target.ErrGone
+	}
+	links, err := kernel.AllLinks()
+	if err != nil {
+		return nil, err
+	}
+	for _, li := range links {
+		if li.Attach != kernel.KindOf(h.Opened.Hook).Attach || li.Gone() {
 			continue
 		}
+		rec, err := names.Record(&li)
+		if errors.Is(err, kernel.ErrAgain) {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		if rec == nil || rec.Member != h.rec.Member {
+			continue
+		}
+		next, err := kernel.OpenLink(li.ID)
+		if err != nil {
+			return nil, kernel.Again(err)
+		}
 		h.link.Close()
-		h.link, h.id = next, id
-		return info, nil
+		h.link, h.id = next, li.ID
+		return &li, nil
 	}
+	return nil, target.ErrGone
 }
 
 // change is Change with the member as it is now.
@@ -132,6 +131,9 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 				return kernel.Again(kernel.Errno("the program to be replaced", err))
 			}
 			defer old.Close()
+			if err := g.names.put(prog.Program, h.id, g.rec); err != nil {
+				return err
+			}
 			kernel.Step("replace: before")
 			if err := updateLink(h.link, prog.Program, old); err != nil {
 				if errors.Is(err, fs.ErrExist) {
@@ -141,6 +143,11 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 			}
 			used = true
 			kernel.Step("replace: after")
+			if kernel.ProgramID(prog.Program) != g.info.Program {
+				if err := g.names.Forget(g.info); err != nil {
+					return err
+				}
+			}
 			return l.SetMaps(h.folder(), g.rec.Name, prog.Maps)
 		})
 		return used, err

@@ -35,7 +35,7 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 	var h *handle
 	patience := target.UntilLeft()
 	err = o.Change(ctx, func(l *state.Locked) error {
-		return patience(withOrder(o, l, func(op *opened, list *order) (err error) {
+		return patience(withOrder(o, func(op *opened, list *order) (err error) {
 			h, err = op.join(l, list, prog, req)
 			return err
 		}))
@@ -71,7 +71,7 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 	}
 	defer prog.Discard()
 	err = kernel.Retry(ctx, func() error {
-		return withOrder(o, nil, func(op *opened, list *order) error {
+		return withOrder(o, func(op *opened, list *order) error {
 			i, name, priority, err := list.Join(prog, req)
 			if err != nil {
 				return err
@@ -95,9 +95,9 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 	return c, err
 }
 
-// newRecord returns the registry's record for a new member.
+// newRecord returns the record for a new member.
 func (op *opened) newRecord(name, owner string, priority int) *state.Record {
-	return &state.Record{Name: name, Owner: owner, Priority: priority, Attach: op.kind.Attach, LastSeen: op.seen()}
+	return &state.Record{Name: name, Owner: owner, Priority: priority, Attach: op.kind.Attach, Member: newMember(), LastSeen: op.seen()}
 }
 
 // join attaches the program with a link, names the link and, if persistent, pins it.
@@ -119,7 +119,7 @@ func (op *opened) join(l *state.Locked, list *order, prog *load.Loaded, req targ
 		return nil, err
 	}
 	kernel.Step("attach: attached")
-	next := &successor{op: op, l: l, rec: rec, persistent: req.Persistent, maps: prog.Maps}
+	next := &successor{op: op, l: l, prog: prog.Program, rec: rec, persistent: req.Persistent, maps: prog.Maps}
 	if err := next.keep(made); err != nil {
 		return nil, kernel.Undo(err, made.Close()) // half attached is not attached
 	}
@@ -130,7 +130,7 @@ func (op *opened) join(l *state.Locked, list *order, prog *load.Loaded, req targ
 // The error is fs.ErrNotExist for an unknown ref, and ErrBusy for a program without a
 // link.
 func (Family) Open(o *target.Opened, ref hook.Ref) (h target.Handle, err error) {
-	err = withOrder(o, nil, func(op *opened, list *order) error {
+	err = withOrder(o, func(op *opened, list *order) error {
 		i, err := list.Find(ref)
 		if err != nil {
 			return err
@@ -170,7 +170,7 @@ func OpenPinned(o *target.Opened, folder, member string) (*handle, error) {
 	}
 	names := OpenNames(o)
 	defer names.Close()
-	rec, err := names.record(info.Attach, info.ID)
+	rec, err := names.Record(info)
 	if err != nil {
 		link.Close()
 		return nil, err
@@ -206,7 +206,7 @@ func (op *opened) target() string {
 // one that is no member.
 func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, force bool) error {
 	return o.Locked(ctx, func(l *state.Locked) error {
-		return withOrder(o, nil, func(op *opened, list *order) error {
+		return withOrder(o, func(op *opened, list *order) error {
 			return list.Detach(ref, force, op.refuse, func(e entry) error { return op.takeOut(l, e) })
 		})
 	})
@@ -258,7 +258,11 @@ func leave(l *state.Locked, names *Names, h hook.Hook, id uint32, link kernel.Ra
 		return kernel.Errno("detach the link", err)
 	}
 	kernel.Step("detach: detached")
-	return names.reg.Delete(id)
+	info, err := kernel.LinkInfoOf(link)
+	if err != nil {
+		return err
+	}
+	return names.Forget(info)
 }
 
 // removeLegacy takes out a program without a link.
@@ -337,7 +341,7 @@ func viewEntry(e entry) hook.Member {
 	switch {
 	case e.rec != nil:
 		m.Priority, m.Owner = e.rec.Priority, e.rec.Owner
-	case e.Name != "": // a member that is pinned, but not in the registry
+	case e.Name != "": // a member that is pinned, but has no record
 	case e.Link != 0:
 		m.Kind = hook.KindForeign
 	default:

@@ -41,7 +41,10 @@ func (h *handle) place(ctx context.Context, to hook.Position, priority int) erro
 				return err
 			}
 			rec := *g.rec
-			rec.Attach, rec.MovedTo, rec.MovedFrom, rec.LastSeen, rec.Priority = g.info.Attach, 0, 0, op.seen(), priority
+			rec.Attach, rec.MovedFrom, rec.LastSeen, rec.Priority = g.info.Attach, 0, op.seen(), priority
+			if rec.Member == 0 { // its holder has put another program into the link
+				rec.Member = newMember()
+			}
 			if j == i {
 				return h.record(g, &rec)
 			}
@@ -58,9 +61,14 @@ func (h *handle) place(ctx context.Context, to hook.Position, priority int) erro
 	})
 }
 
-// record writes the member's record to the registry.
+// record writes the member's record.
 func (h *handle) record(g *current, rec *state.Record) error {
-	if err := g.names.reg.Put(h.id, rec); err != nil {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+	if err != nil {
+		return kernel.Again(kernel.Errno("the member's program", err))
+	}
+	defer prog.Close()
+	if err := g.names.put(prog, h.id, rec); err != nil {
 		return err
 	}
 	h.rec = *rec
@@ -99,7 +107,7 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 			return err
 		}
 		rec.MovedFrom = oldID
-		if err := g.names.reg.Put(info.ID, rec); err != nil {
+		if err := g.names.put(prog, info.ID, rec); err != nil {
 			return err
 		}
 		if list.Order[i].pinned {
@@ -108,15 +116,25 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 				return err
 			}
 			defer twin.Close()
-			if err := l.Succeed(h.folder(), state.LinkFolder(h.Opened.Hook, info.ID), rec.Name, twin); err != nil {
-				return err
+			to := state.LinkFolder(h.Opened.Hook, info.ID)
+			if err := l.Succeed(h.folder(), to, rec.Name, twin); err != nil {
+				return kernel.Undo(err, l.RemoveChain(to))
 			}
 		}
-		left := *g.rec
-		left.Attach, left.Priority = g.info.Attach, rec.Priority // the old link may have had no record
-		return g.names.reg.Moved(oldID, info.ID, &left)
+		return nil
 	}
-	link, err := op.takePlace(l, oldLink{h.link, oldID}, prog, j < i, create, keep)
+	// Who still has the old link open finds the new one by the member's number.
+	release := func() error {
+		was, err := kernel.LinkInfoOf(h.link)
+		if err == nil {
+			err = g.names.Forget(was)
+		}
+		if l != nil {
+			err = kernel.Join(err, l.DropChain(h.folder()))
+		}
+		return err
+	}
+	link, err := op.takePlace(l, oldLink{h.link, oldID}, prog, j < i, create, keep, release)
 	if link == nil {
 		return err
 	}
@@ -127,9 +145,6 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 	}
 	h.link.Close()
 	h.link, h.id, h.rec, h.made = link, info.ID, *rec, true
-	if l != nil {
-		err = kernel.Join(err, l.DropChain(state.LinkFolder(h.Opened.Hook, oldID)))
-	}
 	return err
 }
 

@@ -1,8 +1,9 @@
 package links
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
-	"io/fs"
 
 	"github.com/cilium/ebpf"
 
@@ -12,71 +13,75 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// Names maps links to members, by the registry, and by the pins where the registry has
-// no record. Both may be missing; then all links are foreign.
+// Names maps links to members, by the records of the programs that the links run, and by
+// the pins where a program has none: then its holder has put another program into the link.
 type Names struct {
-	reg    *state.Registry
-	err    error // why the registry or the pins could not be read
-	pins   *state.Pins
-	pinned map[string]string // folder to member; read when it is first needed
-	// moving says that stand-ins may be attached. Where there is a bpffs, a pin tells.
-	moving bool
+	pins     *state.Pins
+	pinned   map[string]string // folder to member; read when it is first needed
+	programs map[uint32]*known // what was asked for last
 }
 
-// OpenNames opens the registry and the pins, as far as they exist; the caller closes
-// the Names. An error in reading them is returned by the first question about a link.
+// known is what is known of a program that is attached.
+type known struct {
+	standIn bool
+	records state.Records
+}
+
+// mostPrograms is how many programs Names knows at once: their records are open.
+const mostPrograms = 8
+
+// OpenNames returns the names of members, with what is pinned in the target's bpffs. The
+// caller closes the Names.
 func OpenNames(o *target.Opened) *Names {
-	n := newNames(o.Pins)
-	if o.Pins != nil && n.err == nil {
-		n.reg, n.err = openRegistry(o.Pins)
-	}
-	return n
+	return &Names{pins: o.Pins, programs: map[uint32]*known{}}
 }
 
-// openRegistry opens the registry. It returns nil, which acts as an empty registry, if
-// there is none, or if the registry is of another version: that one stays untouched.
-func openRegistry(p *state.Pins) (*state.Registry, error) {
-	reg, err := p.OpenRegistry()
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ebpf.ErrNotSupported) {
-		return nil, nil
+// Close releases the records.
+func (n *Names) Close() {
+	for id, c := range n.programs {
+		c.records.Close()
+		delete(n.programs, id)
 	}
-	return reg, err
 }
 
-// namesFor is OpenNames; with the lock held it also creates the registry, for operations
-// that add to it. A registry of a later version stays untouched: then the member gets no
-// name.
-func namesFor(o *target.Opened, l *state.Locked) (*Names, error) {
-	if l == nil {
-		return OpenNames(o), nil
+// ask returns what is known of an attached program. The error is kernel.ErrAgain when
+// the program is gone.
+func (n *Names) ask(id uint32) (*known, error) {
+	if c := n.programs[id]; c != nil {
+		return c, nil
 	}
-	n := newNames(o.Pins)
-	if n.err != nil {
-		return nil, n.err
+	if len(n.programs) == mostPrograms {
+		n.Close()
 	}
-	var err error
-	n.reg, err = l.Registry()
-	return n, err
+	c := &known{}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err == nil {
+		defer prog.Close()
+		var slot uint32
+		if slot, err = standInFor(prog); err == nil {
+			c.standIn = slot != 0
+			c.records, err = state.RecordsOf(prog)
+		}
+	} else {
+		err = kernel.Again(kernel.Errno("the program", err))
+	}
+	// Who may not open programs and maps by their ids knows the pins only.
+	if err != nil && !errors.Is(err, hook.ErrPermission) {
+		return nil, err
+	}
+	n.programs[id] = c
+	return c, nil
 }
-
-func newNames(pins *state.Pins) *Names {
-	n := &Names{pins: pins, moving: true}
-	if pins != nil {
-		var moves []string
-		moves, n.err = pins.Moves()
-		n.moving = n.err != nil || len(moves) > 0
-	}
-	return n
-}
-
-// Close closes the registry.
-func (n *Names) Close() { n.reg.Close() }
 
 // resolve returns the program that a stand-in runs. It returns any other program
 // unchanged; also a stand-in with an empty slot, and a program that this process is
 // not permitted to open. The error is kernel.ErrAgain when the program is gone: it was
 // a stand-in, and the move has ended.
 func (n *Names) resolve(prog uint32) (uint32, error) {
+	c, err := n.ask(prog)
+	if err != nil || !c.standIn {
+		return prog, err
+	}
 	p, err := OpenProgram(prog)
 	if errors.Is(err, hook.ErrPermission) || errors.Is(err, hook.ErrIncompatible) {
 		return prog, nil
@@ -92,13 +97,10 @@ func (n *Names) resolve(prog uint32) (uint32, error) {
 // error is kernel.ErrAgain when the program is gone meanwhile.
 func (n *Names) entry(h hook.Hook, attach ebpf.AttachType, prog, link uint32) (e entry, err error) {
 	e = entry{Entry: target.Entry{Program: prog, Link: link}, carried: prog}
-	if link == 0 {
-		if n.moving {
-			e.Program, err = n.resolve(prog)
-		}
+	if e.Program, err = n.resolve(prog); err != nil || link == 0 {
 		return e, err
 	}
-	if e.rec, err = n.record(attach, link); err != nil {
+	if e.rec, err = n.record(attach, prog, link); err != nil {
 		return e, err
 	}
 	member, pinned, err := n.pin(h, link)
@@ -106,12 +108,6 @@ func (n *Names) entry(h hook.Hook, attach ebpf.AttachType, prog, link uint32) (e
 		return e, err
 	}
 	e.pinned, e.Stays = pinned, pinned
-	// A move of the member may have begun after the pins were read.
-	if n.moving || e.rec != nil || pinned {
-		if e.Program, err = n.resolve(prog); err != nil {
-			return e, err
-		}
-	}
 	switch {
 	case e.rec != nil:
 		e.Name, e.Priority = e.rec.Name, e.rec.Priority
@@ -121,17 +117,23 @@ func (n *Names) entry(h hook.Hook, attach ebpf.AttachType, prog, link uint32) (e
 	return e, nil
 }
 
-// record returns the registry's record of a link with the attach type; nil if there is
-// none.
-func (n *Names) record(attach ebpf.AttachType, link uint32) (*state.Record, error) {
-	if n.err != nil {
-		return nil, n.err
+// record returns the record of a link with the attach type that runs the program; nil if
+// there is none.
+func (n *Names) record(attach ebpf.AttachType, prog, link uint32) (*state.Record, error) {
+	c, err := n.ask(prog)
+	if err != nil {
+		return nil, err
 	}
-	rec, err := n.reg.Get(link)
+	rec, err := c.records.Get(link)
 	if rec != nil && rec.Attach != attach {
 		rec = nil
 	}
 	return rec, err
+}
+
+// Record returns the record of a link; nil if there is none.
+func (n *Names) Record(info *kernel.LinkInfo) (*state.Record, error) {
+	return n.record(info.Attach, info.Program, info.ID)
 }
 
 // pin returns the member name under which a link is pinned; ok says whether it is.
@@ -148,9 +150,9 @@ func (n *Names) pin(h hook.Hook, link uint32) (member string, ok bool, err error
 	return member, ok && n.pins.Has(state.LinkFolder(h, link), member), nil
 }
 
-// IsMember reports whether a link is a member: it is in the registry, or pinned as one.
+// IsMember reports whether a link is a member: it has a record, or is pinned as one.
 func (n *Names) IsMember(info *kernel.LinkInfo) (bool, error) {
-	rec, err := n.record(info.Attach, info.ID)
+	rec, err := n.Record(info)
 	if rec != nil || err != nil {
 		return rec != nil, err
 	}
@@ -158,8 +160,32 @@ func (n *Names) IsMember(info *kernel.LinkInfo) (bool, error) {
 	return pinned, err
 }
 
-// Forget removes a link's record from the registry.
-func (n *Names) Forget(id uint32) error { return n.reg.Delete(id) }
+// put writes the record of a link to a program that the link runs, or is about to run.
+func (n *Names) put(prog *ebpf.Program, link uint32, rec *state.Record) error {
+	n.Close() // the program may be among the known ones, without records
+	records, err := state.KeepRecords(prog)
+	if err != nil {
+		return err
+	}
+	defer records.Close()
+	return records.Put(link, rec)
+}
+
+// Forget removes the record of a link.
+func (n *Names) Forget(info *kernel.LinkInfo) error {
+	c, err := n.ask(info.Program)
+	if err != nil {
+		return err
+	}
+	return c.records.Delete(info.ID)
+}
+
+// newMember returns a number for a new member.
+func newMember() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return max(1, binary.NativeEndian.Uint64(b[:]))
+}
 
 // pinnedLinks returns the member that is pinned in each folder.
 func pinnedLinks(pins *state.Pins) (map[string]string, error) {

@@ -48,13 +48,9 @@ func open(o *target.Opened, names *Names) (*opened, error) {
 	return op, err
 }
 
-// withOpened runs fn with the opened target and the members' names; the lock l is given
-// for an operation that writes names.
-func withOpened(o *target.Opened, l *state.Locked, fn func(op *opened) error) error {
-	names, err := namesFor(o, l)
-	if err != nil {
-		return err
-	}
+// withOpened runs fn with the opened target and the members' names.
+func withOpened(o *target.Opened, fn func(op *opened) error) error {
+	names := OpenNames(o)
 	defer names.Close()
 	op, err := open(o, names)
 	if err != nil {
@@ -66,7 +62,7 @@ func withOpened(o *target.Opened, l *state.Locked, fn func(op *opened) error) er
 
 // look returns the answer of fn, which gets the opened target and the members' names.
 func look[T any](o *target.Opened, fn func(op *opened) (T, error)) (answer T, err error) {
-	err = withOpened(o, nil, func(op *opened) error {
+	err = withOpened(o, func(op *opened) error {
 		answer, err = fn(op)
 		return err
 	})
@@ -74,8 +70,8 @@ func look[T any](o *target.Opened, fn func(op *opened) (T, error)) (answer T, er
 }
 
 // withOrder is withOpened for an operation that needs the order of what is there.
-func withOrder(o *target.Opened, l *state.Locked, fn func(op *opened, list *order) error) error {
-	return withOpened(o, l, func(op *opened) error { return op.withOrder(fn) })
+func withOrder(o *target.Opened, fn func(op *opened, list *order) error) error {
+	return withOpened(o, func(op *opened) error { return op.withOrder(fn) })
 }
 
 func (op *opened) withOrder(fn func(op *opened, list *order) error) error {
@@ -156,15 +152,11 @@ func (op *opened) list() (*order, error) {
 		}
 		list.Order = append(list.Order, e)
 	}
-	for i, e := range list.Order {
-		if e.rec == nil {
+	for _, e := range list.Order {
+		if e.rec == nil || e.rec.MovedFrom == 0 {
 			continue
 		}
-		if e.rec.MovedTo != 0 && list.WithLink(e.rec.MovedTo) >= 0 {
-			list.Order[i].Leaving = true
-		}
-		// The new link's record is written before the old link's.
-		if j := list.WithLink(e.rec.MovedFrom); e.rec.MovedFrom != 0 && j >= 0 {
+		if j := list.WithLink(e.rec.MovedFrom); j >= 0 {
 			list.Order[j].Leaving = true
 		}
 	}

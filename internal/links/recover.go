@@ -6,6 +6,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -35,12 +36,9 @@ func Recover(r *target.Recovery, folder string) {
 	if info.Type == link.CgroupType {
 		f.What = "a member whose cgroup is gone"
 	}
-	var rec *state.Record
-	reg, err := openRegistry(r.Pins)
-	if err == nil {
-		defer reg.Close()
-		rec, err = reg.Get(info.ID)
-	}
+	names := OpenNames(&target.Opened{Pins: r.Pins})
+	defer names.Close()
+	rec, err := names.Record(info)
 	if err != nil {
 		f.Err = err
 		r.Report(f)
@@ -50,7 +48,7 @@ func Recover(r *target.Recovery, folder string) {
 		f.Target = rec.LastSeen.Target
 	}
 	if r.Settle(f, folder, func() error { return reattachLink(r, folder, members[0], info, rec) }) {
-		_ = reg.Delete(info.ID)
+		_ = names.Forget(info)
 	}
 }
 
@@ -72,7 +70,7 @@ func reattachLink(r *target.Recovery, folder, name string, info *kernel.LinkInfo
 		return err
 	}
 	defer o.NS.Close()
-	err = withOrder(o, r.Locked, func(op *opened, list *order) error {
+	err = withOrder(o, func(op *opened, list *order) error {
 		return op.reattach(r, list, folder, name, info, rec)
 	})
 	if errors.Is(err, fs.ErrNotExist) {
@@ -115,8 +113,9 @@ func (op *opened) reattach(r *target.Recovery, list *order, folder, name string,
 	}
 	kernel.Step("recover: attached")
 	again := *rec
-	again.LastSeen, again.MovedFrom, again.MovedTo = op.seen(), 0, 0
-	if err := op.names.reg.Put(made.ID, &again); err != nil {
+	// Who still has the old link open has lost the member.
+	again.LastSeen, again.MovedFrom, again.Member = op.seen(), 0, newMember()
+	if err := op.names.put(prog, made.ID, &again); err != nil {
 		return err
 	}
 	kernel.Step("recover: named")

@@ -89,15 +89,17 @@ func (b bare) remove(prog *ebpf.Program) error {
 // each packet meets it once.
 type standIn struct {
 	slot, mark *ebpf.Map
+	records    state.Records            // of the program's members
 	progs      map[string]*ebpf.Program // by the stand-ins' names in package dispatch
 	pin        string
 }
 
 // newStandIn makes stand-ins for the program; old is the link that moves, 0 for a
 // program without one. Where there is a bpffs the stand-ins go on if this process is
-// killed, until another process finishes the move.
-func newStandIn(l *state.Locked, prog *ebpf.Program, old uint32) (*standIn, error) {
-	s := &standIn{}
+// killed, until another process finishes the move. The stand-ins have the records, which
+// newStandIn takes over: so the members keep their names.
+func newStandIn(l *state.Locked, prog *ebpf.Program, old uint32, records state.Records) (*standIn, error) {
+	s := &standIn{records: records}
 	err := s.make(prog)
 	if err == nil && l != nil {
 		s.pin, err = l.PinMove(s.slot, old)
@@ -112,7 +114,7 @@ func newStandIn(l *state.Locked, prog *ebpf.Program, old uint32) (*standIn, erro
 // TryStandIn makes stand-ins for the program and removes them. It returns nil if the
 // program can be moved, else the reason.
 func TryStandIn(prog *ebpf.Program) error {
-	s, err := newStandIn(nil, prog, 0)
+	s, err := newStandIn(nil, prog, 0, nil)
 	if err != nil {
 		return err
 	}
@@ -158,6 +160,9 @@ func (s *standIn) load(t ebpf.AttachType) error {
 			return kernel.Errno("load stand-in", err)
 		}
 		s.progs[name] = p
+		if err := s.records.Bind(p); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -177,6 +182,7 @@ func (s *standIn) close(l *state.Locked) {
 	}
 	s.slot.Close()
 	s.mark.Close()
+	s.records.Close()
 }
 
 // settledWait is how long a program may run. It is the wait on kernels that do not tell
@@ -196,29 +202,15 @@ func settled() {
 // an error: then the link is attached, but a later step failed.
 //
 // On a cgroup the program is in both places for a moment.
-func (op *opened) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up bool, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error) (kernel.RawLink, error) {
+func (op *opened) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, up bool, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error, release func() error) (kernel.RawLink, error) {
 	if op.cgroup != nil {
-		link, err := create(prog)
-		if err != nil {
-			return nil, err
-		}
-		if err := keep(link); err != nil {
-			link.Close()
-			return nil, err
-		}
-		kernel.Step("move: at both places")
-		if err := old.remove(prog); err != nil {
-			return link, err
-		}
-		// A process that does not wait for the lock may have updated the old link; the
-		// kernel still tells its program.
-		if now := old.carries(prog); now != nil {
-			defer now.Close()
-			return link, updateLink(link, now, prog)
-		}
-		return link, nil
+		return op.besidesOld(l, old, prog, create, keep, release)
 	}
-	s, err := newStandIn(l, prog, old.id())
+	records, err := state.KeepRecords(prog)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newStandIn(l, prog, old.id(), records)
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +238,62 @@ func (op *opened) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, 
 		return nil, kernel.Undo(err, old.replaceProgram(prog, before))
 	}
 	kernel.Step("move: at both places")
-	return link, s.finish(old, before, link, prog, up)
+	return link, kernel.Join(s.finish(old, before, link, prog, up), release())
+}
+
+// besidesOld is takePlace on a cgroup, where the program is at both places for a moment. The
+// pinned records say that the move is not finished, see finishLeaving.
+func (op *opened) besidesOld(l *state.Locked, old incumbent, prog *ebpf.Program, create func(*ebpf.Program) (kernel.RawLink, error), keep func(kernel.RawLink) error, release func() error) (kernel.RawLink, error) {
+	records, err := state.KeepRecords(prog)
+	if err != nil {
+		return nil, err
+	}
+	defer records.Close()
+	if l != nil && old.id() != 0 {
+		mark, err := l.PinMove(records[0], old.id())
+		if err != nil {
+			return nil, err
+		}
+		defer l.RemoveMove(mark)
+	}
+	link, err := create(prog)
+	if err != nil {
+		return nil, err
+	}
+	if err := keep(link); err != nil {
+		_ = link.Detach()
+		link.Close()
+		return nil, err
+	}
+	kernel.Step("move: at both places")
+	if err := old.remove(prog); err != nil {
+		return link, err
+	}
+	// A process that does not wait for the lock may have updated the old link; the
+	// kernel still tells its program.
+	if now := old.carries(prog); now != nil {
+		defer now.Close()
+		err = kernel.Join(carry(records, link, now), updateLink(link, now, prog))
+	}
+	return link, kernel.Join(err, release())
+}
+
+// carry gives a program, which a link is about to run, the link's record.
+func carry(records state.Records, l kernel.RawLink, prog *ebpf.Program) error {
+	info, err := kernel.LinkInfoOf(l)
+	if err != nil {
+		return err
+	}
+	rec, err := records.Get(info.ID)
+	if err != nil || rec == nil {
+		return err
+	}
+	to, err := state.KeepRecords(prog)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	return to.Put(info.ID, rec)
 }
 
 // finish ends a move while both places have stand-ins: the old place has the stand-in
@@ -257,7 +304,7 @@ func (op *opened) takePlace(l *state.Locked, old incumbent, prog *ebpf.Program, 
 func (s *standIn) finish(old incumbent, there *ebpf.Program, link kernel.RawLink, prog *ebpf.Program, up bool) error {
 	first, away := s.progs[dispatch.StandInFirst], s.progs[dispatch.StandInAway]
 	if up {
-		err := swap(link, first, dispatch.StandInAway)
+		err := s.swap(link, first, dispatch.StandInAway)
 		kernel.Step("move: seen at the new place")
 		err = kernel.Join(err, old.remove(there))
 		kernel.Step("move: at the new place")
@@ -265,7 +312,7 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link kernel.RawLink
 			defer now.Close()
 			prog = now
 		}
-		return kernel.Join(err, swap(link, prog, dispatch.StandInFirst))
+		return kernel.Join(err, s.swap(link, prog, dispatch.StandInFirst))
 	}
 	// From now on a packet that comes to the old place is seen at the new one.
 	err := old.replaceProgram(away, there)
@@ -276,16 +323,19 @@ func (s *standIn) finish(old incumbent, there *ebpf.Program, link kernel.RawLink
 			err = old.replaceProgram(away, now)
 		}
 	}
+	if errors.Is(err, target.ErrGone) {
+		err = nil // another process died after this step
+	}
 	settled()
 	kernel.Step("move: seen at the new place")
-	err = kernel.Join(err, swap(link, prog, dispatch.StandInSecond))
+	err = kernel.Join(err, s.swap(link, prog, dispatch.StandInSecond))
 	kernel.Step("move: at the new place")
 	return kernel.Join(err, old.remove(away))
 }
 
 // swap puts next into a link that has the stand-in of the name. If the link has another
 // program, another process has updated it meanwhile, and the program stays.
-func swap(l kernel.RawLink, next *ebpf.Program, standIn string) error {
+func (s *standIn) swap(l kernel.RawLink, next *ebpf.Program, standIn string) error {
 	info, err := l.Info()
 	if err != nil {
 		return kernel.Errno("link", err)
@@ -297,6 +347,9 @@ func swap(l kernel.RawLink, next *ebpf.Program, standIn string) error {
 	defer now.Close()
 	if kernel.Describe(now).Name != standIn {
 		return nil
+	}
+	if err := carry(s.records, l, next); err != nil {
+		return err
 	}
 	return updateLink(l, next, now)
 }

@@ -2,6 +2,7 @@ package links
 
 import (
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
@@ -10,20 +11,15 @@ import (
 )
 
 // Sweep finishes the moves of processes that died in the middle, and removes the
-// records and pins of links that do not exist any more. It keeps the pins of links that
+// pins of links that do not exist any more. It keeps the pins of links that
 // have lost their target, and whatever it cannot read.
 func Sweep(l *state.Locked) {
-	reg, err := openRegistry(l.Pins)
-	if err != nil {
-		return
-	}
-	defer reg.Close()
 	moves, err := l.Moves()
 	if err != nil {
 		return
 	}
 	for _, name := range moves {
-		finishMove(l, reg, name)
+		finishMove(l, name)
 	}
 	folders, err := l.Links()
 	if err != nil {
@@ -34,50 +30,42 @@ func Sweep(l *state.Locked) {
 			_ = l.RemoveChain(folder) // the link's own pin was removed by hand
 		}
 	}
-	links, err := reg.Links()
-	if err != nil {
-		return
-	}
-	moves, err = l.Moves()
-	settled := err == nil && len(moves) == 0
-	for _, id := range links {
-		if !kernel.LinkMayExist(id) {
-			_ = reg.Delete(id)
-		} else if rec, err := reg.Get(id); err == nil && settled && rec != nil && rec.MovedFrom != 0 {
-			finishLeaving(l, reg, rec.MovedFrom, id)
-		}
-	}
 }
 
-// finishLeaving detaches the link old, which the link by has replaced. Both must be
-// pinned: only then is it sure that the new link stays. The old link's record stays,
-// for handles to the old link.
-func finishLeaving(l *state.Locked, reg *state.Registry, old, by uint32) {
-	link, err := kernel.OpenLink(old)
+// finishLeaving ends a move on a cgroup: it detaches the link old if one of the records is
+// of a link that has replaced it. Both must be pinned: only then is it sure that the new
+// link stays. It returns false when the move could not be finished.
+func finishLeaving(l *state.Locked, records state.Records, old uint32) bool {
+	links, err := records.Links()
 	if err != nil {
-		return
+		return false
 	}
-	defer link.Close()
-	info, err := kernel.LinkInfoOf(link)
-	if err != nil {
-		return
-	}
-	if info, err := linkInfo(by); err != nil || info.Gone() {
-		return // the new link is gone: the old one stays
-	}
-	h := info.Hook()
-	for _, id := range []uint32{old, by} {
-		if pinned, err := pinnedLink(l, h, id); err != nil || !pinned {
-			return
+	for _, by := range links {
+		rec, err := records.Get(by)
+		if err != nil {
+			return false
 		}
+		if rec == nil || rec.MovedFrom != old {
+			continue
+		}
+		// If the new link is gone, the old one stays.
+		if info, err := linkInfo(by); err != nil || info.Gone() {
+			continue
+		}
+		h := kernel.LinkHook(link.CgroupType, rec.Attach)
+		for _, id := range []uint32{old, by} {
+			if pinned, err := pinnedLink(l, h, id); err != nil || !pinned {
+				return err == nil
+			}
+		}
+		link, err := kernel.OpenLink(old)
+		if err != nil {
+			return false
+		}
+		defer link.Close()
+		return link.Detach() == nil && records.Delete(old) == nil && l.RemoveChain(state.LinkFolder(h, old)) == nil
 	}
-	rec, err := reg.Get(old)
-	if err != nil || rec != nil && reg.Moved(old, by, rec) != nil {
-		return
-	}
-	if link.Detach() == nil {
-		_ = l.RemoveChain(state.LinkFolder(h, old))
-	}
+	return true
 }
 
 // linkInfo returns what the kernel says about the link with the id.
@@ -97,11 +85,22 @@ func pinnedLink(l *state.Locked, h hook.Hook, id uint32) (bool, error) {
 	return len(members) == 1 && l.Has(folder, members[0]), err
 }
 
-// finishMove ends a move on TCX after its process died: forwards if the new link is
+// finishMove ends a move after its process died. On TCX: forwards if the new link is
 // pinned, else backwards. Until then stand-ins run the member's program, and if the
 // move cannot be finished they go on.
-func finishMove(l *state.Locked, reg *state.Registry, name string) {
-	m, err := openMove(l, name)
+func finishMove(l *state.Locked, name string) {
+	pinned, err := ebpf.LoadPinnedMap(l.Path(name), nil)
+	if err != nil {
+		return
+	}
+	if pinned.Type() == ebpf.LPMTrie {
+		defer pinned.Close()
+		if finishLeaving(l, state.Records{pinned}, state.ParseMove(name)) {
+			l.RemoveMove(name)
+		}
+		return
+	}
+	m, err := openMove(l, name, pinned)
 	if err != nil {
 		return
 	}
@@ -119,16 +118,7 @@ func finishMove(l *state.Locked, reg *state.Registry, name string) {
 			return
 		}
 	default:
-		rec, err := reg.Get(m.oldID)
-		if err == nil && rec == nil {
-			if rec, err = reg.Get(m.nextID); rec != nil {
-				rec.MovedFrom = 0
-			}
-		}
-		if err != nil || rec != nil && reg.Moved(m.oldID, m.nextID, rec) != nil {
-			return
-		}
-		if m.standIn.finish(oldLink{m.old, m.oldID}, m.there, m.next, m.prog, m.up) != nil {
+		if m.standIn.finish(oldLink{m.old, m.oldID}, m.there, m.next, m.prog, m.up) != nil || m.standIn.records.Delete(m.oldID) != nil {
 			return
 		}
 		_ = l.RemoveChain(state.LinkFolder(m.hook, m.oldID))
@@ -152,10 +142,10 @@ func standInFor(prog *ebpf.Program) (uint32, error) {
 	if !dispatch.IsStandIn(info.Name) {
 		return 0, nil
 	}
-	// The kernel lists maps in the order of the code: the mark, then the slot. Do not
-	// open a slot that may have no owner, see state.Slots.
+	// The kernel lists maps in the order of the code: the mark, then the slot; what is
+	// bound follows. Do not open a slot that may have no owner, see state.Slots.
 	ids, _ := info.MapIDs()
-	if len(ids) != 2 {
+	if len(ids) < 2 {
 		return 0, nil
 	}
 	return uint32(ids[1]), nil

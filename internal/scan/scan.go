@@ -17,7 +17,7 @@ type Options struct {
 	// NetNS is one network namespace, as for kernel.OpenNetNS; then cgroups are
 	// left out. Empty: all namespaces, and all cgroups.
 	NetNS string
-	// BPFFS is the bpffs of the pins and the registry. It need not exist.
+	// BPFFS is the bpffs of the pins. It need not exist.
 	BPFFS string
 	// Hooks tells which hooks are wanted. Nil: all.
 	Hooks func(hook.Hook) bool

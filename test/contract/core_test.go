@@ -270,9 +270,6 @@ func checkPin(t *testing.T, p *place) {
 
 	// A process that may open a pin can take the member out.
 	paths := append(p.pinPaths(t), filepath.Join(p.BPFFS, "libdispatcher"))
-	if p.Target.Hook != hook.XDP {
-		paths = append(paths, filepath.Join(p.BPFFS, "libdispatcher", "registry"))
-	}
 	for _, path := range paths {
 		info, err := os.Stat(path)
 		qt.Assert(t, qt.IsNil(err))

@@ -183,13 +183,13 @@ func (p *place) wantRunning(t testing.TB, numbered ...int) {
 	qt.Assert(t, qt.DeepEquals(got, want))
 }
 
-// pinPaths are the paths of all pins, folders included, but for the registry.
+// pinPaths are the paths of all pins, folders included.
 func (p *place) pinPaths(t testing.TB) []string {
 	t.Helper()
 	var paths []string
 	top := filepath.Join(p.BPFFS, "libdispatcher")
 	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && path != top && d.Name() != "registry" {
+		if err == nil && path != top {
 			paths = append(paths, path)
 		}
 		return err
@@ -212,8 +212,6 @@ func (p *place) end(t testing.TB, gone bool) {
 		p.wantRunSoon(t)
 		scene.Soon(t, func() bool { return len(p.Read(t).Members) == 0 })
 	}
-	// The records of links that were closed go with the next change.
-	scene.Soon(t, func() bool { p.sweep(t); return len(p.Registry(t)) == 0 })
 	qt.Check(t, qt.HasLen(p.pinPaths(t), 0))
 }
 

@@ -26,7 +26,7 @@ func TestStrangePins(t *testing.T) {
 	dir := filepath.Join(s.BPFFS, "libdispatcher")
 	for _, folder := range []string{
 		"xdp_foo/member_a", "xdp_chain_zz", "xdp_4000000000/member_a", "tcx_foo/member_a", "tcx_4000000001/member_b", "cgroup_", "tmp_1_2/member_x",
-		"registry/of", "member_x", "xdp_4000000002/member_%%%",
+		"member_x", "xdp_4000000002/member_%%%",
 	} {
 		qt.Assert(t, qt.IsNil(os.MkdirAll(filepath.Join(dir, folder), 0o700)))
 	}
@@ -65,11 +65,6 @@ func TestStrangePins(t *testing.T) {
 	use()
 	_, err = os.Lstat(filepath.Join(dir, "note"))
 	qt.Check(t, qt.IsNil(err))
-	if testenv.Has(t, testenv.FeatureTCX) { // a chain needs no registry
-		left, err := os.Lstat(filepath.Join(dir, "registry"))
-		qt.Assert(t, qt.IsNil(err))
-		qt.Check(t, qt.IsFalse(left.IsDir())) // it was made anew
-	}
 	qt.Check(t, qt.HasLen(s.Recover(t, dispatcher.RecoverOptions{}), 0))
 }
 

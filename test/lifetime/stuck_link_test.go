@@ -106,7 +106,7 @@ func TestAdoptLinkOnXDP(t *testing.T) {
 	s.WantNoPins(t)
 }
 
-// On TCX a link becomes a member as it is; one that lost its name with the registry gets it again.
+// On TCX a link becomes a member as it is.
 func TestAdoptLinkOnTCX(t *testing.T) {
 	s := scene.NewOn(t, hook.TCXIngress)
 	ours := s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "ours", Priority: 30})

@@ -1,5 +1,5 @@
 // Package links tests what is particular to TCX, clsact and cgroups, where each member is a link or a
-// filter of its own: moves, adopting, and the registry of names.
+// filter of its own: moves, adopting, and names.
 package links
 
 import (

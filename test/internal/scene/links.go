@@ -1,11 +1,8 @@
 package scene
 
 import (
-	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -16,6 +13,7 @@ import (
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -162,25 +160,16 @@ func (s *Scene) OnTarget(t testing.TB, fn func(target int) error) error {
 	return fn(int(folder.Fd()))
 }
 
-// Registry is what the registry has, by link: nil when there is none.
-func (s *Scene) Registry(t testing.TB) map[uint32][]byte {
+// Records opens the records that are bound to the program of a member, or of another entry on the hook.
+func (s *Scene) Records(t testing.TB, name string) state.Records {
 	t.Helper()
-	m, err := ebpf.LoadPinnedMap(s.RegistryPath(), nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	m := s.Read(t).Member(name)
+	qt.Assert(t, qt.IsNotNil(m))
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(m.Program.ID))
 	qt.Assert(t, qt.IsNil(err))
-	defer m.Close()
-	records := map[uint32][]byte{}
-	var link uint32
-	var record []byte
-	it := m.Iterate()
-	for it.Next(&link, &record) {
-		records[link] = slices.Clone(record)
-	}
-	qt.Assert(t, qt.IsNil(it.Err()))
+	defer prog.Close()
+	records, err := state.RecordsOf(prog)
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(records.Close)
 	return records
 }
-
-// RegistryPath is where the registry is pinned.
-func (s *Scene) RegistryPath() string { return s.BPFFS + "/libdispatcher/registry" }

@@ -4,7 +4,6 @@ package scene
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"runtime"
@@ -223,10 +222,7 @@ func (s *Scene) WantFree(t testing.TB) {
 	}
 	for start := time.Now(); ; {
 		err := dispatcher.DetachAll(t.Context(), s.Target, s.Leave())
-		left := slices.DeleteFunc(s.Pins(t), func(name string) bool { return name == "registry" })
-		for link := range s.Registry(t) {
-			left = append(left, fmt.Sprintf("record of link %d", link))
-		}
+		left := s.Pins(t)
 		for _, m := range s.Read(t).Members {
 			left = append(left, m.Name)
 		}

@@ -3,10 +3,7 @@ package state_test
 import (
 	"encoding/binary"
 	"fmt"
-	"io/fs"
-	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
@@ -26,19 +24,19 @@ const (
 	offRecordVersion  = 4
 	offRecordPriority = 8
 	offRecordAttach   = 12
-	offRecordTo       = 16
-	offRecordFrom     = 20
-	offRecordName     = 24
-	offRecordOwner    = 88
-	offRecordInode    = 152
-	offRecordCookie   = 160
-	offRecordTarget   = 168
-	recordBytes       = 424
+	offRecordMember   = 16
+	offRecordFrom     = 24
+	offRecordName     = 32
+	offRecordOwner    = 96
+	offRecordInode    = 160
+	offRecordCookie   = 168
+	offRecordTarget   = 176
+	recordBytes       = 432
 )
 
 func record() *state.Record {
 	return &state.Record{
-		Name: "guard", Owner: "ddos-filter", Priority: 65535, Attach: ebpf.AttachTCXEgress, MovedTo: 1<<32 - 1, MovedFrom: 7,
+		Name: "guard", Owner: "ddos-filter", Priority: 65535, Attach: ebpf.AttachTCXEgress, Member: 1<<64 - 2, MovedFrom: 7,
 		LastSeen: state.LastSeen{Target: "eth0.100", NetNS: hook.NetNS{Inode: 0x1122334455667788, Cookie: 1<<64 - 1}},
 	}
 }
@@ -70,10 +68,11 @@ func TestRecordLayout(t *testing.T) {
 	qt.Assert(t, qt.Equals(len(b), recordBytes))
 	for off, want := range map[int]uint32{
 		offRecordMagic: 0x6c647231, offRecordVersion: 1, offRecordPriority: 65535, offRecordAttach: uint32(ebpf.AttachTCXEgress),
-		offRecordTo: 1<<32 - 1, offRecordFrom: 7,
+		offRecordFrom: 7,
 	} {
 		qt.Check(t, qt.Equals(binary.NativeEndian.Uint32(b[off:]), want), qt.Commentf("at %d", off))
 	}
+	qt.Check(t, qt.Equals(binary.NativeEndian.Uint64(b[offRecordMember:]), 1<<64-2))
 	qt.Check(t, qt.Equals(string(b[offRecordName:][:6]), "guard\x00"))
 	qt.Check(t, qt.Equals(string(b[offRecordOwner:][:12]), "ddos-filter\x00"))
 	qt.Check(t, qt.Equals(string(b[offRecordTarget:][:9]), "eth0.100\x00"))
@@ -131,7 +130,7 @@ func TestRecordRejects(t *testing.T) {
 	}
 }
 
-// Any process with CAP_BPF can write to the registry: what is accepted must be a record that could have been written.
+// Any process with CAP_BPF can write records: what is accepted must be a record that could have been written.
 func FuzzRecord(f *testing.F) {
 	f.Add(marshalRecord(f, record()))
 	f.Add(marshalRecord(f, &state.Record{Name: "x", Priority: 1}))
@@ -151,196 +150,121 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-// lockPins takes the lock of the pins in a bpffs.
-func lockPins(t testing.TB, bpffs string) *state.Locked {
-	t.Helper()
-	pins, err := state.OpenPins(bpffs)
-	qt.Assert(t, qt.IsNil(err))
-	l, err := pins.Lock(t.Context())
-	qt.Assert(t, qt.IsNil(err))
-	t.Cleanup(l.Unlock)
-	return l
-}
-
-// All processes share one registry.
-func TestRegistry(t *testing.T) {
+// What has the records of a program is found from the program, by every process.
+func TestRecords(t *testing.T) {
 	testenv.CheckLeaks(t)
-	l := lockPins(t, testenv.BPFFS(t))
-	_, err := l.OpenRegistry()
-	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
-	r, err := l.Registry()
-	qt.Assert(t, qt.IsNil(err))
-	defer r.Close()
-	other, err := l.OpenRegistry()
-	qt.Assert(t, qt.IsNil(err))
-	defer other.Close()
-
+	prog := testenv.VerdictProgram(t, "ldt_member", testenv.TCNext, testenv.On(hook.TCIngress))
+	qt.Check(t, qt.HasLen(recordsOf(t, prog), 0))
+	r := keepRecords(t, prog)
+	other := recordsOf(t, prog)
+	qt.Assert(t, qt.HasLen(other, 1))
 	qt.Check(t, qt.IsNil(get(t, other, 5)))
 	qt.Assert(t, qt.IsNil(r.Put(5, record())))
 	qt.Check(t, qt.DeepEquals(get(t, other, 5), record()))
-	qt.Assert(t, qt.IsNil(other.Put(1<<32-1, record())))
-	qt.Check(t, qt.DeepEquals(links(t, r), []uint32{5, 1<<32 - 1}))
+	again := record()
+	again.Priority = 7
+	qt.Assert(t, qt.IsNil(other.Put(5, again)))
+	qt.Check(t, qt.DeepEquals(get(t, r, 5), again))
 	for range 2 { // the second time there is nothing to delete
 		qt.Assert(t, qt.IsNil(other.Delete(5)))
 	}
 	qt.Check(t, qt.IsNil(get(t, r, 5)))
-	qt.Check(t, qt.DeepEquals(links(t, r), []uint32{1<<32 - 1}))
+
+	// Another program can have them too.
+	twin := testenv.VerdictProgram(t, "ldt_twin", testenv.TCNext, testenv.On(hook.TCIngress))
+	qt.Assert(t, qt.IsNil(r.Bind(twin)))
+	qt.Assert(t, qt.IsNil(keepRecords(t, twin).Put(6, record())))
+	qt.Check(t, qt.DeepEquals(get(t, r, 6), record()))
+	// Of a link that does not exist the record goes with the next one.
+	qt.Assert(t, qt.IsNil(r.Put(7, record())))
+	qt.Check(t, qt.IsNil(get(t, other, 6)))
 }
 
-func get(t testing.TB, r *state.Registry, link uint32) *state.Record {
+func recordsOf(t testing.TB, prog *ebpf.Program) state.Records {
+	t.Helper()
+	r, err := state.RecordsOf(prog)
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(r.Close)
+	return r
+}
+
+func keepRecords(t testing.TB, prog *ebpf.Program) state.Records {
+	t.Helper()
+	r, err := state.KeepRecords(prog)
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(r.Close)
+	return r
+}
+
+func get(t testing.TB, r state.Records, link uint32) *state.Record {
 	t.Helper()
 	rec, err := r.Get(link)
 	qt.Assert(t, qt.IsNil(err))
 	return rec
 }
 
-func links(t testing.TB, r *state.Registry) []uint32 {
-	t.Helper()
-	ids, err := r.Links()
-	qt.Assert(t, qt.IsNil(err))
-	slices.Sort(ids)
-	return ids
-}
-
-// A member that was moved several times is found, also by its first link.
-func TestRegistryMoved(t *testing.T) {
+// Processes that make the records of a program at once make several; all are read.
+func TestRecordsMadeAtOnce(t *testing.T) {
 	testenv.CheckLeaks(t)
-	r, err := lockPins(t, testenv.BPFFS(t)).Registry()
-	qt.Assert(t, qt.IsNil(err))
-	defer r.Close()
-	for link := uint32(1); link <= 5; link++ {
-		qt.Assert(t, qt.IsNil(r.Put(link, &state.Record{Name: fmt.Sprint(link), Priority: 1})))
-	}
-	move := func(from, to uint32) {
-		t.Helper()
-		qt.Assert(t, qt.IsNil(r.Moved(from, to, get(t, r, from))))
-	}
-	move(1, 2)
-	move(2, 3)
-	qt.Assert(t, qt.IsNil(r.Delete(2)))
-	move(3, 4)
-	for link, want := range map[uint32]uint32{1: 4, 3: 4, 4: 0, 5: 0} {
-		qt.Check(t, qt.Equals(get(t, r, link).MovedTo, want), qt.Commentf("%d", link))
-	}
-}
-
-// Without a registry nothing has a name, and nothing fails.
-func TestNoRegistry(t *testing.T) {
-	var r *state.Registry
-	qt.Check(t, qt.IsNil(r.Put(1, record())))
-	qt.Check(t, qt.IsNil(get(t, r, 1)))
-	qt.Check(t, qt.HasLen(links(t, r), 0))
-	qt.Check(t, qt.IsNil(r.Moved(1, 2, record())))
-	qt.Check(t, qt.IsNil(r.Delete(1)))
-	r.Close()
-}
-
-// Processes that make the registry at once, one of them without the lock, share one registry.
-func TestRegistryMadeAtOnce(t *testing.T) {
-	testenv.CheckLeaks(t)
-	bpffs := testenv.BPFFS(t)
-	l := lockPins(t, bpffs)
+	prog := testenv.VerdictProgram(t, "ldt_member", testenv.TCNext, testenv.On(hook.TCIngress))
 	var all sync.WaitGroup
-	registries := make([]*state.Registry, 8)
-	for i := range registries {
+	for range 8 {
 		all.Go(func() {
-			r, err := l.Registry()
+			r, err := state.KeepRecords(prog)
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			registries[i] = r
-			if err := r.Put(uint32(i), record()); err != nil {
-				t.Error(err)
-			}
+			r.Close()
 		})
 	}
 	all.Wait()
-	if t.Failed() {
-		return
-	}
-	for _, r := range registries {
-		qt.Check(t, qt.HasLen(links(t, r), len(registries)))
-		r.Close()
+	r := recordsOf(t, prog)
+	qt.Assert(t, qt.IsTrue(len(r) > 0))
+	for i := range r {
+		qt.Assert(t, qt.IsNil(r[i:i+1].Put(9, record())))
+		qt.Check(t, qt.DeepEquals(get(t, recordsOf(t, prog), 9), record()))
+		qt.Assert(t, qt.IsNil(r.Delete(9)))
 	}
 }
 
-// A map of another version is left alone.
-func TestRegistryOfAnotherVersion(t *testing.T) {
+// A map that only looks like records is none.
+func TestForeignRecords(t *testing.T) {
+	trie := func(name string, value uint32) *ebpf.MapSpec {
+		return &ebpf.MapSpec{Name: name, Type: ebpf.LPMTrie, KeySize: 8, ValueSize: value, MaxEntries: 4, Flags: unix.BPF_F_NO_PREALLOC}
+	}
 	for name, spec := range map[string]*ebpf.MapSpec{
-		"another size": {Type: ebpf.Hash, KeySize: 4, ValueSize: recordBytes + 8, MaxEntries: 4},
-		"another key":  {Type: ebpf.Hash, KeySize: 8, ValueSize: recordBytes, MaxEntries: 4},
-		"another type": {Type: ebpf.Array, KeySize: 4, ValueSize: recordBytes, MaxEntries: 4},
+		"another size": trie("ld_records", recordBytes+8),
+		"another name": trie("ldt_records", recordBytes),
+		"another type": {Name: "ld_records", Type: ebpf.Hash, KeySize: 8, ValueSize: recordBytes, MaxEntries: 4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testenv.CheckLeaks(t)
-			l := lockPins(t, testenv.BPFFS(t))
-			spec.Name = "ldt_registry"
+			prog := testenv.VerdictProgram(t, "ldt_member", testenv.TCNext, testenv.On(hook.TCIngress))
 			m, err := ebpf.NewMap(spec)
 			qt.Assert(t, qt.IsNil(err))
 			defer m.Close()
-			qt.Assert(t, qt.IsNil(m.Pin(l.Path("registry"))))
-			r, err := l.Registry()
-			qt.Check(t, qt.IsNil(err))
-			qt.Check(t, qt.IsNil(r))
-			_, err = l.OpenRegistry()
-			qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
+			qt.Assert(t, qt.IsNil(prog.BindMap(m)))
+			qt.Check(t, qt.HasLen(recordsOf(t, prog), 0))
+			qt.Assert(t, qt.IsNil(keepRecords(t, prog).Put(1, record())))
+			qt.Check(t, qt.DeepEquals(get(t, recordsOf(t, prog), 1), record()))
 		})
 	}
 }
 
-// Only what was read can count as a registry of another version: what could not be read may be good.
-func TestRegistryThatCannotBeRead(t *testing.T) {
+// Without this program an administrator can read the records with bpftool.
+func TestBpftoolShowsRecords(t *testing.T) {
 	testenv.CheckLeaks(t)
-	l := lockPins(t, testenv.BPFFS(t))
-	unreadable := func(cause error) {
-		t.Helper()
-		for _, open := range []func() (*state.Registry, error){l.OpenRegistry, l.Registry} {
-			_, err := open()
-			qt.Check(t, qt.ErrorIs(err, cause))
-			qt.Check(t, qt.Not(qt.ErrorIs(err, ebpf.ErrNotSupported)))
-			qt.Check(t, qt.Not(qt.ErrorIs(err, fs.ErrNotExist)))
-		}
-	}
-	qt.Assert(t, qt.IsNil(os.Symlink("registry", l.RegistryPath())))
-	unreadable(unix.ELOOP)
-	qt.Assert(t, qt.IsNil(os.Remove(l.RegistryPath())))
-	r, err := l.Registry()
-	qt.Assert(t, qt.IsNil(err))
-	testenv.WithFiles(t, 0, func() { unreadable(unix.EMFILE) })
-	r.Close()
-
-	// A closed map stands for one that the kernel does not allow to read.
-	_, err = r.Links()
-	qt.Check(t, qt.IsNotNil(err))
-	_, err = r.Get(1)
-	qt.Check(t, qt.IsNotNil(err))
-	qt.Check(t, qt.IsNotNil(r.Moved(1, 2, record())))
-
-	for name, put := range map[string]func(path string) error{
-		"a folder":  func(path string) error { return os.Mkdir(path, 0o700) },
-		"a program": testenv.VerdictProgram(t, "ldt_registry", testenv.XDPPass).Pin,
-	} {
-		qt.Assert(t, qt.IsNil(os.Remove(l.RegistryPath())))
-		qt.Assert(t, qt.IsNil(put(l.RegistryPath())), qt.Commentf("%s", name))
-		_, err = l.OpenRegistry()
-		qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported), qt.Commentf("%s", name))
-	}
-}
-
-// Without this program an administrator can read the registry with bpftool.
-func TestBpftoolShowsRegistry(t *testing.T) {
-	testenv.CheckLeaks(t)
-	l := lockPins(t, testenv.BPFFS(t))
-	r, err := l.Registry()
-	qt.Assert(t, qt.IsNil(err))
-	defer r.Close()
+	prog := testenv.VerdictProgram(t, "ldt_member", testenv.TCNext, testenv.On(hook.TCIngress))
+	r := keepRecords(t, prog)
 	qt.Assert(t, qt.IsNil(r.Put(12, record())))
-	out, err := exec.Command("bpftool", "map", "dump", "pinned", l.Path("registry")).CombinedOutput()
+	id, err := kernel.MapID(r[0])
+	qt.Assert(t, qt.IsNil(err))
+	out, err := exec.Command("bpftool", "map", "dump", "id", fmt.Sprint(id)).CombinedOutput()
 	qt.Assert(t, qt.IsNil(err), qt.Commentf("bpftool is in the Debian package of that name: %s", out))
 	for _, want := range []string{
-		`"key": 12`, `"version": 1`, `"priority": 65535`, fmt.Sprintf(`"attach_type": %d`, ebpf.AttachTCXEgress),
-		`"moved_to": 4294967295`, `"moved_from": 7`, `"name": "guard"`, `"owner": "ddos-filter"`,
+		`"link": 12`, `"version": 1`, `"priority": 65535`, fmt.Sprintf(`"attach_type": %d`, ebpf.AttachTCXEgress),
+		`"moved_from": 7`, `"name": "guard"`, `"owner": "ddos-filter"`,
 	} {
 		qt.Check(t, qt.StringContains(string(out), want))
 	}
