@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -178,7 +180,11 @@ func (sd *side) without(i int) *side {
 // equal preference the newest runs first. The members of that preference that must
 // run before the new one are then added again, and meet packets twice for a moment.
 func (sd *side) put(conn *rtnl.Conn, i int, prog *ebpf.Program, lb label) error {
-	f, before, err := sd.free(i, lb.Priority)
+	others, err := conn.OtherKinds(sd.dev.Index, sd.parent())
+	if err != nil {
+		return err
+	}
+	f, before, err := sd.free(i, lb.Priority, others)
 	if err != nil {
 		return err
 	}
@@ -203,14 +209,19 @@ func (sd *side) put(conn *rtnl.Conn, i int, prog *ebpf.Program, lb label) error 
 	return nil
 }
 
-// free returns the place of a new filter at index i, and the members of the same
-// preference that must be added again after it. The error is ErrBusy when the only
-// preference left has filters of other tools.
-func (sd *side) free(i, priority int) (f hook.Filter, before target.Order[entry], err error) {
-	f = hook.Filter{Parent: rtnl.ClsactIngress, Protocol: unix.ETH_P_ALL, Handle: 1, DirectAction: true}
+// parent is where the filters of the side are.
+func (sd *side) parent() uint32 {
 	if sd.opened.Hook == hook.TCEgress {
-		f.Parent = rtnl.ClsactEgress
+		return rtnl.ClsactEgress
 	}
+	return rtnl.ClsactIngress
+}
+
+// free returns the place of a new filter at index i, and the members of the same
+// preference that must be added again after it. others are the preferences of other kinds
+// of filters. The error is ErrBusy when the only preference left has filters of other tools.
+func (sd *side) free(i, priority int, others map[int]string) (f hook.Filter, before target.Order[entry], err error) {
+	f = hook.Filter{Parent: sd.parent(), Protocol: unix.ETH_P_ALL, Handle: 1, DirectAction: true}
 	above, below := 0, hook.MaxPriority+1
 	if i > 0 {
 		above = int(sd.list[i-1].Pref)
@@ -218,13 +229,18 @@ func (sd *side) free(i, priority int) (f hook.Filter, before target.Order[entry]
 	if i < len(sd.list) {
 		below = int(sd.list[i].Pref)
 	}
-	if pref := min(max(priority, above+1), below-1); pref > above {
-		f.Pref = uint16(pref)
-		return f, nil, nil
+	wanted := min(max(priority, above+1), below-1)
+	for away := 0; wanted-away > above || wanted+away < below; away++ { // the nearest, and rather behind
+		for _, pref := range []int{wanted + away, wanted - away} {
+			if pref > above && pref < below && others[pref] == "" {
+				f.Pref = uint16(pref)
+				return f, nil, nil
+			}
+		}
 	}
 	// Other tools may delete all filters of a preference: share none with them.
 	if !sd.allOurs(below) {
-		return f, nil, hook.Because(hook.ErrBusy, "there is no preference (pref) left between %d and %d, the filters that are to run before and after it", above, below).
+		return f, nil, hook.Because(hook.ErrBusy, "there is no preference (pref) left between %d and %d, the filters that are to run before and after it%s", above, below, between(others, above, below)).
 			Hint("choose another priority")
 	}
 	f.Pref = uint16(below)
@@ -239,6 +255,20 @@ func (sd *side) free(i, priority int) (f hook.Filter, before target.Order[entry]
 		}
 	}
 	return f, before, nil
+}
+
+// between says which filters have the preferences between two others.
+func between(others map[int]string, above, below int) string {
+	var list []string
+	for _, pref := range slices.Sorted(maps.Keys(others)) {
+		if pref > above && pref < below {
+			list = append(list, fmt.Sprintf("%s at %d", others[pref], pref))
+		}
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return ", with filters of other kinds between them: " + strings.Join(list, ", ")
 }
 
 // allOurs reports whether there are filters with the preference, and all are members.
@@ -320,12 +350,16 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 		return nil, err
 	}
 	defer prog.Discard()
-	err = onSide(ctx, o, byName(o), func(_ *rtnl.Conn, sd *side) error {
+	err = onSide(ctx, o, byName(o), func(conn *rtnl.Conn, sd *side) error {
 		i, lb, err := sd.settle(prog, req)
 		if err != nil {
 			return err
 		}
-		f, _, err := sd.free(i, lb.Priority)
+		others, err := conn.OtherKinds(sd.dev.Index, sd.parent())
+		if err != nil {
+			return err
+		}
+		f, _, err := sd.free(i, lb.Priority, others)
 		if err != nil {
 			return err
 		}

@@ -137,6 +137,7 @@ func TestFree(t *testing.T) {
 		all      []rtnl.Filter
 		i        int
 		priority int
+		others   map[int]string
 		pref     uint16
 		handle   uint32
 		before   []string // the members that are to be added again
@@ -151,6 +152,11 @@ func TestFree(t *testing.T) {
 		{about: "behind all", all: []rtnl.Filter{foreign(60, 1)}, i: 1, priority: 50, pref: 61, handle: 1},
 		{about: "just one is left", all: []rtnl.Filter{foreign(10, 1), foreign(12, 1)}, i: 1, priority: 50, pref: 11, handle: 1},
 
+		{about: "one of another kind has it", priority: 50, others: map[int]string{50: "u32"}, pref: 51, handle: 1},
+		{about: "they have those behind it too", all: []rtnl.Filter{foreign(52, 1)}, priority: 50, others: map[int]string{50: "u32", 51: "flower"}, pref: 49, handle: 1},
+		{about: "they have all that are left", all: []rtnl.Filter{foreign(10, 1), foreign(12, 1)}, i: 1, priority: 10, others: map[int]string{9: "u32", 11: "matchall"},
+			text: strings.Replace(fmt.Sprintf(none, 10, 12), ";", ", with filters of other kinds between them: matchall at 11;", 1)},
+
 		{about: "none is left between others' filters", all: []rtnl.Filter{foreign(10, 1), foreign(11, 1)}, i: 1, priority: 10, text: fmt.Sprintf(none, 10, 11)},
 		{about: "none is left before others' filter", all: []rtnl.Filter{foreign(1, 1)}, priority: 1, text: fmt.Sprintf(none, 0, 1)},
 		{about: "none is left behind the last", all: []rtnl.Filter{member(hook.MaxPriority, 1)}, i: 1, priority: 1, text: fmt.Sprintf(none, hook.MaxPriority, hook.MaxPriority+1)},
@@ -162,7 +168,7 @@ func TestFree(t *testing.T) {
 		{about: "not shared with another protocol", all: []rtnl.Filter{foreign(9, 1), member(10, 1), otherProtocol}, i: 1, priority: 10, text: fmt.Sprintf(none, 9, 10)},
 	} {
 		t.Run(test.about, func(t *testing.T) {
-			f, before, err := ingress(test.all...).free(test.i, test.priority)
+			f, before, err := ingress(test.all...).free(test.i, test.priority, test.others)
 			qt.Assert(t, qt.Equals(said(err), test.text))
 			if err != nil {
 				qt.Check(t, qt.ErrorIs(err, hook.ErrBusy))
@@ -180,7 +186,7 @@ func TestFree(t *testing.T) {
 
 // A filter that is about to leave still has its handle.
 func TestFreeBesideALeavingFilter(t *testing.T) {
-	f, before, err := ingress(foreign(9, 1), member(10, 5), member(10, 1)).without(1).free(1, 10)
+	f, before, err := ingress(foreign(9, 1), member(10, 5), member(10, 1)).without(1).free(1, 10, nil)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.HasLen(before, 0))
 	qt.Check(t, qt.Equals(f.Handle, 6))
@@ -189,7 +195,7 @@ func TestFreeBesideALeavingFilter(t *testing.T) {
 func TestFreeOnEgress(t *testing.T) {
 	sd := ingress()
 	sd.opened.Hook = hook.TCEgress
-	f, _, err := sd.free(0, 1)
+	f, _, err := sd.free(0, 1, nil)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(f.Parent, rtnl.ClsactEgress))
 }

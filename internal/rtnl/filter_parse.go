@@ -226,6 +226,27 @@ func (c *Conn) OtherBefore(index int, f hook.Filter) (string, error) {
 	return "", nil
 }
 
+// OtherKinds returns the preferences of a parent, in chain 0, that have filters of another
+// kind than bpf, and that kind: a preference has one kind of filters (tcf_chain_tp_find,
+// net/sched/cls_api.c).
+func (c *Conn) OtherKinds(index int, parent uint32) (map[int]string, error) {
+	msgs, err := c.dump(unix.RTM_GETTFILTER, tcmsg{index: index, parent: parent})
+	if err != nil {
+		return nil, c.refused("list filters", index, err)
+	}
+	kinds := map[int]string{}
+	for _, m := range msgs {
+		f, kind, err := parseFilter(m.Data, parent)
+		if err != nil {
+			return nil, err
+		}
+		if kind != "bpf" && f.Chain == 0 {
+			kinds[int(f.Pref)] = kind
+		}
+	}
+	return kinds, nil
+}
+
 // parseFilter reads a filter and its kind. Of a filter that is not a bpf one it
 // reads only the address.
 func parseFilter(b []byte, parent uint32) (*Filter, string, error) {

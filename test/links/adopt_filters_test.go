@@ -156,3 +156,19 @@ func TestAdoptFilterBeforeOthers(t *testing.T) {
 	s.WantRun(t, 2)
 	qt.Check(t, qt.StringContains(filtersLeft(t, s), "pref 20 u32"))
 }
+
+// A preference has filters of one kind. A member whose priority another kind has gets the next preference; Plan says the same.
+func TestFilterBesideAnotherKind(t *testing.T) {
+	s := scene.NewOn(t, hook.TCIngress)
+	s.AddFilter(t, "pref 50 u32 match u32 0 0 classid 1:1")
+	prog := dispatcher.Program(s.Tracer(t, 1))
+	o := dispatcher.Options{Name: "one", Persistent: true, BPFFS: s.BPFFS}
+	plan, err := dispatcher.Plan(t.Context(), s.Target, prog, o)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(plan.Member("one").Filter.Pref, 51))
+	one, err := dispatcher.Attach(t.Context(), s.Target, prog, o)
+	qt.Assert(t, qt.IsNil(err))
+	defer one.Close()
+	qt.Check(t, qt.Equals(s.Read(t).Member("one").Filter.Pref, 51))
+	s.Clear(t)
+}
