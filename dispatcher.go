@@ -74,6 +74,11 @@ type Options struct {
 // libxdp's own way: it must be Persistent, its name is its function's, and it is not
 // protected. Package libxdp says more.
 //
+// On a device without Ethernet packets begin with the IP header, see Begins in
+// hook.Chain. A program from a file or spec that has the constant ld_link_header gets
+// the length of the device's header there, 14 or 0. On devices that never run XDP
+// programs (VRF, ifb) it is [ErrIncompatible].
+//
 // The caller closes the returned Link. ctx limits the waiting, for the lock and for
 // other processes that change the chain at the same time.
 //

@@ -51,7 +51,8 @@ func Explain(ctx context.Context, t Target, o ExplainOptions) (*Explainer, error
 }
 
 // Run takes packets through the programs. A packet begins with its Ethernet header, also
-// on cgroups, where programs do not see the header. An error about one packet is in the
+// on cgroups, where programs do not see the header; on a device without Ethernet it begins
+// with what its packets begin with there (Begins of [Explainer.Chain]). An error about one packet is in the
 // packet's trace. The returned error ends the run: the end of ctx, or [ErrDefunct].
 func (e *Explainer) Run(ctx context.Context, packets ...[]byte) ([]hook.Trace, error) {
 	traces, err := e.e.Run(ctx, packets)

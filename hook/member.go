@@ -290,6 +290,26 @@ type NetNS struct {
 	Name string `json:"name,omitempty"`
 }
 
+// Begins says what packets on a device begin with, as its programs see them.
+type Begins string
+
+// What packets begin with; empty for an Ethernet header.
+const (
+	BeginsIP    Begins = "ip"    // the IP header: tun, WireGuard, IP tunnels, PPP
+	BeginsOther Begins = "other" // the header of another kind of network
+)
+
+// String completes the sentence "packets begin with".
+func (b Begins) String() string {
+	switch b {
+	case BeginsIP:
+		return "the IP header"
+	case BeginsOther:
+		return "neither an Ethernet nor an IP header"
+	}
+	return "an Ethernet header"
+}
+
 // A Chain is what is on a hook of one target.
 type Chain struct {
 	Hook Hook `json:"hook"`
@@ -299,7 +319,10 @@ type Chain struct {
 	Ifindex  int    `json:"ifindex"`             // 0 for what is not a device, and once the device is gone
 	CgroupID uint64 `json:"cgroup_id,omitempty"` // inode of the cgroup's folder; 0 for what is not a cgroup
 	NetNS    NetNS  `json:"netns"`
-	Mode     Mode   `json:"mode"` // of XDP
+	// Begins says what packets on the device begin with; empty for an Ethernet header, and
+	// for what is not a device.
+	Begins Begins `json:"begins,omitempty"`
+	Mode   Mode   `json:"mode"` // of XDP
 	// Revision counts the changes of the hook where the kernel does: TCX (Linux
 	// 6.6), cgroups (6.17); else 0.
 	Revision uint64 `json:"revision,omitempty"`

@@ -14,6 +14,9 @@
 // and pass packets that they cannot read. README.md beside this file describes the
 // maps and constants; the types in this package are the maps' keys and values.
 //
+// On a device without Ethernet, set the constant ld_link_header to 0; package dispatcher
+// does that by itself.
+//
 // To set a constant, change the spec before you load it:
 //
 //	spec, err := programs.Spec("sample")

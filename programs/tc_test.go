@@ -17,10 +17,10 @@ import (
 )
 
 // attachTCX loads a program for a TCX hook and attaches it to a device, behind all others.
-func attachTCX(t *testing.T, ns *testenv.NetNS, ifindex int, h hook.Hook, name string) *ebpf.Collection {
+func attachTCX(t *testing.T, ns *testenv.NetNS, ifindex int, h hook.Hook, name string, c constants) *ebpf.Collection {
 	t.Helper()
 	testenv.NeedHook(t, h)
-	coll := loadFor(t, h, name, nil)
+	coll := loadFor(t, h, name, c)
 	attach := map[hook.Hook]ebpf.AttachType{hook.TCXIngress: ebpf.AttachTCXIngress, hook.TCXEgress: ebpf.AttachTCXEgress}[h]
 	ns.Do(t, func() {
 		l, err := link.AttachTCX(link.TCXOptions{
@@ -43,8 +43,8 @@ const datagram = 14 + 20 + 8 + 8 // bytes of each packet that a pair sends, with
 func TestTCXIngress(t *testing.T) {
 	testenv.CheckLeaks(t)
 	pair := testenv.NewPair(t)
-	list := attachTCX(t, pair.Server, pair.ServerIfindex, hook.TCXIngress, "droplist")
-	count := attachTCX(t, pair.Server, pair.ServerIfindex, hook.TCXIngress, "count")
+	list := attachTCX(t, pair.Server, pair.ServerIfindex, hook.TCXIngress, "droplist", nil)
+	count := attachTCX(t, pair.Server, pair.ServerIfindex, hook.TCXIngress, "count", nil)
 
 	qt.Check(t, qt.Equals(pair.Passed(t, 7000, 10), 10))
 	qt.Check(t, qt.Equals(udpCounted(t, count, typeIPv4), programs.Traffic{Packets: 10, Bytes: 10 * datagram}))
@@ -63,8 +63,8 @@ func TestTCXIngress(t *testing.T) {
 func TestTCXEgress(t *testing.T) {
 	testenv.CheckLeaks(t)
 	pair := testenv.NewPair(t)
-	list := attachTCX(t, pair.Server, pair.ServerIfindex, hook.TCXEgress, "droplist")
-	count := attachTCX(t, pair.Server, pair.ServerIfindex, hook.TCXEgress, "count")
+	list := attachTCX(t, pair.Server, pair.ServerIfindex, hook.TCXEgress, "droplist", nil)
+	count := attachTCX(t, pair.Server, pair.ServerIfindex, hook.TCXEgress, "count", nil)
 
 	qt.Check(t, qt.Equals(pair.Passed(t, 7000, 10), 10)) // the other direction
 	qt.Check(t, qt.Equals(udpCounted(t, count, typeIPv4), programs.Traffic{}))
@@ -100,8 +100,8 @@ func TestTCXFrames(t *testing.T) {
 	pair := testenv.NewPair(t)
 	pair.Client.IP(t, "link", "set", pair.ClientDev, "mtu", "9000")
 	pair.Server.IP(t, "link", "set", pair.ServerDev, "mtu", "9000")
-	list := attachTCX(t, pair.Server, pair.ServerIfindex, hook.TCXIngress, "droplist")
-	count := attachTCX(t, pair.Client, pair.ClientIfindex, hook.TCXEgress, "count")
+	list := attachTCX(t, pair.Server, pair.ServerIfindex, hook.TCXIngress, "droplist", nil)
+	count := attachTCX(t, pair.Client, pair.ClientIfindex, hook.TCXEgress, "count", nil)
 	putPrefix(t, list, "192.0.2.0/24")
 	putPrefix(t, list, "2001:db8::/32")
 
@@ -156,30 +156,13 @@ func TestTCXFrames(t *testing.T) {
 func TestTCXWithoutEthernet(t *testing.T) {
 	testenv.CheckLeaks(t)
 	ns := testenv.NewNetNS(t)
-	var tun, ifindex int
-	ns.Do(t, func() {
-		var err error
-		tun, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		qt.Assert(t, qt.IsNil(err))
-		t.Cleanup(func() { unix.Close(tun) })
-		ifr, err := unix.NewIfreq("tun0")
-		qt.Assert(t, qt.IsNil(err))
-		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		qt.Assert(t, qt.IsNil(unix.IoctlIfreq(tun, unix.TUNSETIFF, ifr)))
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		qt.Assert(t, qt.IsNil(err))
-		defer unix.Close(fd)
-		ifr, err = unix.NewIfreq("tun0")
-		qt.Assert(t, qt.IsNil(err))
-		qt.Assert(t, qt.IsNil(unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr)))
-		ifindex = int(ifr.Uint32())
-	})
-	ns.IP(t, "link", "set", "tun0", "addrgenmode", "none", "up")
+	tun, ifindex := ns.Tun(t, "tun0")
 	ns.IP(t, "address", "add", "10.78.0.1/24", "dev", "tun0")
 
-	list := attachTCX(t, ns, ifindex, hook.TCXIngress, "droplist")
-	passed := attachTCX(t, ns, ifindex, hook.TCXIngress, "count")
-	sent := attachTCX(t, ns, ifindex, hook.TCXEgress, "count")
+	begins := constants{"ld_link_header": 0}
+	list := attachTCX(t, ns, ifindex, hook.TCXIngress, "droplist", begins)
+	passed := attachTCX(t, ns, ifindex, hook.TCXIngress, "count", begins)
+	sent := attachTCX(t, ns, ifindex, hook.TCXEgress, "count", begins)
 
 	for _, source := range []string{"192.0.2.1", "8.0.69.1", "2001:db8::1", "2001:db8:86dd::1"} {
 		addr := netip.MustParseAddr(source)

@@ -80,7 +80,7 @@ type Protocol struct {
 // Traffic is a value of count's maps protocols and total: what one CPU saw.
 type Traffic struct {
 	Packets uint64
-	Bytes   uint64 // from the Ethernet header on, without the checksum; on a cgroup, from the IP header on
+	Bytes   uint64 // from the Ethernet header on, without the checksum; on a cgroup, and on a device without Ethernet, from the IP header on
 }
 
 // DestinationV4 is a key of redirect's map redirect_v4: the destination of connect(2).

@@ -97,11 +97,15 @@ filter instead, which no process can hold and other tools can remove.
 				if err != nil {
 					return err
 				}
+				a.warnHeader(chain, from)
 				return a.printChains([]hook.Chain{*chain}, nil, true)
 			}
 			link, err := dispatcher.Attach(cmd.Context(), t, from.Source, o)
 			if err != nil {
 				return err
+			}
+			if chain, err := link.Chain(cmd.Context()); err == nil {
+				a.warnHeader(chain, from)
 			}
 			return a.attached(cmd.Context(), t, link, o.Name, member.hold)
 		}),

@@ -140,6 +140,13 @@ func position(chain *hook.Chain, member *hook.Member) int {
 	})
 }
 
+// warnHeader warns where packets have no Ethernet header. Built-in programs know that.
+func (a *app) warnHeader(chain *hook.Chain, from programSource) {
+	if chain.Begins != "" && from.name == "" {
+		a.warn("%s has no Ethernet header: packets there begin with %v, and a program that expects an Ethernet header misreads them", chain.Target, chain.Begins)
+	}
+}
+
 // warnTailCalls warns on XDP, where the chain itself makes tail calls.
 func (a *app) warnTailCalls(t dispatcher.Target, member *hook.Member) {
 	if !member.TailCalls || t.Hook != hook.XDP {

@@ -48,9 +48,10 @@ bpf_clone_redirect really sends a packet.
 HOOK is xdp, tcx/ingress, tcx/egress, cgroup_skb/ingress or cgroup_skb/egress.
 On a cgroup, programs of the cgroups above run too.
 
-The packets come from FILE, a capture of tcpdump or Wireshark (pcap or pcapng,
-Ethernet), with - from standard input, or from --hex, with the Ethernet header
-in front. explain can also build a packet: with --udp or --tcp from the address
+The packets come from FILE, a capture of tcpdump or Wireshark (pcap or pcapng),
+with - from standard input, or from --hex, with the Ethernet header in front. On
+a device without Ethernet (tun, WireGuard, an IP tunnel) packets begin with the
+IP header, in captures (raw IP) and --hex too. explain can also build a packet: with --udp or --tcp from the address
 SRC to the address DST and its PORT, with --icmp an echo request, as IPv4 or
 IPv6. A built packet is addressed to the device; on egress it comes from the
 device.
@@ -163,7 +164,7 @@ func (a *app) explain(ctx context.Context, cmd *cobra.Command, args []string, f 
 	}
 	defer e.Close()
 	if spec != nil {
-		made, err := a.makePacket(t, e.Chain().Ifindex, *spec)
+		made, err := a.makePacket(t, e.Chain(), *spec)
 		if err != nil {
 			return err
 		}
@@ -274,11 +275,18 @@ func (f *explainFlags) spec(protocol packet.Protocol, args []string) (s *packet.
 var somebody = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 
 // makePacket builds a packet as it arrives at the device, or leaves it.
-func (a *app) makePacket(t dispatcher.Target, ifindex int, s packet.Spec) ([]byte, error) {
+func (a *app) makePacket(t dispatcher.Target, c *hook.Chain, s packet.Spec) ([]byte, error) {
+	if s.Begins = c.Begins; s.Begins != "" {
+		made, err := packet.Build(s)
+		if err != nil {
+			return nil, usage("", "%v", err)
+		}
+		return made, nil
+	}
 	own := net.HardwareAddr{2, 0, 0, 0, 0, 2}
-	if ifindex != 0 {
+	if c.Ifindex != 0 {
 		err := kernel.InNetNS(a.netns, func() error {
-			if dev, err := net.InterfaceByIndex(ifindex); err == nil && len(dev.HardwareAddr) == 6 {
+			if dev, err := net.InterfaceByIndex(c.Ifindex); err == nil && len(dev.HardwareAddr) == 6 {
 				own = dev.HardwareAddr
 			}
 			return nil // a device without an address gets the other one
@@ -307,8 +315,9 @@ const batch = 64
 // A feed has the packets to run. They come ahead, so that Ctrl-C ends the wait for a
 // pipe without data.
 type feed struct {
-	packets chan *packet.Captured
-	err     error // why the packets ended; valid when the channel is closed
+	packets  chan *packet.Captured
+	captured bool  // they are from a capture, and not made for the hook
+	err      error // why the packets ended; valid when the channel is closed
 }
 
 // feedOf has these packets.
@@ -327,7 +336,7 @@ var errInterrupted = errors.New("interrupted: not all packets were run")
 // readAhead returns the packets of a capture, once its header has been read, and reads
 // them until ctx ends.
 func readAhead(ctx context.Context, name string, in io.Reader) (*feed, error) {
-	f := &feed{packets: make(chan *packet.Captured, batch)}
+	f := &feed{packets: make(chan *packet.Captured, batch), captured: true}
 	begun := make(chan error, 1)
 	go func() {
 		defer close(f.packets)
@@ -398,6 +407,9 @@ func (a *app) explainAll(ctx context.Context, e *dispatcher.Explainer, f *feed, 
 		}
 		data := make([][]byte, len(some))
 		for i, p := range some {
+			if want := e.Chain().Begins; f.captured && p.Begins != want {
+				return join(out.end(), usage("", "the captured packets begin with %v, and packets on %s with %v", p.Begins, e.Chain().Target, want))
+			}
 			data[i] = p.Data
 		}
 		var traces []hook.Trace

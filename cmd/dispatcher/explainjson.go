@@ -72,7 +72,7 @@ type jsonOutcome struct {
 }
 
 func (x *explained) asJSON(p *packet.Captured, t *hook.Trace, by string) jsonPacket {
-	j := jsonPacket{Number: x.count, Length: p.Length, Text: packet.Describe(p.Data), Data: hex.EncodeToString(p.Data), Steps: []jsonStep{}}
+	j := jsonPacket{Number: x.count, Length: p.Length, Text: packet.Describe(p.Data, x.chain.Begins), Data: hex.EncodeToString(p.Data), Steps: []jsonStep{}}
 	if t.Err != nil {
 		j.Error = why(t.Err)
 	} else {
@@ -92,7 +92,7 @@ func (x *explained) asJSON(p *packet.Captured, t *hook.Trace, by string) jsonPac
 			if c := &s.Change; !c.IsZero() {
 				jc := &jsonChange{
 					Head: c.Head, Tail: c.Tail, Meta: c.Meta, Mark: c.Mark, Priority: c.Priority,
-					Edits: []jsonEdit{}, Text: packet.Describe(s.Packet), Data: hex.EncodeToString(s.Packet),
+					Edits: []jsonEdit{}, Text: packet.Describe(s.Packet, x.chain.Begins), Data: hex.EncodeToString(s.Packet),
 				}
 				for _, e := range c.Edits {
 					jc.Edits = append(jc.Edits, jsonEdit{e.Offset, hex.EncodeToString(e.Before), hex.EncodeToString(e.After)})

@@ -52,7 +52,7 @@ func (x *explained) packet(p *packet.Captured, t *hook.Trace) error {
 	if p.Truncated() {
 		x.truncated++
 	}
-	if d := p.Data; len(d) > 14 && (d[12] == 0x81 && d[13] == 0 || d[12] == 0x88 && d[13] == 0xa8) {
+	if d := p.Data; x.chain.Begins == "" && len(d) > 14 && (d[12] == 0x81 && d[13] == 0 || d[12] == 0x88 && d[13] == 0xa8) {
 		x.tagged++
 	}
 	by := ""
@@ -101,8 +101,8 @@ func (x *explained) text(p *packet.Captured, t *hook.Trace, by string) string {
 	if x.count > 1 {
 		b.WriteByte('\n')
 	}
-	fmt.Fprintf(&b, "packet %d  %s  %s", x.count, packet.Describe(p.Data), length(p))
-	if macs := packet.MACs(p.Data); x.a.format == formatWide && macs != "" {
+	fmt.Fprintf(&b, "packet %d  %s  %s", x.count, packet.Describe(p.Data, x.chain.Begins), length(p))
+	if macs := packet.MACs(p.Data, x.chain.Begins); x.a.format == formatWide && macs != "" {
 		b.WriteString("  " + macs)
 	}
 	b.WriteByte('\n')
@@ -121,7 +121,7 @@ func (x *explained) text(p *packet.Captured, t *hook.Trace, by string) string {
 		}
 		row := []cell{x.priority(s), {text: x.name(s)}, says, {text: x.then(s, i == t.By)}}
 		if s.Outcome == hook.OutcomeRan && !s.Change.IsZero() {
-			row = append(row, cell{x.change(s, packet.Describe(seen)), yellow})
+			row = append(row, cell{x.change(s, packet.Describe(seen, x.chain.Begins)), yellow})
 		}
 		if s.Says == "" {
 			row[2].text = "-"
@@ -212,7 +212,7 @@ func (x *explained) change(s *hook.Step, before string) string {
 		parts = append(parts, fmt.Sprintf("priority %#x", *c.Priority))
 	}
 	text := strings.Join(parts, ", ")
-	if now := packet.Describe(s.Packet); now != before {
+	if now := packet.Describe(s.Packet, x.chain.Begins); now != before {
 		text += "; now " + now
 	}
 	return text

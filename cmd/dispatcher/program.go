@@ -132,7 +132,7 @@ func (p *programFlags) pinsIn(bpffs string) bool {
 // A programSource is a program for the library to load.
 type programSource struct {
 	dispatcher.Source
-	name    string // the member's default name; empty for the program's own name
+	name    string // of a built-in program, the member's default name; empty for the program's own name
 	release func() // to be called after the load
 }
 

@@ -55,6 +55,9 @@ file. --new-maps starts with empty maps.
 				}
 				a.warnTailCalls(t, info)
 			}
+			if chain, err := link.Chain(cmd.Context()); err == nil {
+				a.warnHeader(chain, from)
+			}
 			return nil
 		}),
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/internal/procfs"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
@@ -154,7 +155,7 @@ func (d Device) lastSeenOf(r *linkRoot, prog *ebpf.Program) state.LastSeen {
 	if err != nil {
 		return seen
 	}
-	ns, err := findXDP(int(index), kernel.ProgramID(prog), func(name string, mode hook.Mode) { seen.Target, seen.Mode = name, mode })
+	ns, err := findXDP(int(index), kernel.ProgramID(prog), func(d *rtnl.Device, mode hook.Mode) { seen.Target, seen.Mode = d.Name, mode })
 	if err != nil {
 		return state.LastSeen{}
 	}

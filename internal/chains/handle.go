@@ -11,6 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
@@ -306,7 +307,7 @@ func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 		c.Ifindex = int(index)
 	}
 	id := kernel.ProgramID(prog)
-	found := func(name string, mode hook.Mode) { c.Target, c.Mode = name, mode }
+	found := func(d *rtnl.Device, mode hook.Mode) { c.Target, c.Begins, c.Mode = d.Name, d.Begins(), mode }
 	err := findXDPIn(h.Opened.NS, c.Ifindex, id, found)
 	if !errors.Is(err, kernel.ErrNetNSGone) && !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -79,7 +79,7 @@ func (d Device) withProgram(ctx context.Context, src load.Source, req target.Req
 			prog = nil
 		}
 		if prog == nil {
-			want := load.Want{Hook: hook.XDP}
+			want := load.Want{Hook: hook.XDP, Begins: snap.Begins}
 			if snap.Chain != nil {
 				want.Shape = &snap.Chain.Shape
 			}
@@ -113,6 +113,9 @@ func (d Device) readToJoin(req target.Request) (*Snapshot, error) {
 }
 
 func (d Device) admit(snap *Snapshot, req target.Request) error {
+	if err := runsXDP(&snap.Device); err != nil {
+		return err
+	}
 	switch {
 	case snap.Chain != nil && snap.Chain.Closed:
 		return d.finishClosing(snap)
@@ -130,6 +133,22 @@ func (d Device) admit(snap *Snapshot, req target.Request) error {
 	case req.Mode != hook.ModeAuto && req.Mode != snap.Mode:
 		return hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", snap.Mode).
 			Hint("ask for %v or auto", snap.Mode)
+	}
+	return nil
+}
+
+// runsXDP refuses the kinds of devices where the kernel takes an XDP program and does not
+// run it: what arrives at the devices of a VRF never comes back to the receive path as the
+// VRF's (l3mdev_ip_rcv, after ip_rcv), and ifb gives packets back as those of the device
+// that they came from (ifb_ri_tasklet, drivers/net/ifb.c).
+func runsXDP(d *rtnl.Device) error {
+	switch d.Kind {
+	case "vrf":
+		return hook.Because(hook.ErrIncompatible, "%s is a VRF, and packets that arrive at its devices do not pass XDP programs on the VRF itself", d.Name).
+			Hint("attach to the devices in the VRF")
+	case "ifb":
+		return hook.Because(hook.ErrIncompatible, "%s is an ifb, and the packets that are redirected to it do not pass XDP programs on it", d.Name).
+			Hint("attach to the device that the packets arrive at")
 	}
 	return nil
 }

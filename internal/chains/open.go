@@ -98,15 +98,15 @@ func (d Device) openIn(r *linkRoot, member string) (*handle, error) {
 }
 
 // findXDP opens the network namespace in which the device with the index carries the
-// program, and calls found with the device's name there. The caller closes the
+// program, and calls found with the device there. The caller closes the
 // namespace.
-func findXDP(index int, prog uint32, found func(name string, mode hook.Mode)) (*kernel.NetNS, error) {
+func findXDP(index int, prog uint32, found func(d *rtnl.Device, mode hook.Mode)) (*kernel.NetNS, error) {
 	return kernel.FindNetNS(func(ns *kernel.NetNS) error { return findXDPIn(ns, index, prog, found) })
 }
 
 // findXDPIn is findXDP in one namespace. The error is fs.ErrNotExist when there is no such
 // device.
-func findXDPIn(ns *kernel.NetNS, index int, prog uint32, found func(name string, mode hook.Mode)) error {
+func findXDPIn(ns *kernel.NetNS, index int, prog uint32, found func(d *rtnl.Device, mode hook.Mode)) error {
 	return rtnl.In(ns, func(conn *rtnl.Conn) error {
 		d, err := conn.DeviceByIndex(index)
 		if err != nil {
@@ -114,7 +114,7 @@ func findXDPIn(ns *kernel.NetNS, index int, prog uint32, found func(name string,
 		}
 		for _, x := range d.XDP {
 			if x.Program == prog {
-				found(d.Name, x.Mode)
+				found(d, x.Mode)
 				return nil
 			}
 		}

@@ -47,6 +47,9 @@ func (snap *Snapshot) Close() {
 // Free reports whether nothing was attached.
 func (snap *Snapshot) Free() bool { return snap.Prog == nil }
 
+// Begins returns what packets on the device begin with.
+func (snap *Snapshot) Begins() (hook.Begins, error) { return snap.Device.Begins(), nil }
+
 // Current reports whether the root link still carries the program of the snapshot. It
 // returns true when there is no root link. It asks the link, which costs less than
 // reading the device again.
@@ -244,7 +247,7 @@ func (d Device) taken(snap *Snapshot) error {
 func (snap *Snapshot) Describe(o *target.Opened) *hook.Chain {
 	return &hook.Chain{
 		Hook: o.Hook, Target: snap.Device.Name, Ifindex: snap.Device.Index,
-		NetNS: o.NS.ID(), Mode: snap.Mode, Pins: []string{}, Members: []hook.Member{},
+		NetNS: o.NS.ID(), Begins: snap.Device.Begins(), Mode: snap.Mode, Pins: []string{}, Members: []hook.Member{},
 	}
 }
 

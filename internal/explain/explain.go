@@ -253,6 +253,11 @@ func (e *Explainer) probe() error {
 	case !e.Chain.Hook.OnCgroup():
 		e.Limits = append(e.Limits, fmt.Sprintf("this kernel cannot pretend on a test run that a packet is on %s (%v): programs that look at the device see lo", e.Chain.Target, refused))
 	}
+	if e.Chain.Begins != "" && e.Chain.Hook.Family() == "tcx" {
+		// bpf_prog_test_run_skb takes every packet for one with an Ethernet header
+		// (eth_type_trans, net/bpf/test_run.c).
+		e.Limits = append(e.Limits, "packets have no Ethernet header here, and a test run takes their beginning for one: programs see wrong values in protocol and pkt_type")
+	}
 	if e.with == bytesOnly {
 		e.Limits = append(e.Limits, "metadata does not come from one program to the next")
 	}
@@ -326,7 +331,7 @@ func (e *Explainer) run(prog *ebpf.Program, f *frame) (uint32, error) {
 	return returned, nil
 }
 
-// etherSize is the length of an Ethernet header. The kernel takes no packet without one.
+// etherSize is the length of an Ethernet header. The kernel takes no shorter packet.
 const etherSize = 14
 
 // Run takes packets through the programs, one after the other. An error about one packet is in
@@ -352,7 +357,7 @@ func (e *Explainer) Run(ctx context.Context, packets [][]byte) (traces []hook.Tr
 func (e *Explainer) trace(packet []byte) hook.Trace {
 	f := &frame{data: bytes.Clone(packet)}
 	t := hook.Trace{Verdict: hook.Pass, By: -1, Packet: packet}
-	if len(packet) < etherSize {
+	if len(packet) < etherSize && e.Chain.Begins == "" {
 		t.Err = hook.Because(hook.ErrUsage, "it has %d bytes, and an Ethernet header alone has %d", len(packet), etherSize)
 		return t
 	}

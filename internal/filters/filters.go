@@ -298,7 +298,7 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 		return nil, hook.Because(hook.ErrUsage, "a filter of tc belongs to nobody: it stays when its process ends, and so it can only be persistent").
 			Hint("ask for that (Persistent; without --hold), or use %s, where a link owns a member (Linux 6.6)", withLinks(o.Hook))
 	}
-	prog, err := load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook})
+	prog, err := load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook, Begins: o.Begins})
 	if err != nil {
 		return nil, err
 	}
@@ -345,7 +345,7 @@ func withLinks(h hook.Hook) hook.Hook {
 // Plan loads the program, describes the hook as Attach would leave it, and changes
 // nothing.
 func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req target.Request) (c *hook.Chain, err error) {
-	prog, err := load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook})
+	prog, err := load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook, Begins: o.Begins})
 	if err != nil {
 		return nil, err
 	}
@@ -429,7 +429,7 @@ func (Family) Read(o *target.Opened) (c *hook.Chain, err error) {
 // view describes the side for users.
 func (sd *side) view() *hook.Chain {
 	c := &hook.Chain{
-		Hook: sd.opened.Hook, Target: sd.dev.Name, Ifindex: sd.dev.Index, NetNS: sd.opened.NS.ID(),
+		Hook: sd.opened.Hook, Target: sd.dev.Name, Ifindex: sd.dev.Index, Begins: sd.dev.Begins(), NetNS: sd.opened.NS.ID(),
 		Pins: []string{}, Members: []hook.Member{},
 	}
 	for _, e := range sd.list {

@@ -208,7 +208,7 @@ func (d device) ownedOf(snap *chains.Snapshot, from *libxdp.Chain, req ConvertRe
 		if m.State == hook.StateEmpty {
 			continue // the program is gone, and packets skip the member
 		}
-		loaded, err := d.memberProgram(m, req.source(given, m), load.Want{Hook: hook.XDP, Shape: &shape})
+		loaded, err := d.memberProgram(m, req.source(given, m), load.Want{Hook: hook.XDP, Shape: &shape, Begins: snap.Begins})
 		if err != nil {
 			return nil, err
 		}

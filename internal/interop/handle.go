@@ -42,7 +42,7 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 		if err != nil {
 			return err
 		}
-		c := &component{src: src, about: about, old: h.id, bpffs: h.Opened.BPFFS}
+		c := &component{src: src, about: about, old: h.id, bpffs: h.Opened.BPFFS, begins: h.Opened.Begins}
 		if err := d.Replace(ctx, ref, c); err != nil {
 			c.Close()
 			return err

@@ -37,6 +37,7 @@ type component struct {
 	asked  hook.Settings
 	old    uint32 // the program that the component replaces, maps included; 0 for none
 	bpffs  string
+	begins func() (hook.Begins, error)
 	loaded *load.Loaded
 	id     uint32 // of the program that was loaded for the chain
 }
@@ -50,7 +51,7 @@ func (d device) component(src load.Source, req target.Request) (*component, erro
 	if err != nil {
 		return nil, err
 	}
-	c := &component{src: src, about: about, asked: req.Settings, bpffs: d.BPFFS}
+	c := &component{src: src, about: about, asked: req.Settings, bpffs: d.BPFFS, begins: d.Begins}
 	if req.Name != "" && req.Name != about.Name {
 		return nil, hook.Because(hook.ErrUsage, "a chain of libxdp keeps no names: a member is called as its function, here %q", about.Name).
 			Hint("leave the name out")
@@ -89,7 +90,7 @@ func (c *component) Load(target *ebpf.Program, function string) (*ebpf.Program, 
 		}
 		defer old.Close()
 	}
-	loaded, err := load.Successor(c.src, old, load.Want{Hook: hook.XDP, Extension: &load.Extension{Target: target, Function: function}})
+	loaded, err := load.Successor(c.src, old, load.Want{Hook: hook.XDP, Begins: c.begins, Extension: &load.Extension{Target: target, Function: function}})
 	if err != nil {
 		return nil, err
 	}
@@ -188,6 +189,9 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 	}
 	chain := &hook.Chain{Hook: o.Hook, Target: planned.Device, Ifindex: planned.Ifindex, NetNS: o.NS.ID(), Pins: []string{}, Members: []hook.Member{}}
 	viewLibxdp(chain, planned)
+	if chain.Begins, err = o.Begins(); err != nil {
+		return nil, err
+	}
 	return chain, nil
 }
 

@@ -136,7 +136,7 @@ func (d device) incoming(view *hook.Chain, req ConvertRequest) (members []libxdp
 			last++
 		}
 		last = max(last, m.Priority)
-		c := &component{src: src, about: about, asked: m.Settings, old: m.Program.ID, bpffs: d.BPFFS}
+		c := &component{src: src, about: about, asked: m.Settings, old: m.Program.ID, bpffs: d.BPFFS, begins: d.Begins}
 		c.asked.Priority = last
 		components, members = append(components, c), append(members, c)
 	}

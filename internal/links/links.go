@@ -59,7 +59,7 @@ func loadFor(o *target.Opened, src load.Source) (*load.Loaded, error) {
 	if _, err := op.query(0); err != nil {
 		return nil, err
 	}
-	return load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook})
+	return load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook, Begins: o.Begins})
 }
 
 // Plan loads the program, describes the order as Attach would leave it, and changes
@@ -287,7 +287,7 @@ func (Family) Read(o *target.Opened) (*hook.Chain, error) { return look(o, (*ope
 
 // ReadOnDevice describes what is on the hook of a device in the thread's namespace.
 func ReadOnDevice(o *target.Opened, d rtnl.Device, names *Names) (*hook.Chain, error) {
-	op := &opened{Opened: o, names: names, kind: kernel.KindOf(o.Hook), name: d.Name, index: d.Index, here: true}
+	op := &opened{Opened: o, names: names, kind: kernel.KindOf(o.Hook), name: d.Name, index: d.Index, begins: d.Begins(), here: true}
 	return op.read()
 }
 
@@ -308,7 +308,7 @@ func (op *opened) read() (*hook.Chain, error) {
 // view describes an order for users.
 func (op *opened) view(list *order) *hook.Chain {
 	c := &hook.Chain{
-		Hook: op.Hook, Target: op.target(), Ifindex: op.index, Revision: list.revision,
+		Hook: op.Hook, Target: op.target(), Ifindex: op.index, Begins: op.begins, Revision: list.revision,
 		Pins: []string{}, Members: []hook.Member{},
 	}
 	if op.cgroup != nil {

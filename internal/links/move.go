@@ -182,7 +182,7 @@ func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
 			}
 			d, err := conn.DeviceByIndex(info.Ifindex)
 			if err == nil {
-				op.name = d.Name
+				op.name, op.begins = d.Name, d.Begins()
 			}
 			return err
 		})

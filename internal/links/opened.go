@@ -25,6 +25,7 @@ type opened struct {
 	kind   kernel.Kind
 	name   string         // of the device
 	index  int            // of the device
+	begins hook.Begins    // what packets on the device begin with
 	cgroup *kernel.Cgroup // nil for a device
 	moved  bool           // the device has moved: close closes its namespace
 	here   bool           // the thread is in the device's namespace
@@ -41,7 +42,7 @@ func open(o *target.Opened, names *Names) (*opened, error) {
 	err = rtnl.In(o.NS, func(conn *rtnl.Conn) error {
 		d, err := conn.Device(o.Name)
 		if err == nil {
-			op.name, op.index = d.Name, d.Index
+			op.name, op.index, op.begins = d.Name, d.Index, d.Begins()
 		}
 		return err
 	})

@@ -168,6 +168,9 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	if err := setGlobals(spec, s.Options.Globals); err != nil {
 		return nil, err
 	}
+	if err := s.setLinkHeader(spec, want); err != nil {
+		return nil, fmt.Errorf("program %q: %w", name, err)
+	}
 	for name := range s.Options.Maps {
 		if spec.Maps[name] == nil {
 			return nil, hook.Because(hook.ErrUsage, "there is no map %q in the file (it has: %s)", name, list(slices.Sorted(maps.Keys(spec.Maps))))

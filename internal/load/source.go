@@ -26,6 +26,8 @@ type Want struct {
 	// Shape is the shape of the XDP chain that the program joins. It is nil when the
 	// program starts a chain: the program then keeps the shape that it was written for.
 	Shape *dispatch.Shape
+	// Begins tells what packets on the device begin with; nil for what is not a device.
+	Begins func() (hook.Begins, error)
 	// Extension is the function that an XDP program replaces; nil for a program that
 	// is attached by itself.
 	Extension *Extension

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // A Spec describes a packet to build. From and To must both be IPv4 or both be
@@ -17,7 +19,9 @@ type Spec struct {
 	FromPort, ToPort uint16
 	// Flags are TCP flags, see [ParseFlags].
 	Flags byte
-	// FromMAC and ToMAC have 6 bytes each.
+	// Begins says what the packet begins with: its Ethernet header, or its IP header.
+	Begins hook.Begins
+	// FromMAC and ToMAC have 6 bytes each. A packet without Ethernet header has none.
 	FromMAC, ToMAC net.HardwareAddr
 	VLAN           uint16 // 0 for none
 	// Size is the least length of the packet. A longer payload fills a shorter
@@ -48,7 +52,11 @@ func Build(s Spec) ([]byte, error) {
 		return nil, fmt.Errorf("a packet needs two addresses")
 	case s.From.Is4() != s.To.Is4():
 		return nil, fmt.Errorf("%s and %s: one is IPv4, the other IPv6", s.From, s.To)
-	case len(s.FromMAC) != 6 || len(s.ToMAC) != 6:
+	case s.Begins == hook.BeginsOther:
+		return nil, fmt.Errorf("packets on the device begin with %v: give them as bytes (--hex)", s.Begins)
+	case s.Begins != "" && (s.VLAN != 0 || s.FromMAC != nil || s.ToMAC != nil):
+		return nil, fmt.Errorf("packets on the device begin with %v: they have no VLAN tag and no Ethernet address", s.Begins)
+	case s.Begins == "" && len(s.FromMAC) != 6 || s.Begins == "" && len(s.ToMAC) != 6:
 		return nil, fmt.Errorf("%s, %s: Ethernet addresses have 6 bytes", s.FromMAC, s.ToMAC)
 	case s.VLAN > 4094:
 		return nil, fmt.Errorf("vlan %d: VLAN ids are 1 to 4094", s.VLAN)
@@ -59,13 +67,15 @@ func Build(s Spec) ([]byte, error) {
 	if s.VLAN != 0 {
 		b = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, typeVLAN), s.VLAN)
 	}
-	headers := 20
+	headers, etherType := 20, uint16(typeIPv4)
 	if s.From.Is6() {
-		headers = 40
+		headers, etherType = 40, typeIPv6
 	}
-	t := s.transport(s.Size - len(b) - 2 - headers)
+	if s.Begins == "" {
+		b = binary.BigEndian.AppendUint16(b, etherType)
+	}
+	t := s.transport(s.Size - len(b) - headers)
 	if s.From.Is4() {
-		b = binary.BigEndian.AppendUint16(b, typeIPv4)
 		h := make([]byte, 20)
 		h[0], h[8], h[9] = 0x45, 64, s.number()
 		binary.BigEndian.PutUint16(h[2:], uint16(20+len(t)))
@@ -75,7 +85,6 @@ func Build(s Spec) ([]byte, error) {
 		binary.BigEndian.PutUint16(h[10:], ^sum(0, h))
 		return append(append(b, h...), t...), nil
 	}
-	b = binary.BigEndian.AppendUint16(b, typeIPv6)
 	h := make([]byte, 40)
 	h[0], h[6], h[7] = 0x60, s.number(), 64
 	binary.BigEndian.PutUint16(h[4:], uint16(len(t)))

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // EtherTypes and IP protocol numbers.
@@ -58,8 +60,20 @@ func (r *reader) take(n int) []byte {
 
 // Describe describes a packet in one line, as far as the packet can be parsed.
 // It accepts any bytes.
-func Describe(p []byte) string {
+func Describe(p []byte, begins hook.Begins) string {
 	r := &reader{left: p}
+	switch {
+	case begins == "":
+		return r.ethernet()
+	case begins == hook.BeginsIP && len(p) > 0 && p[0]>>4 == 4:
+		return r.words(r.ipv4())
+	case begins == hook.BeginsIP && len(p) > 0 && p[0]>>4 == 6:
+		return r.words(r.ipv6())
+	}
+	return fmt.Sprintf("not IP, begins with %x", p[:min(len(p), 4)])
+}
+
+func (r *reader) ethernet() string {
 	h := r.take(etherSize)
 	if h == nil {
 		return "too short for Ethernet"
@@ -84,6 +98,11 @@ func Describe(p []byte) string {
 	default:
 		words = append(words, fmt.Sprintf("EtherType 0x%04x %s > %s", etherType, net.HardwareAddr(h[6:12]), net.HardwareAddr(h[:6])))
 	}
+	return r.words(words...)
+}
+
+// words joins words, and says if the packet was cut short.
+func (r *reader) words(words ...string) string {
 	if r.cut {
 		words = append(words, "cut short")
 	}
@@ -91,9 +110,9 @@ func Describe(p []byte) string {
 }
 
 // MACs returns the packet's source and destination address on its link, or "" if the
-// packet is too short.
-func MACs(p []byte) string {
-	if len(p) < etherSize {
+// packet has none, or is too short.
+func MACs(p []byte, begins hook.Begins) string {
+	if begins != "" || len(p) < etherSize {
 		return ""
 	}
 	return fmt.Sprintf("%s > %s", net.HardwareAddr(p[6:12]), net.HardwareAddr(p[:6]))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-quicktest/qt"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/packet"
 )
 
@@ -61,13 +62,13 @@ func TestBuildAndDescribe(t *testing.T) {
 		{long, "IPv4 192.0.2.1:40000 > 198.51.100.7:53 UDP", 1001},
 	} {
 		p := build(t, tc.spec)
-		qt.Check(t, qt.Equals(packet.Describe(p), tc.want))
-		qt.Check(t, qt.Equals(packet.MACs(p), "02:00:00:00:00:01 > 02:00:00:00:00:02"))
+		qt.Check(t, qt.Equals(packet.Describe(p, ""), tc.want))
+		qt.Check(t, qt.Equals(packet.MACs(p, ""), "02:00:00:00:00:01 > 02:00:00:00:00:02"))
 		qt.Check(t, qt.HasLen(p, tc.size))
 		for i := range p { // Describe never panics, and never returns an empty string
-			qt.Check(t, qt.Not(qt.Equals(packet.Describe(p[:i]), "")))
+			qt.Check(t, qt.Not(qt.Equals(packet.Describe(p[:i], ""), "")))
 		}
-		qt.Check(t, qt.StringContains(packet.Describe(p[:20]), "cut short"))
+		qt.Check(t, qt.StringContains(packet.Describe(p[:20], ""), "cut short"))
 	}
 }
 
@@ -106,7 +107,7 @@ func TestDescribe(t *testing.T) {
 	} {
 		b, err := hex.DecodeString(strings.ReplaceAll(tc.hex, " ", ""))
 		qt.Assert(t, qt.IsNil(err))
-		qt.Check(t, qt.Equals(packet.Describe(b), tc.want))
+		qt.Check(t, qt.Equals(packet.Describe(b, ""), tc.want))
 	}
 }
 
@@ -274,7 +275,7 @@ func FuzzCapture(f *testing.F) {
 			if total += len(p.Data); total > len(b) {
 				t.Fatalf("%d bytes of packets from a file of %d", total, len(b))
 			}
-			packet.Describe(p.Data)
+			packet.Describe(p.Data, "")
 		}
 	})
 }
@@ -288,8 +289,36 @@ func FuzzDescribe(f *testing.F) {
 		f.Add(p)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if s := packet.Describe(b); s == "" || strings.ContainsAny(s, "\n\x00") {
+		if s := packet.Describe(b, ""); s == "" || strings.ContainsAny(s, "\n\x00") {
 			t.Fatalf("%q", s)
 		}
 	})
+}
+
+// A packet without Ethernet header is built, described and read from a raw capture.
+func TestWithoutEthernet(t *testing.T) {
+	for _, s := range []packet.Spec{spec(packet.UDP, "192.0.2.1", "198.51.100.7"), spec(packet.TCP, "2001:db8::1", "2001:db8::2")} {
+		whole := build(t, s)
+		want := packet.Describe(whole, "")
+		s.Begins = hook.BeginsIP
+		_, err := packet.Build(s)
+		qt.Check(t, qt.ErrorMatches(err, ".*no Ethernet address"))
+		s.FromMAC, s.ToMAC = nil, nil
+		p := build(t, s)
+		qt.Check(t, qt.DeepEquals(p, whole[14:]))
+		qt.Check(t, qt.Equals(packet.Describe(p, hook.BeginsIP), want))
+		qt.Check(t, qt.Equals(packet.MACs(p, hook.BeginsIP), ""))
+
+		for _, f := range []*file{pcap(binary.LittleEndian, 0xa1b2c3d4, 101, p), pcapng(binary.LittleEndian, 101, p)} {
+			c, err := packet.NewCapture(f)
+			qt.Assert(t, qt.IsNil(err))
+			got, err := c.Next()
+			qt.Assert(t, qt.IsNil(err))
+			qt.Check(t, qt.DeepEquals(got, &packet.Captured{Data: p, Length: len(p), Begins: hook.BeginsIP}))
+		}
+	}
+	qt.Check(t, qt.Equals(packet.Describe([]byte{0x45}, hook.BeginsIP), "IPv4 cut short"))
+	qt.Check(t, qt.Equals(packet.Describe(nil, hook.BeginsIP), "not IP, begins with "))
+	_, err := packet.Build(packet.Spec{From: netip.MustParseAddr("::1"), To: netip.MustParseAddr("::1"), Begins: hook.BeginsOther})
+	qt.Check(t, qt.ErrorMatches(err, ".*neither an Ethernet nor an IP header.*"))
 }

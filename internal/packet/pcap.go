@@ -9,6 +9,8 @@ import (
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"github.com/gopacket/gopacket/pcapgo"
+
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // A Captured is a packet from a capture file.
@@ -17,6 +19,8 @@ type Captured struct {
 	// Length is the packet's length on the wire. It is greater than len(Data) when the
 	// capture cut the packet.
 	Length int
+	// Begins says what the packet begins with.
+	Begins hook.Begins
 }
 
 // Truncated tells whether a part of the packet is missing.
@@ -25,14 +29,14 @@ func (c *Captured) Truncated() bool { return c.Length > len(c.Data) }
 // A Capture reads a capture file of tcpdump or Wireshark: pcap, in either byte order and
 // time resolution, or pcapng.
 type Capture struct {
-	read  func() ([]byte, gopacket.CaptureInfo, error)
-	whole int // packets read so far, for errors
+	read   func() ([]byte, gopacket.CaptureInfo, error)
+	begins hook.Begins // of the packets of a pcap file; of pcapng each interface has its own
+	whole  int         // packets read so far, for errors
 }
 
 // linkTypes names common link types (tcpdump.org/linktypes.html).
 var linkTypes = map[layers.LinkType]string{
-	0: "BSD loopback", 101: "raw IP", 105: "802.11", 113: "Linux cooked, as of \"tcpdump -i any\"", 127: "802.11 with radiotap",
-	228: "raw IPv4", 229: "raw IPv6", 276: "Linux cooked v2, as of \"tcpdump -i any\"",
+	0: "BSD loopback", 105: "802.11", 113: "Linux cooked, as of \"tcpdump -i any\"", 127: "802.11 with radiotap", 276: "Linux cooked v2, as of \"tcpdump -i any\"",
 }
 
 // NewCapture begins to read a capture file. It reads only the bytes that it
@@ -54,7 +58,8 @@ func NewCapture(r io.Reader) (*Capture, error) {
 			return nil, c.broken(err)
 		}
 		c.read = old.ReadPacketData
-		return c, checkLink(old.LinkType())
+		c.begins, err = beginsOf(old.LinkType())
+		return c, err
 	case "":
 		if errors.Is(err, io.EOF) {
 			return nil, errors.New("it is empty, so it is not a capture file")
@@ -65,16 +70,20 @@ func NewCapture(r io.Reader) (*Capture, error) {
 	}
 }
 
-// checkLink refuses every link type but Ethernet.
-func checkLink(t layers.LinkType) error {
-	if t == layers.LinkTypeEthernet {
-		return nil
+// beginsOf returns what packets of a link type begin with. It refuses what is neither
+// Ethernet nor raw IP.
+func beginsOf(t layers.LinkType) (hook.Begins, error) {
+	switch t {
+	case layers.LinkTypeEthernet:
+		return "", nil
+	case layers.LinkTypeRaw, layers.LinkTypeIPv4, layers.LinkTypeIPv6:
+		return hook.BeginsIP, nil
 	}
 	name := linkTypes[t]
 	if name != "" {
 		name = " (" + name + ")"
 	}
-	return fmt.Errorf("its link type is %d%s: packets with an Ethernet header are needed, as \"tcpdump -i DEVICE -w FILE\" captures them on an Ethernet device", t, name)
+	return "", fmt.Errorf("its link type is %d%s: packets with an Ethernet header are needed, or raw IP packets, as \"tcpdump -i DEVICE -w FILE\" captures them", t, name)
 }
 
 // Next returns the next packet, and io.EOF after the last one.
@@ -90,12 +99,12 @@ func (c *Capture) Next() (*Captured, error) {
 		return nil, c.broken(err)
 	}
 	if len(info.AncillaryData) > 0 { // pcapng has a link type for each interface
-		if err := checkLink(info.AncillaryData[0].(layers.LinkType)); err != nil {
+		if c.begins, err = beginsOf(info.AncillaryData[0].(layers.LinkType)); err != nil {
 			return nil, err
 		}
 	}
 	c.whole++
-	return &Captured{data, info.Length}, nil
+	return &Captured{data, info.Length, c.begins}, nil
 }
 
 // broken says where a file is broken.

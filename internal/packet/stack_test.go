@@ -49,11 +49,11 @@ func TestStackTakes(t *testing.T) {
 			if len(got) == end {
 				break
 			}
-			if packet.Describe(got) == tc.answer {
+			if packet.Describe(got, "") == tc.answer {
 				answers++
 			}
 		}
-		qt.Check(t, qt.Equals(answers, 1), qt.Commentf("%s", packet.Describe(good)))
+		qt.Check(t, qt.Equals(answers, 1), qt.Commentf("%s", packet.Describe(good, "")))
 	}
 }
 

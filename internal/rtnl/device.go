@@ -25,11 +25,24 @@ const altNameSize = 128
 type Device struct {
 	Index int
 	Name  string
+	Type  uint16 // of its link layer: ARPHRD_* (linux/if_arp.h)
+	Kind  string // "veth", "vrf", ...; empty for hardware
 	MTU   int
 	// Qdisc is the kind of the root qdisc.
 	Qdisc string
 	// XDP are the attached programs, at most one for each mode.
 	XDP []XDP
+}
+
+// Begins says what packets on the device begin with.
+func (d *Device) Begins() hook.Begins {
+	switch d.Type {
+	case unix.ARPHRD_ETHER, unix.ARPHRD_LOOPBACK:
+		return ""
+	case unix.ARPHRD_NONE, unix.ARPHRD_RAWIP, unix.ARPHRD_PPP, unix.ARPHRD_TUNNEL, unix.ARPHRD_TUNNEL6, unix.ARPHRD_SIT, unix.ARPHRD_IPGRE, unix.ARPHRD_IP6GRE:
+		return hook.BeginsIP
+	}
+	return hook.BeginsOther
 }
 
 // XDP is a program on a device. rtnetlink does not tell whether a link or
@@ -172,6 +185,7 @@ func parse(b []byte) (Device, error) {
 	if len(b) < unix.SizeofIfInfomsg {
 		return d, errors.New("rtnetlink: short message")
 	}
+	d.Type = binary.NativeEndian.Uint16(b[2:])
 	d.Index = int(binary.NativeEndian.Uint32(b[4:]))
 	ad, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
 	if err != nil {
@@ -185,6 +199,15 @@ func parse(b []byte) (Device, error) {
 			d.MTU = int(ad.Uint32())
 		case unix.IFLA_QDISC:
 			d.Qdisc = ad.String()
+		case unix.IFLA_LINKINFO:
+			ad.Nested(func(nad *netlink.AttributeDecoder) error {
+				for nad.Next() {
+					if nad.Type() == unix.IFLA_INFO_KIND {
+						d.Kind = nad.String()
+					}
+				}
+				return nil
+			})
 		case unix.IFLA_XDP:
 			ad.Nested(func(nad *netlink.AttributeDecoder) error {
 				d.XDP = parseXDP(nad)

@@ -79,7 +79,17 @@ func (h *Base) Replace(ctx context.Context, self Handle, src load.Source, shape 
 		return err
 	}
 	defer old.Close()
-	prog, err := load.Successor(load.PinningIn(src, h.Opened.BPFFS), old, load.Want{Hook: h.Opened.Hook, Shape: shape})
+	prog, err := load.Successor(load.PinningIn(src, h.Opened.BPFFS), old, load.Want{Hook: h.Opened.Hook, Shape: shape, Begins: func() (hook.Begins, error) {
+		// The target's name may be another device's by now.
+		c, err := self.Chain(ctx)
+		if err != nil {
+			return "", err
+		}
+		if c.Target == "" {
+			return "", hook.Because(hook.ErrDefunct, "the member's device cannot be found, so what its packets begin with is not known")
+		}
+		return c.Begins, nil
+	}})
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@
 /*
  * count counts packets and bytes per protocol. See ../README.md.
  */
+#include "link.h"
 #include "skb.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -149,7 +150,7 @@ int count(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);
 	__u64 bytes = c.end - c.pos;
-	__u16 ethertype = take_ethernet(&c);
+	__u16 ethertype = take_link(&c);
 
 	account(&c, ethertype, 1, bytes);
 	return XDP_PASS;
@@ -159,7 +160,7 @@ SEC("tc")
 int count_tc(struct __sk_buff *ctx)
 {
 	struct cursor c = tc_packet(ctx);
-	__u16 ethertype = take_link(ctx, &c);
+	__u16 ethertype = take_link(&c);
 
 	account(&c, ethertype, skb_packets(ctx), ctx->len);
 	return TC_ACT_UNSPEC;

@@ -2,6 +2,7 @@
 /*
  * droplist drops packets by source prefix. See ../README.md.
  */
+#include "link.h"
 #include "skb.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -88,7 +89,7 @@ SEC("xdp")
 int droplist(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);
-	__u16 ethertype = take_ethernet(&c);
+	__u16 ethertype = take_link(&c);
 
 	return listed(&c, ethertype, 1) ? XDP_DROP : XDP_PASS;
 }
@@ -97,7 +98,7 @@ SEC("tc")
 int droplist_tc(struct __sk_buff *ctx)
 {
 	struct cursor c = tc_packet(ctx);
-	__u16 ethertype = take_link(ctx, &c);
+	__u16 ethertype = take_link(&c);
 
 	return listed(&c, ethertype, skb_packets(ctx)) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }

@@ -13,7 +13,7 @@
  * source's address. A flood rarely takes it: an empty bucket is seen without
  * the lock, because its time only moves forward.
  */
-#include "xdp.h"
+#include "link.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -86,7 +86,7 @@ static __always_inline __be32 keep(__be32 word, int bits)
 /* Finds the source of the packet; false if the packet is not IP. */
 static __always_inline bool take_source(struct cursor *c, __be32 source[4])
 {
-	__u16 type = take_ethernet(c);
+	__u16 type = take_link(c);
 
 	if (type == ETH_IPV4) {
 		const struct ipv4 *ip = c->pos;

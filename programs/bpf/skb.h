@@ -51,13 +51,7 @@ struct __sk_buff {
 	__u32 gso_segs;
 };
 
-enum {
-	BPF_HDR_START_NET = 1,
-};
-
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
-static long (*const bpf_skb_load_bytes_relative)(const void *skb, __u32 offset, void *to, __u32 len,
-						 __u32 start_header) = (void *)68;
 
 /* The part of the packet that is in one piece: at cgroup_skb, from the IP header on. */
 static __always_inline struct cursor skb_packet(const struct __sk_buff *ctx)
@@ -108,35 +102,4 @@ static __always_inline struct cursor tc_packet(struct __sk_buff *ctx)
 	/* Without memory for that, use the part that is in one piece. */
 	bpf_skb_pull_data(ctx, len);
 	return skb_packet(ctx);
-}
-
-/*
- * Whether the packet begins with its IP header, as on devices like tun and WireGuard.
- * It does if the kernel finds the network header at the beginning.
- */
-static __always_inline bool begins_with_ip(const struct __sk_buff *ctx, const struct cursor *c)
-{
-	const __u8 *byte = c->pos;
-	__u8 network[sizeof(struct ethernet)];
-	__u16 protocol = skb_protocol(ctx);
-	__u8 version = protocol == ETH_IPV4 ? 4 : protocol == ETH_IPV6 ? 6 : 0;
-
-	if (c->pos + sizeof(network) > c->end)
-		return false;
-	/* Few Ethernet addresses begin like that: the rest is rarely needed. */
-	if (!version || byte[0] >> 4 != version)
-		return false;
-	if (bpf_skb_load_bytes_relative(ctx, 0, network, sizeof(network), BPF_HDR_START_NET))
-		return false;
-	for (__u32 i = 0; i < sizeof(network); i++) {
-		if (byte[i] != network[i])
-			return false;
-	}
-	return true;
-}
-
-/* Like take_ethernet, but takes nothing from a packet of a device without Ethernet. */
-static __always_inline __u16 take_link(const struct __sk_buff *ctx, struct cursor *c)
-{
-	return begins_with_ip(ctx, c) ? skb_protocol(ctx) : take_ethernet(c);
 }

@@ -21,6 +21,7 @@ const (
 	CountProgCount       = "count"
 	CountProgCountCgroup = "count_cgroup"
 	CountProgCountTc     = "count_tc"
+	CountVarLdLinkHeader = "ld_link_header"
 )
 
 // LoadCount returns the embedded CollectionSpec for Count.
@@ -82,6 +83,7 @@ type CountMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CountVariableSpecs struct {
+	LdLinkHeader *ebpf.VariableSpec `ebpf:"ld_link_header"`
 }
 
 // CountObjects contains all objects after they have been loaded into the kernel.
@@ -119,6 +121,7 @@ func (m *CountMaps) Close() error {
 //
 // It can be passed to LoadCountObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CountVariables struct {
+	LdLinkHeader *ebpf.Variable `ebpf:"ld_link_header"`
 }
 
 // CountPrograms contains all programs after they have been loaded into the kernel.

@@ -16,11 +16,12 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DroplistMapDroplistV4  = "droplist_v4"
-	DroplistMapDroplistV6  = "droplist_v6"
-	DroplistProgDroplist   = "droplist"
-	DroplistProgDroplistTc = "droplist_tc"
-	DroplistVarCountDrops  = "count_drops"
+	DroplistMapDroplistV4   = "droplist_v4"
+	DroplistMapDroplistV6   = "droplist_v6"
+	DroplistProgDroplist    = "droplist"
+	DroplistProgDroplistTc  = "droplist_tc"
+	DroplistVarCountDrops   = "count_drops"
+	DroplistVarLdLinkHeader = "ld_link_header"
 )
 
 // LoadDroplist returns the embedded CollectionSpec for Droplist.
@@ -81,7 +82,8 @@ type DroplistMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DroplistVariableSpecs struct {
-	CountDrops *ebpf.VariableSpec `ebpf:"count_drops"`
+	CountDrops   *ebpf.VariableSpec `ebpf:"count_drops"`
+	LdLinkHeader *ebpf.VariableSpec `ebpf:"ld_link_header"`
 }
 
 // DroplistObjects contains all objects after they have been loaded into the kernel.
@@ -119,7 +121,8 @@ func (m *DroplistMaps) Close() error {
 //
 // It can be passed to LoadDroplistObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DroplistVariables struct {
-	CountDrops *ebpf.Variable `ebpf:"count_drops"`
+	CountDrops   *ebpf.Variable `ebpf:"count_drops"`
+	LdLinkHeader *ebpf.Variable `ebpf:"ld_link_header"`
 }
 
 // DroplistPrograms contains all programs after they have been loaded into the kernel.

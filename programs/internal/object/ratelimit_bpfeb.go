@@ -16,14 +16,15 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	RatelimitMapBuckets    = "buckets"
-	RatelimitMapLocks      = "locks"
-	RatelimitMapTotals     = "totals"
-	RatelimitProgRatelimit = "ratelimit"
-	RatelimitVarBitsV4     = "bits_v4"
-	RatelimitVarBitsV6     = "bits_v6"
-	RatelimitVarBurst      = "burst"
-	RatelimitVarRate       = "rate"
+	RatelimitMapBuckets      = "buckets"
+	RatelimitMapLocks        = "locks"
+	RatelimitMapTotals       = "totals"
+	RatelimitProgRatelimit   = "ratelimit"
+	RatelimitVarBitsV4       = "bits_v4"
+	RatelimitVarBitsV6       = "bits_v6"
+	RatelimitVarBurst        = "burst"
+	RatelimitVarLdLinkHeader = "ld_link_header"
+	RatelimitVarRate         = "rate"
 )
 
 // LoadRatelimit returns the embedded CollectionSpec for Ratelimit.
@@ -84,10 +85,11 @@ type RatelimitMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type RatelimitVariableSpecs struct {
-	BitsV4 *ebpf.VariableSpec `ebpf:"bits_v4"`
-	BitsV6 *ebpf.VariableSpec `ebpf:"bits_v6"`
-	Burst  *ebpf.VariableSpec `ebpf:"burst"`
-	Rate   *ebpf.VariableSpec `ebpf:"rate"`
+	BitsV4       *ebpf.VariableSpec `ebpf:"bits_v4"`
+	BitsV6       *ebpf.VariableSpec `ebpf:"bits_v6"`
+	Burst        *ebpf.VariableSpec `ebpf:"burst"`
+	LdLinkHeader *ebpf.VariableSpec `ebpf:"ld_link_header"`
+	Rate         *ebpf.VariableSpec `ebpf:"rate"`
 }
 
 // RatelimitObjects contains all objects after they have been loaded into the kernel.
@@ -127,10 +129,11 @@ func (m *RatelimitMaps) Close() error {
 //
 // It can be passed to LoadRatelimitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type RatelimitVariables struct {
-	BitsV4 *ebpf.Variable `ebpf:"bits_v4"`
-	BitsV6 *ebpf.Variable `ebpf:"bits_v6"`
-	Burst  *ebpf.Variable `ebpf:"burst"`
-	Rate   *ebpf.Variable `ebpf:"rate"`
+	BitsV4       *ebpf.Variable `ebpf:"bits_v4"`
+	BitsV6       *ebpf.Variable `ebpf:"bits_v6"`
+	Burst        *ebpf.Variable `ebpf:"burst"`
+	LdLinkHeader *ebpf.Variable `ebpf:"ld_link_header"`
+	Rate         *ebpf.Variable `ebpf:"rate"`
 }
 
 // RatelimitPrograms contains all programs after they have been loaded into the kernel.
