@@ -106,6 +106,9 @@ func (d Device) Exchange(snap *Snapshot, dispatcher *ebpf.Program) (root, error)
 		}
 		kernel.Step("adopt: in the gap")
 		if l, err = link.AttachXDP(opts); err != nil {
+			if upper := conn.CheckXDP(snap.Device.Index, snap.Mode); upper != nil {
+				err = upper
+			}
 			back := conn.ReplaceXDP(snap.Device.Index, snap.Prog.FD(), -1, snap.Mode)
 			if back != nil {
 				back = fmt.Errorf("program %d could not be put back: %w", kernel.ProgramID(snap.Prog), back)

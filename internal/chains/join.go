@@ -278,6 +278,11 @@ func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*ho
 	} else {
 		old, linkID = snap.Chain, snap.Root.LinkID()
 	}
+	if linkID == 0 {
+		if err := d.changeable(snap.Device.Index, req.Mode); err != nil {
+			return nil, err
+		}
+	}
 	next, dispatcher, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, insert(member, req, func(dispatch.Slot) bool { return true }))
 	if err != nil {
 		return nil, err
@@ -333,11 +338,19 @@ func (d Device) Create(index int, mode hook.Mode, prog *ebpf.Program) (root, err
 	case err == nil:
 		return newLinkRoot(l)
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+		if err := d.changeable(index, mode); err != nil {
+			return nil, err
+		}
 		// Another process was quicker, or a link was closed just now and the kernel
 		// has not released it yet.
 		return nil, fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	}
 	return nil, kernel.RefusedXDP(d.Name, mode, err)
+}
+
+// changeable returns rtnl.ErrUpper where the kernel changes no program of the device.
+func (d Device) changeable(index int, mode hook.Mode) error {
+	return rtnl.In(d.NS, func(conn *rtnl.Conn) error { return conn.CheckXDP(index, mode) })
 }
 
 // Read describes the chain on the device. The error is ErrStyle for a chain of libxdp.
@@ -386,6 +399,9 @@ func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool
 // takeOut removes members from a chain, and then their pins.
 func takeOut(l *state.Locked, r root, chainID uint64, leaving []dispatch.Slot) error {
 	left, err := change(r, chainID, nil, without(leaving...))
+	if errors.Is(err, rtnl.ErrUpper) {
+		left, err = new(state.Chain), emptySlots(leaving, err)
+	}
 	if err != nil || l == nil {
 		return err
 	}
@@ -400,6 +416,28 @@ func takeOut(l *state.Locked, r root, chainID uint64, leaving []dispatch.Slot) e
 	if err != nil {
 		return hook.Because(hook.ErrPins, "the member is detached, but its pins are left: %w", err).
 			Hint("make the bpffs writable: the next change of a chain there removes them")
+	}
+	return nil
+}
+
+// emptySlots takes members out of a chain that cannot be changed for the given reason. The
+// dispatcher stays, and skips their slots. It returns the reason where that is not so.
+func emptySlots(leaving []dispatch.Slot, reason error) error {
+	for _, s := range leaving {
+		if s.OnMissing != hook.MissingContinue || s.Sealed.Program != 0 {
+			return reason
+		}
+	}
+	var opened state.Slots
+	defer opened.Close()
+	for _, s := range leaving {
+		slot, err := opened.Open(s.MapID, false)
+		if err != nil {
+			return kernel.Again(err)
+		}
+		if err := slot.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return kernel.Errno("empty the slot", err)
+		}
 	}
 	return nil
 }

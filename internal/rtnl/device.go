@@ -28,6 +28,9 @@ type Device struct {
 	Type  uint16 // of its link layer: ARPHRD_* (linux/if_arp.h)
 	Kind  string // "veth", "vrf", ...; empty for hardware
 	MTU   int
+	// Lower is the device that this one is made on, Master the one that it is a port or
+	// slave of: their indexes, 0 for none in this network namespace.
+	Lower, Master int
 	// Qdisc is the kind of the root qdisc.
 	Qdisc string
 	// XDP are the attached programs, at most one for each mode.
@@ -191,8 +194,15 @@ func parse(b []byte) (Device, error) {
 	if err != nil {
 		return d, fmt.Errorf("rtnetlink: %w", err)
 	}
+	elsewhere := false // the lower device is in another namespace
 	for ad.Next() {
 		switch ad.Type() {
+		case unix.IFLA_LINK:
+			d.Lower = int(ad.Uint32())
+		case unix.IFLA_LINK_NETNSID:
+			elsewhere = true
+		case unix.IFLA_MASTER:
+			d.Master = int(ad.Uint32())
 		case unix.IFLA_IFNAME:
 			d.Name = ad.String()
 		case unix.IFLA_MTU:
@@ -214,6 +224,9 @@ func parse(b []byte) (Device, error) {
 				return nil
 			})
 		}
+	}
+	if elsewhere {
+		d.Lower = 0
 	}
 	return d, ad.Err()
 }
