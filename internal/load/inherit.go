@@ -110,6 +110,7 @@ func (s Spec) shared(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 	seen := map[string]bool{}
 	for name, ms := range spec.Maps {
 		if m := s.Options.Maps[name]; m != nil {
+			ms.MaxEntries = m.MaxEntries()
 			shared[name] = m
 			continue
 		}
@@ -125,6 +126,9 @@ func (s Spec) shared(spec *ebpf.CollectionSpec) (map[string]*ebpf.Map, error) {
 			continue
 		}
 		seen[cut] = true
+		// The loader of the old program may have sized the map (bpf_map__set_max_entries):
+		// the program is verified against the map that there is.
+		ms.MaxEntries = m.MaxEntries()
 		if err := compatible(ms, m); err != nil {
 			return nil, hook.Because(hook.ErrIncompatible, "map %q differs from that of the program to be replaced (%w): start with new maps (NewMaps, --new-maps), or name one (Maps, --map)", name, err)
 		}

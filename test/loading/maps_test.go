@@ -269,6 +269,41 @@ func TestMapReplacement(t *testing.T) {
 	qt.Check(t, qt.Equals(count(), 10))
 }
 
+// A loader may give a map another size than its file does. Such a map can be shared, and a replacement keeps it.
+func TestMapSizedByLoader(t *testing.T) {
+	s := scene.New(t)
+	sized, err := ebpf.LoadCollectionSpec("../testdata/filter.o")
+	qt.Assert(t, qt.IsNil(err))
+	sized.Maps["ldt_dropped"].MaxEntries = 64
+	link := s.Join(t, dispatcher.Spec(sized, dispatcher.LoadOptions{}), dispatcher.Options{})
+	mapOf := func() *ebpf.Map {
+		prog, err := link.Program(t.Context())
+		qt.Assert(t, qt.IsNil(err))
+		defer prog.Close()
+		info, err := prog.Info()
+		qt.Assert(t, qt.IsNil(err))
+		ids, _ := info.MapIDs()
+		for _, id := range ids {
+			m, err := ebpf.NewMapFromID(id)
+			qt.Assert(t, qt.IsNil(err))
+			t.Cleanup(func() { m.Close() })
+			if info, err := m.Info(); err == nil && info.Name == "ldt_dropped" {
+				return m
+			}
+		}
+		t.Fatal("no map")
+		return nil
+	}
+	qt.Assert(t, qt.IsTrue(s.Drops(t)))
+	before := mapOf()
+	qt.Assert(t, qt.IsNil(link.Update(t.Context(), scene.File("filter.o", ""))))
+	qt.Check(t, qt.Equals(mapOf().MaxEntries(), 64))
+	var n uint64
+	qt.Check(t, qt.IsNil(before.Lookup(uint32(0), &n)))
+	qt.Check(t, qt.Not(qt.Equals(n, 0)))
+	s.Join(t, options("filter.o", dispatcher.LoadOptions{Maps: map[string]*ebpf.Map{"ldt_dropped": before}}), dispatcher.Options{Name: "second"})
+}
+
 // Maps within maps come along, though no instruction names the inner one.
 func TestMapInMap(t *testing.T) {
 	s := scene.New(t)
