@@ -45,13 +45,14 @@ func ProgramPin(path string) Source { return Source{load.Pin(path)} }
 // The zero value loads the only program for the hook.
 type LoadOptions struct {
 	// Program is the name of the program's function or section. It may be empty when
-	// the file has only one program for the hook.
+	// the file has only one program for the hook. A program in a section with a name of
+	// its own ("prog") is loaded as what the hook takes.
 	Program string
 	// Globals are the constants and variables to set before the load, by name. Values
 	// are written as in C: a number, true, a 'c', a "string".
 	Globals map[string]string
-	// Maps are used instead of the file's maps of the same names. The caller still
-	// owns them, and may close them once the program is loaded.
+	// Maps are used instead of the file's maps of the same names, and may have more or
+	// fewer entries. The caller still owns them, and may close them once the program is loaded.
 	Maps map[string]*ebpf.Map
 	// MapPins is a folder in a bpffs for all maps of the file. A map that is pinned
 	// there under its name is used; a map that is not is made and pinned there.

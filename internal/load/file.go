@@ -242,9 +242,10 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	return l, nil
 }
 
-// choose finds the program for the hook by the name of its function or section.
+// choose finds the program for the hook by the name of its function or section. It makes a
+// program whose section does not say what it is one for the hook.
 func choose(spec *ebpf.CollectionSpec, name string, h hook.Hook) (string, error) {
-	var fitting, bySection []string
+	var fitting, bySection, unspecified []string
 	kind := kernel.KindOf(h)
 	for n, p := range spec.Programs {
 		if kind.Takes(p) {
@@ -253,9 +254,15 @@ func choose(spec *ebpf.CollectionSpec, name string, h hook.Hook) (string, error)
 		if p.SectionName == name {
 			bySection = append(bySection, n)
 		}
+		if p.Type == ebpf.UnspecifiedProgram {
+			unspecified = append(unspecified, n)
+		}
 	}
 	slices.Sort(fitting)
 	slices.Sort(bySection)
+	if name == "" && len(fitting) == 0 && len(unspecified) == 1 {
+		name = unspecified[0] // in a section that says nothing: the hook says what it is
+	}
 	p := spec.Programs[name]
 	if p == nil && len(bySection) == 1 {
 		name = bySection[0]
@@ -267,6 +274,9 @@ func choose(spec *ebpf.CollectionSpec, name string, h hook.Hook) (string, error)
 	}
 	switch {
 	case p != nil && kind.Takes(p):
+		return name, nil
+	case p != nil && p.Type == ebpf.UnspecifiedProgram:
+		byHook(spec, kind)
 		return name, nil
 	case p != nil && p.Type == kind.Program:
 		return "", hook.Because(hook.ErrIncompatible, "program %q is for another hook (section %q), not for %s", name, p.SectionName, h)
@@ -282,6 +292,16 @@ func choose(spec *ebpf.CollectionSpec, name string, h hook.Hook) (string, error)
 		return "", hook.Because(hook.ErrUsage, "the file has several programs for %s: choose one of %s", h, list(fitting))
 	}
 	return fitting[0], nil
+}
+
+// byHook makes the programs in sections with names of their own, as "prog" of iproute2, what
+// the hook takes. Those that they tail-call are of the same kind.
+func byHook(spec *ebpf.CollectionSpec, kind kernel.Kind) {
+	for _, p := range spec.Programs {
+		if p.Type == ebpf.UnspecifiedProgram {
+			p.Type, p.AttachType = kind.Program, kind.Attach
+		}
+	}
 }
 
 // prepare adapts the program to the hook and the chain, and reads the settings that the

@@ -195,6 +195,26 @@ func TestChoose(t *testing.T) {
 	}
 }
 
+// A section with a name of its own says nothing: the hook says what the program is.
+func TestChooseByHook(t *testing.T) {
+	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress, hook.CgroupConnect4} {
+		for _, name := range []string{"", "prog", "ldt_filter"} {
+			spec := parse(t, "filter.o")
+			p := spec.Programs["ldt_filter"]
+			p.Type, p.AttachType, p.SectionName = ebpf.UnspecifiedProgram, ebpf.AttachNone, "prog"
+			got, err := choose(spec, name, h)
+			qt.Check(t, qt.IsNil(err))
+			qt.Check(t, qt.Equals(got, "ldt_filter"))
+			qt.Check(t, qt.Equals(p.Type, kernel.KindOf(h).Program))
+			qt.Check(t, qt.Equals(p.AttachType, kernel.KindOf(h).Attach))
+		}
+	}
+	spec := parse(t, "several.o") // what has a name goes before what has none
+	spec.Programs["ldt_tc"].Type = ebpf.UnspecifiedProgram
+	_, err := choose(spec, "", hook.XDP)
+	qt.Check(t, qt.ErrorMatches(err, "the file has several programs for xdp: .*"))
+}
+
 // A program gets the chain's shape if it can have that shape.
 func TestFit(t *testing.T) {
 	const frags = unix.BPF_F_XDP_HAS_FRAGS
