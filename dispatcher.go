@@ -35,7 +35,8 @@ type Options struct {
 	// Linux 6.17.
 	Position hook.Position
 	// Mode is native or generic XDP; a chain has one mode for all members.
-	// Default: the chain's, and for a new one what the kernel prefers.
+	// Default: the chain's, and for a new one native mode, or generic mode where the
+	// driver has no native mode or refuses it; NativeRefused in hook.Chain says why.
 	Mode hook.Mode
 	// Persistent pins the member, so that it outlives this process. Default: the
 	// returned Link owns the member, and the member leaves with the Link.
@@ -95,7 +96,8 @@ func Attach(ctx context.Context, t Target, from Source, o Options) (*Link, error
 }
 
 // Plan does what [Attach] does but for the last step: it loads the program, and lets the
-// kernel check the dispatcher. It returns the chain as it would be. Nothing stays. Errors
+// kernel check the dispatcher. Whether a driver takes native mode (its MTU, its queues)
+// only Attach finds out. It returns the chain as it would be. Nothing stays. Errors
 // are as for [Attach].
 func Plan(ctx context.Context, t Target, from Source, o Options) (*hook.Chain, error) {
 	c, err := attach.Plan(ctx, t.place(o.BPFFS), from.source(), o.request())

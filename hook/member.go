@@ -323,6 +323,9 @@ type Chain struct {
 	// for what is not a device.
 	Begins Begins `json:"begins,omitempty"`
 	Mode   Mode   `json:"mode"` // of XDP
+	// NativeRefused says why a chain that was started in mode auto is in generic mode: how
+	// the driver refused native mode. Only Link.Chain of the member that started it has it.
+	NativeRefused string `json:"-"`
 	// Revision counts the changes of the hook where the kernel does: TCX (Linux
 	// 6.6), cgroups (6.17); else 0.
 	Revision uint64 `json:"revision,omitempty"`

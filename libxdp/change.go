@@ -201,5 +201,5 @@ func (s *site) exchange(snap *snapshot, next *ebpf.Program, mode hook.Mode) erro
 	case next == nil && !errors.Is(err, unix.ENODEV):
 		return kernel.Errno("take the dispatcher off the device", err)
 	}
-	return kernel.RefusedXDP(s.Name, mode, err)
+	return kernel.RefusedXDP(s.Name, mode, rtnl.Reason(err), err)
 }

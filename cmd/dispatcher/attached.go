@@ -56,6 +56,9 @@ func (a *app) tellChained(t dispatcher.Target, chain *hook.Chain, member *hook.M
 		a.note("attached %q to %s %s: priority %d, number %d of %d, %v mode", member.Name, t.Hook, t.Name(),
 			member.Priority, 1+position(chain, member), len(chain.Members), chain.Mode)
 	}
+	if chain.NativeRefused != "" {
+		a.note("in generic mode, which is slower: %s", chain.NativeRefused)
+	}
 	a.warnTailCalls(t, member)
 	if chain.Style == hook.StyleLibxdp {
 		a.tellLibxdp(t, chain, member)

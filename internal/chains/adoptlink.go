@@ -36,7 +36,7 @@ func ChainOf(prog uint32) (*state.Chain, error) {
 // the link stays the caller's. The error is fs.ErrExist when the link carries a chain
 // already.
 func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint32, req target.Request) (target.Handle, error) {
-	s, r := Device{o}, &linkRoot{l, id}
+	s, r := Device{o}, &linkRoot{link: l, id: id}
 	old, err := r.Program()
 	if err != nil {
 		return nil, err

@@ -304,7 +304,7 @@ func (h *handle) locate(c *hook.Chain, prog *ebpf.Program) error {
 		if err != nil {
 			return err
 		}
-		c.Ifindex = int(index)
+		c.Ifindex, c.NativeRefused = int(index), r.refused
 	}
 	id := kernel.ProgramID(prog)
 	found := func(d *rtnl.Device, mode hook.Mode) { c.Target, c.Begins, c.Mode = d.Name, d.Begins(), mode }

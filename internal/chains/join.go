@@ -68,6 +68,7 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 func (d Device) withProgram(ctx context.Context, src load.Source, req target.Request, fn func(*Snapshot, *load.Loaded) error) (*load.Loaded, error) {
 	src = load.PinningIn(src, d.BPFFS)
 	var prog *load.Loaded
+	frags := false // in a chain that the program starts
 	err := kernel.Retry(ctx, func() error {
 		snap, err := d.readToJoin(req)
 		if err != nil {
@@ -79,15 +80,23 @@ func (d Device) withProgram(ctx context.Context, src load.Source, req target.Req
 			prog = nil
 		}
 		if prog == nil {
-			want := load.Want{Hook: hook.XDP, Begins: snap.Begins}
+			want := load.Want{Hook: hook.XDP, Begins: snap.Begins, Frags: frags}
 			if snap.Chain != nil {
 				want.Shape = &snap.Chain.Shape
 			}
 			if prog, err = src.Load(want); err != nil {
-				return withoutFrags(src, err)
+				return err
 			}
 		}
-		return fn(snap, prog)
+		err = fn(snap, prog)
+		if snap.Free() && mayHaveFrags(prog) && errors.Is(err, ebpf.ErrNotSupported) {
+			// The driver may take long packets in several buffers only.
+			frags = true
+			prog.Discard()
+			prog = nil
+			return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
+		}
+		return err
 	})
 	if err != nil {
 		if prog != nil {
@@ -238,7 +247,7 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 	kernel.Step("attach: slot made")
 	if snap.Free() {
 		h.chainID = rand.Uint64()
-		h.root, err = d.start(snap.Device, req.Mode, h.chainID, prog.Shape, slot, member)
+		h.root, err = d.start(snap.Device, req.Mode, h.chainID, prog, slot, member)
 	} else {
 		h.chainID = snap.Chain.ID
 		h.root, snap.Root = snap.Root, nil
@@ -308,15 +317,50 @@ func joinError(err error) error {
 	return err
 }
 
-// start makes a chain with one member, and a root link that carries it.
-func (d Device) start(dev rtnl.Device, mode hook.Mode, id uint64, shape dispatch.Shape, slot *ebpf.Map, member dispatch.Slot) (root, error) {
-	chain := &state.Chain{ID: id, LastSeen: d.Seen(dev, mode), Plan: dispatch.Plan{Shape: shape, Slots: []dispatch.Slot{member}}}
+// start makes a chain with one member, and a root link that carries it. In mode auto it is
+// generic mode where the driver refuses, but for a program that may have frags yet.
+func (d Device) start(dev rtnl.Device, mode hook.Mode, id uint64, loaded *load.Loaded, slot *ebpf.Map, member dispatch.Slot) (root, error) {
+	chain := &state.Chain{ID: id, LastSeen: d.Seen(dev, mode), Plan: dispatch.Plan{Shape: loaded.Shape, Slots: []dispatch.Slot{member}}}
 	prog, err := state.Build(chain, []*ebpf.Map{slot}, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer prog.Close()
-	return d.Create(dev.Index, mode, prog)
+	r, err := d.Create(dev.Index, mode, prog)
+	if mode != hook.ModeAuto || !errors.Is(err, ebpf.ErrNotSupported) || mayHaveFrags(loaded) {
+		return r, err
+	}
+	r, generic := d.Create(dev.Index, hook.ModeGeneric, prog)
+	if generic != nil {
+		return nil, err
+	}
+	r.(*linkRoot).refused = err.Error()
+	return r, nil
+}
+
+// mayHaveFrags tells whether the program was loaded without the frags that it can have.
+func mayHaveFrags(prog *load.Loaded) bool {
+	return prog.Frags && !prog.Shape.Frags && FragsSupported() == nil
+}
+
+// reason returns the kernel's words for why it does not attach the program, which an error
+// of BPF_LINK_CREATE does not have and an error of netlink has.
+func (d Device) reason(index int, mode hook.Mode, prog *ebpf.Program) (words string) {
+	_ = rtnl.In(d.NS, func(conn *rtnl.Conn) error {
+		err := conn.ReplaceXDP(index, prog.FD(), -1, mode)
+		if err == nil { // it does by now, but without a link it is not to stay
+			return conn.ReplaceXDP(index, -1, prog.FD(), mode)
+		}
+		words = rtnl.Reason(err)
+		devices, err := conn.Devices()
+		for _, dev := range devices {
+			if _, has := dev.Software(); has && dev.Master == index {
+				words += fmt.Sprintf(" (%s has a program)", dev.Name)
+			}
+		}
+		return err
+	})
+	return words
 }
 
 // Seen returns where a chain on the device is, for its description.
@@ -345,7 +389,7 @@ func (d Device) Create(index int, mode hook.Mode, prog *ebpf.Program) (root, err
 		// has not released it yet.
 		return nil, fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	}
-	return nil, kernel.RefusedXDP(d.Name, mode, err)
+	return nil, kernel.RefusedXDP(d.Name, mode, d.reason(index, mode, prog), err)
 }
 
 // changeable returns rtnl.ErrUpper where the kernel changes no program of the device.
@@ -454,18 +498,4 @@ func noMember(err error) error {
 // if the kernel takes it, else the reason.
 func FragsSupported() error {
 	return kernel.Explain(state.Loads(dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: true}, nil, nil, nil))
-}
-
-// withoutFrags replaces the error of a failed load by ErrNotSupported if the reason is
-// that this kernel knows no packets in fragments.
-func withoutFrags(src load.Source, err error) error {
-	if !errors.Is(err, unix.EINVAL) {
-		return err
-	}
-	_, what, failed := load.Describe(src)
-	if failed != nil || what.Loaded || !what.Shape.Frags || FragsSupported() == nil {
-		return err
-	}
-	return hook.Because(ebpf.ErrNotSupported, "program %q is for packets in fragments, which needs Linux 5.18: %w", what.Name, unix.EINVAL).
-		Hint("load it from SEC(\"xdp\")")
 }

@@ -204,7 +204,7 @@ func rootWith(id, prog uint32) (root, error) {
 		l.Close()
 		return nil, err
 	}
-	return &linkRoot{l, id}, nil
+	return &linkRoot{link: l, id: id}, nil
 }
 
 // Occupied returns the error for a device that carries no owned chain: ErrBusy, with

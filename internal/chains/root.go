@@ -39,6 +39,8 @@ type root interface {
 type linkRoot struct {
 	link kernel.RawLink
 	id   uint32
+	// refused says why the link is in generic mode, if the driver was asked for native mode.
+	refused string
 }
 
 func newLinkRoot(l link.Link) (*linkRoot, error) {
@@ -55,7 +57,7 @@ func newLinkRoot(l link.Link) (*linkRoot, error) {
 		l.Close()
 		return nil, fmt.Errorf("link %d is of type %v, not XDP", info.ID, info.Type)
 	}
-	return &linkRoot{raw, uint32(info.ID)}, nil
+	return &linkRoot{link: raw, id: uint32(info.ID)}, nil
 }
 
 func openLinkRoot(id uint32) (*linkRoot, error) {

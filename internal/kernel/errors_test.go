@@ -47,11 +47,12 @@ func TestRefusedXDP(t *testing.T) {
 		is   error
 	}{
 		{hook.ModeAuto, unix.ENODEV, `attach xdp eth0: device "eth0" does not exist any more`, fs.ErrNotExist},
-		{hook.ModeNative, unix.EOPNOTSUPP, "attach xdp eth0: the driver has no native XDP: operation not supported; use generic mode", ebpf.ErrNotSupported},
-		{hook.ModeAuto, unix.EOPNOTSUPP, "attach xdp eth0: the kernel or the driver refused the dispatcher: operation not supported; common reasons are .*", unix.EOPNOTSUPP},
+		{hook.ModeNative, unix.EOPNOTSUPP, "attach xdp eth0: the driver of eth0 refused native XDP: its words: operation not supported; use generic mode", ebpf.ErrNotSupported},
+		{hook.ModeAuto, unix.ERANGE, "attach xdp eth0: the driver of eth0 refused native XDP: its words: numerical result out of range; use generic mode", unix.ERANGE},
+		{hook.ModeGeneric, unix.EINVAL, "attach xdp eth0: the kernel refused the dispatcher: its words: invalid argument", unix.EINVAL},
 		{hook.ModeNative, unix.EPERM, "attach xdp eth0: attach the dispatcher: operation not permitted: .*", hook.ErrPermission},
 	} {
-		err := Wrap("attach", hook.XDP, "eth0", RefusedXDP("eth0", test.mode, test.err))
+		err := Wrap("attach", hook.XDP, "eth0", RefusedXDP("eth0", test.mode, "its words", test.err))
 		qt.Check(t, qt.ErrorMatches(err, test.want))
 		qt.Check(t, qt.ErrorIs(err, test.is))
 	}

@@ -29,17 +29,24 @@ func Freplace(what string, err error) error {
 	return Errno(what, err)
 }
 
-// RefusedXDP explains why a device refused a dispatcher.
-func RefusedXDP(device string, mode hook.Mode, err error) error {
+// RefusedXDP explains why a device refused a dispatcher: ebpf.ErrNotSupported, if it was the
+// driver. The reason is in the kernel's words, or empty.
+func RefusedXDP(device string, mode hook.Mode, reason string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENODEV):
 		return hook.Because(fs.ErrNotExist, "device %q does not exist any more", device)
-	case errors.Is(err, unix.EOPNOTSUPP) && mode == hook.ModeNative:
-		return hook.Because(ebpf.ErrNotSupported, "the driver has no native XDP: %w", err).
-			Hint("use generic mode")
 	case errors.Is(err, unix.EPERM):
 		return Errno("attach the dispatcher", err)
 	}
-	return hook.WithHint(fmt.Errorf("the kernel or the driver refused the dispatcher: %w", err),
-		"common reasons are an MTU that is too large for XDP (more than a page without headers, unless all members have frags), or too few queues; generic mode has fewer requirements")
+	if reason != "" {
+		reason = ": " + reason
+	}
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		err = errno // without the words of the library that made the system call
+	}
+	if mode == hook.ModeGeneric {
+		return fmt.Errorf("the kernel refused the dispatcher%s: %w", reason, err)
+	}
+	return hook.Because(ebpf.ErrNotSupported, "the driver of %s refused native XDP%s: %w", device, reason, err).
+		Hint("use generic mode")
 }

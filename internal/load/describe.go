@@ -53,7 +53,7 @@ func (s Spec) describe() (d Description, err error) {
 	if d.Name, err = choose(spec, s.Options.Program, hook.XDP); err != nil {
 		return d, err
 	}
-	d.Shape, d.Defaults, err = prepare(spec, d.Name, Want{Hook: hook.XDP})
+	d.Shape, d.Defaults, err = prepare(spec, d.Name, Want{Hook: hook.XDP, Frags: true})
 	return d, err
 }
 

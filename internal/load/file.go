@@ -168,6 +168,11 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	if err := setGlobals(spec, s.Options.Globals); err != nil {
 		return nil, err
 	}
+	if spec.Variables[fragsConstant] != nil && shape.Frags && want.Extension == nil {
+		if err := setGlobals(spec, map[string]string{fragsConstant: "1"}); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.setLinkHeader(spec, want); err != nil {
 		return nil, fmt.Errorf("program %q: %w", name, err)
 	}
@@ -217,7 +222,7 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 		}
 		return nil, Refused(name, err)
 	}
-	l := &Loaded{Program: coll.Programs[name], Shape: shape, Name: name, Defaults: defaults, Maps: map[string]*ebpf.Map{}}
+	l := &Loaded{Program: coll.Programs[name], Shape: shape, Frags: s.Collection.Programs[name].Flags&unix.BPF_F_XDP_HAS_FRAGS != 0, Name: name, Defaults: defaults, Maps: map[string]*ebpf.Map{}}
 	for n, m := range coll.Maps {
 		l.owned = append(l.owned, m)
 		switch {
@@ -314,6 +319,9 @@ func prepare(spec *ebpf.CollectionSpec, name string, want Want) (shape dispatch.
 		}
 		p.AttachType = kernel.KindOf(want.Hook).Load(p)
 		return shape, defaults, nil
+	}
+	if want.Shape == nil && !want.Frags {
+		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS
 	}
 	if shape, err = fit(p, want.Shape); err != nil {
 		return shape, defaults, err

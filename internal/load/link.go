@@ -6,6 +6,10 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
+// fragsConstant is the constant that tells a program whether packets may be in several
+// buffers.
+const fragsConstant = "ld_frags"
+
 // linkHeader is the constant that tells a program how long the header is that packets on
 // its device have in front of the IP header.
 const linkHeader = "ld_link_header"

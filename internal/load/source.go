@@ -24,8 +24,11 @@ type Source interface {
 type Want struct {
 	Hook hook.Hook
 	// Shape is the shape of the XDP chain that the program joins. It is nil when the
-	// program starts a chain: the program then keeps the shape that it was written for.
+	// program starts a chain: a loaded program then keeps its shape.
 	Shape *dispatch.Shape
+	// Frags lets a program that starts a chain keep its frags. Without them more programs
+	// can join.
+	Frags bool
 	// Begins tells what packets on the device begin with; nil for what is not a device.
 	Begins func() (hook.Begins, error)
 	// Extension is the function that an XDP program replaces; nil for a program that
@@ -44,6 +47,7 @@ type Extension struct {
 type Loaded struct {
 	Program *ebpf.Program
 	Shape   dispatch.Shape // of an XDP program
+	Frags   bool           // the file has frags, whether or not it was loaded with them
 	// Name is the function's whole name, which the kernel may have cut.
 	Name string
 	// Defaults are settings that the program itself asks for.

@@ -2,6 +2,7 @@
 /*
  * count counts packets and bytes per protocol. See ../README.md.
  */
+#include "frags.h"
 #include "link.h"
 #include "skb.h"
 
@@ -145,14 +146,13 @@ static __always_inline void account(struct cursor *c, __u16 ethertype, __u32 pac
 	add(bpf_map_lookup_elem(&total, &zero), packets, bytes);
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int count(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);
-	__u64 bytes = c.end - c.pos;
 	__u16 ethertype = take_link(&c);
 
-	account(&c, ethertype, 1, bytes);
+	account(&c, ethertype, 1, packet_len(ctx));
 	return XDP_PASS;
 }
 

@@ -85,7 +85,7 @@ static __always_inline bool listed(struct cursor *c, __u16 ethertype, __u32 pack
 	}
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int droplist(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);

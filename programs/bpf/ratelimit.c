@@ -153,7 +153,7 @@ static __always_inline bool take_token(struct bucket *bucket, struct lock *lock)
 	return taken;
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int ratelimit(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);

@@ -2,7 +2,7 @@
 /*
  * sample copies the start of every Nth packet to a ring buffer. See ../README.md.
  */
-#include "xdp.h"
+#include "frags.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -70,7 +70,7 @@ static __always_inline __u32 copy(__u8 *to, struct cursor *c, __u32 max)
 	return len;
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int sample(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);
@@ -93,7 +93,7 @@ int sample(struct xdp_md *ctx)
 	}
 	s->sampled++;
 	e->time = bpf_ktime_get_ns();
-	e->packet_len = c.end - c.pos;
+	e->packet_len = packet_len(ctx);
 	e->ifindex = ctx->ingress_ifindex;
 	e->rx_queue = ctx->rx_queue_index;
 	e->captured_len = copy(e->bytes, &c, max);

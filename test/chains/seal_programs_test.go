@@ -357,6 +357,7 @@ func TestSealFullChain(t *testing.T) {
 func TestSealFrags(t *testing.T) {
 	testenv.Need(t, testenv.FeatureFrags)
 	s := scene.New(t)
+	s.Jumbo(t)
 	s.Join(t, scene.File("several.o", "ldt_frags"), scene.Persistent("frags", 10))
 	s.Seal(t, "frags")
 	s.WantDropped(t, scene.Port+2)

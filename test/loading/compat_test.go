@@ -14,6 +14,7 @@ import (
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
+	"github.com/libdispatcher/dispatcher/programs"
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
 )
 
@@ -263,16 +264,23 @@ func TestMembersThatChangePackets(t *testing.T) {
 	}
 }
 
-// Jumbo frames: the driver refuses a chain that would see only a part of each, and the message says what to do.
+// Jumbo frames: the driver refuses a chain that would see only a part of each, in its own words, and mode auto takes
+// generic mode then.
 func TestBigMTU(t *testing.T) {
 	s := scene.New(t)
-	s.Client.IP(t, "link", "set", s.ClientDev, "mtu", "9000")
-	s.Server.IP(t, "link", "set", s.ServerDev, "mtu", "9000")
-	for _, mode := range []hook.Mode{hook.ModeAuto, hook.ModeNative} {
-		_, err := s.TryJoin(t, dispatcher.Program(s.Tracer(t, 1, testenv.XDPPass)), dispatcher.Options{Mode: mode})
-		qt.Check(t, qt.ErrorMatches(err, `attach xdp veth1: the kernel or the driver refused the dispatcher: .*MTU.*frags.*generic mode.*`))
-	}
+	s.Jumbo(t)
+	const why = `the driver of veth1 refused native XDP: .*MTU.*: numerical result out of range`
+	_, err := s.TryJoin(t, dispatcher.Program(s.Tracer(t, 1, testenv.XDPPass)), dispatcher.Options{Mode: hook.ModeNative})
+	qt.Check(t, qt.ErrorMatches(err, `attach xdp veth1: `+why+`; use generic mode`))
+	qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
 	s.WantFree(t)
+	auto := s.Attach(t, s.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{})
+	chain, err := auto.Chain(t.Context())
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.Equals(chain.Mode, hook.ModeGeneric))
+	qt.Check(t, qt.Matches(chain.NativeRefused, why))
+	s.WantRun(t, 1)
+	qt.Assert(t, qt.IsNil(auto.Close()))
 
 	if testenv.Has(t, testenv.FeatureFrags) {
 		frags := s.Attach(t, s.Trace.Program(t, 2, testenv.XDPPass, testenv.Frags()), dispatcher.Options{Mode: hook.ModeNative})
@@ -283,13 +291,38 @@ func TestBigMTU(t *testing.T) {
 	s.WantRun(t, 3)
 }
 
+// A chain has frags only where the driver takes it with them alone: so that programs without can join elsewhere. All
+// built-in programs can have them.
+func TestFragsWhereNeeded(t *testing.T) {
+	s := scene.New(t)
+	first := s.Join(t, scene.File("several.o", "ldt_frags"), dispatcher.Options{Mode: hook.ModeNative})
+	qt.Check(t, qt.IsFalse(s.Read(t).Frags))
+	s.Join(t, scene.File("several.o", "ldt_first"), dispatcher.Options{})
+	s.WantDropped(t, scene.Port, scene.Port+2)
+	qt.Assert(t, qt.IsNil(first.Update(t.Context(), scene.File("several.o", "ldt_second"))))
+	s.WantDropped(t, scene.Port, scene.Port+1)
+	s.Clear(t)
+
+	testenv.Need(t, testenv.FeatureFrags)
+	s.Jumbo(t)
+	for _, name := range programs.Names() {
+		spec, err := programs.Spec(name)
+		qt.Assert(t, qt.IsNil(err))
+		if function := programs.Function(name, hook.XDP); function != "" {
+			s.Join(t, dispatcher.Spec(spec, dispatcher.LoadOptions{Program: function}), dispatcher.Options{Mode: hook.ModeNative})
+		}
+	}
+	qt.Check(t, qt.IsTrue(s.Read(t).Frags))
+	qt.Check(t, qt.Equals(s.Passed(t, scene.Port, 5), 5))
+}
+
 // Devices of other kinds: loopback has no native XDP, which auto falls back from and native must not.
 func TestDeviceWithoutNativeXDP(t *testing.T) {
 	s := scene.New(t)
 	lo := s.OnDevice(dispatcher.XDP("lo").In(s.Server.Name))
 	_, err := lo.TryJoin(t, dispatcher.Program(s.Tracer(t, 1, testenv.XDPPass)), dispatcher.Options{Mode: hook.ModeNative})
 	qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
-	qt.Check(t, qt.ErrorMatches(err, `attach xdp lo: the driver has no native XDP: .*; use generic mode`))
+	qt.Check(t, qt.ErrorMatches(err, `attach xdp lo: the driver of lo refused native XDP: .*; use generic mode`))
 	lo.Attach(t, s.Tracer(t, 1, testenv.XDPPass), dispatcher.Options{})
 	qt.Check(t, qt.Equals(lo.Read(t).Mode, hook.ModeGeneric))
 }

@@ -75,11 +75,6 @@ func TestChooseProgram(t *testing.T) {
 	}{
 		{"ldt_first", "ldt_first", scene.Port}, {"ldt_second", "ldt_second", scene.Port + 1}, {"xdp.frags", "ldt_frags", scene.Port + 2},
 	} {
-		if test.choice == "xdp.frags" && !testenv.Has(t, testenv.FeatureFrags) {
-			s.WantRefused(t, scene.File("several.o", test.choice), dispatcher.Options{}, ebpf.ErrNotSupported,
-				`program "ldt_frags" is for packets in fragments, which needs Linux 5.18: .*; load it from SEC\("xdp"\)`)
-			continue
-		}
 		link := s.Join(t, scene.File("several.o", test.choice), dispatcher.Options{})
 		s.WantChain(t, test.name)
 		s.WantDropped(t, test.dropped)

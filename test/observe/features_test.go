@@ -39,13 +39,9 @@ var uses = map[string]func(t *testing.T, s *scene.Scene) error{
 		}
 		return err
 	},
-	"frags":    useFrags,
-	"freplace": useLibxdp,
-	"dev-native-frags": func(t *testing.T, s *scene.Scene) error {
-		s.Client.IP(t, "link", "set", s.ClientDev, "mtu", "9000")
-		s.Server.IP(t, "link", "set", s.ServerDev, "mtu", "9000")
-		return useFrags(t, s)
-	},
+	"frags":            useFrags,
+	"freplace":         useLibxdp,
+	"dev-native-frags": useFrags,
 	"netns-cookie": func(t *testing.T, s *scene.Scene) error {
 		if s.Read(t).NetNS.Cookie == 0 {
 			return fmt.Errorf("the namespace has none: %w", ebpf.ErrNotSupported)
@@ -164,8 +160,9 @@ func useMove(h hook.Hook) func(*testing.T, *scene.Scene) error {
 	}
 }
 
-// useFrags attaches a program for packets in fragments: from a file, since where there are none no program can be loaded.
+// useFrags attaches a program for packets in fragments where such packets come.
 func useFrags(t *testing.T, s *scene.Scene) error {
+	s.Jumbo(t)
 	_, err := s.TryJoin(t, scene.File("several.o", "ldt_frags"), dispatcher.Options{Mode: hook.ModeNative})
 	if err == nil && !s.Read(t).Frags {
 		return errors.New("the chain has no frags")

@@ -21,6 +21,7 @@ const (
 	CountProgCount       = "count"
 	CountProgCountCgroup = "count_cgroup"
 	CountProgCountTc     = "count_tc"
+	CountVarLdFrags      = "ld_frags"
 	CountVarLdLinkHeader = "ld_link_header"
 )
 
@@ -83,6 +84,7 @@ type CountMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type CountVariableSpecs struct {
+	LdFrags      *ebpf.VariableSpec `ebpf:"ld_frags"`
 	LdLinkHeader *ebpf.VariableSpec `ebpf:"ld_link_header"`
 }
 
@@ -121,6 +123,7 @@ func (m *CountMaps) Close() error {
 //
 // It can be passed to LoadCountObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CountVariables struct {
+	LdFrags      *ebpf.Variable `ebpf:"ld_frags"`
 	LdLinkHeader *ebpf.Variable `ebpf:"ld_link_header"`
 }
 

@@ -20,6 +20,7 @@ const (
 	SampleMapStats   = "stats"
 	SampleProgSample = "sample"
 	SampleVarEvery   = "every"
+	SampleVarLdFrags = "ld_frags"
 	SampleVarSnaplen = "snaplen"
 )
 
@@ -81,6 +82,7 @@ type SampleMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SampleVariableSpecs struct {
 	Every   *ebpf.VariableSpec `ebpf:"every"`
+	LdFrags *ebpf.VariableSpec `ebpf:"ld_frags"`
 	Snaplen *ebpf.VariableSpec `ebpf:"snaplen"`
 }
 
@@ -120,6 +122,7 @@ func (m *SampleMaps) Close() error {
 // It can be passed to LoadSampleObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SampleVariables struct {
 	Every   *ebpf.Variable `ebpf:"every"`
+	LdFrags *ebpf.Variable `ebpf:"ld_frags"`
 	Snaplen *ebpf.Variable `ebpf:"snaplen"`
 }
 

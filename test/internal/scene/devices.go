@@ -24,6 +24,13 @@ func (s *Scene) Twin(t testing.TB) *Scene {
 	return &Scene{Pair: pair, Target: dispatcher.XDP(pair.ServerDev).In(pair.Server.Name), BPFFS: s.BPFFS, Trace: s.Trace}
 }
 
+// Jumbo makes the packets longer than what a driver takes in one buffer.
+func (s *Scene) Jumbo(t testing.TB) {
+	t.Helper()
+	s.Client.IP(t, "link", "set", s.ClientDev, "mtu", "9000")
+	s.Server.IP(t, "link", "set", s.ServerDev, "mtu", "9000")
+}
+
 // ReplaceDevice puts another device of the same name and ifindex in the place of the device.
 func (s *Scene) ReplaceDevice(t testing.TB) {
 	t.Helper()
