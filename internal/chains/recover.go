@@ -6,6 +6,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/holders"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
@@ -64,7 +65,11 @@ func Recover(r *target.Recovery, folder string) {
 	}
 	defer root.Close()
 	prog, index, err := root.state()
-	if err != nil || index != 0 {
+	if err != nil {
+		return
+	}
+	if index != 0 {
+		takenBack(r, folder, root.id, prog)
 		return
 	}
 	f := hook.Leftover{
@@ -88,6 +93,35 @@ func Recover(r *target.Recovery, folder string) {
 		}
 		return reattachChain(r, folder, root, prog, chain)
 	})
+}
+
+// takenBack reports a link whose app has put its own program in the place of the chain, and
+// has ended: only the pin keeps that program on the device. Except in a dry run it removes
+// the pins.
+func takenBack(r *target.Recovery, folder string, link, prog uint32) {
+	if chain, err := ChainOf(prog); err != nil || chain != nil || !OnlyPinned(link) {
+		return
+	}
+	f := hook.Leftover{
+		Hook: hook.XDP, LinkID: link, Path: r.Pins.Path(folder),
+		What: "a link whose app took it back from the chain, and ended: only its pin here keeps it on the device",
+	}
+	if f.Members, f.Err = r.Pins.Members(folder); f.Err == nil && !r.DryRun {
+		f.Err = r.Locked.RemoveChain(folder)
+	}
+	r.Report(f)
+}
+
+// OnlyPinned tells whether nothing but one pin holds a link, with certainty.
+func OnlyPinned(link uint32) bool {
+	f := holders.Open(holders.Options{})
+	defer f.Close()
+	view, err := f.Look(hook.HolderLink)
+	if err != nil {
+		return false
+	}
+	h, err := view.Of(hook.HolderRef{Kind: hook.HolderLink, ID: link})
+	return err == nil && h.Verified && len(h.Processes) == 0 && len(h.Pins) == 1
 }
 
 // reattachChain puts the chain on a device of the old name, with a new root link.

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/chains"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/links"
@@ -118,7 +119,12 @@ func (e *exam) heldDefunct(c *hook.Chain) {
 // replaced the chain by another program.
 func (e *exam) displaced(c *hook.Chain, m *hook.Member) {
 	if m.State == hook.StateDisplaced {
-		e.add(at(c, m.Name, "displaced", hook.LevelBroken, "packets do not meet it: the maker of the link that holds the chain has put another program in its place"))
+		f := at(c, m.Name, "displaced", hook.LevelBroken, "packets do not meet it: the maker of the link that holds the chain has put another program in its place")
+		if chains.OnlyPinned(c.LinkID) {
+			f.Text += ", and has ended: only the pin of the chain keeps that on the device"
+			f.Mend = e.recover()
+		}
+		e.add(f)
 	}
 }
 

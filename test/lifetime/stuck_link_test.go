@@ -1,9 +1,13 @@
 package lifetime
 
 import (
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -122,4 +126,59 @@ func TestAdoptLinkOnTCX(t *testing.T) {
 	qt.Assert(t, qt.IsNil(adopted.Detach(t.Context())))
 	s.WantRun(t, 1)
 	qt.Assert(t, qt.IsNil(ours.Detach(t.Context())))
+}
+
+func init() {
+	testenv.RegisterHelper("holds a link", func(args []string) {
+		id, _ := strconv.Atoi(args[0])
+		l, err := link.NewFromID(link.ID(id))
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println("holding")
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		l.Close()
+	})
+}
+
+// An app whose link was adopted takes it back, and ends: then only our pin keeps its program on the device. As long as it lives
+// it is its link.
+func TestLinkTakenBackAndLeft(t *testing.T) {
+	s := scene.NewOn(t, hook.XDP)
+	prog := s.Tracer(t, 1)
+	theirs, id := s.Foreign(t, prog)
+	ours, err := dispatcher.AdoptLink(t.Context(), id, dispatcher.AdoptOptions{Name: "adopted", Persistent: true, BPFFS: s.BPFFS})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(ours.Close()))
+	qt.Assert(t, qt.IsNil(theirs.Update(prog)))
+	found := func(o dispatcher.RecoverOptions) int {
+		t.Helper()
+		left := s.Recover(t, o)
+		for _, l := range left {
+			qt.Check(t, qt.Equals(l.LinkID, id))
+		}
+		return len(left)
+	}
+	displaced := func() hook.Finding {
+		t.Helper()
+		all, err := dispatcher.Doctor(t.Context(), s.Look())
+		qt.Assert(t, qt.IsNil(err))
+		i := slices.IndexFunc(all, func(f hook.Finding) bool { return f.Check == "displaced" && f.Member == "adopted" })
+		qt.Assert(t, qt.IsTrue(i >= 0))
+		return all[i]
+	}
+
+	holder := testenv.StartHelper(t, "holds a link", fmt.Sprint(id))
+	holder.Expect(t, "holding")
+	qt.Assert(t, qt.IsNil(theirs.Close()))
+	qt.Check(t, qt.Equals(found(dispatcher.RecoverOptions{}), 0))
+	qt.Check(t, qt.Equals(displaced().Mend, ""))
+	holder.Kill()
+
+	s.WantRun(t, 1)
+	qt.Check(t, qt.StringContains(displaced().Mend, "recover"))
+	qt.Check(t, qt.Equals(found(dispatcher.RecoverOptions{DryRun: true}), 1))
+	s.WantRun(t, 1)
+	qt.Check(t, qt.Equals(found(dispatcher.RecoverOptions{}), 1))
+	s.WantFree(t)
 }
