@@ -136,7 +136,9 @@ func (d Device) candidates(l *state.Locked, snap *Snapshot) (*trial, []hook.Seal
 		}
 		t.slots = append(t.slots, m)
 		result := hook.Sealing{Member: slot.Name}
-		if !pinned && slot.Persistent {
+		if id, err := state.Occupant(m); err == nil && id == 0 {
+			result.Reason = "its slot is empty: its owner is gone"
+		} else if !pinned && slot.Persistent {
 			result.Reason = fmt.Sprintf("it is not pinned in %s: its pin is in another bpffs, or was removed", d.BPFFS)
 		} else if !pinned {
 			result.Reason = "it is not pinned: it belongs to a process, and leaves with that"

@@ -85,6 +85,13 @@ func TestSealLeavesInSlots(t *testing.T) {
 	s.WantSealed(t, "1", "4", "busy")
 	qt.Assert(t, qt.IsTrue(s.Drops(t)))
 
+	// Nor does what has lost its owner belong to a process.
+	door := s.Attach(t, s.Tracer(t, 9, scene.Pass), dispatcher.Options{Name: "door", OnMissing: hook.MissingDrop, Priority: 7})
+	qt.Assert(t, qt.IsNil(door.Close()))
+	scene.Soon(t, func() bool { return s.Read(t).Member("door").State == hook.StateEmpty })
+	s.Seal(t, "1 bare! 4 secret! busy busier! door! tail!", `.*`, `.*`, `.*`, `its slot is empty: its owner is gone`, `.*`)
+	s.Detach(t, "door")
+
 	// What goes on with its slot is not in the way of the next one.
 	s.Detach(t, "busy")
 	s.Seal(t, "1 bare! 4 secret! busier tail!", `.*`, `.*`, `.*`)
