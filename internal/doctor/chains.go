@@ -49,8 +49,11 @@ func (e *exam) chain(c *hook.Chain) {
 }
 
 // twice reports members whose program runs a second time, since whoever attached it before
-// it was adopted has attached it again.
+// it was adopted has attached it again. An unfinished move has two links of one program, too.
 func (e *exam) twice(c *hook.Chain) {
+	if slices.ContainsFunc(e.found, func(f hook.Finding) bool { return f.Check == "leftover" || f.Check == "move" }) {
+		return
+	}
 	for i := range c.Members {
 		m := &c.Members[i]
 		if m.Kind != hook.KindMember {
