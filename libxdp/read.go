@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -312,7 +313,8 @@ func (s *site) occupied(snap *snapshot) error {
 	}
 	if len(links) > 0 {
 		on.Kind, on.LinkID = hook.KindForeign, links[0]
-		busy = busy.Hint("the device is free when the holder of link %d closes it; \"dispatcher holders --link %d\" names the holder", on.LinkID, on.LinkID)
+		busy = busy.Hint("the device is free when the holder of link %d closes it; \"%s\" names the holder", on.LinkID,
+			kernel.Command("", s.BPFFS, kernel.Flags{"--link", fmt.Sprint(on.LinkID)}, "holders"))
 	}
 	return busy.HeldBy(on)
 }

@@ -132,7 +132,8 @@ func (a *app) warnOfHolders(ctx context.Context, id uint32) {
 		a.warn("pid %d %s (%s) holds link %d: it can put another program into it again, and the member ends only when it lets the link go too", p.PID, p.Comm, p.Exe, id)
 	}
 	if !h.Verified {
-		a.warn("a process that holds link %d can put another program into it again; \"%s\" shows such processes", id, kernel.Command("", a.bpffs, "holders", "--link", fmt.Sprint(id)))
+		a.warn("a process that holds link %d can put another program into it again; \"%s\" shows such processes", id,
+			kernel.Command("", a.bpffs, kernel.Flags{"--link", fmt.Sprint(id)}, "holders"))
 	}
 }
 

@@ -33,6 +33,8 @@ type app struct {
 	bpffs   string
 	verbose bool
 	quiet   bool
+
+	pins bool // the verb makes pins
 }
 
 // run runs the command line args and returns the exit status.
@@ -45,6 +47,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return int(code)
 	case err != nil:
 		return a.fail(err)
+	case a.pins:
+		a.warnPrivate()
 	}
 	return statusDone
 }

@@ -71,7 +71,7 @@ func (a *app) tellChained(t dispatcher.Target, chain *hook.Chain, member *hook.M
 func (a *app) warnUnprotected(t dispatcher.Target, chain *hook.Chain) {
 	if !chain.Protected() {
 		a.warn("the chain on %s %s is not protected: anyone may replace it; \"%s\" protects it", t.Hook, t.Name(),
-			kernel.Command(t.NetNS, a.bpffs, "adopt", string(t.Hook), t.Name()))
+			kernel.Command(t.NetNS, a.bpffs, nil, "adopt", string(t.Hook), t.Name()))
 	}
 }
 

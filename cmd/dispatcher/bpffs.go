@@ -33,8 +33,8 @@ func (a *app) needBPFFS(pins bool) error {
 	if !pins {
 		return nil
 	}
+	a.pins = true
 	if kernel.IsBPFFS(a.bpffs) {
-		a.warnPrivate()
 		return nil
 	}
 	if inPrivateMounts() {
@@ -44,7 +44,6 @@ func (a *app) needBPFFS(pins bool) error {
 	mounted, err := dispatcher.MountBPFFS(a.bpffs)
 	if mounted {
 		a.note("mounted a bpffs at %s, for the pins", a.bpffs)
-		a.warnPrivate()
 	}
 	return err
 }

@@ -42,7 +42,7 @@ func PlanAdopt(ctx context.Context, t target.Target, req target.AdoptRequest) (*
 		err = p.onCgroup(ctx)
 	case m.Filter == nil:
 		p.effect("%s cannot take it off any more (EBUSY), nor attach it again (EEXIST); another copy that it loads and attaches runs as well: twice", p.who())
-		p.back(kernel.Command(t.NetNS, t.BPFFS, "detach", string(t.Hook), t.Name, name))
+		p.back(kernel.Command(t.NetNS, t.BPFFS, nil, "detach", string(t.Hook), t.Name, name))
 	default:
 		err = p.onFilter(ctx, name)
 	}
@@ -125,7 +125,7 @@ func (p *adoption) back(detach string, attach ...func(pin string) string) {
 
 // onXDP: dev_xdp_attach and bpf_xdp_link_attach, net/core/dev.c.
 func (p *adoption) onXDP(c *hook.Chain) {
-	detach := p.Command("detach", string(hook.XDP), p.Name, cmp.Or(p.req.Name, p.m.Name))
+	detach := p.Command(nil, "detach", string(hook.XDP), p.Name, cmp.Or(p.req.Name, p.m.Name))
 	again := func(pin string) string {
 		mode := map[hook.Mode]string{hook.ModeNative: "xdpdrv", hook.ModeGeneric: "xdpgeneric"}[c.Mode]
 		return kernel.IPCommand(p.NetNS, "link", "set", "dev", p.Name, cmp.Or(mode, "xdp"), "pinned", pin)
@@ -155,7 +155,7 @@ func (p *adoption) onCgroup(ctx context.Context) error {
 		}
 		return kernel.Shell(words...)
 	}
-	p.back(p.Command("detach", string(p.Hook), p.Name, cmp.Or(p.req.Name, p.m.Name)), again)
+	p.back(p.Command(nil, "detach", string(p.Hook), p.Name, cmp.Or(p.req.Name, p.m.Name)), again)
 	if flag == "multi" {
 		p.effect("%s cannot take it off any more (ENOENT); what it attaches again runs as well: twice", p.who())
 		return nil
@@ -218,12 +218,12 @@ func (p *adoption) onFilter(ctx context.Context, name string) error {
 	switch _, err := Read(ctx, on); {
 	case errors.Is(err, ebpf.ErrNotSupported):
 		p.effect("the filter gets another label; %s can still remove or replace it, and then it is no member any more", p.who())
-		p.back(p.Command("detach", string(p.Hook), p.Name, name), again)
+		p.back(p.Command(nil, "detach", string(p.Hook), p.Name, name), again)
 	case err != nil:
 		return err
 	default:
 		p.effect("its filter (preference %d) goes: %s finds it no more; a filter that is made again with it runs as well: twice", f.Pref, p.who())
-		p.back(on.Command("detach", string(on.Hook), p.Name, name), again)
+		p.back(on.Command(nil, "detach", string(on.Hook), p.Name, name), again)
 	}
 	return nil
 }

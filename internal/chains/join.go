@@ -138,7 +138,7 @@ func (d Device) admit(snap *Snapshot, req target.Request) error {
 		return d.Occupied(snap)
 	case req.Style == hook.StyleLibxdp:
 		return hook.Because(hook.ErrIncompatible, "the chain on %s is an owned one, and a device has one chain", snap.Device.Name).
-			Hint("join it (leave the style out), or move it over with \"%s\"", d.Command("convert", "xdp", snap.Device.Name, "--style", "libxdp"))
+			Hint("join it (leave the style out), or move it over with \"%s\"", d.Command(kernel.Flags{"--style", "libxdp"}, "convert", "xdp", snap.Device.Name))
 	case req.Mode != hook.ModeAuto && req.Mode != snap.Mode:
 		return hook.Because(hook.ErrIncompatible, "the chain is in %v mode, and all its members are", snap.Mode).
 			Hint("ask for %v or auto", snap.Mode)

@@ -217,21 +217,21 @@ func (d Device) Occupied(snap *Snapshot) error {
 	case 0:
 		if snap.Libxdp {
 			on.Kind = hook.KindLibxdp
-			return busy.Hint("\"%s\" moves its members over to an owned chain", d.Command("convert", "xdp", snap.Device.Name, "--style", "owned"))
+			return busy.Hint("\"%s\" moves its members over to an owned chain", d.Command(kernel.Flags{"--style", "owned"}, "convert", "xdp", snap.Device.Name))
 		}
 		xdp := "xdp"
 		if snap.Mode == hook.ModeGeneric {
 			xdp = "xdpgeneric"
 		}
 		return busy.Hint("make it a member with \"%s\", or remove it with \"%s\"",
-			d.Command("adopt", "xdp", snap.Device.Name), kernel.IPCommand(d.NetNS, "link", "set", "dev", snap.Device.Name, xdp, "off"))
+			d.Command(nil, "adopt", "xdp", snap.Device.Name), kernel.IPCommand(d.NetNS, "link", "set", "dev", snap.Device.Name, xdp, "off"))
 	case 1:
 		on.Kind, on.LinkID = hook.KindForeign, snap.links[0]
-		return busy.Hint("\"%s\" tells more; \"%s\" makes it a member, \"%s\" frees the hook", d.Command("holders", "xdp", snap.Device.Name),
+		return busy.Hint("\"%s\" tells more; \"%s\" makes it a member, \"%s\" frees the hook", d.Command(nil, "holders", "xdp", snap.Device.Name),
 			d.CommandByLink("adopt", on.LinkID), d.CommandByLink("detach", on.LinkID, "--force"))
 	}
 	on.Kind = hook.KindForeign
-	return busy.Hint("\"%s\" tells more", d.Command("holders", "xdp", snap.Device.Name))
+	return busy.Hint("\"%s\" tells more", d.Command(nil, "holders", "xdp", snap.Device.Name))
 }
 
 // taken returns the error for a device without an owned chain: ErrStyle for a chain

@@ -62,7 +62,7 @@ func (d Device) onChain(ctx context.Context, fn func(*state.Locked, *Snapshot) e
 			return hook.Because(fs.ErrNotExist, "nothing is attached")
 		case snap.Libxdp:
 			return hook.Because(hook.ErrIncompatible, "the chain is one of libxdp's, and cannot be sealed").
-				Hint("\"%s\" makes it an owned one", d.Command("convert", "xdp", d.Name, "--style", "owned"))
+				Hint("\"%s\" makes it an owned one", d.Command(kernel.Flags{"--style", "owned"}, "convert", "xdp", d.Name))
 		case snap.Chain == nil:
 			return d.Occupied(snap)
 		}

@@ -67,7 +67,7 @@ func (e *exam) twice(c *hook.Chain) {
 			for k := range d.Members {
 				if o := &d.Members[k]; o.Kind != hook.KindMember && o.Program.Same(m.Program) {
 					f := at(c, m.Name, "twice", hook.LevelDrift, "its program runs twice: %s on %s (%s) is the same, or a copy; its manager may have put it back", o.Ref(), d.Hook, o.Kind)
-					f.Mend = e.on(c, "detach", m.Name)
+					f.Mend = e.on(c, nil, "detach", m.Name)
 					e.add(f)
 				}
 			}
@@ -88,7 +88,7 @@ func (e *exam) overridden(c *hook.Chain) {
 		e.add(at(c, "", "unreadable", hook.LevelDrift, "the cgroups above: %s", oneLine(err)))
 	case prog.ID != 0:
 		f := at(c, "", "overridden", hook.LevelDrift, "the members have switched off %s (id %d) of %s here: it was attached without BPF_F_ALLOW_MULTI", prog.Name, prog.ID, where)
-		f.Mend = kernel.Command("", e.bpffs, "adopt", string(c.Hook), where, string(hook.ProgramRef(prog.ID)))
+		f.Mend = kernel.Command("", e.bpffs, nil, "adopt", string(c.Hook), where, string(hook.ProgramRef(prog.ID)))
 		e.add(f)
 	}
 }
@@ -158,7 +158,7 @@ func (e *exam) extendedMember(c *hook.Chain, m *hook.Member, x hook.Extension) {
 		f.Text = e.extension(x, ": packets do not meet the member until it is replaced")
 		if m.Sealed {
 			f.Text = e.extension(x, ": packets do not meet the member until it is back in its slot")
-			f.Mend = e.on(c, "unseal")
+			f.Mend = e.on(c, nil, "unseal")
 		}
 	}
 	e.add(f)
@@ -168,7 +168,7 @@ func (e *exam) extendedMember(c *hook.Chain, m *hook.Member, x hook.Extension) {
 // holders: only a holder can end it, because the kernel detaches no such link
 // (bpf_tracing_link_lops, kernel/bpf/syscall.c).
 func (e *exam) extension(x hook.Extension, effect string) string {
-	holders := kernel.Command("", e.bpffs, "holders", "--link", fmt.Sprint(x.LinkID))
+	holders := kernel.Command("", e.bpffs, kernel.Flags{"--link", fmt.Sprint(x.LinkID)}, "holders")
 	return fmt.Sprintf("freplace has put %v%s; \"%s\" tells which process can close the link", x, effect, holders)
 }
 
@@ -193,7 +193,7 @@ func (e *exam) unprotected(c *hook.Chain) {
 		return
 	}
 	f := at(c, "", "unprotected", hook.LevelDrift, "no link holds the chain: any program that is attached by netlink throws it out; packets pass unfiltered for the moment that the mending takes")
-	f.Mend = e.on(c, "adopt")
+	f.Mend = e.on(c, nil, "adopt")
 	e.add(f)
 }
 
@@ -212,11 +212,11 @@ func (e *exam) slot(c *hook.Chain, m *hook.Member) {
 	switch {
 	case m.State == hook.StateEmpty && m.OnMissing == hook.MissingContinue:
 		f := at(c, m.Name, "empty", hook.LevelDrift, "its owner is gone: packets pass it by, and the next change of the chain leaves it out")
-		f.Mend = e.on(c, "detach", m.Name)
+		f.Mend = e.on(c, nil, "detach", m.Name)
 		e.add(f)
 	case m.State == hook.StateEmpty:
 		f := at(c, m.Name, "empty", hook.LevelBroken, "its owner is gone, and it asked for %v: packets that come to it are dropped until it is detached, or attached again", m.OnMissing)
-		f.Mend = e.on(c, "detach", m.Name)
+		f.Mend = e.on(c, nil, "detach", m.Name)
 		e.add(f)
 	case m.Persistent && !pinned(c, m):
 		e.add(at(c, m.Name, "unpinned", hook.LevelNote, "it shall outlive its process, and is not pinned in %s: it may be in another bpffs, or somebody removed the pin", e.bpffs))
@@ -263,7 +263,7 @@ func (e *exam) order(c *hook.Chain) {
 		case m.Kind != hook.KindMember:
 		case m.Priority == 0:
 			f := at(c, m.Name, "priority", hook.LevelNote, "its priority is not known: its holder has put another program into the link")
-			f.Mend = e.on(c, "set", m.Name, "--priority", fmt.Sprint(hook.DefaultPriority))
+			f.Mend = e.on(c, kernel.Flags{"--priority", fmt.Sprint(hook.DefaultPriority)}, "set", m.Name)
 			e.add(f)
 		default:
 			ranked = append(ranked, m)
@@ -275,7 +275,7 @@ func (e *exam) order(c *hook.Chain) {
 			f.Level = hook.LevelNote
 			f.Text += "; this kernel attaches behind all others"
 		} else {
-			f.Mend = e.on(c, "set", m.Name, "--priority", fmt.Sprint(m.Priority))
+			f.Mend = e.on(c, kernel.Flags{"--priority", fmt.Sprint(m.Priority)}, "set", m.Name)
 		}
 		e.add(f)
 	}

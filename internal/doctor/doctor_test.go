@@ -103,7 +103,7 @@ func TestStrays(t *testing.T) {
 // A chain without a target gets no command.
 func TestCommandNowhere(t *testing.T) {
 	e := exam{bpffs: "/sys/fs/bpf"}
-	qt.Check(t, qt.Equals(e.on(&hook.Chain{Hook: hook.XDP}, "adopt"), ""))
+	qt.Check(t, qt.Equals(e.on(&hook.Chain{Hook: hook.XDP}, nil, "adopt"), ""))
 }
 
 // The level of a replaced function follows from what happens to the packets.

@@ -72,7 +72,7 @@ func (e *exam) carries(program uint32, c *hook.Chain) {
 	}
 	if chain := e.loaded[program]; chain != nil && chain.Closed {
 		f := at(c, "", "closed", hook.LevelDrift, "a chain without members is left on the device: the process that detached the last one died before the end; it passes everything")
-		f.Mend = e.on(c, "detach", "--all")
+		f.Mend = e.on(c, kernel.Flags{"--all"}, "detach")
 		e.add(f)
 	}
 }

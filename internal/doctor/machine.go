@@ -127,7 +127,7 @@ func (m machine) capabilities() []hook.Finding {
 	if len(missing) > 0 {
 		mend := ""
 		if os.Geteuid() != 0 {
-			mend = "sudo " + kernel.Command("", m.bpffs, "doctor")
+			mend = "sudo " + kernel.Command("", m.bpffs, nil, "doctor")
 		}
 		found = broken(mend, "missing: "+strings.Join(missing, "; "))
 	}

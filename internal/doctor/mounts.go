@@ -61,7 +61,7 @@ func (m machine) otherMounts() []hook.Finding {
 			continue // another file system is mounted over it
 		}
 		if entries, err := os.ReadDir(pins.Path("")); err == nil && len(entries) > 0 {
-			found = append(found, note(kernel.Command("", mount.Point, "doctor"),
+			found = append(found, note(kernel.Command("", mount.Point, nil, "doctor"),
 				"members are pinned in another bpffs, which was not looked at: "+filepath.Clean(mount.Point))...)
 		}
 	}

@@ -398,7 +398,7 @@ func (sd *side) legacy(e entry) error {
 	hint := "it is not a member; --force detaches it all the same"
 	if e.DirectAction {
 		hint = fmt.Sprintf("make it a member with \"%s\", or detach it with --force",
-			sd.opened.Command("adopt", string(sd.opened.Hook), sd.dev.Name, string(hook.ProgramRef(e.Entry.Program))))
+			sd.opened.Command(nil, "adopt", string(sd.opened.Hook), sd.dev.Name, string(hook.ProgramRef(e.Entry.Program))))
 	}
 	return hook.Busy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(e.Entry.Program)}).
 		Hint("%s", hint)

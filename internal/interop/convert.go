@@ -68,7 +68,7 @@ func Convert(ctx context.Context, o *target.Opened, req ConvertRequest) error {
 	kernel.Step("convert: attached")
 	if err := libxdp.Remove(ctx, d.BPFFS, old.Ifindex, ebpf.ProgramID(old.Dispatcher.ID)); err != nil {
 		return hook.WithHint(fmt.Errorf("the device has the owned chain now, but the pins of libxdp's dispatcher are still there: %w", Cause(err)),
-			"\"%s\" removes them", kernel.Command("", d.BPFFS, "recover"))
+			"\"%s\" removes them", kernel.Command("", d.BPFFS, nil, "recover"))
 	}
 	return nil
 }

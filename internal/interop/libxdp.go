@@ -131,7 +131,7 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 	d := deviceOf(o)
 	if !req.Persistent {
 		return nil, hook.Because(hook.ErrUsage, "nobody owns a member of a chain of libxdp: it stays when its process ends, and so it can only be persistent").
-			Hint("ask for that (Persistent; without --hold), or move the device over to an owned chain with \"%s\"", o.Command("convert", "xdp", o.Name, "--style", "owned"))
+			Hint("ask for that (Persistent; without --hold), or move the device over to an owned chain with \"%s\"", o.Command(kernel.Flags{"--style", "owned"}, "convert", "xdp", o.Name))
 	}
 	if !req.Position.IsZero() {
 		return nil, byPriorityOnly()

@@ -94,7 +94,7 @@ func (d device) reinstate(l *state.Locked, snap *chains.Snapshot, folder string)
 		err = l.Succession(folder, state.ChainFolder(r.LinkID(), 0), r.Pinner())
 	}
 	if err != nil {
-		return hook.WithHint(fmt.Errorf("the chain could not be put back: %w", err), "\"%s\" tries it again", kernel.Command("", d.BPFFS, "recover", "--reattach"))
+		return hook.WithHint(fmt.Errorf("the chain could not be put back: %w", err), "\"%s\" tries it again", kernel.Command("", d.BPFFS, kernel.Flags{"--reattach"}, "recover"))
 	}
 	return nil
 }

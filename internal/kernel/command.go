@@ -2,15 +2,26 @@ package kernel
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
-// Command returns the line that runs the dispatcher command for a shell, for
-// hints. An empty namespace is the caller's, an empty bpffs the default one.
-func Command(netns, bpffs string, args ...string) string {
+// Flags are the flags of a command, with their values.
+type Flags []string
+
+// Command returns the line that runs the dispatcher command for a shell, for hints: the
+// verb and what it is about, then its flags. An empty namespace is the caller's, an empty
+// bpffs the default one.
+//
+// Devices, cgroups and members have names that others choose: one may look like a flag.
+// Then the flags come first, and "--" ends them.
+func Command(netns, bpffs string, flags Flags, args ...string) string {
 	words := []string{"dispatcher"}
 	if netns != "" {
 		words = append(words, "-n", netns)
@@ -18,7 +29,11 @@ func Command(netns, bpffs string, args ...string) string {
 	if bpffs != "" && bpffs != DefaultBPFFS {
 		words = append(words, "--bpffs", bpffs)
 	}
-	return Shell(append(words, args...)...)
+	if slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "-") }) {
+		words = append(append(words, args[0]), flags...)
+		return Shell(append(append(words, "--"), args[1:]...)...)
+	}
+	return Shell(append(append(words, args...), flags...)...)
 }
 
 // IPCommand returns the line that runs ip(8) in a namespace, TCCommand the one for tc(8).
@@ -40,6 +55,9 @@ func toolCommand(tool, netns string, args []string) string {
 
 // MountCommand returns the line that mounts a bpffs at path.
 func MountCommand(path string) string {
+	if strings.HasPrefix(path, "-") {
+		path = "./" + path
+	}
 	line := Shell("mount", "-t", "bpf", "-o", "mode=0700", "bpffs", path)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return Shell("mkdir", path) + " && " + line
@@ -58,9 +76,22 @@ func Shell(words ...string) string {
 
 const plain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_./:@%+=,"
 
+// quote quotes a word. What does not print would not be in the text that is copied (the
+// command escapes it), so printf makes it.
 func quote(s string) string {
-	if s != "" && strings.Trim(s, plain) == "" {
+	switch {
+	case s != "" && strings.Trim(s, plain) == "":
 		return s
+	case utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		if strings.IndexByte(plain, c) >= 0 && c != '%' && c != '-' { // printf has flags, too
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, `\%03o`, c)
+		}
+	}
+	return `"$(printf '` + b.String() + `')"`
 }

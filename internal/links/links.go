@@ -185,7 +185,7 @@ func OpenPinned(o *target.Opened, folder, member string) (*handle, error) {
 func (op *opened) legacy(e entry) error {
 	return hook.Busy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(e.Program)}).
 		Hint("make it a member with \"%s\", or detach it with --force",
-			op.Command("adopt", string(op.Hook), op.target(), string(hook.ProgramRef(e.Program))))
+			op.Command(nil, "adopt", string(op.Hook), op.target(), string(hook.ProgramRef(e.Program))))
 }
 
 // foreign returns the refusal of a link of another tool: ErrBusy.

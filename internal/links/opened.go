@@ -307,5 +307,5 @@ func (op *opened) closed(l *order) error {
 func (op *opened) alone(prog uint32, where string) error {
 	return hook.Because(hook.ErrBusy, "it was attached to %s for itself alone (without BPF_F_ALLOW_MULTI)", where).
 		HeldBy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(prog)}).
-		Hint("make it a member with \"%s\", or detach it", op.Command("adopt", string(op.Hook), where))
+		Hint("make it a member with \"%s\", or detach it", op.Command(nil, "adopt", string(op.Hook), where))
 }

@@ -65,5 +65,5 @@ func (op *opened) checkAbove(list *order, req target.Request) error {
 	}
 	return hook.Because(hook.ErrBusy, "it would not run for %s any more: it was attached to %s without BPF_F_ALLOW_MULTI, and a program below takes its place", op.cgroup.Path, where).
 		HeldBy(&hook.Occupant{Kind: hook.KindLegacy, Program: target.ProgramOf(q.Programs[0])}).
-		Hint("\"%s\" makes it a member, and both run; --override attaches in its place", op.Command("adopt", string(op.Hook), where))
+		Hint("\"%s\" makes it a member, and both run; --override attaches in its place", op.Command(nil, "adopt", string(op.Hook), where))
 }

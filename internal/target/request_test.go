@@ -121,8 +121,8 @@ func TestTargetCommand(t *testing.T) {
 	here := target.Target{Hook: hook.XDP, Name: "eth0"}
 	there := target.Target{Hook: hook.XDP, Name: "eth0", NetNS: "blue", BPFFS: "/run/my bpf"}
 	for _, test := range []struct{ got, want string }{
-		{here.Command("adopt", "xdp", "eth0"), "dispatcher adopt xdp eth0"},
-		{there.Command("adopt", "xdp", "eth0"), "dispatcher -n blue --bpffs '/run/my bpf' adopt xdp eth0"},
+		{here.Command(nil, "adopt", "xdp", "eth0"), "dispatcher adopt xdp eth0"},
+		{there.Command(nil, "adopt", "xdp", "eth0"), "dispatcher -n blue --bpffs '/run/my bpf' adopt xdp eth0"},
 		{here.CommandByLink("adopt", 7), "dispatcher adopt --link 7"},
 		{there.CommandByLink("detach", 4294967295, "--force"), "dispatcher --bpffs '/run/my bpf' detach --link 4294967295 --force"},
 	} {

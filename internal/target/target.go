@@ -63,13 +63,14 @@ func OpenPins(t Target, sweep func(*state.Locked)) (*Opened, error) {
 func (o *Opened) Close() { o.NS.Close() }
 
 // Command returns a command line that runs dispatcher on the target, for hints.
-func (t Target) Command(args ...string) string { return kernel.Command(t.NetNS, t.BPFFS, args...) }
+func (t Target) Command(flags kernel.Flags, args ...string) string {
+	return kernel.Command(t.NetNS, t.BPFFS, flags, args...)
+}
 
 // CommandByLink is Command for a verb that names a link. Links have ids of their
 // own, so the command line names no namespace.
-func (t Target) CommandByLink(verb string, id uint32, args ...string) string {
-	words := []string{verb, "--link", strconv.FormatUint(uint64(id), 10)}
-	return kernel.Command("", t.BPFFS, append(words, args...)...)
+func (t Target) CommandByLink(verb string, id uint32, flags ...string) string {
+	return kernel.Command("", t.BPFFS, append(kernel.Flags{"--link", strconv.FormatUint(uint64(id), 10)}, flags...), verb)
 }
 
 // NoBPFFS returns the refusal to pin where there is no bpffs: fs.ErrNotExist.

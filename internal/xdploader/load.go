@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"syscall"
 
 	"github.com/cilium/ebpf"
@@ -109,7 +108,7 @@ func (t *tool) joinable(o *occupant, more int) error {
 	if !o.free() && (o.chain == nil || !kernel.IsBPFFS(t.bpffs())) {
 		t.libWarn("Existing program is not using a dispatcher, can't replace; unload first")
 		if o.owned != nil {
-			t.noteOwner(o, fmt.Sprintf(`"dispatcher attach xdp %s FILE" adds a program to it`, o.device.Name))
+			t.noteOwner(o, fmt.Sprintf(`"%s" adds a program to it`, kernel.Command("", "", nil, "attach", "xdp", o.device.Name, "FILE")))
 		}
 		return failed(unix.EBUSY, nil)
 	}
@@ -197,7 +196,7 @@ func (t *tool) attachAlone(v *values, obj *object, o *occupant) error {
 	}
 	t.attachRefused(v.index, code)
 	if o.owned != nil {
-		t.noteOwner(o, fmt.Sprintf(`"dispatcher attach xdp %s %s" adds the program to it`, v.device, strings.Join(v.files, " ")))
+		t.noteOwner(o, fmt.Sprintf(`"%s" adds the program to it`, kernel.Command("", "", nil, append([]string{"attach", "xdp", v.device}, v.files...)...)))
 	}
 	return failed(syscall.Errno(code), err)
 }

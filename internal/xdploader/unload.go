@@ -75,7 +75,7 @@ func (t *tool) detachID(ctx context.Context, o *occupant, id uint32) error {
 	case o.owned != nil:
 		for _, m := range o.owned.Members {
 			if m.Program.ID == id {
-				t.noteOwner(o, fmt.Sprintf(`"dispatcher detach xdp %s %s" detaches the program`, o.device.Name, m.Name))
+				t.noteOwner(o, fmt.Sprintf(`"%s" detaches the program`, kernel.Command("", "", nil, "detach", "xdp", o.device.Name, m.Name)))
 				return failed(unix.EBUSY, nil)
 			}
 		}
@@ -94,7 +94,7 @@ func (t *tool) detaching(o *occupant, id uint32) {
 // detachMain detaches what runs on the host.
 func (t *tool) detachMain(ctx context.Context, o *occupant) error {
 	if o.owned != nil {
-		t.noteOwner(o, fmt.Sprintf(`"dispatcher detach xdp %s --all" detaches it`, o.device.Name))
+		t.noteOwner(o, fmt.Sprintf(`"%s" detaches it`, kernel.Command("", "", kernel.Flags{"--all"}, "detach", "xdp", o.device.Name)))
 		return failed(unix.EBUSY, nil)
 	}
 	if o.chain != nil && kernel.IsBPFFS(t.bpffs()) {

@@ -161,7 +161,7 @@ func goBack(t testing.TB, s *scene.Scene, plan *hook.Adoption) {
 	t.Helper()
 	for _, line := range plan.Back {
 		if strings.HasPrefix(line, "dispatcher ") {
-			qt.Check(t, qt.Equals(line, kernel.Command(s.Target.NetNS, s.BPFFS, "detach", string(s.Target.Hook), s.Target.Name(), "adopted")))
+			qt.Check(t, qt.Equals(line, kernel.Command(s.Target.NetNS, s.BPFFS, nil, "detach", string(s.Target.Hook), s.Target.Name(), "adopted")))
 			s.Detach(t, "adopted")
 			continue
 		}
