@@ -46,7 +46,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.As(err, &code):
 		return int(code)
 	case err != nil:
-		return a.fail(err)
+		return a.fail(because(ctx, err))
 	case a.pins:
 		a.warnPrivate()
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +22,7 @@ const (
 	statusNotFound
 	statusUnsupported
 	statusDrift
+	statusSignal = 128 // and the number of the signal, as shells have it
 )
 
 // statuses tells what each exit status means, and which errors lead to it. The
@@ -46,6 +48,10 @@ func exitStatus(err error) int {
 	if err == nil {
 		return statusDone
 	}
+	var signal interruption
+	if errors.As(err, &signal) {
+		return statusSignal + int(signal.Signal)
+	}
 	for _, s := range statuses {
 		for _, cause := range s.causes {
 			if errors.Is(err, cause) {
@@ -56,11 +62,22 @@ func exitStatus(err error) int {
 	return statusFailed
 }
 
+// because puts the signal that ended ctx into an error that tells only of the end.
+func because(ctx context.Context, err error) error {
+	var signal interruption
+	if !errors.Is(err, context.Canceled) || !errors.As(context.Cause(ctx), &signal) {
+		return err
+	}
+	e := shown(err)
+	return &dispatcher.Error{Op: e.Op, Hook: e.Hook, Target: e.Target, Err: signal}
+}
+
 func describeStatuses(indent string) string {
 	var b strings.Builder
 	for _, s := range statuses {
 		fmt.Fprintf(&b, "%s%d  %s\n", indent, s.status, s.meaning)
 	}
+	fmt.Fprintf(&b, "%s%d and the signal's number: ended by it before it was done; with Ctrl-C 130\n", indent, statusSignal)
 	return b.String()
 }
 

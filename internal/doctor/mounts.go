@@ -27,6 +27,8 @@ func (m machine) bpffsMount() []hook.Finding {
 		return note(mend, fmt.Sprintf("%s: %v; members cannot outlive their process, and there is no lock", m.bpffs, err))
 	case !kernel.IsBPFFS(m.bpffs):
 		return note(kernel.MountCommand(m.bpffs), fmt.Sprintf("none is mounted at %s: members cannot outlive their process, and there is no lock", m.bpffs))
+	case kernel.ReadOnly(m.bpffs):
+		return note("", m.bpffs+" is read-only: nothing can be pinned there, nor unpinned")
 	case st.Mode&0o002 != 0:
 		return note(kernel.Shell("chmod", "0700", m.bpffs), fmt.Sprintf("everybody may make pins in %s: its mode is %04o", m.bpffs, st.Mode&0o7777))
 	}

@@ -141,6 +141,9 @@ func inNewNetNS(fn func() error) error {
 
 func tryBPFFS(path string) error {
 	if kernel.IsBPFFS(path) {
+		if kernel.ReadOnly(path) {
+			return errors.New("read-only: nothing can be pinned there")
+		}
 		return nil
 	}
 	if _, err := os.Stat(path); err != nil {

@@ -448,6 +448,9 @@ func (e entry) view() hook.Member {
 	}
 	m.Filter = new(e.Filter.Filter)
 	m.Detail = fmt.Sprintf("pref %d handle %#x", e.Pref, e.Handle)
+	if e.Chain != 0 { // it runs only for packets that another filter sends there
+		m.Detail = fmt.Sprintf("chain %d %s", e.Chain, m.Detail)
+	}
 	if !e.DirectAction {
 		m.Detail += ", no direct action"
 	}

@@ -21,6 +21,12 @@ func IsBPFFS(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.BPF_FS_MAGIC
 }
 
+// ReadOnly tells whether the file system at path is mounted read-only.
+func ReadOnly(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Flags&unix.ST_RDONLY != 0
+}
+
 // MountBPFFS mounts a bpffs at path, which must be a folder, unless a bpffs is
 // mounted there already. It returns true if it mounted one.
 func MountBPFFS(path string) (bool, error) {

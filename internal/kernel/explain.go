@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // needed are the capabilities that the library cannot do without.
@@ -49,7 +50,9 @@ func Explain(err error) error {
 	// cilium/ebpf adds this guess to every EPERM.
 	what := strings.ReplaceAll(err.Error(), " (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", "")
 	why := "refused although this process has the needed capabilities: a security module, seccomp or the kernel's policy forbids it"
-	if missing := MissingCapabilities(); len(missing) > 0 {
+	if ns := procfs.Namespace("/proc/thread-self", "user"); ns != 0 && ns != procfs.InitialUserNS {
+		why = "this process is in a user namespace, whose capabilities do not count for BPF; run it as root outside of it"
+	} else if missing := MissingCapabilities(); len(missing) > 0 {
 		why = "missing " + strings.Join(missing, " and ") + "; run it as root"
 	} else if limit, ok := Memlock(); ok {
 		why = fmt.Sprintf("before Linux 5.11 BPF memory counts towards RLIMIT_MEMLOCK, which is %d bytes here; raise it with ulimit -l, in Go with rlimit.RemoveMemlock", limit)

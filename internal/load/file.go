@@ -137,6 +137,9 @@ func Parse(b []byte) (spec *ebpf.CollectionSpec, err error) {
 			return nil, hook.Because(hook.ErrUsage, "damaged ELF file: its sections have more than %d bytes", maxFile)
 		}
 	}
+	if f.Section(".maps") != nil && f.Section(".BTF") == nil {
+		return nil, hook.Because(hook.ErrUsage, "the file has no type information (BTF), which describes the maps in SEC(\".maps\"); compile the program with clang -O2 -g -target bpf -c")
+	}
 	spec, err = ebpf.LoadCollectionSpecFromReader(bytes.NewReader(b))
 	if err != nil {
 		return nil, hook.Because(hook.ErrUsage, "not a usable BPF object: %w", err)
@@ -182,6 +185,11 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 		}
 	}
 	kernel.KeepOnly(spec, name)
+	for n, m := range spec.Maps {
+		if unread(m) {
+			return nil, hook.Because(hook.ErrIncompatible, "map %q is defined in the way of iproute2 (struct bpf_elf_map), whose id and pinning mean nothing here; define it in SEC(\".maps\")", n)
+		}
+	}
 	for _, p := range spec.Programs {
 		// Programs that the program tail-calls must have the same shape.
 		if p.Type != ebpf.XDP || want.Hook != hook.XDP {
@@ -220,7 +228,7 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 		if want.Extension != nil && errors.Is(err, unix.EPERM) {
 			return nil, kernel.Freplace("load program "+name, unix.EPERM)
 		}
-		return nil, Refused(name, err)
+		return nil, Refused(name, err, missingTypes(spec, name)...)
 	}
 	l := &Loaded{Program: coll.Programs[name], Shape: shape, Frags: s.Collection.Programs[name].Flags&unix.BPF_F_XDP_HAS_FRAGS != 0, Name: name, Defaults: defaults, Maps: map[string]*ebpf.Map{}}
 	for n, m := range coll.Maps {
@@ -247,13 +255,23 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	return l, nil
 }
 
+// unread tells whether the definition of a map has fields that struct bpf_map_def lacks.
+func unread(m *ebpf.MapSpec) bool {
+	if m.Extra == nil {
+		return false
+	}
+	rest := make([]byte, m.Extra.Len())
+	_, _ = m.Extra.ReadAt(rest, m.Extra.Size()-int64(len(rest)))
+	return bytes.ContainsFunc(rest, func(r rune) bool { return r != 0 })
+}
+
 // choose finds the program for the hook by the name of its function or section. It makes a
 // program whose section does not say what it is one for the hook.
 func choose(spec *ebpf.CollectionSpec, name string, h hook.Hook) (string, error) {
 	var fitting, bySection, unspecified []string
 	kind := kernel.KindOf(h)
 	for n, p := range spec.Programs {
-		if kind.Takes(p) {
+		if kind.Takes(p) && !forEntry(p) {
 			fitting = append(fitting, n)
 		}
 		if p.SectionName == name {
@@ -332,10 +350,15 @@ func prepare(spec *ebpf.CollectionSpec, name string, want Want) (shape dispatch.
 	return shape, defaults, err
 }
 
+// forEntry tells whether a program is for the entries of a devmap or cpumap.
+func forEntry(p *ebpf.ProgramSpec) bool {
+	return p.AttachType == ebpf.AttachXDPDevMap || p.AttachType == ebpf.AttachXDPCPUMap
+}
+
 // fit gives the program the shape of the chain.
 func fit(p *ebpf.ProgramSpec, want *dispatch.Shape) (dispatch.Shape, error) {
 	have := dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: p.Flags&unix.BPF_F_XDP_HAS_FRAGS != 0}
-	if p.AttachType == ebpf.AttachXDPDevMap || p.AttachType == ebpf.AttachXDPCPUMap {
+	if forEntry(p) {
 		return have, hook.Because(hook.ErrIncompatible, "program %q is for a map entry (section %q); use SEC(\"xdp\")", p.Name, p.SectionName)
 	}
 	if p.Ifindex != 0 {
@@ -396,43 +419,6 @@ func (o Options) pinByName(spec *ebpf.CollectionSpec) (map[string]bool, error) {
 		return nil, kernel.Errno("folder for map pins", err)
 	}
 	return fresh, nil
-}
-
-// lastWords returns the verifier's sentences at the end of a log: what comes
-// after the last instruction or state, and before the statistics.
-func lastWords(log []string) string {
-	var words []string
-	for _, line := range slices.Backward(log) {
-		line = strings.TrimSpace(line)
-		switch first, _, _ := strings.Cut(line, " "); {
-		case line == "", first == "processed", first == "verification", first == "stack", strings.HasPrefix(line, "mark_precise"):
-		case strings.HasSuffix(first, ":"), strings.HasPrefix(line, ";"), len(words) == 2:
-			return strings.Join(words, ": ")
-		default:
-			words = slices.Insert(words, 0, line)
-		}
-	}
-	return strings.Join(words, ": ")
-}
-
-// Refused returns the error for a program that the kernel refused to load, with the
-// cause in one line: a hook.VerifierRefusal if the verifier refused it.
-func Refused(name string, err error) error {
-	var ve *ebpf.VerifierError
-	if errors.As(err, &ve) && len(ve.Log) > 0 {
-		why := ve.Cause.Error()
-		if words := lastWords(ve.Log); words != "" {
-			why = fmt.Sprintf("%s (%s)", words, why)
-		}
-		return &hook.VerifierRefusal{Program: name, Why: why, Log: ve.Log, Err: ve}
-	}
-	switch {
-	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return hook.Because(hook.ErrIncompatible, "program %q: a shared map differs from the file's: %w", name, err)
-	case errors.Is(err, unix.EPERM):
-		return kernel.Errno("load program "+name, err)
-	}
-	return fmt.Errorf("load program %q: %w", name, err)
 }
 
 func list(names []string) string {

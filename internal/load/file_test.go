@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
@@ -175,10 +176,10 @@ func TestChoose(t *testing.T) {
 		{"several.o", "ldt_second", "ldt_second", nil, ""},
 		{"several.o", "xdp.frags", "ldt_frags", nil, ""},
 		{"several.o", "", "", hook.ErrUsage,
-			`the file has several programs for xdp: choose one of ldt_cpumap, ldt_devmap, ldt_first, ldt_frags, ldt_second`},
+			`the file has several programs for xdp: choose one of ldt_first, ldt_frags, ldt_second`},
 		{"several.o", "xdp", "", hook.ErrUsage, `section "xdp" has several programs: choose one of ldt_first, ldt_second`},
 		{"several.o", "ldt_third", "", fs.ErrNotExist,
-			`.*"ldt_third".*: ldt_cpumap, ldt_devmap, ldt_first, ldt_frags, ldt_second.*`},
+			`.*"ldt_third".*: ldt_first, ldt_frags, ldt_second.*`},
 		{"several.o", "ldt_tc", "", hook.ErrIncompatible, `program "ldt_tc" is a SchedCLS program; xdp takes XDP programs`},
 		{"several.o", "tc", "", hook.ErrIncompatible, `program "ldt_tc" is a SchedCLS program; xdp takes XDP programs`},
 		{"noxdp.o", "", "", hook.ErrIncompatible, `no program for xdp in the file; one has SEC\("xdp"\) before its function`},
@@ -267,9 +268,47 @@ func TestRefusalText(t *testing.T) {
 			[]string{"0: R1=ctx()", "R1 invalid mem access 'scalar'", "verification time 12 usec", "stack depth 0", "processed 3 insns", ""},
 			`the verifier refused program "p": R1 invalid mem access 'scalar' (permission denied)`,
 		},
+		{
+			[]string{"0: R1=ctx()", "metadata kfuncs require device-bound program", "processed 3 insns", ""},
+			`the verifier refused program "p": metadata kfuncs require device-bound program (permission denied); a member of a chain cannot be bound to a device, so it cannot read the device's metadata of packets (XDP hints)`,
+		},
 	} {
 		err := Refused("p", &ebpf.VerifierError{Cause: cause, Log: test.log})
 		qt.Check(t, qt.Equals(err.Error(), test.want))
 		qt.Check(t, qt.ErrorIs(err, cause))
 	}
+}
+
+// What a program relocates to and this kernel does not have is named by type and field.
+func TestMissingTypes(t *testing.T) {
+	if _, err := btf.LoadKernelSpec(); err != nil {
+		t.Skip("the kernel has no BTF: ", err)
+	}
+	for object, want := range map[string][]string{"core.o": {"sk_buff.ldt[1].none", "ldt_none.field"}, "throw.o": nil} {
+		spec := parse(t, object)
+		var got []string
+		for name := range spec.Programs {
+			got = append(got, missingTypes(spec, name)...)
+		}
+		qt.Check(t, qt.DeepEquals(got, want))
+	}
+	log := []string{"0: (85) call unknown#195896080", "invalid func unknown#195896080", "processed 1 insns"}
+	err := Refused("p", &ebpf.VerifierError{Cause: errors.New("bad CO-RE relocation"), Log: log}, "sk_buff.a", "b")
+	qt.Check(t, qt.Equals(err.Error(), `the verifier refused program "p": it needs what the types of this kernel do not have: sk_buff.a, b (CO-RE)`))
+}
+
+// Map definitions that would lose something are refused with the cause.
+func TestOldMaps(t *testing.T) {
+	qt.Check(t, qt.IsTrue(unread(parse(t, "elfmap.o").Maps["ldt_acl"])))
+	for _, m := range parse(t, "shared.o").Maps {
+		qt.Check(t, qt.IsFalse(unread(m)))
+	}
+	_, err := Spec{Collection: parse(t, "elfmap.o")}.Load(Want{Hook: hook.XDP})
+	qt.Check(t, qt.ErrorMatches(err, `map "ldt_acl" is defined in the way of iproute2 .*; define it in SEC\(".maps"\)`))
+	qt.Check(t, qt.ErrorIs(err, hook.ErrIncompatible))
+	b, err := os.ReadFile("../../test/testdata/shared_nobtf.o")
+	qt.Assert(t, qt.IsNil(err))
+	_, err = Parse(b)
+	qt.Check(t, qt.ErrorMatches(err, `the file has no type information \(BTF\).* clang -O2 -g .*`))
+	qt.Check(t, qt.ErrorIs(err, hook.ErrUsage))
 }

@@ -101,14 +101,15 @@ func (o Order[E]) Choose(ref hook.Ref, free func(E) bool, several string) (int, 
 		return o.Find(ref)
 	}
 	i := -1
+	var ids []string
 	for j, e := range o {
-		switch {
-		case !free(e):
-		case i >= 0:
-			return -1, hook.Because(hook.ErrUsage, "%s: choose one, id:%d or id:%d", several, o[i].entry().Program, e.entry().Program)
-		default:
+		if free(e) {
 			i = j
+			ids = append(ids, string(hook.ProgramRef(e.entry().Program)))
 		}
+	}
+	if last := len(ids) - 1; last > 0 {
+		return -1, hook.Because(hook.ErrUsage, "%s: choose one, %s or %s", several, strings.Join(ids[:last], ", "), ids[last])
 	}
 	return i, nil
 }

@@ -211,6 +211,7 @@ func TestOrderChoose(t *testing.T) {
 		{order(early), "", -1, ""},
 		{nil, "", -1, ""},
 		{order(legacy, early, other), "", -1, "there are several: choose one, id:14 or id:16"},
+		{order(legacy, other, early, other), "", -1, "there are several: choose one, id:14, id:16 or id:16"},
 		{order(early), "id:14", -1, `there is no "id:14" (there are: early)`},
 	} {
 		i, err := test.o.Choose(test.ref, free, "there are several")

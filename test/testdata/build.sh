@@ -19,3 +19,4 @@ for source in *.c; do
 done
 compile nobtf.c nobtf.o -g0
 compile shared.c shared_wide.o -DWIDE
+compile shared.c shared_nobtf.o -g0
