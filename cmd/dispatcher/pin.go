@@ -47,7 +47,7 @@ func (a *app) held(ctx context.Context, t dispatcher.Target, ref hook.Ref) error
 		return nil // a member of libxdp's chain, or of tc: Unpin says what it thinks of that
 	}
 	return hook.Wrap("unpin", t.Hook, t.Name(), hook.Because(dispatcher.ErrUsage, "no process holds %q, so it would leave with its pins", string(ref)).
-		Hint("\"%s\" takes it off", kernel.Command(t.NetNS, a.bpffs, "detach", string(t.Hook), t.Name(), string(ref))))
+		Hint("\"%s\" takes it off", kernel.Command(t.NetNS, a.bpffs, nil, "detach", string(t.Hook), t.Name(), string(ref))))
 }
 
 func (a *app) pinVerb(verb, short, long string, do func(context.Context, *dispatcher.Link) error) *cobra.Command {
