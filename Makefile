@@ -18,13 +18,15 @@ GIT := git -c safe.directory='*'
 VERSION := $(shell $(GIT) describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || \
 	echo "devel-$$($(GIT) describe --always --dirty 2>/dev/null)" | sed 's/-$$//')
 
+DATE := $(shell $(GIT) log -1 --format=%cs 2>/dev/null)
+
 # Users other than root build the tests as themselves and run them as root.
 TESTEXEC := $(if $(filter 0,$(shell id -u)),,-exec "'$(CURDIR)/scripts/as-root'")
 
 ## build: bin/dispatcher, the command
 .PHONY: build
 build: have-go
-	@go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/dispatcher ./cmd/dispatcher
+	@go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION) -X main.date=$(DATE)' -o bin/dispatcher ./cmd/dispatcher
 
 # The kernel of the virtual machine (5.10, 6.1, 6.12 or 7.2); empty: run here, if this machine allows it.
 VM ?=
@@ -95,6 +97,21 @@ test-here: have-go
 	@echo 'all tests:'
 	@go test $(TESTEXEC) -count=1 -timeout 15m ./...
 
+# How long make fuzz runs each target.
+FUZZTIME ?= 20s
+# Which of them, as an extended regular expression.
+FUZZ ?= Fuzz
+
+## fuzz: run each fuzz target for a while; FUZZTIME=5m: for longer; FUZZ=FuzzParse: only these
+# By default Go makes each new input smaller for up to a minute, and runs nothing else meanwhile.
+.PHONY: fuzz
+fuzz: have-go
+	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | grep -E '$(FUZZ)' | sort | while IFS=: read -r file name; do \
+		name=$${name#func }; \
+		echo "$$name in $$(dirname "$$file")"; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime '$(FUZZTIME)' -fuzzminimizetime 10x "$$(dirname "$$file")"; \
+	done
+
 # The sections of make bench, comma-separated; empty: all.
 ONLY ?=
 
@@ -142,12 +159,14 @@ generate: have-go
 		exit 1; \
 	fi
 
-## install: the command, its manual page and completion, below PREFIX (/usr/local) and DESTDIR
+## install: the command, its manual page, and completion for bash, zsh and fish, below PREFIX (/usr/local) and DESTDIR
 .PHONY: install
 install: build
 	install -D -m 0755 bin/dispatcher '$(DESTDIR)$(PREFIX)/bin/dispatcher'
 	bin/dispatcher man | install -D -m 0644 /dev/stdin '$(DESTDIR)$(PREFIX)/share/man/man8/dispatcher.8'
 	bin/dispatcher completion bash | install -D -m 0644 /dev/stdin '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dispatcher'
+	bin/dispatcher completion zsh | install -D -m 0644 /dev/stdin '$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_dispatcher'
+	bin/dispatcher completion fish | install -D -m 0644 /dev/stdin '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dispatcher.fish'
 
 ## clean: remove what was built
 .PHONY: clean

@@ -56,16 +56,20 @@ func words(before int, names ...string) cobra.PositionalArgs {
 	}
 }
 
+// ipModes has what ip(8) calls XDP, and the mode that it means.
+var ipModes = map[string]string{"xdpgeneric": "generic", "xdpdrv": "native"}
+
 func parseHook(name string) (hook.Hook, error) {
 	h, err := hook.Parse(name)
-	if err == nil {
+	switch mode := ipModes[name]; {
+	case err == nil:
 		return h, nil
+	case mode != "":
+		return "", usage("here it is the hook xdp, with --mode "+mode, "unknown hook %q", name)
 	}
-	// After a typo the long list of all hooks does not help.
+	// The list of all hooks would be longer than a screen.
 	if _, unknown := parseHooks(name); unknown != nil {
-		if guess := didYouMean(name, wordsOf(hook.Hooks()), "", ""); guess != "" {
-			return "", usage(guess, "unknown hook %q", name)
-		}
+		return "", usage(didYouMean(name, wordsOf(hook.Hooks()), "", hookFirst+"; \"dispatcher --help\" lists the hooks"), "unknown hook %q", name)
 	}
 	return "", usage(hookFirst, "%v", err)
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
@@ -114,6 +116,9 @@ filter instead, which no process can hold and other tools can remove.
 	place.add(a, cmd)
 	flags := cmd.Flags()
 	flags.Func("mode", "xdp: `MODE` of the device: auto, native (in the driver) or generic; all members of a chain have the same", func(text string) (err error) {
+		if ours := ipModes[text]; ours != "" {
+			return fmt.Errorf("here it is --mode %s", ours)
+		}
 		mode, err = hook.ParseMode(text)
 		return err
 	})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -147,7 +148,11 @@ func offerPrograms(_ context.Context, given []string, word string) ([]string, co
 	if path, ok := strings.CutPrefix(word, fromPin+":"); ok {
 		return offerPins(path)
 	}
-	if word == "" || !strings.HasPrefix(word, fromBuiltin+":") && !strings.HasPrefix(fromBuiltin+":", word) {
+	if word == "" { // files as well
+		kinds := []string{fromBuiltin + ":", fromID + ":", fromPin + ":"}
+		return kinds, cobra.ShellCompDirectiveDefault | cobra.ShellCompDirectiveNoSpace
+	}
+	if !strings.HasPrefix(word, fromBuiltin+":") && !strings.HasPrefix(fromBuiltin+":", word) {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
 	var names []string
@@ -170,6 +175,16 @@ func offerPins(path string) ([]string, cobra.ShellCompDirective) {
 		names = append(names, name)
 	}
 	return names, noFiles | cobra.ShellCompDirectiveNoSpace
+}
+
+// offerLinks offers the ids of all links.
+func offerLinks(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	links, _ := kernel.AllLinks()
+	var ids []string
+	for _, l := range links {
+		ids = append(ids, cobra.CompletionWithDesc(fmt.Sprint(l.ID), fmt.Sprintf("program %d", l.Program)))
+	}
+	return ids, noFiles
 }
 
 // netnsNames lists the named namespaces, like "ip netns".

@@ -90,6 +90,7 @@ func linkFlag(cmd *cobra.Command, id *uint32, text string) {
 		*id, err = parseID(s)
 		return err
 	})
+	completeFlag(cmd, "link", offerLinks)
 }
 
 // alone checks a verb's arguments for --link.

@@ -28,7 +28,8 @@ type roff struct{ strings.Builder }
 // manPage makes the page from the texts of --help, so that both agree.
 func manPage(root *cobra.Command) string {
 	var r roff
-	r.macro("TH", "DISPATCHER", "8", "", "libdispatcher")
+	v, _ := buildVersion()
+	r.macro("TH", "DISPATCHER", "8", buildDate(), "libdispatcher "+v)
 	r.macro("SH", "NAME")
 	r.text("dispatcher - " + strings.ToLower(root.Short[:1]) + root.Short[1:])
 	r.macro("SH", "SYNOPSIS")
@@ -102,6 +103,9 @@ func (r *roff) flags(flags *pflag.FlagSet) {
 			name = "-" + f.Shorthand + ", " + name
 		}
 		value, text := pflag.UnquoteUsage(f)
+		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "[]" {
+			text += fmt.Sprintf(" (default %s)", f.DefValue)
+		}
 		r.item(strings.TrimSpace(name+" "+value), text)
 	})
 }

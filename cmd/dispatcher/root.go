@@ -96,6 +96,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.SetFlagErrorFunc(flagErrors(args))
+	a.setHelp(root)
 	root.Flags().BoolVarP(&showVersion, "version", "V", false, "print the version")
 	a.addGlobalFlags(root)
 
@@ -159,6 +160,12 @@ func oneOf(root *cobra.Command, name, shorthand, text string, value *string, wor
 	completeFlag(root, name, fixed(words...))
 }
 
+// otherTools has the verbs of ip, tc, bpftool and xdp-loader that have another name here.
+var otherTools = map[string]string{
+	"load": "attach", "add": "attach", "unload": "detach", "del": "detach", "delete": "detach", "rm": "detach", "remove": "detach",
+	"update": "replace", "change": "replace", "move": "set", "monitor": "watch", "show": "list", "ls": "list", "status": "list",
+}
+
 // unknownVerb returns the error for a verb that does not exist.
 func unknownVerb(root *cobra.Command, verb string) error {
 	var verbs []string
@@ -167,7 +174,11 @@ func unknownVerb(root *cobra.Command, verb string) error {
 			verbs = append(append(verbs, c.Name()), c.Aliases...)
 		}
 	}
-	return usage(didYouMean(verb, verbs, "", `"dispatcher --help" lists the verbs`), "there is no verb %q", verb)
+	hint := didYouMean(verb, verbs, "", `"dispatcher --help" lists the verbs`)
+	if ours := otherTools[verb]; ours != "" {
+		hint = fmt.Sprintf("here it is %q", ours)
+	}
+	return usage(hint, "there is no verb %q", verb)
 }
 
 // flagErrors returns a function that makes an error for an unknown flag or a

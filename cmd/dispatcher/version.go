@@ -9,9 +9,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the linker to replace the module's version: -ldflags "-X
-// main.version=v1.2.3".
-var version string
+// version and date are set by the linker to replace those of the module: -ldflags "-X
+// main.version=v1.2.3 -X main.date=2026-01-31".
+var version, date string
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
@@ -35,6 +35,20 @@ func (a *app) printVersion() error {
 		commit += ", "
 	}
 	return a.print(fmt.Sprintf("dispatcher %s (%s%s, %s)\n", v, commit, runtime.Version(), platform))
+}
+
+// buildDate returns the day of the commit, if the build knows it: the same source has the same
+// manual page, whenever it is built.
+func buildDate() string {
+	day := date
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.time" {
+				day = cmp.Or(day, s.Value)
+			}
+		}
+	}
+	return day[:min(len(day), len("2026-01-31"))]
 }
 
 // buildVersion returns the version and, if the build knows it, the commit.
