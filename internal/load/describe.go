@@ -53,6 +53,7 @@ func (s Spec) describe() (d Description, err error) {
 	if d.Name, err = choose(spec, s.Options.Program, hook.XDP); err != nil {
 		return d, err
 	}
+	declareFrags(spec)
 	d.Shape, d.Defaults, err = prepare(spec, d.Name, Want{Hook: hook.XDP, Frags: true})
 	return d, err
 }

@@ -164,6 +164,8 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	if err != nil {
 		return nil, err
 	}
+	declareFrags(spec)
+	frags := spec.Programs[name].Flags&unix.BPF_F_XDP_HAS_FRAGS != 0
 	shape, defaults, err := prepare(spec, name, want)
 	if err != nil {
 		return nil, err
@@ -230,7 +232,7 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 		}
 		return nil, Refused(name, err, missingTypes(spec, name)...)
 	}
-	l := &Loaded{Program: coll.Programs[name], Shape: shape, Frags: s.Collection.Programs[name].Flags&unix.BPF_F_XDP_HAS_FRAGS != 0, Name: name, Defaults: defaults, Maps: map[string]*ebpf.Map{}}
+	l := &Loaded{Program: coll.Programs[name], Shape: shape, Frags: frags, Name: name, Defaults: defaults, Maps: map[string]*ebpf.Map{}}
 	for n, m := range coll.Maps {
 		l.owned = append(l.owned, m)
 		switch {

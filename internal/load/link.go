@@ -2,13 +2,26 @@ package load
 
 import (
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // fragsConstant is the constant that tells a program whether packets may be in several
-// buffers.
+// buffers. A program that has it can have frags.
 const fragsConstant = "ld_frags"
+
+// declareFrags gives the programs with the constant the flag that SEC("xdp.frags") gives.
+func declareFrags(spec *ebpf.CollectionSpec) {
+	if spec.Variables[fragsConstant] == nil {
+		return
+	}
+	for _, p := range spec.Programs {
+		if p.Type == ebpf.XDP {
+			p.Flags |= unix.BPF_F_XDP_HAS_FRAGS
+		}
+	}
+}
 
 // linkHeader is the constant that tells a program how long the header is that packets on
 // its device have in front of the IP header.

@@ -146,7 +146,7 @@ static __always_inline void account(struct cursor *c, __u16 ethertype, __u32 pac
 	add(bpf_map_lookup_elem(&total, &zero), packets, bytes);
 }
 
-SEC("xdp.frags")
+SEC("xdp")
 int count(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);

@@ -2,6 +2,7 @@
 /*
  * droplist drops packets by source prefix. See ../README.md.
  */
+#include "frags.h"
 #include "link.h"
 #include "skb.h"
 
@@ -85,7 +86,7 @@ static __always_inline bool listed(struct cursor *c, __u16 ethertype, __u32 pack
 	}
 }
 
-SEC("xdp.frags")
+SEC("xdp")
 int droplist(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);

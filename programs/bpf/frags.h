@@ -7,8 +7,9 @@
 #include "xdp.h"
 
 /*
- * Whether packets may be in several buffers (xdp.frags, Linux 5.18): loading sets it. The verifier does
- * not look at code behind a constant that is 0, so older kernels take the program.
+ * Whether packets may be in several buffers (xdp.frags, Linux 5.18). Whoever loads the program with
+ * frags sets it: that it is there says that the program can have them. The verifier does not look at
+ * code behind a constant that is 0, so older kernels take the program.
  */
 volatile const __u8 ld_frags = 0;
 

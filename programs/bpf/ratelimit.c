@@ -13,6 +13,7 @@
  * source's address. A flood rarely takes it: an empty bucket is seen without
  * the lock, because its time only moves forward.
  */
+#include "frags.h"
 #include "link.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -153,7 +154,7 @@ static __always_inline bool take_token(struct bucket *bucket, struct lock *lock)
 	return taken;
 }
 
-SEC("xdp.frags")
+SEC("xdp")
 int ratelimit(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);

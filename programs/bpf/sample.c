@@ -70,7 +70,7 @@ static __always_inline __u32 copy(__u8 *to, struct cursor *c, __u32 max)
 	return len;
 }
 
-SEC("xdp.frags")
+SEC("xdp")
 int sample(struct xdp_md *ctx)
 {
 	struct cursor c = packet(ctx);

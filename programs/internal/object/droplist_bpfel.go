@@ -21,6 +21,7 @@ const (
 	DroplistProgDroplist    = "droplist"
 	DroplistProgDroplistTc  = "droplist_tc"
 	DroplistVarCountDrops   = "count_drops"
+	DroplistVarLdFrags      = "ld_frags"
 	DroplistVarLdLinkHeader = "ld_link_header"
 )
 
@@ -83,6 +84,7 @@ type DroplistMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type DroplistVariableSpecs struct {
 	CountDrops   *ebpf.VariableSpec `ebpf:"count_drops"`
+	LdFrags      *ebpf.VariableSpec `ebpf:"ld_frags"`
 	LdLinkHeader *ebpf.VariableSpec `ebpf:"ld_link_header"`
 }
 
@@ -122,6 +124,7 @@ func (m *DroplistMaps) Close() error {
 // It can be passed to LoadDroplistObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DroplistVariables struct {
 	CountDrops   *ebpf.Variable `ebpf:"count_drops"`
+	LdFrags      *ebpf.Variable `ebpf:"ld_frags"`
 	LdLinkHeader *ebpf.Variable `ebpf:"ld_link_header"`
 }
 

@@ -23,6 +23,7 @@ const (
 	RatelimitVarBitsV4       = "bits_v4"
 	RatelimitVarBitsV6       = "bits_v6"
 	RatelimitVarBurst        = "burst"
+	RatelimitVarLdFrags      = "ld_frags"
 	RatelimitVarLdLinkHeader = "ld_link_header"
 	RatelimitVarRate         = "rate"
 )
@@ -88,6 +89,7 @@ type RatelimitVariableSpecs struct {
 	BitsV4       *ebpf.VariableSpec `ebpf:"bits_v4"`
 	BitsV6       *ebpf.VariableSpec `ebpf:"bits_v6"`
 	Burst        *ebpf.VariableSpec `ebpf:"burst"`
+	LdFrags      *ebpf.VariableSpec `ebpf:"ld_frags"`
 	LdLinkHeader *ebpf.VariableSpec `ebpf:"ld_link_header"`
 	Rate         *ebpf.VariableSpec `ebpf:"rate"`
 }
@@ -132,6 +134,7 @@ type RatelimitVariables struct {
 	BitsV4       *ebpf.Variable `ebpf:"bits_v4"`
 	BitsV6       *ebpf.Variable `ebpf:"bits_v6"`
 	Burst        *ebpf.Variable `ebpf:"burst"`
+	LdFrags      *ebpf.Variable `ebpf:"ld_frags"`
 	LdLinkHeader *ebpf.Variable `ebpf:"ld_link_header"`
 	Rate         *ebpf.Variable `ebpf:"rate"`
 }
