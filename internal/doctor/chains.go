@@ -262,7 +262,7 @@ func (e *exam) order(c *hook.Chain) {
 		switch {
 		case m.Kind != hook.KindMember:
 		case m.Priority == 0:
-			f := at(c, m.Name, "priority", hook.LevelNote, "its priority is not known: its holder has put another program into the link")
+			f := at(c, m.Name, "priority", hook.LevelNote, "its priority is not known: its record is gone, or damaged")
 			f.Mend = e.on(c, kernel.Flags{"--priority", fmt.Sprint(hook.DefaultPriority)}, "set", m.Name)
 			e.add(f)
 		default:

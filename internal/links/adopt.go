@@ -44,9 +44,11 @@ func (s *successor) keep(made kernel.RawLink) (err error) {
 		return err
 	}
 	s.handle.made = true
-	if err := s.op.names.put(s.prog, s.handle.id, s.rec); err != nil {
+	records, err := s.op.names.put(s.prog, s.handle.id, s.rec)
+	if err != nil {
 		return err
 	}
+	s.handle.hold(s.prog, records)
 	kernel.Step("attach: named")
 	if s.persistent {
 		return s.handle.pin(s.l, s.maps)

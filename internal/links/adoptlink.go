@@ -52,9 +52,11 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *k
 	if err != nil {
 		return nil, err
 	}
-	if err := names.put(prog, h.id, &h.rec); err != nil {
+	records, err := names.put(prog, h.id, &h.rec)
+	if err != nil {
 		return nil, err
 	}
+	h.hold(prog, records)
 	if req.Persistent {
 		if err := pinNamed(locked, h, called, pinned); err != nil {
 			return nil, kernel.Undo(err, names.Forget(info))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 
 	"github.com/cilium/ebpf"
 
@@ -21,6 +22,16 @@ type handle struct {
 	id   uint32
 	rec  state.Record // the last known record
 	made bool         // the handle made its present link, and did not open it
+	// records are of the program with the id recordsOf; nil for a handle that was opened.
+	// To open them by id takes more rights.
+	records   state.Records
+	recordsOf uint32
+}
+
+// hold takes over the records of the member's program.
+func (h *handle) hold(prog *ebpf.Program, records state.Records) {
+	h.records.Close()
+	h.records, h.recordsOf = records, kernel.ProgramID(prog)
 }
 
 // newHandle makes a handle to the link, and takes over the link, on an error too.
@@ -36,7 +47,12 @@ func newHandle(o *target.Opened, link kernel.RawLink, rec *state.Record) (*handl
 func (h *handle) folder() string { return state.LinkFolder(h.Opened.Hook, h.id) }
 
 // Close gives up ownership of the member.
-func (h *handle) Close() error { return h.Release(func() error { return h.link.Close() }) }
+func (h *handle) Close() error {
+	return h.Release(func() error {
+		h.records.Close()
+		return h.link.Close()
+	})
+}
 
 // current is the member as the kernel knows it now.
 type current struct {
@@ -131,24 +147,27 @@ func (h *handle) Update(ctx context.Context, src load.Source) error {
 				return kernel.Again(kernel.Errno("the program to be replaced", err))
 			}
 			defer old.Close()
-			if err := g.names.put(prog.Program, h.id, g.rec); err != nil {
+			records, err := g.names.put(prog.Program, h.id, g.rec)
+			if err != nil {
 				return err
 			}
 			kernel.Step("replace: before")
 			if err := updateLink(h.link, prog.Program, old); err != nil {
+				records.Close()
 				if errors.Is(err, fs.ErrExist) {
 					return (&opened{Opened: h.Opened}).twice(prog.Program)
 				}
 				return err
 			}
 			used = true
+			h.hold(prog.Program, records)
 			kernel.Step("replace: after")
 			if kernel.ProgramID(prog.Program) != g.info.Program {
 				if err := g.names.Forget(g.info); err != nil {
 					return err
 				}
 			}
-			return l.SetMaps(h.folder(), g.rec.Name, prog.Maps)
+			return l.SetMaps(h.folder(), g.rec.Name, withRecords(prog.Maps, records))
 		})
 		return used, err
 	})
@@ -168,22 +187,56 @@ func (h *handle) Pin(ctx context.Context) (path string, err error) {
 		if l.Has(h.folder(), g.rec.Name) {
 			return nil
 		}
-		var maps map[string]*ebpf.Map
+		var loaded map[string]*ebpf.Map
 		if h.Loaded != nil {
-			maps = h.Loaded.Maps
+			loaded = h.Loaded.Maps
 		}
-		return h.pin(l, maps)
+		return h.pin(l, loaded)
 	})
 	return path, err
 }
 
-func (h *handle) pin(l *state.Locked, maps map[string]*ebpf.Map) error {
+func (h *handle) pin(l *state.Locked, loaded map[string]*ebpf.Map) error {
 	twin, err := kernel.Twin(h.link)
 	if err != nil {
 		return err
 	}
 	defer twin.Close()
-	return l.Add(h.folder(), nil, state.MemberPins{Name: h.rec.Name, Link: twin, Maps: maps})
+	records, err := h.openRecords()
+	if err != nil && !errors.Is(err, hook.ErrPermission) {
+		return err
+	}
+	defer records.Close()
+	return l.Add(h.folder(), nil, state.MemberPins{Name: h.rec.Name, Link: twin, Maps: withRecords(loaded, records)})
+}
+
+// openRecords opens the records of the program that the link runs.
+func (h *handle) openRecords() (state.Records, error) {
+	info, err := kernel.LinkInfoOf(h.link)
+	if err != nil {
+		return nil, err
+	}
+	if h.recordsOf == info.Program {
+		return h.records.Clone()
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(info.Program))
+	if err != nil {
+		return nil, kernel.Again(kernel.Errno("the member's program", err))
+	}
+	defer prog.Close()
+	return state.RecordsOf(prog)
+}
+
+// withRecords adds the records to the maps that are pinned with a member. By the pin they are
+// found without the right to open objects by id, and when the link's holder puts another
+// program into the link.
+func withRecords(pinned map[string]*ebpf.Map, records state.Records) map[string]*ebpf.Map {
+	all := map[string]*ebpf.Map{}
+	maps.Copy(all, pinned)
+	if len(records) > 0 {
+		all[state.RecordsName] = records[0]
+	}
+	return all
 }
 
 // Unpin removes the member's pins.

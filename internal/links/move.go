@@ -63,12 +63,18 @@ func (h *handle) place(ctx context.Context, to hook.Position, priority int) erro
 
 // record writes the member's record.
 func (h *handle) record(g *current, rec *state.Record) error {
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
-	if err != nil {
-		return kernel.Again(kernel.Errno("the member's program", err))
-	}
-	defer prog.Close()
-	if err := g.names.put(prog, h.id, rec); err != nil {
+	if h.recordsOf != g.info.Program {
+		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+		if err != nil {
+			return kernel.Again(kernel.Errno("the member's program", err))
+		}
+		defer prog.Close()
+		records, err := g.names.put(prog, h.id, rec)
+		if err != nil {
+			return err
+		}
+		h.hold(prog, records)
+	} else if err := h.records.Put(h.id, rec); err != nil {
 		return err
 	}
 	h.rec = *rec
@@ -107,9 +113,11 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 			return err
 		}
 		rec.MovedFrom = oldID
-		if err := g.names.put(prog, info.ID, rec); err != nil {
+		records, err := g.names.put(prog, info.ID, rec)
+		if err != nil {
 			return err
 		}
+		records.Close()
 		if list.Order[i].pinned {
 			twin, err := kernel.Twin(link) // pin a twin: the handle's own link would move with its pin
 			if err != nil {

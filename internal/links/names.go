@@ -13,8 +13,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// Names maps links to members, by the records of the programs that the links run, and by
-// the pins where a program has none: then its holder has put another program into the link.
+// Names maps links to members, by the records of the programs that the links run. Where a
+// program has none, because the link's holder has put it in, or this process may not open
+// it, the pins tell.
 type Names struct {
 	pins     *state.Pins
 	pinned   map[string]string // folder to member; read when it is first needed
@@ -100,7 +101,7 @@ func (n *Names) entry(h hook.Hook, attach ebpf.AttachType, prog, link uint32) (e
 	if e.Program, err = n.resolve(prog); err != nil || link == 0 {
 		return e, err
 	}
-	if e.rec, err = n.record(attach, prog, link); err != nil {
+	if e.rec, err = n.record(h, attach, prog, link); err != nil {
 		return e, err
 	}
 	member, pinned, err := n.pin(h, link)
@@ -119,21 +120,38 @@ func (n *Names) entry(h hook.Hook, attach ebpf.AttachType, prog, link uint32) (e
 
 // record returns the record of a link with the attach type that runs the program; nil if
 // there is none.
-func (n *Names) record(attach ebpf.AttachType, prog, link uint32) (*state.Record, error) {
+func (n *Names) record(h hook.Hook, attach ebpf.AttachType, prog, link uint32) (*state.Record, error) {
 	c, err := n.ask(prog)
 	if err != nil {
 		return nil, err
 	}
 	rec, err := c.records.Get(link)
+	if rec == nil && err == nil {
+		rec, err = n.pinnedRecord(h, link)
+	}
 	if rec != nil && rec.Attach != attach {
 		rec = nil
 	}
 	return rec, err
 }
 
+// pinnedRecord returns the record of a link by the pin of the records; nil if there is none.
+func (n *Names) pinnedRecord(h hook.Hook, link uint32) (*state.Record, error) {
+	member, pinned, err := n.pin(h, link)
+	if err != nil || !pinned {
+		return nil, err
+	}
+	records, err := n.pins.Records(state.LinkFolder(h, link), member)
+	if err != nil {
+		return nil, err
+	}
+	defer records.Close()
+	return records.Get(link)
+}
+
 // Record returns the record of a link; nil if there is none.
 func (n *Names) Record(info *kernel.LinkInfo) (*state.Record, error) {
-	return n.record(info.Attach, info.Program, info.ID)
+	return n.record(info.Hook(), info.Attach, info.Program, info.ID)
 }
 
 // pin returns the member name under which a link is pinned; ok says whether it is.
@@ -160,15 +178,19 @@ func (n *Names) IsMember(info *kernel.LinkInfo) (bool, error) {
 	return pinned, err
 }
 
-// put writes the record of a link to a program that the link runs, or is about to run.
-func (n *Names) put(prog *ebpf.Program, link uint32, rec *state.Record) error {
+// put writes the record of a link to a program that the link runs, or is about to run. The
+// caller closes the records.
+func (n *Names) put(prog *ebpf.Program, link uint32, rec *state.Record) (state.Records, error) {
 	n.Close() // the program may be among the known ones, without records
 	records, err := state.KeepRecords(prog)
-	if err != nil {
-		return err
+	if err == nil {
+		err = records.Put(link, rec)
 	}
-	defer records.Close()
-	return records.Put(link, rec)
+	if err != nil {
+		records.Close()
+		return nil, err
+	}
+	return records, nil
 }
 
 // Forget removes the record of a link.

@@ -115,9 +115,11 @@ func (op *opened) reattach(r *target.Recovery, list *order, folder, name string,
 	again := *rec
 	// Who still has the old link open has lost the member.
 	again.LastSeen, again.MovedFrom, again.Member = op.seen(), 0, newMember()
-	if err := op.names.put(prog, made.ID, &again); err != nil {
+	records, err := op.names.put(prog, made.ID, &again)
+	if err != nil {
 		return err
 	}
+	records.Close()
 	kernel.Step("recover: named")
 	to := state.LinkFolder(op.Hook, made.ID)
 	if err := r.Locked.Add(to, nil, state.MemberPins{Name: name, Link: next}); err != nil {

@@ -201,6 +201,37 @@ func (r Records) Bind(prog *ebpf.Program) error {
 	return nil
 }
 
+// Records opens the records that are pinned with a member; none if none are. Only Get can
+// be used. The caller closes them.
+func (p *Pins) Records(folder, member string) (Records, error) {
+	m, err := ebpf.LoadPinnedMap(p.Path(folder, memberPrefix+escape(member), mapPrefix+escape(RecordsName)), &ebpf.LoadPinOptions{ReadOnly: true})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, kernel.Errno("read the names of members", err)
+	}
+	if m.Type() != ebpf.LPMTrie || m.KeySize() != 8 || m.ValueSize() != recordSize {
+		m.Close()
+		return nil, nil
+	}
+	return Records{m}, nil
+}
+
+// Clone opens the same records again.
+func (r Records) Clone() (Records, error) {
+	var twins Records
+	for _, m := range r {
+		twin, err := m.Clone()
+		if err != nil {
+			twins.Close()
+			return nil, kernel.Errno("the names of members", err)
+		}
+		twins = append(twins, twin)
+	}
+	return twins, nil
+}
+
 // Close releases the records.
 func (r Records) Close() {
 	for _, m := range r {
