@@ -51,7 +51,10 @@ func (s *successor) keep(made kernel.RawLink) (err error) {
 	s.handle.hold(s.prog, records)
 	kernel.Step("attach: named")
 	if s.persistent {
-		return s.handle.pin(s.l, s.maps)
+		if err := s.handle.pin(s.l, s.maps); err != nil {
+			records.Close()
+			return err
+		}
 	}
 	return nil
 }

@@ -59,6 +59,7 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *k
 	h.hold(prog, records)
 	if req.Persistent {
 		if err := pinNamed(locked, h, called, pinned); err != nil {
+			records.Close()
 			return nil, kernel.Undo(err, names.Forget(info))
 		}
 	}

@@ -118,7 +118,7 @@ func TestRights(t *testing.T) {
 	few := []int{unix.CAP_BPF, unix.CAP_NET_ADMIN, unix.CAP_PERFMON}
 	for h, refused := range map[hook.Hook]string{
 		hook.XDP:            "info chain set update open read join detach detach by name",
-		hook.TCXIngress:     "set update",
+		hook.TCXIngress:     "update",
 		hook.TCIngress:      "set update",
 		hook.CgroupConnect4: "chain set update open read join detach by name",
 	} {

@@ -48,7 +48,7 @@ func TestAdoptFilter(t *testing.T) {
 
 			_, err := adopt("", dispatcher.AdoptOptions{})
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage))
-			qt.Check(t, qt.ErrorMatches(err, `adopt tc/.*: there are several filters: choose one, id:[0-9]+ or id:[0-9]+`))
+			qt.Check(t, qt.ErrorMatches(err, `adopt tc/.*: there are several filters: choose one, id:[0-9]+, id:[0-9]+ or id:[0-9]+`))
 			_, err = adopt(ref(1), dispatcher.AdoptOptions{})
 			qt.Check(t, qt.ErrorIs(err, dispatcher.ErrUsage))
 			qt.Check(t, qt.ErrorMatches(err, fmt.Sprintf(`.*runs before the filters of clsact, and filter %s would be passed over; adopt that one first.*`, ref(0))))
