@@ -51,22 +51,6 @@ func (l ledger) addChain(c *hook.Chain) {
 	}
 }
 
-// addMap enters a pinned map, if the pin exists.
-func (l ledger) addMap(pin string) {
-	if l.pins[pin] {
-		return
-	}
-	m, err := ebpf.LoadPinnedMap(pin, nil)
-	if err != nil {
-		return
-	}
-	defer m.Close()
-	l.pins[pin] = true
-	if id, err := kernel.MapID(m); err == nil {
-		l.maps[id] = true
-	}
-}
-
 // addProgram enters a program and its maps. The maps of a dispatcher are the
 // slots and the description of the chain.
 func (l ledger) addProgram(id uint32) {

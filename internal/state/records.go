@@ -143,9 +143,9 @@ func RecordsOf(prog *ebpf.Program) (Records, error) {
 
 // mapInfo is the beginning of struct bpf_map_info (linux/bpf.h).
 type mapInfo struct {
-	kind, id, keySize, valueSize uint32
-	_, _                         uint32
-	name                         [unix.BPF_OBJ_NAME_LEN]byte
+	kind, _, keySize, valueSize uint32
+	_, _                        uint32
+	name                        [unix.BPF_OBJ_NAME_LEN]byte
 }
 
 // openRecords opens a map of records. The error is ErrNotOurs for another map.

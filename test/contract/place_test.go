@@ -215,13 +215,6 @@ func (p *place) end(t testing.TB, gone bool) {
 	qt.Check(t, qt.HasLen(p.pinPaths(t), 0))
 }
 
-// sweep is a change somewhere that changes nothing.
-func (p *place) sweep(t testing.TB) {
-	t.Helper()
-	err := dispatcher.Detach(t.Context(), dispatcher.XDP("lo").In(p.aside.Name), "nosuch", p.Leave())
-	qt.Assert(t, qt.ErrorIs(err, fs.ErrNotExist))
-}
-
 // outsider attaches a tracer as a tool would that does not know of this library: before all others,
 // or just behind a member. It returns the id of its link, 0 where there is none, and what takes it out.
 func (p *place) outsider(t testing.TB, number int, behind string) (id uint32, leave func()) {
