@@ -296,7 +296,7 @@ type Begins string
 // What packets begin with; empty for an Ethernet header.
 const (
 	BeginsIP    Begins = "ip"    // the IP header: tun, WireGuard, IP tunnels, PPP
-	BeginsOther Begins = "other" // the header of another kind of network
+	BeginsOther Begins = "other" // the header of another kind of network, or of the packet around it
 )
 
 // String completes the sentence "packets begin with".
@@ -305,7 +305,7 @@ func (b Begins) String() string {
 	case BeginsIP:
 		return "the IP header"
 	case BeginsOther:
-		return "neither an Ethernet nor an IP header"
+		return "neither an Ethernet header nor their own IP header"
 	}
 	return "an Ethernet header"
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/mdlayher/netlink"
@@ -27,7 +28,9 @@ type Device struct {
 	Name  string
 	Type  uint16 // of its link layer: ARPHRD_* (linux/if_arp.h)
 	Kind  string // "veth", "vrf", ...; empty for hardware
-	MTU   int
+	// Multipoint says of a tunnel that it has no remote address.
+	Multipoint bool
+	MTU        int
 	// Lower is the device that this one is made on, Master the one that it is a port or
 	// slave of: their indexes, 0 for none in this network namespace.
 	Lower, Master int
@@ -42,8 +45,14 @@ func (d *Device) Begins() hook.Begins {
 	switch d.Type {
 	case unix.ARPHRD_ETHER, unix.ARPHRD_LOOPBACK:
 		return ""
-	case unix.ARPHRD_NONE, unix.ARPHRD_RAWIP, unix.ARPHRD_PPP, unix.ARPHRD_TUNNEL, unix.ARPHRD_TUNNEL6, unix.ARPHRD_SIT, unix.ARPHRD_IPGRE, unix.ARPHRD_IP6GRE:
+	case unix.ARPHRD_NONE, unix.ARPHRD_RAWIP, unix.ARPHRD_PPP:
 		return hook.BeginsIP
+	case unix.ARPHRD_TUNNEL, unix.ARPHRD_TUNNEL6, unix.ARPHRD_SIT, unix.ARPHRD_IPGRE, unix.ARPHRD_IP6GRE:
+		// Before Linux 5.14, and without a remote address, a program sees the outer header,
+		// of the packet in which this one came (__ipgre_rcv, net/ipv4/ip_gre.c).
+		if kernel.Since(5, 14) && !d.Multipoint {
+			return hook.BeginsIP
+		}
 	}
 	return hook.BeginsOther
 }
@@ -205,6 +214,8 @@ func parse(b []byte) (Device, error) {
 			d.Master = int(ad.Uint32())
 		case unix.IFLA_IFNAME:
 			d.Name = ad.String()
+		case unix.IFLA_BROADCAST: // of a tunnel this is the remote address
+			d.Multipoint = !slices.ContainsFunc(ad.Bytes(), func(b byte) bool { return b != 0 })
 		case unix.IFLA_MTU:
 			d.MTU = int(ad.Uint32())
 		case unix.IFLA_QDISC:

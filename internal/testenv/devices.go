@@ -32,11 +32,11 @@ func (ns *NetNS) Tun(t testing.TB, name string) (fd, ifindex int) {
 
 // AddDevice creates a device of a kind that not every kernel has: `ip link add NAME type ...`. It skips
 // the test where the kernel has no such kind.
-func (ns *NetNS) AddDevice(t testing.TB, name string, args ...string) (ifindex int) {
+func (ns *NetNS) AddDevice(t testing.TB, name string, words ...string) (ifindex int) {
 	t.Helper()
-	if _, err := ip("", append([]string{"-n", ns.Name, "link", "add", name, "type"}, args...)...); err != nil {
+	if _, err := ip("", append([]string{"-n", ns.Name, "link", "add", name}, words...)...); err != nil {
 		if s := err.Error(); strings.Contains(s, "Unknown device type") || strings.Contains(s, "Operation not supported") {
-			t.Skipf("this kernel has no %s devices", args[0])
+			t.Skipf("this kernel has no such devices: %s", strings.Join(words, " "))
 		}
 		t.Fatal(err)
 	}

@@ -19,6 +19,12 @@ func (p *Pair) Passed(t testing.TB, port, n int) int {
 	return p.passed(t, p.Client, p.Server, netip.AddrPortFrom(ServerIPv4, uint16(port)), n)
 }
 
+// PassedTo is [Pair.Passed] to another address of the server.
+func (p *Pair) PassedTo(t testing.TB, to netip.AddrPort, n int) int {
+	t.Helper()
+	return p.passed(t, p.Client, p.Server, to, n)
+}
+
 // Passed6 is [Pair.Passed] with IPv6.
 func (p *Pair) Passed6(t testing.TB, port, n int) int {
 	t.Helper()

@@ -16,7 +16,7 @@ import (
 // once, with the name of the device above, and members that netlink carries can still be taken out.
 func TestDeviceAbove(t *testing.T) {
 	s := scene.New(t)
-	s.Server.AddDevice(t, "br0", "bridge")
+	s.Server.AddDevice(t, "br0", "type", "bridge")
 	above := s.OnDevice(dispatcher.XDP("br0").In(s.Server.Name))
 	s.Server.IP(t, "link", "set", s.ServerDev, "master", "br0")
 	drop := testenv.VerdictProgram(t, "ldt_drop", testenv.XDPDrop)

@@ -1,7 +1,11 @@
 package observe
 
 import (
+	"maps"
+	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -12,6 +16,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/packet"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/programs"
@@ -124,7 +129,7 @@ func TestWhereXDPNeverRuns(t *testing.T) {
 	for _, kind := range []string{"vrf", "ifb"} {
 		t.Run(kind, func(t *testing.T) {
 			s := scene.New(t)
-			args := map[string][]string{"vrf": {"vrf", "table", "10"}, "ifb": {"ifb"}}[kind]
+			args := map[string][]string{"vrf": {"type", "vrf", "table", "10"}, "ifb": {"type", "ifb"}}[kind]
 			index := s.Server.AddDevice(t, "upper", args...)
 			there := s.OnDevice(dispatcher.XDP("upper").In(s.Server.Name))
 			_, err := there.TryJoin(t, dispatcher.Program(testenv.VerdictProgram(t, "ldt_drop", testenv.XDPDrop)), dispatcher.Options{})
@@ -133,7 +138,6 @@ func TestWhereXDPNeverRuns(t *testing.T) {
 			_, err = dispatcher.Plan(t.Context(), there.Target, dispatcher.Program(testenv.VerdictProgram(t, "ldt_drop", testenv.XDPDrop)), dispatcher.Options{BPFFS: s.BPFFS})
 			qt.Check(t, qt.ErrorIs(err, hook.ErrIncompatible))
 
-			port := 7000
 			s.Server.Do(t, func() {
 				l, err := link.AttachXDP(link.XDPOptions{Interface: index, Program: testenv.VerdictProgram(t, "ldt_drop", testenv.XDPDrop)})
 				qt.Assert(t, qt.IsNil(err))
@@ -141,7 +145,7 @@ func TestWhereXDPNeverRuns(t *testing.T) {
 			})
 			if kind == "vrf" {
 				s.Server.IP(t, "link", "set", s.ServerDev, "master", "upper")
-				s.Server.IP(t, "address", "replace", testenv.ServerIPv4.String()+"/24", "dev", s.ServerDev)
+				qt.Check(t, qt.Equals(arriveBehind(t, s, "upper"), 5))
 			} else {
 				testenv.NeedHook(t, hook.TCXIngress)
 				s.Server.Do(t, func() {
@@ -155,7 +159,146 @@ func TestWhereXDPNeverRuns(t *testing.T) {
 					t.Cleanup(func() { l.Close() })
 				})
 			}
-			qt.Check(t, qt.Equals(s.Passed(t, port, 5), 5))
+			if kind != "vrf" {
+				qt.Check(t, qt.Equals(s.Passed(t, scene.Port, 5), 5))
+			}
 		})
 	}
+}
+
+// arriveBehind sends 5 datagrams and returns how many arrive at a socket of a VRF.
+func arriveBehind(t *testing.T, s *scene.Scene, vrf string) (n int) {
+	var fd int
+	s.Server.Do(t, func() {
+		var err error
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.IsNil(unix.BindToDevice(fd, vrf)))
+		qt.Assert(t, qt.IsNil(unix.Bind(fd, &unix.SockaddrInet4{Port: scene.Port})))
+	})
+	defer unix.Close(fd)
+	s.Send(t, scene.Port, 5)
+	for {
+		_, _, err := unix.Recvfrom(fd, make([]byte, 100), 0)
+		if err == unix.EAGAIN {
+			return n
+		}
+		qt.Assert(t, qt.IsNil(err))
+		n++
+	}
+}
+
+// upperServer and upperClient are the addresses of the devices in TestKindsOfDevices.
+var (
+	upperServer = netip.MustParseAddr("10.79.0.1")
+	upperClient = netip.MustParseAddr("10.79.0.2")
+)
+
+// kinds make a device on the server, and what it takes that packets of the client arrive there. Its name is "upper", and so is
+// the client's, if that needs another one than the pair's.
+var kinds = map[string]func(t *testing.T, s *scene.Scene){
+	"bridge": func(t *testing.T, s *scene.Scene) {
+		s.Server.AddDevice(t, "upper", "type", "bridge")
+		s.Server.IP(t, "link", "set", s.ServerDev, "master", "upper")
+	},
+	"bond": func(t *testing.T, s *scene.Scene) {
+		s.Server.AddDevice(t, "upper", "type", "bond", "mode", "active-backup", "miimon", "10")
+		s.Server.IP(t, "link", "set", s.ServerDev, "down")
+		s.Server.IP(t, "link", "set", s.ServerDev, "master", "upper")
+	},
+	"vlan": func(t *testing.T, s *scene.Scene) {
+		s.Server.AddDevice(t, "upper", "link", s.ServerDev, "type", "vlan", "id", "5")
+		s.Client.AddDevice(t, "upper", "link", s.ClientDev, "type", "vlan", "id", "5")
+	},
+	"macvlan": func(t *testing.T, s *scene.Scene) {
+		const address = "02:00:0a:4f:00:01" // else both devices would answer for the server's address
+		s.Server.AddDevice(t, "upper", "link", s.ServerDev, "address", address, "type", "macvlan", "mode", "bridge")
+		s.Client.IP(t, "neigh", "add", upperServer.String(), "lladdr", address, "dev", s.ClientDev)
+	},
+	"ipvlan": func(t *testing.T, s *scene.Scene) {
+		s.Server.AddDevice(t, "upper", "link", s.ServerDev, "type", "ipvlan", "mode", "l2")
+	},
+	"gre":  tunnelOf("gre"),
+	"ipip": tunnelOf("ipip"),
+}
+
+func tunnelOf(kind string) func(t *testing.T, s *scene.Scene) {
+	return func(t *testing.T, s *scene.Scene) {
+		s.Server.AddDevice(t, "upper", "type", kind, "local", testenv.ServerIPv4.String(), "remote", testenv.ClientIPv4.String())
+		s.Client.AddDevice(t, "upper", "type", kind, "local", testenv.ClientIPv4.String(), "remote", testenv.ServerIPv4.String())
+	}
+}
+
+// On each kind of device the list drops what explain says it drops, in the mode that auto takes and in generic mode.
+func TestKindsOfDevices(t *testing.T) {
+	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+		build := kinds[kind]
+		t.Run(kind, func(t *testing.T) {
+			s := scene.New(t)
+			build(t, s)
+			there := s.OnDevice(dispatcher.XDP("upper").In(s.Server.Name))
+			client := s.ClientDev
+			if _, err := s.Client.TryIP("link", "show", "upper"); err == nil {
+				client = "upper"
+			}
+			s.Server.IP(t, "address", "add", upperServer.String()+"/24", "dev", "upper")
+			s.Client.IP(t, "address", "add", upperClient.String()+"/24", "dev", client)
+			passed := func() int { return there.PassedTo(t, netip.AddrPortFrom(upperServer, scene.Port), 5) }
+			scene.Soon(t, func() bool { return passed() == 5 })
+
+			auto := checkKind(t, there, passed, hook.ModeAuto)
+			t.Logf("mode auto takes %v", auto)
+			if auto != hook.ModeGeneric {
+				checkKind(t, there, passed, hook.ModeGeneric)
+			}
+		})
+	}
+}
+
+// checkKind attaches the list to a device, and takes it through what a user does. It returns the chain's mode.
+func checkKind(t *testing.T, s *scene.Scene, passed func() int, mode hook.Mode) hook.Mode {
+	t.Helper()
+	spec, err := programs.Spec("droplist")
+	qt.Assert(t, qt.IsNil(err))
+	list, err := ebpf.NewMap(spec.Maps["droplist_v4"])
+	qt.Assert(t, qt.IsNil(err))
+	defer list.Close()
+	from := dispatcher.Spec(spec, dispatcher.LoadOptions{
+		Program: programs.Function("droplist", hook.XDP), Maps: map[string]*ebpf.Map{"droplist_v4": list},
+	})
+	member, err := s.TryJoin(t, from, dispatcher.Options{Mode: mode, Persistent: true})
+	if kernel.Since(5, 14) || !strings.HasPrefix(t.Name(), "TestKindsOfDevices/gre") && !strings.HasPrefix(t.Name(), "TestKindsOfDevices/ipip") {
+		qt.Assert(t, qt.IsNil(err))
+	} else {
+		// The program would see the header of the packet around.
+		qt.Assert(t, qt.ErrorIs(err, hook.ErrIncompatible))
+		return hook.ModeGeneric
+	}
+	chain := s.Read(t)
+	qt.Check(t, qt.Equals(passed(), 5))
+
+	_, prefix := programs.DropKey(netip.PrefixFrom(upperClient, 32))
+	qt.Assert(t, qt.IsNil(list.Put(prefix, uint64(0))))
+	sent := packet.Spec{
+		Protocol: packet.UDP, From: upperClient, To: upperServer, FromPort: 40000, ToPort: scene.Port, Begins: chain.Begins,
+	}
+	if chain.Begins == "" {
+		sent.FromMAC, sent.ToMAC = make(net.HardwareAddr, 6), make(net.HardwareAddr, 6)
+	}
+	datagram, err := packet.Build(sent)
+	qt.Assert(t, qt.IsNil(err))
+	check := func(what string) {
+		t.Helper()
+		qt.Check(t, qt.Equals(passed(), 0), qt.Commentf("%s", what))
+		qt.Check(t, qt.Equals(explain(t, explainer(t, s, s.Target), datagram).Verdict, hook.Drop), qt.Commentf("%s", what))
+	}
+	check("attached")
+	qt.Assert(t, qt.IsNil(scene.Second(dispatcher.Seal(t.Context(), s.Target, dispatcher.SealOptions{BPFFS: s.BPFFS}))))
+	check("sealed")
+	qt.Assert(t, qt.IsNil(member.Set(t.Context(), scene.Priority(7))))
+	check("set")
+	qt.Assert(t, qt.IsNil(list.Delete(prefix)))
+	qt.Check(t, qt.Equals(passed(), 5))
+	s.Clear(t)
+	return chain.Mode
 }

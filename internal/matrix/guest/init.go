@@ -240,6 +240,11 @@ func prepare() error {
 	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: memlock, Max: memlock}); err != nil {
 		return fmt.Errorf("set the limit of locked memory: %w", err)
 	}
+	// Else each network namespace has devices for tunnels from the beginning (net_has_fallback_tunnels,
+	// linux/netdevice.h).
+	if err := os.WriteFile("/proc/sys/net/core/fb_tunnels_only_for_init_net", []byte("2"), 0o644); err != nil {
+		return err
+	}
 	if err := loadModules(); err != nil {
 		return err
 	}
@@ -247,7 +252,7 @@ func prepare() error {
 }
 
 // moduleOptions keep modules from creating devices when they load.
-var moduleOptions = map[string]string{"dummy.ko": "numdummies=0", "ifb.ko": "numifbs=0"}
+var moduleOptions = map[string]string{"dummy.ko": "numdummies=0", "ifb.ko": "numifbs=0", "bonding.ko": "max_bonds=0"}
 
 func loadModules() error {
 	list, err := os.ReadFile(ModulesFile)
