@@ -48,9 +48,9 @@ func (d *Device) Begins() hook.Begins {
 	case unix.ARPHRD_NONE, unix.ARPHRD_RAWIP, unix.ARPHRD_PPP:
 		return hook.BeginsIP
 	case unix.ARPHRD_TUNNEL, unix.ARPHRD_TUNNEL6, unix.ARPHRD_SIT, unix.ARPHRD_IPGRE, unix.ARPHRD_IP6GRE:
-		// Before Linux 5.14, and without a remote address, a program sees the outer header,
-		// of the packet in which this one came (__ipgre_rcv, net/ipv4/ip_gre.c).
-		if kernel.Since(5, 14) && !d.Multipoint {
+		// Before Linux 5.14, and on GRE without a remote address, a program sees the outer
+		// header, of the packet in which this one came (__ipgre_rcv, net/ipv4/ip_gre.c).
+		if kernel.Since(5, 14) && (d.Type != unix.ARPHRD_IPGRE || !d.Multipoint) {
 			return hook.BeginsIP
 		}
 	}
