@@ -99,7 +99,7 @@ func (a *app) printHeld(held []hook.Held) error {
 			b.WriteByte('\n')
 		}
 		b.WriteString(heldLine(h) + "\n")
-		a.holders(&b, "  ", h.Holders)
+		a.holders(&b, "  ", h.Holders, len(h.Objects))
 	}
 	return a.print(b.String())
 }
@@ -128,8 +128,12 @@ func complete(h hook.Holders) string {
 	return fmt.Sprintf("%d of %d references found: %s", h.Found, h.Counted, oneLine(h.Missing))
 }
 
-// holders writes a line for each holder.
-func (a *app) holders(b *strings.Builder, indent string, h hook.Holders) {
+// mostObjects is how many kernel objects list shows for an entry. A program may be attached to
+// hundreds of cgroups, and each of them would be listed with each.
+const mostObjects = 8
+
+// holders writes a line for each holder, but for at most that many objects of the kernel.
+func (a *app) holders(b *strings.Builder, indent string, h hook.Holders, most int) {
 	var rows [][]cell
 	add := func(kind cell, name, where string) {
 		row := []cell{kind, {text: name}}
@@ -144,7 +148,11 @@ func (a *app) holders(b *strings.Builder, indent string, h hook.Holders) {
 	for _, p := range h.Pins {
 		add(cell{text: "pin"}, pinName(p), pinWhere(p))
 	}
-	for _, o := range h.Objects {
+	for i, o := range h.Objects {
+		if i == most {
+			add(cell{text: "kernel"}, fmt.Sprintf("%d more, which \"dispatcher holders\" shows", len(h.Objects)-most), "")
+			break
+		}
 		name := o.How
 		if o.ID != 0 {
 			name = o.HolderRef.String() + " " + o.How

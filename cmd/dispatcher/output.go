@@ -50,7 +50,7 @@ func (a *app) printChains(chains []hook.Chain, held [][]hook.Held, dryRun bool) 
 		if held != nil {
 			for _, h := range held[i] {
 				b.WriteString("  " + heldLine(h) + "\n")
-				a.holders(&b, "    ", h.Holders)
+				a.holders(&b, "    ", h.Holders, mostObjects)
 			}
 		}
 	}

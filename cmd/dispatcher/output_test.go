@@ -211,3 +211,20 @@ func TestWords(t *testing.T) {
 	qt.Assert(t, qt.Equals(errs.String(), "dispatcher: note: one line\ndispatcher: warning: 2\n"+
 		"{\"version\":1,\"note\":\"n\"}\n{\"version\":1,\"warning\":\"<w>\"}\n"))
 }
+
+// A program that is attached to hundreds of cgroups does not show all of them with each.
+func TestPrintManyHolders(t *testing.T) {
+	var h hook.Holders
+	for id := range uint32(300) {
+		h.Objects = append(h.Objects, hook.HolderObject{HolderRef: hook.HolderRef{Kind: hook.HolderLink, ID: id + 1}, How: "program"})
+	}
+	a := app{format: formatWide}
+	var b strings.Builder
+	a.holders(&b, "", h, mostObjects)
+	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
+	qt.Assert(t, qt.HasLen(lines, mostObjects+1))
+	qt.Check(t, qt.StringContains(lines[mostObjects], `292 more, which "dispatcher holders" shows`))
+	b.Reset()
+	a.holders(&b, "", h, len(h.Objects))
+	qt.Check(t, qt.Equals(strings.Count(b.String(), "\n"), 300))
+}
