@@ -320,5 +320,5 @@ func TestWithoutEthernet(t *testing.T) {
 	qt.Check(t, qt.Equals(packet.Describe([]byte{0x45}, hook.BeginsIP), "IPv4 cut short"))
 	qt.Check(t, qt.Equals(packet.Describe(nil, hook.BeginsIP), "not IP, begins with "))
 	_, err := packet.Build(packet.Spec{From: netip.MustParseAddr("::1"), To: netip.MustParseAddr("::1"), Begins: hook.BeginsOther})
-	qt.Check(t, qt.ErrorMatches(err, ".*neither an Ethernet nor an IP header.*"))
+	qt.Check(t, qt.ErrorMatches(err, ".*neither an Ethernet header nor their own IP header.*"))
 }
