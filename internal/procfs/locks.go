@@ -16,7 +16,8 @@ type Lock struct {
 	Waiting []int
 }
 
-// LockOf returns the lock of the file at path.
+// LockOf returns the lock of the file at path. Before Linux 5.13 /proc/locks shows only the
+// first of those who wait.
 func LockOf(path string) (Lock, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
