@@ -96,6 +96,9 @@ func (d Device) withProgram(ctx context.Context, src load.Source, req target.Req
 			prog = nil
 			return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 		}
+		if snap.Free() && prog.Frags && !prog.Shape.Frags && errors.Is(err, ebpf.ErrNotSupported) && FragsSupported() != nil {
+			return hook.Because(ebpf.ErrNotSupported, "%w; the program can take packets in several buffers (frags), which needs Linux 5.18", err)
+		}
 		return err
 	})
 	if err != nil {
