@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/cilium/ebpf"
+
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -19,9 +20,9 @@ import (
 // ChainOf returns the chain of the dispatcher with the program id, and nil for another
 // program. The error is kernel.ErrAgain when there is no program with the id.
 func ChainOf(prog uint32) (*state.Chain, error) {
-	p, err := ebpf.NewProgramFromID(ebpf.ProgramID(prog))
+	p, err := kernel.OpenProgram(prog, "the program of the link")
 	if err != nil {
-		return nil, kernel.Again(kernel.Errno("the program of the link", err))
+		return nil, err
 	}
 	defer p.Close()
 	chain, err := state.Find(p)

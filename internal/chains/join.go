@@ -9,8 +9,6 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
@@ -89,17 +87,17 @@ func (d Device) withProgram(ctx context.Context, src load.Source, req target.Req
 			}
 		}
 		err = fn(snap, prog)
-		if snap.Free() && mayHaveFrags(prog) && errors.Is(err, ebpf.ErrNotSupported) {
-			// The driver may take long packets in several buffers only.
-			frags = true
-			prog.Discard()
-			prog = nil
-			return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
+		if !snap.Free() || !prog.Frags || prog.Shape.Frags || !errors.Is(err, ebpf.ErrNotSupported) {
+			return err
 		}
-		if snap.Free() && prog.Frags && !prog.Shape.Frags && errors.Is(err, ebpf.ErrNotSupported) && FragsSupported() != nil {
+		// The driver may take long packets in several buffers only.
+		if FragsSupported() != nil {
 			return hook.Because(ebpf.ErrNotSupported, "%w; the program can take packets in several buffers (frags), which needs Linux 5.18", err)
 		}
-		return err
+		frags = true
+		prog.Discard()
+		prog = nil
+		return fmt.Errorf("%w: %w", kernel.ErrAgain, err)
 	})
 	if err != nil {
 		if prog != nil {
@@ -320,86 +318,6 @@ func joinError(err error) error {
 	return err
 }
 
-// start makes a chain with one member, and a root link that carries it. In mode auto it is
-// generic mode where the driver refuses, but for a program that may have frags yet.
-func (d Device) start(dev rtnl.Device, mode hook.Mode, id uint64, loaded *load.Loaded, slot *ebpf.Map, member dispatch.Slot) (root, error) {
-	chain := &state.Chain{ID: id, LastSeen: d.Seen(dev, mode), Plan: dispatch.Plan{Shape: loaded.Shape, Slots: []dispatch.Slot{member}}}
-	prog, err := state.Build(chain, []*ebpf.Map{slot}, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer prog.Close()
-	r, err := d.Create(dev.Index, mode, prog)
-	if mode != hook.ModeAuto || !errors.Is(err, ebpf.ErrNotSupported) || mayHaveFrags(loaded) {
-		return r, err
-	}
-	r, generic := d.Create(dev.Index, hook.ModeGeneric, prog)
-	if generic != nil {
-		return nil, err
-	}
-	r.(*linkRoot).refused = err.Error()
-	return r, nil
-}
-
-// mayHaveFrags tells whether the program was loaded without the frags that it can have.
-func mayHaveFrags(prog *load.Loaded) bool {
-	return prog.Frags && !prog.Shape.Frags && FragsSupported() == nil
-}
-
-// reason returns the kernel's words for why it does not attach the program, which an error
-// of BPF_LINK_CREATE does not have and an error of netlink has.
-func (d Device) reason(index int, mode hook.Mode, prog *ebpf.Program) (words string) {
-	_ = rtnl.In(d.NS, func(conn *rtnl.Conn) error {
-		err := conn.ReplaceXDP(index, prog.FD(), -1, mode)
-		if err == nil { // it does by now, but without a link it is not to stay
-			return conn.ReplaceXDP(index, -1, prog.FD(), mode)
-		}
-		words = rtnl.Reason(err)
-		devices, err := conn.Devices()
-		for _, dev := range devices {
-			if _, has := dev.Software(); has && dev.Master == index {
-				words += fmt.Sprintf(" (%s has a program)", dev.Name)
-			}
-		}
-		return err
-	})
-	return words
-}
-
-// Seen returns where a chain on the device is, for its description.
-func (d Device) Seen(dev rtnl.Device, mode hook.Mode) state.LastSeen {
-	return state.LastSeen{Target: dev.Name, NetNS: d.NS.ID(), Mode: mode}
-}
-
-// Create puts a dispatcher on a free device with a root link; the caller closes it.
-// The error is kernel.ErrAgain when the device is not free.
-func (d Device) Create(index int, mode hook.Mode, prog *ebpf.Program) (root, error) {
-	var l link.Link
-	kernel.Step("create: before")
-	err := d.NS.Do(func() (err error) {
-		l, err = link.AttachXDP(link.XDPOptions{Program: prog, Interface: index, Flags: link.XDPAttachFlags(rtnl.Flags(mode))})
-		return err
-	})
-	kernel.Step("create: after")
-	switch {
-	case err == nil:
-		return newLinkRoot(l)
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
-		if err := d.changeable(index, mode); err != nil {
-			return nil, err
-		}
-		// Another process was quicker, or a link was closed just now and the kernel
-		// has not released it yet.
-		return nil, fmt.Errorf("%w: %w", kernel.ErrAgain, err)
-	}
-	return nil, kernel.RefusedXDP(d.Name, mode, d.reason(index, mode, prog), err)
-}
-
-// changeable returns rtnl.ErrUpper where the kernel changes no program of the device.
-func (d Device) changeable(index int, mode hook.Mode) error {
-	return rtnl.In(d.NS, func(conn *rtnl.Conn) error { return conn.CheckXDP(index, mode) })
-}
-
 // Read describes the chain on the device. The error is ErrStyle for a chain of libxdp.
 func (Family) Read(o *target.Opened) (*hook.Chain, error) {
 	d := Device{o}
@@ -411,94 +329,10 @@ func (Family) Read(o *target.Opened) (*hook.Chain, error) {
 	return d.View(snap)
 }
 
-// Detach takes out the member that ref names, or all members for an empty ref, and
-// removes their pins. The error is fs.ErrNotExist when there is no such member,
-// ErrStyle for a chain of libxdp, and ErrBusy when the device carries something else.
-func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool) error {
-	d := Device{o}
-	return d.Locked(ctx, func(l *state.Locked) error {
-		snap, err := d.Read()
-		if err != nil {
-			return err
-		}
-		defer snap.Close()
-		switch {
-		case snap.Free():
-			return hook.Because(fs.ErrNotExist, "nothing is attached")
-		case snap.Chain == nil:
-			return d.taken(snap)
-		case snap.Chain.Closed:
-			// The process that detached the last member died before the end.
-			return snap.Root.Release(snap.Prog)
-		}
-		leaving := snap.Chain.Slots
-		if ref != "" {
-			i := snap.Chain.Named(string(ref))
-			if i < 0 {
-				return noMember(snap.Chain.NoMember(ref))
-			}
-			leaving = leaving[i : i+1]
-		}
-		return takeOut(l, snap.Root, snap.Chain.ID, leaving)
-	})
-}
-
-// takeOut removes members from a chain, and then their pins.
-func takeOut(l *state.Locked, r root, chainID uint64, leaving []dispatch.Slot) error {
-	left, err := change(r, chainID, nil, without(leaving...))
-	if errors.Is(err, rtnl.ErrUpper) {
-		left, err = new(state.Chain), emptySlots(leaving, err)
-	}
-	if err != nil || l == nil {
-		return err
-	}
-	folder := state.ChainFolder(r.LinkID(), chainID)
-	if left.Closed {
-		err = l.DropChain(folder)
-	} else {
-		for _, s := range leaving {
-			err = kernel.Join(err, l.Remove(folder, s.Name))
-		}
-	}
-	if err != nil {
-		return hook.Because(hook.ErrPins, "the member is detached, but its pins are left: %w", err).
-			Hint("make the bpffs writable: the next change of a chain there removes them")
-	}
-	return nil
-}
-
-// emptySlots takes members out of a chain that cannot be changed for the given reason. The
-// dispatcher stays, and skips their slots. It returns the reason where that is not so.
-func emptySlots(leaving []dispatch.Slot, reason error) error {
-	for _, s := range leaving {
-		if s.OnMissing != hook.MissingContinue || s.Sealed.Program != 0 {
-			return reason
-		}
-	}
-	var opened state.Slots
-	defer opened.Close()
-	for _, s := range leaving {
-		slot, err := opened.Open(s.MapID, false)
-		if err != nil {
-			return kernel.Again(err)
-		}
-		if err := slot.Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return kernel.Errno("empty the slot", err)
-		}
-	}
-	return nil
-}
-
 // noMember marks the error for an unknown member with fs.ErrNotExist.
 func noMember(err error) error {
 	if errors.Is(err, dispatch.ErrNoEntry) {
 		return hook.Because(fs.ErrNotExist, "%w", err)
 	}
 	return err
-}
-
-// FragsSupported loads a program for packets in fragments (xdp.frags). It returns nil
-// if the kernel takes it, else the reason.
-func FragsSupported() error {
-	return kernel.Explain(state.Loads(dispatch.Shape{AttachType: ebpf.AttachXDP, Frags: true}, nil, nil, nil))
 }

@@ -101,8 +101,8 @@ func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error 
 	}
 	snap.Mode = on.Mode
 	var err error
-	if snap.Prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(on.Program)); err != nil {
-		return kernel.Again(kernel.Errno("program on the device", err))
+	if snap.Prog, err = kernel.OpenProgram(on.Program, "program on the device"); err != nil {
+		return err
 	}
 	snap.Chain, err = state.Find(snap.Prog)
 	if err != nil && !errors.Is(err, state.ErrNotOurs) {

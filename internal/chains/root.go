@@ -87,9 +87,9 @@ func (r *linkRoot) Program() (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	prog, err := kernel.OpenProgram(id, "dispatcher")
 	if err != nil {
-		return nil, kernel.Again(kernel.Errno("dispatcher", err))
+		return nil, err
 	}
 	if ifindex == 0 {
 		defer prog.Close()

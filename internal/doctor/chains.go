@@ -61,11 +61,9 @@ func (e *exam) twice(c *hook.Chain) {
 		}
 		for j := range e.chains {
 			d := &e.chains[j]
-			if !c.Meets(d) {
-				continue
-			}
 			for k := range d.Members {
-				if o := &d.Members[k]; o.Kind != hook.KindMember && o.Program.Same(m.Program) {
+				// Of hundreds of chains few have such a program: whether they meet is asked last.
+				if o := &d.Members[k]; o.Kind != hook.KindMember && o.Program.Same(m.Program) && c.Meets(d) {
 					f := at(c, m.Name, "twice", hook.LevelDrift, "its program runs twice: %s on %s (%s) is the same, or a copy; its manager may have put it back", o.Ref(), d.Hook, o.Kind)
 					f.Mend = e.on(c, nil, "detach", m.Name)
 					e.add(f)

@@ -131,9 +131,9 @@ func (e *Explainer) open() error {
 }
 
 func (e *Explainer) openProgram(member int, id uint32) (*ebpf.Program, error) {
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	prog, err := kernel.OpenProgram(id, fmt.Sprintf("program id %d", id))
 	if err != nil {
-		return nil, kernel.Again(kernel.Errno(fmt.Sprintf("program id %d", id), err))
+		return nil, err
 	}
 	if dispatch.IsOurs(kernel.Describe(prog).Name) {
 		return prog, nil // its maps are slots: do not open them, see state.Slots

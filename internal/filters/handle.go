@@ -5,8 +5,6 @@ import (
 	"errors"
 	"io/fs"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
@@ -72,9 +70,9 @@ func (h *handle) Move(ctx context.Context, to hook.Position) error {
 func (h *handle) place(ctx context.Context, to hook.Position, priority int) error {
 	return h.with(ctx, changeSide, func(conn *rtnl.Conn, sd *side, i int) error {
 		e := sd.list[i]
-		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(e.Entry.Program))
+		prog, err := kernel.OpenProgram(e.Entry.Program, "the member's program")
 		if err != nil {
-			return kernel.Again(kernel.Errno("the member's program", err))
+			return err
 		}
 		defer prog.Close()
 		j, priority, err := sd.list.Move(i, to, priority)

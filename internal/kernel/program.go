@@ -95,6 +95,13 @@ func Programs() iter.Seq2[*ebpf.Program, error] {
 	}
 }
 
+// OpenProgram opens a program by its id; the caller closes it. The error says what the program
+// is to the caller, and is ErrAgain when the program is gone: whatever had it has another.
+func OpenProgram(id uint32, what string) (*ebpf.Program, error) {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	return prog, Again(Errno(what, err))
+}
+
 // ProgramMaps returns the ids of the maps of a program.
 func ProgramMaps(prog *ebpf.Program) ([]ebpf.MapID, error) {
 	for room := uint32(64); ; { // what the code may use (MAX_USED_MAPS, linux/bpf_verifier.h)

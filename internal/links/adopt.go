@@ -82,9 +82,9 @@ func (op *opened) adoptBare(l *state.Locked, list *order, req target.AdoptReques
 		return nil, err
 	}
 	defer prog.Close()
-	carried, err := ebpf.NewProgramFromID(ebpf.ProgramID(list.Order[i].carried))
+	carried, err := kernel.OpenProgram(list.Order[i].carried, "the program")
 	if err != nil {
-		return nil, kernel.Again(kernel.Errno("the program", err))
+		return nil, err
 	}
 	defer carried.Close()
 
@@ -181,9 +181,9 @@ func (op *opened) adoptable(list *order, ref hook.Ref) (int, error) {
 // caller closes the result. The error is kernel.ErrAgain when the program is gone, and
 // ErrIncompatible for a stand-in with an empty slot.
 func OpenProgram(id uint32) (*ebpf.Program, error) {
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	prog, err := kernel.OpenProgram(id, "the program")
 	if err != nil {
-		return nil, kernel.Again(kernel.Errno("the program", err))
+		return nil, err
 	}
 	slotID, err := standInFor(prog)
 	if err == nil && slotID == 0 {
@@ -206,8 +206,7 @@ func OpenProgram(id uint32) (*ebpf.Program, error) {
 	if behind == 0 {
 		return nil, hook.Because(hook.ErrIncompatible, "program %d stood in for one that is gone; detach it (--force)", id)
 	}
-	prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(behind))
-	return prog, kernel.Again(kernel.Errno("the program", err))
+	return kernel.OpenProgram(behind, "the program")
 }
 
 // sharesCgroup reports whether the legacy programs of a cgroup allow links beside them.

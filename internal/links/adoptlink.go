@@ -3,8 +3,6 @@ package links
 import (
 	"io/fs"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
@@ -24,9 +22,9 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, info *k
 	case rec != nil:
 		return nil, hook.Because(fs.ErrExist, "link %d is a member already", info.ID)
 	}
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(info.Program))
+	prog, err := kernel.OpenProgram(info.Program, "the program")
 	if err != nil {
-		return nil, kernel.Again(kernel.Errno("the program", err))
+		return nil, err
 	}
 	defer prog.Close()
 	called, pinned, err := names.pin(o.Hook, info.ID)

@@ -62,7 +62,7 @@ type current struct {
 }
 
 // do runs fn with the member as it is now.
-func (h *handle) do(l *state.Locked, fn func(g *current) error) error {
+func (h *handle) do(fn func(g *current) error) error {
 	if h.Left {
 		return target.ErrDetached
 	}
@@ -129,22 +129,22 @@ func (h *handle) follow(names *Names) (*kernel.LinkInfo, error) {
 // change is Change with the member as it is now.
 func (h *handle) change(ctx context.Context, fn func(l *state.Locked, g *current) error) error {
 	return h.Change(ctx, func(l *state.Locked) error {
-		return h.do(l, func(g *current) error { return fn(l, g) })
+		return h.do(func(g *current) error { return fn(l, g) })
 	})
 }
 
 // withCurrent is change without the lock of the pins.
 func (h *handle) withCurrent(ctx context.Context, fn func(g *current) error) error {
-	return h.Look(ctx, func() error { return h.do(nil, fn) })
+	return h.Look(ctx, func() error { return h.do(fn) })
 }
 
 // Update replaces the program.
 func (h *handle) Update(ctx context.Context, src load.Source) error {
 	return h.Replace(ctx, h, src, nil, func(prog *load.Loaded) (used bool, err error) {
 		err = h.change(ctx, func(l *state.Locked, g *current) error {
-			old, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+			old, err := kernel.OpenProgram(g.info.Program, "the program to be replaced")
 			if err != nil {
-				return kernel.Again(kernel.Errno("the program to be replaced", err))
+				return err
 			}
 			defer old.Close()
 			records, err := g.names.put(prog.Program, h.id, g.rec)
@@ -219,9 +219,9 @@ func (h *handle) openRecords() (state.Records, error) {
 	if h.recordsOf == info.Program {
 		return h.records.Clone()
 	}
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(info.Program))
+	prog, err := kernel.OpenProgram(info.Program, "the member's program")
 	if err != nil {
-		return nil, kernel.Again(kernel.Errno("the member's program", err))
+		return nil, err
 	}
 	defer prog.Close()
 	return state.RecordsOf(prog)

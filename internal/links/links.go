@@ -59,7 +59,8 @@ func loadFor(o *target.Opened, src load.Source) (*load.Loaded, error) {
 	if _, err := op.query(0); err != nil {
 		return nil, err
 	}
-	return load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook, Begins: o.Begins})
+	begins := func() (hook.Begins, error) { return op.begins, nil }
+	return load.PinningIn(src, o.BPFFS).Load(load.Want{Hook: o.Hook, Begins: begins})
 }
 
 // Plan loads the program, describes the order as Attach would leave it, and changes

@@ -64,9 +64,9 @@ func (h *handle) place(ctx context.Context, to hook.Position, priority int) erro
 // record writes the member's record.
 func (h *handle) record(g *current, rec *state.Record) error {
 	if h.recordsOf != g.info.Program {
-		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+		prog, err := kernel.OpenProgram(g.info.Program, "the member's program")
 		if err != nil {
-			return kernel.Again(kernel.Errno("the member's program", err))
+			return err
 		}
 		defer prog.Close()
 		records, err := g.names.put(prog, h.id, rec)
@@ -84,9 +84,9 @@ func (h *handle) record(g *current, rec *state.Record) error {
 // relocate makes a new link at index j among the other entries, and takes out the
 // present link.
 func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, i, j int, rec *state.Record) error {
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(g.info.Program))
+	prog, err := kernel.OpenProgram(g.info.Program, "the member's program")
 	if err != nil {
-		return kernel.Again(kernel.Errno("the member's program", err))
+		return err
 	}
 	defer prog.Close()
 	oldID := h.id

@@ -55,23 +55,27 @@ func (n *Names) ask(id uint32) (*known, error) {
 		n.Close()
 	}
 	c := &known{}
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	prog, err := kernel.OpenProgram(id, "the program")
 	if err == nil {
 		defer prog.Close()
-		var slot uint32
-		if slot, err = standInFor(prog); err == nil {
-			c.standIn = slot != 0
-			c.records, err = state.RecordsOf(prog)
-		}
-	} else {
-		err = kernel.Again(kernel.Errno("the program", err))
+		err = c.read(prog)
 	}
-	// Who may not open programs and maps by their ids knows the pins only.
+	// A process that may not open programs and maps by their ids knows the pins only.
 	if err != nil && !errors.Is(err, hook.ErrPermission) {
 		return nil, err
 	}
 	n.programs[id] = c
 	return c, nil
+}
+
+func (c *known) read(prog *ebpf.Program) error {
+	slot, err := standInFor(prog)
+	if err != nil {
+		return err
+	}
+	c.standIn = slot != 0
+	c.records, err = state.RecordsOf(prog)
+	return err
 }
 
 // resolve returns the program that a stand-in runs. It returns any other program

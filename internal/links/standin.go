@@ -249,25 +249,28 @@ func (op *opened) besidesOld(l *state.Locked, old incumbent, prog *ebpf.Program,
 		return nil, err
 	}
 	defer records.Close()
+	done := func() {}
 	if l != nil && old.id() != 0 {
 		mark, err := l.PinMove(records[0], old.id())
 		if err != nil {
 			return nil, err
 		}
-		defer l.RemoveMove(mark)
+		done = func() { l.RemoveMove(mark) }
 	}
 	link, err := create(prog)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		if err = keep(link); err != nil {
+			_ = link.Detach()
+			link.Close()
+		}
 	}
-	if err := keep(link); err != nil {
-		_ = link.Detach()
-		link.Close()
+	if err != nil {
+		done()
 		return nil, err
 	}
 	kernel.Step("move: at both places")
 	if err := old.remove(prog); err != nil {
-		return link, err
+		return link, err // another process finishes the move
 	}
 	// A process that does not wait for the lock may have updated the old link; the
 	// kernel still tells its program.
@@ -275,7 +278,9 @@ func (op *opened) besidesOld(l *state.Locked, old incumbent, prog *ebpf.Program,
 		defer now.Close()
 		err = kernel.Join(carry(records, link, now), updateLink(link, now, prog))
 	}
-	return link, kernel.Join(err, release())
+	err = kernel.Join(err, release())
+	done()
+	return link, err
 }
 
 // carry gives a program, which a link is about to run, the link's record.

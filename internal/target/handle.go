@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -64,8 +65,8 @@ func Program(ctx context.Context, h Handle) (prog *ebpf.Program, err error) {
 		if m.Program.ID == 0 {
 			return hook.Because(fs.ErrNotExist, "the member has no program: its slot is empty")
 		}
-		prog, err = ebpf.NewProgramFromID(ebpf.ProgramID(m.Program.ID))
-		return kernel.Again(kernel.Errno("the member's program", err))
+		prog, err = kernel.OpenProgram(m.Program.ID, "the member's program")
+		return err
 	})
 	return prog, err
 }
