@@ -129,8 +129,8 @@ type AdoptOptions struct {
 }
 
 // Adopt makes a program that was attached without a link a member at the same
-// place. It keeps running, the same program with the same maps. Whoever attached it is not
-// asked: see [PlanAdopt].
+// place. It keeps running, the same program with the same maps. The tool that attached it
+// is not asked: see [PlanAdopt].
 //
 // On TCX and cgroups it gets a link, without a gap, but for a program that was
 // attached to a cgroup for itself alone (without BPF_F_ALLOW_MULTI): the kernel
@@ -158,8 +158,9 @@ func Adopt(ctx context.Context, t Target, o AdoptOptions) (*Link, error) {
 	return t.link("adopt", h, err)
 }
 
-// PlanAdopt tells what [Adopt] would change for others: for whoever attached the program,
-// whose next attach or detach may fail, and for the cgroups below. It changes nothing.
+// PlanAdopt tells what [Adopt] would change for others: for the tool that attached the
+// program, whose next attach or detach may fail, and for the cgroups below. It changes
+// nothing.
 func PlanAdopt(ctx context.Context, t Target, o AdoptOptions) (*hook.Adoption, error) {
 	plan, err := attach.PlanAdopt(ctx, t.place(o.BPFFS), target.AdoptRequest{Request: o.request(), NoGap: o.NoGap, Entry: o.Entry})
 	return plan, wrap("adopt", t, err)

@@ -4,8 +4,8 @@ package hook
 type Adoption struct {
 	// Program is what would be adopted.
 	Program Program `json:"program"`
-	// Holders are the processes that have the program open. Whoever attached it may be
-	// among them; a tool that attached it and has ended is not.
+	// Holders are the processes that have the program open. The tool that attached
+	// it may be among them; one that has ended is not.
 	Holders []HolderProcess `json:"holders"`
 	// Effects say what changes, in a sentence each.
 	Effects []string `json:"effects"`

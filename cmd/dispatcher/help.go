@@ -9,7 +9,7 @@ import (
 	"golang.org/x/term"
 )
 
-// Who types --help looks for a verb: so the verbs come first, and what they have in common
+// A user who types --help looks for a verb: so the verbs come first, and what they have in common
 // comes at the end.
 const (
 	helpTemplate = `{{if .HasParent}}{{or .Long .Short | trimTrailingWhitespaces}}{{else}}{{.Short}}.{{end}}

@@ -48,8 +48,8 @@ func (e *exam) chain(c *hook.Chain) {
 	e.twice(c)
 }
 
-// twice reports members whose program runs a second time, since whoever attached it before
-// it was adopted has attached it again. An unfinished move has two links of one program, too.
+// twice reports members whose program runs a second time, since the tool that attached it
+// before it was adopted has attached it again. An unfinished move has two links of one program, too.
 func (e *exam) twice(c *hook.Chain) {
 	if slices.ContainsFunc(e.found, func(f hook.Finding) bool { return f.Check == "leftover" || f.Check == "move" }) {
 		return

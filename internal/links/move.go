@@ -131,7 +131,7 @@ func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, 
 		}
 		return nil
 	}
-	// Who still has the old link open finds the new one by the member's number.
+	// A process that still has the old link open finds the new one by the member's number.
 	release := func() error {
 		was, err := kernel.LinkInfoOf(h.link)
 		if err == nil {

@@ -113,7 +113,7 @@ func (op *opened) reattach(r *target.Recovery, list *order, folder, name string,
 	}
 	kernel.Step("recover: attached")
 	again := *rec
-	// Who still has the old link open has lost the member.
+	// A process that still has the old link open has lost the member.
 	again.LastSeen, again.MovedFrom, again.Member = op.seen(), 0, newMember()
 	records, err := op.names.put(prog, made.ID, &again)
 	if err != nil {

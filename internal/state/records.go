@@ -172,7 +172,7 @@ func openRecords(id ebpf.MapID) (*ebpf.Map, error) {
 // closes them.
 func KeepRecords(prog *ebpf.Program) (Records, error) {
 	records, err := RecordsOf(prog)
-	// Who may not open maps by their ids makes new ones.
+	// A process that may not open maps by their ids makes new ones.
 	if len(records) > 0 || err != nil && !errors.Is(err, fs.ErrPermission) {
 		return records, err
 	}
