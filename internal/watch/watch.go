@@ -142,20 +142,34 @@ func (w *watcher) step(ctx context.Context, emit func(hook.Event) bool) bool {
 		w.failed++ // the event is reported once
 		events = append(events, hook.Event{Kind: hook.EventUnreadable, Err: err.Error()})
 	}
-	news, lost := w.sources.taken()
-	w.calls.add(news, len(lost) > 0, w.clock)
-	w.clock = w.now
-	for _, what := range lost {
-		events = append(events, hook.Event{Kind: hook.EventMissed, Err: what})
-	}
-	w.calls.explain(events)
-	for _, e := range events {
+	for _, e := range w.explain(events) {
 		e.Time = time.Now()
 		if !emit(e) {
 			return false
 		}
 	}
 	return true
+}
+
+// explain says of each event which process caused it, where that is certain, and returns the
+// events and what else is to be reported. A call shows its effect before it ends, and is
+// traced when it ends: a process may lose the processor in between.
+func (w *watcher) explain(events []hook.Event) []hook.Event {
+	for tries := 0; ; tries++ {
+		news, lost := w.sources.taken()
+		w.calls.add(news, len(lost) > 0, w.clock)
+		for _, what := range lost {
+			events = append(events, hook.Event{Kind: hook.EventMissed, Err: what})
+		}
+		w.calls.explain(events)
+		if tries == 3 || w.sources.tracer == nil || !slices.ContainsFunc(events, awaitsCall) {
+			break
+		}
+		time.Sleep(settle)
+	}
+	w.calls.forget(events)
+	w.clock = w.now
+	return events
 }
 
 // compare returns what is new, and keeps the look for the next comparison.

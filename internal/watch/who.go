@@ -78,10 +78,14 @@ func (c *calls) add(news []call, lost bool, since uint64) {
 // explain sets the process that caused each event, where that is certain.
 func (c *calls) explain(events []hook.Event) {
 	for i := range events {
-		e := &events[i]
-		e.Who = c.who(e, events)
+		if e := &events[i]; e.Who == nil {
+			e.Who = c.who(e, events)
+		}
 	}
-	// A link or slot that is gone does not come back.
+}
+
+// forget drops the makers of what has left: a link or slot that is gone does not come back.
+func (c *calls) forget(events []hook.Event) {
 	for _, e := range events {
 		if e.Kind == hook.EventLeft || e.Kind == hook.EventEmptied || e.Kind == hook.EventDefunct {
 			delete(c.makers, subject{slot: slotOf(&e)})
@@ -138,6 +142,16 @@ func (c *calls) who(e *hook.Event, all []hook.Event) *hook.EventProcess {
 		return c.ended(e)
 	}
 	return nil
+}
+
+// awaitsCall tells whether a call of bpf(2) that was not traced yet may have caused the event.
+func awaitsCall(e hook.Event) bool {
+	switch e.Kind {
+	case hook.EventAttached, hook.EventAdopted, hook.EventSet, hook.EventReordered, hook.EventUpdated,
+		hook.EventOvertaken, hook.EventExtended, hook.EventPinned, hook.EventLeft:
+		return e.Who == nil && e.Hook.Family() != "tc" && (e.Hook != hook.XDP || e.LinkID != 0)
+	}
+	return false
 }
 
 func (c *calls) matching(fits func(call) bool) (list []*call) {

@@ -72,11 +72,14 @@ func TestWhoOnce(t *testing.T) {
 	c.add([]call{{pid: 1, cmd: unix.BPF_LINK_UPDATE, id: 5, at: 100}}, false, 50)
 	first, second := []hook.Event{{Kind: hook.EventUpdated, LinkID: 5}}, []hook.Event{{Kind: hook.EventUpdated, LinkID: 5}}
 	c.explain(first)
+	c.forget(first)
 	qt.Check(t, qt.IsNotNil(first[0].Who))
 	c.add(nil, false, 60)
 	c.explain(second)
+	c.forget(second)
 	qt.Check(t, qt.IsNil(second[0].Who))
 	c.add([]call{{pid: 1, cmd: unix.BPF_LINK_UPDATE, id: 5, at: 100}}, true, 60)
 	c.explain(second)
+	c.forget(second)
 	qt.Check(t, qt.IsNil(second[0].Who))
 }
