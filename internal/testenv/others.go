@@ -15,40 +15,37 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// ofOthers removes the BPF objects that belong to others on this machine: objects that other processes
-// hold, objects that are pinned in a bpffs that is not a test's of this process, and what these objects
-// hold.
-func ofOthers(found things) {
-	var next things
-	theirs := things{}
-	for _, key := range append(heldByOthers(), pinnedByOthers()...) {
-		theirs[key] = key
-	}
-	for at := theirs; len(at) > 0; at = next {
-		next = things{}
-		for key := range at {
-			for _, held := range heldBy(key) {
-				if _, known := theirs[held]; !known {
-					next[held] = held
-				}
-			}
-		}
-		maps.Copy(theirs, next)
-	}
-	maps.DeleteFunc(found, func(key, _ string) bool { _, known := theirs[key]; return known })
-}
-
-// heldByOthers lists what processes hold that are neither this one nor its children. A child that is left
-// is a leak itself.
-func heldByOthers() (keys []string) {
+// addHeldByOthers adds the BPF objects that processes hold that are neither this one nor its children. A
+// child that is left is a leak itself. No object is opened: see openAfter.
+func addHeldByOthers(theirs things) {
 	own := things{}
 	_ = children(own)
 	eachHeld(func(pid, _, key string) {
-		if pid != fmt.Sprint(os.Getpid()) && !isChild(own, pid) {
-			keys = append(keys, key)
+		if isBPF(key) && pid != fmt.Sprint(os.Getpid()) && !isChild(own, pid) {
+			theirs[key] = key
 		}
 	})
-	return keys
+}
+
+// addReachedByOthers adds the BPF objects that are pinned in a bpffs that is not a test's of this process,
+// and what they and those in the list hold. It asks each object once: see openAfter.
+func addReachedByOthers(theirs, asked things) {
+	for _, key := range pinnedByOthers() {
+		theirs[key] = key
+	}
+	for more := true; more; {
+		more = false
+		for key := range maps.Clone(theirs) {
+			if has(asked, key) {
+				continue
+			}
+			asked[key] = key
+			for _, held := range heldBy(key) {
+				theirs[held] = held
+				more = true
+			}
+		}
+	}
 }
 
 func isChild(children things, pid string) bool {

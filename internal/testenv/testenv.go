@@ -24,7 +24,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -34,8 +33,8 @@ import (
 )
 
 // Require fails the test unless it can do what the project's tests do: act as root with CAP_SYS_ADMIN
-// and load an XDP program. It also takes this process's turn on the machine, see [turn], and removes
-// what killed test processes left behind.
+// and load an XDP program. It also says that this process is at work, see [turn], and removes what killed
+// test processes left behind.
 func Require(t testing.TB) {
 	t.Helper()
 	takeTurn(t)
@@ -69,9 +68,8 @@ var usable = sync.OnceValue(func() error {
 	return sweep()
 })
 
-// turn makes test processes that share a machine take turns, one test at a time. Ids of programs and
-// links are global, so a leak check could not tell its own objects from another process's, and
-// timings would suffer too. Tests of one process share a turn.
+// turn is a lock that test processes on this machine share. A process has it from the first test that
+// needs it to the last, so that it knows whether others run beside it: see [alone].
 var turn struct {
 	sync.Mutex
 	users int
@@ -89,7 +87,7 @@ func takeTurn(t testing.TB) {
 		if err != nil {
 			t.Fatalf("this test needs root: %v", err)
 		}
-		if err := waitForLock(lock); err != nil {
+		if err := flock(lock, unix.LOCK_SH); err != nil {
 			lock.Close()
 			t.Fatalf("lock %s: %v", turnFile, err)
 		}
@@ -105,24 +103,19 @@ func takeTurn(t testing.TB) {
 	})
 }
 
-// waitForLock locks f and writes the pid of this process into it. While it waits it says so now and
-// then, so that the test does not seem to hang.
-func waitForLock(f *os.File) error {
-	for wait := 0; ; wait++ {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			f.Truncate(0)
-			_, err = f.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
+// alone tells whether no other test process of this project is at work now.
+func alone() bool {
+	turn.Lock()
+	defer turn.Unlock()
+	err := flock(turn.lock, unix.LOCK_EX|unix.LOCK_NB)
+	return flock(turn.lock, unix.LOCK_SH) == nil && err == nil
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
 			return err
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		if wait%1000 == 999 {
-			pid, _ := os.ReadFile(f.Name())
-			fmt.Fprintf(os.Stderr, "testenv: waiting for the tests of pid %s", pid)
-		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 
