@@ -24,7 +24,8 @@ var (
 	ErrDefunct = errors.New("defunct")
 	// ErrIncompatible: the program cannot be a member of this chain.
 	ErrIncompatible = errors.New("incompatible program")
-	// ErrPermission: a capability is missing, or the kernel's policy forbids it.
+	// ErrPermission: a capability or a right to a file is missing, or the kernel's policy
+	// forbids it.
 	ErrPermission = errors.New("no permission")
 	// ErrPins: the operation is in effect, but pins could not be changed: the bpffs may
 	// be read-only, or full.

@@ -91,7 +91,7 @@ func (f folder) pinSlot(slot *ebpf.Map, component uint32) error {
 		return kernel.Errno("unpin", err)
 	}
 	kernel.Step("pin: slot")
-	return kernel.Errno("pin the slot", slot.Pin(path))
+	return kernel.PathErrno("pin", path, slot.Pin(path))
 }
 
 // slotOf returns the path of a component's slot, if it has one.

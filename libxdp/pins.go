@@ -22,7 +22,10 @@ func folderIn(bpffs string) folder { return folder{filepath.Join(bpffs, "xdp")} 
 
 // folderToChange is folderIn for changes, which need the bpffs.
 func folderToChange(bpffs string) (folder, error) {
-	if !kernel.IsBPFFS(bpffs) {
+	if err := kernel.FindBPFFS(bpffs); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			return folder{}, err
+		}
 		return folder{}, hook.Because(fs.ErrNotExist, "the programs of a chain are pinned, and there is no bpffs at %s", bpffs).
 			Hint("mount one with \"%s\"", kernel.MountCommand(bpffs))
 	}
@@ -51,8 +54,9 @@ func (l *locked) pin(dir string, links []link.Link, progs []*ebpf.Program) (err 
 	}()
 	for n := range links {
 		kernel.Step("pin: link")
-		if err := links[n].Pin(filepath.Join(dir, linkPin(n))); err != nil {
-			return kernel.Errno("pin the link", err)
+		path := filepath.Join(dir, linkPin(n))
+		if err := links[n].Pin(path); err != nil {
+			return kernel.PathErrno("pin", path, err)
 		}
 		kernel.Step("pin: program")
 		if err := pinProgram(progs[n], filepath.Join(dir, progPin(n))); err != nil {
@@ -70,7 +74,7 @@ func pinProgram(prog *ebpf.Program, path string) error {
 		return fmt.Errorf("pin: %w", err)
 	}
 	defer c.Close()
-	return kernel.Errno("pin the program", c.Pin(path))
+	return kernel.PathErrno("pin", path, c.Pin(path))
 }
 
 // unpin removes the pins of a dispatcher, in libxdp's order, and the folder

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -18,8 +20,11 @@ const defaultBPFFS = kernel.DefaultBPFFS
 // no pins.
 func (a *app) checkBPFFS(cmd *cobra.Command) error {
 	f := cmd.Flags().Lookup("bpffs")
-	if f == nil || !f.Changed || kernel.IsBPFFS(a.bpffs) {
+	if f == nil || !f.Changed {
 		return nil
+	}
+	if err := kernel.FindBPFFS(a.bpffs); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	if !isFile(a.bpffs) {
 		return usage("", "--bpffs %s: there is no such folder", a.bpffs)
@@ -34,8 +39,8 @@ func (a *app) needBPFFS(pins bool) error {
 		return nil
 	}
 	a.pins = true
-	if kernel.IsBPFFS(a.bpffs) {
-		return nil
+	if err := kernel.FindBPFFS(a.bpffs); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	if inPrivateMounts() {
 		return usage(`instead of "ip netns exec NS dispatcher" use "dispatcher -n NS"; or mount one, or give --bpffs or --hold`,

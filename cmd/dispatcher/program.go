@@ -237,7 +237,7 @@ func openMap(word string) (*ebpf.Map, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("pinned map: %w", fs.ErrNotExist)
 		}
-		return m, kernel.Errno("pinned map", err)
+		return m, kernel.PathErrno("open the pin", word, err)
 	}
 	id, err := parseID(text)
 	if err != nil {

@@ -57,22 +57,6 @@ func TestMachine(t *testing.T) {
 	}
 }
 
-// The security modules that may refuse what capabilities allow are named.
-func TestSuspects(t *testing.T) {
-	const status, lsm, lockdown = "/proc/thread-self/status", "/sys/kernel/security/lsm", "/sys/kernel/security/lockdown"
-	for _, test := range []struct {
-		files map[string]string
-		want  string
-	}{
-		{nil, "it is the kernel's own policy, or a security module, .*"},
-		{map[string]string{lsm: "capability,landlock,yama"}, "no seccomp filter, .* so it is the kernel's own policy"},
-		{map[string]string{lsm: "lockdown,capability,selinux,bpf", lockdown: "none [integrity] confidentiality"}, `it may be lockdown \(integrity\), or the security module selinux, or the security module bpf`},
-		{map[string]string{status: "Seccomp:\t2\n"}, "it may be a seccomp filter"},
-	} {
-		qt.Check(t, qt.Matches(with(test.files).suspects(), test.want))
-	}
-}
-
 // As few members as possible are moved.
 func TestStrays(t *testing.T) {
 	for _, test := range []struct {

@@ -29,6 +29,11 @@ func readFile(path string) (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
+func (m machine) bytes(path string) ([]byte, error) {
+	text, err := m.read(path)
+	return []byte(text), err
+}
+
 // look does the checks of the machine.
 func (m machine) look(ctx context.Context) []hook.Finding {
 	var found []hook.Finding
@@ -104,7 +109,7 @@ func (m machine) features(ctx context.Context) []hook.Finding {
 	if len(refused) > 0 {
 		found = append(found, hook.Finding{
 			Check: "refused", Level: hook.LevelNote,
-			Text: fmt.Sprintf("refused although the capabilities are there: %s; %s", strings.Join(refused, ", "), m.suspects()),
+			Text: fmt.Sprintf("refused although the capabilities are there: %s; %s", strings.Join(refused, ", "), kernel.Suspects(m.bytes)),
 		})
 	}
 	return found

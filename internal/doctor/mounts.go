@@ -19,6 +19,8 @@ import (
 func (m machine) bpffsMount() []hook.Finding {
 	var st unix.Stat_t
 	switch err := unix.Stat(m.bpffs, &st); {
+	case errors.Is(err, unix.EACCES):
+		return note("", fmt.Sprintf("%v; members cannot outlive their process, and there is no lock", kernel.PathErrno("stat", m.bpffs, err)))
 	case err != nil:
 		mend := ""
 		if errors.Is(err, fs.ErrNotExist) {

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
-	"strings"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -22,7 +20,7 @@ func memlock() []hook.Finding {
 }
 
 func (m machine) lockdown() []hook.Finding {
-	switch mode := m.lockdownMode(); mode {
+	switch mode := kernel.LockdownMode(m.bytes); mode {
 	case "":
 		return nil
 	case "confidentiality":
@@ -30,12 +28,6 @@ func (m machine) lockdown() []hook.Finding {
 	default:
 		return ok(mode)
 	}
-}
-
-// lockdownMode returns the mode of lockdown; empty when the mode is not known.
-func (m machine) lockdownMode() string {
-	text, _ := m.read("/sys/kernel/security/lockdown")
-	return kernel.LockdownMode(text)
 }
 
 // modules looks at the security modules: they may refuse what capabilities allow.
@@ -50,7 +42,7 @@ func (m machine) modules() []hook.Finding {
 }
 
 func (m machine) seccomp() []hook.Finding {
-	switch filtered, err := m.filtered(); {
+	switch filtered, err := kernel.Filtered(m.bytes); {
 	case err != nil:
 		return ok("cannot be told: " + oneLine(err))
 	case filtered:
@@ -59,46 +51,11 @@ func (m machine) seccomp() []hook.Finding {
 	return nil
 }
 
-// filtered tells whether a seccomp filter is in force.
-func (m machine) filtered() (bool, error) {
-	status, err := m.read("/proc/thread-self/status")
-	return strings.Contains("\n"+status+"\n", "\nSeccomp:\t2\n"), err
-}
-
-// guards are the security modules that may refuse bpf(2) (security_bpf and what is
-// called with it). Others, such as yama and landlock, have no say there.
-var guards = []string{"selinux", "smack", "apparmor", "tomoyo", "bpf"}
-
-// suspects says in words what may refuse what capabilities allow, as far as that can be
-// seen.
-func (m machine) suspects() string {
-	var seen []string
-	if filtered, _ := m.filtered(); filtered {
-		seen = append(seen, "a seccomp filter")
-	}
-	if mode := m.lockdownMode(); mode != "" && mode != "none" {
-		seen = append(seen, "lockdown ("+mode+")")
-	}
-	text, err := m.read("/sys/kernel/security/lsm")
-	for name := range strings.SplitSeq(text, ",") {
-		if slices.Contains(guards, name) {
-			seen = append(seen, "the security module "+name)
-		}
-	}
-	switch {
-	case len(seen) > 0:
-		return "it may be " + strings.Join(seen, ", or ")
-	case err != nil:
-		return "it is the kernel's own policy, or a security module, which cannot be seen without /sys/kernel/security"
-	}
-	return "no seccomp filter, lockdown or security module does that, so it is the kernel's own policy"
-}
-
 // namespaces looks for namespaces that hide things from this process.
 func namespaces() []hook.Finding {
 	var found []hook.Finding
 	add := func(text string) { found = append(found, note("", text)...) }
-	if ns := procfs.Namespace("/proc/thread-self", "user"); ns != 0 && ns != procfs.InitialUserNS {
+	if kernel.InUserNS() {
 		add("in a user namespace, whose capabilities do not count for BPF")
 	}
 	if ns := procfs.Namespace("/proc/thread-self", "pid"); ns != 0 && ns != procfs.InitialPIDNS {

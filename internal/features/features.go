@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"runtime"
 	"strings"
 
@@ -140,13 +140,10 @@ func inNewNetNS(fn func() error) error {
 }
 
 func tryBPFFS(path string) error {
-	if kernel.IsBPFFS(path) {
-		if kernel.ReadOnly(path) {
-			return errors.New("read-only: nothing can be pinned there")
-		}
-		return nil
-	}
-	if _, err := os.Stat(path); err != nil {
+	switch err := kernel.FindBPFFS(path); {
+	case err == nil && kernel.ReadOnly(path):
+		return errors.New("read-only: nothing can be pinned there")
+	case err == nil, !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
 	return fmt.Errorf("not mounted; mount one with \"%s\"", kernel.MountCommand(path))

@@ -15,11 +15,24 @@ import (
 // DefaultBPFFS is the folder where a bpffs is mounted by convention.
 const DefaultBPFFS = "/sys/fs/bpf"
 
-// IsBPFFS tells whether path is in a bpffs.
-func IsBPFFS(path string) bool {
+// FindBPFFS checks that path is in a bpffs. The error is fs.ErrNotExist if it certainly is
+// not.
+func FindBPFFS(path string) error {
 	var st unix.Statfs_t
-	return unix.Statfs(path, &st) == nil && st.Type == unix.BPF_FS_MAGIC
+	switch err := unix.Statfs(path, &st); {
+	case err == nil && st.Type == unix.BPF_FS_MAGIC:
+		return nil
+	case err == nil:
+		return hook.Because(fs.ErrNotExist, "no bpffs at %s", path)
+	case errors.Is(err, unix.ENOENT):
+		return hook.Because(fs.ErrNotExist, "no bpffs at %s: there is no such folder", path)
+	default:
+		return PathErrno("stat", path, err)
+	}
 }
+
+// IsBPFFS tells whether path is seen to be in a bpffs.
+func IsBPFFS(path string) bool { return FindBPFFS(path) == nil }
 
 // ReadOnly tells whether the file system at path is mounted read-only.
 func ReadOnly(path string) bool {
@@ -30,8 +43,8 @@ func ReadOnly(path string) bool {
 // MountBPFFS mounts a bpffs at path, which must be a folder, unless a bpffs is
 // mounted there already. It returns true if it mounted one.
 func MountBPFFS(path string) (bool, error) {
-	if IsBPFFS(path) {
-		return false, nil
+	if err := FindBPFFS(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return false, err
 	}
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return false, hook.Because(fs.ErrNotExist, "there is no folder %s", path)

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"testing"
 
@@ -56,6 +57,33 @@ func TestRefusedXDP(t *testing.T) {
 		qt.Check(t, qt.ErrorMatches(err, test.want))
 		qt.Check(t, qt.ErrorIs(err, test.is))
 	}
+}
+
+// Code that must be compiled, and was not, is told from code that the verifier refuses.
+func TestUncompiled(t *testing.T) {
+	log := func(line string) error {
+		return fmt.Errorf("load program: %w", &ebpf.VerifierError{Cause: unix.EINVAL, Log: []string{"func#0 @0", line, "processed 9 insns"}})
+	}
+	for _, line := range []string{
+		"mixing of tail_calls and bpf-to-bpf calls is not supported",
+		"tail_calls are not allowed in non-JITed programs with bpf-to-bpf calls",
+		"calling kernel functions are not allowed in non-JITed programs",
+		"callbacks are not allowed in non-JITed programs",
+		"JIT is required for calling kernel function",
+	} {
+		for setting, want := range map[string]string{
+			"0\n": `.*the BPF JIT is off \(net\.core\.bpf_jit_enable is 0\), .*; switch it on with "sysctl -w net\.core\.bpf_jit_enable=1"`,
+			"":    `.*the kernel did not compile the code, .*; if the BPF JIT is off .*`,
+			"1\n": `.*the BPF JIT is on, but has not compiled the code, .*`,
+		} {
+			err := hook.Wrap("attach", hook.XDP, "eth0", uncompiledWith(log(line), setting))
+			qt.Check(t, qt.ErrorMatches(err, want))
+			qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
+			qt.Check(t, qt.ErrorIs(err, unix.EINVAL))
+		}
+	}
+	qt.Check(t, qt.IsNil(uncompiledWith(log("R0 !read_ok"), "0")))
+	qt.Check(t, qt.IsNil(uncompiledWith(unix.EINVAL, "0")))
 }
 
 func TestSince(t *testing.T) {

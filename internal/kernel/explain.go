@@ -3,13 +3,14 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 // needed are the capabilities that the library cannot do without.
@@ -41,25 +42,53 @@ func HasCapability(bit int) bool {
 	return err != nil || sets[bit/32].Effective&(1<<(bit%32)) != 0
 }
 
-// Explain adds the most likely reason to a refusal by the kernel (EPERM, EACCES).
-// It returns other errors as they are.
+// Explain adds to a refusal by the kernel (EPERM, EACCES) what refuses, and says which file
+// system is missing where one that is needed is not mounted. It returns other errors as
+// they are.
 func Explain(err error) error {
+	if missing := unmounted(err); missing != "" {
+		return errors.New(err.Error() + ": " + missing) // what was looked for is not known to be gone
+	}
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) || errors.Is(err, hook.ErrPermission) {
 		return err
 	}
 	// cilium/ebpf adds this guess to every EPERM.
 	what := strings.ReplaceAll(err.Error(), " (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", "")
-	why := "refused although this process has the needed capabilities: a security module, seccomp or the kernel's policy forbids it"
-	if ns := procfs.Namespace("/proc/thread-self", "user"); ns != 0 && ns != procfs.InitialUserNS {
+	var verifier *ebpf.VerifierError
+	why := denied(err)
+	if why != "" {
+	} else if InUserNS() {
 		why = "this process is in a user namespace, whose capabilities do not count for BPF; run it as root outside of it"
 	} else if missing := MissingCapabilities(); len(missing) > 0 {
 		why = "missing " + strings.Join(missing, " and ") + "; run it as root"
+	} else if errors.As(err, &verifier) && len(verifier.Log) > 0 {
+		return err // the log says why
 	} else if limit, ok := Memlock(); ok {
 		why = fmt.Sprintf("before Linux 5.11 BPF memory counts towards RLIMIT_MEMLOCK, which is %d bytes here; raise it with ulimit -l, in Go with rlimit.RemoveMemlock", limit)
-	} else if modes, _ := os.ReadFile("/sys/kernel/security/lockdown"); LockdownMode(string(modes)) == "confidentiality" {
-		why = "the kernel is locked down (confidentiality)"
+	} else {
+		why = "refused although this process has the needed capabilities: " + Suspects(os.ReadFile)
 	}
 	return &refusal{what + ": " + why, err}
+}
+
+// unmounted says which file system is not mounted where err looked for a file of it, as in
+// a chroot; empty if that is not so.
+func unmounted(err error) string {
+	var at *fs.PathError
+	if !errors.Is(err, unix.ENOENT) || !errors.As(err, &at) {
+		return ""
+	}
+	for _, of := range []struct {
+		folder, name string
+		magic        int64
+	}{{"/proc", "proc", unix.PROC_SUPER_MAGIC}, {"/sys", "sysfs", unix.SYSFS_MAGIC}} {
+		var st unix.Statfs_t
+		if strings.HasPrefix(at.Path, of.folder+"/") && !strings.HasPrefix(at.Path, DefaultBPFFS) &&
+			(unix.Statfs(of.folder, &st) != nil || st.Type != of.magic) {
+			return fmt.Sprintf("no %s is mounted at %s here, as in a chroot; mount it with \"%s\"", of.name, of.folder, Shell("mount", "-t", of.name, of.name, of.folder))
+		}
+	}
+	return ""
 }
 
 // A refusal is a hook.ErrPermission.
@@ -104,14 +133,6 @@ func RaiseMemlock() {
 	if _, counts := Memlock(); counts {
 		_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
 	}
-}
-
-// LockdownMode returns the active mode in /sys/kernel/security/lockdown; "" if there is
-// none.
-func LockdownMode(modes string) string {
-	_, rest, _ := strings.Cut(modes, "[")
-	mode, _, _ := strings.Cut(rest, "]")
-	return mode
 }
 
 // Errno adds to the error of a system call what was tried.

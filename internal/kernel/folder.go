@@ -54,7 +54,7 @@ func Guarded(path string) error {
 func ours(path string, way bool) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
-		return Errno(path, err)
+		return PathErrno("stat", path, err)
 	}
 	mode, owned := st.Mode&0o7777, st.Uid == 0 || int(st.Uid) == os.Geteuid()
 	switch kind := st.Mode & unix.S_IFMT; {

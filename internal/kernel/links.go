@@ -164,7 +164,7 @@ func AsRaw(l link.Link) (RawLink, error) {
 func LoadPinnedLink(path string) (RawLink, error) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
-		return nil, Errno("root pin", err)
+		return nil, PathErrno("open the pin", path, err)
 	}
 	return AsRaw(l)
 }

@@ -413,7 +413,10 @@ func (o Options) pinByName(spec *ebpf.CollectionSpec) (map[string]bool, error) {
 	for _, err := os.Lstat(parent); errors.Is(err, fs.ErrNotExist) && parent != filepath.Dir(parent); _, err = os.Lstat(parent) {
 		parent = filepath.Dir(parent)
 	}
-	if !kernel.IsBPFFS(parent) {
+	if err := kernel.FindBPFFS(parent); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 		return nil, hook.Because(hook.ErrUsage, "maps cannot be pinned in %s: it is not in a bpffs", dir).
 			Hint("mount one with \"%s\"", kernel.MountCommand(kernel.DefaultBPFFS))
 	}

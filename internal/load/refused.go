@@ -51,7 +51,11 @@ func Refused(name string, err error, missing ...string) error {
 		case strings.Contains(why, "device-bound program"):
 			why += "; a member of a chain cannot be bound to a device, so it cannot read the device's metadata of packets (XDP hints)"
 		}
-		return &hook.VerifierRefusal{Program: name, Why: why, Log: ve.Log, Err: ve}
+		refused := &hook.VerifierRefusal{Program: name, Why: why, Log: ve.Log, Err: ve}
+		if err := kernel.Uncompiled(refused); err != nil {
+			return err
+		}
+		return refused
 	}
 	switch {
 	case errors.Is(err, ebpf.ErrMapIncompatible):
@@ -59,7 +63,7 @@ func Refused(name string, err error, missing ...string) error {
 	case errors.Is(err, unix.EPERM):
 		return kernel.Errno("load program "+name, err)
 	}
-	return fmt.Errorf("load program %q: %w", name, err)
+	return kernel.Errno(fmt.Sprintf("load program %q", name), err)
 }
 
 // relocated is what [btf.CORERelocation] prints of itself: the kind of type, its name, and

@@ -40,7 +40,11 @@ func canRunHere() error {
 	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
 		return explain("make a network namespace", err)
 	}
-	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+	err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	if errors.Is(err, unix.EINVAL) { // do_change_type, fs/namespace.c
+		return errors.New("the root folder is no mount point, as in a chroot: mounts made here cannot be kept private")
+	}
+	if err != nil {
 		return explain("mount", err)
 	}
 	dir, err := os.MkdirTemp("", "libdispatcher-here-")

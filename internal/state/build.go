@@ -96,6 +96,9 @@ func (m *members) loadCode(name string, insns asm.Instructions, others map[strin
 	}
 	prog, err := ebpf.NewProgramWithOptions(spec, ebpf.ProgramOptions{LogLevel: log})
 	var refusal *ebpf.VerifierError
+	if uncompiled := kernel.Uncompiled(err); uncompiled != nil {
+		return nil, fmt.Errorf("load dispatcher: %w", uncompiled)
+	}
 	if errors.As(err, &refusal) && len(refusal.Log) > 0 {
 		return nil, fmt.Errorf("load dispatcher: %w", err) // here EACCES is about the code, not about privileges
 	}

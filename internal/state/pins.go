@@ -35,8 +35,8 @@ type Pins struct{ dir string }
 // error is fs.ErrNotExist if path is not in a bpffs, and fs.ErrPermission if other users
 // can change the pins. OpenPins removes an empty folder that another user has put there.
 func OpenPins(path string) (*Pins, error) {
-	if !kernel.IsBPFFS(path) {
-		return nil, hook.Because(fs.ErrNotExist, "no bpffs at %s", path)
+	if err := kernel.FindBPFFS(path); err != nil {
+		return nil, err
 	}
 	p := &Pins{filepath.Join(path, folderName)}
 	err := kernel.Guarded(p.dir)
@@ -186,7 +186,7 @@ type MemberPins struct {
 // pinHeld pins the member's slot or link.
 func (m MemberPins) pinHeld(path string) error {
 	if m.Link != nil {
-		return kernel.Errno("pin "+path, m.Link.Pin(path))
+		return kernel.PathErrno("pin", path, m.Link.Pin(path))
 	}
 	return pinClone(m.Slot, path)
 }
@@ -221,8 +221,8 @@ func (l *Locked) Add(folder string, root Pinner, m MemberPins) (err error) {
 	}
 	rooted := root == nil || l.HasRoot(folder)
 	if !rooted {
-		if err := root.Pin(filepath.Join(tmp, rootName)); err != nil {
-			return kernel.Errno("pin the root link", err)
+		if err := pinRoot(root, filepath.Join(tmp, rootName)); err != nil {
+			return err
 		}
 	}
 	if _, err := os.Lstat(l.Path(folder)); errors.Is(err, fs.ErrNotExist) {
@@ -248,6 +248,10 @@ func (l *Locked) Add(folder string, root Pinner, m MemberPins) (err error) {
 	return nil
 }
 
+func pinRoot(root Pinner, path string) error {
+	return kernel.Errno("the root link", kernel.PathErrno("pin", path, root.Pin(path)))
+}
+
 // pinClone pins a second descriptor of the map. If cilium/ebpf has pinned the first
 // one before, it would move that pin.
 func pinClone(m *ebpf.Map, path string) error {
@@ -256,7 +260,7 @@ func pinClone(m *ebpf.Map, path string) error {
 		return fmt.Errorf("pin: %w", err)
 	}
 	defer c.Close()
-	return kernel.Errno("pin "+path, c.Pin(path))
+	return kernel.PathErrno("pin", path, c.Pin(path))
 }
 
 // SetMaps replaces the pins of a member's maps by those of its new program's maps, after
@@ -386,8 +390,8 @@ func (l *Locked) Move(from, to string, root Pinner) error {
 		return nil
 	}
 	if root != nil {
-		if err := root.Pin(filepath.Join(l.Path(from), rootName)); err != nil {
-			return kernel.Errno("pin the root link", err)
+		if err := pinRoot(root, filepath.Join(l.Path(from), rootName)); err != nil {
+			return err
 		}
 	}
 	kernel.Step("move pins: before the rename")
@@ -399,8 +403,8 @@ func (l *Locked) Move(from, to string, root Pinner) error {
 func (l *Locked) Succession(from, to string, root Pinner) error {
 	// If this process dies, the pin under this name is removed as a leftover.
 	tmp := filepath.Join(l.dir, fmt.Sprintf("%sroot_%d_%d", tmpPrefix, os.Getpid(), time.Now().UnixNano()))
-	if err := root.Pin(tmp); err != nil {
-		return kernel.Errno("pin the root link", err)
+	if err := pinRoot(root, tmp); err != nil {
+		return err
 	}
 	kernel.Step("recover: before the rename")
 	err := os.Rename(tmp, l.RootPath(from))

@@ -204,12 +204,13 @@ func (r Records) Bind(prog *ebpf.Program) error {
 // Records opens the records that are pinned with a member; none if none are. Only Get can
 // be used. The caller closes them.
 func (p *Pins) Records(folder, member string) (Records, error) {
-	m, err := ebpf.LoadPinnedMap(p.Path(folder, memberPrefix+escape(member), mapPrefix+escape(RecordsName)), &ebpf.LoadPinOptions{ReadOnly: true})
+	path := p.Path(folder, memberPrefix+escape(member), mapPrefix+escape(RecordsName))
+	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, kernel.Errno("read the names of members", err)
+		return nil, kernel.PathErrno("open the pin", path, err)
 	}
 	if m.Type() != ebpf.LPMTrie || m.KeySize() != 8 || m.ValueSize() != recordSize {
 		m.Close()

@@ -77,3 +77,41 @@ func TestFolderOfAnotherUser(t *testing.T) {
 		})
 	}
 }
+
+// A process that may not read the folder, for the folder's mode, is told so, and by no verb that a security module or a missing
+// capability is why.
+func TestFolderThatMayNotBeRead(t *testing.T) {
+	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress, hook.TCIngress, hook.CgroupConnect4} {
+		t.Run(string(h), func(t *testing.T) {
+			s := scene.NewOn(t, h)
+			ctx, tracer := t.Context(), s.Tracer(t, 1)
+			s.Attach(t, tracer, scene.Persistent("filter", 10))
+			again := dispatcher.Program(s.Tracer(t, 2))
+			no := func(err error, folder string) {
+				t.Helper()
+				qt.Check(t, qt.ErrorIs(err, dispatcher.ErrPermission))
+				qt.Check(t, qt.ErrorMatches(err, ".* may not "+folder+": its mode is [01]700 and its owner user 0, group 0; this process is user 65534 without CAP_DAC_OVERRIDE; run it as root"))
+			}
+			for what, verb := range map[string]func() error{
+				"attach": func() error {
+					return scene.Second(dispatcher.Attach(ctx, s.Target, again, dispatcher.Options{BPFFS: s.BPFFS}))
+				},
+				"read":    func() error { return scene.Second(dispatcher.Read(ctx, s.Target, s.Look())) },
+				"open":    func() error { return scene.Second(dispatcher.Open(ctx, s.Target, "filter", s.Look())) },
+				"detach":  func() error { return dispatcher.Detach(ctx, s.Target, "filter", s.Leave()) },
+				"recover": func() error { return scene.Second(dispatcher.Recover(ctx, dispatcher.RecoverOptions{BPFFS: s.BPFFS})) },
+			} {
+				t.Log(what)
+				no(asNobody(t, verb), "look into the folder "+s.BPFFS) // what is below cannot even be looked for
+			}
+			if h.OnCgroup() {
+				qt.Assert(t, qt.IsNil(os.Chmod(s.Target.Cgroup, 0o700)))
+				no(asNobody(t, func() error {
+					return scene.Second(dispatcher.Attach(ctx, s.Target, again, dispatcher.Options{BPFFS: t.TempDir()}))
+				}), "read "+s.Target.Cgroup)
+			}
+			s.WantRun(t, 1)
+			s.Clear(t)
+		})
+	}
+}
