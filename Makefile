@@ -39,7 +39,7 @@ demo: matrix
 	@if scripts/can-run-here '$(VM)'; then \
 		$(AGAIN) demo-here; \
 	else \
-		scripts/need $(VM_NEEDS) && bin/matrix demo -kernel $(ELSEWHERE); \
+		scripts/need $(VM_NEEDS) && exec bin/matrix demo -kernel $(ELSEWHERE); \
 	fi
 
 .PHONY: demo-here
@@ -53,7 +53,7 @@ test: matrix
 	@if scripts/can-run-here '$(VM)'; then \
 		$(AGAIN) test-here; \
 	else \
-		scripts/need $(VM_NEEDS) && bin/matrix test -kernel $(ELSEWHERE); \
+		scripts/need $(VM_NEEDS) && exec bin/matrix test -kernel $(ELSEWHERE); \
 	fi
 
 # The kernels to test on, comma-separated; empty: all.
@@ -87,15 +87,12 @@ test-here: have-go
 	@scripts/need ip:iproute2
 	@scripts/need bpftool:bpftool groff:groff-base || echo 'the tests that need it will fail'
 	@if scripts/need gcc:gcc /usr/include/stdlib.h:libc6-dev; then \
-		echo 'with the race detector:'; \
-		export CGO_ENABLED=1; \
-		go test $(TESTEXEC) -race -count=1 -timeout 10m -run Concurrent $(CONCURRENT); \
-		go test $(TESTEXEC) -race -count=1 -timeout 10m ./internal/testenv; \
+		CGO_ENABLED=1 scripts/go-test 'tests of concurrency, with the race detector' $(TESTEXEC) -race -timeout 15m -run Concurrent $(CONCURRENT); \
+		CGO_ENABLED=1 scripts/go-test 'tests of the test helpers, with the race detector' $(TESTEXEC) -race ./internal/testenv; \
 	else \
 		echo 'without the race detector, which needs gcc'; \
 	fi
-	@echo 'all tests:'
-	@go test $(TESTEXEC) -count=1 -timeout 15m ./...
+	@scripts/go-test 'all tests' $(TESTEXEC) -timeout 20m ./...
 
 # How long make fuzz runs each target.
 FUZZTIME ?= 20s

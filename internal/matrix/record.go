@@ -56,7 +56,7 @@ func (r *recorder) end(result guest.Result) {
 		if json.Valid(r.features.Bytes()) {
 			r.Features = r.features.Bytes()
 		} else {
-			r.failed = append(r.failed, featuresStep)
+			r.failed = append(r.failed, "dispatcher features")
 			r.tester.say(r.Series, "FAIL\tdispatcher features: status %d\n%s", result.Status, r.features.Bytes())
 		}
 		return
@@ -72,8 +72,9 @@ func (r *recorder) end(result guest.Result) {
 	if p.Status == 0 && result.Error == "" {
 		r.tester.say(r.Series, "ok  \t%s\t%.1fs\t(%s)", name, p.Seconds, counts)
 	} else {
-		r.failed = append(r.failed, p.Package)
-		r.tester.say(r.Series, "%sFAIL\t%s\t%.1fs\t(%d failed, %s) %s", r.log.Failures(), name, p.Seconds, count(p.Tests, fail), counts, result.Error)
+		failures := r.log.Failures()
+		r.failed = append(r.failed, strings.TrimSpace(p.Package+" "+result.Error)+"\n"+failures)
+		r.tester.say(r.Series, "%sFAIL\t%s\t%.1fs\t(%d failed, %s) %s", failures, name, p.Seconds, count(p.Tests, fail), counts, result.Error)
 	}
 	r.log = nil
 }
@@ -85,12 +86,13 @@ func complaints(console string) []string {
 	return complaint.FindAllString(strings.ReplaceAll(console, "\r", ""), -1)
 }
 
-// verdict returns an error if a test failed.
+// verdict returns an error if a test failed. It repeats what these tests said: by now it
+// is far up on the screen, and a machine may keep only the end.
 func (r *recorder) verdict() error {
 	if len(r.failed) == 0 {
 		return nil
 	}
-	return errors.New("failed: " + strings.Join(r.failed, ", "))
+	return errors.New(strings.Join(r.failed, "\n"))
 }
 
 // sayLeftOut lists the tests that did not run, with reasons.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libdispatcher/dispatcher/internal/matrix/cache"
 	"github.com/libdispatcher/dispatcher/internal/matrix/guest"
 	"github.com/libdispatcher/dispatcher/internal/matrix/image"
 )
@@ -73,7 +74,9 @@ func testCommand(ctx context.Context, args []string) error {
 		_, err := image.FindSeries(*kernels)
 		return err
 	}
-	t.packages = flags.Args()
+	for _, p := range flags.Args() {
+		t.packages = append(t.packages, filepath.Clean(p))
+	}
 	return t.all(ctx)
 }
 
@@ -152,11 +155,24 @@ func (t *tester) all(ctx context.Context) error {
 			fmt.Fprintf(t.show, "ok    %s\n", t.kernels[i])
 		}
 	}
-	fmt.Fprintf(t.show, "%d kernels, %.0f s; logs are in %s\n", len(t.kernels), time.Since(begin).Seconds(), t.results)
+	fmt.Fprintf(t.show, "%d kernels, %.0f s; logs are in %s; %s\n", len(t.kernels), time.Since(begin).Seconds(), t.results, cached())
 	if len(failed) > 0 {
 		return exitStatus(1)
 	}
 	return nil
+}
+
+// cached says what the machines keep on this computer.
+func cached() string {
+	c, err := cache.Open(nil)
+	if err != nil {
+		return err.Error()
+	}
+	size, err := c.Size()
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%s has %d MB of kernels and tools", c.Dir, size>>20)
 }
 
 // build builds the files for the machines.

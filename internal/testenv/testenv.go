@@ -33,11 +33,11 @@ import (
 )
 
 // Require fails the test unless it can do what the project's tests do: act as root with CAP_SYS_ADMIN
-// and load an XDP program. It also says that this process is at work, see [turn], and removes what killed
+// and load an XDP program. It also says that this process is at work, see [work], and removes what killed
 // test processes left behind.
 func Require(t testing.TB) {
 	t.Helper()
-	takeTurn(t)
+	beginWork(t)
 	if err := usable(); err != nil {
 		t.Fatalf("this test needs root and BPF: %v", err)
 	}
@@ -68,47 +68,47 @@ var usable = sync.OnceValue(func() error {
 	return sweep()
 })
 
-// turn is a lock that test processes on this machine share. A process has it from the first test that
+// work is a lock that test processes on this machine share. A process has it from the first test that
 // needs it to the last, so that it knows whether others run beside it: see [alone].
-var turn struct {
+var work struct {
 	sync.Mutex
 	users int
 	lock  *os.File
 }
 
-const turnFile = "/run/libdispatcher-test.lock"
+const workFile = "/run/libdispatcher-tests.lock"
 
-func takeTurn(t testing.TB) {
+func beginWork(t testing.TB) {
 	t.Helper()
-	turn.Lock()
-	defer turn.Unlock()
-	if turn.users == 0 {
-		lock, err := os.OpenFile(turnFile, os.O_CREATE|os.O_RDWR, 0o600)
+	work.Lock()
+	defer work.Unlock()
+	if work.users == 0 {
+		lock, err := os.OpenFile(workFile, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			t.Fatalf("this test needs root: %v", err)
 		}
 		if err := flock(lock, unix.LOCK_SH); err != nil {
 			lock.Close()
-			t.Fatalf("lock %s: %v", turnFile, err)
+			t.Fatalf("lock %s: %v", workFile, err)
 		}
-		turn.lock = lock
+		work.lock = lock
 	}
-	turn.users++
+	work.users++
 	t.Cleanup(func() {
-		turn.Lock()
-		defer turn.Unlock()
-		if turn.users--; turn.users == 0 {
-			turn.lock.Close()
+		work.Lock()
+		defer work.Unlock()
+		if work.users--; work.users == 0 {
+			work.lock.Close()
 		}
 	})
 }
 
 // alone tells whether no other test process of this project is at work now.
 func alone() bool {
-	turn.Lock()
-	defer turn.Unlock()
-	err := flock(turn.lock, unix.LOCK_EX|unix.LOCK_NB)
-	return flock(turn.lock, unix.LOCK_SH) == nil && err == nil
+	work.Lock()
+	defer work.Unlock()
+	err := flock(work.lock, unix.LOCK_EX|unix.LOCK_NB)
+	return flock(work.lock, unix.LOCK_SH) == nil && err == nil
 }
 
 func flock(f *os.File, how int) error {

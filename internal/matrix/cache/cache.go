@@ -35,6 +35,21 @@ func Open(say func(format string, args ...any)) (*Cache, error) {
 	return &Cache{Dir: dir, Say: say}, nil
 }
 
+// Size returns how many bytes the files of the cache have.
+func (c *Cache) Size() (size int64, err error) {
+	err = filepath.WalkDir(c.Dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			size += info.Size()
+		}
+		return err
+	})
+	return size, err
+}
+
 const (
 	fresh  = 7 * 24 * time.Hour // older things are made again, because there may be newer packages
 	unused = 24 * time.Hour     // a replaced thing of this age is no longer in use
