@@ -30,9 +30,10 @@ func (noSource) Load(load.Want) (*load.Loaded, error) {
 // Program is a program that the caller has loaded and still owns. The caller may
 // close it as soon as the call that takes the source has returned.
 //
-// It must be an XDP program of the same kind as the members that are there
-// already, see [ErrIncompatible]: the same expected attach type (BPF_XDP is
-// what cilium/ebpf and libbpf set for SEC("xdp")), and with or without frags.
+// An XDP program must have the expected attach type BPF_XDP, see [ErrIncompatible].
+// cilium/ebpf and libbpf set it for SEC("xdp"); in a spec made by hand it is
+// ProgramSpec.AttachType = ebpf.AttachXDP. And it must be with or without frags as the
+// members that are there already.
 func Program(prog *ebpf.Program) Source { return Source{load.Program{Program: prog}} }
 
 // ProgramID is a loaded program, by its id.

@@ -52,7 +52,7 @@ func (Family) Adopt(o *target.Opened, l *state.Locked, req target.AdoptRequest) 
 }
 
 func (d Device) adoptLegacy(l *state.Locked, snap *Snapshot, req target.AdoptRequest) (target.Handle, error) {
-	prog, err := load.Program{Program: snap.Prog}.Load(load.Want{Hook: hook.XDP})
+	prog, err := load.Program{Program: snap.Prog}.Load(load.Want{Hook: hook.XDP, Adopt: true})
 	if err != nil {
 		return nil, err
 	}

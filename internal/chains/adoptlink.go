@@ -50,7 +50,7 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 	case !errors.Is(err, state.ErrNotOurs):
 		return nil, kernel.Again(err) // it may be a chain of a later version
 	}
-	prog, err := load.Program{Program: old}.Load(load.Want{Hook: hook.XDP})
+	prog, err := load.Program{Program: old}.Load(load.Want{Hook: hook.XDP, Adopt: true})
 	if err != nil {
 		return nil, err
 	}

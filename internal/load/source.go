@@ -24,8 +24,12 @@ type Source interface {
 type Want struct {
 	Hook hook.Hook
 	// Shape is the shape of the XDP chain that the program joins. It is nil when the
-	// program starts a chain: a loaded program then keeps its shape.
+	// program starts a chain: a loaded program then keeps its frags, and must have been
+	// loaded as others are.
 	Shape *dispatch.Shape
+	// Adopt lets a program start a chain that most others cannot join: it has the
+	// device already, so no more are locked out than before.
+	Adopt bool
 	// Frags lets a program that starts a chain keep its frags. Without them more programs
 	// can join.
 	Frags bool
@@ -159,16 +163,29 @@ func existing(prog *ebpf.Program, want Want) (*Loaded, error) {
 	if l.Shape, err = state.ShapeOf(prog); err != nil {
 		return nil, fmt.Errorf("program %q: %w", info.Name, err)
 	}
-	// ShapeOf may return a shape that differs but is the same to this kernel.
-	if want.Shape != nil && l.Shape != *want.Shape {
+	switch {
+	case want.Shape != nil && l.Shape != *want.Shape:
+		// ShapeOf may return a shape that differs but is the same to this kernel.
 		return nil, Mismatch(info.Name, l.Shape, *want.Shape)
+	case want.Shape == nil && want.Extension == nil && !want.Adopt && l.Shape.AttachType == ebpf.AttachNone:
+		// As the first it would decide for the chain, and shut out what nearly all
+		// loaders load.
+		return nil, hook.Because(hook.ErrIncompatible, "program %q has %v, and the kernel would let no program of SEC(\"xdp\") that is loaded already into its chain; %s", info.Name, l.Shape, withType)
 	}
 	return l, nil
 }
 
+// withType is how a program gets the attach type of nearly all XDP programs.
+const withType = "load it with the expected attach type BPF_XDP: in cilium/ebpf ProgramSpec.AttachType = ebpf.AttachXDP, in libbpf SEC(\"xdp\"); or give the file, which is loaded to fit"
+
 // Mismatch returns the error for a program that does not have the chain's shape.
 func Mismatch(name string, have, want dispatch.Shape) error {
-	why := "and the kernel lets programs of one kind only run in a chain; load it as the others were, or give the file, which is then loaded to fit"
+	why := "and the kernel lets programs of one kind only run in a chain; "
+	if want.AttachType == ebpf.AttachXDP {
+		why += withType
+	} else {
+		why += "give the file, which is loaded to fit, or begin the chain anew without the program that was adopted"
+	}
 	if have.Frags != want.Frags {
 		why = "and a chain takes multi-buffer packets with all its members or with none; load it from SEC(\"xdp\")"
 		if want.Frags {

@@ -332,7 +332,11 @@ func TestConvertLoadedPrograms(t *testing.T) {
 	testenv.NeedFreplace(t)
 	s := scene.New(t)
 	none := testenv.ExpectedAttachType(ebpf.AttachNone)
-	for n := range 3 {
+	s.AttachLegacy(t, testenv.Load(t, s.Trace.Spec(0, scene.Pass, none)))
+	first := dispatcher.AdoptOptions{}
+	first.Name, first.Persistent = "0", true
+	s.Adopt(t, first).Close()
+	for n := 1; n < 3; n++ {
 		s.Attach(t, testenv.Load(t, s.Trace.Spec(n, scene.Pass, none)), dispatcher.Options{Name: fmt.Sprint(n), Persistent: true}).Close()
 	}
 	s.WantRun(t, 0, 1, 2)
