@@ -138,5 +138,10 @@ func (l *Link) Chain(ctx context.Context) (*hook.Chain, error) {
 // closes it.
 func (l *Link) Program(ctx context.Context) (*ebpf.Program, error) {
 	p, err := target.Program(ctx, l.handle)
-	return p, wrap("open program", l.target, err)
+	if err != nil {
+		return nil, wrap("open program", l.target, err)
+	}
+	defer p.Close()
+	prog, err := p.Program.Clone()
+	return prog, wrap("open program", l.target, err)
 }

@@ -70,11 +70,12 @@ func (h *handle) Move(ctx context.Context, to hook.Position) error {
 func (h *handle) place(ctx context.Context, to hook.Position, priority int) error {
 	return h.with(ctx, changeSide, func(conn *rtnl.Conn, sd *side, i int) error {
 		e := sd.list[i]
-		prog, err := kernel.OpenProgram(e.Entry.Program, "the member's program")
+		loaded, err := h.Program(e.Entry.Program, "the member's program")
 		if err != nil {
 			return err
 		}
-		defer prog.Close()
+		defer loaded.Close()
+		prog := loaded.Program
 		j, priority, err := sd.list.Move(i, to, priority)
 		if err != nil {
 			return err

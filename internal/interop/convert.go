@@ -256,7 +256,7 @@ func (d device) memberProgram(m *hook.Member, src load.Source, want load.Want) (
 	if src == nil {
 		return load.Reuse(old, *want.Shape)
 	}
-	return load.Successor(load.PinningIn(src, d.BPFFS), old, want)
+	return load.Successor(load.PinningIn(src, d.BPFFS), load.Own(old), want)
 }
 
 // bare returns the names of the members for which no source was given.

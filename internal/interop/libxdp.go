@@ -82,12 +82,13 @@ func (c *component) Settings() hook.Settings {
 // caller closes the result.
 func (c *component) Load(target *ebpf.Program, function string) (*ebpf.Program, error) {
 	c.Close()
-	var old *ebpf.Program
+	var old *load.Loaded
 	if c.old != 0 {
-		var err error
-		if old, err = ebpf.NewProgramFromID(ebpf.ProgramID(c.old)); err != nil {
+		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(c.old))
+		if err != nil {
 			return nil, kernel.Again(err)
 		}
+		old = load.Own(prog)
 		defer old.Close()
 	}
 	loaded, err := load.Successor(c.src, old, load.Want{Hook: hook.XDP, Begins: c.begins, Extension: &load.Extension{Target: target, Function: function}})

@@ -142,11 +142,12 @@ func (h *handle) withCurrent(ctx context.Context, fn func(g *current) error) err
 func (h *handle) Update(ctx context.Context, src load.Source) error {
 	return h.Replace(ctx, h, src, nil, func(prog *load.Loaded) (used bool, err error) {
 		err = h.change(ctx, func(l *state.Locked, g *current) error {
-			old, err := kernel.OpenProgram(g.info.Program, "the program to be replaced")
+			replaced, err := h.Program(g.info.Program, "the program to be replaced")
 			if err != nil {
 				return err
 			}
-			defer old.Close()
+			defer replaced.Close()
+			old := replaced.Program
 			records, err := g.names.put(prog.Program, h.id, g.rec)
 			if err != nil {
 				return err
@@ -219,12 +220,12 @@ func (h *handle) openRecords() (state.Records, error) {
 	if h.recordsOf == info.Program {
 		return h.records.Clone()
 	}
-	prog, err := kernel.OpenProgram(info.Program, "the member's program")
+	prog, err := h.Program(info.Program, "the member's program")
 	if err != nil {
 		return nil, err
 	}
 	defer prog.Close()
-	return state.RecordsOf(prog)
+	return state.RecordsOf(prog.Program)
 }
 
 // withRecords adds the records to the maps that are pinned with a member. By the pin they are

@@ -64,32 +64,50 @@ func (h *handle) place(ctx context.Context, to hook.Position, priority int) erro
 // record writes the member's record.
 func (h *handle) record(g *current, rec *state.Record) error {
 	if h.recordsOf != g.info.Program {
-		prog, err := kernel.OpenProgram(g.info.Program, "the member's program")
-		if err != nil {
+		if err := h.keepRecords(g); err != nil {
 			return err
 		}
-		defer prog.Close()
-		records, err := g.names.put(prog, h.id, rec)
-		if err != nil {
-			return err
-		}
-		h.hold(prog, records)
-	} else if err := h.records.Put(h.id, rec); err != nil {
+	}
+	if err := h.records.Put(h.id, rec); err != nil {
 		return err
 	}
 	h.rec = *rec
 	return nil
 }
 
-// relocate makes a new link at index j among the other entries, and takes out the
-// present link.
-func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, i, j int, rec *state.Record) error {
-	prog, err := kernel.OpenProgram(g.info.Program, "the member's program")
+// keepRecords opens the records of the member's program, or makes them. A process that may
+// not open the program by its id opens the records by their pin.
+func (h *handle) keepRecords(g *current) error {
+	prog, err := h.Program(g.info.Program, "the member's program")
+	if errors.Is(err, hook.ErrPermission) && g.rec.Name != "" && h.Opened.Pins != nil {
+		pinned, pinErr := h.Opened.Pins.Records(h.folder(), g.rec.Name, false)
+		if len(pinned) == 0 || pinErr != nil {
+			return kernel.Join(err, pinErr)
+		}
+		h.records.Close()
+		h.records, h.recordsOf = pinned, g.info.Program
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer prog.Close()
-	oldID := h.id
+	records, err := g.names.keep(prog.Program)
+	if err == nil {
+		h.hold(prog.Program, records)
+	}
+	return err
+}
+
+// relocate makes a new link at index j among the other entries, and takes out the
+// present link.
+func (h *handle) relocate(l *state.Locked, g *current, op *opened, list *order, i, j int, rec *state.Record) error {
+	loaded, err := h.Program(g.info.Program, "the member's program")
+	if err != nil {
+		return err
+	}
+	defer loaded.Close()
+	prog, oldID := loaded.Program, h.id
 	create := func(p *ebpf.Program) (kernel.RawLink, error) {
 		now, err := op.list()
 		if err != nil {
@@ -174,7 +192,7 @@ func (h *handle) withOrder(g *current, fn func(op *opened, list *order) error) e
 // open finds the device or opens the cgroup where the link is now. The caller closes
 // the result.
 func (h *handle) open(info *kernel.LinkInfo, names *Names) (*opened, error) {
-	op := &opened{Opened: h.Opened, names: names, kind: kernel.KindOf(h.Opened.Hook)}
+	op := &opened{Opened: h.Opened, names: names, kind: kernel.KindOf(h.Opened.Hook), held: info}
 	if op.Hook.OnCgroup() {
 		var err error
 		if op.cgroup, err = kernel.OpenCgroupID(info.CgroupID, h.Opened.Name); errors.Is(err, fs.ErrNotExist) {

@@ -145,7 +145,7 @@ func (n *Names) pinnedRecord(h hook.Hook, link uint32) (*state.Record, error) {
 	if err != nil || !pinned {
 		return nil, err
 	}
-	records, err := n.pins.Records(state.LinkFolder(h, link), member)
+	records, err := n.pins.Records(state.LinkFolder(h, link), member, true)
 	if err != nil {
 		return nil, err
 	}
@@ -160,16 +160,20 @@ func (n *Names) Record(info *kernel.LinkInfo) (*state.Record, error) {
 
 // pin returns the member name under which a link is pinned; ok says whether it is.
 func (n *Names) pin(h hook.Hook, link uint32) (member string, ok bool, err error) {
-	if n.pins == nil {
-		return "", false, nil
+	pinned, err := n.allPinned()
+	if err != nil {
+		return "", false, err
 	}
-	if n.pinned == nil {
-		if n.pinned, err = pinnedLinks(n.pins); err != nil {
-			return "", false, err
-		}
-	}
-	member, ok = n.pinned[state.LinkFolder(h, link)]
+	member, ok = pinned[state.LinkFolder(h, link)]
 	return member, ok && n.pins.Has(state.LinkFolder(h, link), member), nil
+}
+
+// allPinned returns the member that is pinned in each folder.
+func (n *Names) allPinned() (_ map[string]string, err error) {
+	if n.pins != nil && n.pinned == nil {
+		n.pinned, err = pinnedLinks(n.pins)
+	}
+	return n.pinned, err
 }
 
 // IsMember reports whether a link is a member: it has a record, or is pinned as one.
@@ -182,11 +186,17 @@ func (n *Names) IsMember(info *kernel.LinkInfo) (bool, error) {
 	return pinned, err
 }
 
+// keep opens the records of a program, and makes them where there are none. The caller
+// closes them.
+func (n *Names) keep(prog *ebpf.Program) (state.Records, error) {
+	n.Close() // the program may be among the known ones, without records
+	return state.KeepRecords(prog)
+}
+
 // put writes the record of a link to a program that the link runs, or is about to run. The
 // caller closes the records.
 func (n *Names) put(prog *ebpf.Program, link uint32, rec *state.Record) (state.Records, error) {
-	n.Close() // the program may be among the known ones, without records
-	records, err := state.KeepRecords(prog)
+	records, err := n.keep(prog)
 	if err == nil {
 		err = records.Put(link, rec)
 	}

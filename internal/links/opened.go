@@ -23,12 +23,13 @@ type opened struct {
 	*target.Opened
 	names  *Names
 	kind   kernel.Kind
-	name   string         // of the device
-	index  int            // of the device
-	begins hook.Begins    // what packets on the device begin with
-	cgroup *kernel.Cgroup // nil for a device
-	moved  bool           // the device has moved: close closes its namespace
-	here   bool           // the thread is in the device's namespace
+	name   string           // of the device
+	index  int              // of the device
+	begins hook.Begins      // what packets on the device begin with
+	cgroup *kernel.Cgroup   // nil for a device
+	moved  bool             // the device has moved: close closes its namespace
+	here   bool             // the thread is in the device's namespace
+	held   *kernel.LinkInfo // the link of the handle that looks
 }
 
 // open finds the device or opens the cgroup of a target. The caller closes the result.
@@ -182,16 +183,22 @@ func (op *opened) query(flags uint32) (q *kernel.Query, err error) {
 
 // matchLinks finds the links of the programs on a cgroup, since the query does not
 // return links. If one program has several entries, and only some have links, the
-// kernel does not tell which: matchLinks takes the first ones.
+// kernel does not tell which: matchLinks takes the first ones. A process that may not
+// list links finds those that are pinned; they must be all that is there.
 func (op *opened) matchLinks(programs []uint32) ([]uint32, error) {
 	found := make([]uint32, len(programs))
 	if len(programs) == 0 {
 		return found, nil
 	}
 	links := op.Links
+	var refused error
 	if links == nil {
 		var err error
-		if links, err = kernel.AllLinks(); err != nil {
+		if links, err = kernel.AllLinks(); errors.Is(err, hook.ErrPermission) {
+			refused = err
+			links, err = op.pinnedLinks()
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -206,7 +213,44 @@ func (op *opened) matchLinks(programs []uint32) ([]uint32, error) {
 			}
 		}
 	}
+	if i := slices.Index(found, 0); i >= 0 && refused != nil {
+		return nil, fmt.Errorf("program %d is on %s, and no pin says by which link: %w", programs[i], op, refused)
+	}
 	return found, nil
+}
+
+// pinnedLinks returns the links that can be found without their ids: those that are pinned
+// on the hook, and the link of the handle.
+func (op *opened) pinnedLinks() ([]kernel.LinkInfo, error) {
+	var links []kernel.LinkInfo
+	add := func(info *kernel.LinkInfo) {
+		if !slices.ContainsFunc(links, func(l kernel.LinkInfo) bool { return l.ID == info.ID }) {
+			links = append(links, *info)
+		}
+	}
+	if op.held != nil {
+		add(op.held)
+	}
+	pinned, err := op.names.allPinned()
+	if err != nil {
+		return nil, err
+	}
+	for folder, member := range pinned {
+		l, err := kernel.LoadPinnedLink(op.Pins.HeldPath(folder, member))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // unpinned meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		info, err := kernel.LinkInfoOf(l)
+		l.Close()
+		if err != nil {
+			return nil, err
+		}
+		add(info)
+	}
+	return links, nil
 }
 
 // neighbor returns the position that puts a new link at index i. The error is

@@ -15,7 +15,7 @@ import (
 
 // Successor loads a program that replaces old, with old's maps, see Inherit. Without
 // old it is src.Load.
-func Successor(src Source, old *ebpf.Program, want Want) (*Loaded, error) {
+func Successor(src Source, old *Loaded, want Want) (*Loaded, error) {
 	if old == nil {
 		return src.Load(want)
 	}
@@ -34,7 +34,7 @@ func Successor(src Source, old *ebpf.Program, want Want) (*Loaded, error) {
 //
 // A program that is already loaded, or a source with Options.NewMaps, inherits nothing.
 // The caller calls release after the load.
-func Inherit(src Source, old *ebpf.Program) (_ Source, release func(), err error) {
+func Inherit(src Source, old *Loaded) (_ Source, release func(), err error) {
 	switch s := src.(type) {
 	case File:
 		s.old, release, err = inherit(old, s.Options)
@@ -54,7 +54,7 @@ type inheritance struct {
 
 // inherit returns the maps of old that a new program takes over. The caller calls
 // release after the load.
-func inherit(old *ebpf.Program, o Options) (from inheritance, release func(), err error) {
+func inherit(old *Loaded, o Options) (from inheritance, release func(), err error) {
 	from = inheritance{map[string]*ebpf.Map{}, map[string]bool{}}
 	release = func() {
 		for _, m := range from.maps {
@@ -69,22 +69,16 @@ func inherit(old *ebpf.Program, o Options) (from inheritance, release func(), er
 	if o.NewMaps {
 		return from, release, nil
 	}
-	info, err := old.Info()
+	maps, err := old.openMaps()
 	if err != nil {
-		return from, release, kernel.Errno("the program to be replaced", err)
+		return from, release, kernel.Errno("maps of the program to be replaced", err)
 	}
-	ids, _ := info.MapIDs()
-	for _, id := range ids {
-		m, err := ebpf.NewMapFromID(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return from, release, kernel.Errno("maps of the program to be replaced", err)
-		}
+	for i, m := range maps {
 		info, err := m.Info()
 		if err != nil {
-			m.Close()
+			for _, m := range maps[i:] {
+				m.Close()
+			}
 			return from, release, kernel.Errno("maps of the program to be replaced", err)
 		}
 		if info.Name == "" || strings.Contains(info.Name, ".") || m.Type() == ebpf.ProgramArray || from.ambiguous[info.Name] {
@@ -101,6 +95,46 @@ func inherit(old *ebpf.Program, o Options) (from inheritance, release func(), er
 		from.maps[info.Name] = m
 	}
 	return from, release, nil
+}
+
+// openMaps opens the maps of the program; the caller closes them. To open them by their ids
+// takes CAP_SYS_ADMIN, which the maps that were made for the program do without.
+func (l *Loaded) openMaps() (maps []*ebpf.Map, err error) {
+	defer func() {
+		if err != nil {
+			for _, m := range maps {
+				m.Close()
+			}
+		}
+	}()
+	ids, err := kernel.ProgramMaps(l.Program)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case errors.Is(err, unix.EPERM) && l.Maps != nil:
+			return cloneMaps(l.Maps)
+		case err != nil:
+			return maps, err
+		}
+		maps = append(maps, m)
+	}
+	return maps, nil
+}
+
+func cloneMaps(of map[string]*ebpf.Map) (maps []*ebpf.Map, err error) {
+	for _, m := range of {
+		twin, err := m.Clone()
+		if err != nil {
+			return maps, err
+		}
+		maps = append(maps, twin)
+	}
+	return maps, nil
 }
 
 // shared returns the maps to use instead of the file's own: the requested maps and the

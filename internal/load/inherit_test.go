@@ -28,7 +28,7 @@ func TestNothingStaysOpen(t *testing.T) {
 				testenv.CheckFiles(t, func() {
 					l, err := src.Load(Want{Hook: hook.XDP})
 					qt.Assert(t, qt.IsNil(err))
-					next, release, err := Inherit(src, l.Program)
+					next, release, err := Inherit(src, l)
 					qt.Assert(t, qt.IsNil(err))
 					again, err := next.Load(Want{Hook: hook.XDP})
 					qt.Assert(t, qt.IsNil(err))
@@ -55,7 +55,7 @@ func TestNothingStaysOpenOnFailure(t *testing.T) {
 	for n := range ids {
 		testenv.CheckFiles(t, func() {
 			testenv.WithFiles(t, n, func() {
-				_, _, err := Inherit(src, l.Program)
+				_, _, err := Inherit(src, l)
 				qt.Check(t, qt.ErrorIs(err, unix.EMFILE))
 			})
 		})
@@ -67,7 +67,7 @@ func TestInheritKeepsTheKind(t *testing.T) {
 	testenv.CheckLeaks(t)
 	old := testenv.VerdictProgram(t, "ldt_old", testenv.XDPPass)
 	for kind, src := range sources(t, "shared.o", Options{}) {
-		next, release, err := Inherit(src, old)
+		next, release, err := Inherit(src, Own(old))
 		qt.Assert(t, qt.IsNil(err))
 		defer release()
 		var options Options
@@ -83,7 +83,7 @@ func TestInheritKeepsTheKind(t *testing.T) {
 		qt.Check(t, qt.IsFalse(about.Loaded), qt.Commentf("%s: it was loaded to be described", kind))
 	}
 	// A loaded program stays as it is.
-	next, _, err := Inherit(Program{old}, old)
+	next, _, err := Inherit(Program{old}, Own(old))
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(next, Source(Program{old})))
 }

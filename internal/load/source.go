@@ -72,6 +72,34 @@ func (l *Loaded) Close() {
 	l.owned = nil
 }
 
+// Own returns an open program as a Loaded, which takes it over.
+func Own(prog *ebpf.Program) *Loaded {
+	return &Loaded{Program: prog, owned: []interface{ Close() error }{prog}}
+}
+
+// Twin is a second Loaded of the same program and maps. The caller closes it.
+func (l *Loaded) Twin() (*Loaded, error) {
+	twin := &Loaded{}
+	prog, err := l.Program.Clone()
+	if err != nil {
+		return nil, err
+	}
+	twin.Program, twin.owned = prog, append(twin.owned, prog)
+	if l.Maps == nil {
+		return twin, nil
+	}
+	twin.Maps = map[string]*ebpf.Map{}
+	for name, m := range l.Maps {
+		m, err := m.Clone()
+		if err != nil {
+			twin.Close()
+			return nil, err
+		}
+		twin.Maps[name], twin.owned = m, append(twin.owned, m)
+	}
+	return twin, nil
+}
+
 // Discard closes a program that was not used after all, and removes the pins that the
 // load made for its maps.
 func (l *Loaded) Discard() {

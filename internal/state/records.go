@@ -201,11 +201,11 @@ func (r Records) Bind(prog *ebpf.Program) error {
 	return nil
 }
 
-// Records opens the records that are pinned with a member; none if none are. Only Get can
-// be used. The caller closes them.
-func (p *Pins) Records(folder, member string) (Records, error) {
+// Records opens the records that are pinned with a member; none if none are. To read only,
+// only Get can be used. The caller closes them.
+func (p *Pins) Records(folder, member string, readOnly bool) (Records, error) {
 	path := p.Path(folder, memberPrefix+escape(member), mapPrefix+escape(RecordsName))
-	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: readOnly})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -34,6 +32,8 @@ type Handle interface {
 	Changes() *state.Changes
 	// ReleaseNetNS lets the target's network namespace go away while the handle is open.
 	ReleaseNetNS()
+	// OpenProgram opens a program by its id, see [Base.OpenProgram].
+	OpenProgram(id uint32, what string) (*load.Loaded, error)
 }
 
 // lookAgain is how often a member is looked at that nothing is heard of. The kernel says
@@ -56,7 +56,7 @@ func Wait(ctx context.Context, h Handle) error {
 }
 
 // Program opens the member's program; the caller closes it.
-func Program(ctx context.Context, h Handle) (prog *ebpf.Program, err error) {
+func Program(ctx context.Context, h Handle) (prog *load.Loaded, err error) {
 	err = kernel.Retry(ctx, func() error {
 		m, err := h.Info(ctx)
 		if err != nil {
@@ -65,7 +65,7 @@ func Program(ctx context.Context, h Handle) (prog *ebpf.Program, err error) {
 		if m.Program.ID == 0 {
 			return hook.Because(fs.ErrNotExist, "the member has no program: its slot is empty")
 		}
-		prog, err = kernel.OpenProgram(m.Program.ID, "the member's program")
+		prog, err = h.OpenProgram(m.Program.ID, "the member's program")
 		return err
 	})
 	return prog, err
@@ -112,6 +112,29 @@ type Base struct {
 	Loaded *load.Loaded // nil when the handle was opened
 	Left   bool         // the member was detached
 	closed bool
+}
+
+// OpenProgram opens a program by its id; the caller closes it. The program that the handle
+// has loaded it opens without the right to open objects by their ids.
+func (h *Base) OpenProgram(id uint32, what string) (prog *load.Loaded, err error) {
+	err = h.Locked(func() error {
+		prog, err = h.Program(id, what)
+		return err
+	})
+	return prog, err
+}
+
+// Program is OpenProgram for a caller that has the handle locked.
+func (h *Base) Program(id uint32, what string) (*load.Loaded, error) {
+	if h.Loaded != nil && kernel.ProgramID(h.Loaded.Program) == id {
+		twin, err := h.Loaded.Twin()
+		return twin, kernel.Errno(what, err)
+	}
+	prog, err := kernel.OpenProgram(id, what)
+	if err != nil {
+		return nil, err
+	}
+	return load.Own(prog), nil
 }
 
 // Close releases what was loaded for the member.

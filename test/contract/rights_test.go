@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
@@ -93,12 +94,17 @@ func (l *limited) refused(ctx context.Context) (list []string) {
 	note("open", func() error {
 		again, err := dispatcher.Open(ctx, l.Target, "m1", look)
 		if err == nil {
+			note("set of an opened one", again.Set(ctx, hook.Settings{Priority: 9}))
+			note("update of an opened one", again.Update(ctx, from(4)))
 			again.Close()
 		}
 		return err
 	}())
 	note("read", scene.Second(dispatcher.Read(ctx, l.Target, look)))
 	if two := attach(3, "join", true); two != nil {
+		if err := one.Move(ctx, hook.Position{After: "m3"}); !errors.Is(err, ebpf.ErrNotSupported) { // on a cgroup before Linux 6.17
+			note("move", err)
+		}
 		two.Detach(ctx)
 		two.Close()
 	}
@@ -118,9 +124,9 @@ func TestRights(t *testing.T) {
 	few := []int{unix.CAP_BPF, unix.CAP_NET_ADMIN, unix.CAP_PERFMON}
 	for h, refused := range map[hook.Hook]string{
 		hook.XDP:            "info chain set update open read join detach detach by name",
-		hook.TCXIngress:     "update",
-		hook.TCIngress:      "set update",
-		hook.CgroupConnect4: "chain set update open read join detach by name",
+		hook.TCXIngress:     "update of an opened one move",
+		hook.TCIngress:      "set of an opened one update of an opened one",
+		hook.CgroupConnect4: "update of an opened one",
 	} {
 		for _, admin := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s %v", h, admin), func(t *testing.T) {
