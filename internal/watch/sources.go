@@ -150,5 +150,7 @@ func (s *sources) close() {
 	}
 }
 
-// recent is how long the kernel may take to free the objects of a process that ended.
-const recent = 300 * time.Millisecond
+// recent is how long the kernel may take to free the objects of a process that ended. The end is
+// traced before the kernel takes down the memory and the files of the process (do_exit), which took
+// more than 300 ms on a busy emulated processor.
+const recent = 2 * time.Second
