@@ -218,8 +218,10 @@ var kinds = map[string]func(t *testing.T, s *scene.Scene){
 	"ipvlan": func(t *testing.T, s *scene.Scene) {
 		s.Server.AddDevice(t, "upper", "link", s.ServerDev, "type", "ipvlan", "mode", "l2")
 	},
-	"gre":  tunnelOf("gre"),
-	"ipip": tunnelOf("ipip"),
+	"gre":       tunnelOf("gre"),
+	"ipip":      tunnelOf("ipip"),
+	"netkit":    func(t *testing.T, s *scene.Scene) { s.Server.AddNetkit(t, "upper", s.Client) },
+	"wireguard": func(t *testing.T, s *scene.Scene) { s.AddWireGuard(t, "upper") },
 }
 
 func tunnelOf(kind string) func(t *testing.T, s *scene.Scene) {
@@ -255,7 +257,13 @@ func TestKindsOfDevices(t *testing.T) {
 			t.Logf("mode auto takes %v", auto)
 			if auto != hook.ModeGeneric {
 				checkKind(t, there, passed, hook.ModeGeneric)
+				return
 			}
+			// Auto has found that the driver cannot: so it is, and nothing is left of the try.
+			_, err := there.TryJoin(t, dispatcher.Program(testenv.VerdictProgram(t, "ldt_drop", testenv.XDPDrop)), dispatcher.Options{Mode: hook.ModeNative})
+			qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
+			t.Logf("native: %v", err)
+			qt.Check(t, qt.Equals(passed(), 5))
 		})
 	}
 }
@@ -302,6 +310,8 @@ func checkKind(t *testing.T, s *scene.Scene, passed func() int, mode hook.Mode) 
 	check("sealed")
 	qt.Assert(t, qt.IsNil(member.Set(t.Context(), scene.Priority(7))))
 	check("set")
+	counted := sample(t, s, s.Target, func() { qt.Check(t, qt.Equals(passed(), 0)) })
+	qt.Check(t, qt.Equals(dropped(counted.Entries[0]), 5))
 	qt.Assert(t, qt.IsNil(list.Delete(prefix)))
 	qt.Check(t, qt.Equals(passed(), 5))
 	s.Clear(t)
