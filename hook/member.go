@@ -213,6 +213,8 @@ type Member struct {
 	Sealed bool `json:"sealed,omitempty"`
 	// Filter is the place of a tc filter; nil on other hooks.
 	Filter *Filter `json:"filter,omitempty"`
+	// Actions are what tc does with packets that a filter without direct action matches.
+	Actions []Action `json:"actions,omitempty"`
 	// From is the cgroup that the entry is attached to, in a list of a cgroup's
 	// effective entries; else empty.
 	From string `json:"from,omitempty"`
@@ -268,6 +270,55 @@ func (x Extension) String() string {
 		function = "main " + function
 	}
 	return fmt.Sprintf("%s (id %d, link %d) in the place of the %s", x.Program.Name, x.Program.ID, x.LinkID, function)
+}
+
+// An OtherFilter is a filter of tc that is no BPF program.
+type OtherFilter struct {
+	Kind string `json:"kind"` // "u32", "flower", "matchall", ...
+	Filter
+	// Block is the number of the block that several devices share; 0 if there is none.
+	Block   uint32   `json:"block,omitempty"`
+	Actions []Action `json:"actions,omitempty"`
+}
+
+// String describes the filter in words.
+func (f OtherFilter) String() string {
+	text := fmt.Sprintf("%s filter pref %d handle %#x", f.Kind, f.Pref, f.Handle)
+	if f.Chain != 0 {
+		text = fmt.Sprintf("%s filter chain %d pref %d handle %#x", f.Kind, f.Chain, f.Pref, f.Handle)
+	}
+	if f.Block != 0 {
+		text += fmt.Sprintf(" in shared block %d", f.Block)
+	}
+	if len(f.Actions) == 0 {
+		return text
+	}
+	return text + ": " + DescribeActions(f.Actions)
+}
+
+// An Action is what tc does with a packet that a filter has matched.
+type Action struct {
+	Kind string `json:"kind"` // "gact", "mirred", "bpf", ...
+	// Does says what in words; empty where that is not known, and for bpf, where Program
+	// decides.
+	Does    string  `json:"does,omitempty"`
+	Program Program `json:"program"`
+}
+
+// DescribeActions describes actions in words, in the order in which they run.
+func DescribeActions(list []Action) string {
+	var words []string
+	for _, a := range list {
+		switch {
+		case a.Program.ID != 0:
+			words = append(words, fmt.Sprintf("action bpf (program %s, id %d)", cmp.Or(a.Program.Name, "without a name"), a.Program.ID))
+		case a.Does != "":
+			words = append(words, fmt.Sprintf("action %s (%s)", a.Kind, a.Does))
+		default:
+			words = append(words, "action "+a.Kind)
+		}
+	}
+	return strings.Join(words, ", ")
 }
 
 // A Filter is the place of a tc filter, as "tc filter" names it.
@@ -350,6 +401,9 @@ type Chain struct {
 	// (freplace). The members of libxdp's chain are not among them.
 	Extensions []Extension `json:"extensions,omitempty"`
 	Members    []Member    `json:"members"`
+	// Others are the filters on tc/* that are no BPF programs. They take turns with the
+	// members by their preferences.
+	Others []OtherFilter `json:"other_filters,omitempty"`
 	// Err says why the hook could not be read, in a list of hooks; else nil.
 	Err error `json:"-"`
 }

@@ -27,6 +27,10 @@ type Trace struct {
 	// XDP, the first one that denied on a cgroup. -1 when the packet passes because none
 	// said otherwise.
 	By int
+	// Onward is the hook with filters of tc where a packet that passes goes on, and what
+	// becomes of it there is not known; empty where there are no filters, and for a packet
+	// that does not come to them.
+	Onward Hook
 	// Packet is the packet as it leaves the hook.
 	Packet []byte
 	// Err says why the packet could not be taken all the way; the verdict then means

@@ -170,15 +170,15 @@ func (a *app) explain(ctx context.Context, cmd *cobra.Command, args []string, f 
 		}
 		given = feedOf(made)
 	}
-	a.warnExplained(ctx, t, e)
+	a.warnExplained(e)
 	return a.explainAll(ctx, e, given, expected)
 }
 
 // warnExplained says what running the programs does, and what it does not show.
-func (a *app) warnExplained(ctx context.Context, t dispatcher.Target, e *dispatcher.Explainer) {
+func (a *app) warnExplained(e *dispatcher.Explainer) {
 	c := e.Chain()
 	if len(c.Members) == 0 {
-		a.note("nothing is attached to %s %s: all packets pass", c.Hook, c.Target)
+		a.note("nothing is attached to %s %s: all packets pass it", c.Hook, c.Target)
 	}
 	writes := ""
 	for i, m := range e.Maps() { // those of a member follow each other
@@ -200,13 +200,6 @@ func (a *app) warnExplained(ctx context.Context, t dispatcher.Target, e *dispatc
 	}
 	for _, limit := range e.Limits() {
 		a.note("%s", limit)
-	}
-	if c.Hook.Family() == "tcx" {
-		tc := t
-		tc.Hook = hook.Hook(strings.Replace(string(t.Hook), "tcx", "tc", 1))
-		if filters, err := dispatcher.Read(ctx, tc, a.readOptions()); err == nil && len(filters.Members) > 0 {
-			a.note("packets that pass here continue to the filters of %s (%d), which are not explained", tc.Hook, len(filters.Members))
-		}
 	}
 }
 

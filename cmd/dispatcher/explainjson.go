@@ -27,6 +27,7 @@ type jsonPacket struct {
 	Data    string     `json:"data"`
 	Verdict string     `json:"verdict,omitempty"`
 	By      string     `json:"by,omitempty"`
+	Onward  hook.Hook  `json:"onward,omitempty"`
 	Error   string     `json:"error,omitempty"`
 	Steps   []jsonStep `json:"steps"`
 }
@@ -76,7 +77,7 @@ func (x *explained) asJSON(p *packet.Captured, t *hook.Trace, by string) jsonPac
 	if t.Err != nil {
 		j.Error = why(t.Err)
 	} else {
-		j.Verdict, j.By = t.Verdict.String(), by
+		j.Verdict, j.By, j.Onward = t.Verdict.String(), by, t.Onward
 	}
 	for i := range t.Steps {
 		s := &t.Steps[i]

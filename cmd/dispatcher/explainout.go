@@ -136,7 +136,11 @@ func (x *explained) text(p *packet.Captured, t *hook.Trace, by string) string {
 	case t.Err != nil:
 		b.WriteString("  " + x.a.paint(x.a.stdout, "not run: ", red) + why(t.Err) + "\n")
 	case t.Verdict == hook.Pass:
-		b.WriteString("  => " + x.a.paint(x.a.stdout, "pass", green) + "\n")
+		says := x.a.paint(x.a.stdout, "pass", green)
+		if t.Onward != "" {
+			says = x.a.paint(x.a.stdout, "pass to the filters of "+string(t.Onward), yellow)
+		}
+		b.WriteString("  => " + says + "\n")
 	default:
 		b.WriteString("  => " + x.a.paint(x.a.stdout, t.Verdict.String(), verdictColors[t.Verdict]) + " by " + by + "\n")
 	}

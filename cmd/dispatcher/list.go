@@ -98,6 +98,7 @@ func (k kindFlags) filter(chains []hook.Chain) []hook.Chain {
 	chosen := map[hook.Kind]bool{hook.KindMember: k.ours, hook.KindForeign: k.foreign, hook.KindLegacy: k.legacy, hook.KindLibxdp: k.libxdp}
 	var left []hook.Chain
 	for _, c := range chains {
+		c.Others = nil
 		c.Members = slices.DeleteFunc(c.Members, func(m hook.Member) bool { return !chosen[m.Kind] })
 		if len(c.Members) > 0 || c.Err != nil {
 			left = append(left, c)

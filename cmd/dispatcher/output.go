@@ -39,7 +39,7 @@ func (a *app) printChains(chains []hook.Chain, held [][]hook.Held, dryRun bool) 
 	var b strings.Builder
 	for i := range chains {
 		c := &chains[i]
-		if len(c.Members) == 0 && c.Err == nil {
+		if len(c.Members) == 0 && len(c.Others) == 0 && c.Err == nil {
 			a.note("nothing is attached to %s %s", c.Hook, c.Target)
 			continue
 		}
@@ -68,6 +68,22 @@ func (a *app) chain(b *strings.Builder, c *hook.Chain, dryRun bool) {
 	case c.Err != nil:
 		b.WriteString("  " + a.paint(a.stdout, why(c.Err), yellow) + "\n")
 	}
+	if len(c.Members) > 0 {
+		a.table(b, "  ", rowsOf(c, wide))
+	}
+	for _, f := range c.Others {
+		b.WriteString("  " + f.String() + "\n")
+	}
+	a.extensions(b, c)
+	if wide {
+		for _, pin := range c.Pins {
+			b.WriteString("  pin " + pin + "\n")
+		}
+	}
+}
+
+// rowsOf returns the head of the table of entries, and a row for each.
+func rowsOf(c *hook.Chain, wide bool) [][]cell {
 	columns := columnsOf(c, wide)
 	rows := make([][]cell, 1, len(c.Members)+1)
 	for _, col := range columns {
@@ -80,13 +96,7 @@ func (a *app) chain(b *strings.Builder, c *hook.Chain, dryRun bool) {
 		}
 		rows = append(rows, row)
 	}
-	a.table(b, "  ", rows)
-	a.extensions(b, c)
-	if wide {
-		for _, pin := range c.Pins {
-			b.WriteString("  pin " + pin + "\n")
-		}
-	}
+	return rows
 }
 
 // extensions writes what freplace has put in the place of functions.

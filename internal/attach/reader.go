@@ -59,7 +59,7 @@ func (r *Reader) hook(ctx context.Context, blank hook.Chain, ns *kernel.NetNS, r
 		return nil
 	case err != nil:
 		return unread(blank, err)
-	case len(c.Members) == 0:
+	case len(c.Members) == 0 && len(c.Others) == 0:
 		return nil
 	}
 	return []hook.Chain{*c}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -33,6 +34,7 @@ type Explainer struct {
 	opened *target.Opened
 	queue  uint32
 	progs  []*ebpf.Program // of the members; nil where none runs
+	onward hook.Hook       // with the filters of tc behind TCX; empty if there are none
 	whole  *ebpf.Program   // the dispatcher, when it runs all members as one step; else nil
 	with   knowledge
 	room   []byte // for a packet that comes out
@@ -258,10 +260,42 @@ func (e *Explainer) probe() error {
 		// (eth_type_trans, net/bpf/test_run.c).
 		e.Limits = append(e.Limits, "packets have no Ethernet header here, and a test run takes their beginning for one: programs see wrong values in protocol and pkt_type")
 	}
+	if e.Chain.Hook.Family() == "tcx" {
+		e.look()
+	}
 	if e.with == bytesOnly {
 		e.Limits = append(e.Limits, "metadata does not come from one program to the next")
 	}
 	return nil
+}
+
+// look looks for the filters of tc where packets go on behind TCX. They are not run: what
+// is no BPF program, and what actions do, no test run tells.
+func (e *Explainer) look() {
+	t := e.opened.Target
+	t.Hook = hook.Hook(strings.Replace(string(t.Hook), "tcx/", "tc/", 1))
+	c, err := attach.Read(context.Background(), t)
+	if err != nil {
+		e.onward = t.Hook
+		e.Limits = append(e.Limits, fmt.Sprintf("packets that pass here may go on to filters of %s, which could not be read: %v", t.Hook, err))
+		return
+	}
+	var list []string
+	if n := len(c.Members); n > 0 {
+		list = append(list, fmt.Sprintf("BPF programs (%d)", n))
+	}
+	for _, m := range c.Members {
+		if len(m.Actions) > 0 {
+			list = append(list, fmt.Sprintf("%s has %s", m.Ref(), hook.DescribeActions(m.Actions)))
+		}
+	}
+	for _, f := range c.Others {
+		list = append(list, f.String())
+	}
+	if len(list) > 0 {
+		e.onward = t.Hook
+		e.Limits = append(e.Limits, fmt.Sprintf("packets that pass here go on to the filters of %s, which are not run and may drop them: %s", t.Hook, strings.Join(list, "; ")))
+	}
 }
 
 // A frame is a packet on its way through the programs, with the data that goes along.
@@ -367,6 +401,7 @@ func (e *Explainer) trace(packet []byte) hook.Trace {
 		return t
 	}
 	reached := true
+	t.Onward = e.onward
 	for i, prog := range e.progs {
 		m := &e.Chain.Members[i]
 		step := hook.Step{Member: i, Outcome: hook.OutcomeUnreached}
@@ -392,6 +427,10 @@ func (e *Explainer) trace(packet []byte) hook.Trace {
 				t.Verdict, decides = v, true
 			}
 			reached = step.GoesOn
+			switch int32(step.Returned) { // tcx_run, net/core/dev.c
+			case 0, 2, 7: // TCX_PASS, TCX_DROP, TCX_REDIRECT
+				t.Onward = ""
+			}
 		}
 		if decides {
 			t.By = len(t.Steps)

@@ -3,6 +3,7 @@ package filters
 import (
 	"errors"
 	"io/fs"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -94,12 +95,11 @@ func (sd *side) replace(l *state.Locked, conn *rtnl.Conn, i int, prog *ebpf.Prog
 		req.Name = sd.list[i].Entry.Name
 	}
 	return links.ReplaceFilter(&to, l, conn, sd.list[i].Filter, prog, req, func() error {
-		kind, err := conn.OtherBefore(sd.dev.Index, sd.list[i].Filter.Filter)
+		f := sd.list[i].Filter
+		before := slices.IndexFunc(sd.others, func(other rtnl.Filter) bool { return other.Chain == f.Chain && other.Pref < f.Pref })
 		switch {
-		case err != nil:
-			return err
-		case kind != "":
-			return hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and a filter of kind %s would be passed over", kind)
+		case before >= 0:
+			return hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and a filter of kind %s would be passed over", sd.others[before].Kind)
 		case i > 0:
 			return hook.Because(hook.ErrUsage, "all of TCX runs before the filters of clsact, and filter id:%d would be passed over", sd.list[i-1].Entry.Program).
 				Hint("adopt that one first (id:%d)", sd.list[0].Entry.Program)

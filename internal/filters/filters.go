@@ -62,6 +62,7 @@ type side struct {
 	dev    *rtnl.Device
 	list   target.Order[entry]
 	all    target.Order[entry] // list, and the filters that list leaves out
+	others []rtnl.Filter       // filters of other kinds than bpf
 }
 
 type entry struct {
@@ -157,6 +158,10 @@ func newSide(o *target.Opened, h hook.Hook, dev *rtnl.Device, all []rtnl.Filter)
 		if f.Hook() != h {
 			continue
 		}
+		if f.Kind != "bpf" {
+			sd.others = append(sd.others, f)
+			continue
+		}
 		e := entry{Entry: target.Entry{Program: f.Program, Stays: true}, Filter: f}
 		if l, ok := parseLabel(f.Name); ok && f.DirectAction {
 			e.Entry.Name, e.owner, e.Priority = l.Name, l.Owner, l.Priority
@@ -180,11 +185,7 @@ func (sd *side) without(i int) *side {
 // equal preference the newest runs first. The members of that preference that must
 // run before the new one are then added again, and meet packets twice for a moment.
 func (sd *side) put(conn *rtnl.Conn, i int, prog *ebpf.Program, lb label) error {
-	others, err := conn.OtherKinds(sd.dev.Index, sd.parent())
-	if err != nil {
-		return err
-	}
-	f, before, err := sd.free(i, lb.Priority, others)
+	f, before, err := sd.free(i, lb.Priority)
 	if err != nil {
 		return err
 	}
@@ -217,10 +218,34 @@ func (sd *side) parent() uint32 {
 	return rtnl.ClsactIngress
 }
 
+// otherKinds returns the preferences in chain 0 that have filters of another kind than bpf,
+// and that kind: a preference has one kind of filters (tcf_chain_tp_find, net/sched/cls_api.c).
+func (sd *side) otherKinds() map[int]string {
+	kinds := map[int]string{}
+	for _, f := range sd.others {
+		if f.Chain == 0 {
+			kinds[int(f.Pref)] = f.Kind
+		}
+	}
+	return kinds
+}
+
+// shared returns the refusal to add a filter to a block of several devices: ErrNotSupported.
+// The kernel refuses it on a device, and in the block it would be for the other devices too.
+func (sd *side) shared(conn *rtnl.Conn) error {
+	block, err := conn.SharedBlock(sd.dev.Index, sd.parent())
+	if err != nil || block == 0 {
+		return err
+	}
+	return hook.Because(ebpf.ErrNotSupported, "the filters are in block %d, which its devices share (%s of tc): a member cannot be of one device", block,
+		map[hook.Hook]string{hook.TCIngress: "ingress_block", hook.TCEgress: "egress_block"}[sd.opened.Hook]).
+		Hint("use %s, where each device has programs of its own (Linux 6.6)", withLinks(sd.opened.Hook))
+}
+
 // free returns the place of a new filter at index i, and the members of the same
-// preference that must be added again after it. others are the preferences of other kinds
-// of filters. The error is ErrBusy when the only preference left has filters of other tools.
-func (sd *side) free(i, priority int, others map[int]string) (f hook.Filter, before target.Order[entry], err error) {
+// preference that must be added again after it. The error is ErrBusy when the only preference left has filters of other tools.
+func (sd *side) free(i, priority int) (f hook.Filter, before target.Order[entry], err error) {
+	others := sd.otherKinds()
 	f = hook.Filter{Parent: sd.parent(), Protocol: unix.ETH_P_ALL, Handle: 1, DirectAction: true}
 	above, below := 0, hook.MaxPriority+1
 	if i > 0 {
@@ -312,6 +337,9 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 		if err := conn.EnsureClsact(sd.dev.Index); err != nil {
 			return err
 		}
+		if err := sd.shared(conn); err != nil {
+			return err
+		}
 		kernel.Step("attach: qdisc")
 		err = sd.put(conn, i, prog.Program, lb)
 		kernel.Step("attach: attached")
@@ -355,11 +383,10 @@ func (Family) Plan(ctx context.Context, o *target.Opened, src load.Source, req t
 		if err != nil {
 			return err
 		}
-		others, err := conn.OtherKinds(sd.dev.Index, sd.parent())
-		if err != nil {
+		if err := sd.shared(conn); err != nil {
 			return err
 		}
-		f, _, err := sd.free(i, lb.Priority, others)
+		f, _, err := sd.free(i, lb.Priority)
 		if err != nil {
 			return err
 		}
@@ -435,7 +462,21 @@ func (sd *side) view() *hook.Chain {
 	for _, e := range sd.list {
 		c.Members = append(c.Members, e.view())
 	}
+	for _, f := range sd.others {
+		if f.Kind == "u32" && f.Handle&0xfff == 0 {
+			continue // one of its hash tables (TC_U32_NODE, linux/pkt_cls.h)
+		}
+		c.Others = append(c.Others, hook.OtherFilter{Kind: f.Kind, Filter: f.Filter, Block: f.Block, Actions: actions(f)})
+	}
 	return c
+}
+
+// actions describes the actions of a filter.
+func actions(f rtnl.Filter) (list []hook.Action) {
+	for _, a := range f.Actions {
+		list = append(list, hook.Action{Kind: a.Kind, Does: a.Does, Program: target.ProgramOf(a.Program)})
+	}
+	return list
 }
 
 func (e entry) view() hook.Member {
@@ -446,13 +487,19 @@ func (e entry) view() hook.Member {
 	} else if m.Name = e.Filter.Name; m.Name == "" {
 		m.Name = m.Program.Name
 	}
-	m.Filter = new(e.Filter.Filter)
+	m.Filter, m.Actions = new(e.Filter.Filter), actions(e.Filter)
 	m.Detail = fmt.Sprintf("pref %d handle %#x", e.Pref, e.Handle)
 	if e.Chain != 0 { // it runs only for packets that another filter sends there
 		m.Detail = fmt.Sprintf("chain %d %s", e.Chain, m.Detail)
 	}
 	if !e.DirectAction {
 		m.Detail += ", no direct action"
+	}
+	if e.Block != 0 {
+		m.Detail += fmt.Sprintf(", in shared block %d", e.Block)
+	}
+	if len(e.Actions) > 0 {
+		m.Detail += ", " + hook.DescribeActions(m.Actions)
 	}
 	return m
 }

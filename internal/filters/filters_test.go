@@ -18,6 +18,7 @@ import (
 func filter(pref uint16, handle uint32, name string) rtnl.Filter {
 	return rtnl.Filter{
 		Filter:  hook.Filter{Parent: rtnl.ClsactIngress, Pref: pref, Protocol: unix.ETH_P_ALL, Handle: handle, DirectAction: true},
+		Kind:    "bpf",
 		Name:    name,
 		Qdisc:   "clsact",
 		Program: 100*uint32(pref) + handle,
@@ -168,7 +169,10 @@ func TestFree(t *testing.T) {
 		{about: "not shared with another protocol", all: []rtnl.Filter{foreign(9, 1), member(10, 1), otherProtocol}, i: 1, priority: 10, text: fmt.Sprintf(none, 9, 10)},
 	} {
 		t.Run(test.about, func(t *testing.T) {
-			f, before, err := ingress(test.all...).free(test.i, test.priority, test.others)
+			for pref, kind := range test.others {
+				test.all = append(test.all, rtnl.Filter{Filter: hook.Filter{Parent: rtnl.ClsactIngress, Pref: uint16(pref)}, Kind: kind, Qdisc: "clsact"})
+			}
+			f, before, err := ingress(test.all...).free(test.i, test.priority)
 			qt.Assert(t, qt.Equals(said(err), test.text))
 			if err != nil {
 				qt.Check(t, qt.ErrorIs(err, hook.ErrBusy))
@@ -186,7 +190,7 @@ func TestFree(t *testing.T) {
 
 // A filter that is about to leave still has its handle.
 func TestFreeBesideALeavingFilter(t *testing.T) {
-	f, before, err := ingress(foreign(9, 1), member(10, 5), member(10, 1)).without(1).free(1, 10, nil)
+	f, before, err := ingress(foreign(9, 1), member(10, 5), member(10, 1)).without(1).free(1, 10)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.HasLen(before, 0))
 	qt.Check(t, qt.Equals(f.Handle, 6))
@@ -195,7 +199,7 @@ func TestFreeBesideALeavingFilter(t *testing.T) {
 func TestFreeOnEgress(t *testing.T) {
 	sd := ingress()
 	sd.opened.Hook = hook.TCEgress
-	f, _, err := sd.free(0, 1, nil)
+	f, _, err := sd.free(0, 1)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.Equals(f.Parent, rtnl.ClsactEgress))
 }

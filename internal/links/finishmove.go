@@ -220,6 +220,9 @@ func (m *halfMove) adoptionOn(ns *kernel.NetNS, conn *rtnl.Conn, q *kernel.Query
 		}
 	}
 	for _, f := range filters {
+		if f.Kind != "bpf" {
+			continue
+		}
 		without, olds = append(without, f.Program), append(olds, filterIncumbent{conn, m.info.Ifindex, f})
 	}
 	for i, id := range without {

@@ -25,9 +25,12 @@ const (
 	maxFilterName = 256 // CLS_BPF_NAME_LEN (net/sched/cls_bpf.c)
 )
 
-// A Filter is a bpf filter of tc on a device.
+// A Filter is a filter of tc on a device.
 type Filter struct {
 	hook.Filter
+	Kind    string // "bpf", or one of another kind, of which Name, Program and Tag are not there
+	Block   uint32 // the block that qdiscs share; 0 if it belongs to its qdisc alone
+	Actions []Action
 	Name    string // as tc shows it: "file.o:[section]" where tc loaded it
 	Program uint32 // id; 0 for classic BPF
 	Tag     string // the program's tag in hex
@@ -46,7 +49,7 @@ func (f *Filter) Hook() hook.Hook {
 	return hook.TCQdisc
 }
 
-// Filters returns the bpf filters of a device, from all its qdiscs, their
+// Filters returns the filters of a device, from all its qdiscs, their
 // classes and the chains of tc. The filters of one parent and chain are in run
 // order: by preference, and of equals the newest first. A block that qdiscs
 // share (Linux 4.16) is read once for each of its parents.
@@ -178,7 +181,7 @@ func (c *Conn) qdiscKinds(index int) (map[uint32]string, error) {
 	return kinds, nil
 }
 
-// filters returns the bpf filters of some parents. A parent that does not exist
+// filters returns the filters of some parents. A parent that does not exist
 // has no filters (tc_dump_tfilter, net/sched/cls_api.c).
 func (c *Conn) filters(index int, parents []uint32) ([]Filter, error) {
 	var list []Filter
@@ -189,12 +192,12 @@ func (c *Conn) filters(index int, parents []uint32) ([]Filter, error) {
 		}
 		start := len(list)
 		for _, m := range msgs {
-			f, kind, err := parseFilter(m.Data, parent)
+			f, err := parseFilter(m.Data, parent)
 			if err != nil {
 				return nil, err
 			}
 			// The preference itself, with handle 0, comes before its filters.
-			if kind == "bpf" && f.Handle != 0 {
+			if f.Handle != 0 {
 				list = append(list, *f)
 			}
 		}
@@ -207,80 +210,73 @@ func (c *Conn) filters(index int, parents []uint32) ([]Filter, error) {
 	return list, nil
 }
 
-// OtherBefore returns the kind of a filter that runs before f and is not a bpf
-// filter, such as "flower" or "matchall". It returns "" when there is none.
-func (c *Conn) OtherBefore(index int, f hook.Filter) (string, error) {
-	msgs, err := c.dump(unix.RTM_GETTFILTER, tcmsg{index: index, parent: f.Parent})
+// SharedBlock returns the number of the block that the qdiscs of several devices share
+// instead of filters of their own at the parent (tc's ingress_block and egress_block, Linux
+// 4.16); 0 if there is none.
+func (c *Conn) SharedBlock(index int, parent uint32) (block uint32, err error) {
+	at := uint16(unix.TCA_INGRESS_BLOCK)
+	if parent == ClsactEgress {
+		at = unix.TCA_EGRESS_BLOCK
+	}
+	msgs, err := c.dump(unix.RTM_GETQDISC, tcmsg{})
 	if err != nil {
-		return "", c.refused("list filters", index, err)
+		return 0, c.refused("list qdiscs", index, err)
 	}
 	for _, m := range msgs {
-		other, kind, err := parseFilter(m.Data, f.Parent)
+		qdisc, ad, err := parseTC(m.Data)
 		if err != nil {
-			return "", err
+			return 0, err
 		}
-		if kind != "bpf" && other.Chain == f.Chain && other.Pref < f.Pref {
-			return kind, nil
+		for qdisc.index == index && qdisc.handle == ingressMajor && ad.Next() {
+			if ad.Type() == at {
+				block = ad.Uint32()
+			}
+		}
+		if err := ad.Err(); err != nil {
+			return 0, err
 		}
 	}
-	return "", nil
+	return block, nil
 }
 
-// OtherKinds returns the preferences of a parent, in chain 0, that have filters of another
-// kind than bpf, and that kind: a preference has one kind of filters (tcf_chain_tp_find,
-// net/sched/cls_api.c).
-func (c *Conn) OtherKinds(index int, parent uint32) (map[int]string, error) {
-	msgs, err := c.dump(unix.RTM_GETTFILTER, tcmsg{index: index, parent: parent})
-	if err != nil {
-		return nil, c.refused("list filters", index, err)
-	}
-	kinds := map[int]string{}
-	for _, m := range msgs {
-		f, kind, err := parseFilter(m.Data, parent)
-		if err != nil {
-			return nil, err
-		}
-		if kind != "bpf" && f.Chain == 0 {
-			kinds[int(f.Pref)] = kind
-		}
-	}
-	return kinds, nil
-}
-
-// parseFilter reads a filter and its kind. Of a filter that is not a bpf one it
-// reads only the address.
-func parseFilter(b []byte, parent uint32) (*Filter, string, error) {
+// parseFilter reads a filter. Of a filter that is not a bpf one it reads the address and
+// the actions.
+func parseFilter(b []byte, parent uint32) (*Filter, error) {
 	m, ad, err := parseTC(b)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
+	f := &Filter{}
 	if m.index == blockIndex {
-		m.parent = parent // the message has the block's number here
+		f.Block, m.parent = m.parent, parent // the message has the block's number here
 	}
-	f := &Filter{Filter: hook.Filter{
+	f.Filter = hook.Filter{
 		Parent:   m.parent,
 		Handle:   m.handle,
 		Pref:     uint16(m.info >> 16),
 		Protocol: swapProtocol(uint16(m.info)),
-	}}
-	var kind string
+	}
 	for ad.Next() {
 		switch ad.Type() {
 		case unix.TCA_KIND:
-			kind = ad.String()
+			f.Kind = ad.String()
 		case unix.TCA_CHAIN:
 			f.Chain = ad.Uint32()
 		case unix.TCA_OPTIONS:
-			if kind == "bpf" { // other kinds number their options differently
-				ad.Nested(f.parseOptions)
-			}
+			ad.Nested(f.parseOptions)
 		}
 	}
-	return f, kind, ad.Err()
+	return f, ad.Err()
 }
 
 func (f *Filter) parseOptions(ad *netlink.AttributeDecoder) error {
 	for ad.Next() {
+		if ad.Type() == actionsAt[f.Kind] {
+			ad.Nested(f.parseActions)
+		}
+		if f.Kind != "bpf" { // other kinds number their options differently
+			continue
+		}
 		switch ad.Type() {
 		case bpfName:
 			f.Name = ad.String()

@@ -78,7 +78,7 @@ func wantFilter(t testing.TB, f hook.Filter, prog *ebpf.Program, name, qdisc str
 	info, err := prog.Info()
 	qt.Assert(t, qt.IsNil(err))
 	id, _ := info.ID()
-	return rtnl.Filter{Filter: f, Name: name, Program: uint32(id), Tag: info.Tag, Qdisc: qdisc}
+	return rtnl.Filter{Filter: f, Kind: "bpf", Name: name, Program: uint32(id), Tag: info.Tag, Qdisc: qdisc}
 }
 
 func filters(t testing.TB, c *rtnl.Conn, index int) []rtnl.Filter {
@@ -158,7 +158,7 @@ func TestFilterMissing(t *testing.T) {
 	class := at(7, 1)
 	class.Parent = 0x10002
 	missing(class)
-	qt.Assert(t, qt.HasLen(filters(t, c, index), 1))
+	qt.Assert(t, qt.HasLen(filters(t, c, index), 3)) // with the one of u32 and its hash table
 
 	// A filter that exists: the error must be the kernel's reason for refusing
 	// the program.
@@ -282,12 +282,15 @@ func TestFiltersOfTC(t *testing.T) {
 	list := filters(t, c, index)
 	qt.Assert(t, qt.DeepEquals(list, []rtnl.Filter{
 		wantFilter(t, in, prog, name, "clsact"), wantFilter(t, chain, prog, name, "clsact"), wantFilter(t, out, prog, name, "clsact"),
-		{Filter: classic, Qdisc: "clsact"},
+		{Filter: classic, Kind: "bpf", Qdisc: "clsact"},
+		{Filter: hook.Filter{Parent: rtnl.ClsactEgress, Pref: 8, Protocol: unix.ETH_P_ALL, Handle: 0x80000000}, Kind: "u32", Qdisc: "clsact"}, // its hash table
+		{Filter: hook.Filter{Parent: rtnl.ClsactEgress, Pref: 8, Protocol: unix.ETH_P_ALL, Handle: 0x80000800}, Kind: "u32", Qdisc: "clsact"},
 	}))
 	qt.Assert(t, qt.Equals(list[1].Hook(), hook.TCIngress))
 	qt.Assert(t, qt.Equals(list[2].Hook(), hook.TCEgress))
 
-	for _, f := range list {
+	tc(t, ns, "filter del dev veth1 egress pref 8")
+	for _, f := range list[:4] {
 		qt.Assert(t, qt.IsNil(c.DeleteFilter(index, f.Filter)))
 	}
 	qt.Assert(t, qt.HasLen(filters(t, c, index), 0))
@@ -376,6 +379,7 @@ func TestFiltersOfSharedBlock(t *testing.T) {
 	tc(t, pair.Server, "filter add block 22 pref 5 handle 1 protocol all bpf da object-pinned "+pin)
 
 	want := wantFilter(t, at(5, 1), prog, "prog:[*fsobj]", "clsact")
+	want.Block = 22
 	qt.Assert(t, qt.DeepEquals(filters(t, c, index), []rtnl.Filter{want}))
 	qt.Assert(t, qt.ErrorIs(c.DeleteFilter(index, at(5, 1)), unix.EOPNOTSUPP))
 	qt.Assert(t, qt.ErrorIs(c.ReplaceFilter(index, at(5, 1), prog.FD(), ""), unix.EOPNOTSUPP))

@@ -15,5 +15,5 @@
 // but does not spoil the rest. What cannot be read is an entry with an error.
 //
 // A scan does not find a namespace that only a socket or a link keeps (it lists the
-// links), programs in tc actions, and lsm_cgroup programs without a link.
+// links), actions of tc that no filter uses, and lsm_cgroup programs without a link.
 package scan

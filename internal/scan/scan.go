@@ -111,7 +111,7 @@ func (s *scan) add(chains []hook.Chain) {
 	})
 	for i := range chains {
 		c := &chains[i]
-		if len(c.Members) == 0 && c.DispatcherID == 0 && c.Err == nil {
+		if len(c.Members) == 0 && len(c.Others) == 0 && c.DispatcherID == 0 && c.Err == nil {
 			continue
 		}
 		if c.Pins == nil {

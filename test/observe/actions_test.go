@@ -1,0 +1,96 @@
+package observe
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/go-quicktest/qt"
+
+	"github.com/libdispatcher/dispatcher"
+	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/testenv"
+	"github.com/libdispatcher/dispatcher/test/internal/scene"
+)
+
+// What the actions of tc do with packets is shown beside the programs, and explain says what it cannot see: that a packet passes
+// TCX does not mean that it passes.
+func TestActionsOfTC(t *testing.T) {
+	testenv.Need(t, testenv.FeatureTCX)
+	s := scene.New(t)
+	tcx := s.OnDevice(dispatcher.On(hook.TCXIngress, s.ServerDev).In(s.Server.Name))
+	tc := s.OnDevice(dispatcher.On(hook.TCIngress, s.ServerDev).In(s.Server.Name))
+	pin := filepath.Join(s.BPFFS, "shot")
+	qt.Assert(t, qt.IsNil(testenv.Load(t, &ebpf.ProgramSpec{
+		Name: "ldt_shot", Type: ebpf.SchedACT, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, testenv.TCDrop), asm.Return()},
+	}).Pin(pin)))
+	tracer := tcx.Tracer(t, 1)
+	tcx.Attach(t, tracer, dispatcher.Options{})
+	tr := explain(t, explainer(t, s, tcx.Target), udpTo(s, scene.Port))
+	qt.Check(t, qt.Equals(tr.Onward, ""))
+
+	tried := 0
+	for action, want := range map[string]string{
+		"drop": "gact (drop)",
+		"mirred egress redirect dev " + s.ServerDev: fmt.Sprintf("mirred (egress redirect to ifindex %d)", s.ServerIfindex),
+		"bpf object-pinned " + pin:                  "bpf (program ldt_shot, id ",
+	} {
+		add := "filter add dev " + s.ServerDev + " ingress pref 9 protocol all u32 match u32 0 0 action " + action
+		tc.NS().TC(t, "qdisc", "replace", "dev", s.ServerDev, "clsact")
+		if out, err := exec.Command("tc", append([]string{"-n", s.Server.Name}, strings.Fields(add)...)...).CombinedOutput(); err != nil {
+			t.Logf("this kernel has not the action: %s", out)
+			continue
+		}
+		tried++
+		qt.Check(t, qt.Equals(s.Passed(t, scene.Port, 3), 0))
+		c := tc.Read(t)
+		qt.Check(t, qt.HasLen(c.Members, 0))
+		qt.Assert(t, qt.HasLen(c.Others, 1))
+		qt.Check(t, qt.StringContains(c.Others[0].String(), "u32 filter pref 9 handle 0x80000800: action "+want))
+		list, err := dispatcher.List(t.Context(), dispatcher.ListOptions{NetNS: s.Server.Name, Hooks: []hook.Hook{hook.TCIngress}, BPFFS: s.BPFFS})
+		qt.Assert(t, qt.IsNil(err))
+		qt.Assert(t, qt.HasLen(list, 1))
+		qt.Check(t, qt.DeepEquals(list[0].Others, c.Others))
+
+		e := explainer(t, s, tcx.Target)
+		tr := explain(t, e, udpTo(s, scene.Port))
+		qt.Check(t, qt.Equals(tr.Verdict, hook.Pass))
+		qt.Check(t, qt.Equals(tr.Onward, hook.TCIngress))
+		qt.Check(t, qt.StringContains(strings.Join(e.Limits(), "\n"), "go on to the filters of tc/ingress, which are not run and may drop them: u32 filter pref 9"))
+		e.Close()
+		tc.NS().TC(t, "filter", "del", "dev", s.ServerDev, "ingress")
+	}
+	if tried == 0 {
+		t.Fatal("no action was tried")
+	}
+	qt.Check(t, qt.Equals(s.Passed(t, scene.Port, 3), 3))
+	tcx.Clear(t)
+}
+
+// A block that devices share is named: its filters are shown, and a member of one device is refused before anything is done.
+func TestSharedBlock(t *testing.T) {
+	s := scene.New(t)
+	tc := s.OnDevice(dispatcher.On(hook.TCIngress, s.ServerDev).In(s.Server.Name))
+	tc.NS().TC(t, "qdisc", "add", "dev", s.ServerDev, "ingress_block", "22", "clsact")
+	tc.NS().TC(t, strings.Fields("filter add block 22 pref 9 protocol all u32 match u32 0 0")...)
+	program := dispatcher.Program(tc.Tracer(t, 1))
+	o := dispatcher.Options{Persistent: true, BPFFS: s.BPFFS}
+	const why = `.*: the filters are in block 22, which its devices share \(ingress_block of tc\): a member cannot be of one device; use tcx/ingress, .*`
+	_, err := dispatcher.Attach(t.Context(), tc.Target, program, o)
+	qt.Check(t, qt.ErrorMatches(err, why))
+	_, err = dispatcher.Plan(t.Context(), tc.Target, program, o)
+	qt.Check(t, qt.ErrorMatches(err, why))
+	qt.Check(t, qt.ErrorIs(err, ebpf.ErrNotSupported))
+	c := tc.Read(t)
+	qt.Assert(t, qt.HasLen(c.Others, 1))
+	qt.Check(t, qt.Equals(c.Others[0].String(), "u32 filter pref 9 handle 0x80000800 in shared block 22"))
+
+	other := s.OnDevice(dispatcher.On(hook.TCEgress, s.ServerDev).In(s.Server.Name)) // has no block
+	other.Attach(t, other.Tracer(t, 2), o)
+	other.Clear(t)
+}
