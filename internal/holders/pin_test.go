@@ -195,7 +195,7 @@ func TestPinHidden(t *testing.T) {
 	qt.Check(t, qt.StringContains(h.Missing, fmt.Sprintf("a pin in the bpffs at %s in mount namespace %d", dir, mountNS(t, p.Pid))))
 }
 
-func mountNS(t *testing.T, pid int) (inode uint64) {
+func mountNS(t testing.TB, pid int) (inode uint64) {
 	t.Helper()
 	target, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 	qt.Assert(t, qt.IsNil(err))

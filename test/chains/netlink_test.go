@@ -185,13 +185,14 @@ func TestOccupiedDevice(t *testing.T) {
 				got := *e.Occupant
 				qt.Check(t, qt.IsFalse(got.Program.LoadedAt.IsZero()))
 				got.Program.LoadedAt = want.Program.LoadedAt
+				got.HeldBy = nil // a process that looks at all links holds this one for a moment
 				qt.Check(t, qt.DeepEquals(got, want))
 
 				by := fmt.Sprintf("link %d", linkID)
 				if linkID == 0 {
 					by = "a program without a link"
 				}
-				qt.Check(t, qt.ErrorMatches(err, fmt.Sprintf(`(attach|open|detach) xdp veth1: held by %s \(program ldt_other, id %d, tag %s, %v mode\).*; %s`,
+				qt.Check(t, qt.ErrorMatches(err, fmt.Sprintf(`(attach|open|detach) xdp veth1: held by %s \(program ldt_other, id %d, tag %s, %v mode[^)]*\).*; %s`,
 					by, want.Program.ID, want.Program.Tag, test.mode, test.hint)))
 				qt.Assert(t, qt.IsTrue(s.Drops(t)), qt.Commentf("%s", what))
 			}
