@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -86,7 +87,17 @@ func atTheEnd(op, path string) string {
 	if at, err := os.Stat(path); err == nil && !at.IsDir() && IsBPFFS(path) {
 		want, what = unix.R_OK|unix.W_OK, "open the pin" // bpf_obj_do_get, kernel/bpf/inode.c
 	}
-	return byMode(path, want, what)
+	if why := byMode(path, want, what); why != "" || !strings.HasPrefix(op, "open the pin") {
+		return why
+	}
+	// bpf_inode_type, kernel/bpf/inode.c.
+	switch at, err := os.Stat(path); {
+	case err == nil && at.IsDir():
+		return path + " is a folder, not a pin"
+	case err == nil && !IsBPFFS(path):
+		return path + " is not in a bpffs, so it is not a pin"
+	}
+	return ""
 }
 
 // byMode says that the caller may not do what it wants with the path, if the mode and the

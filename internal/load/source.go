@@ -145,7 +145,7 @@ func (path Pin) Load(want Want) (*Loaded, error) {
 		return nil, hook.Because(fs.ErrNotExist, "there is no pinned program at %s", string(path))
 	}
 	if err != nil {
-		return nil, kernel.PathErrno("open the pin", string(path), err)
+		return nil, kernel.PathErrno("open the pinned program", string(path), err)
 	}
 	return owned(prog, want)
 }

@@ -71,9 +71,11 @@ func TestNoProgram(t *testing.T) {
 			qt.Check(t, qt.ErrorIs(link.Update(t.Context(), test.from), test.cause))
 		})
 	}
-	for _, path := range []string{pinned, s.BPFFS, "/etc/passwd", ""} {
+	for path, text := range map[string]string{
+		pinned: "is not a Program", s.BPFFS: "is a folder, not a pin.*", "/etc/passwd": "is not in a bpffs, so it is not a pin.*", "": "",
+	} {
 		_, err := s.TryJoin(t, dispatcher.ProgramPin(path), dispatcher.Options{})
-		qt.Check(t, qt.ErrorMatches(err, `attach xdp veth1: .*pinned program .*`), qt.Commentf("%q", path))
+		qt.Check(t, qt.ErrorMatches(err, `attach xdp veth1: .*pinned program .*`+text), qt.Commentf("%q", path))
 	}
 	s.WantRun(t, 1)
 }
