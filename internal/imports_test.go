@@ -28,6 +28,7 @@ var layers = []string{
 	"internal/rtnl",
 	"internal/holders",
 	"internal/code",
+	"internal/typed",
 	"libxdp",
 	"internal/dispatch",
 	"internal/state",
@@ -50,6 +51,7 @@ var layers = []string{
 	"internal/demo",
 	"internal/xdploader",
 	"internal/packet",
+	"internal/mapdata",
 	"cmd/dispatcher",
 }
 

@@ -11,7 +11,7 @@ func (a *app) completionCommand() *cobra.Command {
 		Use:   "completion SHELL",
 		Short: "Print the completion script for bash, zsh or fish",
 		Long: `Print the completion script for bash, zsh or fish. Hooks, devices, cgroups,
-members, built-in programs and network namespaces complete.`,
+members, maps, built-in programs and network namespaces complete.`,
 		Example: `  dispatcher completion bash > /etc/bash_completion.d/dispatcher
   dispatcher completion zsh > "${fpath[1]}/_dispatcher"
   dispatcher completion fish > ~/.config/fish/completions/dispatcher.fish`,

@@ -106,6 +106,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 		a.attachCommand(),
 		a.replaceCommand(),
 		a.setCommand(),
+		a.mapCommand(),
 		a.detachCommand(),
 		a.listCommand(),
 		a.holdersCommand(),

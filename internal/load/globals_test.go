@@ -2,11 +2,9 @@ package load
 
 import (
 	"encoding/binary"
-	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"github.com/go-quicktest/qt"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -79,34 +77,4 @@ func TestGlobalsUnknown(t *testing.T) {
 		qt.Check(t, qt.ErrorIs(e, hook.ErrUsage))
 	}
 	qt.Check(t, qt.IsNil(setGlobals(&ebpf.CollectionSpec{}, nil)))
-}
-
-// For any text and type, encode returns as many bytes as the type has, or an error.
-func FuzzEncode(f *testing.F) {
-	integer := func(size uint32, encoding btf.IntEncoding) btf.Type { return &btf.Int{Size: size, Encoding: encoding} }
-	types := []btf.Type{
-		integer(1, btf.Bool), integer(1, btf.Char), integer(1, btf.Signed), integer(16, btf.Unsigned),
-		&btf.Enum{Size: 4, Signed: true, Values: []btf.EnumValue{{Name: "A", Value: 1<<64 - 1}}},
-		&btf.Array{Type: integer(1, btf.Char), Nelems: 8}, &btf.Array{Type: integer(1, btf.Char)},
-		&btf.Array{Type: integer(4, btf.Signed), Nelems: 2}, &btf.Struct{}, &btf.Float{Size: 8},
-	}
-	for _, size := range []uint32{1, 2, 4, 8} {
-		types = append(types, integer(size, btf.Signed), integer(size, btf.Unsigned))
-	}
-	for i := range types {
-		for _, text := range []string{"", "0", "-1", "true", "'x'", `"x"`, "A", "0x8000000000000000", "'", `"`, strings.Repeat("9", 30)} {
-			f.Add(uint8(i), text)
-		}
-	}
-	f.Fuzz(func(t *testing.T, which uint8, text string) {
-		typ := types[int(which)%len(types)]
-		b, err := encode(typ, text)
-		if err != nil {
-			return
-		}
-		size, err := btf.Sizeof(typ)
-		if err != nil || len(b) != size {
-			t.Errorf("%q as %v gives %d bytes, not %d (%v)", text, typ, len(b), size, err)
-		}
-	})
 }
