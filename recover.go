@@ -55,13 +55,16 @@ type RecoverOptions struct {
 	// their cgroup under its old path. Members without a device or cgroup to go to
 	// stay. Without Reattach all such members are collected.
 	Reattach bool
+	// Override allows Reattach what [Options].Override allows Attach: that a member takes
+	// the place of the program of a cgroup above.
+	Override bool
 }
 
 // Recover cleans up a bpffs: members that lost their device or cgroup, and what killed
 // processes left half done. It touches nothing that runs. The error is about the whole; it
 // is fs.ErrNotExist when there is no bpffs.
 func Recover(ctx context.Context, o RecoverOptions) ([]hook.Leftover, error) {
-	found, err := attach.Recover(ctx, bpffsOf(o.BPFFS), o.DryRun, o.Reattach)
+	found, err := attach.Recover(ctx, bpffsOf(o.BPFFS), o.DryRun, o.Reattach, o.Override)
 	for i := range found {
 		l := &found[i]
 		l.Err = wrap("recover", On(l.Hook, l.Target), l.Err)

@@ -35,6 +35,7 @@ or a cgroup at the same path. Members without such a target stay as they are.`,
 	}
 	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "only show what would be done")
 	cmd.Flags().BoolVar(&o.Reattach, "reattach", false, "attach persistent members again where their target is back")
+	cmd.Flags().BoolVar(&o.Override, "override", false, "with --reattach, also where the program of a cgroup above would not run any more")
 	return cmd
 }
 

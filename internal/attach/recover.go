@@ -27,12 +27,12 @@ func sweep(l *state.Locked) {
 //
 // With reattach it attaches members again if their device or cgroup is back. A dry
 // run only reports. Recover returns ErrChanged when another process has the lock.
-func Recover(ctx context.Context, bpffs string, dryRun, reattach bool) ([]hook.Leftover, error) {
+func Recover(ctx context.Context, bpffs string, dryRun, reattach, override bool) ([]hook.Leftover, error) {
 	o, err := target.OpenPins(target.Target{BPFFS: bpffs}, nil)
 	if err != nil {
 		return nil, err
 	}
-	r := &target.Recovery{Ctx: ctx, DryRun: dryRun, Reattach: reattach}
+	r := &target.Recovery{Ctx: ctx, DryRun: dryRun, Reattach: reattach, Override: override}
 	err = o.Locked(ctx, func(l *state.Locked) error {
 		if !l.Alone {
 			return hook.Because(hook.ErrChanged, "the lock of %s%s was not released in %v", o.Pins.Path(""), kernel.LockedBy(o.Pins.Path("")), kernel.LockWait)

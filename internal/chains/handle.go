@@ -195,13 +195,16 @@ func (h *handle) Pin(ctx context.Context) (path string, err error) {
 // Unpin removes the member's pins, and its seal.
 func (h *handle) Unpin(ctx context.Context) error {
 	return h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
-		if err := h.edit(func(c *state.Chain, i int) error {
-			c.Slots[i].Persistent, c.Slots[i].Sealed = false, dispatch.Sealed{}
-			return nil
-		}); err != nil || l == nil {
-			return err
+		loosen := func() error {
+			return h.edit(func(c *state.Chain, i int) error {
+				c.Slots[i].Persistent, c.Slots[i].Sealed = false, dispatch.Sealed{}
+				return nil
+			})
 		}
-		return l.Remove(h.folder(), c.Slots[i].Name)
+		if l == nil {
+			return loosen()
+		}
+		return l.RemoveWith(h.folder(), c.Slots[i].Name, loosen)
 	})
 }
 

@@ -97,6 +97,9 @@ func (op *opened) reattach(r *target.Recovery, list *order, folder, name string,
 		return kernel.Errno("the member's program", err)
 	}
 	defer prog.Close()
+	if err := op.checkAbove(list, target.Request{Override: r.Override}); err != nil {
+		return err
+	}
 	i := list.IndexFor(rec.Priority)
 	at, err := op.neighbor(list, i)
 	if err != nil || r.DryRun {

@@ -310,14 +310,32 @@ func (l *Locked) setMaps(folder, member string, maps map[string]*ebpf.Map) error
 // Remove removes the pins of a member. After the last member it removes the chain's
 // folder with the root. It is no error if there are no such pins.
 func (l *Locked) Remove(folder, member string) error {
+	return l.RemoveWith(folder, member, func() error { return nil })
+}
+
+// RemoveWith is Remove together with a change that the pins must not outlive: on an error of
+// either, both are as before.
+func (l *Locked) RemoveWith(folder, member string, change func() error) error {
 	members, err := l.Members(folder)
 	if err != nil {
 		return err
 	}
+	path := l.Path(folder, memberPrefix+escape(member))
 	if len(members) == 1 && members[0] == member {
-		return l.RemoveChain(folder)
+		path = l.Path(folder)
 	}
-	return l.discard(l.Path(folder, memberPrefix+escape(member)))
+	tmp, err := l.hide(path)
+	if err != nil {
+		return err
+	}
+	if err := change(); err != nil {
+		back := os.Rename(tmp, path)
+		if errors.Is(back, fs.ErrNotExist) { // there were no pins
+			back = nil
+		}
+		return kernel.Undo(err, kernel.Errno("pin again", back))
+	}
+	return l.removeAll(tmp)
 }
 
 // RemoveChain removes all pins of a chain.

@@ -17,6 +17,7 @@ type Recovery struct {
 	Ctx      context.Context
 	DryRun   bool
 	Reattach bool
+	Override bool // as of Request
 	Found    []hook.Leftover
 }
 

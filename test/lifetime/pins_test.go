@@ -132,6 +132,9 @@ func TestReadOnlyPins(t *testing.T) {
 			qt.Check(t, qt.ErrorIs(err, unix.EROFS))
 			s.WantRun(t, 1)
 			one := s.Open(t, "one")
+			before := s.Read(t)
+			qt.Check(t, qt.ErrorIs(one.Unpin(t.Context()), unix.EROFS))
+			qt.Check(t, qt.DeepEquals(s.Read(t).Members, before.Members))
 			next := dispatcher.Spec(scene.CountingOn(h), dispatcher.LoadOptions{})
 			was := s.Read(t).Member("one").Program.ID
 			err = one.Update(t.Context(), next)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/go-quicktest/qt"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
@@ -130,6 +131,33 @@ func TestReattachOnCgroup(t *testing.T) {
 	}
 	qt.Check(t, qt.Equals(s.Gone(t, s.Target.Hook), ""))
 	s.Clear(t)
+}
+
+// A member that would switch off the program of a cgroup above does not come back unasked, as it would not be attached unasked.
+func TestReattachBelowOverride(t *testing.T) {
+	s := scene.NewOn(t, hook.CgroupConnect4)
+	path := s.Cgroup.Child(t, "below").Path
+	below := dispatcher.On(s.Target.Hook, path)
+	link, err := dispatcher.Attach(t.Context(), below, dispatcher.Program(s.Tracer(t, 1)), dispatcher.Options{Name: "one", Persistent: true, BPFFS: s.BPFFS})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.IsNil(link.Close()))
+	qt.Assert(t, qt.IsNil(os.Remove(path)))
+	scene.Soon(t, func() bool { return s.Gone(t, s.Target.Hook) != "" })
+	qt.Assert(t, qt.IsNil(os.Mkdir(path, 0o755)))
+	s.Linkless(t, s.Tracer(t, 2), unix.BPF_F_ALLOW_OVERRIDE)
+	s.WantRun(t, 2)
+
+	for _, dry := range []bool{true, false} {
+		found := s.Recover(t, dispatcher.RecoverOptions{Reattach: true, DryRun: dry})
+		qt.Assert(t, qt.HasLen(found, 1))
+		qt.Check(t, qt.ErrorIs(found[0].Err, dispatcher.ErrBusy))
+		qt.Check(t, qt.ErrorMatches(found[0].Err, ".*it would not run for .*/below any more: .*; .* adopt .*--override.*"))
+	}
+	found := s.Recover(t, dispatcher.RecoverOptions{Reattach: true, Override: true})
+	qt.Assert(t, qt.HasLen(found, 1))
+	qt.Check(t, qt.IsNil(found[0].Err))
+	qt.Check(t, qt.IsTrue(found[0].Reattached))
+	qt.Check(t, qt.IsNil(dispatcher.Detach(t.Context(), below, "one", s.Leave())))
 }
 
 // The numbers of a namespace and of its device are given again at once. A chain of the old namespace is none of the new one.
