@@ -19,7 +19,7 @@ var (
 	ErrChanged = errors.New("changed meanwhile")
 	// ErrChainFull: the chain has MaxMembers members.
 	ErrChainFull = errors.New("chain is full")
-	// ErrDefunct: the device or cgroup is gone. A Link that returns ErrDefunct can
+	// ErrDefunct: the device or cgroup is gone, or the link was detached. A Link that returns ErrDefunct can
 	// only be closed.
 	ErrDefunct = errors.New("defunct")
 	// ErrIncompatible: the program cannot be a member of this chain.

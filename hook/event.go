@@ -29,7 +29,8 @@ const (
 	// EventEmptied: the owner of a member of an XDP chain has gone, and its slot is
 	// empty. The member leaves the chain with the next change.
 	EventEmptied EventKind = "emptied"
-	// EventDefunct: the device or cgroup is gone, and the entry's link still exists.
+	// EventDefunct: the device or cgroup is gone, or the link was detached, and the entry's
+	// link still exists.
 	EventDefunct EventKind = "defunct"
 	// EventDisplaced: a holder of the link of an XDP chain has replaced the chain by a
 	// program.
@@ -230,7 +231,7 @@ func (t EventTarget) String() string {
 	case h.OnNetNS():
 		words = string(h)
 	case h.OnCgroup() && t.Target == "" && t.CgroupID == 0:
-		words = fmt.Sprintf("%s (the cgroup is gone)", h)
+		words = fmt.Sprintf("%s (on no cgroup)", h)
 	case h.OnCgroup() && t.Target == "":
 		words = fmt.Sprintf("%s (cgroup id %d)", h, t.CgroupID)
 	case h.OnDevice() && t.Ifindex == 0:

@@ -34,7 +34,7 @@ func TestEventString(t *testing.T) {
 		`cgroup/connect4 (cgroup id 7): "-" (foreign) left, was number 1, program - 4`: {
 			Kind: EventLeft, EventTarget: group, Entry: KindForeign, Name: "-", Before: theirs, PositionBefore: 1,
 		},
-		`cgroup/connect4 (the cgroup is gone): "a" defunct, was number 1, program count 41`: {
+		`cgroup/connect4 (on no cgroup): "a" defunct, was number 1, program count 41`: {
 			Kind: EventDefunct, EventTarget: EventTarget{Hook: CgroupConnect4}, Entry: KindMember, Name: "a", Before: ours("a", 50, 41), PositionBefore: 1,
 		},
 		`tcx/ingress elsewhere: moved, was tcx/ingress eth0`: {

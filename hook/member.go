@@ -171,7 +171,7 @@ type State string
 const (
 	StateRunning State = "running" // packets go through its program
 	StateEmpty   State = "empty"   // its owner is gone; its OnMissing applies
-	StateDefunct State = "defunct" // the device or cgroup is gone
+	StateDefunct State = "defunct" // the device or cgroup is gone, or the link was detached
 	// StateDisplaced: a holder of the chain's link has replaced the chain by a
 	// program. The member is still pinned.
 	StateDisplaced State = "displaced"

@@ -37,7 +37,7 @@ The column STATE says of a member
   empty      its owner is gone; the column MISSING says what happens to packets
   displaced  another process put its own program into the chain's link
   bypassed   freplace put another program in its place; the last lines say which
-  defunct    its device or cgroup is gone, and "recover" cleans up
+  defunct    its device or cgroup is gone, or its link was detached; "recover" cleans up
 and of other entries
   overridden with --effective: the program of a cgroup above, which does not run here,
              since the cgroup has programs of its own

@@ -156,7 +156,7 @@ func where(c *hook.Chain) string {
 	case h.OnCgroup():
 		return hook.EventTarget{Hook: h, Target: c.Target, CgroupID: c.CgroupID}.String()
 	case c.Ifindex == 0:
-		return fmt.Sprintf("%s (the device is gone)", h)
+		return fmt.Sprintf("%s (on no device)", h)
 	}
 	return strings.TrimSpace(fmt.Sprintf("%s %s", c.Hook, c.Target)) + fmt.Sprintf(" (ifindex %d)", c.Ifindex)
 }

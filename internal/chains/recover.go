@@ -74,7 +74,7 @@ func Recover(r *target.Recovery, folder string) {
 	}
 	f := hook.Leftover{
 		Hook: hook.XDP, LinkID: root.id, Path: r.Pins.Path(folder),
-		What: "a chain whose device is gone",
+		What: target.Lost("a chain", "device", state.LastSeen{}),
 	}
 	if f.Members, f.Err = r.Pins.Members(folder); f.Err != nil {
 		r.Report(f)
@@ -85,7 +85,7 @@ func Recover(r *target.Recovery, folder string) {
 		err = hook.Because(fs.ErrNotExist, "a holder of the link has replaced its dispatcher")
 	}
 	if err == nil {
-		f.Target = chain.LastSeen.Target
+		f.Target, f.What = chain.LastSeen.Target, target.Lost("a chain", "device", chain.LastSeen)
 	}
 	r.Settle(f, folder, func() error {
 		if err != nil {

@@ -31,11 +31,12 @@ func Recover(r *target.Recovery, folder string) {
 	}
 	f := hook.Leftover{
 		Hook: info.Hook(), LinkID: info.ID, Members: members, Path: r.Pins.Path(folder),
-		What: "a member whose device is gone",
 	}
+	kind := "device"
 	if info.Type == link.CgroupType {
-		f.What = "a member whose cgroup is gone"
+		kind = "cgroup"
 	}
+	f.What = target.Lost("a member", kind, state.LastSeen{})
 	names := OpenNames(&target.Opened{Pins: r.Pins})
 	defer names.Close()
 	rec, err := names.Record(info)
@@ -45,7 +46,7 @@ func Recover(r *target.Recovery, folder string) {
 		return
 	}
 	if rec != nil {
-		f.Target = rec.LastSeen.Target
+		f.Target, f.What = rec.LastSeen.Target, target.Lost("a member", kind, rec.LastSeen)
 	}
 	if r.Settle(f, folder, func() error { return reattachLink(r, folder, members[0], info, rec) }) {
 		_ = names.Forget(info)

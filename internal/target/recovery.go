@@ -8,6 +8,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/rtnl"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
@@ -40,6 +41,43 @@ func (r *Recovery) Settle(f hook.Leftover, folder string, reattach func() error)
 	}
 	r.Report(f)
 	return !r.DryRun && f.Err == nil
+}
+
+// Lost says what is known of a link that is on nothing any more: the kernel shows the same
+// of a link that was detached and of one whose device or cgroup is gone. kind is "device" or
+// "cgroup".
+func Lost(what, kind string, seen state.LastSeen) string {
+	what = fmt.Sprintf("%s that is on no %s any more", what, kind)
+	if seen.Target == "" {
+		return what
+	}
+	err := isThere(kind, seen)
+	switch {
+	case err == nil:
+		return fmt.Sprintf("%s (its link was detached, or %s was made again, for it is there)", what, seen.Target)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Sprintf("%s (there is no %s)", what, seen.Target)
+	}
+	return what
+}
+
+func isThere(kind string, seen state.LastSeen) error {
+	if kind == "cgroup" {
+		c, err := kernel.OpenCgroup(seen.Target)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	ns, err := FindNetNS(seen)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return rtnl.In(ns, func(conn *rtnl.Conn) error {
+		_, err := conn.Device(seen.Target)
+		return err
+	})
 }
 
 // Nowhere returns the error for a target that does not exist any more:

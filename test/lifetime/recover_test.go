@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
@@ -133,6 +134,39 @@ func TestRecoverCollects(t *testing.T) {
 			qt.Check(t, qt.IsNil(found[0].Err))
 			qt.Check(t, qt.HasLen(s.Recover(t, dispatcher.RecoverOptions{}), 0))
 			scene.Soon(t, func() bool { return s.Gone(t, h) == "" })
+		})
+	}
+}
+
+// A link that somebody has detached looks like one whose device or cgroup is gone: what is said of it is not more than is known.
+func TestDetachedByOthers(t *testing.T) {
+	for _, h := range []hook.Hook{hook.XDP, hook.TCXIngress, hook.CgroupConnect4} {
+		t.Run(string(h), func(t *testing.T) {
+			s := scene.NewOn(t, h)
+			s.Attach(t, s.Tracer(t, 1), scene.Persistent("one", 10)).Close()
+			c := s.Read(t)
+			raw, err := link.NewFromID(link.ID(max(c.LinkID, c.Members[0].LinkID)))
+			qt.Assert(t, qt.IsNil(err))
+			qt.Assert(t, qt.IsNil(raw.Detach()))
+			qt.Assert(t, qt.IsNil(raw.Close()))
+			what := map[hook.Hook]string{hook.XDP: "a chain that is on no device", hook.TCXIngress: "a member that is on no device", hook.CgroupConnect4: "a member that is on no cgroup"}[h]
+			for i, at := range []string{
+				` \(its link was detached, or ` + s.Target.Name() + ` was made again, for it is there\)`,
+				` \(there is no ` + s.Target.Name() + `\)`,
+			} {
+				found := s.Recover(t, dispatcher.RecoverOptions{DryRun: true})
+				qt.Assert(t, qt.HasLen(found, 1))
+				qt.Check(t, qt.Matches(found[0].What, what+" any more"+at))
+				switch {
+				case i > 0:
+				case h.OnCgroup():
+					s.Cgroup.Remove(t)
+				default:
+					s.Server.IP(t, "link", "del", s.ServerDev)
+				}
+			}
+			qt.Assert(t, qt.HasLen(s.Recover(t, dispatcher.RecoverOptions{}), 1))
+			qt.Check(t, qt.HasLen(s.Pins(t), 0))
 		})
 	}
 }
