@@ -37,7 +37,7 @@ AGAIN := $(MAKE) --no-print-directory
 .PHONY: demo
 demo: matrix
 	@if scripts/can-run-here '$(VM)'; then \
-		$(AGAIN) demo-here; \
+		exec $(AGAIN) demo-here; \
 	else \
 		scripts/need $(VM_NEEDS) && exec bin/matrix demo -kernel $(ELSEWHERE); \
 	fi
@@ -51,7 +51,7 @@ demo-here: build
 .PHONY: test
 test: matrix
 	@if scripts/can-run-here '$(VM)'; then \
-		$(AGAIN) test-here; \
+		exec $(AGAIN) test-here; \
 	else \
 		scripts/need $(VM_NEEDS) && exec bin/matrix test -kernel $(ELSEWHERE); \
 	fi
