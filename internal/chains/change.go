@@ -18,25 +18,28 @@ import (
 
 // revise applies edit to a copy of the chain old, and builds the new dispatcher, nil when
 // nothing changed. The caller swaps it in, and closes it. revise leaves out members that have lost their owners, except closed doors; edit gets the
-// closed doors that are empty, and may add the slots in fresh. A chain that has lost
+// closed doors that are empty, and may add the slots in own, which this process has open. A chain that has lost
 // its last member is closed.
 //
 // revise closes the slots before it returns. While they are open no member leaves when
 // its owner dies, and many processes that change one chain could keep it open in turn.
-func revise(old *state.Chain, rootLink uint32, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, *ebpf.Program, error) {
+func revise(old *state.Chain, rootLink uint32, own map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, *ebpf.Program, error) {
 	var opened state.Slots
 	defer opened.Close()
 	next := *old
 	next.RootLink, next.Slots = rootLink, nil
 	open := map[uint32]*ebpf.Map{}
-	maps.Copy(open, fresh)
+	maps.Copy(open, own)
 	empty := map[uint32]bool{}
 	for _, s := range old.Slots {
-		m, err := opened.Open(s.MapID, false)
-		if err != nil {
-			return nil, nil, kernel.Again(err)
+		m := open[s.MapID]
+		if m == nil {
+			var err error
+			if m, err = opened.Open(s.MapID, false); err != nil {
+				return nil, nil, kernel.Again(err)
+			}
+			open[s.MapID] = m
 		}
-		open[s.MapID] = m
 		prog, err := state.Occupant(m)
 		if err != nil {
 			return nil, nil, err
@@ -81,18 +84,18 @@ func inOrder(c *state.Chain, open map[uint32]*ebpf.Map) []*ebpf.Map {
 
 // change revises the chain that the root carries, swaps the result in, and returns the
 // new chain. If the new chain is closed, change has taken it off the device.
-func change(r root, chainID uint64, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
+func change(r root, chainID uint64, own map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
 	old, chain, err := carried(r, chainID)
 	if err != nil {
 		return nil, err
 	}
 	defer old.Close()
-	return changeFrom(r, old, chain, fresh, edit)
+	return changeFrom(r, old, chain, own, edit)
 }
 
 // changeFrom is change for a chain that was read before; old is its dispatcher.
-func changeFrom(r root, old *ebpf.Program, chain *state.Chain, fresh map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
-	next, prog, err := revise(chain, r.LinkID(), fresh, edit)
+func changeFrom(r root, old *ebpf.Program, chain *state.Chain, own map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
+	next, prog, err := revise(chain, r.LinkID(), own, edit)
 	if err != nil || prog == nil {
 		return next, err
 	}
@@ -102,6 +105,7 @@ func changeFrom(r root, old *ebpf.Program, chain *state.Chain, fresh map[uint32]
 		return nil, err
 	}
 	kernel.Step("swap: after")
+	know(r, prog, next)
 	if next.Closed {
 		// No member can join a closed chain, so this throws none out.
 		if err := r.Release(prog); err != nil {
@@ -121,7 +125,7 @@ func carried(r root, chainID uint64) (*ebpf.Program, *state.Chain, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	chain, err := state.Find(prog)
+	chain, err := find(r, prog)
 	switch {
 	case errors.Is(err, state.ErrNotOurs), err == nil && chain.ID != chainID:
 		err = hook.Because(fs.ErrNotExist, "the chain is gone: another program was put in its place")

@@ -43,13 +43,14 @@ func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool
 			}
 			leaving = leaving[i : i+1]
 		}
-		return takeOut(l, snap.Root, snap.Chain.ID, leaving)
+		return takeOut(l, snap.Root, snap.Chain.ID, nil, leaving)
 	})
 }
 
-// takeOut removes members from a chain, and then their pins.
-func takeOut(l *state.Locked, r root, chainID uint64, leaving []dispatch.Slot) error {
-	left, err := change(r, chainID, nil, without(leaving...))
+// takeOut removes members from a chain, and then their pins. own are slots that this process
+// has open.
+func takeOut(l *state.Locked, r root, chainID uint64, own map[uint32]*ebpf.Map, leaving []dispatch.Slot) error {
+	left, err := change(r, chainID, own, without(leaving...))
 	if errors.Is(err, rtnl.ErrUpper) {
 		left, err = new(state.Chain), emptySlots(leaving, err)
 	}

@@ -46,6 +46,9 @@ func (h *handle) ReleaseNetNS() {
 	}
 }
 
+// own returns the slot of the member, by its map id.
+func (h *handle) own() map[uint32]*ebpf.Map { return map[uint32]*ebpf.Map{h.slotID: h.slot} }
+
 func (h *handle) folder() string { return state.ChainFolder(h.root.LinkID(), h.chainID) }
 
 // Close gives up ownership of the member.
@@ -103,7 +106,7 @@ func (h *handle) carried() (*ebpf.Program, *state.Chain, error) {
 
 // edit runs fn on the chain and the index of the member, and swaps in the result.
 func (h *handle) edit(fn func(c *state.Chain, i int) error) error {
-	_, err := change(h.root, h.chainID, nil, func(c *state.Chain, _ map[uint32]bool) error {
+	_, err := change(h.root, h.chainID, h.own(), func(c *state.Chain, _ map[uint32]bool) error {
 		i, err := indexOf(c, h.slotID)
 		if err == nil {
 			err = fn(c, i)
@@ -212,7 +215,7 @@ func (h *handle) Unpin(ctx context.Context) error {
 // no error; its pins are removed all the same.
 func (h *handle) Detach(ctx context.Context) error {
 	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
-		return takeOut(l, h.root, h.chainID, c.Slots[i:i+1])
+		return takeOut(l, h.root, h.chainID, h.own(), c.Slots[i:i+1])
 	})
 	left := errors.Is(err, hook.ErrPins)
 	if err != nil && !left && !target.Gone(err) {
@@ -245,12 +248,12 @@ func (h *handle) unpinGone(ctx context.Context) error {
 		if l == nil || err != nil {
 			return err
 		}
-		prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+		prog, err := r.open(id)
 		if err != nil {
-			return kernel.Errno("dispatcher", err)
+			return err
 		}
 		defer prog.Close()
-		c, err := state.Find(prog)
+		c, err := find(r, prog)
 		if err != nil || c.Index(h.slotID) < 0 {
 			return err
 		}
@@ -290,7 +293,7 @@ func (h *handle) Chain(ctx context.Context) (*hook.Chain, error) {
 		if err := h.locate(c, prog); err != nil {
 			return err
 		}
-		return viewChain(c, prog, chain, h.root.LinkID(), h.Opened.Pins)
+		return viewChain(c, prog, chain, h.root.LinkID(), h.own(), h.Opened.Pins)
 	})
 	return c, err
 }

@@ -252,7 +252,7 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 	} else {
 		h.chainID = snap.Chain.ID
 		h.root, snap.Root = snap.Root, nil
-		_, err = changeFrom(h.root, snap.Prog, snap.Chain, map[uint32]*ebpf.Map{h.slotID: slot}, func(c *state.Chain, empty map[uint32]bool) error {
+		_, err = changeFrom(h.root, snap.Prog, snap.Chain, h.own(), func(c *state.Chain, empty map[uint32]bool) error {
 			c.LastSeen = d.Seen(snap.Device, snap.Mode)
 			return insert(member, req, d.stays(h.root, h.chainID))(c, empty)
 		})
@@ -265,7 +265,7 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 	if req.Persistent {
 		if err := l.Add(h.folder(), h.root.Pinner(), state.MemberPins{Name: member.Name, Slot: slot, Maps: prog.Maps}); err != nil {
 			// Half attached is not attached.
-			_, undo := change(h.root, h.chainID, nil, without(member))
+			_, undo := change(h.root, h.chainID, h.own(), without(member))
 			h.drop()
 			return nil, kernel.Undo(err, undo)
 		}
@@ -298,7 +298,7 @@ func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*ho
 		return nil, err
 	}
 	defer dispatcher.Close()
-	if err := viewChain(c, dispatcher, next, linkID, d.Pins); err != nil {
+	if err := viewChain(c, dispatcher, next, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, d.Pins); err != nil {
 		return nil, err
 	}
 	c.DispatcherID = 0 // the dispatcher is gone when this returns

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/dispatch"
@@ -279,7 +280,7 @@ func (d Device) View(snap *Snapshot) (*hook.Chain, error) {
 		}
 		return c, nil
 	}
-	return c, viewChain(c, snap.Prog, snap.Chain, snap.Root.LinkID(), d.Pins)
+	return c, viewChain(c, snap.Prog, snap.Chain, snap.Root.LinkID(), nil, d.Pins)
 }
 
 // displaced describes the members that are pinned beside a link which does not carry
@@ -299,8 +300,9 @@ func displaced(pins *state.Pins, folder string) ([]hook.Member, error) {
 	return members, err
 }
 
-// viewChain adds the members of an owned chain to c, and its dispatcher, link and pins.
-func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uint32, pins *state.Pins) error {
+// viewChain adds the members of an owned chain to c, and its dispatcher, link and pins. own
+// are slots that this process has open.
+func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uint32, own map[uint32]*ebpf.Map, pins *state.Pins) error {
 	c.Style, c.DispatcherID, c.LinkID, c.Frags = hook.StyleOwned, kernel.ProgramID(prog), linkID, chain.Shape.Frags
 	folder := state.ChainFolder(linkID, chain.ID)
 	if pins != nil {
@@ -312,9 +314,12 @@ func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uin
 	defer slots.Close()
 	for _, slot := range chain.Slots {
 		pinned := pins != nil && pins.Has(folder, slot.Name)
-		open, err := slots.Open(slot.MapID, pinned)
-		if err != nil {
-			return kernel.Again(err)
+		open := own[slot.MapID]
+		if open == nil {
+			var err error
+			if open, err = slots.Open(slot.MapID, pinned); err != nil {
+				return kernel.Again(err)
+			}
 		}
 		m, err := viewMember(slot, open, pinned)
 		if err != nil {
@@ -357,6 +362,9 @@ func slotProgram(slot *ebpf.Map) (p hook.Program, tail bool, err error) {
 	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return p, false, nil // the owner is gone, and the program with it
+	}
+	if errors.Is(err, unix.EPERM) { // the id is what a process may know without CAP_SYS_ADMIN
+		return hook.Program{ID: id}, false, nil
 	}
 	if err != nil {
 		return p, false, kernel.Errno(fmt.Sprintf("program id %d", id), err)

@@ -41,6 +41,53 @@ type linkRoot struct {
 	id   uint32
 	// refused says why the link is in generic mode, if the driver was asked for native mode.
 	refused string
+	known   *known
+}
+
+// known is what this process has put into its root link, where it may not open programs by
+// their ids.
+type known struct {
+	prog  *ebpf.Program
+	chain *state.Chain
+}
+
+// know remembers the dispatcher that this process has just put into the root. Elsewhere an
+// open dispatcher would be a burden: it makes the emptying of its slots slower, see
+// [state.Slots].
+func know(r root, prog *ebpf.Program, chain *state.Chain) {
+	l, ok := r.(*linkRoot)
+	if !ok || kernel.HasCapability(unix.CAP_SYS_ADMIN) {
+		return
+	}
+	l.forget()
+	if twin, err := prog.Clone(); err == nil { // else the next look is refused
+		l.known = &known{twin, chain}
+	}
+}
+
+func (r *linkRoot) forget() {
+	if r.known != nil {
+		r.known.prog.Close()
+		r.known = nil
+	}
+}
+
+// knows returns what this process has put into the link, if it is the program with the id.
+func (r *linkRoot) knows(id uint32) *known {
+	if r.known != nil && kernel.ProgramID(r.known.prog) == id {
+		return r.known
+	}
+	return nil
+}
+
+// find reads the chain of a dispatcher that the root carries.
+func find(r root, prog *ebpf.Program) (*state.Chain, error) {
+	if l, ok := r.(*linkRoot); ok && l.known != nil {
+		if k := l.knows(kernel.ProgramID(prog)); k != nil {
+			return k.chain, nil
+		}
+	}
+	return state.Find(prog)
 }
 
 func newLinkRoot(l link.Link) (*linkRoot, error) {
@@ -70,7 +117,11 @@ func openLinkRoot(id uint32) (*linkRoot, error) {
 
 func (r *linkRoot) LinkID() uint32                         { return r.id }
 func (r *linkRoot) Pinner() interface{ Pin(string) error } { return r.link }
-func (r *linkRoot) Close()                                 { r.link.Close() }
+
+func (r *linkRoot) Close() {
+	r.forget()
+	r.link.Close()
+}
 
 // state returns the program and the device of the link. ifindex 0 says that the device
 // is gone; the program is then the last one that the link carried.
@@ -87,18 +138,27 @@ func (r *linkRoot) Program() (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	prog, err := kernel.OpenProgram(id, "dispatcher")
+	prog, err := r.open(id)
 	if err != nil {
 		return nil, err
 	}
 	if ifindex == 0 {
 		defer prog.Close()
-		if c, err := state.Find(prog); err == nil && c.Closed {
+		if c, err := find(r, prog); err == nil && c.Closed {
 			return nil, target.ErrDetached
 		}
 		return nil, target.ErrGone
 	}
 	return prog, nil
+}
+
+// open opens the dispatcher with the id.
+func (r *linkRoot) open(id uint32) (*ebpf.Program, error) {
+	if k := r.knows(id); k != nil {
+		prog, err := k.prog.Clone()
+		return prog, kernel.Errno("dispatcher", err)
+	}
+	return kernel.OpenProgram(id, "dispatcher")
 }
 
 func (r *linkRoot) Swap(next, old *ebpf.Program) error {

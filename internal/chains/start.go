@@ -26,14 +26,18 @@ func (d Device) start(dev rtnl.Device, mode hook.Mode, id uint64, loaded *load.L
 	}
 	defer prog.Close()
 	r, err := d.Create(dev.Index, mode, prog)
-	if mode != hook.ModeAuto || !errors.Is(err, ebpf.ErrNotSupported) || mayHaveFrags(loaded) {
-		return r, err
+	if mode == hook.ModeAuto && errors.Is(err, ebpf.ErrNotSupported) && !mayHaveFrags(loaded) {
+		generic, genericErr := d.Create(dev.Index, hook.ModeGeneric, prog)
+		if genericErr != nil {
+			return nil, err
+		}
+		generic.(*linkRoot).refused = err.Error()
+		r, err = generic, nil
 	}
-	r, generic := d.Create(dev.Index, hook.ModeGeneric, prog)
-	if generic != nil {
+	if err != nil {
 		return nil, err
 	}
-	r.(*linkRoot).refused = err.Error()
+	know(r, prog, chain)
 	return r, nil
 }
 

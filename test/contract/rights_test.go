@@ -123,7 +123,7 @@ func (l *limited) refused(ctx context.Context) (list []string) {
 func TestRights(t *testing.T) {
 	few := []int{unix.CAP_BPF, unix.CAP_NET_ADMIN, unix.CAP_PERFMON}
 	for h, refused := range map[hook.Hook]string{
-		hook.XDP:            "info chain set update open read join detach detach by name",
+		hook.XDP:            "open read join detach by name",
 		hook.TCXIngress:     "update of an opened one move",
 		hook.TCIngress:      "set of an opened one update of an opened one",
 		hook.CgroupConnect4: "update of an opened one",
