@@ -1,6 +1,7 @@
 package procfs
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/go-quicktest/qt"
@@ -19,4 +20,15 @@ func TestParseLocks(t *testing.T) {
 	qt.Check(t, qt.DeepEquals(parseLocks(text, "00:2a:770"), Lock{Holder: 815}))
 	qt.Check(t, qt.DeepEquals(parseLocks(text, "00:2a:78"), Lock{}))
 	qt.Check(t, qt.DeepEquals(parseLocks("", "00:2a:77"), Lock{}))
+}
+
+func FuzzParseLocks(f *testing.F) {
+	f.Add("1: FLOCK  ADVISORY  WRITE 812 00:2a:77 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 813 00:2a:77 0 EOF\n")
+	f.Add("1: POSIX  ADVISORY  READ -1 00:2a:77 0 EOF\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		l := parseLocks(text, "00:2a:77")
+		if l.Holder < 0 || slices.ContainsFunc(l.Waiting, func(pid int) bool { return pid <= 0 }) {
+			t.Errorf("no process has such a number: %+v out of %q", l, text)
+		}
+	})
 }
