@@ -34,12 +34,13 @@ type app struct {
 	verbose bool
 	quiet   bool
 
-	pins bool // the verb makes pins
+	args []string // the command line
+	pins bool     // the verb makes pins
 }
 
 // run runs the command line args and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{stdout: newEscaper(stdout), stderr: newEscaper(stderr)}
+	a := &app{stdout: newEscaper(stdout), stderr: newEscaper(stderr), args: args}
 	err := a.rootCommand(args).ExecuteContext(ctx)
 	var code exit
 	switch {

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -43,14 +45,27 @@ func (a *app) needBPFFS(pins bool) error {
 		return err
 	}
 	if inPrivateMounts() {
-		return usage(`instead of "ip netns exec NS dispatcher" use "dispatcher -n NS"; or mount one, or give --bpffs or --hold`,
-			"no bpffs is mounted at %s in this mount namespace, and pins in a private one would not last", a.bpffs)
+		return usage(a.outside(), "no bpffs is mounted at %s in this mount namespace, and pins in one that is mounted here would end with it", a.bpffs)
 	}
 	mounted, err := dispatcher.MountBPFFS(a.bpffs)
 	if mounted {
 		a.note("mounted a bpffs at %s, for the pins", a.bpffs)
 	}
 	return err
+}
+
+// outside says how to make pins that outlast this mount namespace. "ip netns exec" makes one
+// for each command: then the same command line does it in the shell around it.
+func (a *app) outside() string {
+	if own := procfs.Namespace("/proc/self", "net"); a.netns == "" {
+		for _, e := range entriesOf(netnsDir, "") {
+			var st unix.Stat_t
+			if unix.Stat(filepath.Join(netnsDir, e.Name()), &st) == nil && st.Ino == own {
+				return fmt.Sprintf("outside of it run \"%s\"", kernel.Shell(append([]string{"dispatcher", "-n", e.Name()}, a.args...)...))
+			}
+		}
+	}
+	return fmt.Sprintf("run \"%s\" outside of it, or give --bpffs one that is mounted outside too", kernel.Shell(append([]string{"dispatcher"}, a.args...)...))
 }
 
 // warnPrivate warns of a bpffs whose pins may not last as long as the machine runs.
