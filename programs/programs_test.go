@@ -56,19 +56,24 @@ func bpfDescriptors() []string {
 	return found
 }
 
-type constants map[string]uint64
+// constants are numbers and, as strings, addresses.
+type constants map[string]any
 
 // set sets a constant of any size.
-func set(v *ebpf.VariableSpec, value uint64) error {
+func set(v *ebpf.VariableSpec, value any) error {
+	if addr, ok := value.(string); ok {
+		return v.Set(netip.MustParseAddr(addr).AsSlice())
+	}
+	number := reflect.ValueOf(value).Convert(reflect.TypeFor[uint64]()).Uint()
 	switch v.Size() {
 	case 1:
-		return v.Set(uint8(value))
+		return v.Set(uint8(number))
 	case 2:
-		return v.Set(uint16(value))
+		return v.Set(uint16(number))
 	case 4:
-		return v.Set(uint32(value))
+		return v.Set(uint32(number))
 	}
-	return v.Set(value)
+	return v.Set(number)
 }
 
 // load loads a program for XDP, for the length of the test.

@@ -155,8 +155,8 @@ func TestRedirectConstants(t *testing.T) {
 		ns.Listen(t, netip.MustParseAddrPort(addr))
 	}
 
-	v4 := constants{"from_ip": 0xc0000201, "from_port": 80, "to_ip": 0x7f000001, "to_port": 8080}
-	v6 := constants{"from_ip6_hi": 0x2001_0db8_0000_0000, "from_ip6_lo": 1, "from_port": 80, "to_ip6_lo": 1, "to_port": 8080}
+	v4 := constants{"from_ip": "192.0.2.1", "from_port": 80, "to_ip": "127.0.0.1", "to_port": 8080}
+	v6 := constants{"from_ip6": "2001:db8::1", "from_port": 80, "to_ip6": "::1", "to_port": 8080}
 	ports := constants{"from_port": 443, "to_port": 8080}
 	for _, test := range []struct {
 		name    string
@@ -171,20 +171,20 @@ func TestRedirectConstants(t *testing.T) {
 		{"v4, other port", v4, "tcp", "192.0.2.1:81", ""},
 		{"v4 over a v6 socket", v4, "tcp", "[::ffff:192.0.2.1]:80", "127.0.0.1:8080"},
 		{"v4 is not about v6", v4, "tcp", "[::1]:80", "[::1]:80"},
-		{"v4 to an address only", constants{"from_ip": 0xc0000201, "to_ip": 0x7f000001}, "tcp", "192.0.2.1:80", "127.0.0.1:80"},
-		{"v4 to a port only", constants{"from_ip": 0x7f000001, "to_port": 8080}, "tcp", "127.0.0.1:80", "127.0.0.1:8080"},
-		{"v4 to a port only is not about v6", constants{"from_ip": 0x7f000001, "to_port": 8080}, "tcp", "[::1]:80", "[::1]:80"},
-		{"v4 from any", constants{"to_ip": 0x7f000001}, "tcp", "198.51.100.7:80", "127.0.0.1:80"},
+		{"v4 to an address only", constants{"from_ip": "192.0.2.1", "to_ip": "127.0.0.1"}, "tcp", "192.0.2.1:80", "127.0.0.1:80"},
+		{"v4 to a port only", constants{"from_ip": "127.0.0.1", "to_port": 8080}, "tcp", "127.0.0.1:80", "127.0.0.1:8080"},
+		{"v4 to a port only is not about v6", constants{"from_ip": "127.0.0.1", "to_port": 8080}, "tcp", "[::1]:80", "[::1]:80"},
+		{"v4 from any", constants{"to_ip": "127.0.0.1"}, "tcp", "198.51.100.7:80", "127.0.0.1:80"},
 		{"v6", v6, "tcp", "[2001:db8::1]:80", "[::1]:8080"},
 		{"v6, other address", v6, "tcp", "[::1]:80", "[::1]:80"},
 		{"v6, other port", v6, "tcp", "[2001:db8::1]:81", ""},
 		{"v6 is not about v4", v6, "tcp", "127.0.0.1:80", "127.0.0.1:80"},
 		{"v6 is not about v4 over a v6 socket", v6, "tcp", "[::ffff:127.0.0.1]:80", "127.0.0.1:80"},
-		{"v6 from any", constants{"to_ip6_lo": 1}, "tcp", "[2001:db8::7]:80", "[::1]:80"},
+		{"v6 from any", constants{"to_ip6": "::1"}, "tcp", "[2001:db8::7]:80", "[::1]:80"},
 		{"ports", ports, "tcp", "127.0.0.1:443", "127.0.0.1:8080"},
 		{"ports, v6", ports, "tcp", "[::1]:443", "[::1]:8080"},
 		{"ports, other", ports, "tcp", "127.0.0.1:80", "127.0.0.1:80"},
-		{"to nowhere", constants{"from_ip": 0x7f000001, "from_port": 80}, "tcp", "127.0.0.1:80", "127.0.0.1:80"},
+		{"to nowhere", constants{"from_ip": "127.0.0.1", "from_port": 80}, "tcp", "127.0.0.1:80", "127.0.0.1:80"},
 		{"TCP of TCP only", constants{"protocol": protoTCP, "to_port": 8080}, "tcp", "127.0.0.1:80", "127.0.0.1:8080"},
 		{"UDP of TCP only", constants{"protocol": protoTCP, "to_port": 8080}, "udp", "127.0.0.1:80", "127.0.0.1:80"},
 		{"UDP of UDP only", constants{"protocol": protoUDP, "to_port": 8080}, "udp", "[::1]:80", "[::1]:8080"},

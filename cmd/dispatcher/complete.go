@@ -3,17 +3,21 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/cilium/ebpf"
 	"github.com/spf13/cobra"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/typed"
 	"github.com/libdispatcher/dispatcher/programs"
 )
 
@@ -173,6 +177,38 @@ func offerPins(path string) ([]string, cobra.ShellCompDirective) {
 			name += "/"
 		}
 		names = append(names, name)
+	}
+	return names, noFiles | cobra.ShellCompDirectiveNoSpace
+}
+
+// completeGlobal offers the constants and variables of PROGRAM, which is the last word.
+func completeGlobal(_ *cobra.Command, given []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(given) == 0 {
+		return nil, noFiles
+	}
+	w, err := parseProgram(given[len(given)-1], isFile)
+	if err != nil {
+		return nil, noFiles
+	}
+	var spec *ebpf.CollectionSpec
+	switch w.kind {
+	case fromBuiltin:
+		spec, err = programs.Spec(w.name)
+	case fromFile:
+		var b []byte
+		if b, err = load.ReadFile(w.path); err == nil {
+			spec, err = load.Parse(b)
+		}
+	}
+	if err != nil || spec == nil {
+		return nil, noFiles
+	}
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(spec.Variables)) {
+		v := spec.Variables[name]
+		if v.Type != nil && !strings.HasPrefix(name, "ld_") { // those are set by the library
+			names = append(names, cobra.CompletionWithDesc(name+"=", typed.Of(v.Type.Type, int(v.Size())).String()))
+		}
 	}
 	return names, noFiles | cobra.ShellCompDirectiveNoSpace
 }

@@ -114,7 +114,8 @@ type programFlags struct {
 func (p *programFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringArrayVar(&p.maps, "map", nil, "replace a map of the file by another one: `NAME=MAP`, where MAP is the path of a pin or id:N (repeatable)")
-	flags.StringArrayVar(&p.globals, "global", nil, "set a constant or variable before the program is loaded: `NAME=VALUE`, written as in C (repeatable)")
+	flags.StringArrayVar(&p.globals, "global", nil, "set a constant or variable before the program is loaded: `NAME=VALUE`, written as in C, or an address (repeatable)")
+	completeFlag(cmd, "global", completeGlobal)
 	flags.StringVar(&p.mapPins, "map-pins", "", "share each map with the map that is pinned by its name in `DIR`, in a bpffs; without one, pin the new map there")
 }
 

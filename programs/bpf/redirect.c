@@ -9,19 +9,20 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Only connections of this IP protocol; 0: of all protocols with ports, such as TCP and UDP. */
 volatile const __u8 protocol = 0;
 
+struct ipv6_addr {
+	__be32 words[4];
+};
+
 /*
- * One destination besides those in the maps, for users with only one. Addresses are written as
- * numbers: 192.0.2.1 is 0xc0000201. Zero means any address or port, or the same as before.
+ * One destination besides those in the maps, for users with only one. Zero means any address
+ * or port, or the same as before.
  */
-volatile const __u32 from_ip = 0;
-volatile const __u32 to_ip = 0;
+volatile const __be32 from_ip = 0;
+volatile const __be32 to_ip = 0;
 volatile const __u16 from_port = 0;
 volatile const __u16 to_port = 0;
-/* Two halves of four groups each. */
-volatile const __u64 from_ip6_hi = 0;
-volatile const __u64 from_ip6_lo = 0;
-volatile const __u64 to_ip6_hi = 0;
-volatile const __u64 to_ip6_lo = 0;
+volatile const struct ipv6_addr from_ip6 = {};
+volatile const struct ipv6_addr to_ip6 = {};
 
 #define MAX_DESTINATIONS (1 << 14)
 
@@ -83,18 +84,10 @@ struct {
 	__type(value, struct target_v6);
 } redirect_v6 SEC(".maps");
 
-struct ipv6_addr {
-	__be32 words[4];
-};
-
-static __always_inline __be32 high(__u64 half)
+/* The constant is volatile, and so cannot be assigned as a whole. */
+static __always_inline struct ipv6_addr constant(const volatile struct ipv6_addr *a)
 {
-	return htonl((__u32)(half >> 32));
-}
-
-static __always_inline __be32 low(__u64 half)
-{
-	return htonl((__u32)half);
+	return (struct ipv6_addr){ { a->words[0], a->words[1], a->words[2], a->words[3] } };
 }
 
 static __always_inline bool is_any(const struct ipv6_addr *a)
@@ -116,7 +109,9 @@ static __always_inline bool constants_v4(void)
 
 static __always_inline bool constants_v6(void)
 {
-	return from_ip6_hi || from_ip6_lo || to_ip6_hi || to_ip6_lo;
+	const struct ipv6_addr from = constant(&from_ip6), to = constant(&to_ip6);
+
+	return !is_any(&from) || !is_any(&to);
 }
 
 /* The most specific entry: of several that fit, an address goes before a port. */
@@ -168,11 +163,11 @@ static __always_inline bool translate_v4(__be32 *addr, __u16 *port)
 	} else {
 		if (constants_v6() && !constants_v4())
 			return false;
-		if (from_ip && *addr != htonl(from_ip))
+		if (from_ip && *addr != from_ip)
 			return false;
 		if (from_port && *port != from_port)
 			return false;
-		new_addr = htonl(to_ip);
+		new_addr = to_ip;
 		new_port = to_port;
 	}
 	if (new_addr)
@@ -184,7 +179,7 @@ static __always_inline bool translate_v4(__be32 *addr, __u16 *port)
 
 static __always_inline bool translate_v6(struct ipv6_addr *addr, __u16 *port)
 {
-	const struct ipv6_addr from = { { high(from_ip6_hi), low(from_ip6_hi), high(from_ip6_lo), low(from_ip6_lo) } };
+	const struct ipv6_addr from = constant(&from_ip6);
 	struct target_v6 *target = find_v6(addr, *port);
 	struct ipv6_addr new_addr;
 	__u16 new_port;
@@ -200,7 +195,7 @@ static __always_inline bool translate_v6(struct ipv6_addr *addr, __u16 *port)
 			return false;
 		if (from_port && *port != from_port)
 			return false;
-		new_addr = (struct ipv6_addr){ { high(to_ip6_hi), low(to_ip6_hi), high(to_ip6_lo), low(to_ip6_lo) } };
+		new_addr = constant(&to_ip6);
 		new_port = to_port;
 	}
 	if (!is_any(&new_addr))

@@ -21,13 +21,11 @@ const (
 	RedirectProgRedirect4 = "redirect4"
 	RedirectProgRedirect6 = "redirect6"
 	RedirectVarFromIp     = "from_ip"
-	RedirectVarFromIp6Hi  = "from_ip6_hi"
-	RedirectVarFromIp6Lo  = "from_ip6_lo"
+	RedirectVarFromIp6    = "from_ip6"
 	RedirectVarFromPort   = "from_port"
 	RedirectVarProtocol   = "protocol"
 	RedirectVarToIp       = "to_ip"
-	RedirectVarToIp6Hi    = "to_ip6_hi"
-	RedirectVarToIp6Lo    = "to_ip6_lo"
+	RedirectVarToIp6      = "to_ip6"
 	RedirectVarToPort     = "to_port"
 )
 
@@ -89,15 +87,13 @@ type RedirectMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type RedirectVariableSpecs struct {
-	FromIp    *ebpf.VariableSpec `ebpf:"from_ip"`
-	FromIp6Hi *ebpf.VariableSpec `ebpf:"from_ip6_hi"`
-	FromIp6Lo *ebpf.VariableSpec `ebpf:"from_ip6_lo"`
-	FromPort  *ebpf.VariableSpec `ebpf:"from_port"`
-	Protocol  *ebpf.VariableSpec `ebpf:"protocol"`
-	ToIp      *ebpf.VariableSpec `ebpf:"to_ip"`
-	ToIp6Hi   *ebpf.VariableSpec `ebpf:"to_ip6_hi"`
-	ToIp6Lo   *ebpf.VariableSpec `ebpf:"to_ip6_lo"`
-	ToPort    *ebpf.VariableSpec `ebpf:"to_port"`
+	FromIp   *ebpf.VariableSpec `ebpf:"from_ip"`
+	FromIp6  *ebpf.VariableSpec `ebpf:"from_ip6"`
+	FromPort *ebpf.VariableSpec `ebpf:"from_port"`
+	Protocol *ebpf.VariableSpec `ebpf:"protocol"`
+	ToIp     *ebpf.VariableSpec `ebpf:"to_ip"`
+	ToIp6    *ebpf.VariableSpec `ebpf:"to_ip6"`
+	ToPort   *ebpf.VariableSpec `ebpf:"to_port"`
 }
 
 // RedirectObjects contains all objects after they have been loaded into the kernel.
@@ -135,15 +131,13 @@ func (m *RedirectMaps) Close() error {
 //
 // It can be passed to LoadRedirectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type RedirectVariables struct {
-	FromIp    *ebpf.Variable `ebpf:"from_ip"`
-	FromIp6Hi *ebpf.Variable `ebpf:"from_ip6_hi"`
-	FromIp6Lo *ebpf.Variable `ebpf:"from_ip6_lo"`
-	FromPort  *ebpf.Variable `ebpf:"from_port"`
-	Protocol  *ebpf.Variable `ebpf:"protocol"`
-	ToIp      *ebpf.Variable `ebpf:"to_ip"`
-	ToIp6Hi   *ebpf.Variable `ebpf:"to_ip6_hi"`
-	ToIp6Lo   *ebpf.Variable `ebpf:"to_ip6_lo"`
-	ToPort    *ebpf.Variable `ebpf:"to_port"`
+	FromIp   *ebpf.Variable `ebpf:"from_ip"`
+	FromIp6  *ebpf.Variable `ebpf:"from_ip6"`
+	FromPort *ebpf.Variable `ebpf:"from_port"`
+	Protocol *ebpf.Variable `ebpf:"protocol"`
+	ToIp     *ebpf.Variable `ebpf:"to_ip"`
+	ToIp6    *ebpf.Variable `ebpf:"to_ip6"`
+	ToPort   *ebpf.Variable `ebpf:"to_port"`
 }
 
 // RedirectPrograms contains all programs after they have been loaded into the kernel.
