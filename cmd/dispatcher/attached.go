@@ -11,6 +11,7 @@ import (
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
+	"github.com/libdispatcher/dispatcher/internal/mapdata"
 )
 
 // attached ends a verb that has attached a member. It tells the user what
@@ -45,6 +46,7 @@ func (a *app) attached(ctx context.Context, t dispatcher.Target, link *dispatche
 	} else {
 		a.tellAttached(t, chain, member)
 	}
+	a.tellMaps(t, member)
 	if hold {
 		return a.hold(ctx, t, link, member)
 	}
@@ -65,6 +67,27 @@ func (a *app) tellChained(t dispatcher.Target, chain *hook.Chain, member *hook.M
 	} else {
 		a.warnUnprotected(t, chain)
 	}
+}
+
+// tellMaps tells where the member's maps are, and how to see what is in them.
+func (a *app) tellMaps(t dispatcher.Target, member *hook.Member) {
+	if !a.verbose || member.Program.ID == 0 {
+		return
+	}
+	maps, err := mapdata.Of(member.Program.ID)
+	if err != nil || len(maps) == 0 {
+		return
+	}
+	defer mapdata.Close(maps)
+	for _, m := range maps {
+		where := "not pinned"
+		h, err := dispatcher.HoldersOf(context.Background(), hook.HolderRef{Kind: hook.HolderMap, ID: m.ID}, dispatcher.HoldersOptions{})
+		if err == nil && len(h.Pins) > 0 {
+			where = "pinned at " + pinName(h.Pins[0])
+		}
+		a.note("map %s (id %d): %s", m.Name, m.ID, where)
+	}
+	a.note("\"%s\" shows what is in them", kernel.Command(t.NetNS, a.bpffs, nil, "map", string(t.Hook), t.Name(), string(member.Ref())))
 }
 
 // warnUnprotected warns of an owned chain that no link holds.
