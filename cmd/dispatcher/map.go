@@ -243,7 +243,7 @@ func (a *app) changeMap(m *mapdata.Map, verb string, key []byte, words []string)
 		value := make([]byte, m.Value.Size())
 		if len(words) > 0 {
 			var old []byte
-			if e, err := m.Get(key); verb == "set" && err == nil && !m.PerCPU {
+			if e, err := m.Get(key); verb == "set" && err == nil {
 				old = e.Value
 			}
 			var err error

@@ -72,12 +72,12 @@ func Close(maps []*Map) {
 
 // mapInfo is the beginning of struct bpf_map_info (linux/bpf.h).
 type mapInfo struct {
-	typ, id, keySize, valueSize, maxEntries, flags uint32
-	name                                           [unix.BPF_OBJ_NAME_LEN]byte
-	_, _                                           uint32 // the device, a type of the kernel's
-	_, _                                           uint64 // the device's namespace
-	btf, key, value                                uint32
-	_                                              uint32
+	_, id, keySize, valueSize, maxEntries, _ uint32
+	name                                     [unix.BPF_OBJ_NAME_LEN]byte
+	_, _                                     uint32 // the device, a type of the kernel's
+	_, _                                     uint64 // the device's namespace
+	btf, key, value                          uint32
+	_                                        uint32
 }
 
 func open(id ebpf.MapID) (*Map, error) {

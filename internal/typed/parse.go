@@ -51,7 +51,7 @@ func (t Type) Parse(list []string, old []byte) ([]byte, error) {
 	switch {
 	case named == 0 && len(list) == len(fields):
 	case named != len(list) || len(list) == 0:
-		return nil, fmt.Errorf("%v has fields: write %s=...", t, strings.Join(t.Fields(), "=... "))
+		return nil, fmt.Errorf("%v has fields, each written as NAME=VALUE (%s)", t, strings.Join(t.Fields(), ", "))
 	}
 	given := map[string]bool{}
 	for i, word := range list {

@@ -109,7 +109,7 @@ func TestRefused(t *testing.T) {
 		{Of(u32, 4), "hex:0011", `"hex:0011" is not 4 bytes in hexadecimal digits`},
 		{Of(flow, 16), "adr=192.0.2.1", `there is no field "adr" \(it has: addr, port, pad, packets\)`},
 		{Of(flow, 16), "port=1 port=2", `port is given twice`},
-		{Of(flow, 16), "192.0.2.1 port=1", `struct flow has fields: write addr=... port=... pad=... packets=...`},
+		{Of(flow, 16), "192.0.2.1 port=1", `struct flow has fields, each written as NAME=VALUE \(addr, port, pad, packets\)`},
 		{Of(flow, 16), "addr=300.0.2.1", `addr: "300.0.2.1" is not an IPv4 address`},
 		{Of(nil, 2), "1", `it has no type information \(BTF\): .*`},
 		{Of(nil, 1), "256", `"256" is not a byte`},
