@@ -6,8 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cilium/ebpf"
-
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
@@ -32,22 +30,12 @@ func (s *stage) attachThree(ctx context.Context) {
 	s.owners[sample] = s.hold(ctx, cli+"attach xdp veth1 builtin:sample --priority 50 --global every=1 --hold")
 	s.owners[droplist] = s.hold(ctx, attachDroplist+" --hold")
 	s.owners[count] = s.hold(ctx, cli+"attach xdp veth1 builtin:count --priority 10 --hold")
-	s.say("This puts %s on the droplist, through its pinned map:", badAddr)
-	s.drop()
-	s.runIn(s.list(ctx, hook.XDP), "count, droplist, sample")
-	s.sees(ctx, 2*packets)
-}
-
-// drop puts the bad address on the droplist.
-func (s *stage) drop() {
-	name, key := badPrefix()
-	s.show("bpftool map update pinned $BPFFS/maps/droplist_v4 key 32 0 0 0 10 66 0 66 value 0 0 0 0 0 0 0 0")
+	s.run(ctx, cli+"map xdp veth1 droplist add "+badAddr.String())
 	for _, pin := range pinned(s.expand("$BPFFS/maps")) {
 		s.made.pins[pin] = true
 	}
-	m := value(ebpf.LoadPinnedMap(s.expand("$BPFFS/maps/")+name, nil))
-	defer m.Close()
-	must(m.Put(key, uint64(0)))
+	s.runIn(s.list(ctx, hook.XDP), "count, droplist, sample")
+	s.sees(ctx, 2*packets)
 }
 
 func (s *stage) refuse(ctx context.Context) {
