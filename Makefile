@@ -47,7 +47,7 @@ demo-here: build
 	@scripts/need ip:iproute2
 	@scripts/as-root bin/dispatcher demo
 
-## test: all tests on this kernel, tests of concurrency also with the race detector; VM=7.2: in a virtual machine
+## test: all tests on this kernel, tests of goroutines also with the race detector; VM=7.2: in a virtual machine
 .PHONY: test
 test: matrix
 	@if scripts/can-run-here '$(VM)'; then \
@@ -79,16 +79,16 @@ VM_NEEDS := qemu-system-x86_64:qemu-system-x86 xz:xz-utils apt-get:apt dpkg-deb:
 matrix: have-go
 	@go build -trimpath -buildvcs=false -o bin/matrix ./internal/matrix
 
-# The packages with tests of concurrency. Linking all packages with the race detector would take half a minute.
-CONCURRENT = $$(grep -rl --include='*_test.go' 'func Test[A-Za-z0-9_]*Concurrent' . | xargs -n1 dirname | sort -u)
+# The packages with tests of goroutines. Linking all packages with the race detector would take half a minute, and in
+# tests with many processes it has nothing to see.
+GOROUTINES = $$(grep -rl --include='*_test.go' 'func Test[A-Za-z0-9_]*Goroutines' . | xargs -n1 dirname | sort -u)
 
 .PHONY: test-here
 test-here: have-go
 	@scripts/need ip:iproute2
 	@scripts/need bpftool:bpftool groff:groff-base || echo 'the tests that need it will fail'
 	@if scripts/need gcc:gcc /usr/include/stdlib.h:libc6-dev; then \
-		CGO_ENABLED=1 scripts/go-test 'tests of concurrency, with the race detector' $(TESTEXEC) -race -timeout 15m -run Concurrent $(CONCURRENT); \
-		CGO_ENABLED=1 scripts/go-test 'tests of the test helpers, with the race detector' $(TESTEXEC) -race ./internal/testenv; \
+		CGO_ENABLED=1 scripts/go-test 'tests of goroutines, with the race detector' $(TESTEXEC) -race -timeout 15m -run Goroutines $(GOROUTINES); \
 	else \
 		echo 'without the race detector, which needs gcc'; \
 	fi

@@ -85,7 +85,7 @@ func TestInteropInterleaved(t *testing.T) {
 
 // All work at once. An operation that reports success was done, and nothing is
 // left over.
-func TestInteropConcurrent(t *testing.T) {
+func TestInteropGoroutines(t *testing.T) {
 	withTools(t, func(t *testing.T, x *theirs) {
 		const rounds = 4
 		o := at(1)

@@ -41,7 +41,7 @@ func TestConcurrentLinks(t *testing.T) {
 }
 
 // Goroutines of one process are no different.
-func TestConcurrentGoroutines(t *testing.T) {
+func TestLinksManyGoroutines(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXEgress, hook.CgroupConnect4, hook.TCIngress} {
 		t.Run(string(h), func(t *testing.T) {
 			s := scene.NewBusyOn(t, h)

@@ -66,7 +66,7 @@ func TestGet(t *testing.T) {
 	qt.Check(t, qt.Equals(content(t, other), "other"))
 }
 
-func TestConcurrentGet(t *testing.T) {
+func TestGetGoroutines(t *testing.T) {
 	c := open(t)
 	var made atomic.Int32
 	var wait sync.WaitGroup
