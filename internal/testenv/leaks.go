@@ -31,25 +31,12 @@ import (
 // others hold or have pinned is theirs: a user of the machine may attach members during a test.
 //
 // The check only logs prog arrays that the kernel lost: no descriptor, pin or program holds them, so the
-// test cannot be the cause. That happens where all CPUs are busy, and where another test process opens an
-// array just after its last descriptor was closed: see hold in internal/state. A test that is alone on the
-// machine, and does not say that it is under load, fails for these too.
+// test cannot be the cause. That happens where all CPUs are busy, and where another process, such as a list of the
+// machine, opens an array just after its last descriptor was closed: see hold in internal/state.
 func CheckLeaks(t testing.TB) {
-	t.Helper()
-	checkLeaks(t, false)
-}
-
-// CheckLeaksUnderLoad is [CheckLeaks] for a test that keeps all CPUs busy.
-func CheckLeaksUnderLoad(t testing.TB) {
-	t.Helper()
-	checkLeaks(t, true)
-}
-
-func checkLeaks(t testing.TB, load bool) {
 	t.Helper()
 	Require(t)
 	startPoller(t)
-	load = load || !alone()
 	before, err := inventory()
 	if err != nil {
 		t.Fatalf("leak check: %v", err)
@@ -57,16 +44,12 @@ func checkLeaks(t testing.TB, load bool) {
 	t.Cleanup(func() {
 		t.Helper()
 		reportErrors(t)
-		leaked, err := waitForLeaks(before)
+		leaked, lost, err := waitForLeaks(before)
 		if err != nil {
 			t.Errorf("leak check: %v", err)
-			return
 		}
-		if len(leaked) > 0 && (load || !alone()) {
-			var lost []string
-			if leaked, lost = split(leaked); len(lost) > 0 {
-				t.Logf("the kernel lost:\n\t%s", strings.Join(lost, "\n\t"))
-			}
+		if len(lost) > 0 {
+			t.Logf("the kernel lost:\n\t%s", strings.Join(lost, "\n\t"))
 		}
 		if len(leaked) > 0 {
 			t.Errorf("leaked:\n\t%s", strings.Join(leaked, "\n\t"))
@@ -81,6 +64,9 @@ type things map[string]string
 const (
 	// leakPatience is how long the kernel may take to free an unused object.
 	leakPatience = 10 * time.Second
+
+	// lostPatience is the same for prog arrays that nobody holds: see [CheckLeaks].
+	lostPatience = 2 * time.Second
 
 	// sharedPatience is the same beside other test processes. What only a device or cgroup of theirs holds
 	// cannot be told from a leak, and goes with their test.
@@ -97,17 +83,18 @@ const (
 )
 
 // waitForLeaks returns what exists now and did not exist before, unless it goes away in
-// time. BPF objects that come meanwhile are not the test's, which has ended.
-func waitForLeaks(before things) ([]string, error) {
+// time, and apart from that the prog arrays that the kernel lost. BPF objects that come meanwhile are not the test's,
+// which has ended.
+func waitForLeaks(before things) (leaked, lost []string, err error) {
 	first, err := inventory()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	opened, theirs, asked := things{}, things{}, things{}
 	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		now, err := inventory()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		maps.DeleteFunc(now, func(key, _ string) bool {
 			return has(before, key) || has(theirs, key) || isBPF(key) && !has(first, key)
@@ -122,13 +109,13 @@ func waitForLeaks(before things) ([]string, error) {
 			nameObjects(now, opened)
 		}
 		if len(now) == 0 {
-			return nil, nil
+			return nil, nil, nil
 		}
-		if age > leakPatience {
+		if age > lostPatience {
 			addHolders(now)
-			left := slices.Sorted(maps.Values(now))
-			if leaked, _ := split(left); age > sharedPatience || len(leaked) == 0 || alone() {
-				return left, nil
+			leaked, lost := split(slices.Sorted(maps.Values(now)))
+			if len(leaked) == 0 || age > sharedPatience || age > leakPatience && alone() {
+				return leaked, lost, nil
 			}
 		}
 	}

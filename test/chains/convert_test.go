@@ -211,7 +211,7 @@ func TestConvertLeavesPins(t *testing.T) {
 // of that is told here; without a gap no packet gets through.
 func TestConvertGap(t *testing.T) {
 	testenv.NeedFreplace(t)
-	s := scene.NewBusy(t)
+	s := scene.New(t)
 	drop := func() dispatcher.Source {
 		return dispatcher.Spec(scene.Typed(testenv.DropUDPPortSpec("ldt_drop", scene.Port)), dispatcher.LoadOptions{})
 	}

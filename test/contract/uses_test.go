@@ -97,7 +97,7 @@ func TestContractCountsEveryDatagram(t *testing.T) {
 func TestContractUpdateLeaksNothing(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.TCIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			testenv.CheckLeaksUnderLoad(t)
+			testenv.CheckLeaks(t)
 			p := newPlace(t, h)
 			var progs [2]*ebpf.Program
 			for i := range progs {

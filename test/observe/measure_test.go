@@ -311,7 +311,7 @@ func TestMeasureTogether(t *testing.T) {
 
 // A crowd watches, each for a while, and the chain is changed meanwhile.
 func TestMeasureCrowd(t *testing.T) {
-	s := scene.NewBusy(t)
+	s := scene.New(t)
 	link := s.Attach(t, testenv.DropUDPPort(t, "ldt_drop", scene.Port), dispatcher.Options{})
 	s.Attach(t, testenv.VerdictProgram(t, "ldt_pass", testenv.XDPPass), dispatcher.Options{})
 	var crowd sync.WaitGroup

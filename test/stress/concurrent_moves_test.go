@@ -20,7 +20,7 @@ import (
 func TestConcurrentMoves(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.CgroupConnect4, hook.TCIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewBusyOn(t, h)
+			s := scene.NewOn(t, h)
 			for _, n := range []int{2, 4, 6} {
 				s.Member(t, n)
 			}

@@ -16,7 +16,7 @@ import (
 // Many processes that seal and unseal, and change their members, at once: packets run what each was told to be there, whether it is
 // sealed in the end or not.
 func TestConcurrentSeals(t *testing.T) {
-	s := scene.NewBusy(t)
+	s := scene.New(t)
 	s.Coded = true
 	c := newCrowd(t, s, 20, func() string { return s.BPFFS })
 	ever := false
@@ -41,7 +41,7 @@ func TestConcurrentSeals(t *testing.T) {
 // One process seals the chain and another one, which does not see the lock, puts a program into a slot at the same moment. When
 // both have returned packets run that program.
 func TestConcurrentSealAndReplace(t *testing.T) {
-	s := scene.NewBusy(t)
+	s := scene.New(t)
 	s.Coded = true
 	s.Member(t, 1)
 	s.Member(t, 2)

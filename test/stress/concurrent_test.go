@@ -29,7 +29,7 @@ func TestConcurrent(t *testing.T) {
 		{"without a lock", 8, 3, 7, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			s := scene.NewBusy(t)
+			s := scene.New(t)
 			bpffs := func() string { return s.BPFFS }
 			if !tc.locked {
 				bpffs = t.TempDir
@@ -46,7 +46,7 @@ func TestConcurrent(t *testing.T) {
 
 // The same when some are killed in the middle of it, wherever they are.
 func TestConcurrentKills(t *testing.T) {
-	s := scene.NewBusy(t)
+	s := scene.New(t)
 	c := newCrowd(t, s, 10, func() string { return s.BPFFS })
 	c.start(3)
 	c.compare(t, c.wait(t))

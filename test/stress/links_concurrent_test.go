@@ -20,7 +20,7 @@ import (
 func TestConcurrentLinks(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.CgroupConnect4} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewBusyOn(t, h)
+			s := scene.NewOn(t, h)
 			c := newCrowd(t, s, 20, func() string { return s.BPFFS })
 			for _, operations := range []int{1, 4, 4} {
 				c.start(operations)
@@ -44,7 +44,7 @@ func TestConcurrentLinks(t *testing.T) {
 func TestLinksManyGoroutines(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXEgress, hook.CgroupConnect4, hook.TCIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewBusyOn(t, h)
+			s := scene.NewOn(t, h)
 			ctx := t.Context()
 			const members = 8
 			links := make([]*dispatcher.Link, members)

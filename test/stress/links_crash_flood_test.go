@@ -43,7 +43,7 @@ func TestLinkCrashUnderFlood(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s on %s", c.name, c.hook), func(t *testing.T) {
 			testenv.Need(t, testenv.FeatureTCX) // on which the others are
-			s := scene.NewBusyOn(t, c.hook)
+			s := scene.NewOn(t, c.hook)
 			for n := 1; c.dies(t, s, n); n++ {
 			}
 		})

@@ -24,7 +24,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 		for name, verdict := range map[string]int32{"drops": testenv.TCDrop, "counts": testenv.TCNext} {
 			t.Run(name+" on "+string(h), func(t *testing.T) {
 				testenv.Need(t, testenv.FeatureTCX) // where filters go, too
-				s := scene.NewBusyOn(t, h)
+				s := scene.NewOn(t, h)
 				onTCX := s
 				bare := func(prog *ebpf.Program) { s.Linkless(t, prog, 0) }
 				if s.Filters() {
@@ -79,7 +79,7 @@ func TestAdoptUnderFlood(t *testing.T) {
 
 // Connections meet the program all the time when it has company already.
 func TestAdoptUnderConnects(t *testing.T) {
-	s := scene.NewBusyOn(t, hook.CgroupConnect4)
+	s := scene.NewOn(t, hook.CgroupConnect4)
 	deny := testenv.VerdictProgram(t, "ldt_deny", testenv.CgroupDeny, s.On())
 	s.Linkless(t, deny, unix.BPF_F_ALLOW_MULTI)
 	k := knock(t, s)
@@ -146,7 +146,7 @@ func TestMoveMeetsEachPacketOnce(t *testing.T) {
 		{hook.TCXEgress, ebpf.AttachTCXIngress, slow}, // the kernel takes any
 	} {
 		t.Run(fmt.Sprintf("%s as %v", tc.hook, tc.as), func(t *testing.T) {
-			s := scene.NewBusyOn(t, tc.hook)
+			s := scene.NewOn(t, tc.hook)
 			witness := company(t, s, tc.loops)
 			moved := newRecorder(t, "ldt_moved", testenv.TCNext, tc.as)
 			link := s.Attach(t, moved.Program, dispatcher.Options{Name: "moved"})
@@ -170,7 +170,7 @@ func TestMoveMeetsEachPacketOnce(t *testing.T) {
 func TestMovesUnderFlood(t *testing.T) {
 	for h, moves := range map[hook.Hook]int{hook.TCXIngress: 210, hook.TCXEgress: 49, hook.TCIngress: 105, hook.TCEgress: 49} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewBusyOn(t, h)
+			s := scene.NewOn(t, h)
 			if s.Filters() {
 				for i, name := range []string{"a", "b", "c"} {
 					pass := testenv.VerdictProgram(t, "ldt_pass", testenv.TCNext, s.On())
@@ -196,7 +196,7 @@ func TestMovesUnderFlood(t *testing.T) {
 func TestReattachElsewhereUnderFlood(t *testing.T) {
 	for _, h := range []hook.Hook{hook.TCXIngress, hook.TCIngress} {
 		t.Run(string(h), func(t *testing.T) {
-			s := scene.NewBusyOn(t, h)
+			s := scene.NewOn(t, h)
 			witness := newRecorder(t, "ldt_witness", testenv.TCNext, 0)
 			s.Attach(t, witness.Program, dispatcher.Options{Priority: 1, Persistent: s.Filters()})
 			drop := newRecorder(t, "ldt_drop", testenv.TCDrop, 0)
@@ -255,7 +255,7 @@ func (k *knocks) stop() {
 
 // The same on a cgroup: a process that may not connect cannot at any time.
 func TestMovesUnderConnects(t *testing.T) {
-	s := scene.NewBusyOn(t, hook.CgroupConnect4)
+	s := scene.NewOn(t, hook.CgroupConnect4)
 	pass := func(name string) *ebpf.Program { return testenv.VerdictProgram(t, name, testenv.CgroupAllow, s.On()) }
 	s.Attach(t, pass("ldt_a"), dispatcher.Options{Name: "a", Priority: 10})
 	s.Foreign(t, pass("ldt_foreign"))

@@ -57,13 +57,6 @@ func NewOn(t testing.TB, h hook.Hook) *Scene {
 	return New(t).OnHook(t, h)
 }
 
-// NewBusyOn is [NewBusy] on a hook.
-func NewBusyOn(t testing.TB, h hook.Hook) *Scene {
-	t.Helper()
-	NeedPlaces(t, h)
-	return NewBusy(t).OnHook(t, h)
-}
-
 // NeedPlaces leaves a test out on a kernel without the hook, or, on a cgroup, without places among others. Package contract
 // tests what such a kernel can do.
 func NeedPlaces(t testing.TB, h hook.Hook) {

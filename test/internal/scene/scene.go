@@ -44,13 +44,6 @@ func New(t testing.TB) *Scene {
 	return SetUp(t)
 }
 
-// NewBusy is [New] for a test that keeps all CPUs busy, or kills processes that do.
-func NewBusy(t testing.TB) *Scene {
-	t.Helper()
-	testenv.CheckLeaksUnderLoad(t)
-	return SetUp(t)
-}
-
 // SetUp is [New] for a test that has begun.
 func SetUp(t testing.TB) *Scene {
 	t.Helper()
