@@ -216,7 +216,8 @@ type Member struct {
 	// Actions are what tc does with packets that a filter without direct action matches.
 	Actions []Action `json:"actions,omitempty"`
 	// From is the cgroup that the entry is attached to, in a list of a cgroup's
-	// effective entries; else empty.
+	// effective entries; else empty. A cgroup that cannot be seen, because it is above the root of a
+	// cgroup namespace, is "a cgroup above /" with its id.
 	From string `json:"from,omitempty"`
 	// Detail is what else the kernel says of the entry, in words: flags of a
 	// cgroup attachment, the place of a netfilter hook.

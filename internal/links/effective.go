@@ -2,6 +2,7 @@ package links
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
@@ -119,8 +120,41 @@ func (op *opened) effective() (*hook.Chain, error) {
 		if i := slices.IndexFunc(from, func(f hook.Member) bool { return f.Program.ID == id }); i >= 0 {
 			m = from[i]
 			from = slices.Delete(from, i, i+1)
+		} else if unseen, err := op.unseen(id, known.Links); err != nil {
+			return nil, err
+		} else if unseen != nil {
+			m = *unseen
 		}
 		c.Members = append(c.Members, m)
 	}
 	return c, nil
+}
+
+// unseen returns the entry of a program that runs for the cgroup and is on none that can be
+// seen: it is above the root of a cgroup namespace, or of a mount of a part of the tree. nil if no link carries it, or
+// several on such cgroups do, of which it cannot be known which is above.
+func (op *opened) unseen(program uint32, links []kernel.LinkInfo) (*hook.Member, error) {
+	links = slices.DeleteFunc(slices.Clone(links), func(l kernel.LinkInfo) bool {
+		return l.Hook() != op.Hook || l.Program != program || l.Gone()
+	})
+	if len(links) == 0 {
+		return nil, nil
+	}
+	seen, err := kernel.CgroupPaths()
+	if err != nil {
+		return nil, err
+	}
+	links = slices.DeleteFunc(links, func(l kernel.LinkInfo) bool {
+		return slices.ContainsFunc(seen, func(c kernel.CgroupPath) bool { return c.ID == l.CgroupID })
+	})
+	if len(links) != 1 {
+		return nil, nil
+	}
+	e, err := op.names.entry(op.Hook, links[0].Attach, program, links[0].ID)
+	if err != nil {
+		return nil, err
+	}
+	m := viewEntry(e)
+	m.From = fmt.Sprintf("a cgroup above /, id %d", links[0].CgroupID)
+	return &m, nil
 }
