@@ -24,6 +24,9 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
+// The helper "headless" ends the first thread, so it must run there.
+func init() { runtime.LockOSThread() }
+
 func TestMain(m *testing.M) {
 	testenv.RegisterHelper("sleep", func([]string) {
 		fmt.Println("ready")
@@ -37,7 +40,7 @@ func TestMain(m *testing.M) {
 			if unix.Gettid() == os.Getpid() {
 				go linger()
 				<-ready
-				unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0) // this thread alone
+				unix.Syscall(unix.SYS_EXIT, 0, 0, 0) // this thread alone
 			}
 			fmt.Println("tid", unix.Gettid())
 			close(ready)
