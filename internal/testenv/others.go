@@ -15,13 +15,17 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
-// addHeldByOthers adds the BPF objects that processes hold that are neither this one nor its children. A
-// child that is left is a leak itself. No object is opened: see openAfter.
-func addHeldByOthers(theirs things) {
+// addHeld adds the BPF objects that this process and its children hold, and those that others hold. No object
+// is opened: see openAfter.
+func addHeld(ours, theirs things) {
 	own := things{}
 	_ = children(own)
 	eachHeld(func(pid, _, key string) {
-		if isBPF(key) && pid != fmt.Sprint(os.Getpid()) && !isChild(own, pid) {
+		switch {
+		case !isBPF(key):
+		case pid == fmt.Sprint(os.Getpid()) || isChild(own, pid):
+			ours[key] = key
+		default:
 			theirs[key] = key
 		}
 	})
