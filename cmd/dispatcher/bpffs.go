@@ -58,9 +58,9 @@ func (a *app) needBPFFS(pins bool) error {
 // for each command: then the same command line does it in the shell around it.
 func (a *app) outside() string {
 	if own := procfs.Namespace("/proc/self", "net"); a.netns == "" {
-		for _, e := range entriesOf(netnsDir, "") {
+		for _, e := range entriesOf(kernel.NetNSDir, "") {
 			var st unix.Stat_t
-			if unix.Stat(filepath.Join(netnsDir, e.Name()), &st) == nil && st.Ino == own {
+			if unix.Stat(filepath.Join(kernel.NetNSDir, e.Name()), &st) == nil && st.Ino == own {
 				return fmt.Sprintf("outside of it run \"%s\"", kernel.Shell(append([]string{"dispatcher", "-n", e.Name()}, a.args...)...))
 			}
 		}

@@ -223,13 +223,10 @@ func offerLinks(*cobra.Command, []string, string) ([]string, cobra.ShellCompDire
 	return ids, noFiles
 }
 
-// netnsDir is the folder of the names that "ip netns" gives.
-const netnsDir = "/run/netns"
-
 // netnsNames lists the named namespaces, like "ip netns".
 func netnsNames(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	var names []string
-	for _, e := range entriesOf(netnsDir, "") {
+	for _, e := range entriesOf(kernel.NetNSDir, "") {
 		names = append(names, e.Name())
 	}
 	return names, noFiles

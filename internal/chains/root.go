@@ -82,7 +82,7 @@ func (r *linkRoot) knows(id uint32) *known {
 
 // find reads the chain of a dispatcher that the root carries.
 func find(r root, prog *ebpf.Program) (*state.Chain, error) {
-	if l, ok := r.(*linkRoot); ok && l.known != nil {
+	if l, ok := r.(*linkRoot); ok {
 		if k := l.knows(kernel.ProgramID(prog)); k != nil {
 			return k.chain, nil
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-quicktest/qt"
 
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -92,7 +93,7 @@ func TestInterrupted(t *testing.T) {
 			qt.Assert(t, qt.StringContains(out.String(), "ok  nothing is left"))
 			root, err := cgroupRoot()
 			qt.Assert(t, qt.IsNil(err))
-			for _, dir := range []string{netnsDir, os.TempDir(), root} {
+			for _, dir := range []string{kernel.NetNSDir, os.TempDir(), root} {
 				left, err := filepath.Glob(filepath.Join(dir, fmt.Sprintf("%s%d*", prefix, os.Getpid())))
 				qt.Assert(t, qt.IsNil(err))
 				qt.Assert(t, qt.HasLen(left, 0))

@@ -102,7 +102,7 @@ func existing(paths ...string) []string {
 // remains describes what is left of the demo.
 func (s *stage) remains() []string {
 	return vanishing(func() []string {
-		left := existing(filepath.Join(netnsDir, s.vars["CLIENT"]), filepath.Join(netnsDir, s.vars["NS"]), s.bpffs, s.cgroup)
+		left := existing(filepath.Join(kernel.NetNSDir, s.vars["CLIENT"]), filepath.Join(kernel.NetNSDir, s.vars["NS"]), s.bpffs, s.cgroup)
 		return slices.Concat(s.made.left(), left, processes(s.name))
 	})
 }
@@ -165,7 +165,7 @@ func pinned(dir string) []string {
 
 // sweep removes what demos left behind that were killed with SIGKILL.
 func sweep() {
-	sweepIn(netnsDir, removeNetNS)
+	sweepIn(kernel.NetNSDir, removeNetNS)
 	sweepIn(os.TempDir(), func(path string) error {
 		return errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path))
 	})

@@ -25,9 +25,8 @@ import (
 const (
 	// prefix begins the name of everything that the demo makes; the process id
 	// follows.
-	prefix   = "ld-demo-"
-	netnsDir = "/run/netns"
-	device   = "veth1"
+	prefix = "ld-demo-"
+	device = "veth1"
 
 	// patience bounds how long an operation may take that should take
 	// milliseconds.
@@ -232,7 +231,7 @@ func whileBusy(remove func() error) error {
 // the end.
 func (s *stage) addNetNS(ctx context.Context, name string) {
 	// The removal also works after an interrupted ip.
-	s.later(func() error { return removeNetNS(filepath.Join(netnsDir, s.expand(name))) })
+	s.later(func() error { return removeNetNS(filepath.Join(kernel.NetNSDir, s.expand(name))) })
 	s.run(ctx, "ip netns add "+name)
 }
 

@@ -45,7 +45,7 @@ func toolCommand(tool, netns string, args []string) string {
 	words := []string{tool}
 	switch path := netnsPath(netns); {
 	case netns == "":
-	case filepath.Dir(path) == netnsDir:
+	case filepath.Dir(path) == NetNSDir:
 		words = append(words, "-n", filepath.Base(path))
 	default: // ip and tc take names only
 		words = []string{"nsenter", "--net=" + path, tool}

@@ -7,8 +7,9 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
-	"github.com/libdispatcher/dispatcher/hook"
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/hook"
 )
 
 // A LinkInfo is what the kernel says of a link on a hook of the network.

@@ -107,7 +107,7 @@ func (w *walk) all() error {
 	}
 
 	// Usually both are the same folder; ip uses the second name.
-	for _, dir := range []string{netnsDir, "/var/run/netns"} {
+	for _, dir := range []string{NetNSDir, "/var/run/netns"} {
 		names, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("network namespaces: %w", Explain(err))
@@ -115,7 +115,7 @@ func (w *walk) all() error {
 		for _, name := range names {
 			path := dir + "/" + name.Name()
 			spec := path
-			if dir == netnsDir {
+			if dir == NetNSDir {
 				spec = netnsSpec(name.Name())
 			}
 			if err := w.file(path, spec); err != nil {
@@ -142,11 +142,11 @@ func (w *walk) all() error {
 	return nil
 }
 
-// netnsSpec returns what OpenNetNS needs for the file of that name in netnsDir: the
+// netnsSpec returns what OpenNetNS needs for the file of that name in NetNSDir: the
 // name itself, unless OpenNetNS would take it for a process id.
 func netnsSpec(name string) string {
 	if _, err := strconv.Atoi(name); err == nil {
-		return netnsDir + "/" + name
+		return NetNSDir + "/" + name
 	}
 	return name
 }

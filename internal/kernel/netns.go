@@ -15,8 +15,8 @@ import (
 	"github.com/libdispatcher/dispatcher/hook"
 )
 
-// netnsDir is the folder of the names that "ip netns" gives.
-const netnsDir = "/run/netns"
+// NetNSDir is the folder of the names that "ip netns" gives.
+const NetNSDir = "/run/netns"
 
 // A NetNS is a network namespace. While it is open the namespace stays.
 type NetNS struct {
@@ -58,7 +58,7 @@ func netnsPath(spec string) string {
 	case err == nil && pid > 0:
 		return fmt.Sprintf("/proc/%d/ns/net", pid)
 	}
-	return filepath.Join(netnsDir, spec)
+	return filepath.Join(NetNSDir, spec)
 }
 
 // openNetNS opens the namespace that is the file at path. Its id has the inode only.

@@ -120,10 +120,10 @@ func ProgramMaps(prog *ebpf.Program) ([]ebpf.MapID, error) {
 	}
 }
 
-// OpenMap opens a map by its id; the caller closes the descriptor. Unlike cilium/ebpf it
-// does not read /proc.
-func OpenMap(id ebpf.MapID) (int, error) {
-	attr := struct{ id, next, flags uint32 }{id: uint32(id)}
+// OpenMap opens a map by its id, with flags such as BPF_F_RDONLY; the caller closes the
+// descriptor. Unlike cilium/ebpf it does not read /proc.
+func OpenMap(id ebpf.MapID, flags uint32) (int, error) {
+	attr := struct{ id, next, flags uint32 }{id: uint32(id), flags: flags}
 	return BPF(unix.BPF_MAP_GET_FD_BY_ID, &attr)
 }
 

@@ -139,8 +139,7 @@ func types(m *ebpf.Map, info *mapInfo) (key, value btf.Type) {
 }
 
 func handle(id ebpf.MapID, flags uint32) (*ebpf.Map, error) {
-	attr := struct{ id, next, flags uint32 }{id: uint32(id), flags: flags}
-	fd, err := kernel.BPF(unix.BPF_MAP_GET_FD_BY_ID, &attr)
+	fd, err := kernel.OpenMap(id, flags)
 	if err != nil {
 		return nil, kernel.Errno(fmt.Sprintf("map id %d", id), err)
 	}

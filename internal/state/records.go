@@ -150,7 +150,7 @@ type mapInfo struct {
 
 // openRecords opens a map of records. The error is ErrNotOurs for another map.
 func openRecords(id ebpf.MapID) (*ebpf.Map, error) {
-	fd, err := kernel.OpenMap(id)
+	fd, err := kernel.OpenMap(id, 0)
 	if err != nil {
 		return nil, kernel.Errno("read the names of members", err)
 	}

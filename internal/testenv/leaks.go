@@ -19,6 +19,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
 // CheckLeaks fails the test if it leaves anything behind: BPF links, programs and maps of this project, open
@@ -298,7 +300,7 @@ func files(found things) error {
 }
 
 func namespaces(found things) error {
-	paths, err := filepath.Glob(fmt.Sprintf("%s/%s%d-*", netnsDir, prefix, os.Getpid()))
+	paths, err := filepath.Glob(fmt.Sprintf("%s/%s%d-*", kernel.NetNSDir, prefix, os.Getpid()))
 	for _, path := range paths {
 		found[path] = "netns " + path
 	}

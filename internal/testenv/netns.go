@@ -14,12 +14,11 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 )
 
-const (
-	prefix   = "ldt-"
-	netnsDir = "/run/netns"
-)
+const prefix = "ldt-"
 
 var serial atomic.Int64
 
@@ -54,7 +53,7 @@ func NewNetNS(t testing.TB) *NetNS {
 
 // Path returns the file that names the namespace.
 func (ns *NetNS) Path() string {
-	return filepath.Join(netnsDir, ns.Name)
+	return filepath.Join(kernel.NetNSDir, ns.Name)
 }
 
 // Delete removes the name. The kernel destroys the namespace and its devices soon afterwards, unless

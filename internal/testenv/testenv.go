@@ -125,7 +125,7 @@ func sweep() error {
 		folder string
 		remove func(path string) error
 	}
-	places := []place{{netnsDir, removeNetNS}, {os.TempDir(), removeBPFFS}}
+	places := []place{{kernel.NetNSDir, removeNetNS}, {os.TempDir(), removeBPFFS}}
 	if root, err := cgroupRoot(); err == nil {
 		places = append(places, place{root, removeCgroup})
 	}
