@@ -27,7 +27,7 @@ func folderToChange(bpffs string) (folder, error) {
 			return folder{}, err
 		}
 		return folder{}, hook.Because(fs.ErrNotExist, "the programs of a chain are pinned, and there is no bpffs at %s", bpffs).
-			Hint("mount one with \"%s\"", kernel.MountCommand(bpffs))
+			Hint("%s", kernel.MountHint(bpffs))
 	}
 	return folderIn(bpffs), nil
 }

@@ -1,19 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
-	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
 
 const defaultBPFFS = kernel.DefaultBPFFS
@@ -31,7 +26,7 @@ func (a *app) checkBPFFS(cmd *cobra.Command) error {
 	if !isFile(a.bpffs) {
 		return usage("", "--bpffs %s: there is no such folder", a.bpffs)
 	}
-	return usage(fmt.Sprintf("mount one with \"%s\"", kernel.MountCommand(a.bpffs)), "--bpffs %s: no bpffs is mounted there", a.bpffs)
+	return usage(kernel.MountHint(a.bpffs), "--bpffs %s: no bpffs is mounted there", a.bpffs)
 }
 
 // needBPFFS mounts the default bpffs for a verb that pins, if none is mounted
@@ -44,7 +39,7 @@ func (a *app) needBPFFS(pins bool) error {
 	if err := kernel.FindBPFFS(a.bpffs); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if inPrivateMounts() {
+	if kernel.InPrivateMounts() {
 		return usage(a.outside(), "no bpffs is mounted at %s in this mount namespace, and pins in one that is mounted here would end with it", a.bpffs)
 	}
 	mounted, err := dispatcher.MountBPFFS(a.bpffs)
@@ -57,13 +52,8 @@ func (a *app) needBPFFS(pins bool) error {
 // outside says how to make pins that outlast this mount namespace. "ip netns exec" makes one
 // for each command: then the same command line does it in the shell around it.
 func (a *app) outside() string {
-	if own := procfs.Namespace("/proc/self", "net"); a.netns == "" {
-		for _, e := range entriesOf(kernel.NetNSDir, "") {
-			var st unix.Stat_t
-			if unix.Stat(filepath.Join(kernel.NetNSDir, e.Name()), &st) == nil && st.Ino == own {
-				return fmt.Sprintf("outside of it run \"%s\"", kernel.Shell(append([]string{"dispatcher", "-n", e.Name()}, a.args...)...))
-			}
-		}
+	if name := kernel.NetNSName(); name != "" && a.netns == "" {
+		return fmt.Sprintf("outside of it run \"%s\"", kernel.Shell(append([]string{"dispatcher", "-n", name}, a.args...)...))
 	}
 	return fmt.Sprintf("run \"%s\" outside of it, or give --bpffs one that is mounted outside too", kernel.Shell(append([]string{"dispatcher"}, a.args...)...))
 }
@@ -77,32 +67,4 @@ func (a *app) warnPrivate() {
 	default:
 		a.warn("the bpffs at %s %v; %s", a.bpffs, life, kernel.LastingHint)
 	}
-}
-
-// inPrivateMounts tells whether the command runs in a mount namespace that one
-// of its ancestors does not share. "ip netns exec", with its own /sys, and
-// services with private mounts are like that. A bpffs that is mounted there
-// ends with the command, and the members with it.
-func inPrivateMounts() bool {
-	own := procfs.Namespace("/proc/self", "mnt")
-	if own == 0 {
-		return false
-	}
-	for pid := os.Getppid(); pid > 0; pid = parent(pid) {
-		// It cannot be read for some processes, such as init in a sandbox.
-		ns := procfs.Namespace(fmt.Sprintf("/proc/%d", pid), "mnt")
-		if ns != 0 && ns != own {
-			return true
-		}
-	}
-	return false
-}
-
-// parent returns the parent of a process, or 0 when it is not known.
-func parent(pid int) (ppid int) {
-	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	// pid (name) state parent ...: the name may contain any characters.
-	var state string
-	_, _ = fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &ppid)
-	return ppid
 }

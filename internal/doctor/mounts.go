@@ -22,13 +22,12 @@ func (m machine) bpffsMount() []hook.Finding {
 	case errors.Is(err, unix.EACCES):
 		return note("", fmt.Sprintf("%v; members cannot outlive their process, and there is no lock", kernel.PathErrno("stat", m.bpffs, err)))
 	case err != nil:
-		mend := ""
 		if errors.Is(err, fs.ErrNotExist) {
-			mend = kernel.MountCommand(m.bpffs)
+			return m.missing("there is no folder " + m.bpffs)
 		}
-		return note(mend, fmt.Sprintf("%s: %v; members cannot outlive their process, and there is no lock", m.bpffs, err))
+		return note("", fmt.Sprintf("%s: %v; members cannot outlive their process, and there is no lock", m.bpffs, err))
 	case !kernel.IsBPFFS(m.bpffs):
-		return note(kernel.MountCommand(m.bpffs), fmt.Sprintf("none is mounted at %s: members cannot outlive their process, and there is no lock", m.bpffs))
+		return m.missing("none is mounted at " + m.bpffs)
 	case kernel.ReadOnly(m.bpffs):
 		return note("", m.bpffs+" is read-only: nothing can be pinned there, nor unpinned")
 	case st.Mode&0o002 != 0:
@@ -38,6 +37,14 @@ func (m machine) bpffsMount() []hook.Finding {
 		return note("", fmt.Sprintf("the one at %s %v; %s", m.bpffs, life, kernel.LastingHint))
 	}
 	return nil
+}
+
+// missing is the finding of a bpffs that is not there, as what says.
+func (m machine) missing(what string) []hook.Finding {
+	if kernel.InPrivateMounts() {
+		return note("", fmt.Sprintf("%s in this mount namespace: members cannot outlive their process, and there is no lock; %s", what, kernel.MountHint(m.bpffs)))
+	}
+	return note(kernel.MountCommand(m.bpffs), what+": members cannot outlive their process, and there is no lock")
 }
 
 // otherMounts looks for pins in other bpffs than the requested one.
@@ -75,6 +82,8 @@ func (m machine) otherMounts() []hook.Finding {
 func cgroups() []hook.Finding {
 	root, err := kernel.CgroupRoot()
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && kernel.InPrivateMounts():
+		return note("", "cgroup v2 is not mounted in this mount namespace: nothing can be attached to cgroups; "+kernel.OutsideHint())
 	case errors.Is(err, fs.ErrNotExist):
 		return note("mount -t cgroup2 cgroup2 /sys/fs/cgroup", "cgroup v2 is not mounted: nothing can be attached to cgroups")
 	case err != nil:

@@ -146,7 +146,7 @@ func tryBPFFS(path string) error {
 	case err == nil, !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	return fmt.Errorf("not mounted; mount one with \"%s\"", kernel.MountCommand(path))
+	return fmt.Errorf("not mounted; %s", kernel.MountHint(path))
 }
 
 // probeDevice asks the kernel what XDP a device can do.

@@ -418,7 +418,7 @@ func (o Options) pinByName(spec *ebpf.CollectionSpec) (map[string]bool, error) {
 			return nil, err
 		}
 		return nil, hook.Because(hook.ErrUsage, "maps cannot be pinned in %s: it is not in a bpffs", dir).
-			Hint("mount one with \"%s\"", kernel.MountCommand(kernel.DefaultBPFFS))
+			Hint("%s", kernel.MountHint(kernel.DefaultBPFFS))
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, kernel.Errno("folder for map pins", err)

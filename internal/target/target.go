@@ -76,7 +76,7 @@ func (t Target) CommandByLink(verb string, id uint32, flags ...string) string {
 // NoBPFFS returns the refusal to pin where there is no bpffs: fs.ErrNotExist.
 func (o *Opened) NoBPFFS() error {
 	return hook.Because(fs.ErrNotExist, "a persistent member is pinned, and there is no bpffs at %s", o.BPFFS).
-		Hint("mount one with \"%s\"", kernel.MountCommand(o.BPFFS))
+		Hint("%s", kernel.MountHint(o.BPFFS))
 }
 
 // Locked runs fn with the lock of the pins held, after it removed what dead
