@@ -46,6 +46,8 @@ var layers = []string{
 	"internal/measure",
 	"internal/doctor",
 	"", // the library
+	"declare",
+	"internal/document",
 	"programs/internal/object",
 	"programs",
 	"internal/demo",
@@ -62,7 +64,7 @@ var aside = []string{"internal/testenv", "internal/matrix", "internal/bench", "e
 var tools = []string{"internal/bench", "test/internal/scene"}
 
 // library are the packages that other modules import.
-var library = []string{"", "hook", "libxdp", "programs"}
+var library = []string{"", "hook", "libxdp", "declare", "programs"}
 
 // dependencies are the modules that come with the library.
 var dependencies = []string{
@@ -202,7 +204,22 @@ func TestLibraryDependencies(t *testing.T) {
 	}
 }
 
-// Package hook is plain data, and packages code and dispatch are pure.
+// One package reads YAML, and only the command, which reads files, needs it.
+func TestOneReaderOfYAML(t *testing.T) {
+	for _, p := range packages(t) {
+		path, ok := ours(p.ImportPath)
+		for _, i := range p.Imports {
+			if ok && strings.Contains(i, "yaml") && path != "internal/document" {
+				t.Errorf("package %q imports %s", path, i)
+			}
+			if imported, _ := ours(i); ok && imported == "internal/document" && path != "cmd/dispatcher" {
+				t.Errorf("package %q imports %s", path, i)
+			}
+		}
+	}
+}
+
+// Package hook is plain data, and packages code, dispatch and declare are pure.
 func TestPure(t *testing.T) {
 	all := packages(t)
 	for _, i := range all[module+"/hook"].Imports {
@@ -210,7 +227,7 @@ func TestPure(t *testing.T) {
 			t.Errorf("package hook imports %s", i)
 		}
 	}
-	for _, path := range []string{"hook", "internal/code", "internal/dispatch"} {
+	for _, path := range []string{"hook", "internal/code", "internal/dispatch", "declare"} {
 		for _, i := range all[module+"/"+path].Imports {
 			if i == module+"/internal/code" {
 				continue
