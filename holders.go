@@ -50,7 +50,8 @@ func holdersOf(ctx context.Context, ref hook.HolderRef, o HoldersOptions) (*hook
 
 // HoldersOn tells what keeps the entries of a hook as they are: the entry that ref
 // names as in [Detach], or all of them for an empty ref. On XDP it begins with the
-// link that carries the chain.
+// link that carries the chain, and on tc it ends with the programs in the actions of
+// filters.
 //
 // Errors: as for [Read], and fs.ErrNotExist when there is no such entry.
 func HoldersOn(ctx context.Context, t Target, ref hook.Ref, o HoldersOnOptions) ([]hook.Held, error) {
@@ -60,6 +61,7 @@ func HoldersOn(ctx context.Context, t Target, ref hook.Ref, o HoldersOnOptions) 
 	}
 	if ref != "" {
 		c.Members = slices.DeleteFunc(c.Members, func(m hook.Member) bool { return !ref.Names(&m) })
+		c.Others = nil
 		if len(c.Members) == 0 {
 			return nil, wrap("holders", t, hook.Because(fs.ErrNotExist, "there is no %q", string(ref)))
 		}
@@ -91,8 +93,9 @@ func heldIn(ctx context.Context, chains []hook.Chain, o HoldersOptions) ([][]hoo
 	}
 	all := make([][]hook.Held, len(chains))
 	for i := range chains {
-		for _, held := range toHold(&chains[i]) {
-			if held.Kind == hook.KindLegacy {
+		entries := toHold(&chains[i])
+		for j, held := range append(entries, inActions(&chains[i])...) {
+			if held.Kind == hook.KindLegacy && j < len(entries) { // the view has the actions
 				view.Add(held.HolderRef, hook.HolderObject{How: fmt.Sprintf("on %s %s without a link", chains[i].Hook, chains[i].Target), References: 1})
 			}
 			h, err := view.Of(held.HolderRef)
@@ -129,6 +132,26 @@ func toHold(c *hook.Chain) []hook.Held {
 		case c.LinkID == 0:
 			add("program", m.Name, m.Kind, hook.HolderProgram, m.Program.ID)
 		}
+	}
+	return list
+}
+
+// inActions lists the programs in the actions of a hook's filters, each once.
+func inActions(c *hook.Chain) []hook.Held {
+	var list []hook.Held
+	add := func(actions []hook.Action) {
+		for _, a := range actions {
+			ref := hook.HolderRef{Kind: hook.HolderProgram, ID: a.Program.ID}
+			if ref.ID != 0 && !slices.ContainsFunc(list, func(h hook.Held) bool { return h.HolderRef == ref }) {
+				list = append(list, hook.Held{What: "program", Member: a.Program.Name, Kind: hook.KindLegacy, Holders: hook.Holders{HolderRef: ref}})
+			}
+		}
+	}
+	for _, m := range c.Members {
+		add(m.Actions)
+	}
+	for _, f := range c.Others {
+		add(f.Actions)
 	}
 	return list
 }

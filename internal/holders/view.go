@@ -28,6 +28,7 @@ type View struct {
 	processes map[procfs.Task]hook.HolderProcess // those described so far
 	hidden    []mount                            // mounts of a bpffs that other mounts cover
 	suspects  []suspect                          // nil before they are needed
+	actions   bool                               // those of tc were read, see addActions
 }
 
 // errNoIterators is the reason for the lack of counts with Options.NoIterators.
@@ -126,6 +127,9 @@ func (v *View) Of(ref hook.HolderRef) (*hook.Holders, error) {
 		return nil, hook.Because(hook.ErrUsage, "holders of %s: %ss were not looked for", ref, ref.Kind)
 	}
 	h := v.of(ref)
+	if ref.Kind == hook.HolderProgram && !h.Verified && v.addActions() {
+		h = v.of(ref)
+	}
 	if v.err != nil {
 		return nil, v.err
 	}

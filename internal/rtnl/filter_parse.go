@@ -272,7 +272,7 @@ func parseFilter(b []byte, parent uint32) (*Filter, error) {
 func (f *Filter) parseOptions(ad *netlink.AttributeDecoder) error {
 	for ad.Next() {
 		if ad.Type() == actionsAt[f.Kind] {
-			ad.Nested(f.parseActions)
+			ad.Nested((*actions)(&f.Actions).parse)
 		}
 		if f.Kind != "bpf" { // other kinds number their options differently
 			continue

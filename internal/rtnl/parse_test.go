@@ -53,6 +53,34 @@ func FuzzParseDevice(f *testing.F) {
 	})
 }
 
+func FuzzParseActions(f *testing.F) {
+	whole := message(f, sizeofTcamsg, func(ae *netlink.AttributeEncoder) {
+		ae.Nested(actTable, func(nae *netlink.AttributeEncoder) error {
+			nae.Nested(1, func(nae *netlink.AttributeEncoder) error {
+				nae.String(actKind, "bpf")
+				nae.Nested(actOptions, func(nae *netlink.AttributeEncoder) error {
+					nae.Bytes(actParms, []byte{7: 0, 19: 0})
+					nae.Uint32(actBPFID, 9)
+					return nil
+				})
+				return nil
+			})
+			return nil
+		})
+	})
+	list, err := parseActionMessage(whole)
+	qt.Assert(f, qt.IsNil(err))
+	qt.Assert(f, qt.DeepEquals(list, []Action{{Kind: "bpf", Program: 9}}))
+	f.Add(whole)
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		list, err := parseActionMessage(b)
+		if err == nil && len(list) > len(b)/unix.SizeofNlAttr {
+			t.Errorf("%d actions out of %d bytes", len(list), len(b))
+		}
+	})
+}
+
 func FuzzParseFilter(f *testing.F) {
 	whole := message(f, sizeofTcmsg, func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.TCA_KIND, "bpf")

@@ -29,6 +29,10 @@ func TestActionsOfTC(t *testing.T) {
 		Name: "ldt_shot", Type: ebpf.SchedACT, License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, testenv.TCDrop), asm.Return()},
 	}).Pin(pin)))
+	shot, err := ebpf.LoadPinnedProgram(pin, nil)
+	qt.Assert(t, qt.IsNil(err))
+	shotID := scene.ID(t, shot)
+	qt.Assert(t, qt.IsNil(shot.Close()))
 	tracer := tcx.Tracer(t, 1)
 	tcx.Attach(t, tracer, dispatcher.Options{})
 	tr := explain(t, explainer(t, s, tcx.Target), udpTo(s, scene.Port))
@@ -57,6 +61,10 @@ func TestActionsOfTC(t *testing.T) {
 		qt.Assert(t, qt.HasLen(list, 1))
 		qt.Check(t, qt.DeepEquals(list[0].Others, c.Others))
 
+		if strings.HasPrefix(want, "bpf") {
+			heldByAction(t, tc, uint32(shotID))
+		}
+
 		e := explainer(t, s, tcx.Target)
 		tr := explain(t, e, udpTo(s, scene.Port))
 		qt.Check(t, qt.Equals(tr.Verdict, hook.Pass))
@@ -70,6 +78,23 @@ func TestActionsOfTC(t *testing.T) {
 	}
 	qt.Check(t, qt.Equals(s.Passed(t, scene.Port, 3), 3))
 	tcx.Clear(t)
+}
+
+// heldByAction checks that the action of tc which holds a program is named, once, also where filters share it.
+func heldByAction(t *testing.T, tc *scene.Scene, prog uint32) {
+	t.Helper()
+	tc.NS().TC(t, strings.Fields("filter add dev "+tc.ServerDev+" ingress pref 10 protocol all u32 match u32 0 0 action bpf index 1")...)
+	defer tc.NS().TC(t, "filter", "del", "dev", tc.ServerDev, "ingress", "pref", "10")
+	by := hook.HolderObject{How: "action bpf of tc, index 1, in network namespace " + tc.Server.Name, References: 1}
+	h, err := dispatcher.HoldersOf(t.Context(), hook.HolderRef{Kind: hook.HolderProgram, ID: prog}, dispatcher.HoldersOptions{})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.DeepEquals(h.Objects, []hook.HolderObject{by}))
+	qt.Check(t, qt.IsTrue(h.Verified), qt.Commentf("%s", h.Missing))
+	held, err := dispatcher.HoldersOn(t.Context(), tc.Target, "", dispatcher.HoldersOnOptions{BPFFS: tc.BPFFS})
+	qt.Assert(t, qt.IsNil(err))
+	qt.Assert(t, qt.HasLen(held, 1))
+	qt.Check(t, qt.Equals(held[0].Member, "ldt_shot"))
+	qt.Check(t, qt.DeepEquals(held[0].Objects, []hook.HolderObject{by}))
 }
 
 // A block that devices share is named: its filters are shown, and a member of one device is refused before anything is done.
