@@ -1,4 +1,4 @@
-package stress
+package flood
 
 import (
 	"encoding/binary"

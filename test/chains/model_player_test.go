@@ -1,4 +1,4 @@
-package stress
+package chains
 
 import (
 	"encoding/binary"
@@ -26,6 +26,7 @@ type player struct {
 	model  *model
 	links  []*modelLink
 	number int
+	waited int // how often a name was refused after a wait
 	log    []string
 }
 
@@ -93,12 +94,20 @@ func (p *player) opened(link *dispatcher.Link, mm *modelMember) {
 }
 
 func (p *player) attach() {
-	prog, mm := p.program(&modelMember{name: p.name(), s: p.settings(), pinned: p.rand.IntN(3) == 0})
+	name := p.name()
+	old := p.model.named(name)
+	if old != nil && old.running() && !old.pinned { // Attach waits for seconds, for such a member may be leaving
+		if p.waited == 2 {
+			p.close()
+			return
+		}
+		p.waited++
+	}
+	prog, mm := p.program(&modelMember{name: name, s: p.settings(), pinned: p.rand.IntN(3) == 0})
 	link, err := dispatcher.Attach(p.t.Context(), p.Target, dispatcher.Program(prog), dispatcher.Options{
 		Name: mm.name, Priority: mm.s.Priority, ContinueOn: mm.s.ContinueOn, OnMissing: mm.s.OnMissing, Persistent: mm.pinned, BPFFS: p.BPFFS,
 	})
 	var want error
-	old := p.model.named(mm.name)
 	if old != nil && old.running() {
 		want = fs.ErrExist
 	}
