@@ -34,7 +34,15 @@ type successor struct {
 	rec        *state.Record
 	persistent bool
 	maps       map[string]*ebpf.Map // to be pinned with it
+	records    state.Records        // of prog, see bind
 	handle     *handle
+}
+
+// bind gives the program its records before the link is made: so a reader who sees the link
+// knows that its name may be about to come (see look).
+func (s *successor) bind() (err error) {
+	s.records, err = s.op.names.keep(s.prog)
+	return err
 }
 
 // keep makes a handle to the link, and gives the link its name and, if persistent, its
@@ -44,19 +52,21 @@ func (s *successor) keep(made kernel.RawLink) (err error) {
 		return err
 	}
 	s.handle.made = true
-	records, err := s.op.names.put(s.prog, s.handle.id, s.rec)
-	if err != nil {
-		return err
-	}
-	s.handle.hold(s.prog, records)
-	kernel.Step("attach: named")
-	if s.persistent {
-		if err := s.handle.pin(s.l, s.maps); err != nil {
-			records.Close()
+	if s.records == nil {
+		if err := s.bind(); err != nil {
 			return err
 		}
 	}
-	return nil
+	s.handle.hold(s.prog, s.records)
+	err = s.records.Put(s.handle.id, s.rec)
+	kernel.Step("attach: named")
+	if err == nil && s.persistent {
+		err = s.handle.pin(s.l, s.maps)
+	}
+	if err != nil {
+		s.records.Close()
+	}
+	return err
 }
 
 // replace puts a new link, which create makes, in the place of an incumbent that has no
@@ -227,6 +237,9 @@ func (op *opened) swapOnCgroup(list *order, noGap bool, next *successor) (*handl
 		return nil, NeedsGap(cgroupFlags(list.flags, list.Order[0]))
 	}
 	old := bare{op}
+	if err := next.bind(); err != nil {
+		return nil, err
+	}
 	kernel.Step("adopt: before the gap")
 	if err := old.remove(prog); err != nil {
 		return nil, err
@@ -238,6 +251,8 @@ func (op *opened) swapOnCgroup(list *order, noGap bool, next *successor) (*handl
 			return next.handle, nil
 		}
 		made.Close()
+	} else {
+		next.records.Close()
 	}
 	back := op.do(func(target int) error {
 		return kernel.AttachProgram(prog, target, op.kind.Attach, list.flags, nil)

@@ -287,10 +287,13 @@ func (h *handle) Info(ctx context.Context) (m *hook.Member, err error) {
 // Chain describes what is on the member's hook, also where the device has moved.
 func (h *handle) Chain(ctx context.Context) (c *hook.Chain, err error) {
 	err = h.withCurrent(ctx, func(g *current) error {
-		return h.withOrder(g, func(op *opened, list *order) error {
-			c = op.view(list)
-			return nil
-		})
+		op, err := h.open(g.info, g.names)
+		if err != nil {
+			return err
+		}
+		defer op.close()
+		c, err = op.read()
+		return err
 	})
 	return c, err
 }

@@ -115,12 +115,16 @@ func (op *opened) join(l *state.Locked, list *order, prog *load.Loaded, req targ
 	if err := op.checkAbove(list, req); err != nil {
 		return nil, err
 	}
+	next := &successor{op: op, l: l, prog: prog.Program, rec: rec, persistent: req.Persistent, maps: prog.Maps}
+	if err := next.bind(); err != nil {
+		return nil, err
+	}
 	made, err := op.create(prog.Program, at, list)
 	if err != nil {
+		next.records.Close()
 		return nil, err
 	}
 	kernel.Step("attach: attached")
-	next := &successor{op: op, l: l, prog: prog.Program, rec: rec, persistent: req.Persistent, maps: prog.Maps}
 	if err := next.keep(made); err != nil {
 		return nil, kernel.Undo(err, made.Close()) // half attached is not attached
 	}
@@ -299,11 +303,25 @@ func ReadOnCgroup(o *target.Opened, cg *kernel.Cgroup, names *Names) (*hook.Chai
 }
 
 func (op *opened) read() (*hook.Chain, error) {
-	list, err := op.list()
+	list, err := op.look()
 	if err != nil {
 		return nil, err
 	}
 	return op.view(list), nil
+}
+
+// look is list for readers, who do not have the lock. Others may be in the middle of an
+// attachment: the link is there, but its record is not yet, since only the kernel knows the
+// link's id before. Where that is possible look lets them finish, and looks again.
+func (op *opened) look() (list *order, err error) {
+	list, err = op.list()
+	if err == nil && slices.ContainsFunc(list.Order, func(e entry) bool { return e.unnamed }) {
+		op.Pins.Undisturbed(func() {
+			op.names.pinned = nil // read again
+			list, err = op.list()
+		})
+	}
+	return list, err
 }
 
 // view describes an order for users.

@@ -118,6 +118,8 @@ func (n *Names) entry(h hook.Hook, attach ebpf.AttachType, prog, link uint32) (e
 		e.Name, e.Priority = e.rec.Name, e.rec.Priority
 	case pinned:
 		e.Name = member
+	default:
+		e.unnamed = len(n.programs[prog].records) > 0
 	}
 	return e, nil
 }

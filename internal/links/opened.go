@@ -119,6 +119,7 @@ type entry struct {
 	carried uint32 // what is attached: the program, or the stand-in that runs it
 	rec     *state.Record
 	pinned  bool
+	unnamed bool // a link without a record, of a program that has records
 }
 
 // An order is what was on an opened target at one moment, in run order.

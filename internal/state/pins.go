@@ -165,6 +165,24 @@ func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
 	return l, nil
 }
 
+// undisturbed bounds how long a reader waits for those who change something.
+const undisturbed = time.Second
+
+// Undisturbed runs fn while nobody changes what is there, as far as they keep to the lock.
+// It waits for a second at most; without a bpffs, where nobody has a lock, for a moment.
+func (p *Pins) Undisturbed(fn func()) {
+	if p == nil {
+		time.Sleep(hold)
+	} else if f, err := os.OpenFile(p.dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), undisturbed)
+		defer cancel()
+		if locked, _, err := kernel.Lock(ctx, f); err == nil {
+			defer locked.Close()
+		}
+	}
+	fn()
+}
+
 // Unlock releases the lock, and wakes who waits for changes.
 func (l *Locked) Unlock() {
 	l.sign()

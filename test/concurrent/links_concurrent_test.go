@@ -1,8 +1,10 @@
 package concurrent
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -22,6 +24,7 @@ func TestConcurrentLinks(t *testing.T) {
 		t.Run(string(h), func(t *testing.T) {
 			s := scene.NewOn(t, h)
 			c := newCrowd(t, s, 20, func() string { return s.BPFFS })
+			noStrangers(t, s)
 			for _, operations := range []int{1, 4, 4} {
 				c.start(operations)
 				c.compare(t, c.wait(t))
@@ -38,6 +41,23 @@ func TestConcurrentLinks(t *testing.T) {
 			c.stop(t)
 		})
 	}
+}
+
+// noStrangers reads the hook until the test ends: whatever is attached has its name from the beginning.
+func noStrangers(t *testing.T, s *scene.Scene) {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan bool)
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			chain, err := dispatcher.Read(ctx, s.Target, dispatcher.ReadOptions{BPFFS: s.BPFFS})
+			if err == nil && slices.ContainsFunc(chain.Members, func(m hook.Member) bool { return m.Kind != hook.KindMember }) {
+				t.Errorf("a member is called a stranger: %s", scene.Summary(chain))
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() { stop(); <-ended })
 }
 
 // Goroutines of one process are no different.

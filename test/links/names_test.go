@@ -11,6 +11,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 	"github.com/libdispatcher/dispatcher/test/internal/scene"
@@ -52,6 +53,38 @@ func TestNamesWithoutBPFFS(t *testing.T) {
 			s.WantRun(t, 2) // the other one has it
 			s.Detach(t, "one")
 			s.WantRun(t)
+		})
+	}
+}
+
+// Who looks while a member is attached sees it with its name or not at all: its link is there before its record can be.
+func TestNoStrangersWhileAttaching(t *testing.T) {
+	for _, h := range ownLinkHooks {
+		t.Run(string(h), func(t *testing.T) {
+			s := scene.NewOn(t, h)
+			s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "one"})
+			program := dispatcher.Program(s.Tracer(t, 2))
+			linked, goOn := make(chan bool), make(chan bool)
+			kernel.OnStep = func(step string) {
+				if step == "attach: attached" {
+					linked <- true
+					<-goOn
+				}
+			}
+			defer func() { kernel.OnStep = nil }()
+			done, seen := make(chan error), make(chan []string)
+			go func() {
+				_, err := dispatcher.Attach(t.Context(), s.Target, program, dispatcher.Options{Name: "two", BPFFS: s.BPFFS, Persistent: true})
+				done <- err
+			}()
+			<-linked
+			go func() { seen <- named(t, s) }()
+			folder := s.BPFFS + "/libdispatcher"
+			scene.Soon(t, func() bool { return kernel.LockWaits(folder) })
+			close(goOn)
+			qt.Check(t, qt.IsNil(<-done))
+			qt.Check(t, qt.DeepEquals(<-seen, []string{"one:member", "two:member*"}))
+			s.Detach(t, "two")
 		})
 	}
 }
