@@ -170,6 +170,6 @@ func nameHolders(o *hook.Occupant) {
 		o.HeldBy = append(o.HeldBy, fmt.Sprintf("pid %d %s", p.PID, p.Comm))
 	}
 	for _, p := range h.Pins {
-		o.HeldBy = append(o.HeldBy, "pinned at "+p.Path)
+		o.HeldBy = append(o.HeldBy, "pinned at "+p.String())
 	}
 }

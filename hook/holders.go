@@ -1,6 +1,9 @@
 package hook
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // A HolderKind is a kind of BPF object that is kept alive by what refers to it.
 type HolderKind string
@@ -57,7 +60,7 @@ type HolderProcess struct {
 	PID       int    `json:"pid"`            // in the pid namespace of the calling process
 	TID       int    `json:"tid,omitempty"`  // a thread with a table of descriptors of its own; 0 for the process
 	Comm      string `json:"comm,omitempty"` // of the process
-	Exe       string `json:"exe,omitempty"`
+	Exe       string `json:"exe,omitempty"`  // for the calling process, if need be through /proc/PID/root
 	FDs       []int  `json:"fd,omitempty"`
 	PIDNS     uint64 `json:"pid_ns,omitempty"`    // inode
 	MountNS   uint64 `json:"mount_ns,omitempty"`  // inode
@@ -74,6 +77,20 @@ type HolderPin struct {
 	Mounts []HolderMount `json:"-"`               // mounts that show one of the names; the most useful first
 	FS     uint64        `json:"-"`               // device number of the bpffs
 	Inode  uint64        `json:"-"`
+}
+
+// String says where the pin is, and how to reach one that no path leads to.
+func (p HolderPin) String() string {
+	name := strings.Join(p.Names, " = ")
+	switch {
+	case p.Path != "":
+		return p.Path
+	case len(p.Mounts) == 0:
+		return name + " in a bpffs that is mounted nowhere"
+	case p.Mounts[0].Enter != "":
+		return fmt.Sprintf("%s at %s in the mount namespace %s", name, p.Mounts[0].Point, p.Mounts[0].Enter)
+	}
+	return fmt.Sprintf("%s at %s in the mount namespace %d", name, p.Mounts[0].Point, p.Mounts[0].NS)
 }
 
 // A HolderMount is a mount of a bpffs or of a part of it.

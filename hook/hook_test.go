@@ -119,3 +119,17 @@ func TestChain(t *testing.T) {
 	qt.Check(t, qt.IsTrue(c.Ours()))
 	qt.Check(t, qt.IsNil((&hook.Chain{}).Member("")))
 }
+
+// A pin that no path leads to is named so that it can be reached.
+func TestHolderPinString(t *testing.T) {
+	for want, pin := range map[string]hook.HolderPin{
+		"/proc/7/root/bpf/a": {Path: "/proc/7/root/bpf/a", Names: []string{"/a"}},
+		"/a at /bpf in the mount namespace /run/m": {
+			Names: []string{"/a"}, Mounts: []hook.HolderMount{{NS: 5, Point: "/bpf", Enter: "/run/m"}},
+		},
+		"/a at /bpf in the mount namespace 5":        {Names: []string{"/a"}, Mounts: []hook.HolderMount{{NS: 5, Point: "/bpf"}}},
+		"/a = /b in a bpffs that is mounted nowhere": {Names: []string{"/a", "/b"}},
+	} {
+		qt.Check(t, qt.Equals(pin.String(), want))
+	}
+}

@@ -83,7 +83,7 @@ func (a *app) tellMaps(t dispatcher.Target, member *hook.Member) {
 		where := "not pinned"
 		h, err := dispatcher.HoldersOf(context.Background(), hook.HolderRef{Kind: hook.HolderMap, ID: m.ID}, dispatcher.HoldersOptions{})
 		if err == nil && len(h.Pins) > 0 {
-			where = "pinned at " + pinName(h.Pins[0])
+			where = "pinned at " + h.Pins[0].String()
 		}
 		a.note("map %s (id %d): %s", m.Name, m.ID, where)
 	}

@@ -146,7 +146,7 @@ func (a *app) holders(b *strings.Builder, indent string, h hook.Holders, most in
 		add(cell{text: "process"}, processName(p), processWhere(p))
 	}
 	for _, p := range h.Pins {
-		add(cell{text: "pin"}, pinName(p), pinWhere(p))
+		add(cell{text: "pin"}, p.String(), pinAlias(p))
 	}
 	for i, o := range h.Objects {
 		if i == most {
@@ -190,26 +190,12 @@ func processWhere(p hook.HolderProcess) string {
 	return strings.Join(parts, "  ")
 }
 
-func pinName(p hook.HolderPin) string {
-	if p.Path != "" {
-		return p.Path
-	}
-	return strings.Join(p.Names, " = ")
-}
-
-// pinWhere says how to reach a pin that no path leads to.
-func pinWhere(p hook.HolderPin) string {
-	switch {
-	case p.Path != "" && len(p.Names) < 2:
+// pinAlias says under which other names the bpffs has a pin.
+func pinAlias(p hook.HolderPin) string {
+	if p.Path == "" || len(p.Names) < 2 {
 		return ""
-	case p.Path != "":
-		return "the same as " + strings.Join(p.Names[1:], ", ")
-	case len(p.Mounts) == 0:
-		return "in a bpffs that is mounted nowhere"
-	case p.Mounts[0].Enter != "":
-		return fmt.Sprintf("at %s in the mount namespace %s", p.Mounts[0].Point, p.Mounts[0].Enter)
 	}
-	return fmt.Sprintf("at %s in the mount namespace %d", p.Mounts[0].Point, p.Mounts[0].NS)
+	return "the same as " + strings.Join(p.Names[1:], ", ")
 }
 
 type jsonHeld struct {

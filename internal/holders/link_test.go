@@ -41,6 +41,25 @@ func TestProcess(t *testing.T) {
 	qt.Check(t, qt.Equals(h.Processes[0].Comm, "exe"))
 }
 
+// The executable of a process in another mount namespace is named by a path that leads to it from here.
+func TestExecutableElsewhere(t *testing.T) {
+	testenv.CheckLeaks(t)
+	p, dir := isolated(t), t.TempDir()
+	p.do("tmpfs %s", dir)
+	p.do("touch %s/sleep", dir)
+	p.do("bind /bin/sleep %s/sleep", dir)
+	ref := newLink(t, func(ref hook.HolderRef) {
+		fd := p.ask("open link %d", ref.ID)
+		p.ask("fork %d %s/sleep", fd, dir)
+		p.do("close %d", fd)
+	})
+	h := complete(t, ref)
+	qt.Assert(t, qt.HasLen(h.Processes, 1))
+	qt.Check(t, qt.Equals(h.Processes[0].Exe, fmt.Sprintf("/proc/%d/root%s/sleep", h.Processes[0].PID, dir)))
+	_, err := os.Stat(h.Processes[0].Exe)
+	qt.Check(t, qt.IsNil(err))
+}
+
 // Two processes have one open file, and one of them has it twice.
 func TestShared(t *testing.T) {
 	testenv.CheckLeaks(t)

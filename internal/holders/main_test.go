@@ -55,9 +55,9 @@ func holdHelper() {
 		"open":  func(a ...string) any { return open(a[0], a[1]) },
 		"close": func(a ...string) any { return unix.Close(number(a[0])) },
 		"dup":   func(a ...string) any { return dup(number(a[0])) },
-		// fork starts a child that has the descriptor as its 3.
+		// fork starts a child that has the descriptor as its 3; the second word is sleep, by another path.
 		"fork": func(a ...string) any {
-			child := exec.Command("/bin/sleep", "1000")
+			child := exec.Command(append(a, "/bin/sleep")[1], "1000")
 			file := os.NewFile(uintptr(dup(number(a[0]))), "")
 			defer file.Close()
 			child.ExtraFiles = []*os.File{file}

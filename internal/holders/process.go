@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/procfs"
 )
@@ -22,13 +24,33 @@ func (v *View) describe(t procfs.Task) hook.HolderProcess {
 		p.TID = t.TID
 	}
 	at := t.Dir() // each thread has namespaces and a cgroup of its own
-	p.Exe, _ = os.Readlink(at + "/exe")
 	p.PIDNS = procfs.Namespace(at, "pid")
 	p.MountNS = procfs.Namespace(at, "mnt")
+	p.Exe = executable(at, p.MountNS)
 	p.Cgroup = cgroupPath(v.read(at + "/cgroup"))
 	p.Unit, p.Container = owner(p.Cgroup)
 	v.processes[t] = p
 	return p
+}
+
+// executable returns the path of a task's executable for this process. In another mount
+// namespace the kernel tells the path there (d_path, fs/d_path.c), where another file or
+// none may be here.
+func executable(at string, mountNS uint64) string {
+	exe, _ := os.Readlink(at + "/exe")
+	if mountNS == procfs.Namespace("/proc/thread-self", "mnt") || same(exe, at+"/exe") {
+		return exe
+	}
+	if there := at + "/root" + exe; same(there, at+"/exe") {
+		return there
+	}
+	return exe // it was removed, or only its own namespace has it
+}
+
+// same tells whether two paths lead to one file.
+func same(a, b string) bool {
+	var x, y unix.Stat_t
+	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil && x.Dev == y.Dev && x.Ino == y.Ino
 }
 
 func (v *View) comm(pid int) string {
