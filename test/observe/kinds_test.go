@@ -222,6 +222,7 @@ var kinds = map[string]func(t *testing.T, s *scene.Scene){
 	"gre":       tunnelOf("gre"),
 	"ipip":      tunnelOf("ipip"),
 	"netkit":    func(t *testing.T, s *scene.Scene) { s.Server.AddNetkit(t, "upper", s.Client) },
+	"ppp":       func(t *testing.T, s *scene.Scene) { s.AddPPP(t, "upper") },
 	"wireguard": func(t *testing.T, s *scene.Scene) { s.AddWireGuard(t, "upper") },
 }
 

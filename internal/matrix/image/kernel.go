@@ -49,7 +49,7 @@ func FindSeries(name string) (Series, error) {
 // modules are the modules that tests and the demo use, unless the kernel has them built in. The
 // machine has no modprobe, so it loads all of them as it boots.
 var modules = []string{
-	"crc32c_generic", "veth", "dummy", "netkit", "ifb", "tun", "bridge", "bonding", "8021q", "macvlan", "ipvlan", "vrf", "ip_gre", "ipip", "wireguard",
+	"crc32c_generic", "veth", "dummy", "netkit", "ifb", "tun", "bridge", "bonding", "8021q", "macvlan", "ipvlan", "vrf", "ip_gre", "ipip", "wireguard", "pppoe",
 	"sch_ingress", "sch_fq_codel", "sch_htb", "sch_prio", "cls_bpf", "cls_u32", "cls_matchall", "cls_flower", "act_bpf", "act_gact", "act_mirred",
 	"nf_defrag_ipv4", "nf_defrag_ipv6", "nf_tables", "nfnetlink_hook",
 }
