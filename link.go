@@ -103,7 +103,8 @@ func (l *Link) Unpin(ctx context.Context) error {
 
 // Detach removes the member and its pins from the chain, even when other processes own
 // the member too. With the last member the hook becomes free. The caller still closes the
-// Link. It is not an error when the member is gone already.
+// Link. It is not an error when the member is gone already. When ctx ends first, the member
+// may still leave: another process that changes the chain may be at it.
 func (l *Link) Detach(ctx context.Context) error {
 	return wrap("detach", l.target, l.handle.Detach(ctx))
 }

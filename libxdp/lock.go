@@ -33,7 +33,7 @@ func (f folder) lock(ctx context.Context) (*locked, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, alone, err := kernel.Lock(ctx, file)
+	file, alone, err := kernel.Lock(ctx, file, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func (l *locked) giveWay() {
 	time.Sleep(moment)
 	// The device has changed, so the work must be finished with or without the
 	// lock.
-	l.file, l.alone, _ = kernel.Lock(context.Background(), l.file)
+	l.file, l.alone, _ = kernel.Lock(context.Background(), l.file, nil)
 }
 
 func (l *locked) unlock() { l.file.Close() }

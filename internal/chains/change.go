@@ -16,14 +16,22 @@ import (
 	"github.com/libdispatcher/dispatcher/internal/target"
 )
 
-// revise applies edit to a copy of the chain old, and builds the new dispatcher, nil when
-// nothing changed. The caller swaps it in, and closes it. revise leaves out members that have lost their owners, except closed doors; edit gets the
-// closed doors that are empty, and may add the slots in own, which this process has open. A chain that has lost
-// its last member is closed.
+// A revision is a chain as it shall be. The caller swaps in the dispatcher, which is nil when
+// nothing changed, and closes it.
+type revision struct {
+	chain      *state.Chain
+	dispatcher *ebpf.Program
+	granted    []*state.Ask
+}
+
+// revise applies edit to a copy of the chain old, then grants the asks, and builds the new
+// dispatcher. revise leaves out members that have lost their owners, except closed doors;
+// edit gets the closed doors that are empty, and may add the slots in own, which this process
+// has open. A chain that has lost its last member is closed.
 //
 // revise closes the slots before it returns. While they are open no member leaves when
 // its owner dies, and many processes that change one chain could keep it open in turn.
-func revise(old *state.Chain, rootLink uint32, own map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, *ebpf.Program, error) {
+func revise(old *state.Chain, rootLink uint32, own map[uint32]*ebpf.Map, asks []*state.Ask, edit func(c *state.Chain, empty map[uint32]bool) error) (*revision, error) {
 	var opened state.Slots
 	defer opened.Close()
 	next := *old
@@ -36,13 +44,13 @@ func revise(old *state.Chain, rootLink uint32, own map[uint32]*ebpf.Map, edit fu
 		if m == nil {
 			var err error
 			if m, err = opened.Open(s.MapID, false); err != nil {
-				return nil, nil, kernel.Again(err)
+				return nil, kernel.Again(err)
 			}
 			open[s.MapID] = m
 		}
 		prog, err := state.Occupant(m)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if prog == 0 {
 			if s.OnMissing == hook.MissingContinue {
@@ -53,13 +61,14 @@ func revise(old *state.Chain, rootLink uint32, own map[uint32]*ebpf.Map, edit fu
 		next.Slots = append(next.Slots, s)
 	}
 	if err := edit(&next, empty); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	granted := grant(&next, asks, open, &opened, empty)
 	next.Closed = len(next.Slots) == 0
 	slots := inOrder(&next, open)
 	codes := sealedCodes(&next, slots)
 	if reflect.DeepEqual(old.Slots, next.Slots) && !next.Closed {
-		return &next, nil, nil
+		return &revision{chain: &next}, nil
 	}
 
 	prog, err := state.Build(&next, slots, codes)
@@ -70,7 +79,10 @@ func revise(old *state.Chain, rootLink uint32, own map[uint32]*ebpf.Map, edit fu
 		}
 		prog, err = state.Build(&next, slots, nil)
 	}
-	return &next, prog, err
+	if err != nil && len(asks) > 0 { // it may be for what others ask
+		return revise(old, rootLink, own, nil, edit)
+	}
+	return &revision{&next, prog, granted}, err
 }
 
 // inOrder returns the open slots, which are given by their ids, in the order of the chain.
@@ -83,21 +95,26 @@ func inOrder(c *state.Chain, open map[uint32]*ebpf.Map) []*ebpf.Map {
 }
 
 // change revises the chain that the root carries, swaps the result in, and returns the
-// new chain. If the new chain is closed, change has taken it off the device.
-func change(r root, chainID uint64, own map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
+// new chain. If the new chain is closed, change has taken it off the device. With l, which
+// may be nil, it also grants what others ask who wait for the lock.
+func change(r root, chainID uint64, own map[uint32]*ebpf.Map, l *state.Locked, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
 	old, chain, err := carried(r, chainID)
 	if err != nil {
 		return nil, err
 	}
 	defer old.Close()
-	return changeFrom(r, old, chain, own, edit)
+	return changeFrom(r, old, chain, own, l, edit)
 }
 
 // changeFrom is change for a chain that was read before; old is its dispatcher.
-func changeFrom(r root, old *ebpf.Program, chain *state.Chain, own map[uint32]*ebpf.Map, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
-	next, prog, err := revise(chain, r.LinkID(), own, edit)
-	if err != nil || prog == nil {
-		return next, err
+func changeFrom(r root, old *ebpf.Program, chain *state.Chain, own map[uint32]*ebpf.Map, l *state.Locked, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
+	rev, err := revise(chain, r.LinkID(), own, l.Asks(chain.ID), edit)
+	if err != nil {
+		return nil, err
+	}
+	next, prog := rev.chain, rev.dispatcher
+	if prog == nil {
+		return next, nil
 	}
 	defer prog.Close()
 	kernel.Step("swap: before")
@@ -106,6 +123,9 @@ func changeFrom(r root, old *ebpf.Program, chain *state.Chain, own map[uint32]*e
 	}
 	kernel.Step("swap: after")
 	know(r, prog, next)
+	for _, a := range rev.granted {
+		l.Granted(a)
+	}
 	if next.Closed {
 		// No member can join a closed chain, so this throws none out.
 		if err := r.Release(prog); err != nil {

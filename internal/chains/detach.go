@@ -50,7 +50,7 @@ func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool
 // takeOut removes members from a chain, and then their pins. own are slots that this process
 // has open.
 func takeOut(l *state.Locked, r root, chainID uint64, own map[uint32]*ebpf.Map, leaving []dispatch.Slot) error {
-	left, err := change(r, chainID, own, without(leaving...))
+	left, err := change(r, chainID, own, l, without(leaving...))
 	if errors.Is(err, rtnl.ErrUpper) {
 		left, err = new(state.Chain), emptySlots(leaving, err)
 	}

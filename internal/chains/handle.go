@@ -106,7 +106,7 @@ func (h *handle) carried() (*ebpf.Program, *state.Chain, error) {
 
 // edit runs fn on the chain and the index of the member, and swaps in the result.
 func (h *handle) edit(fn func(c *state.Chain, i int) error) error {
-	_, err := change(h.root, h.chainID, h.own(), func(c *state.Chain, _ map[uint32]bool) error {
+	_, err := change(h.root, h.chainID, h.own(), nil, func(c *state.Chain, _ map[uint32]bool) error {
 		i, err := indexOf(c, h.slotID)
 		if err == nil {
 			err = fn(c, i)
@@ -214,51 +214,57 @@ func (h *handle) Unpin(ctx context.Context) error {
 // Detach takes the member out and removes its pins. A member that is gone already is
 // no error; its pins are removed all the same.
 func (h *handle) Detach(ctx context.Context) error {
-	err := h.change(ctx, func(l *state.Locked, c *state.Chain, i int) error {
-		return takeOut(l, h.root, h.chainID, h.own(), c.Slots[i:i+1])
-	})
-	left := errors.Is(err, hook.ErrPins)
-	if err != nil && !left && !target.Gone(err) {
-		return err
-	}
-	leave := h.Leave(func() error {
-		if err != nil && !left {
-			if err := h.unpinGone(ctx); err != nil {
-				return err
+	err := h.Locked(func() error {
+		err := kernel.Retry(ctx, func() error { return h.Opened.LockedAsking(ctx, h.toLeave, h.takeOut) })
+		if ctx.Err() != nil {
+			if _, _, now := h.find(); target.Gone(now) { // who had the lock has done it
+				return nil
 			}
 		}
+		return err
+	})
+	if err != nil && !errors.Is(err, hook.ErrPins) {
+		return err
+	}
+	_ = h.Leave(func() error {
 		// A handle without a member must not keep the chain on the device.
 		h.drop()
 		return nil
 	})
-	if left {
-		return err
-	}
-	return leave
+	return err
 }
 
-// unpinGone removes the pins of a member that has lost its chain.
-func (h *handle) unpinGone(ctx context.Context) error {
+// takeOut takes the member out of its chain, unless it is gone, and removes its pins.
+func (h *handle) takeOut(l *state.Locked) error {
+	if h.Left {
+		return nil
+	}
+	c, i, err := h.find()
+	if err == nil {
+		err = takeOut(l, h.root, h.chainID, h.own(), c.Slots[i:i+1])
+	}
+	if !target.Gone(err) || errors.Is(err, hook.ErrPins) {
+		return err
+	}
 	r, ok := h.root.(*linkRoot)
-	if !ok {
+	if !ok || l == nil {
 		return nil // the sweep removes the pins
 	}
-	return h.Opened.Locked(ctx, func(l *state.Locked) error {
-		id, _, err := r.state()
-		if l == nil || err != nil {
-			return err
-		}
-		prog, err := r.open(id)
-		if err != nil {
-			return err
-		}
-		defer prog.Close()
-		c, err := find(r, prog)
-		if err != nil || c.Index(h.slotID) < 0 {
-			return err
-		}
-		return l.Remove(h.folder(), c.Slots[c.Index(h.slotID)].Name)
-	})
+	// The device is gone, and the link still has its last dispatcher.
+	id, _, err := r.state()
+	if err != nil {
+		return err
+	}
+	prog, err := r.open(id)
+	if err != nil {
+		return err
+	}
+	defer prog.Close()
+	c, err = find(r, prog)
+	if err != nil || c.Index(h.slotID) < 0 {
+		return err
+	}
+	return l.Remove(h.folder(), c.Slots[c.Index(h.slotID)].Name)
 }
 
 // Info describes the member.

@@ -31,10 +31,19 @@ func (Family) Attach(ctx context.Context, o *target.Opened, src load.Source, req
 	var h *handle
 	patience := target.UntilLeft()
 	loaded, err := d.withProgram(ctx, src, req, func(snap *Snapshot, prog *load.Loaded) error {
-		return d.Locked(ctx, func(l *state.Locked) (err error) {
-			h, err = d.join(l, snap, prog, req)
-			return patience(err)
+		slot, member, err := newMember(req, prog)
+		if err != nil {
+			return err
+		}
+		kernel.Step("attach: slot made")
+		h = &handle{Base: target.Base{Opened: d.Opened}, slot: slot, slotID: member.MapID}
+		err = d.LockedAsking(ctx, toJoin(snap, member, req), func(l *state.Locked) error {
+			return d.join(l, snap, prog, req, h, member)
 		})
+		if err != nil {
+			h.drop()
+		}
+		return patience(err)
 	})
 	if err != nil {
 		return nil, err
@@ -228,49 +237,47 @@ func NewSlot(prog *load.Loaded) (*ebpf.Map, error) {
 	return slot, nil
 }
 
-// join adds the program to the chain of the snapshot, or starts one.
-func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req target.Request) (*handle, error) {
+// join adds the member of the handle, with the program in its slot, to the chain of the
+// snapshot, or starts one.
+func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req target.Request, h *handle, member dispatch.Slot) error {
 	if !snap.Current() { // another process changed the chain before this one got the lock
 		now, err := d.readToJoin(req)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		defer now.Close()
 		if snap = now; !snap.takes(prog) {
-			return nil, kernel.ErrAgain
+			return kernel.ErrAgain
 		}
 	}
-	slot, member, err := newMember(req, prog)
-	if err != nil {
-		return nil, err
-	}
-	h := &handle{Base: target.Base{Opened: d.Opened}, slot: slot, slotID: member.MapID}
-	kernel.Step("attach: slot made")
-	if snap.Free() {
+	var err error
+	switch {
+	case snap.Free():
 		h.chainID = rand.Uint64()
-		h.root, err = d.start(snap.Device, req.Mode, h.chainID, prog, slot, member)
-	} else {
+		h.root, err = d.start(snap.Device, req.Mode, h.chainID, prog, h.slot, member)
+	case snap.Chain.Index(member.MapID) >= 0: // who had the lock has done it
 		h.chainID = snap.Chain.ID
 		h.root, snap.Root = snap.Root, nil
-		_, err = changeFrom(h.root, snap.Prog, snap.Chain, h.own(), func(c *state.Chain, empty map[uint32]bool) error {
+	default:
+		h.chainID = snap.Chain.ID
+		h.root, snap.Root = snap.Root, nil
+		_, err = changeFrom(h.root, snap.Prog, snap.Chain, h.own(), l, func(c *state.Chain, empty map[uint32]bool) error {
 			c.LastSeen = d.Seen(snap.Device, snap.Mode)
 			return insert(member, req, d.stays(h.root, h.chainID))(c, empty)
 		})
 	}
 	if err != nil {
-		h.drop()
-		return nil, joinError(err)
+		return joinError(err)
 	}
 	kernel.Step("attach: attached")
 	if req.Persistent {
-		if err := l.Add(h.folder(), h.root.Pinner(), state.MemberPins{Name: member.Name, Slot: slot, Maps: prog.Maps}); err != nil {
+		if err := l.Add(h.folder(), h.root.Pinner(), state.MemberPins{Name: member.Name, Slot: h.slot, Maps: prog.Maps}); err != nil {
 			// Half attached is not attached.
-			_, undo := change(h.root, h.chainID, h.own(), without(member))
-			h.drop()
-			return nil, kernel.Undo(err, undo)
+			_, undo := change(h.root, h.chainID, h.own(), nil, without(member))
+			return kernel.Undo(err, undo)
 		}
 	}
-	return h, nil
+	return nil
 }
 
 // plan does what join does, up to the point where other processes would see it.
@@ -293,12 +300,12 @@ func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*ho
 			return nil, err
 		}
 	}
-	next, dispatcher, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, insert(member, req, func(dispatch.Slot) bool { return true }))
+	rev, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, nil, insert(member, req, func(dispatch.Slot) bool { return true }))
 	if err != nil {
 		return nil, err
 	}
-	defer dispatcher.Close()
-	if err := viewChain(c, dispatcher, next, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, d.Pins); err != nil {
+	defer rev.dispatcher.Close()
+	if err := viewChain(c, rev.dispatcher, rev.chain, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, d.Pins); err != nil {
 		return nil, err
 	}
 	c.DispatcherID = 0 // the dispatcher is gone when this returns

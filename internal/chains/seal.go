@@ -35,7 +35,7 @@ func Seal(ctx context.Context, o *target.Opened, dry bool) (report []hook.Sealin
 // errors are Seal's.
 func Unseal(ctx context.Context, o *target.Opened) error {
 	return Device{o}.onChain(ctx, func(_ *state.Locked, snap *Snapshot) error {
-		_, err := change(snap.Root, snap.Chain.ID, nil, func(c *state.Chain, _ map[uint32]bool) error {
+		_, err := change(snap.Root, snap.Chain.ID, nil, nil, func(c *state.Chain, _ map[uint32]bool) error {
 			for i := range c.Slots {
 				c.Slots[i].Sealed = dispatch.Sealed{}
 			}
@@ -79,7 +79,7 @@ func (d Device) seal(l *state.Locked, snap *Snapshot, dry bool) ([]hook.Sealing,
 	if err := trial.settle(report); err != nil || dry {
 		return report, err
 	}
-	left, err := change(snap.Root, snap.Chain.ID, nil, func(c *state.Chain, _ map[uint32]bool) error {
+	left, err := change(snap.Root, snap.Chain.ID, nil, nil, func(c *state.Chain, _ map[uint32]bool) error {
 		for i := range c.Slots {
 			c.Slots[i].Sealed = trial.sealed(c.Slots[i].MapID)
 		}

@@ -60,7 +60,7 @@ func (e *exam) lock(dir string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lockPatience)
 	defer cancel()
-	folder, _, err = kernel.Lock(ctx, folder)
+	folder, _, err = kernel.Lock(ctx, folder, nil)
 	folder.Close()
 	if errors.Is(err, context.DeadlineExceeded) {
 		e.drift("lock", "", "the lock of %s%s was not released in %v: each change waits for it for %v, and goes on without it", dir, kernel.LockedBy(dir), lockPatience, kernel.LockWait)

@@ -18,12 +18,17 @@ import (
 // that is stopped while it has the lock must not stop all others.
 const LockWait = 5 * time.Second
 
+// ErrNotNeeded: what the lock was wanted for is done.
+var ErrNotNeeded = errors.New("the lock is not needed any more")
+
 // Lock takes the lock of an open folder (flock), in turn: it waits in the kernel, which
 // gives the lock to the processes in the order in which they came. It returns the file that
 // has the lock, folder or another of the same folder in its place; the lock ends when that
 // is closed. Lock waits for at most LockWait and returns false if others still had the lock
-// then. On an error it has closed folder.
-func Lock(ctx context.Context, folder *os.File) (_ *os.File, locked bool, err error) {
+// then. On an error it has closed folder. If it has to wait it calls waits first, unless that
+// is nil, and waits no longer than until the channel is closed that waits returns: then the
+// error is ErrNotNeeded.
+func Lock(ctx context.Context, folder *os.File, waits func() <-chan struct{}) (_ *os.File, locked bool, err error) {
 	err = unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	switch {
 	case err == nil:
@@ -39,6 +44,10 @@ func Lock(ctx context.Context, folder *os.File) (_ *os.File, locked bool, err er
 		folder.Close()
 		return nil, false, err
 	}
+	var enough <-chan struct{}
+	if waits != nil {
+		enough = waits()
+	}
 	late := time.NewTimer(LockWait)
 	defer late.Stop()
 	select {
@@ -46,6 +55,8 @@ func Lock(ctx context.Context, folder *os.File) (_ *os.File, locked bool, err er
 		return got.file, got.err == nil, got.err
 	case <-late.C:
 	case <-ctx.Done():
+	case <-enough:
+		err = ErrNotNeeded
 	}
 	if got, ok := turn.leave(); ok { // it came at the last moment
 		return got.file, got.err == nil, got.err
@@ -53,7 +64,7 @@ func Lock(ctx context.Context, folder *os.File) (_ *os.File, locked bool, err er
 	if ctx.Err() != nil {
 		return nil, false, fmt.Errorf("waiting for the lock of %s%s: %w", path, LockedBy(path), ctx.Err())
 	}
-	return nil, false, nil
+	return nil, false, err
 }
 
 // A queue has those of this process who wait for the lock of one folder. Nothing can end a

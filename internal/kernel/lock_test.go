@@ -48,14 +48,14 @@ func TestLockInTurn(t *testing.T) {
 	}
 	const many = 8
 	dir := t.TempDir()
-	first, locked, err := Lock(t.Context(), openDir(t, dir))
+	first, locked, err := Lock(t.Context(), openDir(t, dir), nil)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.IsTrue(locked))
 	turns := make(chan int, many)
 	for i := range many {
 		folder := openDir(t, dir)
 		go func() {
-			got, locked, err := Lock(t.Context(), folder)
+			got, locked, err := Lock(t.Context(), folder, nil)
 			if err != nil || !locked {
 				i = -1
 			}
@@ -78,7 +78,7 @@ func TestLockGivenUp(t *testing.T) {
 	qt.Assert(t, qt.IsNil(unix.Flock(int(held.Fd()), unix.LOCK_EX)))
 	for range 3 {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		folder, locked, err := Lock(ctx, openDir(t, dir))
+		folder, locked, err := Lock(ctx, openDir(t, dir), nil)
 		cancel()
 		qt.Check(t, qt.ErrorIs(err, context.DeadlineExceeded))
 		qt.Check(t, qt.IsTrue(folder == nil && !locked))
@@ -86,7 +86,7 @@ func TestLockGivenUp(t *testing.T) {
 		soon(t, func() bool { return waiters(t, dir) == 1 })
 	}
 	time.AfterFunc(10*time.Millisecond, func() { held.Close() })
-	got, locked, err := Lock(t.Context(), openDir(t, dir))
+	got, locked, err := Lock(t.Context(), openDir(t, dir), nil)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.IsTrue(locked))
 	got.Close()

@@ -19,15 +19,24 @@ func (p *Pins) Changes() *Changes {
 	if p == nil {
 		return nil
 	}
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	file, err := watchFor(p.dir, unix.IN_ATTRIB|unix.IN_ONLYDIR)
 	if err != nil {
 		return nil
 	}
-	if _, err := unix.InotifyAddWatch(fd, p.dir, unix.IN_ATTRIB|unix.IN_ONLYDIR|unix.IN_DONT_FOLLOW); err != nil {
-		unix.Close(fd)
-		return nil
+	return &Changes{file}
+}
+
+// watchFor returns a file that can be read when one of the events has come about path.
+func watchFor(path string, events uint32) (*os.File, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, err
 	}
-	return &Changes{os.NewFile(uintptr(fd), "inotify")}
+	if _, err := unix.InotifyAddWatch(fd, path, events|unix.IN_DONT_FOLLOW); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "inotify"), nil
 }
 
 // Wait waits for the next sign, at most for as long as that. The only error is that of ctx.

@@ -17,7 +17,7 @@ func TestChanges(t *testing.T) {
 	qt.Assert(t, qt.IsNil(err))
 	qt.Check(t, qt.IsNil(pins.Changes())) // there is no folder yet
 	change := func() {
-		l, err := pins.Lock(t.Context())
+		l, err := pins.Lock(t.Context(), nil)
 		qt.Assert(t, qt.IsNil(err))
 		l.Unlock()
 	}

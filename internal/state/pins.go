@@ -1,7 +1,6 @@
 package state
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -131,63 +130,6 @@ func entriesOf(dir, prefix string) ([]fs.DirEntry, error) {
 		return nil, kernel.Errno("read pins", err)
 	}
 	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return !strings.HasPrefix(e.Name(), prefix) }), nil
-}
-
-// Locked is the folder while this process has its lock. Pins are made and removed only
-// then.
-type Locked struct {
-	*Pins
-	file *os.File // nil if not Alone
-	// Alone is false if another process did not release the lock in time. Then pins
-	// are made and removed as usual, but nothing is removed as a leftover.
-	Alone bool
-	// spare is a descriptor that is given up while pins are removed: that needs one,
-	// and what is undone may have failed for want of descriptors. nil if there is none.
-	spare *os.File
-}
-
-// Lock makes the folder if there is none, and takes its lock. It waits for at most
-// kernel.LockWait. The caller unlocks it.
-func (p *Pins) Lock(ctx context.Context) (*Locked, error) {
-	f, err := kernel.OpenFolder(p.dir)
-	if err != nil {
-		return nil, err
-	}
-	f, alone, err := kernel.Lock(ctx, f)
-	if err != nil {
-		return nil, err
-	}
-	l := &Locked{Pins: p, file: f, Alone: alone}
-	if l.spare, err = os.Open(p.dir); err != nil {
-		f.Close()
-		return nil, kernel.Errno("open "+p.dir, err)
-	}
-	return l, nil
-}
-
-// undisturbed bounds how long a reader waits for those who change something.
-const undisturbed = time.Second
-
-// Undisturbed runs fn while nobody changes what is there, as far as they keep to the lock.
-// It waits for a second at most; without a bpffs, where nobody has a lock, for a moment.
-func (p *Pins) Undisturbed(fn func()) {
-	if p == nil {
-		time.Sleep(hold)
-	} else if f, err := os.OpenFile(p.dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), undisturbed)
-		defer cancel()
-		if locked, _, err := kernel.Lock(ctx, f); err == nil {
-			defer locked.Close()
-		}
-	}
-	fn()
-}
-
-// Unlock releases the lock, and wakes who waits for changes.
-func (l *Locked) Unlock() {
-	l.sign()
-	l.spare.Close()
-	l.file.Close()
 }
 
 // A Pinner can be pinned: a map, a program, a link.
@@ -458,7 +400,7 @@ func (p *Pins) Leftovers() ([]string, error) {
 	for _, e := range entries {
 		paths = append(paths, filepath.Join(p.dir, e.Name()))
 	}
-	return paths, err
+	return append(paths, p.staleAsks()...), err
 }
 
 // RemoveLeftovers removes what processes left behind that died while they pinned or

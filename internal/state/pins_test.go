@@ -131,7 +131,7 @@ func lock(t *testing.T, bpffs string) *state.Locked {
 	t.Helper()
 	pins, err := state.OpenPins(bpffs)
 	qt.Assert(t, qt.IsNil(err))
-	l, err := pins.Lock(t.Context())
+	l, err := pins.Lock(t.Context(), nil)
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(l.Unlock)
 	return l
@@ -224,7 +224,7 @@ func TestLockIsExclusive(t *testing.T) {
 		pins, err := state.OpenPins(bpffs)
 		if err == nil {
 			var l *state.Locked
-			if l, err = pins.Lock(t.Context()); err == nil {
+			if l, err = pins.Lock(t.Context(), nil); err == nil {
 				l.Unlock()
 			}
 		}

@@ -82,12 +82,22 @@ func (o *Opened) NoBPFFS() error {
 // Locked runs fn with the lock of the pins held, after it removed what dead
 // processes left behind. Without pins fn gets nil. fn must not wait.
 func (o *Opened) Locked(ctx context.Context, fn func(*state.Locked) error) error {
+	return o.LockedAsking(ctx, nil, fn)
+}
+
+// LockedAsking is Locked for a change that who has the lock may make as well: while this
+// process waits, others know what ask returns. Then fn finds that it is done; it gets nil if
+// no pins are to be made or removed.
+func (o *Opened) LockedAsking(ctx context.Context, ask func() *state.Ask, fn func(*state.Locked) error) error {
 	if o.Pins == nil {
 		return fn(nil)
 	}
-	l, err := o.Pins.Lock(ctx)
+	l, err := o.Pins.Lock(ctx, ask)
 	if err != nil {
 		return err
+	}
+	if l == nil {
+		return fn(nil)
 	}
 	defer l.Unlock()
 	if l.Alone && o.Sweep != nil {
