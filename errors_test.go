@@ -58,6 +58,7 @@ func TestEveryErrorIsAnError(t *testing.T) {
 		"HoldersOf":     errOf(HoldersOf(ctx, hook.HolderRef{Kind: hook.HolderLink, ID: 1<<32 - 1}, HoldersOptions{})),
 		"HoldersOn":     errOf(HoldersOn(ctx, nowhere, "", HoldersOnOptions{})),
 		"List":          errOf(List(ctx, ListOptions{NetNS: "nons"})),
+		"MarkOf":        errOf(MarkOf(1<<32 - 1)),
 		"MountBPFFS":    errOf(MountBPFFS("/proc/nowhere")),
 		"Open":          errOf(Open(ctx, nowhere, "a", ReadOptions{})),
 		"OpenPinned":    errOf(OpenPinned(ctx, "/proc/nowhere")),

@@ -1,10 +1,14 @@
 package dispatcher
 
 import (
+	"fmt"
+
 	"github.com/cilium/ebpf"
 
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
+	"github.com/libdispatcher/dispatcher/internal/state"
 )
 
 // A Source says where a program comes from: [Program], [ProgramID],
@@ -64,6 +68,9 @@ type LoadOptions struct {
 	// NewMaps gives a program that replaces another program new maps. Without NewMaps
 	// the new program takes over the old program's maps, see [Link.Update].
 	NewMaps bool
+	// Mark is a text of at most 63 bytes that is kept with the loaded program, so that [MarkOf] can
+	// tell later what was loaded: the hash of a file, a version. Default: none.
+	Mark string
 }
 
 // File is a program in an object file. It is loaded so that it fits the
@@ -72,6 +79,18 @@ type LoadOptions struct {
 // (.xdp_run_config), unless the [Options] say otherwise.
 func File(path string, o LoadOptions) Source {
 	return Source{load.File{Path: path, Options: load.Options(o)}}
+}
+
+// MarkOf returns the mark of a loaded program, see LoadOptions.Mark; empty if it has none. The error
+// is fs.ErrNotExist if there is no such program.
+func MarkOf(program uint32) (string, error) {
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(program))
+	if err != nil {
+		return "", wrap("read mark", Target{}, kernel.Errno(fmt.Sprintf("program id %d", program), err))
+	}
+	defer prog.Close()
+	mark, err := state.MarkOf(prog)
+	return mark, wrap("read mark", Target{}, err)
 }
 
 // Spec is a program in a collection that the caller has read. The collection

@@ -28,8 +28,8 @@ type Attachment struct {
 	Order Order `json:"order,omitzero"`
 	// Mode is that of XDP: "auto", "native" or "generic". Default: auto.
 	Mode string `json:"mode,omitempty"`
-	// Seal links the chain of XDP into one program, once all its members are declared with it and
-	// pinned. Default: true. On other hooks it means nothing.
+	// Seal links the chain of XDP into one program when something was changed, if all its members are declared
+	// with it; false leaves the chain as it is. Default: true. On other hooks it means nothing.
 	Seal *bool `json:"seal,omitempty"`
 	// OnConflict says what to do with a program that holds the hook without a link: "refuse", or
 	// "adopt", which makes it a member. Default: refuse.

@@ -50,6 +50,8 @@ var layers = []string{
 	"internal/document",
 	"programs/internal/object",
 	"programs",
+	"internal/plan",
+	"internal/apply",
 	"internal/demo",
 	"internal/xdploader",
 	"internal/packet",
@@ -219,7 +221,7 @@ func TestOneReaderOfYAML(t *testing.T) {
 	}
 }
 
-// Package hook is plain data, and packages code, dispatch and declare are pure.
+// Package hook is plain data, and packages code, dispatch, declare and plan are pure.
 func TestPure(t *testing.T) {
 	all := packages(t)
 	for _, i := range all[module+"/hook"].Imports {
@@ -227,7 +229,7 @@ func TestPure(t *testing.T) {
 			t.Errorf("package hook imports %s", i)
 		}
 	}
-	for _, path := range []string{"hook", "internal/code", "internal/dispatch", "declare"} {
+	for _, path := range []string{"hook", "internal/code", "internal/dispatch", "declare", "internal/plan"} {
 		for _, i := range all[module+"/"+path].Imports {
 			if i == module+"/internal/code" {
 				continue

@@ -11,6 +11,7 @@ import (
 
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/apply"
 )
 
 // Exit statuses, for scripts. They are a contract.
@@ -22,6 +23,7 @@ const (
 	statusNotFound
 	statusUnsupported
 	statusDrift
+	statusNoDevice
 	statusSignal = 128 // and the number of the signal, as shells have it
 )
 
@@ -41,7 +43,8 @@ var statuses = []struct {
 		[]error{dispatcher.ErrDefunct, fs.ErrNotExist}},
 	{statusUnsupported, "not supported by this kernel, driver or chain",
 		[]error{dispatcher.ErrIncompatible, ebpf.ErrNotSupported}},
-	{statusDrift, "doctor found something to mend, or explain found another verdict than expected", []error{errDrift, errUnexpected}},
+	{statusDrift, "doctor found something to mend, diff a difference, or explain another verdict than expected", []error{errDrift, errUnexpected, errDiffers}},
+	{statusNoDevice, "apply, diff: all else is as declared, and something that is declared has no device or cgroup", []error{apply.ErrNoDevice}},
 }
 
 func exitStatus(err error) int {

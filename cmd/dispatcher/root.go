@@ -115,6 +115,8 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 		a.topCommand(),
 		a.adoptCommand(),
 		a.convertCommand(),
+		a.applyCommand(),
+		a.diffCommand(),
 		a.sealCommand(),
 		a.unsealCommand(),
 		a.pinCommand(),

@@ -224,6 +224,7 @@ var masks = []struct{ pattern, word string }{
 	{`("tag": )"[0-9a-f]{16}"`, `${1}"TAG"`},
 	{`("loaded_at": )"[-0-9T:]+Z"`, `${1}"TIME"`},
 	{`/(xdp|tcx|cgroup)_[0-9]+/`, "/${1}_0/"},
+	{`sha256\.[0-9a-f]{32}`, "sha256.HASH"},
 	{`\(ifindex [0-9]+\)`, "(ifindex 0)"},
 	{`\b(link|dispatcher|netns|revision|map|program|pid) [0-9]+`, "$1 0"},
 	{`(\S)   +`, "$1  "},
@@ -238,7 +239,7 @@ func mask(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: mask FILE")
 	}
 	text := ts.ReadFile(args[0])
-	for _, name := range []string{"BPFFS", "CGROUP", "PEER", "NS"} {
+	for _, name := range []string{"BPFFS", "CGROUP", "PEER", "NS", "WORK"} {
 		text = regexp.MustCompile(regexp.QuoteMeta(ts.Getenv(name))+`\b`).ReplaceAllLiteralString(text, "$"+name)
 	}
 	for _, m := range masks {

@@ -37,6 +37,7 @@ type Options struct {
 	MapPins string
 	BPFFS   string
 	NewMaps bool
+	Mark    string
 }
 
 // PinningIn returns the source with that bpffs as the default of Options.BPFFS.
@@ -248,6 +249,12 @@ func (s Spec) Load(want Want) (*Loaded, error) {
 	for n, p := range coll.Programs {
 		if n != name {
 			p.Close() // the map for its tail calls keeps the program
+		}
+	}
+	if s.Options.Mark != "" {
+		if err := state.KeepMark(l.Program, s.Options.Mark); err != nil {
+			l.Discard()
+			return nil, err
 		}
 	}
 	if want.Hook == hook.XDP && want.Extension == nil {

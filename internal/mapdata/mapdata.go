@@ -31,7 +31,7 @@ type Map struct {
 }
 
 // ours are the maps that libdispatcher binds to programs.
-var ours = []string{"ld_chain", "ld_code", "ld_records"}
+var ours = []string{"ld_chain", "ld_code", "ld_mark", "ld_records"}
 
 // Of opens the maps of a program, by rising name; the caller closes them with Close.
 func Of(program uint32) (maps []*Map, err error) {

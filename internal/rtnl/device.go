@@ -36,6 +36,8 @@ type Device struct {
 	Lower, Master int
 	// Qdisc is the kind of the root qdisc.
 	Qdisc string
+	// AltNames are its alternative names.
+	AltNames []string
 	// XDP are the attached programs, at most one for each mode.
 	XDP []XDP
 }
@@ -214,6 +216,15 @@ func parse(b []byte) (Device, error) {
 			d.Master = int(ad.Uint32())
 		case unix.IFLA_IFNAME:
 			d.Name = ad.String()
+		case unix.IFLA_PROP_LIST:
+			ad.Nested(func(nad *netlink.AttributeDecoder) error {
+				for nad.Next() {
+					if nad.Type() == unix.IFLA_ALT_IFNAME {
+						d.AltNames = append(d.AltNames, nad.String())
+					}
+				}
+				return nil
+			})
 		case unix.IFLA_BROADCAST: // of a tunnel this is the remote address
 			d.Multipoint = !slices.ContainsFunc(ad.Bytes(), func(b byte) bool { return b != 0 })
 		case unix.IFLA_MTU:

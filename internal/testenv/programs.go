@@ -179,7 +179,7 @@ func Maps(t testing.TB, prog *ebpf.Program) (maps []*ebpf.Map) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if info, err := m.Info(); err == nil && info.Name == "ld_code" { // the library bound it; it is not the program's own
+		if info, err := m.Info(); err == nil && (info.Name == "ld_code" || info.Name == "ld_mark") { // the library bound it; it is not the program's own
 			m.Close()
 			continue
 		}
