@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -77,6 +79,7 @@ func controlSection(b *bench, s *Section) {
 		}
 	}
 	p.growingChain(s.table(Table{Name: "chain", Title: "A chain that grows, in the library", Unit: "ms", Axis: "members before", Plot: true}))
+	p.manyWriters(s.table(Table{Name: "writers", Title: "Many writers of one chain, in the library", Unit: "changes/s", Axis: "writers"}))
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -303,5 +306,47 @@ func (p *playground) growingChain(t *Table) {
 		for _, n := range lengths {
 			t.put(op, n, statOf(samples[op][n]))
 		}
+	}
+}
+
+// writers is how many change one chain at once.
+var writers = []int{1, 4, 20}
+
+// manyWriters counts the changes that writers make together: each attaches a member and detaches it, again and again. Another
+// member is there all the time, so that each change needs a new dispatcher.
+func (p *playground) manyWriters(t *Table) {
+	rounds := p.rounds(6)
+	attach := func(name string) *dispatcher.Link {
+		l, err := dispatcher.Attach(p.ctx, p.target, dispatcher.Program(p.one), dispatcher.Options{BPFFS: p.bpffs, Name: name})
+		p.must(err)
+		return l
+	}
+	stays := attach("stays")
+	defer stays.Close()
+	samples := map[int][]float64{}
+	for round := range rounds {
+		p.progress("writers, round %d of %d", round+1, rounds)
+		for _, n := range writers {
+			var changes atomic.Int64
+			var all sync.WaitGroup
+			took := elapsed(func() {
+				end := time.Now().Add(time.Second)
+				for i := range n {
+					all.Go(func() {
+						for time.Now().Before(end) {
+							l := attach(fmt.Sprint("m", i))
+							p.must(l.Detach(p.ctx))
+							p.must(l.Close())
+							changes.Add(2)
+						}
+					})
+				}
+				all.Wait()
+			})
+			samples[n] = append(samples[n], float64(changes.Load())/took.Seconds())
+		}
+	}
+	for _, n := range writers {
+		t.put("attach and detach", n, statOf(samples[n]))
 	}
 }
