@@ -156,7 +156,7 @@ generate: have-go
 		exit 1; \
 	fi
 
-## install: the command, its manual page, and completion for bash, zsh and fish, below PREFIX (/usr/local) and DESTDIR
+## install: the command, its manual page, completion for bash, zsh and fish, units and udev rule, below PREFIX (/usr/local) and DESTDIR
 .PHONY: install
 install: build
 	install -D -m 0755 bin/dispatcher '$(DESTDIR)$(PREFIX)/bin/dispatcher'
@@ -164,6 +164,10 @@ install: build
 	bin/dispatcher completion bash | install -D -m 0644 /dev/stdin '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/dispatcher'
 	bin/dispatcher completion zsh | install -D -m 0644 /dev/stdin '$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_dispatcher'
 	bin/dispatcher completion fish | install -D -m 0644 /dev/stdin '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/dispatcher.fish'
+	for unit in packaging/*.service; do \
+		sed 's|@bindir@|$(PREFIX)/bin|' "$$unit" | install -D -m 0644 /dev/stdin "$(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}"; \
+	done
+	install -D -m 0644 packaging/90-dispatcher.rules '$(DESTDIR)$(PREFIX)/lib/udev/rules.d/90-dispatcher.rules'
 
 ## clean: remove what was built
 .PHONY: clean

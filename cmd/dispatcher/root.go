@@ -117,6 +117,7 @@ func (a *app) rootCommand(args []string) *cobra.Command {
 		a.convertCommand(),
 		a.applyCommand(),
 		a.diffCommand(),
+		a.exportCommand(),
 		a.sealCommand(),
 		a.unsealCommand(),
 		a.pinCommand(),

@@ -53,18 +53,8 @@ func (r *run) look(ctx context.Context) (*plan.Plan, error) {
 		return nil, err
 	}
 	now := &plan.Observed{Marks: map[uint32]string{}, Unsealable: map[uint32]bool{}}
-	list := dispatcher.ListOptions{Hooks: hook.Hooks(), BPFFS: r.o.BPFFS}
-	if r.o.Device != "" {
-		list.NetNS = cmp.Or(r.o.NetNS, "/proc/self/ns/net")
-	}
-	if now.Chains, err = dispatcher.List(ctx, list); err != nil {
+	if now.Chains, err = r.chains(ctx); err != nil {
 		return nil, err
-	}
-	if r.o.Device != "" {
-		now.Chains = slices.DeleteFunc(now.Chains, func(c hook.Chain) bool { return c.Target != r.o.Device })
-		for i := range now.Chains {
-			now.Chains[i].NetNS.Name = r.o.NetNS // a list of one namespace does not look for its name
-		}
 	}
 	for i := range now.Chains {
 		for j := range now.Chains[i].Members {
@@ -76,6 +66,30 @@ func (r *run) look(ctx context.Context) (*plan.Plan, error) {
 		}
 	}
 	return plan.Make(wants, now, r.o.Options), nil
+}
+
+// chains reads all hooks, or those of one device.
+func (r *run) chains(ctx context.Context) (chains []hook.Chain, err error) {
+	if r.o.Device == "" {
+		return dispatcher.List(ctx, dispatcher.ListOptions{Hooks: hook.Hooks(), BPFFS: r.o.BPFFS})
+	}
+	for _, h := range hook.Hooks() {
+		if h.OnCgroup() {
+			continue
+		}
+		c, err := dispatcher.Read(ctx, dispatcher.On(h, r.o.Device).In(r.o.NetNS), dispatcher.ReadOptions{BPFFS: r.o.BPFFS})
+		switch {
+		case errors.Is(err, ebpf.ErrNotSupported):
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, nil // it is gone again
+		case err != nil:
+			return nil, err
+		default:
+			c.NetNS.Name = r.o.NetNS // what is read alone has no name
+			chains = append(chains, *c)
+		}
+	}
+	return chains, nil
 }
 
 // note reads what a member's program says of itself.
