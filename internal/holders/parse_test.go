@@ -29,16 +29,16 @@ func TestOwner(t *testing.T) {
 	}
 }
 
-func TestCgroupPath(t *testing.T) {
-	for text, want := range map[string]string{
-		"":                       "",
-		"0::/system.slice/a:b\n": "/system.slice/a:b",
-		"4:memory:/m\n1:name=systemd:/s.service\n0::/\n":         "/s.service",
-		"1:name=systemd:/s.service\n":                            "/s.service",
-		"1:name=systemd:/\n0::/system.slice/docker.service\nx\n": "/system.slice/docker.service",
-	} {
-		qt.Check(t, qt.Equals(cgroupPath(text), want), qt.Commentf("%q", text))
-	}
+// Whatever the name of a cgroup is, the unit and the container are parts of its path.
+func FuzzOwner(f *testing.F) {
+	f.Add("/system.slice/docker-" + strings.Repeat("0123456789abcdef", 4) + ".scope")
+	f.Add("/lxc.payload.a.service/../machine-.scope")
+	f.Fuzz(func(t *testing.T, cgroup string) {
+		unit, container := owner(cgroup)
+		qt.Check(t, qt.StringContains(cgroup, unit))
+		qt.Check(t, qt.StringContains(cgroup, container))
+		qt.Check(t, qt.IsFalse(strings.Contains(unit+container, "/")))
+	})
 }
 
 func TestBelow(t *testing.T) {

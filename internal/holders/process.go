@@ -27,7 +27,7 @@ func (v *View) describe(t procfs.Task) hook.HolderProcess {
 	p.PIDNS = procfs.Namespace(at, "pid")
 	p.MountNS = procfs.Namespace(at, "mnt")
 	p.Exe = executable(at, p.MountNS)
-	p.Cgroup = cgroupPath(v.read(at + "/cgroup"))
+	p.Cgroup = procfs.ParseCgroup(v.read(at + "/cgroup"))
 	p.Unit, p.Container = owner(p.Cgroup)
 	v.processes[t] = p
 	return p
@@ -55,29 +55,6 @@ func same(a, b string) bool {
 
 func (v *View) comm(pid int) string {
 	return strings.TrimSuffix(v.read("/proc/"+strconv.Itoa(pid)+"/comm"), "\n")
-}
-
-// cgroupPath returns the path of version 2 in /proc/PID/cgroup. Where version 1 is in
-// use it returns systemd's path.
-func cgroupPath(text string) string {
-	var v1, v2 string
-	for line := range strings.Lines(text) {
-		// hierarchy:controllers:path
-		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(fields) < 3 {
-			continue
-		}
-		switch fields[1] {
-		case "":
-			v2 = fields[2]
-		case "name=systemd":
-			v1 = fields[2]
-		}
-	}
-	if v1 != "" && (v2 == "" || v2 == "/") {
-		return v1
-	}
-	return v2
 }
 
 var (

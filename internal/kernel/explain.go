@@ -42,12 +42,21 @@ func HasCapability(bit int) bool {
 	return err != nil || sets[bit/32].Effective&(1<<(bit%32)) != 0
 }
 
-// Explain adds to a refusal by the kernel (EPERM, EACCES) what refuses, and says which file
-// system is missing where one that is needed is not mounted. It returns other errors as
-// they are.
+// Explain adds to a refusal by the kernel (EPERM, EACCES) what refuses, to ENOMEM which limit
+// was reached, and says which file system is missing where one that is needed is not mounted.
+// It returns other errors as they are.
 func Explain(err error) error {
 	if missing := unmounted(err); missing != "" {
 		return errors.New(err.Error() + ": " + missing) // what was looked for is not known to be gone
+	}
+	var at *fs.PathError
+	if errors.Is(err, unix.ENOENT) && errors.As(err, &at) && (strings.HasPrefix(at.Path, "/proc/self/") || strings.HasPrefix(at.Path, "/proc/thread-self/")) {
+		// This is about this process, and not about what was looked for. Without memory the kernel says ENOENT of
+		// files that are there (proc_fdinfo_instantiate, fs/proc/fd.c).
+		return errors.New(err.Error())
+	}
+	if errors.Is(err, unix.ENOMEM) {
+		return explainMemory(err)
 	}
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) || errors.Is(err, hook.ErrPermission) {
 		return err

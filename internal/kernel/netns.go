@@ -154,7 +154,7 @@ func (ns *NetNS) Do(fn func() error) error {
 		runtime.LockOSThread()
 		back, err := os.Open("/proc/thread-self/ns/net")
 		if err != nil {
-			errs <- fmt.Errorf("own network namespace: %w", err)
+			errs <- Errno("own network namespace", err)
 			runtime.UnlockOSThread()
 			return
 		}

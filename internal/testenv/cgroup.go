@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,6 +43,60 @@ func NewCgroup(t testing.TB) *Cgroup {
 func (c *Cgroup) Child(t testing.TB, name string) *Cgroup {
 	t.Helper()
 	return newCgroup(t, filepath.Join(c.Path, name), c)
+}
+
+// NewLimitedCgroup is [NewCgroup] for a cgroup whose memory can be limited. It skips the test where cgroups v2 do not have
+// that controller, as where version 1 has it.
+func NewLimitedCgroup(t testing.TB) *Cgroup {
+	t.Helper()
+	Require(t)
+	root, err := cgroupRoot()
+	if err != nil {
+		t.Fatalf("this test needs cgroups v2: %v", err)
+	}
+	has := func(file string) bool {
+		list, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.Contains(strings.Fields(string(list)), "memory")
+	}
+	if !has("cgroup.controllers") {
+		t.Skip("cgroups v2 do not limit memory here")
+	}
+	if control := filepath.Join(root, "cgroup.subtree_control"); !has("cgroup.subtree_control") {
+		if err := os.WriteFile(control, []byte("+memory"), 0); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.WriteFile(control, []byte("-memory"), 0) })
+	}
+	return NewCgroup(t)
+}
+
+// LimitMemory lets the cgroup use so many bytes more than it uses now; with a negative number there is no limit.
+func (c *Cgroup) LimitMemory(t testing.TB, more int) {
+	t.Helper()
+	write := func(file, limit string) {
+		if err := os.WriteFile(filepath.Join(c.Path, file), []byte(limit), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limit := "max"
+	if more >= 0 {
+		// Each CPU has memory in stock that counts as used (memcg_stock, mm/memcontrol.c); this gives it back.
+		write("memory.high", "0")
+		write("memory.high", "max")
+		text, err := os.ReadFile(filepath.Join(c.Path, "memory.current"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		limit = strconv.Itoa(now + more)
+	}
+	write("memory.max", limit)
 }
 
 func newCgroup(t testing.TB, path string, parent *Cgroup) *Cgroup {

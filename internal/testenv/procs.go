@@ -132,19 +132,29 @@ func startHelper(t testing.TB, attr *syscall.SysProcAttr, name string, args []st
 // that line without surrounding space. It fails the test when the helper ends first, or after a minute.
 func (p *Proc) Expect(t testing.TB, prefix string) string {
 	t.Helper()
+	rest, ended := p.ExpectOrEnd(t, prefix)
+	if ended {
+		t.Fatalf("helper %s ended (%v) without a line %q\n%s", p.name, p.err, prefix, p.output())
+	}
+	return rest
+}
+
+// ExpectOrEnd is [Proc.Expect] for a helper that may end first.
+func (p *Proc) ExpectOrEnd(t testing.TB, prefix string) (rest string, ended bool) {
+	t.Helper()
 	timeout := time.After(patience)
-	for ended := false; ; {
+	for {
 		for {
 			line, ok := p.stdout.line()
 			if !ok {
 				break
 			}
 			if rest, ok := strings.CutPrefix(line, prefix); ok {
-				return strings.TrimSpace(rest)
+				return strings.TrimSpace(rest), false
 			}
 		}
 		if ended {
-			t.Fatalf("helper %s ended (%v) without a line %q\n%s", p.name, p.err, prefix, p.output())
+			return "", true
 		}
 		select {
 		case <-p.stdout.news:

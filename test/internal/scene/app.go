@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -104,6 +105,37 @@ func (a *App) Try(t testing.TB, c Command) (got Answer) {
 		a.Kill() // it is at it; this waits for the end
 	}
 	return got
+}
+
+// NewAppIn starts an app in a cgroup. It has some memory to spare, as a process that has been at work has, so that what it asks
+// the kernel for is what lacks first.
+func NewAppIn(t testing.TB, c *testenv.Cgroup) *App {
+	t.Helper()
+	a := &App{c.StartHelper(t, "app")}
+	qt.Assert(t, qt.IsNil(a.Do(t, Command{Op: "grow"})))
+	return a
+}
+
+// Survives is [App.Try] for an app that the kernel may kill. It says whether the app lives, or else waits for its end.
+func (a *App) Survives(t testing.TB, c Command) (err error, alive bool) {
+	t.Helper()
+	line, err := json.Marshal(c)
+	qt.Assert(t, qt.IsNil(err))
+	a.Send(string(line))
+	said, ended := a.ExpectOrEnd(t, "answer")
+	if ended {
+		return nil, false
+	}
+	var got Answer
+	qt.Assert(t, qt.IsNil(json.Unmarshal([]byte(said), &got)))
+	return got.Err(), true
+}
+
+// Spare makes the app one that the kernel does not kill for the memory that it wants, but refuses, or the other way round.
+func (a *App) Spare(t testing.TB, spared bool) {
+	t.Helper()
+	score := map[bool]string{true: "-1000", false: "1000"}[spared]
+	qt.Assert(t, qt.IsNil(os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", a.Pid), []byte(score), 0)))
 }
 
 // Command fills in where it happens.
@@ -222,6 +254,14 @@ var operations = map[string]func(*appState, context.Context, Command) error{
 			err = errors.Join(err, f.Err)
 		}
 		return err
+	},
+	"grow": func(*appState, context.Context, Command) error {
+		spare := make([]byte, 8<<20)
+		for i := 0; i < len(spare); i += 4096 {
+			spare[i] = 1
+		}
+		runtime.GC()
+		return nil
 	},
 	"libxdp": func(a *appState, ctx context.Context, c Command) error {
 		return a.keep(dispatcher.Attach(ctx, c.Target, forLibxdp(), dispatcher.Options{Style: hook.StyleLibxdp, Persistent: true, BPFFS: c.BPFFS}))
