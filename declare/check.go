@@ -2,9 +2,11 @@ package declare
 
 import (
 	"fmt"
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/libdispatcher/dispatcher/hook"
 )
@@ -64,7 +66,7 @@ func (c *checker) attachment(a *Attachment) {
 	c.oneOf("onConflict", a.OnConflict, Conflicts)
 	c.oneOf("onDrift", a.OnDrift, Drifts)
 	if a.Confirm != nil {
-		c.say("confirm", "attachments that must be confirmed are not supported yet; leave the key out")
+		c.confirm(h, a.Confirm)
 	}
 }
 
@@ -140,6 +142,28 @@ func (c *checker) order(h hook.Hook, a *Attachment) {
 			} else if name == a.Name {
 				c.say(key, "%q is this member itself", name)
 			}
+		}
+	}
+}
+
+func (c *checker) confirm(h hook.Hook, f *Confirm) {
+	if h.Family() == "tc" {
+		c.say("confirm", "on %s a program has no owner with whom it could leave; tcx/* has one", h)
+	}
+	if d, err := time.ParseDuration(f.Within); err != nil || d <= 0 || d > time.Hour {
+		c.say("confirm.within", "%q: must be a time of at most an hour, as in 30s", f.Within)
+	}
+	if len(f.Probes) == 0 {
+		c.say("confirm.probes", "without a probe nothing is confirmed")
+	}
+	for i, p := range f.Probes {
+		key := fmt.Sprintf("confirm.probes[%d]", i)
+		_, err := netip.ParseAddrPort(p.TCP)
+		switch {
+		case (p.TCP == "") == (len(p.Exec) == 0):
+			c.say(key, "a probe has one of tcp and exec")
+		case p.TCP != "" && err != nil:
+			c.say(key+".tcp", "%q: must be an address and a port, as in \"192.0.2.1:179\"", p.TCP)
 		}
 	}
 }

@@ -37,7 +37,7 @@ type Attachment struct {
 	// OnDrift is for an agent, which sees when a member is changed by others: "restore" or
 	// "report". Applying a document always restores. Default: restore.
 	OnDrift string `json:"onDrift,omitempty"`
-	// Confirm says how a new attachment proves that it does no harm.
+	// Confirm says how a new attachment, and a new program, prove that they do no harm. Not on tc/*.
 	Confirm *Confirm `json:"confirm,omitempty"`
 }
 
@@ -122,7 +122,8 @@ type Order struct {
 	OnMissing string `json:"onMissing,omitempty"`
 }
 
-// A Confirm is what a new attachment must pass before it is pinned.
+// A Confirm is what a new attachment must pass before it is pinned: until then it is held, and leaves if it does not
+// pass or the process that holds it dies. A new program of a member must pass, too, or the old one is put back.
 type Confirm struct {
 	// Within is how long that may take, as "30s".
 	Within string `json:"within"`
@@ -132,9 +133,9 @@ type Confirm struct {
 
 // A Probe is one trial: one of its keys is set.
 type Probe struct {
-	// TCP is an address and port to connect to.
+	// TCP is an address and port to connect to, from the network namespace of the device.
 	TCP string `json:"tcp,omitempty"`
-	// Exec is a command that must end with 0.
+	// Exec is a command that must end with 0, in the network namespace of the device.
 	Exec []string `json:"exec,omitempty"`
 }
 

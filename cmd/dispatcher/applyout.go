@@ -74,7 +74,7 @@ func (a *app) printReport(r *apply.Report, dryRun bool) error {
 			a.note("the chain on %s is not sealed, and works as well: %s", s.Target, why(s.Err))
 		}
 	}
-	b.WriteString(a.summary(counts, failed, dryRun) + "\n")
+	b.WriteString(summary(counts, failed, len(r.Sealed), dryRun) + "\n")
 	return a.print(b.String())
 }
 
@@ -150,7 +150,7 @@ func programOf(w *plan.Want) string {
 }
 
 // summary is the last line.
-func (a *app) summary(counts map[plan.State]int, failed int, dryRun bool) string {
+func summary(counts map[plan.State]int, failed, sealed int, dryRun bool) string {
 	var words []string
 	add := func(n int, done, todo string) {
 		if dryRun {
@@ -163,6 +163,9 @@ func (a *app) summary(counts map[plan.State]int, failed int, dryRun bool) string
 	add(counts[plan.Attach], "attached", "to attach")
 	add(counts[plan.Change], "changed", "to change")
 	add(counts[plan.Detach], "detached", "to detach")
+	if len(words) == 0 { // else it goes without saying
+		add(sealed, "chains sealed", "chains to seal")
+	}
 	acted := len(words) > 0 || failed > 0
 	add(failed, "failed", "would fail")
 	add(counts[plan.Blocked], "cannot be as declared", "cannot be as declared")

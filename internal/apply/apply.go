@@ -63,7 +63,7 @@ func Apply(ctx context.Context, docs []Document, o Options) (*Report, error) {
 		if err != nil {
 			return report, err
 		}
-		again := false
+		again, unfinished := false, map[plan.Place]bool{}
 		for _, item := range p.Items {
 			k := key{item.Place, item.Name, item.Owner}
 			n, known := at[k]
@@ -72,6 +72,9 @@ func Apply(ctx context.Context, docs []Document, o Options) (*Report, error) {
 			}
 			result := r.do(ctx, item)
 			again = again || transient(result.Err)
+			if item.Acts() && !result.Done {
+				unfinished[item.Place] = true
+			}
 			if !known {
 				at[k] = len(report.Results)
 				report.Results = append(report.Results, result)
@@ -80,7 +83,7 @@ func Apply(ctx context.Context, docs []Document, o Options) (*Report, error) {
 			report.Results[n] = result
 		}
 		for _, item := range p.Seal {
-			if !again || round == rounds {
+			if (!again || round == rounds) && !unfinished[item.Place] {
 				report.Sealed = append(report.Sealed, r.seal(ctx, item))
 			}
 		}
@@ -154,12 +157,16 @@ func (r *run) attach(ctx context.Context, t dispatcher.Target, item *plan.Item) 
 	}
 	link, err := dispatcher.Attach(ctx, t, from, dispatcher.Options{
 		Name: item.Name, Priority: item.Settings.Priority, ContinueOn: item.Settings.ContinueOn, OnMissing: item.Settings.OnMissing,
-		Mode: mode, Persistent: true, Owner: item.Owner, BPFFS: r.o.BPFFS,
+		Mode: mode, Persistent: w.Confirm == nil, Owner: item.Owner, BPFFS: r.o.BPFFS,
 	})
 	if err != nil {
 		return err
 	}
-	return link.Close()
+	defer link.Close()
+	if w.Confirm == nil {
+		return nil
+	}
+	return hold(ctx, link, item)
 }
 
 // change brings a member to what is declared: first the program, then when it runs.
@@ -176,7 +183,7 @@ func (r *run) change(ctx context.Context, t dispatcher.Target, item *plan.Item) 
 			if err != nil {
 				return err
 			}
-			if err := l.Update(ctx, from); err != nil {
+			if err := replace(ctx, l, from, item); err != nil {
 				return err
 			}
 			kernel.Step("apply: replaced")

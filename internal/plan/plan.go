@@ -243,6 +243,9 @@ func blocked(w *Want, c *hook.Chain, m *hook.Member) error {
 	case m.Owner != w.Owner:
 		return hook.Because(hook.ErrBusy, "there is a member %q already, of owner %q: this document did not make it, and leaves it alone", m.Name, m.Owner).
 			Hint("choose another name, or detach that member")
+	case w.Confirm != nil && !m.Persistent && m.State == hook.StateRunning:
+		return hook.Because(hook.ErrBusy, "a process holds the member, which is not pinned: it is to be confirmed first").
+			Hint("\"dispatcher holders\" says which process")
 	case m.State == hook.StateDisplaced, m.State == hook.StateBypassed:
 		return hook.Because(hook.ErrBusy, "the member is %s: packets do not meet it", m.State).Hint("\"dispatcher doctor\" says what mends it")
 	}

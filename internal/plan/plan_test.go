@@ -114,7 +114,12 @@ func TestMake(t *testing.T) {
 			wants: []plan.Want{want("a", func(w *plan.Want) { w.Program = "id:9"; w.Attachment.Program.Pin = "/p" })},
 			now:   chain(is("a", func(m *hook.Member) { m.Sealed, m.Program.ID = false, 9 })), plan: "keep a",
 		},
-		"pin lost":    {wants: []plan.Want{want("a")}, now: chain(is("a", func(m *hook.Member) { m.Persistent = false })), plan: "change a pinned no>yes; seal"},
+		"pin lost": {wants: []plan.Want{want("a")}, now: chain(is("a", func(m *hook.Member) { m.Persistent = false })), plan: "change a pinned no>yes; seal"},
+		"held until it is confirmed": {
+			wants: []plan.Want{want("a", func(w *plan.Want) { w.Confirm = &declare.Confirm{} })},
+			now:   chain(is("a", func(m *hook.Member) { m.Persistent = false })),
+			plan:  `blocked a: a process holds the member, which is not pinned: it is to be confirmed first; "dispatcher holders" says which process`,
+		},
 		"empty":       {wants: []plan.Want{want("a")}, now: chain(is("a", func(m *hook.Member) { m.State = hook.StateEmpty })), plan: "attach a 50; seal"},
 		"others stay": {wants: []plan.Want{want("a")}, now: chain(is("b", theirs)), plan: "attach a 50"},
 		"name taken": {
