@@ -32,8 +32,9 @@
 // The state is in the kernel alone: there is no daemon, no database and no
 // file. See docs/architecture.md and docs/pins-and-state.md.
 //
-// Everything here needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN
-// (finding objects by id), and Linux 5.10; [Features] tells what needs more. Before
+// Everything here needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, what looks at more than
+// pinned members CAP_SYS_ADMIN (finding objects by id; docs/architecture.md has a table),
+// and Linux 5.10; [Features] tells what needs more. Before
 // 5.11 BPF memory counts towards RLIMIT_MEMLOCK: call rlimit.RemoveMemlock of
 // cilium/ebpf there.
 package dispatcher

@@ -180,7 +180,7 @@ func (p *playground) rawCalls() contender {
 		"set": func() {
 			prog, err := state.Build(chain, slots, nil)
 			p.must(err)
-			p.must(l.Update(prog))
+			p.must(l.Update(prog.Program))
 			prog.Close()
 		},
 		"list": func() {

@@ -155,10 +155,10 @@ func (w *workshop) dispatcher(members []*ebpf.Program, codes []*dispatch.Code) *
 	for i, m := range members {
 		w.must(state.Fill(slots[i], m))
 	}
-	prog, err := state.Build(chain, slots, codes)
+	d, err := state.Build(chain, slots, codes)
 	w.must(err)
-	w.Cleanup(func() { prog.Close() })
-	return prog
+	w.Cleanup(func() { d.Close() })
+	return d.Program
 }
 
 // emptyChain returns a chain of n slots with the default settings.

@@ -71,9 +71,9 @@ func (d Device) adoptLegacy(l *state.Locked, snap *Snapshot, req target.AdoptReq
 
 	h.root = snap.OnNetlink(d.Opened)
 	if req.NoGap {
-		err = h.root.Swap(dispatcher, snap.Prog)
+		err = h.root.Swap(dispatcher.Program, snap.Prog)
 	} else {
-		h.root, err = d.Exchange(snap, dispatcher)
+		h.root, err = d.Exchange(snap, dispatcher.Program)
 	}
 	if err != nil {
 		h.drop()
@@ -82,10 +82,11 @@ func (d Device) adoptLegacy(l *state.Locked, snap *Snapshot, req target.AdoptReq
 	kernel.Step("adopt: attached")
 	if req.Persistent {
 		if err := l.Add(h.folder(), h.root.Pinner(), state.MemberPins{Name: member.Name, Slot: slot}); err != nil {
-			undo := d.Restore(h.root, dispatcher, snap)
+			undo := d.Restore(h.root, dispatcher.Program, snap)
 			h.drop()
 			return nil, kernel.Undo(err, undo)
 		}
+		PinDispatcher(h.root)
 	}
 	return h, nil
 }
@@ -120,7 +121,7 @@ func (d Device) Exchange(snap *Snapshot, dispatcher *ebpf.Program) (root, error)
 	if err != nil {
 		return nil, err
 	}
-	return newLinkRoot(l)
+	return newLinkRoot(l, d.Pins)
 }
 
 // Restore undoes an adoption: it puts the program of the snapshot back.
@@ -173,6 +174,7 @@ func (d Device) protect(l *state.Locked, snap *Snapshot, persistent bool) (_ tar
 		if err := l.Move(folder, h.folder(), h.root.Pinner()); err != nil {
 			return nil, kernel.Undo(err, d.Restore(h.root, snap.Prog, snap))
 		}
+		PinDispatcher(h.root)
 	}
 	return h, nil
 }

@@ -37,7 +37,7 @@ func ChainOf(prog uint32) (*state.Chain, error) {
 // the link stays the caller's. The error is fs.ErrExist when the link carries a chain
 // already.
 func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint32, req target.Request) (target.Handle, error) {
-	s, r := Device{o}, &linkRoot{link: l, id: id}
+	s, r := Device{o}, &linkRoot{link: l, id: id, pins: o.Pins}
 	old, err := r.Program()
 	if err != nil {
 		return nil, err
@@ -67,16 +67,14 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 	for _, m := range back {
 		defer m.Close()
 	}
-	var dispatcher *ebpf.Program
+	var dispatcher *state.Dispatcher
 	if err == nil {
 		back[member.MapID] = slot
 		dispatcher, err = state.Build(chain, inOrder(chain, back), nil)
 	}
 	if err == nil {
 		defer dispatcher.Close()
-		kernel.Step("swap: before")
-		err = r.Swap(dispatcher, old)
-		kernel.Step("swap: after")
+		err = swapIn(r, "swap", dispatcher, old)
 	}
 	if err != nil {
 		slot.Close() // the link stays the caller's
@@ -89,7 +87,7 @@ func AdoptLink(o *target.Opened, locked *state.Locked, l kernel.RawLink, id uint
 		err = locked.Remove(h.folder(), member.Name)
 	}
 	if err != nil {
-		undo := r.Swap(old, dispatcher)
+		undo := r.Swap(old, dispatcher.Program)
 		slot.Close()
 		return nil, kernel.Undo(err, undo)
 	}
@@ -146,7 +144,11 @@ func (d Device) pinAdopted(locked *state.Locked, h *handle, name string) error {
 		return err
 	}
 	defer twin.Close()
-	return locked.Add(h.folder(), twin, state.MemberPins{Name: name, Slot: h.slot})
+	if err := locked.Add(h.folder(), twin, state.MemberPins{Name: name, Slot: h.slot}); err != nil {
+		return err
+	}
+	PinDispatcher(h.root)
+	return nil
 }
 
 // lastSeenOf returns where an XDP link is, as far as that is known.

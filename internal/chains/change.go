@@ -20,7 +20,7 @@ import (
 // nothing changed, and closes it.
 type revision struct {
 	chain      *state.Chain
-	dispatcher *ebpf.Program
+	dispatcher *state.Dispatcher
 	granted    []*state.Ask
 }
 
@@ -31,11 +31,14 @@ type revision struct {
 //
 // revise closes the slots before it returns. While they are open no member leaves when
 // its owner dies, and many processes that change one chain could keep it open in turn.
-func revise(old *state.Chain, rootLink uint32, own map[uint32]*ebpf.Map, asks []*state.Ask, edit func(c *state.Chain, empty map[uint32]bool) error) (*revision, error) {
-	var opened state.Slots
+func revise(r root, old *state.Chain, own map[uint32]*ebpf.Map, asks []*state.Ask, edit func(c *state.Chain, empty map[uint32]bool) error) (*revision, error) {
+	opened := slotsOf(r, old)
 	defer opened.Close()
 	next := *old
-	next.RootLink, next.Slots = rootLink, nil
+	next.RootLink, next.Slots = 0, nil
+	if r != nil {
+		next.RootLink = r.LinkID()
+	}
 	open := map[uint32]*ebpf.Map{}
 	maps.Copy(open, own)
 	empty := map[uint32]bool{}
@@ -80,7 +83,7 @@ func revise(old *state.Chain, rootLink uint32, own map[uint32]*ebpf.Map, asks []
 		prog, err = state.Build(&next, slots, nil)
 	}
 	if err != nil && len(asks) > 0 { // it may be for what others ask
-		return revise(old, rootLink, own, nil, edit)
+		return revise(r, old, own, nil, edit)
 	}
 	return &revision{&next, prog, granted}, err
 }
@@ -108,27 +111,25 @@ func change(r root, chainID uint64, own map[uint32]*ebpf.Map, l *state.Locked, e
 
 // changeFrom is change for a chain that was read before; old is its dispatcher.
 func changeFrom(r root, old *ebpf.Program, chain *state.Chain, own map[uint32]*ebpf.Map, l *state.Locked, edit func(c *state.Chain, empty map[uint32]bool) error) (*state.Chain, error) {
-	rev, err := revise(chain, r.LinkID(), own, l.Asks(chain.ID), edit)
+	rev, err := revise(r, chain, own, l.Asks(chain.ID), edit)
 	if err != nil {
 		return nil, err
 	}
-	next, prog := rev.chain, rev.dispatcher
-	if prog == nil {
+	next, d := rev.chain, rev.dispatcher
+	if d == nil {
 		return next, nil
 	}
-	defer prog.Close()
-	kernel.Step("swap: before")
-	if err := r.Swap(prog, old); err != nil {
+	defer d.Close()
+	if err := swapIn(r, "swap", d, old); err != nil {
 		return nil, err
 	}
-	kernel.Step("swap: after")
-	know(r, prog, next)
+	know(r, d, next)
 	for _, a := range rev.granted {
 		l.Granted(a)
 	}
 	if next.Closed {
 		// No member can join a closed chain, so this throws none out.
-		if err := r.Release(prog); err != nil {
+		if err := r.Release(d.Program); err != nil {
 			return nil, err
 		}
 		kernel.Step("release: after")
@@ -166,7 +167,7 @@ func openPinnedRoot(p *state.Pins, folder string) (*linkRoot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newLinkRoot(l)
+	return newLinkRoot(l, p)
 }
 
 // indexOf returns the index of the member with the slot. The error is

@@ -67,9 +67,9 @@ func (d Device) count() (*Counting, error) {
 			return nil, err
 		}
 	}
-	c.dispatcher, err = rebuild(snap.Root, snap.Prog, snap.Chain, "watch", func(next *state.Chain, slots []*ebpf.Map, codes []*dispatch.Code) (prog *ebpf.Program, err error) {
-		prog, c.watch, err = state.BuildWatched(next, slots, codes)
-		return prog, err
+	c.dispatcher, err = rebuild(snap.Root, snap.Prog, snap.Chain, "watch", func(next *state.Chain, slots []*ebpf.Map, codes []*dispatch.Code) (d *state.Dispatcher, err error) {
+		d, c.watch, err = state.BuildWatched(next, slots, codes)
+		return d, err
 	})
 	if err != nil {
 		if c.watch != nil {
@@ -81,28 +81,23 @@ func (d Device) count() (*Counting, error) {
 }
 
 // A builder loads a dispatcher for a chain and its open slots; see [state.Build].
-type builder func(*state.Chain, []*ebpf.Map, []*dispatch.Code) (*ebpf.Program, error)
+type builder func(*state.Chain, []*ebpf.Map, []*dispatch.Code) (*state.Dispatcher, error)
 
 // rebuild swaps in another dispatcher of the same chain and returns its id.
 func rebuild(r root, old *ebpf.Program, chain *state.Chain, step string, build builder) (uint32, error) {
 	next := *chain
 	next.RootLink = r.LinkID()
-	prog, err := build.load(&next)
+	d, err := build.load(r, &next)
 	if err != nil {
 		return 0, err
 	}
-	defer prog.Close()
-	kernel.Step(step + ": before")
-	if err := r.Swap(prog, old); err != nil {
-		return 0, err
-	}
-	kernel.Step(step + ": after")
-	return kernel.ProgramID(prog), nil
+	defer d.Close()
+	return kernel.ProgramID(d.Program), swapIn(r, step, d, old)
 }
 
 // load builds the dispatcher. Like revise it keeps the slots open only meanwhile.
-func (build builder) load(chain *state.Chain) (*ebpf.Program, error) {
-	var opened state.Slots
+func (build builder) load(r root, chain *state.Chain) (*state.Dispatcher, error) {
+	opened := slotsOf(r, chain)
 	defer opened.Close()
 	slots := make([]*ebpf.Map, len(chain.Slots))
 	for i, s := range chain.Slots {
@@ -135,7 +130,7 @@ func (c *Counting) Current() bool {
 	if c.link == 0 {
 		return true
 	}
-	r, err := openLinkRoot(c.link)
+	r, err := openLinkRoot(c.link, nil)
 	if err != nil {
 		return true
 	}
@@ -189,7 +184,7 @@ func (c *Counting) end(ctx context.Context) error {
 		return err
 	}
 	return o.Locked(ctx, func(*state.Locked) error {
-		r, err := openLinkRoot(c.link)
+		r, err := openLinkRoot(c.link, o.Pins)
 		if err != nil {
 			return err
 		}

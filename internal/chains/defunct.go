@@ -30,7 +30,7 @@ func Defunct(o *target.Opened, li kernel.LinkInfo) (*hook.Chain, error) {
 		return nil, err
 	}
 	c := &hook.Chain{Hook: hook.XDP, Mode: chain.LastSeen.Mode, Pins: []string{}, Members: []hook.Member{}}
-	if err := viewChain(c, prog, chain, li.ID, nil, o.Pins); err != nil {
+	if err := viewChain(c, prog, chain, &linkRoot{id: li.ID, pins: o.Pins}, nil, o.Pins); err != nil {
 		return nil, err
 	}
 	for i := range c.Members {

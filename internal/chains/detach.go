@@ -52,7 +52,7 @@ func (Family) Detach(ctx context.Context, o *target.Opened, ref hook.Ref, _ bool
 func takeOut(l *state.Locked, r root, chainID uint64, own map[uint32]*ebpf.Map, leaving []dispatch.Slot) error {
 	left, err := change(r, chainID, own, l, without(leaving...))
 	if errors.Is(err, rtnl.ErrUpper) {
-		left, err = new(state.Chain), emptySlots(leaving, err)
+		left, err = new(state.Chain), emptySlots(r, leaving, err)
 	}
 	if err != nil || l == nil {
 		return err
@@ -74,13 +74,13 @@ func takeOut(l *state.Locked, r root, chainID uint64, own map[uint32]*ebpf.Map, 
 
 // emptySlots takes members out of a chain that cannot be changed for the given reason. The
 // dispatcher stays, and skips their slots. It returns the reason where that is not so.
-func emptySlots(leaving []dispatch.Slot, reason error) error {
+func emptySlots(r root, leaving []dispatch.Slot, reason error) error {
 	for _, s := range leaving {
 		if s.OnMissing != hook.MissingContinue || s.Sealed.Program != 0 {
 			return reason
 		}
 	}
-	var opened state.Slots
+	opened := slotsOf(r, &state.Chain{Plan: dispatch.Plan{Slots: leaving}})
 	defer opened.Close()
 	for _, s := range leaving {
 		slot, err := opened.Open(s.MapID, false)

@@ -92,7 +92,7 @@ func (h *handle) carried() (*ebpf.Program, *state.Chain, error) {
 	prog, c, err := carried(h.root, h.chainID)
 	if n, ok := h.root.(*NetlinkRoot); ok && err == nil {
 		var r root
-		if r, err = linkCarrying(kernel.ProgramID(prog), n.Index); err != nil {
+		if r, err = (Device{h.Opened}).linkCarrying(kernel.ProgramID(prog), n.Index); err != nil {
 			prog.Close()
 			return nil, nil, err
 		}
@@ -188,6 +188,7 @@ func (h *handle) Pin(ctx context.Context) (path string, err error) {
 			if err := l.Add(h.folder(), h.root.Pinner(), m); err != nil {
 				return err
 			}
+			PinDispatcher(h.root)
 		}
 		path = l.HeldPath(h.folder(), name)
 		return h.edit(func(c *state.Chain, i int) error { c.Slots[i].Persistent = true; return nil })
@@ -299,7 +300,7 @@ func (h *handle) Chain(ctx context.Context) (*hook.Chain, error) {
 		if err := h.locate(c, prog); err != nil {
 			return err
 		}
-		return viewChain(c, prog, chain, h.root.LinkID(), h.own(), h.Opened.Pins)
+		return viewChain(c, prog, chain, h.root, h.own(), h.Opened.Pins)
 	})
 	return c, err
 }

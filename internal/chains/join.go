@@ -276,6 +276,7 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 			_, undo := change(h.root, h.chainID, h.own(), nil, without(member))
 			return kernel.Undo(err, undo)
 		}
+		PinDispatcher(h.root)
 	}
 	return nil
 }
@@ -300,12 +301,12 @@ func (d Device) plan(snap *Snapshot, prog *load.Loaded, req target.Request) (*ho
 			return nil, err
 		}
 	}
-	rev, err := revise(old, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, nil, insert(member, req, func(dispatch.Slot) bool { return true }))
+	rev, err := revise(snap.Root, old, map[uint32]*ebpf.Map{member.MapID: slot}, nil, insert(member, req, func(dispatch.Slot) bool { return true }))
 	if err != nil {
 		return nil, err
 	}
 	defer rev.dispatcher.Close()
-	if err := viewChain(c, rev.dispatcher, rev.chain, linkID, map[uint32]*ebpf.Map{member.MapID: slot}, d.Pins); err != nil {
+	if err := viewChain(c, rev.dispatcher.Program, rev.chain, snap.Root, map[uint32]*ebpf.Map{member.MapID: slot}, d.Pins); err != nil {
 		return nil, err
 	}
 	c.DispatcherID = 0 // the dispatcher is gone when this returns

@@ -46,7 +46,7 @@ func (d Device) openNamed(r root, c *state.Chain, name string) (*handle, error) 
 
 // open makes a handle to the member at i. On success the handle owns the root.
 func (d Device) open(r root, c *state.Chain, i int) (*handle, error) {
-	h := &handle{Base: target.Base{Opened: d.Opened}, root: r, slotID: c.Slots[i].MapID, chainID: c.ID}
+	h := &handle{Base: target.Base{Opened: d.Opened}, root: r, slotID: c.Slots[i].MapID, chainID: c.ID, slots: slotsOf(r, c)}
 	var err error
 	if h.slot, err = h.slots.Open(h.slotID, false); err != nil {
 		h.slots.Close()
@@ -90,7 +90,7 @@ func (d Device) openIn(r *linkRoot, member string) (*handle, error) {
 		return nil, err
 	}
 	defer prog.Close()
-	c, err := state.Find(prog)
+	c, err := find(r, prog)
 	if err != nil {
 		return nil, err
 	}

@@ -102,7 +102,11 @@ func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error 
 	}
 	snap.Mode = on.Mode
 	var err error
-	if snap.Prog, err = kernel.OpenProgram(on.Program, "program on the device"); err != nil {
+	snap.Prog, err = kernel.OpenProgram(on.Program, "program on the device")
+	if errors.Is(err, unix.EPERM) {
+		return d.inspectPinned(snap, conn, dev.Index, on, err)
+	}
+	if err != nil {
 		return err
 	}
 	snap.Chain, err = state.Find(snap.Prog)
@@ -110,7 +114,7 @@ func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error 
 		return err
 	}
 	if snap.Chain != nil && snap.Chain.RootLink != 0 {
-		if snap.Root, err = rootWith(snap.Chain.RootLink, on.Program); snap.Root != nil || err != nil {
+		if snap.Root, err = d.rootWith(snap.Chain.RootLink, on.Program); snap.Root != nil || err != nil {
 			return err
 		}
 	}
@@ -120,7 +124,7 @@ func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error 
 	}
 	switch {
 	case len(links) > 0 && snap.Chain != nil:
-		snap.Root, err = firstRoot(links, on.Program)
+		snap.Root, err = d.firstRoot(links, on.Program)
 		return err
 	case len(links) > 0:
 		snap.links = links
@@ -128,12 +132,8 @@ func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error 
 	}
 
 	// No link carries the program. If it is still there, netlink attached it.
-	now, err := conn.DeviceByIndex(dev.Index)
-	if err != nil {
+	if err := unchanged(conn, dev.Index, on); err != nil {
 		return err
-	}
-	if x, ok := now.Software(); !ok || x != on {
-		return kernel.ErrAgain
 	}
 	if snap.Chain != nil {
 		snap.Root = &NetlinkRoot{d.NS, dev.Index, on.Mode}
@@ -148,6 +148,18 @@ func (d Device) inspect(snap *Snapshot, conn *rtnl.Conn, dev rtnl.Device) error 
 	return err
 }
 
+// unchanged returns kernel.ErrAgain if the device has another program by now.
+func unchanged(conn *rtnl.Conn, index int, on rtnl.XDP) error {
+	now, err := conn.DeviceByIndex(index)
+	if err != nil {
+		return err
+	}
+	if x, ok := now.Software(); !ok || x != on {
+		return kernel.ErrAgain
+	}
+	return nil
+}
+
 // carrying returns the links that carry the program on the device. It looks first
 // among the links that were read before: going through all links of the kernel for
 // each of many devices takes long ([kernel.XDPLinks]).
@@ -157,7 +169,7 @@ func (d Device) carrying(prog uint32, index int) ([]uint32, error) {
 		if l.Type != link.XDPType || l.Program != prog || l.Ifindex != index {
 			continue
 		}
-		r, err := rootWith(l.ID, prog)
+		r, err := d.rootWith(l.ID, prog)
 		if err != nil {
 			return nil, err
 		}
@@ -174,17 +186,17 @@ func (d Device) carrying(prog uint32, index int) ([]uint32, error) {
 
 // linkCarrying opens the link that carries the program on the device with the index.
 // It returns nil when there is no such link.
-func linkCarrying(prog uint32, index int) (root, error) {
+func (d Device) linkCarrying(prog uint32, index int) (root, error) {
 	ids, err := kernel.XDPLinks(prog, index)
 	if err != nil || len(ids) == 0 {
 		return nil, err
 	}
-	return firstRoot(ids, prog)
+	return d.firstRoot(ids, prog)
 }
 
 // firstRoot opens the first of the links, which must carry the program.
-func firstRoot(ids []uint32, prog uint32) (root, error) {
-	r, err := rootWith(ids[0], prog)
+func (d Device) firstRoot(ids []uint32, prog uint32) (root, error) {
+	r, err := d.rootWith(ids[0], prog)
 	if err == nil && r == nil {
 		err = kernel.ErrAgain
 	}
@@ -192,7 +204,7 @@ func firstRoot(ids []uint32, prog uint32) (root, error) {
 }
 
 // rootWith opens a link if it carries the program, and returns nil otherwise.
-func rootWith(id, prog uint32) (root, error) {
+func (d Device) rootWith(id, prog uint32) (root, error) {
 	l, err := kernel.OpenLink(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -205,7 +217,7 @@ func rootWith(id, prog uint32) (root, error) {
 		l.Close()
 		return nil, err
 	}
-	return &linkRoot{link: l, id: id}, nil
+	return &linkRoot{link: l, id: id, pins: d.Pins}, nil
 }
 
 // Occupied returns the error for a device that carries no owned chain: ErrBusy, with
@@ -280,7 +292,7 @@ func (d Device) View(snap *Snapshot) (*hook.Chain, error) {
 		}
 		return c, nil
 	}
-	return c, viewChain(c, snap.Prog, snap.Chain, snap.Root.LinkID(), nil, d.Pins)
+	return c, viewChain(c, snap.Prog, snap.Chain, snap.Root, nil, d.Pins)
 }
 
 // displaced describes the members that are pinned beside a link which does not carry
@@ -302,7 +314,11 @@ func displaced(pins *state.Pins, folder string) ([]hook.Member, error) {
 
 // viewChain adds the members of an owned chain to c, and its dispatcher, link and pins. own
 // are slots that this process has open.
-func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uint32, own map[uint32]*ebpf.Map, pins *state.Pins) error {
+func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, r root, own map[uint32]*ebpf.Map, pins *state.Pins) error {
+	var linkID uint32
+	if r != nil {
+		linkID = r.LinkID()
+	}
 	c.Style, c.DispatcherID, c.LinkID, c.Frags = hook.StyleOwned, kernel.ProgramID(prog), linkID, chain.Shape.Frags
 	folder := state.ChainFolder(linkID, chain.ID)
 	if pins != nil {
@@ -310,7 +326,7 @@ func viewChain(c *hook.Chain, prog *ebpf.Program, chain *state.Chain, linkID uin
 			c.Pins = paths
 		}
 	}
-	var slots state.Slots
+	slots := slotsOf(r, chain)
 	defer slots.Close()
 	for _, slot := range chain.Slots {
 		pinned := pins != nil && pins.Has(folder, slot.Name)

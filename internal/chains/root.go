@@ -41,56 +41,69 @@ type linkRoot struct {
 	id   uint32
 	// refused says why the link is in generic mode, if the driver was asked for native mode.
 	refused string
+	pins    *state.Pins // nil without a bpffs
 	known   *known
 }
 
 // known is what this process has put into its root link, where it may not open programs by
 // their ids.
 type known struct {
-	prog  *ebpf.Program
+	*state.Dispatcher
 	chain *state.Chain
 }
 
 // know remembers the dispatcher that this process has just put into the root. Elsewhere an
 // open dispatcher would be a burden: it makes the emptying of its slots slower, see
 // [state.Slots].
-func know(r root, prog *ebpf.Program, chain *state.Chain) {
+func know(r root, d *state.Dispatcher, chain *state.Chain) {
 	l, ok := r.(*linkRoot)
 	if !ok || kernel.HasCapability(unix.CAP_SYS_ADMIN) {
 		return
 	}
 	l.forget()
-	if twin, err := prog.Clone(); err == nil { // else the next look is refused
+	if twin, err := d.Clone(); err == nil { // else the next look is refused
 		l.known = &known{twin, chain}
 	}
 }
 
 func (r *linkRoot) forget() {
 	if r.known != nil {
-		r.known.prog.Close()
+		r.known.Close()
 		r.known = nil
 	}
 }
 
 // knows returns what this process has put into the link, if it is the program with the id.
 func (r *linkRoot) knows(id uint32) *known {
-	if r.known != nil && kernel.ProgramID(r.known.prog) == id {
+	if r.known != nil && kernel.ProgramID(r.known.Program) == id {
 		return r.known
 	}
 	return nil
 }
 
-// find reads the chain of a dispatcher that the root carries.
+// find reads the chain of a dispatcher that the root carries: by the ids of the maps, or
+// where this process may not open those, by the pins.
 func find(r root, prog *ebpf.Program) (*state.Chain, error) {
-	if l, ok := r.(*linkRoot); ok {
-		if k := l.knows(kernel.ProgramID(prog)); k != nil {
-			return k.chain, nil
-		}
+	l, ok := r.(*linkRoot)
+	if !ok {
+		return state.Find(prog)
 	}
-	return state.Find(prog)
+	if k := l.knows(kernel.ProgramID(prog)); k != nil {
+		return k.chain, nil
+	}
+	chain, err := state.Find(prog)
+	if !errors.Is(err, unix.EPERM) {
+		return chain, err
+	}
+	d, err := l.pinned(kernel.ProgramID(prog), err)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.Chain()
 }
 
-func newLinkRoot(l link.Link) (*linkRoot, error) {
+func newLinkRoot(l link.Link, pins *state.Pins) (*linkRoot, error) {
 	raw, err := kernel.AsRaw(l)
 	if err != nil {
 		return nil, err
@@ -104,15 +117,15 @@ func newLinkRoot(l link.Link) (*linkRoot, error) {
 		l.Close()
 		return nil, fmt.Errorf("link %d is of type %v, not XDP", info.ID, info.Type)
 	}
-	return &linkRoot{link: raw, id: uint32(info.ID)}, nil
+	return &linkRoot{link: raw, id: uint32(info.ID), pins: pins}, nil
 }
 
-func openLinkRoot(id uint32) (*linkRoot, error) {
+func openLinkRoot(id uint32, pins *state.Pins) (*linkRoot, error) {
 	l, err := kernel.OpenLink(id)
 	if err != nil {
 		return nil, err
 	}
-	return newLinkRoot(l)
+	return newLinkRoot(l, pins)
 }
 
 func (r *linkRoot) LinkID() uint32                         { return r.id }
@@ -155,10 +168,20 @@ func (r *linkRoot) Program() (*ebpf.Program, error) {
 // open opens the dispatcher with the id.
 func (r *linkRoot) open(id uint32) (*ebpf.Program, error) {
 	if k := r.knows(id); k != nil {
-		prog, err := k.prog.Clone()
+		prog, err := k.Program.Clone()
 		return prog, kernel.Errno("dispatcher", err)
 	}
-	return kernel.OpenProgram(id, "dispatcher")
+	prog, err := kernel.OpenProgram(id, "dispatcher")
+	if !errors.Is(err, unix.EPERM) {
+		return prog, err
+	}
+	d, err := r.pinned(id, err)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	prog, err = d.Program.Clone()
+	return prog, kernel.Errno("dispatcher", err)
 }
 
 func (r *linkRoot) Swap(next, old *ebpf.Program) error {

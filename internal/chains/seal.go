@@ -124,7 +124,7 @@ func (t *trial) holds(mapID, prog uint32) bool {
 
 // candidates checks each member by itself. The caller closes the opened slots.
 func (d Device) candidates(l *state.Locked, snap *Snapshot) (*trial, []hook.Sealing, error) {
-	t := &trial{chain: snap.Chain, codes: make([]*dispatch.Code, len(snap.Chain.Slots)), seals: make([]dispatch.Sealed, len(snap.Chain.Slots))}
+	t := &trial{opened: slotsOf(snap.Root, snap.Chain), chain: snap.Chain, codes: make([]*dispatch.Code, len(snap.Chain.Slots)), seals: make([]dispatch.Sealed, len(snap.Chain.Slots))}
 	folder := state.ChainFolder(snap.Root.LinkID(), snap.Chain.ID)
 	var report []hook.Sealing
 	for i, slot := range snap.Chain.Slots {

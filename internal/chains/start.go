@@ -20,14 +20,14 @@ import (
 // generic mode where the driver refuses, but for a program that may have frags yet.
 func (d Device) start(dev rtnl.Device, mode hook.Mode, id uint64, loaded *load.Loaded, slot *ebpf.Map, member dispatch.Slot) (root, error) {
 	chain := &state.Chain{ID: id, LastSeen: d.Seen(dev, mode), Plan: dispatch.Plan{Shape: loaded.Shape, Slots: []dispatch.Slot{member}}}
-	prog, err := state.Build(chain, []*ebpf.Map{slot}, nil)
+	built, err := state.Build(chain, []*ebpf.Map{slot}, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer prog.Close()
-	r, err := d.Create(dev.Index, mode, prog)
+	defer built.Close()
+	r, err := d.Create(dev.Index, mode, built.Program)
 	if mode == hook.ModeAuto && errors.Is(err, ebpf.ErrNotSupported) && !mayHaveFrags(loaded) {
-		generic, genericErr := d.Create(dev.Index, hook.ModeGeneric, prog)
+		generic, genericErr := d.Create(dev.Index, hook.ModeGeneric, built.Program)
 		if genericErr != nil {
 			return nil, err
 		}
@@ -37,7 +37,7 @@ func (d Device) start(dev rtnl.Device, mode hook.Mode, id uint64, loaded *load.L
 	if err != nil {
 		return nil, err
 	}
-	know(r, prog, chain)
+	know(r, built, chain)
 	return r, nil
 }
 
@@ -83,7 +83,7 @@ func (d Device) Create(index int, mode hook.Mode, prog *ebpf.Program) (root, err
 	kernel.Step("create: after")
 	switch {
 	case err == nil:
-		return newLinkRoot(l)
+		return newLinkRoot(l, d.Pins)
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
 		if err := d.changeable(index, mode); err != nil {
 			return nil, err

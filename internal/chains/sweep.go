@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 
-	"github.com/cilium/ebpf"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/state"
 )
@@ -59,12 +58,13 @@ func sweepChain(l *state.Locked, folder string, r *linkRoot) {
 	if err != nil {
 		return
 	}
-	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	l.DropDispatchers(folder, id)
+	prog, err := r.open(id)
 	if err != nil {
 		return
 	}
 	defer prog.Close()
-	chain, err := state.Find(prog)
+	chain, err := find(r, prog)
 	if err != nil {
 		return
 	}
@@ -75,6 +75,7 @@ func sweepChain(l *state.Locked, folder string, r *linkRoot) {
 		_ = l.RemoveChain(folder)
 		return
 	}
+	PinDispatcher(r)
 	if ifindex != 0 {
 		_ = unwatch(r, prog, chain)
 	}

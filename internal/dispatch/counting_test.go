@@ -62,9 +62,9 @@ func watchedBench(t *testing.T, slots int) (b *bench, watch **state.Watch) {
 		if *watch != nil {
 			(*watch).Close()
 		}
-		prog, w, err := state.BuildWatched(c, slots, codes)
+		d, w, err := state.BuildWatched(c, slots, codes)
 		*watch = w
-		return prog, err
+		return alone(d, err)
 	}
 	t.Cleanup(func() {
 		if *watch != nil {
@@ -233,14 +233,14 @@ func BenchmarkWatching(b *testing.B) {
 		}
 		prog, err := state.Build(chain, maps, nil)
 		qt.Assert(b, qt.IsNil(err))
-		run("plain", prog)
+		run("plain", prog.Program)
 		prog.Close()
 		prog, watch, err := state.BuildWatched(chain, maps, nil)
 		qt.Assert(b, qt.IsNil(err))
-		run("watched", prog)
+		run("watched", prog.Program)
 		watch.Close()
 		time.Sleep(100 * time.Millisecond) // until the kernel has emptied the watch
-		run("abandoned", prog)
+		run("abandoned", prog.Program)
 		prog.Close()
 	}
 }

@@ -56,7 +56,9 @@ type bench struct {
 
 func newBench(t *testing.T, slots int) *bench {
 	t.Helper()
-	b := &bench{build: state.Build}
+	b := &bench{build: func(c *state.Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, error) {
+		return alone(state.Build(c, slots, codes))
+	}}
 	for i := range slots {
 		slot := newSlot(t)
 		prog, code := loadWithCode(t, byteProgram(i))
@@ -122,6 +124,15 @@ func newSlot(t *testing.T) *ebpf.Map {
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { slot.Close() })
 	return slot
+}
+
+// alone closes the description of a dispatcher, which the program keeps.
+func alone(d *state.Dispatcher, err error) (*ebpf.Program, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.Program.Clone()
 }
 
 // dispatcher loads a chain's dispatcher. empty tells which slots are empty, and

@@ -75,7 +75,7 @@ func oneLine(err error) string {
 }
 
 // emptyChain loads the dispatcher of a chain without members. The caller closes it.
-func emptyChain() (*ebpf.Program, error) {
+func emptyChain() (*state.Dispatcher, error) {
 	return state.Build(&state.Chain{Plan: dispatch.Plan{Shape: dispatch.Plain}, Closed: true}, nil, nil)
 }
 
@@ -105,7 +105,7 @@ func tryLink() (create, update error) {
 			return err
 		}
 		defer next.Close()
-		l, err := link.AttachXDP(link.XDPOptions{Program: old, Interface: loopback})
+		l, err := link.AttachXDP(link.XDPOptions{Program: old.Program, Interface: loopback})
 		if err != nil {
 			return err
 		}
@@ -114,7 +114,7 @@ func tryLink() (create, update error) {
 			return err
 		}
 		defer raw.Close()
-		update = kernel.Errno("update the link", raw.UpdateArgs(link.RawLinkUpdateOptions{New: next, Old: old, Flags: unix.BPF_F_REPLACE}))
+		update = kernel.Errno("update the link", raw.UpdateArgs(link.RawLinkUpdateOptions{New: next.Program, Old: old.Program, Flags: unix.BPF_F_REPLACE}))
 		return nil
 	})
 	if err != nil {

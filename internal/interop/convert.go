@@ -101,7 +101,7 @@ type anOwned struct {
 	chain  state.Chain
 	slots  []*ebpf.Map
 	loaded []*load.Loaded
-	prog   *ebpf.Program
+	prog   *state.Dispatcher
 }
 
 // close closes what the chain holds. If the chain was not used, close discards its
@@ -170,17 +170,18 @@ func (d device) toOwned(ctx context.Context, req ConvertRequest) (old libxdp.Cha
 // the owned chain must be pinned already.
 func (d device) exchangeChain(l *state.Locked, snap *chains.Snapshot, owned *anOwned, noGap bool) error {
 	if noGap {
-		return snap.OnNetlink(d.Opened).Swap(owned.prog, snap.Prog)
+		return snap.OnNetlink(d.Opened).Swap(owned.prog.Program, snap.Prog)
 	}
-	r, err := d.Exchange(snap, owned.prog)
+	r, err := d.Exchange(snap, owned.prog.Program)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	kernel.Step("convert: after the gap")
 	if err := l.Move(state.ChainFolder(0, owned.chain.ID), state.ChainFolder(r.LinkID(), 0), r.Pinner()); err != nil {
-		return kernel.Undo(err, d.Restore(r, owned.prog, snap))
+		return kernel.Undo(err, d.Restore(r, owned.prog.Program, snap))
 	}
+	chains.PinDispatcher(r)
 	return nil
 }
 

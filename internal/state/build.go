@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -17,10 +16,10 @@ import (
 
 // Build loads the dispatcher of a chain and binds the description to it. slots are
 // the maps of c.Slots, in the same order. codes are the codes of the sealed members,
-// or nil if none is sealed. The caller closes the program; what the program refers to
+// or nil if none is sealed. The caller closes the dispatcher; what the program refers to
 // lives as long as the program. The dispatcher does not count; processes that watch
 // the chain notice this and call BuildWatched.
-func Build(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, error) {
+func Build(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*Dispatcher, error) {
 	c.Watch = 0
 	m := c.members(slots, codes)
 	prog, err := m.load(nil, nil)
@@ -131,7 +130,8 @@ func (m *members) codeMaps(refs map[string]*ebpf.Map) (map[uint32]*ebpf.Map, err
 }
 
 // complete binds the description to a dispatcher. If that fails it closes the program.
-func (m *members) complete(prog *ebpf.Program, c *Chain) (*ebpf.Program, error) {
+func (m *members) complete(prog *ebpf.Program, c *Chain) (*Dispatcher, error) {
+	var description *ebpf.Map
 	var err error
 	for i, slot := range m.slots {
 		// Linked code does not refer to the slot, but the slot must stay.
@@ -140,42 +140,22 @@ func (m *members) complete(prog *ebpf.Program, c *Chain) (*ebpf.Program, error) 
 		}
 	}
 	if err == nil {
-		err = describe(prog, c)
+		description, err = describe(prog, c)
 	}
 	if err != nil {
 		prog.Close()
 		return nil, err
 	}
-	return prog, nil
+	return &Dispatcher{prog, description}, nil
 }
 
-// describe binds the description to the program.
-func describe(prog *ebpf.Program, c *Chain) error {
+// describe binds the description to the program; the caller closes it.
+func describe(prog *ebpf.Program, c *Chain) (*ebpf.Map, error) {
 	value, err := c.Marshal()
-	if err != nil {
-		return err
-	}
-	return bindFrozen(prog, mapSpec(value), "the chain description")
-}
-
-// Find reads the description of a chain from its dispatcher. The error is ErrNotOurs
-// if the program has no description.
-func Find(prog *ebpf.Program) (*Chain, error) {
-	info, err := prog.Info()
-	if err != nil {
-		return nil, kernel.Errno("dispatcher", err)
-	}
-	if info.Name != dispatch.ProgramName {
-		return nil, ErrNotOurs
-	}
-	ids, _ := info.MapIDs()
-	// The description was bound last. The search begins there, so that it opens no
-	// slot; see Slots for the harm that could do.
-	value, err := firstFrozen(slices.Backward(ids), MapName)
 	if err != nil {
 		return nil, err
 	}
-	return Unmarshal(value)
+	return bindFrozen(prog, mapSpec(value), "the chain description")
 }
 
 // Loads tries whether the kernel accepts such a dispatcher.

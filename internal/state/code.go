@@ -26,26 +26,33 @@ func KeepCode(prog *ebpf.Program, c *dispatch.Code) error {
 	if err != nil {
 		return err
 	}
-	return bindFrozen(prog, &ebpf.MapSpec{
+	m, err := bindFrozen(prog, &ebpf.MapSpec{
 		Name: codeName, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(value)), MaxEntries: 1,
 		Flags:    readOnlyProg,
 		Contents: []ebpf.MapKV{{Key: uint32(0), Value: value}},
 	}, "the object code")
+	if err != nil {
+		return err
+	}
+	return m.Close()
 }
 
 // bindFrozen makes a map, freezes it so that nothing can write to it, and binds it to
 // the program. Such a map is in the program's list of maps, but costs no instruction
-// (BPF_PROG_BIND_MAP, Linux 5.10).
-func bindFrozen(prog *ebpf.Program, spec *ebpf.MapSpec, what string) error {
+// (BPF_PROG_BIND_MAP, Linux 5.10). The caller closes it.
+func bindFrozen(prog *ebpf.Program, spec *ebpf.MapSpec, what string) (*ebpf.Map, error) {
 	m, err := ebpf.NewMap(spec)
 	if err != nil {
-		return kernel.Errno("write "+what, err)
+		return nil, kernel.Errno("write "+what, err)
 	}
-	defer m.Close()
-	if err := m.Freeze(); err != nil {
-		return kernel.Errno("freeze "+what, err)
+	if err = kernel.Errno("freeze "+what, m.Freeze()); err == nil {
+		err = kernel.Errno("bind "+what, prog.BindMap(m))
 	}
-	return kernel.Errno("bind "+what, prog.BindMap(m))
+	if err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
 }
 
 // CodeOf returns the code that is bound to a program. The error is fs.ErrNotExist if
@@ -57,12 +64,17 @@ func CodeOf(prog *ebpf.Program) (*dispatch.Code, dispatch.CodeHash, error) {
 	}
 	ids, _ := info.MapIDs()
 	// The code was bound right after the load, so before what others bound.
-	value, err := firstFrozen(slices.All(ids), codeName)
+	m, err := firstFrozen(slices.All(ids), codeName)
 	if errors.Is(err, ErrNotOurs) {
 		err = fmt.Errorf("program %q keeps no object code: %w", info.Name, fs.ErrNotExist)
 	}
 	if err != nil {
 		return nil, dispatch.CodeHash{}, err
+	}
+	defer m.Close()
+	value, err := m.LookupBytes(uint32(0))
+	if err != nil {
+		return nil, dispatch.CodeHash{}, kernel.Errno(codeName, err)
 	}
 	c, err := unmarshalCode(value)
 	if err != nil {
@@ -118,36 +130,36 @@ func frame(log string) int {
 
 const maxStack = 512 // MAX_BPF_STACK, linux/filter.h
 
-// firstFrozen reads the entry of the first of the maps that is frozen and has that name;
-// ErrNotOurs if none is.
-func firstFrozen(ids iter.Seq2[int, ebpf.MapID], name string) ([]byte, error) {
+// firstFrozen opens the first of the maps that is frozen and has that name; ErrNotOurs if
+// none is. The caller closes it.
+func firstFrozen(ids iter.Seq2[int, ebpf.MapID], name string) (*ebpf.Map, error) {
 	for _, id := range ids {
-		value, err := readFrozen(id, name)
+		m, err := ebpf.NewMapFromID(id)
+		if err == nil {
+			if err = isFrozen(m, name); err == nil {
+				return m, nil
+			}
+			m.Close()
+		}
 		if !errors.Is(err, ErrNotOurs) && !errors.Is(err, fs.ErrNotExist) {
-			return value, err
+			return nil, kernel.Errno(name, err)
 		}
 	}
 	return nil, ErrNotOurs
 }
 
-// readFrozen reads the entry of a frozen map of that name. Other maps are ErrNotOurs:
-// what can still be written to must not be trusted.
-func readFrozen(id ebpf.MapID, name string) ([]byte, error) {
-	m, err := ebpf.NewMapFromID(id)
-	if err != nil {
-		return nil, kernel.Errno(name, err)
-	}
-	defer m.Close()
+// isFrozen returns nil for a frozen map of that name with one entry. Other maps are
+// ErrNotOurs: what can still be written to must not be trusted.
+func isFrozen(m *ebpf.Map, name string) error {
 	if m.Type() != ebpf.Array || m.KeySize() != 4 || m.MaxEntries() != 1 {
-		return nil, ErrNotOurs
+		return ErrNotOurs
 	}
 	info, err := m.Info()
 	if err != nil {
-		return nil, kernel.Errno(name, err)
+		return kernel.Errno(name, err)
 	}
 	if info.Name != name || !info.Frozen() {
-		return nil, ErrNotOurs
+		return ErrNotOurs
 	}
-	value, err := m.LookupBytes(uint32(0))
-	return value, kernel.Errno(name, err)
+	return nil
 }

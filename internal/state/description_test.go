@@ -240,7 +240,7 @@ func FuzzUnmarshal(f *testing.F) {
 
 // buildChain loads the dispatcher of a chain with two empty slots, and returns
 // the chain with their ids.
-func buildChain(t testing.TB) (*ebpf.Program, *state.Chain) {
+func buildChain(t testing.TB) (*state.Dispatcher, *state.Chain) {
 	t.Helper()
 	c := chain()
 	c.Shape.Frags = c.Shape.Frags && testenv.Has(t, testenv.FeatureFrags)
@@ -281,7 +281,7 @@ func TestBpftoolShowsSealed(t *testing.T) {
 	prog, err := state.Build(c, []*ebpf.Map{slot}, []*dispatch.Code{code})
 	qt.Assert(t, qt.IsNil(err))
 	t.Cleanup(func() { prog.Close() })
-	got, err := state.Find(prog)
+	got, err := state.Find(prog.Program)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.DeepEquals(got, c))
 
@@ -301,7 +301,7 @@ func TestBpftoolShowsSealed(t *testing.T) {
 func TestFind(t *testing.T) {
 	testenv.CheckLeaks(t)
 	prog, want := buildChain(t)
-	got, err := state.Find(prog)
+	got, err := state.Find(prog.Program)
 	qt.Assert(t, qt.IsNil(err))
 	qt.Assert(t, qt.DeepEquals(got, want))
 

@@ -22,10 +22,14 @@ func KeepMark(prog *ebpf.Program, text string) error {
 	}
 	value := make([]byte, nameSize)
 	copy(value, text)
-	return bindFrozen(prog, &ebpf.MapSpec{
+	m, err := bindFrozen(prog, &ebpf.MapSpec{
 		Name: markName, Type: ebpf.Array, KeySize: 4, ValueSize: nameSize, MaxEntries: 1, Flags: readOnlyProg,
 		Contents: []ebpf.MapKV{{Key: uint32(0), Value: value}},
 	}, "the mark")
+	if err != nil {
+		return err
+	}
+	return m.Close()
 }
 
 // MarkOf returns the text that KeepMark has bound to a program; empty if there is none. The error is
@@ -36,9 +40,14 @@ func MarkOf(prog *ebpf.Program) (string, error) {
 		return "", err
 	}
 	// The mark was bound right after the load, so before what others bound.
-	value, err := firstFrozen(slices.All(ids), markName)
+	m, err := firstFrozen(slices.All(ids), markName)
 	if errors.Is(err, ErrNotOurs) || errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
-	return unix.ByteSliceToString(value), err
+	if err != nil {
+		return "", err
+	}
+	defer m.Close()
+	value, err := m.LookupBytes(uint32(0))
+	return unix.ByteSliceToString(value), kernel.Errno(markName, err)
 }

@@ -59,11 +59,12 @@ func (p *Pins) HeldPath(folder, member string) string {
 	return p.Path(folder, memberPrefix+escape(member), heldName(folder))
 }
 
-// List returns the paths of all pins of a chain, sorted.
+// List returns the paths of the pins that keep a chain and its members, sorted; not those of
+// its dispatcher, see PinDispatcher.
 func (p *Pins) List(folder string) []string {
 	var paths []string
 	_ = filepath.WalkDir(p.Path(folder), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() {
+		if err == nil && !d.IsDir() && !ofDispatcher(d.Name()) {
 			paths = append(paths, path)
 		}
 		return nil

@@ -31,6 +31,9 @@ func NewSlot(name string) (*ebpf.Map, error) {
 // Slots are slots that were opened by their map ids. They do not become empty while
 // they are open, so close them soon. Close waits where that would be too soon.
 type Slots struct {
+	// Pinned opens a slot by its pin, for a process that may not open it by its id; may
+	// be nil.
+	Pinned func(id uint32) (*ebpf.Map, error)
 	maps   []*ebpf.Map
 	unsure time.Time // when a slot without a known owner was opened last
 }
@@ -68,7 +71,14 @@ func waitForQueuedWork() error {
 func (s *Slots) Open(id uint32, owned bool) (*ebpf.Map, error) {
 	m, err := ebpf.NewMapFromID(ebpf.MapID(id))
 	if err != nil {
-		return nil, kernel.Errno(fmt.Sprintf("open slot with map id %d", id), err)
+		err = kernel.Errno(fmt.Sprintf("open slot with map id %d", id), err)
+		if !errors.Is(err, unix.EPERM) || s.Pinned == nil {
+			return nil, err
+		}
+		if m, err = s.Pinned(id); err != nil {
+			return nil, err
+		}
+		owned = true
 	}
 	s.maps = append(s.maps, m)
 	if !owned {
@@ -104,7 +114,7 @@ func (s *Slots) Close() {
 	for _, m := range s.maps {
 		m.Close()
 	}
-	*s = Slots{}
+	*s = Slots{Pinned: s.Pinned}
 }
 
 // Occupant returns the id of the program in a slot; 0 if the slot is empty.

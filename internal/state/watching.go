@@ -32,7 +32,7 @@ type Watch struct {
 
 // BuildWatched loads a dispatcher that can be watched, and the counting dispatcher. The
 // caller closes both.
-func BuildWatched(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Program, *Watch, error) {
+func BuildWatched(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*Dispatcher, *Watch, error) {
 	w := &Watch{}
 	prog, err := w.build(c, c.members(slots, codes))
 	if err != nil {
@@ -42,7 +42,7 @@ func BuildWatched(c *Chain, slots []*ebpf.Map, codes []*dispatch.Code) (*ebpf.Pr
 	return prog, w, nil
 }
 
-func (w *Watch) build(c *Chain, m members) (*ebpf.Program, error) {
+func (w *Watch) build(c *Chain, m members) (*Dispatcher, error) {
 	var err error
 	w.setSlots(c)
 	w.counts, err = ebpf.NewMap(&ebpf.MapSpec{

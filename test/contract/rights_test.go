@@ -32,9 +32,8 @@ type limited struct {
 }
 
 func init() {
-	testenv.RegisterHelper("limited", func(args []string) {
-		var l limited
-		if err := json.Unmarshal([]byte(args[0]), &l); err != nil {
+	become := func(arg string) (l limited) {
+		if err := json.Unmarshal([]byte(arg), &l); err != nil {
 			panic(err)
 		}
 		runtime.LockOSThread() // namespaces and capabilities are a thread's
@@ -57,7 +56,15 @@ func init() {
 		if err := unix.Capset(&hdr, &some[0]); err != nil {
 			panic(err)
 		}
+		return l
+	}
+	testenv.RegisterHelper("limited", func(args []string) {
+		l := become(args[0])
 		fmt.Println("refused", strings.Join(l.refused(context.Background()), " "))
+	})
+	testenv.RegisterHelper("limited-guest", func(args []string) {
+		l := become(args[0])
+		fmt.Println("refused", l.visit(context.Background()))
 	})
 }
 
@@ -123,7 +130,7 @@ func (l *limited) refused(ctx context.Context) (list []string) {
 func TestRights(t *testing.T) {
 	few := []int{unix.CAP_BPF, unix.CAP_NET_ADMIN, unix.CAP_PERFMON}
 	for h, refused := range map[hook.Hook]string{
-		hook.XDP:            "open read join detach by name",
+		hook.XDP:            "update of an opened one",
 		hook.TCXIngress:     "update of an opened one move",
 		hook.TCIngress:      "set of an opened one update of an opened one",
 		hook.CgroupConnect4: "update of an opened one",
