@@ -2,11 +2,13 @@
 package mapdata
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -234,6 +236,17 @@ func (m *Map) Put(key, value []byte, mustBeNew bool) error {
 	flags := ebpf.UpdateAny
 	if mustBeNew && !m.array() { // an array has all entries from the start
 		flags = ebpf.UpdateNoExist
+		if m.Type == ebpf.LPMTrie && trieOverwrites() {
+			err := m.Each(func(e Entry) error {
+				if bytes.Equal(e.Key, key) {
+					return m.exists(key)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
 	}
 	return m.change(func(w *ebpf.Map) error {
 		var v any = value
@@ -243,7 +256,7 @@ func (m *Map) Put(key, value []byte, mustBeNew bool) error {
 		err := w.Update(key, v, flags)
 		switch {
 		case errors.Is(err, ebpf.ErrKeyExist):
-			return hook.Because(fs.ErrExist, "map %s has an entry %s already", m.Name, typed.Words(m.Key.Value(key))).Hint("\"set\" changes it")
+			return m.exists(key)
 		case errors.Is(err, unix.E2BIG) && m.array():
 			return hook.Because(hook.ErrUsage, "map %s has entries 0 to %d", m.Name, m.MaxEntries-1)
 		case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENOSPC):
@@ -252,6 +265,22 @@ func (m *Map) Put(key, value []byte, mustBeNew bool) error {
 		return m.errno("change", err)
 	})
 }
+
+func (m *Map) exists(key []byte) error {
+	return hook.Because(fs.ErrExist, "map %s has an entry %s already", m.Name, typed.Words(m.Key.Value(key))).Hint("\"set\" changes it")
+}
+
+// trieOverwrites tells whether this kernel lets BPF_NOEXIST overwrite an entry of a trie, as all did before
+// trie_update_elem (kernel/bpf/lpm_trie.c) was mended in 2024. A trie that cannot be made here is taken for one of those.
+var trieOverwrites = sync.OnceValue(func() bool {
+	trie, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.LPMTrie, KeySize: 5, ValueSize: 1, MaxEntries: 2, Flags: unix.BPF_F_NO_PREALLOC})
+	if err != nil {
+		return true
+	}
+	defer trie.Close()
+	key, value := make([]byte, 5), make([]byte, 1)
+	return trie.Put(key, value) != nil || trie.Update(key, value, ebpf.UpdateNoExist) == nil
+})
 
 // Delete removes an entry. The error is fs.ErrNotExist when there is none.
 func (m *Map) Delete(key []byte) error {

@@ -9,6 +9,7 @@ import (
 	"github.com/go-quicktest/qt"
 	"golang.org/x/sys/unix"
 
+	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/testenv"
 )
 
@@ -81,4 +82,49 @@ func BenchmarkTraced(b *testing.B) {
 	b.Logf("to start it takes %v", time.Since(start))
 	defer tr.close()
 	b.Run("with", both)
+}
+
+// A call shows its effect before it is traced. An event that such a call may have caused waits for it.
+func TestExplainWaitsForTheCall(t *testing.T) {
+	testenv.CheckLeaks(t)
+	tr, err := newTracer(func() {})
+	qt.Assert(t, qt.IsNil(err))
+	t.Cleanup(tr.close)
+	prog := testenv.VerdictProgram(t, "ldt_late", testenv.XDPPass)
+	slot, err := ebpf.NewMap(&ebpf.MapSpec{Name: "ldt_slot", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	qt.Assert(t, qt.IsNil(err))
+	defer slot.Close()
+	info, err := slot.Info()
+	qt.Assert(t, qt.IsNil(err))
+	id, _ := info.ID()
+	updated := hook.Event{
+		Kind: hook.EventUpdated, EventTarget: hook.EventTarget{Hook: hook.XDP}, LinkID: 5, After: &hook.Member{SlotID: uint32(id)},
+	}
+
+	// On a busy machine the call may come after the wait, so it is tried again.
+	for tries := 1; ; tries++ {
+		w := &watcher{sources: &sources{tracer: tr}, clock: kernelClock()}
+		called := make(chan error)
+		go func() {
+			time.Sleep(settle)
+			called <- slot.Put(uint32(0), uint32(prog.FD()))
+		}()
+		events := w.explain([]hook.Event{updated})
+		qt.Assert(t, qt.IsNil(<-called))
+		if who := events[0].Who; who != nil {
+			qt.Check(t, qt.Equals(who.PID, os.Getpid()))
+			qt.Check(t, qt.Equals(who.Call, "BPF_MAP_UPDATE_ELEM"))
+			break
+		}
+		if tries == 20 {
+			t.Fatal("the call was never waited for")
+		}
+	}
+	// What no call can have caused does not wait.
+	w := &watcher{sources: &sources{tracer: tr}, clock: kernelClock()}
+	start := time.Now()
+	for range 50 {
+		w.explain([]hook.Event{{Kind: hook.EventUpdated, EventTarget: hook.EventTarget{Hook: hook.TCIngress}}})
+	}
+	qt.Check(t, qt.IsTrue(time.Since(start) < 50*settle))
 }
