@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -17,8 +18,20 @@ import (
 // folder is libxdp's folder in a bpffs.
 type folder struct{ path string }
 
-// folderIn returns the folder in a bpffs; it need not exist.
-func folderIn(bpffs string) folder { return folder{filepath.Join(bpffs, "xdp")} }
+// folderIn returns the folder in a bpffs; it need not exist. tc, where it loads programs
+// without libbpf, makes it a symbolic link to its own folder (bpf_gen_slave,
+// lib/bpf_legacy.c in iproute2), and libxdp follows that. Of another user's link nothing
+// good can come: it stays, and is refused.
+func folderIn(bpffs string) folder {
+	path := filepath.Join(bpffs, "xdp")
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK && (st.Uid == 0 || int(st.Uid) == os.Geteuid()) {
+		if to, err := filepath.EvalSymlinks(path); err == nil {
+			path = to
+		}
+	}
+	return folder{path}
+}
 
 // folderToChange is folderIn for changes, which need the bpffs.
 func folderToChange(bpffs string) (folder, error) {

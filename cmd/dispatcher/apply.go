@@ -130,6 +130,9 @@ func (a *app) documents(paths []string, f *applyFlags) ([]apply.Document, apply.
 	for _, path := range set.Ignored {
 		a.warn("%s is ignored: documents end in .yaml", path)
 	}
+	if f.prune && len(set.Errs) > 0 {
+		a.warn("--prune detaches nothing, since a document could not be considered: what it declares is not known")
+	}
 	var docs []apply.Document
 	for _, s := range set.Sources {
 		docs = append(docs, apply.Document{Document: s.Document, File: s.File, Owner: s.Owner})

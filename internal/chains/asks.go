@@ -33,7 +33,7 @@ func (h *handle) toLeave() *state.Ask {
 }
 
 // grant does to the chain what is asked, and leaves out what cannot be done: who asks gets
-// the // lock in time, and finds out why. It adds the slots of new members to those that are open,
+// the lock in time, and finds out why. It adds the slots of new members to those that are open,
 // and returns what it has granted.
 func grant(c *state.Chain, asks []*state.Ask, open map[uint32]*ebpf.Map, opened *state.Slots, empty map[uint32]bool) (granted []*state.Ask) {
 	for _, a := range asks {

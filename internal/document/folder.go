@@ -152,7 +152,7 @@ func (s *Set) twice() {
 			at := place{a.Hook, a.Name}
 			if len(wanted[at]) > 1 && !said[at] {
 				said[at] = true
-				s.fail(hook.Because(hook.ErrUsage, "%s are both to have a member %q on %s; neither was considered", join(wanted[at]), a.Name, a.Hook).
+				s.fail(hook.Because(hook.ErrUsage, "%s each want a member %q on %s; none of them was considered", join(wanted[at]), a.Name, a.Hook).
 					Hint("give one of them another name, or mask a file with a link to %s", os.DevNull))
 			}
 			return len(wanted[at]) > 1

@@ -85,7 +85,7 @@ func TestReadErrors(t *testing.T) {
 		"stat missing: no such file or directory",
 		`d/40.yaml:1:1: unknown key "x"`,
 		"open d/50.yaml: no such file or directory",
-		`d/10.yaml and d/20.yaml are both to have a member "same" on xdp; neither was considered`,
+		`d/10.yaml and d/20.yaml each want a member "same" on xdp; none of them was considered`,
 	}))
 
 	// The usual folders need not be there.

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -99,6 +101,25 @@ func TestLibxdpMember(t *testing.T) {
 	s.Detach(t, scene.TracerRef(4))
 	s.WantFree(t)
 	s.WantNoDispatchers(t)
+}
+
+// tc makes "xdp" in a bpffs a symbolic link to its own folder. libxdp goes on to work then, and so does recover.
+func TestLibxdpFolderOfTC(t *testing.T) {
+	s := scene.New(t)
+	s.ClearAtEnd(t)
+	tc := filepath.Join(s.BPFFS, "tc")
+	qt.Assert(t, qt.IsNil(os.Mkdir(tc, 0o700)))
+	qt.Assert(t, qt.IsNil(os.Symlink("tc/", filepath.Join(s.BPFFS, "xdp"))))
+	qt.Check(t, qt.HasLen(s.Recover(t, dispatcher.RecoverOptions{}), 0))
+
+	testenv.NeedFreplace(t)
+	s.JoinLibxdp(t, 1, scene.Pass, 10)
+	s.WantRun(t, 1)
+	pins, err := os.ReadDir(tc)
+	qt.Assert(t, qt.IsNil(err))
+	qt.Check(t, qt.HasLen(pins, 1))
+	s.Clear(t)
+	s.WantRun(t)
 }
 
 // What is in a chain of libxdp is found among all that there is, in all namespaces.
