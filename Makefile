@@ -92,7 +92,8 @@ test-here: have-go
 	else \
 		echo 'without the race detector, which needs gcc'; \
 	fi
-	@scripts/go-test 'all tests' $(TESTEXEC) -timeout 20m ./...
+	@# The longest packages come first.
+	@scripts/go-test 'all tests' $(TESTEXEC) -timeout 20m ./test/... ./...
 
 # How long make fuzz runs each target.
 FUZZTIME ?= 20s
