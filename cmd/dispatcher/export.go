@@ -11,7 +11,7 @@ import (
 func (a *app) exportCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "export [HOOK|FAMILY [TARGET]]",
-		Short: "Print what is attached as a document for apply",
+		Short: "Print the members that are attached as a document for apply",
 		Long: `Print the members that are attached as a document for "apply": on the whole
 machine, on one HOOK, or on one device or cgroup.
 

@@ -13,23 +13,30 @@ import (
 // exit stands for the end of a process, in the place of a command.
 const exit = 0xffffffff
 
-// traced are the commands that attach or detach something, with the offset of the
-// object's descriptor in their attributes. A look makes no such calls.
+// Where the descriptor of the object is that a call is about.
+const (
+	first  = iota // in the first attribute
+	third         // in the third
+	result        // the call returns it
+	none          // it is not looked at
+)
+
+// traced are the commands that attach or detach something. A look makes no such calls.
 var traced = []struct {
-	cmd int32
-	fd  int16 // 0: at the beginning; -1: the call returns the descriptor; -2: not looked at
+	cmd, fd int32
 }{
-	{unix.BPF_MAP_UPDATE_ELEM, 0},
-	{unix.BPF_OBJ_PIN, -2},
-	{unix.BPF_PROG_ATTACH, -2},
-	{unix.BPF_PROG_DETACH, -2},
-	{unix.BPF_LINK_CREATE, -1},
-	{unix.BPF_LINK_UPDATE, 0},
-	{unix.BPF_LINK_DETACH, 0},
+	{unix.BPF_MAP_UPDATE_ELEM, first},
+	{unix.BPF_OBJ_PIN, third},
+	{unix.BPF_PROG_ATTACH, none},
+	{unix.BPF_PROG_DETACH, none},
+	{unix.BPF_LINK_CREATE, result},
+	{unix.BPF_LINK_UPDATE, first},
+	{unix.BPF_LINK_DETACH, first},
 }
 
 // callSize is the size of a record that the programs write: process, command, id of the
-// link or slot, attach type, name, time.
+// link or slot, attach type, name, time. Of a pin the id of the object is written twice, in
+// the place of the attach type as if the object were a map, since what it is is not known.
 const callSize = 40
 
 func parseCall(b []byte) (call, bool) {
@@ -133,7 +140,7 @@ func onExit(o offsets, pending, makers *ebpf.Map, emit asm.Instructions) asm.Ins
 		asm.JEq.Imm(asm.R0, 0, "out"),
 		asm.LoadMem(asm.R7, asm.R0, 0, asm.Word),  // command
 		asm.LoadMem(asm.R8, asm.R0, 4, asm.Word),  // first attribute: a descriptor
-		asm.LoadMem(asm.R9, asm.R0, 12, asm.Word), // third: the attach type
+		asm.LoadMem(asm.R9, asm.R0, 12, asm.Word), // third: the attach type, or a descriptor
 		asm.LoadMapPtr(asm.R1, pending.FD()),
 		asm.Mov.Reg(asm.R2, asm.RFP),
 		asm.Add.Imm(asm.R2, keyAt),
@@ -147,14 +154,21 @@ func onExit(o offsets, pending, makers *ebpf.Map, emit asm.Instructions) asm.Ins
 	}
 	for _, c := range traced {
 		switch c.fd {
-		case -1:
+		case third:
+			insns = append(insns,
+				asm.JNE.Imm(asm.R7, c.cmd, "not the third"),
+				asm.Mov.Reg(asm.R8, asm.R9),
+				asm.Ja.Label("find"),
+				asm.Mov.Imm(asm.R0, 0).WithSymbol("not the third"),
+			)
+		case result:
 			insns = append(insns,
 				asm.JNE.Imm(asm.R7, c.cmd, "not the result"),
 				asm.Mov.Reg(asm.R8, asm.R1),
 				asm.Ja.Label("find"),
 				asm.Mov.Imm(asm.R0, 0).WithSymbol("not the result"),
 			)
-		case -2:
+		case none:
 			insns = append(insns, asm.JEq.Imm(asm.R7, c.cmd, "report"))
 		}
 	}
@@ -191,6 +205,7 @@ func onExit(o offsets, pending, makers *ebpf.Map, emit asm.Instructions) asm.Ins
 	insns = append(insns, follow(o.private)...)
 	insns = append(insns,
 		asm.Mov.Reg(asm.R8, asm.R3),
+		asm.JEq.Imm(asm.R7, unix.BPF_OBJ_PIN, "pin"),
 		asm.JNE.Imm(asm.R7, unix.BPF_MAP_UPDATE_ELEM, "link"),
 	)
 	insns = append(insns, number(asm.R8, o.mapType, scratchAt)...)
@@ -200,6 +215,9 @@ func onExit(o offsets, pending, makers *ebpf.Map, emit asm.Instructions) asm.Ins
 	)
 	insns = append(insns, number(asm.R8, o.mapID, callAt+8)...)
 	insns = append(insns, asm.Ja.Label("maker"))
+	toPinned := number(asm.R8, o.mapID, callAt+12)
+	toPinned[0] = toPinned[0].WithSymbol("pin")
+	insns = append(insns, toPinned...)
 	toLink := number(asm.R8, o.linkID, callAt+8)
 	toLink[0] = toLink[0].WithSymbol("link")
 	insns = append(insns, toLink...)

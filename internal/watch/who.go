@@ -15,7 +15,7 @@ type call struct {
 	comm   string
 	cmd    uint32
 	id     uint32 // id of the link or slot that the call was about
-	attach uint32 // attach type, for calls that name a hook
+	attach uint32 // attach type, for calls that name a hook; of a pin, the id if it is of a slot
 	at     uint64 // time by the kernel's clock
 	used   bool   // the call explains an event
 }
@@ -123,9 +123,9 @@ func (c *calls) who(e *hook.Event, all []hook.Event) *hook.EventProcess {
 	case hook.EventExtended:
 		return c.one(c.about(e.Extension.LinkID, create))
 	case hook.EventPinned:
-		// It is not known which object was pinned. So the call counts only if it is the
-		// only one.
-		return c.one(c.matching(func(x call) bool { return x.cmd == unix.BPF_OBJ_PIN }))
+		return c.one(c.matching(func(x call) bool {
+			return x.cmd == unix.BPF_OBJ_PIN && (xdp && x.attach == slotOf(e) || !xdp && x.id == link)
+		}))
 	case hook.EventEmptied:
 		return c.ended(e)
 	case hook.EventLeft:

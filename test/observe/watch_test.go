@@ -206,6 +206,7 @@ func TestWatchLinks(t *testing.T) {
 			qt.Check(t, qt.Not(qt.Equals(e.Before.LinkID, e.After.LinkID)))
 			qt.Assert(t, qt.IsNil(b.Do(t, s.Command(scene.Command{Op: "update", Program: scene.ID(t, prog("ldt_c"))}))))
 			by(t, w.want(t, "updated b 1>1/2")[0], b.Pid, "BPF_LINK_UPDATE")
+			qt.Assert(t, qt.IsNil(os.Remove(s.Pinned(t, prog("ldt_d"))))) // another pin at the same time
 			qt.Assert(t, qt.IsNil(a.Do(t, s.Command(scene.Command{Op: "pin"}))))
 			by(t, w.want(t, "pinned a 2>2/2")[0], a.Pid, "BPF_OBJ_PIN")
 			qt.Assert(t, qt.IsNil(a.Do(t, s.Command(scene.Command{Op: "unpin"}))))
