@@ -47,6 +47,8 @@ func TestWithoutMemory(t *testing.T) {
 				if app == nil {
 					app = scene.NewAppIn(t, limited)
 					app.Spare(t, true)
+				}
+				if len(states) == 0 {
 					states = append(states, l.is())
 				}
 				throughLink := does.Op == "update" || does.Op == "set"
@@ -63,7 +65,9 @@ func TestWithoutMemory(t *testing.T) {
 				enough.Stop()
 				limited.LimitMemory(t, unlimited)
 				said := qt.Commentf("%s with %d bytes: %v, alive %v", does.Op, more, err, alive)
-				if !alive { // the next one cleans up
+				if !alive { // killed, or given up by Go's runtime; the next one cleans up
+					app.Kill()
+					app = nil
 					qt.Check(t, qt.ErrorIs(dispatcher.Detach(t.Context(), l.Target, "nobody", l.Leave()), fs.ErrNotExist))
 				} else if throughLink || does.Op == "attach" && err == nil {
 					qt.Check(t, qt.IsNil(app.Do(t, scene.Command{Op: "close"})))
@@ -85,7 +89,9 @@ func TestWithoutMemory(t *testing.T) {
 				t.Logf("%s with %d bytes: %v, alive %v", does.Op, more, err, alive)
 				l.Clear(t)
 			}
-			app.Kill()
+			if app != nil {
+				app.Kill()
+			}
 		}
 	})
 	t.Logf("%v", outcomes)
