@@ -5,6 +5,7 @@ import (
 	"io/fs"
 
 	"github.com/cilium/ebpf"
+
 	"github.com/libdispatcher/dispatcher/hook"
 	"github.com/libdispatcher/dispatcher/internal/holders"
 	"github.com/libdispatcher/dispatcher/internal/kernel"
@@ -51,7 +52,9 @@ func recoverWatchedIn(r *target.Recovery, ns *kernel.NetNS) {
 		if !r.DryRun {
 			f.Err = unwatch(snap.Root, snap.Prog, snap.Chain)
 		}
-		r.Report(f)
+		if !errors.Is(f.Err, kernel.ErrAgain) { // else somebody has put in another dispatcher
+			r.Report(f)
+		}
 		snap.Close()
 	}
 }
