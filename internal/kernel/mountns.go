@@ -43,11 +43,13 @@ func parent(pid int) (ppid int) {
 // empty if it has none.
 func NetNSName() string {
 	own := procfs.Namespace("/proc/self", "net")
-	names, _ := os.ReadDir(NetNSDir)
-	for _, name := range names {
-		var st unix.Stat_t
-		if unix.Stat(filepath.Join(NetNSDir, name.Name()), &st) == nil && st.Ino == own {
-			return name.Name()
+	for range 3 { // a folder that others change meanwhile may be read with gaps
+		names, _ := os.ReadDir(NetNSDir)
+		for _, name := range names {
+			var st unix.Stat_t
+			if unix.Stat(filepath.Join(NetNSDir, name.Name()), &st) == nil && st.Ino == own {
+				return name.Name()
+			}
 		}
 	}
 	return ""
