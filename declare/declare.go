@@ -55,7 +55,7 @@ type Match struct {
 	// bridge, no VLAN above.
 	Role string `json:"role,omitempty"`
 	// NetNS is the devices' network namespace: a name as in "ip netns", or a path. Default:
-	// that of whoever applies.
+	// that of the process that applies.
 	NetNS string `json:"netns,omitempty"`
 	// Cgroup is a cgroup by its path below the mount of cgroup v2 ("/system.slice"), or by the
 	// path of its folder.

@@ -7,11 +7,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cilium/ebpf"
-
+	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/declare"
 	"github.com/libdispatcher/dispatcher/hook"
-	"github.com/libdispatcher/dispatcher/internal/state"
 	"github.com/libdispatcher/dispatcher/programs"
 )
 
@@ -64,11 +62,7 @@ func exported(c *hook.Chain, m *hook.Member, objects objects) (a declare.Attachm
 			a.Mode = c.Mode.String()
 		}
 	}
-	mark := ""
-	if prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(m.Program.ID)); err == nil {
-		mark, _ = state.MarkOf(prog)
-		prog.Close()
-	}
+	mark, _ := dispatcher.MarkOf(m.Program.ID)
 	for _, name := range programs.Names() {
 		a.Program = declare.Program{Builtin: name}
 		if is, err := objects.mark(&a, ""); err == nil && is == mark {

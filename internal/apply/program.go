@@ -14,6 +14,7 @@ import (
 	"github.com/libdispatcher/dispatcher"
 	"github.com/libdispatcher/dispatcher/declare"
 	"github.com/libdispatcher/dispatcher/hook"
+	"github.com/libdispatcher/dispatcher/internal/kernel"
 	"github.com/libdispatcher/dispatcher/internal/load"
 	"github.com/libdispatcher/dispatcher/programs"
 )
@@ -98,7 +99,7 @@ func (o objects) mark(a *declare.Attachment, document string) (string, error) {
 			return "", err
 		}
 		defer prog.Close()
-		return string(hook.ProgramRef(programID(prog.Program))), nil
+		return string(hook.ProgramRef(kernel.ProgramID(prog.Program))), nil
 	}
 	obj, function, err := o.program(a, document)
 	if err != nil {
@@ -111,15 +112,6 @@ func (o objects) mark(a *declare.Attachment, document string) (string, error) {
 	}
 	sum := sha256.Sum256([]byte(text.String()))
 	return "sha256." + hex.EncodeToString(sum[:16]), nil
-}
-
-func programID(p *ebpf.Program) uint32 {
-	info, err := p.Info()
-	if err != nil {
-		return 0
-	}
-	id, _ := info.ID()
-	return uint32(id)
 }
 
 // source is the program to load, with its mark.

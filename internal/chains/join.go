@@ -251,20 +251,18 @@ func (d Device) join(l *state.Locked, snap *Snapshot, prog *load.Loaded, req tar
 		}
 	}
 	var err error
-	switch {
-	case snap.Free():
+	if snap.Free() {
 		h.chainID = rand.Uint64()
 		h.root, err = d.start(snap.Device, req.Mode, h.chainID, prog, h.slot, member)
-	case snap.Chain.Index(member.MapID) >= 0: // who had the lock has done it
+	} else {
 		h.chainID = snap.Chain.ID
 		h.root, snap.Root = snap.Root, nil
-	default:
-		h.chainID = snap.Chain.ID
-		h.root, snap.Root = snap.Root, nil
-		_, err = changeFrom(h.root, snap.Prog, snap.Chain, h.own(), l, func(c *state.Chain, empty map[uint32]bool) error {
-			c.LastSeen = d.Seen(snap.Device, snap.Mode)
-			return insert(member, req, d.stays(h.root, h.chainID))(c, empty)
-		})
+		if snap.Chain.Index(member.MapID) < 0 { // else who had the lock has done it
+			_, err = changeFrom(h.root, snap.Prog, snap.Chain, h.own(), l, func(c *state.Chain, empty map[uint32]bool) error {
+				c.LastSeen = d.Seen(snap.Device, snap.Mode)
+				return insert(member, req, d.stays(h.root, h.chainID))(c, empty)
+			})
+		}
 	}
 	if err != nil {
 		return joinError(err)

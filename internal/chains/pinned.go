@@ -64,7 +64,7 @@ func PinDispatcher(root root) {
 }
 
 // swapIn puts a dispatcher into the root in the place of old. Where the chain has pins, the
-// new one is pinned before, and the old one's pins are removed after: whoever dies in between
+// new one is pinned before, and the old one's pins are removed after: a process that dies in between
 // leaves both, and the root tells which counts.
 func swapIn(r root, step string, next *state.Dispatcher, old *ebpf.Program) error {
 	l, ok := r.(*linkRoot)

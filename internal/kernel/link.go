@@ -127,9 +127,14 @@ func Settled() error {
 
 // LinkMayExist tells whether there is a link with that id, without opening it; true if
 // that cannot be told.
-func LinkMayExist(id uint32) bool {
+func LinkMayExist(id uint32) bool { return mayExist(unix.BPF_LINK_GET_NEXT_ID, id) }
+
+// MapMayExist is LinkMayExist for a map. Other than opening the map, it takes no reference.
+func MapMayExist(id uint32) bool { return mayExist(unix.BPF_MAP_GET_NEXT_ID, id) }
+
+func mayExist(cmd uintptr, id uint32) bool {
 	attr := struct{ start, next, flags uint32 }{start: id - 1}
-	_, err := BPF(unix.BPF_LINK_GET_NEXT_ID, &attr)
+	_, err := BPF(cmd, &attr)
 	return err == nil && attr.next == id || err != nil && err != unix.ENOENT
 }
 

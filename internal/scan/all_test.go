@@ -107,7 +107,7 @@ func TestLost(t *testing.T) {
 	f.Close()
 	qt.Assert(t, qt.IsNil(ns.Delete()))
 
-	// Whoever looks through all namespaces has this one open for a moment: then it is not lost.
+	// A process that looks through all namespaces has this one open for a moment: then it is not lost.
 	found := 0
 	for start := time.Now(); found == 0 && time.Since(start) < 10*time.Second; {
 		for _, c := range all(t, Options{}, hook.SKLookup, hook.XDP) {

@@ -2,13 +2,12 @@ package state
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/libdispatcher/dispatcher/hook"
@@ -82,25 +81,17 @@ func (l *Locked) Asks(chain uint64) []*Ask {
 	return asks
 }
 
-// staleAsks returns the paths of asks that nobody waits for any more.
-func (p *Pins) staleAsks() []string {
-	entries, _ := entriesOf(p.dir, askPrefix)
-	var paths []string
-	for _, e := range entries {
-		var chain uint64
-		var slot uint32
-		_, err := fmt.Sscanf(e.Name(), askPrefix+"%16x_%d", &chain, &slot)
-		if i, old := e.Info(); old != nil || err == nil && exists(slot) && time.Since(i.ModTime()) < 2*kernel.LockWait {
-			continue
-		}
-		paths = append(paths, p.Path(e.Name()))
+// stale tells whether the file is an ask that nobody waits for any more.
+func stale(e fs.DirEntry) bool {
+	if !strings.HasPrefix(e.Name(), askPrefix) {
+		return false
 	}
-	return paths
-}
-
-// exists tells whether there may be a map of the id. Other than opening it, it takes no
-// reference to the map.
-func exists(id uint32) bool {
-	next, err := ebpf.MapGetNextID(ebpf.MapID(id - 1))
-	return uint32(next) == id || err != nil && !errors.Is(err, fs.ErrNotExist)
+	i, err := e.Info()
+	if err != nil {
+		return false // it is gone
+	}
+	var chain uint64
+	var slot uint32
+	_, err = fmt.Sscanf(e.Name(), askPrefix+"%16x_%d", &chain, &slot)
+	return err != nil || !kernel.MapMayExist(slot) || time.Since(i.ModTime()) >= 2*kernel.LockWait
 }

@@ -396,12 +396,14 @@ func (l *Locked) Succession(from, to string, root Pinner) error {
 
 // Leftovers returns the paths that RemoveLeftovers removes.
 func (p *Pins) Leftovers() ([]string, error) {
-	entries, err := entriesOf(p.dir, tmpPrefix)
+	entries, err := entriesOf(p.dir, "")
 	var paths []string
 	for _, e := range entries {
-		paths = append(paths, filepath.Join(p.dir, e.Name()))
+		if strings.HasPrefix(e.Name(), tmpPrefix) || stale(e) {
+			paths = append(paths, filepath.Join(p.dir, e.Name()))
+		}
 	}
-	return append(paths, p.staleAsks()...), err
+	return paths, err
 }
 
 // RemoveLeftovers removes what processes left behind that died while they pinned or

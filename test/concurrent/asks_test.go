@@ -100,7 +100,7 @@ func TestAsks(t *testing.T) {
 	s.WantRun(t, 10, 11, 9)
 	s.WantNoPins(t)
 
-	// The member of another can be joined by place, and whoever cannot join is told why.
+	// A place may be named by the member of another process, and a process that cannot join is told why.
 	more, _ := joining(t, s, 30, 4, func(i int) dispatcher.Options {
 		return []dispatcher.Options{
 			{Name: "first", Position: hook.Position{First: true}},
@@ -131,7 +131,7 @@ func TestAsks(t *testing.T) {
 	s.WantNoPins(t)
 }
 
-// Who gives up, or dies, while it waits is not a member, whoever has the lock next.
+// A process that gives up, or dies, while it waits does not become a member.
 func TestAsksOfTheDead(t *testing.T) {
 	s := scene.New(t)
 	s.Attach(t, s.Tracer(t, 9, scene.Pass), dispatcher.Options{Name: "guard", Priority: 900})

@@ -19,7 +19,7 @@ func TestConcurrentSeals(t *testing.T) {
 	s := scene.New(t)
 	s.Coded = true
 	c := newCrowd(t, s, 20, func() string { return s.BPFFS })
-	ever := false // an unseal is the last of a round by chance
+	ever := false // the last operation of a round may be an unseal
 	for round := 0; round < 3 || !ever && round < 30; round++ {
 		c.start(5)
 		reports := c.wait(t)

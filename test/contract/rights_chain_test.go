@@ -75,7 +75,7 @@ func guest(t *testing.T, s *scene.Scene) string {
 
 const welcome = "<nil>"
 
-// A process without CAP_SYS_ADMIN finds a chain by its pins, whoever has changed it, also who died at it.
+// A process without CAP_SYS_ADMIN finds a chain by its pins, also after another process has changed the chain, or died at it.
 func TestRightsOnAChain(t *testing.T) {
 	s := scene.New(t)
 	s.Attach(t, s.Tracer(t, 1), dispatcher.Options{Name: "one", Persistent: true})

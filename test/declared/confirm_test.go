@@ -58,7 +58,7 @@ func TestConfirm(t *testing.T) {
 	s.Clear(t)
 }
 
-// Whoever dies before a new attachment is confirmed takes it along.
+// A process that dies before its new attachment is confirmed takes it along.
 func TestKilledUnconfirmed(t *testing.T) {
 	s := newStage(t)
 	good, bad := s.probed(t)

@@ -6,7 +6,7 @@ import (
 	"github.com/go-quicktest/qt"
 )
 
-// Whoever applies may be killed between any two steps: what runs goes on, and the next one finishes the work.
+// A process that applies may be killed between any two steps: what runs goes on, and the next one finishes the work.
 func TestKilled(t *testing.T) {
 	s := newStage(t)
 	old := s.filter("changed")
